@@ -1,0 +1,186 @@
+"""What the stages hand to each other: examples, predictions and scores, as JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from robustmerge.runs import UserError, write_atomically
+
+IMAGE_PLACEHOLDER = "<image>"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question of a task.
+
+    text: what is asked, without the image placeholder. answer: the training target and the first reference.
+    image: path relative to the folder of the question file; None for a question without a picture.
+    references: all accepted answers where there are several. choices: options in the order of their letters.
+    size: width and height of the picture in pixels (boxes). turns: later turns of a training conversation.
+    """
+
+    question_id: str
+    text: str
+    answer: str
+    image: str | None = None
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+    turns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Every accepted answer."""
+        return self.references or (self.answer,)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a source answered; `error` says why there is no answer."""
+
+    question_id: str
+    text: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of one source on one task. value: 0..100; values: per question, 0..1."""
+
+    task: str
+    metric: str
+    value: float
+    n_expected: int
+    n_scored: int
+    n_empty: int
+    n_unparsed: int
+    n_failed: int
+    values: dict[str, float]
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read a question file: JSON lines, or a JSON list in LLaVA's format.
+
+    LLaVA's names are understood: `answer_bbox` is an answer, `conversations` is a training dialogue, `id` is a
+    question_id; fields that we do not use (shuffled metadata of the published files) are left out.
+    Raises UserError naming the file, the record and what is wrong with it, for the first five bad records.
+    """
+    examples, problems = [], []
+    for index, record in enumerate(_read_records(Path(path))):
+        try:
+            examples.append(_example_of(record))
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"{path}, record {index + 1}: {_explain(error)}")
+    doubled = [name for name, count in Counter(e.question_id for e in examples).items() if count > 1]
+    if doubled:
+        problems.append(f"{path}: question_id is not unique: {', '.join(doubled[:5])}")
+    if problems:
+        more = f"\n... and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError("\n".join(problems[:5]) + more)
+    return examples
+
+
+def _explain(error: Exception) -> str:
+    return f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _read_records(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"question file {path} does not exist") from error
+    try:
+        if path.suffix == ".json":
+            return json.loads(text)
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+def _example_of(record: Mapping[str, Any]) -> Example:
+    if not isinstance(record, Mapping):
+        raise TypeError(f"expected an object, got {record!r}")
+    turns = _turns_of(record)
+    (text, answer), later = turns[0], turns[1:]
+    size = record.get("size")
+    return Example(
+        question_id=str(record["question_id"] if "question_id" in record else record["id"]),
+        text=text.replace(IMAGE_PLACEHOLDER, "").strip(),
+        answer=answer,
+        image=record.get("image"),
+        references=tuple(str(item) for item in record.get("references", ())),
+        choices=tuple(str(item) for item in record.get("choices", ())),
+        size=(int(size[0]), int(size[1])) if size else None,
+        turns=later,
+    )
+
+
+def _turns_of(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    said = record.get("conversations")
+    if said is None:
+        answer = record["answer_bbox"] if "answer_bbox" in record else record["answer"]
+        return ((str(record["text"]), str(answer)), *((str(q), str(a)) for q, a in record.get("turns", ())))
+    if len(said) % 2 or not said:
+        raise ValueError(f"a conversation needs a question and an answer a turn, got {len(said)} messages")
+    return tuple((str(q["value"]), str(a["value"])) for q, a in zip(said[::2], said[1::2], strict=True))
+
+
+def _plain(record: Any) -> str:
+    """A record as one JSON line; fields at their default are left out."""
+    shown = {
+        field.name: getattr(record, field.name)
+        for field in dataclasses.fields(record)
+        if field.default is dataclasses.MISSING or getattr(record, field.name) != field.default
+    }
+    return json.dumps(shown, ensure_ascii=False) + "\n"
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """Write examples as JSON lines, whole or not at all."""
+    write_atomically(path, "".join(_plain(example) for example in examples))
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write predictions as JSON lines, whole or not at all."""
+    write_atomically(path, "".join(_plain(prediction) for prediction in predictions))
+
+
+def append_predictions(file: IO[str], predictions: Iterable[Prediction]) -> None:
+    """Append predictions to an open file and flush it."""
+    file.write("".join(_plain(prediction) for prediction in predictions))
+    file.flush()
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read predictions; a last line that a kill has cut is dropped.
+
+    Raises UserError naming file and line if any other line is not a prediction.
+    """
+    # Split at "\n" alone: an answer may hold U+2028, which str.splitlines would take for a line's end.
+    *lines, _cut = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    predictions = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            predictions.append(Prediction(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: not a prediction: {error}") from error
+    return predictions
+
+
+def write_score(path: Path, score: Score) -> None:
+    """Write a score as JSON, whole or not at all."""
+    write_atomically(path, json.dumps(dataclasses.asdict(score), ensure_ascii=False, indent=1) + "\n")
+
+
+def read_score(path: Path) -> Score:
+    """Read a score. Raises UserError if the file is not one."""
+    try:
+        return Score(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"{path} is not a score: {error}") from error

@@ -1,0 +1,178 @@
+"""From a plain mapping (a resolved config, a JSON file) to a frozen dataclass, all problems said at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+OUTSIDE_IDENTITY = "outside_identity"
+LATER = "later"
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """A mistake of the user's that we foresaw: says what, where, what was found and what is allowed.
+
+    Entry points print it without a traceback and exit with status 2.
+    """
+
+
+class ConfigError(UserError):
+    """All problems of one configuration, a line each."""
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def outside_identity(default: Any = dataclasses.MISSING) -> Any:
+    """A field that does not change the result (jobs, per-device batch): it never enters an address."""
+    return _marked(default, OUTSIDE_IDENTITY)
+
+
+def later(default: Any) -> Any:
+    """A field added after results exist: it stays out of addresses while it has its default."""
+    return _marked(default, LATER)
+
+
+def _marked(default: Any, mark: str) -> Any:
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={mark: True})
+    return dataclasses.field(default=default, metadata={mark: True})
+
+
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """`choose one of a, b, c (did you mean 'b'?)`, or a statement that there is nothing to choose from."""
+    choices = sorted(str(choice) for choice in choices)
+    if not choices:
+        return "there is nothing to choose from"
+    near = difflib.get_close_matches(str(name), choices, n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return f"choose one of {', '.join(choices)}{hint}"
+
+
+def choose(name: str, choices: Iterable[str], what: str) -> str:
+    """Return `name` if it is among the choices. Raises UserError that lists them."""
+    choices = list(choices)
+    if name not in choices:
+        raise UserError(f"unknown {what} '{name}'; {suggest(name, choices)}")
+    return name
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build the frozen dataclass `cls` from `values`, nested dataclasses included.
+
+    where: the key path of `values`, put into every message (`merge.prune.density`).
+    Raises ConfigError with all problems at once: unknown keys with the choices, missing keys, wrong types,
+    and whatever the `__post_init__` of the dataclasses refuse (ValueError or ConfigError).
+    """
+    problems: list[str] = []
+    made = _build(cls, values, where, problems)
+    if problems:
+        raise ConfigError(problems)
+    return made
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str, problems: list[str]) -> Any:
+    if not isinstance(values, Mapping):
+        problems.append(f"expected a mapping, got {values!r} ({where})")
+        return None
+    types_of = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key in values:
+        if key not in fields:
+            problems.append(f"unknown key '{key}'; {suggest(key, fields)} ({where}.{key})")
+    found, before = {}, len(problems)
+    for name, field in fields.items():
+        if name in values and values[name] != "???":
+            found[name] = _coerce(types_of[name], values[name], f"{where}.{name}", problems)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            problems.append(f"missing value ({where}.{name})")
+    if len(problems) > before:
+        return None
+    try:
+        return cls(**found)
+    except ConfigError as error:
+        problems.extend(_located(line, where) for line in error.problems)
+    except ValueError as error:
+        problems.append(_located(str(error), where))
+    return None
+
+
+def _located(line: str, where: str) -> str:
+    return line if line.endswith(")") and f"({where}" in line else f"{line} ({where})"
+
+
+def _coerce(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _coerce_union(arguments, value, where, problems)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else _build(kind, value, where, problems)
+    if origin in (tuple, list):
+        return _coerce_sequence(origin, arguments, value, where, problems)
+    if origin is dict or kind is dict or origin is Mapping:
+        return _coerce_mapping(arguments, value, where, problems)
+    return _coerce_scalar(kind, value, where, problems)
+
+
+def _coerce_union(arguments: tuple, value: Any, where: str, problems: list[str]) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    tries = []
+    for kind in (kind for kind in arguments if kind is not type(None)):
+        trial: list[str] = []
+        made = _coerce(kind, value, where, trial)
+        if not trial:
+            return made
+        tries.append(trial)
+    problems.extend(tries[0])
+    return None
+
+
+def _coerce_sequence(origin: type, arguments: tuple, value: Any, where: str, problems: list[str]) -> Any:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        problems.append(f"expected a list, got {value!r} ({where})")
+        return None
+    items = list(value)
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        if len(items) != len(arguments):
+            problems.append(f"expected {len(arguments)} values, got {len(items)} ({where})")
+            return None
+        kinds: Sequence[Any] = arguments
+    else:
+        kinds = [arguments[0] if arguments else Any] * len(items)
+    made = [
+        _coerce(kind, item, f"{where}[{index}]", problems)
+        for index, (kind, item) in enumerate(zip(kinds, items, strict=True))
+    ]
+    return origin(made)
+
+
+def _coerce_mapping(arguments: tuple, value: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(value, Mapping):
+        problems.append(f"expected a mapping, got {value!r} ({where})")
+        return None
+    kind = arguments[1] if len(arguments) == 2 else Any
+    return {str(key): _coerce(kind, item, f"{where}.{key}", problems) for key, item in value.items()}
+
+
+def _coerce_scalar(kind: type, value: Any, where: str, problems: list[str]) -> Any:
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    problems.append(f"expected {_NAMES.get(kind, kind.__name__)}, got {value!r} ({where})")
+    return None
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
