@@ -1,0 +1,106 @@
+"""Bounded metrics: an answer and its references to a value from 0 to 1.
+
+A metric gets an answer that its parser has read (never an empty one) and the references, read the same way. For
+each of them an answer equal to every reference is worth 1 and an empty text 0.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from eval.parse import NUMBER_WORDS, Answer, Box
+
+ARTICLES = frozenset(("a", "an", "the"))
+MAX_ORDER = 4
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_JOINING = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
+_FULL_STOP = re.compile(r"\.(?!\d)")
+_DROPPED = re.compile("['’`´]")
+_SEPARATING = re.compile('[,;:!?"“”«»()\\[\\]{}<>_*$€£|\\\\]')
+
+
+def normalise(text: str) -> str:
+    """One form for answers that mean the same: case, punctuation, articles and number words do not matter.
+
+    `The Book.` -> `book`, `1,000` -> `1000`, `t-shirt` -> `t shirt`, `Two` -> `2`; `-5`, `3.5` and `50%` stay.
+    What consists of nothing else (`A`, `?`) stays as it is, so that the option `A` does not become empty.
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    spaced = _DROPPED.sub("", _THOUSANDS.sub("", plain))
+    spaced = _FULL_STOP.sub(" ", _SEPARATING.sub(" ", _JOINING.sub(" ", spaced)))
+    words = [NUMBER_WORDS.get(word, word) for word in spaced.split()]
+    return " ".join(word for word in words if word not in ARTICLES) or " ".join(words) or plain
+
+
+def exact_match(answer: Answer, references: Sequence[Answer]) -> float:
+    """1 if the answer equals a reference after `normalise`. An empty answer equals nothing.
+
+    Published code: compares upper case only, or takes a substring either way, so that an empty answer is right.
+    """
+    given = normalise(str(answer))
+    return float(bool(given) and any(given == normalise(str(reference)) for reference in references))
+
+
+def vqa_soft(answer: Answer, references: Sequence[Answer]) -> float:
+    """The VQA accuracy: min(#agreeing / 3, 1), averaged over the sets that leave one reference out.
+
+    With fewer than four references no answer could reach 1, so there it is `exact_match`.
+    Source: https://visualqa.org/evaluation.html
+    """
+    if len(references) < 4:
+        return exact_match(answer, references)
+    given = normalise(str(answer))
+    agree = [bool(given) and given == normalise(str(reference)) for reference in references]
+    total = sum(agree)
+    return sum(min((total - one) / 3, 1.0) for one in agree) / len(agree)
+
+
+def intersection_over_union(one: Box, other: Box) -> float:
+    """Area of the overlap over area of the union, 0..1; equal boxes give 1 even without area."""
+    if one == other:
+        return 1.0
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    overlap = max(width, 0.0) * max(height, 0.0)
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)) - overlap
+    return overlap / union if union > 0 else 0.0
+
+
+def iou_at_half(answer: Answer, references: Sequence[Answer]) -> float:
+    """1 if the box overlaps a reference with an IoU above one half (strictly above, as in the published code)."""
+    return float(any(intersection_over_union(answer, reference) > 0.5 for reference in references))
+
+
+def ngram_f1(answer: Answer, references: Sequence[Answer]) -> float:
+    """Captions: F1 of clipped n-gram counts, averaged over n = 1..4, the best over the references.
+
+    Orders for which neither text is long enough are left out, so a caption equal to a reference gives 1 whatever
+    its length. Bounded by 0 and 1, unlike CIDEr, and needs nothing but Python.
+    """
+    return max(_ngram_f1(normalise(str(answer)), normalise(str(reference))) for reference in references)
+
+
+def _ngram_f1(one: str, other: str) -> float:
+    left, right = one.split(), other.split()
+    orders = range(1, min(MAX_ORDER, max(len(left), len(right))) + 1)
+    return sum(_f1(_ngrams(left, n), _ngrams(right, n)) for n in orders) / len(orders) if orders else 0.0
+
+
+def _f1(one: Counter, other: Counter) -> float:
+    return 2 * (one & other).total() / (one.total() + other.total())
+
+
+def _ngrams(words: Sequence[str], n: int) -> Counter:
+    return Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1))
+
+
+Metric = Callable[[Answer, Sequence[Answer]], float]
+METRICS: dict[str, Metric] = {
+    "exact_match": exact_match,
+    "iou_at_half": iou_at_half,
+    "ngram_f1": ngram_f1,
+    "vqa_soft": vqa_soft,
+}
