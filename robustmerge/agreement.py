@@ -1,0 +1,66 @@
+"""Whether experts can be merged with one another: the same base model, modules, targets and shapes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robustmerge.adapter import SAME_BASE, SAME_TARGETS, Adapter
+
+
+def disagreements(adapters: Sequence[Adapter], equal_ranks: bool) -> list[str]:
+    """Why these experts cannot be merged with one another: a line for every one that differs from most."""
+    problems = []
+    for key in SAME_BASE + SAME_TARGETS:
+        problems += _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})
+    usual = Counter(a.modules for a in adapters).most_common(1)[0][0]
+    for a in adapters:
+        problems += _missing(a.name, "module", usual, a.modules)
+    extras = Counter(a.extras for a in adapters).most_common(1)[0][0]
+    for a in adapters:
+        problems += _missing(a.name, "tensor", extras, a.extras)
+    if equal_ranks:
+        problems += _odd_ones("rank", {a.name: _ranks_of(a) for a in adapters})
+    if not problems:
+        problems += _odd_shapes(adapters, equal_ranks)
+    return problems
+
+
+def _comparable(value: Any) -> str:
+    if isinstance(value, (list, set, tuple)):
+        return ", ".join(sorted(map(str, value)))
+    if isinstance(value, str) and Path(value).is_dir():
+        return str(Path(value).resolve())
+    return str(value or None)
+
+
+def _ranks_of(adapter: Adapter) -> str:
+    return " and ".join(map(str, sorted(set(adapter.ranks.values()))))
+
+
+def _odd_ones(what: str, values: Mapping[str, str]) -> Iterator[str]:
+    usual = Counter(values.values()).most_common(1)[0][0]
+    for name, value in values.items():
+        if value != usual:
+            yield f"expert '{name}' has {what} {value}, the others {usual}"
+
+
+def _missing(name: str, what: str, usual: Sequence[str], found: Sequence[str]) -> Iterator[str]:
+    for verb, names in (("lacks", set(usual) - set(found)), ("alone has", set(found) - set(usual))):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield f"expert '{name}' {verb} {what} '{min(names)}'{more}"
+
+
+def _odd_shapes(adapters: Sequence[Adapter], equal_ranks: bool) -> Iterator[str]:
+    for module in adapters[0].modules:
+        shapes = {a.name: a.shapes[module] for a in adapters}
+        if equal_ranks:
+            ranks = {name: str(shape[1]) for name, shape in shapes.items()}
+            yield from _odd_ones(f"rank in module '{module}'", ranks)
+        sizes = {name: f"{shape[0]} x {shape[2]}" for name, shape in shapes.items()}
+        yield from _odd_ones(f"shape of module '{module}'", sizes)
+    for extra in adapters[0].extras:
+        yield from _odd_ones(f"shape of '{extra}'", {a.name: str(list(a.extra_shape(extra))) for a in adapters})

@@ -1,0 +1,118 @@
+"""Files of named tensors: read from a memory-mapped file and written as safetensors, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from robustmerge.settings import UserError
+
+_CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+
+
+class TensorFile:
+    """The tensors of one .safetensors or .bin file, by name.
+
+    Raises UserError if the file is damaged, or a .bin that holds anything but tensors (it is never unpickled).
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._mapped, self._loaded = None, {}
+        try:
+            if path.suffix == ".safetensors":
+                self._mapped = safe_open(path, framework="pt")
+                self.names = sorted(self._mapped.keys())
+            else:
+                self._loaded = _load_bin(path)
+                self.names = sorted(self._loaded)
+        except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+
+    def get(self, name: str) -> Tensor:
+        return self._mapped.get_tensor(name) if self._mapped is not None else self._loaded[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if self._mapped is not None:
+            return tuple(self._mapped.get_slice(name).get_shape())
+        return tuple(self._loaded[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        if self._mapped is None:
+            return self._loaded[name].dtype
+        code = self._mapped.get_slice(name).get_dtype()
+        return _DTYPES[code] if code in _DTYPES else self.get(name).dtype
+
+
+def _load_bin(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the format before torch 1.6 cannot be mapped
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"cannot read {path}: it is not a mapping of names to tensors")
+    return found
+
+
+class TensorWriter:
+    """Writes a .safetensors file tensor by tensor, so that no more than one is in memory.
+
+    The bytes depend on the tensors and their order only. The file appears under its name when the block ends well.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+        self._written = 0
+        self._body = path.with_name(f".{path.name}.{os.getpid()}.body")
+        self._whole = path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def __enter__(self) -> TensorWriter:
+        for left in self.path.parent.glob(f".{self.path.name}.*"):  # by a run that was killed
+            left.unlink()
+        self._file = open(self._body, "wb")  # noqa: SIM115  (closed in __exit__)
+        return self
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        tensor = tensor.detach().contiguous()
+        data = tensor.flatten().view(torch.uint8).numpy()
+        self._file.write(data.data)
+        self._header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self._written, self._written + data.nbytes],
+        }
+        self._written += data.nbytes
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        try:
+            if kind is None:
+                self._assemble()
+        finally:
+            self._body.unlink(missing_ok=True)
+            self._whole.unlink(missing_ok=True)
+
+    def _assemble(self) -> None:
+        header = json.dumps(self._header, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        with open(self._whole, "wb") as whole, open(self._body, "rb") as body:
+            whole.write(len(header).to_bytes(8, "little") + header)
+            shutil.copyfileobj(body, whole, 1 << 20)
+            whole.flush()
+            os.fsync(whole.fileno())
+        os.replace(self._whole, self.path)
