@@ -1,0 +1,172 @@
+"""What a command line asks for, checked: the composed config as frozen dataclasses, all mistakes at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.settings import BaseCorpus, Counts, TaskData
+from eval.settings import Bootstrap, Logger, Task
+from llava_ext.settings import Expert, Model, Peft, Trainer
+from robustmerge.method import Method, OutsideMethod, build_method
+from robustmerge.runs import REPOSITORY
+from robustmerge.settings import ConfigError, build, choose, suggest
+from scripts.program import list_options, load_option
+
+EXPERT_SETS = ("trained",)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """runs: where results live; a relative path starts at the repository."""
+
+    runs: str = "runs"
+
+    def root(self, profile: str, benchmark: str, model: str) -> Path:
+        """`runs/<benchmark>-<model>`, under `runs/smoke/` for the smoke profile."""
+        runs = REPOSITORY / Path(self.runs).expanduser()
+        return (runs if profile == "full" else runs / profile) / f"{benchmark}-{model}"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is evaluated. counts: questions a split; seed: of the drawing; corpus: of the small base model."""
+
+    name: str
+    counts: Counts = Counts()
+    seed: int = 0
+    corpus: BaseCorpus = BaseCorpus()
+
+
+@dataclass(frozen=True)
+class Config:
+    """One point: everything that a run is told. Tasks and methods are in the order of the tables."""
+
+    profile: str
+    paths: Paths
+    benchmark: Benchmark
+    model: Model
+    peft: Peft
+    trainer: Trainer
+    logger: Logger
+    bootstrap: Bootstrap
+    tasks: tuple[Task, ...]
+    methods: tuple[Method | OutsideMethod, ...]
+    experts: tuple[tuple[str, Path], ...] | None
+    multi_task: bool
+    seed: int
+    jobs: int
+    source: str | None
+    report: str | None
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def seen(self) -> tuple[Task, ...]:
+        return tuple(task for task in self.tasks if task.seen)
+
+    @property
+    def root(self) -> Path:
+        return self.paths.root(self.profile, self.benchmark.name, self.model.name)
+
+    def data(self, task: Task) -> TaskData:
+        """What the prepare stage makes for a task. An unseen task is never trained on and never chosen on."""
+        counts = self.benchmark.counts if task.seen else dataclasses.replace(self.benchmark.counts, train=0, val=0)
+        own = {"counts": dataclasses.asdict(counts), "seed": self.benchmark.seed, "jobs": self.jobs}
+        return build(TaskData, {"task": task.name, **own, **task.data}, f"task.{task.name}.data")
+
+    def expert(self, *tasks: Task) -> Expert:
+        """How the expert of one task, or the multi-task model of several, is trained."""
+        return Expert(
+            tasks=tuple(task.name for task in tasks),
+            prompts={task.name: task.prompt for task in tasks},
+            peft=self.peft,
+            recipe=self.model.recipe,
+            trainer=self.trainer,
+            template=self.model.template,
+            seed=self.seed,
+        )
+
+
+def read_config(point: Mapping[str, Any]) -> Config:
+    """Check a composed config. Raises UserError; where several keys are wrong, all are named."""
+    point = dict(point)
+    problems: list[str] = []
+    parts = {"paths": Paths, "benchmark": Benchmark, "model": Model, "peft": Peft, "trainer": Trainer}
+    parts |= {"logger": Logger, "bootstrap": Bootstrap}
+    built = {key: _collect(problems, build, cls, point.pop(key), key) for key, cls in parts.items()}
+    tasks = _collect(problems, _build_tasks, point.pop("task"), point.pop("tasks"))
+    methods = _collect(problems, _build_methods, point.pop("merge", None), point.pop("methods"))
+    experts = _collect(problems, _read_experts, point.pop("experts"), point.pop("expert_set"))
+    plain = {**point, "overrides": tuple(point.get("overrides", ()))}
+    plain["jobs"] = plain["jobs"] or 1
+    if problems:
+        raise ConfigError(problems)
+    config = Config(**built, tasks=tasks, methods=methods, experts=experts, **plain)
+    for task in config.tasks:
+        _collect(problems, config.data, task)
+    if config.seen:
+        _collect(problems, config.expert, *config.seen)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _collect(problems: list[str], make: Any, *arguments: Any) -> Any:
+    try:
+        return make(*arguments)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    except ValueError as error:
+        problems.append(str(error))
+    return None
+
+
+def _build_tasks(described: Mapping[str, Any], chosen: list[str] | None) -> tuple[Task, ...]:
+    problems: list[str] = []
+    for name in chosen or ():
+        if name not in described:
+            problems.append(f"unknown task '{name}'; {suggest(name, described)} (tasks)")
+    if chosen is not None and not chosen:
+        problems.append(f"no task is chosen; {suggest('', described)} (tasks)")
+    tasks = [
+        _collect(problems, build, Task, {"name": name, **node}, f"task.{name}")
+        for name, node in described.items()
+        if chosen is None or name in chosen
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return tuple(tasks)
+
+
+def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> tuple[Method | OutsideMethod, ...]:
+    """`merge=NAME` narrows the table to one method; otherwise `methods` names its rows."""
+    if merge is not None:
+        return (build_method(merge),)
+    names = list_options("merge") if names == "all" else names
+    for name in names:
+        choose(name, list_options("merge"), "method")
+    return tuple(build_method(load_option("merge", name)) for name in names)
+
+
+def _read_experts(named: list[str] | None, expert_set: str) -> tuple[tuple[str, Path], ...] | None:
+    """Adapter folders as (name, folder); None for the experts that train_all makes."""
+    choose(expert_set, EXPERT_SETS, "expert_set")
+    if named is None:
+        return None
+    experts: dict[str, Path] = {}
+    problems = []
+    for entry in named:
+        name, colon, folder = entry.partition(":")
+        path = Path(folder if colon else entry).expanduser().resolve()
+        name = name if colon else path.name
+        if name in experts:
+            problems.append(f"two experts are called '{name}'; name them as name:folder (experts)")
+        if not (path / "adapter_config.json").exists():
+            problems.append(f"expert '{name}': {path} has no adapter_config.json (experts)")
+        experts[name] = path
+    if problems:
+        raise ConfigError(problems)
+    return tuple(experts.items())

@@ -1,0 +1,223 @@
+"""Child processes side by side: the longest first, one progress bar for all, a log file each.
+
+A child is a plain program that gets its work as a JSON file and shows a tqdm bar; its output goes to a log and
+the percentage of its newest bar into ours. A failed child does not stop the others. Children end when we end,
+however we end: each watches our process (`runs.end_with_process`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from robustmerge.runs import process_start, write_atomically
+from robustmerge.settings import UserError
+
+CHILD = Path(__file__).resolve().parent / "child.py"
+STATUS_EVERY = 30.0  # seconds between status lines where there is no terminal
+
+Launch = Callable[[Path, Path], tuple[list[str], dict[str, str]]]
+
+
+def launch_plain(script: Path, job: Path) -> tuple[list[str], dict[str, str]]:
+    """One process of one thread: the same bytes whatever runs beside it."""
+    return [sys.executable, str(script), str(job)], {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One child process. items: what it does, one after the other; cost: its length relative to other jobs."""
+
+    name: str
+    items: list[dict]
+    cost: float = 1.0
+    launch: Launch = launch_plain
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+    status: str = ""
+    fraction: float = 0.0
+    done_items: int = 0
+    tail: list[str] = field(default_factory=list)
+    reader: threading.Thread | None = None
+
+    def take(self, line: str) -> None:
+        """Read one line of the child's output: the start of an item, a progress bar, or anything else."""
+        if item := re.match(r"\[(\d+)/\d+\] ", line):
+            self.done_items = int(item.group(1)) - 1
+            self.fraction = max(self.fraction, self.done_items / len(self.job.items))
+        if bar := re.search(r"(\d+)%\|", line):
+            self.status = re.sub(r"\|.*\|", "", line).strip()
+            fraction = (self.done_items + int(bar.group(1)) / 100) / len(self.job.items)
+            self.fraction = max(self.fraction, min(fraction, 1.0))
+        elif line.strip():
+            self.tail = [*self.tail[-39:], line.rstrip()]
+
+
+def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> None:
+    """Run all jobs, `side_by_side` at a time.
+
+    Raises UserError after all have ended if any failed, with each one's message and log.
+    """
+    if not jobs:
+        return
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting = sorted(jobs, key=lambda job: -job.cost)
+    running: list[_Running] = []
+    failures: list[str] = []
+    with _Display(title, waiting) as display:
+        try:
+            while waiting or running:
+                while waiting and len(running) < side_by_side:
+                    running.append(_start(waiting.pop(0), logs))
+                time.sleep(0.1)
+                for ended in [child for child in running if child.process.poll() is not None]:
+                    running.remove(ended)
+                    _close(ended)
+                    failure = _failure_of(ended)
+                    failures += [failure] if failure else []
+                    display.finish(ended, failure is None)
+                display.show(running)
+        finally:
+            _end(running)
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def _start(job: Job, logs: Path) -> _Running:
+    stem = job.name.replace("/", "-").replace(" ", "-")
+    file, log = logs / f"{stem}.job.json", logs / f"{stem}.log"
+    parent = {"pid": os.getpid(), "start": process_start(os.getpid())}
+    write_atomically(file, json.dumps({"parent": parent, "items": job.items}, indent=1))
+    command, environment = job.launch(CHILD, file)
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    child = _Running(job, process, log)
+    child.reader = threading.Thread(target=_read, args=(child,), daemon=True)
+    child.reader.start()
+    return child
+
+
+def _read(child: _Running) -> None:
+    """Copy the child's output to its log, line by line; a carriage return ends a line as well."""
+    assert child.process.stdout is not None
+    rest = b""
+    with open(child.log, "ab") as log:
+        while chunk := os.read(child.process.stdout.fileno(), 65536):
+            with contextlib.suppress(OSError):  # a full disk must not hide why the child fails
+                log.write(chunk)
+                log.flush()
+            *lines, rest = re.split(rb"[\r\n]", rest + chunk)
+            for line in lines:
+                child.take(line.decode(errors="replace"))
+    child.take(rest.decode(errors="replace"))
+
+
+def _close(child: _Running) -> None:
+    if child.reader:
+        child.reader.join(timeout=5)
+    if child.process.stdout:
+        child.process.stdout.close()
+
+
+def _failure_of(child: _Running) -> str | None:
+    status = child.process.returncode
+    if status == 0:
+        return None
+    told = next((i for i, line in reversed(list(enumerate(child.tail))) if line.startswith("error: ")), None)
+    if status == 2 and told is not None:
+        message = "\n".join(child.tail[told:]).removeprefix("error: ")
+    else:
+        message = "\n".join([f"ended with status {status}", *child.tail[-8:]])
+    return f"{child.job.name}: {message}\n  (log: {child.log})"
+
+
+def _end(running: Sequence[_Running]) -> None:
+    """End whatever still runs: it may be half-way through an interrupt of its own, so it gets ten seconds."""
+    for child in running:
+        child.process.terminate()
+    deadline = time.monotonic() + 10
+    for child in running:
+        try:
+            child.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+        _close(child)
+
+
+class _Display:
+    """One bar over all jobs, weighted by their cost; plain lines now and then where there is no terminal."""
+
+    def __init__(self, title: str, jobs: Sequence[Job]):
+        self.title, self.total, self.count = title, sum(job.cost for job in jobs), len(jobs)
+        self.finished, self.n_finished = 0.0, 0
+        self.terminal = sys.stderr.isatty()
+        self.started = self.last_said = time.monotonic()
+
+    def __enter__(self) -> _Display:
+        layout = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}"
+        self.bar = tqdm(
+            total=self.total,
+            desc=self.title,
+            bar_format=layout,
+            disable=not self.terminal,
+            leave=False,
+            dynamic_ncols=True,
+        )
+        if not self.terminal:
+            print(f"{self.title}: {self.count} to do", flush=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, running: Sequence[_Running]) -> None:
+        """Bring the bar up to date."""
+        self.bar.n = min(self.total, self.finished + sum(child.job.cost * child.fraction for child in running))
+        self.bar.set_postfix_str(
+            running[0].status if len(running) == 1 else ", ".join(_short(child) for child in running),
+            refresh=False,
+        )
+        self.bar.refresh()
+        if not self.terminal and time.monotonic() - self.last_said > STATUS_EVERY and self.bar.n:
+            self.last_said = time.monotonic()
+            left = (self.last_said - self.started) * (self.total / self.bar.n - 1)
+            shares = ", ".join(_short(child) for child in running)
+            print(
+                f"{self.title}: {100 * self.bar.n / self.total:.0f} %, about {left:.0f} s left ({shares})",
+                flush=True,
+            )
+
+    def finish(self, child: _Running, succeeded: bool) -> None:
+        """Say that a job has ended."""
+        self.finished += child.job.cost
+        self.n_finished += 1
+        seconds = time.monotonic() - child.started
+        state = f"done in {seconds:.0f} s" if succeeded else f"FAILED after {seconds:.0f} s"
+        tqdm.write(f"  [{self.n_finished}/{self.count}] {child.job.name}: {state}", file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _short(child: _Running) -> str:
+    return f"{child.job.name} {100 * child.fraction:.0f} %"

@@ -1,0 +1,21 @@
+"""Merge the experts: `python scripts/merge.py merge=robustmerge`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.program import run  # noqa: E402
+
+
+def walk(points: list[dict]) -> None:
+    from scripts import steps, summary
+
+    lines = steps.plan(points)
+    steps.check_experts(lines, multi_task=False)
+    steps.merge(lines)
+    summary.tell_made([line.merged(method) for line in lines for method in line.config.methods])
+
+
+if __name__ == "__main__":
+    run("merge", walk)

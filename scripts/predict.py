@@ -1,0 +1,22 @@
+"""Answer the test questions of the chosen tasks with one source: `python scripts/predict.py source=...`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.program import run  # noqa: E402
+
+
+def walk(points: list[dict]) -> None:
+    from scripts import steps, summary
+
+    lines = steps.plan(points)
+    steps.prepare(lines)
+    steps.build_base(lines)
+    steps.predict(lines, steps.chosen_source)
+    summary.tell_made([address for line in lines for address in steps.predictions_of(line)])
+
+
+if __name__ == "__main__":
+    run("predict", walk)

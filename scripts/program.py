@@ -1,0 +1,121 @@
+"""How an entry point starts and ends: Hydra composes, one function walks, every foreseen mistake is one message.
+
+In a sweep (`-m`) Hydra's launcher only collects the points; `walk` sees all of them at once, so that whatever
+they share is done once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from robustmerge.runs import REPOSITORY
+from robustmerge.settings import UserError, suggest
+from scripts.guard import guarded
+
+CONFIGS = REPOSITORY / "configs"
+
+OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / Path(path).expanduser()))
+OmegaConf.register_new_resolver("cores", lambda: os.cpu_count() or 1)
+
+
+def run(program: str, walk: Callable[[list[dict]], None]) -> None:
+    """Compose `configs/<program>.yaml` with the command line and hand all points, as plain mappings, to `walk`.
+
+    Ends the process with a status other than 0 where `guarded` says so.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them ourselves
+    guarded(lambda: _compose_and_walk(program, walk), f"bash scripts/{program}.sh")
+
+
+def _compose_and_walk(program: str, walk: Callable[[list[dict]], None]) -> None:
+    points: list[dict] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=program)
+    def collect(config: DictConfig) -> None:
+        points.append({**as_mapping(config), "overrides": list(HydraConfig.get().overrides.task)})
+
+    try:
+        collect()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(program, error)) from error
+    if points:  # --help and --cfg end before there is one
+        walk(points)
+
+
+def as_mapping(config: DictConfig) -> dict:
+    """The resolved config as a plain mapping; `???` stays, to be refused with its key's name."""
+    mapping: Any = OmegaConf.to_container(config, resolve=True)
+    return mapping
+
+
+def _explain(program: str, error: Exception) -> str:
+    """Hydra's composition errors in our words, with the choices."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        what = {"merge": "method", "": "config"}.get(group, group)
+        return f"unknown {what} '{name}'; {suggest(name, error.options or [])}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override: {error}. Lists and spaces need quotes: 'tasks=[vqav2,rec]'"
+    found = re.search(r"Could not override '([^']+)'", str(error))
+    if isinstance(error, ConfigCompositionException) and found:
+        return _explain_key(program, found.group(1))
+    return str(error)
+
+
+def _explain_key(program: str, key: str) -> str:
+    *parents, last = key.split(".")
+    node: Any = _compose_chosen(program)
+    for depth, parent in enumerate(parents):
+        if parent == "merge" and node.get("merge") is None:
+            return f"{key} can be set for one method only: add merge=NAME; {suggest('', list_options('merge'))}"
+        if not isinstance(node, dict) or not isinstance(node.get(parent), dict):
+            last, parents = parent, parents[:depth]
+            break
+        node = node[parent]
+    choices = [name for name in node if parents or name != "hydra"]
+    where = f" under {'.'.join(parents)}" if parents else ""
+    return f"unknown key '{last}'{where}; {suggest(last, choices + ([] if parents else list_groups()))}"
+
+
+def _compose_chosen(program: str) -> dict:
+    """The config with the command line's choices of groups alone (`merge=ties`), the rest left out."""
+    groups = set(list_groups())
+    chosen = [word for word in sys.argv[1:] if word.partition("=")[0] in groups and "," not in word]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        try:
+            return as_mapping(hydra.compose(program, overrides=chosen))
+        except (HydraException, OmegaConfBaseException):
+            return as_mapping(hydra.compose(program))
+
+
+def list_groups() -> list[str]:
+    """The config groups: `merge`, `model`, ..."""
+    return sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
+
+
+def list_options(group: str) -> list[str]:
+    """The files of a config group, without their ending."""
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def load_option(group: str, name: str) -> dict:
+    """One file of a config group as a plain mapping. Raises UserError with the choices."""
+    path: Path = CONFIGS / group / f"{name}.yaml"
+    if not path.exists():
+        what = "method" if group == "merge" else group
+        raise UserError(f"unknown {what} '{name}'; {suggest(name, list_options(group))}")
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return loaded

@@ -1,0 +1,151 @@
+"""The steps of the line, each over all configurations at once: what is complete is skipped beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.score import score as score_answers
+from eval.settings import Task
+from llava_ext.launch import launch_command
+from robustmerge.runs import Address
+from robustmerge.settings import UserError
+from scripts.jobs import Job, launch_plain, run_jobs
+from scripts.line import Line, Source, require
+
+
+def _once(
+    lines: Sequence[Line], list_one: Callable[[Line], Sequence[tuple[Address, Any]]]
+) -> list[tuple[Address, Any]]:
+    """What the lines ask for and is not complete, each address once."""
+    wanted = {address.path: (address, value) for line in lines for address, value in list_one(line)}
+    return [pair for pair in wanted.values() if not pair[0].is_complete()]
+
+
+def _item(stage: str, address: Address, settings: Any = None, **inputs: Any) -> dict:
+    """The description of one stage's work, as a job file holds it."""
+    described = {"stage": stage, "name": address.short, "address": address.to_json(), **inputs}
+    if settings is not None:
+        described["settings"] = dataclasses.asdict(settings)
+    return described
+
+
+def _logs(lines: Sequence[Line]) -> Path:
+    return lines[0].root / "logs"
+
+
+def prepare(lines: Sequence[Line]) -> None:
+    """Draw or read the data of every task."""
+    todo = _once(lines, lambda line: [(line.data(task), line.config.data(task)) for task in line.config.tasks])
+    items = [_item("prepare", address, settings) for address, settings in todo]
+    run_jobs("prepare", [Job("data", items)] if items else [], 1, _logs(lines))
+
+
+def build_base(lines: Sequence[Line]) -> None:
+    """Train the small base where there is one to train; a named checkpoint is taken as it is."""
+    trained = [line for line in lines if line.config.model.base is not None]
+    needed = [line for line in trained if not line.base.is_complete()]
+    corpora = _once(needed, lambda line: [(line.corpus, line.config.benchmark.corpus)])
+    items = [_item("corpus", address, settings) for address, settings in corpora]
+    run_jobs("corpus", [Job("data/base", items)] if items else [], 1, _logs(lines))
+    todo = _once(needed, lambda line: [(line.base, line)])
+    jobs = [
+        Job(address.short, [_item("base", address, line.config.model.base, corpus=str(line.corpus.path))])
+        for address, line in todo
+    ]
+    run_jobs("base model", jobs, 1, _logs(lines))
+
+
+def _trainings(line: Line) -> list[tuple[Address, tuple[Line, tuple[Task, ...]]]]:
+    seen = line.config.seen
+    found = [(line.expert(task), (line, (task,))) for task in seen]
+    if line.multi_task is not None:
+        found.append((line.multi_task, (line, seen)))
+    return found
+
+
+def train(lines: Sequence[Line]) -> None:
+    """Train the experts and the multi-task model: side by side on CPU, the longest first."""
+    jobs = []
+    for address, (line, tasks) in _once(lines, _trainings):
+        settings = line.config.expert(*tasks)
+        data = {task.name: str(line.data(task).path) for task in tasks}
+        item = _item("train", address, settings, base=str(line.base.path), data=data)
+        cost = sum(line.config.data(task).counts.train for task in tasks)
+        jobs.append(Job(address.short, [item], cost, partial(launch_command, settings.trainer)))
+    config = lines[0].config
+    run_jobs("train", jobs, config.jobs if config.trainer.side_by_side else 1, _logs(lines))
+
+
+def check_experts(lines: Sequence[Line]) -> None:
+    """Raises UserError naming the trained models that are not there and the command that makes them."""
+    for line in lines:
+        kept = [word for word in line.config.overrides if not word.lstrip("+~").startswith(("merge", "methods"))]
+        command = " ".join(["bash scripts/train_all.sh", *(f"'{word}'" if "[" in word else word for word in kept)])
+        models = [*line.experts.values(), line.multi_task]
+        require(models, "trained models are", command)
+
+
+def merge(lines: Sequence[Line]) -> None:
+    """Merge the experts, once a method and point."""
+    todo = _once(lines, lambda line: [(line.merged(method), (line, method)) for method in line.config.methods])
+    items = []
+    for address, (line, method) in todo:
+        experts = {name: str(expert.path) for name, expert in line.experts.items()}
+        items.append(_item("merge", address, method, experts=experts))
+    _share(lines, "merge", items, [1.0] * len(items))
+
+
+def predict(lines: Sequence[Line], sources: Callable[[Line], Sequence[Source]]) -> None:
+    """Answer the test questions of every source; each process loads the base once."""
+
+    def list_one(line: Line) -> list[tuple[Address, Any]]:
+        return [
+            (line.predictions(source, task), (line, source, task)) for source in sources(line) for task in source.tasks
+        ]
+
+    items, costs = [], []
+    for address, (line, source, task) in _once(lines, list_one):
+        settings = task.generation(line.config.model.generation_batch)
+        adapter = str(source.adapter) if source.adapter else None
+        model = {"base": str(line.base.path), "adapter": adapter, "template": line.config.model.template}
+        items.append(_item("predict", address, settings, questions=str(line.questions(task)), **model))
+        costs.append(line.config.data(task).counts.test * (task.max_new_tokens + 8.0))
+    _share(lines, "predict", items, costs)
+
+
+def _share(lines: Sequence[Line], title: str, items: Sequence[dict], costs: Sequence[float]) -> None:
+    """Cut the items into one consecutive piece a process, of about equal cost, so that adapters change rarely."""
+    n_processes = max(1, min(lines[0].config.jobs, len(items)))
+    pieces: list[list[dict]] = [[] for _ in range(n_processes)]
+    shares = [0.0] * n_processes
+    before, total = 0.0, sum(costs)
+    for item, cost in zip(items, costs, strict=True):
+        piece = min(int(n_processes * (before + cost / 2) / total), n_processes - 1)
+        pieces[piece].append(item)
+        shares[piece] += cost
+        before += cost
+    jobs = [
+        Job(f"{title} {number}", piece, share, launch_plain)
+        for number, (piece, share) in enumerate(zip(pieces, shares, strict=True), start=1)
+        if piece
+    ]
+    run_jobs(title, jobs, n_processes, _logs(lines))
+
+
+def score(lines: Sequence[Line], sources: Callable[[Line], Sequence[Source]]) -> None:
+    """Score the answers; needs no model."""
+
+    def list_one(line: Line) -> list[tuple[Address, Any]]:
+        return [(line.score(source, task), (line, source, task)) for source in sources(line) for task in source.tasks]
+
+    for address, (line, source, task) in tqdm(_once(lines, list_one), desc="score", leave=False, disable=None):
+        predictions = line.predictions(source, task)
+        if not predictions.is_complete():
+            raise UserError(f"{source.name} has no predictions for {task.name}; run scripts/predict.py first")
+        score_answers(address, task.scoring(), line.questions(task), predictions.path)

@@ -1,0 +1,64 @@
+"""The last lines of every program: what was made, where, how long it took, what to type next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from robustmerge.records import read_score
+from robustmerge.runs import REPOSITORY, Address, read_manifest
+from scripts.line import Line
+
+
+def tell_training(lines: Sequence[Line], started: float) -> None:
+    """After train_all and train."""
+    made = {address.path: address for line in lines for address in (*line.experts.values(), line.multi_task) if address}
+    _tell(f"{len(made)} trained models on {lines[0].base.short}", made.values(), lines[0].root)
+    print(f"took {_minutes(time.monotonic() - started)}; next: {_command('merge_eval', lines[0])}")
+
+
+def tell_made(addresses: Iterable[Address]) -> None:
+    """After a program of one stage."""
+    made = list({address.path: address for address in addresses}.values())
+    _tell(f"{len(made)} results", made, made[0].root)
+
+
+def tell_scores(lines: Sequence[Line]) -> None:
+    """After score: the value of every task."""
+    for line in lines:
+        source = line.find_source(line.config.source or "")
+        for task in source.tasks:
+            score = read_score(line.score(source, task).path)
+            print(
+                f"{source.name:<24} {task.name:<16} {score.value:6.2f}  ({score.n_scored} of {score.n_expected} scored)"
+            )
+
+
+def tell_report(lines: Sequence[Line], reports: Sequence[tuple[Path, str]], started: float) -> None:
+    """After merge_eval and report: the main table and where to look."""
+    for folder, table in reports:
+        print(f"\n{table}\n\nreport: {shown(folder / 'report.md')} (and report.html)")
+    print(f"took {_minutes(time.monotonic() - started)}; everything that exists: python scripts/runs.py")
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from the repository."""
+    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else str(path)
+
+
+def _tell(title: str, addresses: Iterable[Address], root: Path) -> None:
+    print(f"\n{title}, under {shown(root)}:")
+    for address in addresses:
+        record = read_manifest(address.manifest)["record"] if address.manifest.exists() else {}
+        seconds = record.get("seconds")
+        print(f"  {address.short}" + (f"  ({seconds:.0f} s)" if seconds is not None else ""))
+
+
+def _command(program: str, line: Line) -> str:
+    words = [f"'{word}'" if "[" in word else word for word in line.config.overrides]
+    return " ".join([f"bash scripts/{program}.sh", *words])
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
