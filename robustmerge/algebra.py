@@ -60,8 +60,8 @@ class EmptyRowsError(UserError):
 
 def _describe(row: EmptyRow) -> str:
     return (
-        f"expert '{row.expert}', module '{row.module}': row {row.row} of {row.part} (along the rank, from 0) is empty "
-        "after pruning, so its scale is undefined"
+        f"expert '{row.expert}', module '{row.module}': row {row.row} of {row.part} (along the rank, from 0) is "
+        "empty after pruning, so its scale is undefined"
     )
 
 
@@ -112,7 +112,8 @@ def refuse_non_finite(names: Sequence[str], pairs: Sequence[LoraPair], module: s
             if bad.any():
                 row, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
                 also = f" (and {more} rows more)" if more else ""
-                problems.append(f"expert '{name}', module '{module}': row {row} of {part} holds NaN or infinity{also}")
+                where = f"expert '{name}', module '{module}': row {row} of {part}"
+                problems.append(f"{where} holds NaN or infinity{also}")
     if problems:
         raise UserError("\n".join(problems))
 

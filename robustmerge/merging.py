@@ -103,8 +103,8 @@ def choose_merge(
             return Merged(update, 0)
         found = type(update).__name__ + (f" {list(update.shape)}" if isinstance(update, Tensor) else "")
         raise UserError(
-            f"module '{module}': {method.target} returned {found}; an adapter needs a LoraPair, or the rank to cut "
-            "a dense update to (merge.out.rank)"
+            f"module '{module}': {method.target} returned {found}; an adapter needs a LoraPair, or the rank to "
+            "cut a dense update to (merge.out.rank)"
         )
 
     return merge_outside

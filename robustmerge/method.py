@@ -2,8 +2,8 @@
 
 A published method is one file in `configs/merge/`, which becomes one `Method`. A method outside this algebra is
 one function named by `_target_`, which becomes one `OutsideMethod`. Nothing here computes: the rules are in
-`rules.py`, the spaces in `spaces.py`, and `algebra.py` takes one module of the model through them. This file imports
-no torch, so that a whole run can be planned in a moment.
+`rules.py`, the spaces in `spaces.py`, and `algebra.py` takes one module of the model through them. This file
+imports no torch, so that a whole run can be planned in a moment.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def _meaningless_cells(method: Method) -> list[str]:
         problems.append(f"product={method.product} {needs} (merge.product)")
     if prune.rule != "none" and method.out.rank is None:
         problems.append(
-            f"a pruned update in space {method.space} has full rank, which no adapter holds exactly; give the rank "
-            "to cut it to, or merge in factors (merge.out.rank)"
+            f"a pruned update in space {method.space} has full rank, which no adapter holds exactly; give the "
+            "rank to cut it to, or merge in factors (merge.out.rank)"
         )
     return problems

@@ -1,0 +1,152 @@
+"""What the merge tests share: golden cases, expert folders, methods from the config files, a tiny model for peft."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, LoraPair
+from robustmerge.method import Method, build_method
+from robustmerge.runs import Address, address_folder, foreign
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GOLDEN = REPOSITORY / "tests" / "golden" / "merging"
+QUIET = {"say": lambda text: None}
+
+
+class Case:
+    """One golden case: tensors and the JSON beside them."""
+
+    def __init__(self, path: Path):
+        self.about = json.loads(path.with_suffix(".json").read_text())
+        self.tensors = load_file(path)
+        self.modules = list(self.about["modules"])
+        self.experts = [f"expert{n}" for n in range(self.about["n_experts"])]
+
+    def group(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The tensors whose names begin with the prefix, without it."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def pair(self, expert: str, module: str) -> LoraPair:
+        found = self.group(f"input.{expert}.{module}.")
+        return LoraPair(found["lora_A"], found["lora_B"])
+
+
+def cases(folder: str) -> list[Path]:
+    return sorted((GOLDEN / folder).glob("*.safetensors"))
+
+
+def assert_within(found: torch.Tensor, reference: torch.Tensor, tolerance: Mapping[str, float], what: str) -> None:
+    """|x - ref| <= rtol |ref| + atol_rel_to_max max|ref|, element by element."""
+    found, reference = found.float(), reference.float()
+    allowed = tolerance["rtol"] * reference.abs() + tolerance["atol_rel_to_max"] * reference.abs().max()
+    off = ((found - reference).abs() > allowed).sum().item()
+    assert found.shape == reference.shape, what
+    assert off == 0, f"{what}: {off} of {reference.numel()} elements off"
+
+
+def method_of(name: str, **changes: Any) -> Method:
+    """The method of configs/merge/<name>.yaml; changes by key, with __ for a dot."""
+    values = yaml.safe_load((REPOSITORY / "configs" / "merge" / f"{name}.yaml").read_text())
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = values
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return build_method(values)
+
+
+def write_expert(
+    folder: Path,
+    pairs: Mapping[str, LoraPair],
+    extras: Mapping[str, torch.Tensor] | None = None,
+    bin_file: bool = False,
+    **config: Any,
+) -> Path:
+    """An adapter folder as peft writes it. extras: full names of modules_to_save tensors."""
+    folder.mkdir(parents=True)
+    tensors = {f"{PREFIX}{m}.lora_{part}.weight": getattr(p, part).clone() for m, p in pairs.items() for part in "AB"}
+    tensors |= {name: x.clone() for name, x in (extras or {}).items()}
+    if bin_file:
+        torch.save(tensors, folder / "adapter_model.bin")
+    else:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    rank = next(iter(pairs.values())).rank
+    values = {
+        "peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": "tiny",
+        "target_modules": sorted({m.rpartition(".")[2] for m in pairs}), "modules_to_save": None, **config,
+    }  # fmt: skip
+    (folder / CONFIG).write_text(json.dumps(values))
+    return folder
+
+
+def address_of(root: Path, method: Method, experts: Mapping[str, Path]) -> Address:
+    inputs = {name: foreign(path, root) for name, path in experts.items()}
+    return address_folder(root, "merged", method.name, "merge", 1, method, inputs)
+
+
+def read_back(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter folder, names without peft's prefix."""
+    return {k.removeprefix(PREFIX): v for k, v in load_file(folder / WEIGHTS).items()}
+
+
+def random_experts(
+    names: str = "abc", modules: tuple[str, ...] = ("layers.0.q", "layers.1.q"), rank: int = 4, seed: int = 0
+) -> dict[str, dict[str, LoraPair]]:
+    """Expert -> module -> pair, all of the same shapes."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: {
+            m: LoraPair(torch.randn(rank, 10, generator=draw), torch.randn(7, rank, generator=draw)) for m in modules
+        }
+        for name in names
+    }
+
+
+def keep_largest(x: torch.Tensor, density: float) -> torch.Tensor:
+    """x, pruned by sorting: the k-th smallest magnitude is the threshold, k = int(n (1 - density))."""
+    kept = x.abs() >= x.abs().flatten().sort().values[int(x.numel() * (1 - density)) - 1]
+    return x * kept
+
+
+class Tiny(nn.Module):
+    """Two blocks of two linears and a projector: enough for targets, patterns and modules_to_save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.projector = nn.Linear(6, 6)
+        self.layers = nn.ModuleList(nn.ModuleDict({"q": nn.Linear(6, 6), "v": nn.Linear(6, 6)}) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.projector(x)
+        for layer in self.layers:
+            x = x + torch.tanh(layer["q"](x)) * layer["v"](x)
+        return x
+
+
+INPUT = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+
+
+def save_expert(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **config: object) -> torch.Tensor:
+    """Save a random adapter of Tiny with peft, and return what the adapted model gives for INPUT."""
+    values = {"r": 3, "lora_alpha": 6, "target_modules": ["q", "v"], **config}
+    model = get_peft_model(Tiny(), LoraConfig(**values))
+    torch.manual_seed(seed + 1)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            start = 1.0 if "magnitude" in name else 0.0
+            nn.init.normal_(parameter, mean=start, std=0.5)
+            parameter.data = parameter.data.to(dtype).float()
+    model.save_pretrained(folder)
+    with torch.no_grad():
+        return model.eval()(INPUT)
