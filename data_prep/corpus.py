@@ -1,0 +1,136 @@
+"""What the small base model is trained on: labelled pictures and dialogues about them.
+
+Layout of the folder (read by the base stage):
+
+    vision/               Arrow dataset (`datasets.load_from_disk`), a row a picture: `image` (PNG bytes) and one
+                          int8 column per attribute head, -1 where the attribute does not apply
+    heads.json            number of classes of every head, in the order of the columns
+    instruct/             Arrow dataset, a row a dialogue: `image` (PNG bytes), `turns`: list of [question, answer]
+    tokenizer_corpus.txt  one text a line, newlines as spaces: every question and answer of the dialogues once, then
+                          the texts of the tasks and their prompts, and every box edge, digit and letter, so that a
+                          tokenizer trained on it can have one token for each word
+
+Dialogue k is about picture k mod images. Tens of thousands of pictures are two files, not tens of thousands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from data_prep import scenes
+from data_prep.dialogues import Turn, converse
+from data_prep.drawing import draw, encode
+from data_prep.generators import GENERATORS
+from data_prep.parallel import map_in_order
+from data_prep.scenes import HEADS, RENDITIONS, SIDE, Scene
+from data_prep.settings import BaseCorpus
+from robustmerge.runs import write_atomically
+
+CHUNK = 512
+Picture = tuple[bytes, tuple[int, ...]]  # PNG, label of every head
+Talk = tuple[int, tuple[Turn, ...]]  # number, turns
+# Words of the task files' prompts; a test keeps this equal to what configs/task/mini says.
+PROMPT_WORDS = (
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+    "Please provide the bounding box coordinate of the region this sentence describes:",
+    "Generate a brief caption for the image.",
+    "Describe the screen in one sentence.",
+)
+# How often each kind is drawn. Letters are the hardest to learn, so books come oftener than their task needs.
+SHARES = {"object": 40, "icon": 18, "book": 18, "marks": 10, "screen": 8, "table": 6}
+
+
+def sample_scene(rng: Random) -> Scene:
+    """A picture of any kind; every quality and rendition that a task shows occurs."""
+    kind = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
+    if kind == "icon":
+        return scenes.sample_icon(rng, rng.choice(RENDITIONS))
+    if kind == "book":
+        return scenes.sample_book(rng)
+    if kind in ("marks", "table"):
+        return scenes.sample_marks(rng, table=kind == "table")
+    if kind == "screen":
+        return scenes.sample_object(rng, kind="screen")
+    if rng.random() < 0.1:
+        return scenes.sample_object(rng, rendition="drawing")
+    return scenes.sample_object(rng, qualities=("clear", *scenes.QUALITIES))
+
+
+def _draw_chunk(job: tuple[int, int, int, int, int]) -> tuple[list[Picture], list[Talk]]:
+    """Pictures start..stop with their labels, and the numbered dialogues about them."""
+    seed, start, stop, images, dialogues = job
+    pictures, talks = [], []
+    for index in range(start, stop):
+        scene = sample_scene(Random(f"corpus/{seed}/{index}"))
+        pictures.append((encode(draw(scene)), tuple(scenes.label(scene).values())))
+        talks += [
+            (number, converse(Random(f"corpus/{seed}/dialogue/{number}"), scene))
+            for number in range(index, dialogues, images)
+        ]
+    return pictures, talks
+
+
+def draw_corpus(settings: BaseCorpus) -> Iterator[tuple[list[Picture], list[Talk]]]:
+    """The corpus in chunks of pictures and dialogues, the same for any number of processes."""
+    bounds = range(0, settings.images, CHUNK)
+    jobs = (
+        (settings.seed, start, min(start + CHUNK, settings.images), settings.images, settings.dialogues)
+        for start in bounds
+    )
+    return map_in_order(_draw_chunk, jobs, settings.jobs)
+
+
+def task_texts() -> list[str]:
+    """Every question and answer text of the tasks (from drawn examples), every box edge, digit and letter."""
+    texts = set(PROMPT_WORDS)
+    for name, make in GENERATORS.items():
+        for index in range(200):
+            _, fields = make(Random(f"words/{name}/{index}"))
+            texts.update((fields["text"], fields["answer"], *fields.get("references", ()), *fields.get("choices", ())))
+    edges = [f"{edge / SIDE:.2f}" for edge in range(0, SIDE + 1, scenes.GRID)]
+    values = [str(value) for head in HEADS.values() for value in head]
+    return sorted(texts) + edges + sorted(set(values)) + list("0123456789ABCDE") + [f"{letter}." for letter in "ABCDE"]
+
+
+def _save(folder: Path, columns: dict[str, list], kinds: dict[str, str | list]) -> None:
+    """Write columns as an Arrow dataset. The fingerprint is set, so that equal columns give equal files."""
+    import datasets
+    import pyarrow
+
+    types = {
+        "bytes": pyarrow.binary(),
+        "int": pyarrow.int8(),
+        "turns": pyarrow.list_(pyarrow.list_(pyarrow.string())),
+    }
+    table = pyarrow.table({name: pyarrow.array(columns[name], types[kinds[name]]) for name in columns})
+    was_shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        datasets.Dataset(table, fingerprint=folder.name).save_to_disk(str(folder), num_shards=1)
+    finally:
+        if was_shown:
+            datasets.enable_progress_bars()
+
+
+def write_corpus(folder: Path, settings: BaseCorpus) -> dict:
+    """Draw the base corpus into a folder; returns the numbers of pictures, dialogues and turns."""
+    pictures, talks = [], []
+    for drawn, said in draw_corpus(settings):
+        pictures += drawn
+        talks += said
+    talks.sort(key=lambda talk: talk[0])  # with more dialogues than pictures a chunk's numbers do not follow each other
+    images = [image for image, _ in pictures]
+    labels = map(list, zip(*(values for _, values in pictures), strict=True))
+    kinds = {"image": "bytes", **dict.fromkeys(HEADS, "int")}
+    _save(folder / "vision", {"image": images, **dict(zip(HEADS, labels, strict=True))}, kinds)
+    about = [images[number % len(images)] for number, _ in talks]
+    turns = [[list(turn) for turn in said] for _, said in talks]
+    _save(folder / "instruct", {"image": about, "turns": turns}, {"image": "bytes", "turns": "turns"})
+    write_atomically(folder / "heads.json", json.dumps({head: len(known) for head, known in HEADS.items()}) + "\n")
+    texts = {text.replace("\n", " ") for said in turns for turn in said for text in turn}
+    write_atomically(folder / "tokenizer_corpus.txt", "\n".join([*sorted(texts), *task_texts()]) + "\n")
+    return {"pictures": len(images), "dialogues": len(turns), "turns": sum(map(len, turns))}

@@ -1,0 +1,131 @@
+"""A user's own task: question files in LLaVA's format and a folder of images, checked and taken over.
+
+Images are linked where the file system can (hard links), else copied, so that what a stage reads is in its folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from PIL import Image, UnidentifiedImageError
+
+from data_prep.settings import SPLITS, TaskData
+from robustmerge.records import Example, read_examples
+from robustmerge.runs import UserError
+
+SHOWN = 5
+
+
+def take_over(folder: Path, settings: TaskData, say: Callable[[str], None]) -> tuple[dict[str, list[Example]], dict]:
+    """Check the user's files and take their images over into `folder`.
+
+    Returns the examples of each split (image paths relative to `folder`) and what the record should keep: the ids
+    of `val` where it was cut from `train`, and how many pictures several splits share.
+    Raises UserError naming the first missing or unreadable images and their number.
+    """
+    files = settings.question_files
+    splits = {split: read_examples(files[split]) if split in files else [] for split in SPLITS}
+    if empty := [str(files[split]) for split in files if not splits[split]]:
+        raise UserError(f"{settings.task}: no examples in {', '.join(empty)}")
+    found = _find_images(settings, files, splits)
+    for name, (source, _) in found.items():
+        _link(source, folder / name)
+    sizes = {name: size for name, (_, size) in found.items()}
+    splits = {split: [_placed(settings, files[split], e, sizes) for e in splits[split]] for split in files} | {
+        split: [] for split in SPLITS if split not in files
+    }
+    record: dict = {}
+    if "val" not in files and splits["train"]:
+        splits["train"], splits["val"] = cut_val(splits["train"], settings)
+        record["val_cut_from_train"] = [example.question_id for example in splits["val"]]
+        say(f"{settings.task}: no val file, {len(splits['val'])} examples of train serve as val")
+    shared = _count_shared(splits)
+    if shared:
+        say(f"{settings.task}: {shared} images occur in more than one split")
+    record |= {"examples": {split: len(splits[split]) for split in SPLITS}, "images_in_several_splits": shared}
+    return splits, record
+
+
+def cut_val(train: list[Example], settings: TaskData) -> tuple[list[Example], list[Example]]:
+    """Cut at most counts.val examples and at most a tenth from train, chosen by the seed. Returns (train, val)."""
+    number = min(settings.counts.val, max(1, len(train) // 10)) if len(train) > 1 else 0
+    chosen = set(Random(f"{settings.seed}/{settings.task}/val").sample(range(len(train)), number))
+    rest = [example for index, example in enumerate(train) if index not in chosen]
+    return rest, [train[index] for index in sorted(chosen)]
+
+
+def _root(settings: TaskData, file: Path) -> Path:
+    return Path(settings.images).expanduser() if settings.images else file.parent
+
+
+def _place(root: Path, image: str) -> str:
+    """Where an image comes to lie in the stage's folder. Raises ValueError if it lies outside its root."""
+    inside = os.path.normpath(os.path.relpath(root / image, root))
+    if inside.startswith(".."):
+        raise ValueError(f"{image} lies outside {root}")
+    return Path("images", inside).as_posix()
+
+
+def _placed(settings: TaskData, file: Path, example: Example, sizes: dict[str, tuple[int, int]]) -> Example:
+    if example.image is None:
+        return example
+    name = _place(_root(settings, file), example.image)
+    return dataclasses.replace(example, image=name, size=example.size or sizes[name])
+
+
+def _find_images(
+    settings: TaskData, files: dict[str, Path], splits: dict[str, list[Example]]
+) -> dict[str, tuple[Path, tuple[int, int]]]:
+    """Every image by its new name: where it is now and its size."""
+    found: dict[str, tuple[Path, tuple[int, int]]] = {}
+    bad: dict[str, str] = {}
+    for split, file in files.items():
+        root = _root(settings, file)
+        for image in dict.fromkeys(example.image for example in splits[split] if example.image is not None):
+            try:
+                name = _place(root, image)
+                source = root / image
+                if name in found and not os.path.samefile(found[name][0], source):
+                    raise ValueError(f"{source} and {found[name][0]} have the same name; give data.images")
+                found.setdefault(name, (source, _size_of(source)))
+            except (OSError, ValueError) as error:
+                bad[str(root / image)] = _explain(error)
+    if bad:
+        shown = "\n".join(f"  {name}: {reason}" for name, reason in list(bad.items())[:SHOWN])
+        more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise UserError(f"{settings.task}: {len(bad)} images cannot be read (data.images):\n{shown}{more}")
+    return found
+
+
+def _size_of(source: Path) -> tuple[int, int]:
+    with Image.open(source) as picture:
+        return picture.size
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    return "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.part")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), beside)
+    except OSError:
+        shutil.copyfile(source, beside)
+    os.replace(beside, target)
+
+
+def _count_shared(splits: dict[str, list[Example]]) -> int:
+    used = [{example.image for example in examples if example.image} for examples in splits.values()]
+    return sum(len(images) for images in used) - len(set().union(*used))

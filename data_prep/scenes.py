@@ -1,0 +1,209 @@
+"""What a picture of the mini benchmark shows: the vocabulary, the `Scene` record and its seeded sampling.
+
+A scene holds everything that drawing needs, so `drawing.draw(scene)` is a pure function. Pictures are 48 px wide;
+boxes lie on a grid of 4 px. A picture shows one object, or one grid of marks: small models do not learn to tell
+several objects apart (measured), and a base that cannot see makes every expert equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+SIDE = 48
+GRID = 4
+
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (44, 150, 60),
+    "blue": (40, 80, 205),
+    "yellow": (238, 200, 30),
+    "purple": (130, 50, 160),
+    "orange": (240, 130, 30),
+    "pink": (240, 130, 180),
+    "brown": (120, 75, 40),
+}
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "moon", "ring")
+SIZES = {"small": (12, 16), "medium": (20, 24), "large": (28, 32)}
+PLACES = (
+    "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+MATERIALS = ("cloth", "metal", "stone", "wood")  # drawn as dots, plain, checks, stripes
+QUALITIES = ("clear", "blurry", "dark", "grainy")
+RENDITIONS = ("color", "drawing")
+ICONS = (
+    "bell", "boat", "car", "cat", "clock", "cup", "fish", "flower", "hat", "house", "key", "ladder", "lamp",
+    "mushroom", "rocket", "snowman", "tree", "umbrella",
+)  # fmt: skip
+LETTERS = "FHJKLMOPRSTUVXZ"  # no two look alike at this size, none is the letter of an option
+MARKS = ("red", "blue")
+MOST_MARKS = 5  # of one colour
+KINDS = ("object", "icon", "marks", "book", "screen", "table")
+PAPERS = ((250, 250, 245), (235, 240, 250), (250, 240, 225), (232, 245, 232), (238, 232, 240))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture. Attributes that a kind does not have are None (or empty).
+
+    box: left, top, right, bottom in pixels. marks: (cell 0..8, colour, dx, dy) each. ink, paper: RGB as drawn.
+    grain: the seed of the noise of a grainy picture. letters: the two letters of a book's title.
+    """
+
+    kind: str
+    paper: tuple[int, int, int]
+    ink: tuple[int, int, int]
+    grain: int
+    colour: str | None = None
+    shape: str | None = None
+    size: str | None = None
+    place: str | None = None
+    material: str | None = None
+    quality: str = "clear"
+    rendition: str = "color"
+    icon: str | None = None
+    letters: str = ""
+    box: tuple[int, int, int, int] | None = None
+    marks: tuple[tuple[int, str, int, int], ...] = ()
+
+    def count(self, colour: str | None = None) -> int:
+        """How many marks there are, of one colour or in all."""
+        return sum(colour in (None, mark[1]) for mark in self.marks)
+
+
+def _jitter(rng: Random, colour: tuple[int, int, int], by: int) -> tuple[int, int, int]:
+    red, green, blue = (max(0, min(255, part + rng.randint(-by, by))) for part in colour)
+    return red, green, blue
+
+
+def _look(rng: Random, colour: str) -> dict:
+    """Paper, ink and grain: slight differences that make every picture its own."""
+    paper = _jitter(rng, rng.choice(PAPERS), 6)
+    return {"paper": paper, "ink": _jitter(rng, COLOURS[colour], 12), "grain": rng.getrandbits(32)}
+
+
+def _place_of(box: tuple[int, int, int, int]) -> str:
+    """The name of the ninth of the picture in which the box's centre lies."""
+    left, top, right, bottom = box
+    column, row = (
+        (0 if middle < 20 else 2 if middle > 28 else 1) for middle in ((left + right) / 2, (top + bottom) / 2)
+    )
+    return PLACES[3 * row + column]
+
+
+def _span(rng: Random, length: int, third: int, margin: int) -> tuple[int, int]:
+    """A start and end on the grid whose middle lies in the given third of the picture."""
+    starts = range(margin, SIDE - margin - length + 1, GRID)
+    middles = [(start, start + length / 2) for start in starts]
+    inside = [start for start, middle in middles if (0 if middle < 20 else 2 if middle > 28 else 1) == third]
+    start = rng.choice(inside)
+    return start, start + length
+
+
+def sample_object(
+    rng: Random,
+    sizes: tuple[str, ...] = tuple(SIZES),
+    qualities: tuple[str, ...] = QUALITIES[:1],
+    kind: str = "object",
+    rendition: str = "color",
+) -> Scene:
+    """One shape on paper (kind "object") or on a phone's screen (kind "screen")."""
+    size = rng.choice(sizes)
+    margin = GRID if kind == "screen" else 0
+    lengths = [length for length in SIZES[size] if length + 4 * margin < SIDE]  # 32 px fit no corner of a screen
+    width, height = rng.choice(lengths), rng.choice(lengths)
+    left, right = _span(rng, width, rng.randrange(3), margin)
+    top, bottom = _span(rng, height, rng.randrange(3), margin)
+    colour = rng.choice(list(COLOURS))
+    return Scene(
+        kind,
+        **_look(rng, colour),
+        colour=colour if rendition == "color" else None,
+        shape=rng.choice(SHAPES),
+        size=size,
+        place=_place_of((left, top, right, bottom)),
+        material=rng.choice(MATERIALS) if rendition == "color" else None,
+        quality=rng.choice(qualities),
+        rendition=rendition,
+        box=(left, top, right, bottom),
+    )
+
+
+def sample_icon(rng: Random, rendition: str) -> Scene:
+    """One of the eighteen classes, in colour or as a black-and-white drawing."""
+    colour = rng.choice(list(COLOURS))
+    side = rng.randint(28, 38)
+    left, top = rng.randint(2, SIDE - 2 - side), rng.randint(2, SIDE - 2 - side)
+    return Scene(
+        "icon",
+        **_look(rng, colour),
+        colour=colour if rendition == "color" else None,
+        rendition=rendition,
+        icon=rng.choice(ICONS),
+        box=(left, top, left + side, top + side),
+    )
+
+
+def sample_marks(rng: Random, table: bool = False) -> Scene:
+    """Red and blue marks, at most nine in all: loose icons, or the cells of a table."""
+    red = rng.randint(0, MOST_MARKS)
+    blue = rng.randint(0 if red else 1, min(MOST_MARKS, 9 - red))
+    cells = rng.sample(range(9), red + blue)
+    shake = 0 if table else 2
+    marks = tuple(
+        (cell, "red" if index < red else "blue", rng.randint(-shake, shake), rng.randint(-shake, shake))
+        for index, cell in enumerate(cells)
+    )
+    look = _look(rng, "red")
+    shape = "square" if table else rng.choice(("circle", "triangle", "star", "heart"))
+    return Scene("table" if table else "marks", **look, shape=shape, marks=tuple(sorted(marks)))
+
+
+def sample_book(rng: Random) -> Scene:
+    """A book's cover with a title of two letters."""
+    colour = rng.choice(list(COLOURS))
+    left, top = rng.randint(0, 2), rng.randint(0, 6)
+    letters = rng.choice(LETTERS) + rng.choice(LETTERS)
+    return Scene("book", **_look(rng, colour), colour=colour, letters=letters, box=(left, top, left + 46, top + 42))
+
+
+HEADS = {
+    "kind": KINDS,
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+    "place": PLACES,
+    "material": MATERIALS,
+    "quality": QUALITIES,
+    "rendition": RENDITIONS,
+    "icon": ICONS,
+    "count": tuple(range(1, 10)),
+    "red": tuple(range(MOST_MARKS + 1)),
+    "blue": tuple(range(MOST_MARKS + 1)),
+    "letter_1": tuple(LETTERS),
+    "letter_2": tuple(LETTERS),
+    **{edge: tuple(range(0, SIDE + 1, GRID)) for edge in ("left", "top", "right", "bottom")},
+}
+
+
+def label(scene: Scene) -> dict[str, int]:
+    """The index of the scene's value for every head; -1 where the attribute does not apply."""
+    single = scene.kind in ("object", "screen")
+    values = {
+        "kind": scene.kind,
+        "colour": scene.colour,
+        "shape": scene.shape if single else None,
+        "size": scene.size,
+        "place": scene.place,
+        "material": scene.material,
+        "quality": scene.quality,
+        "rendition": scene.rendition,
+        "icon": scene.icon,
+        "letter_1": scene.letters[:1],
+        "letter_2": scene.letters[1:],
+    }
+    if scene.marks:
+        values |= {"count": scene.count(), "red": scene.count("red"), "blue": scene.count("blue")}
+    if single:
+        values |= dict(zip(("left", "top", "right", "bottom"), scene.box, strict=True))
+    return {head: known.index(values[head]) if values.get(head) in known else -1 for head, known in HEADS.items()}
