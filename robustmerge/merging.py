@@ -162,7 +162,7 @@ def summary_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> str
         times = f" (the update is multiplied by {record['effective_strength']:g})"
         told.append(f"strength {record['strength']:g} in {method.space}{times}")
     if record["extras"]:
-        told.append(f"{record['extras']} tensors of modules_to_save averaged")
+        told.append(f"modules_to_save averaged ({record['extras']} tensors)")
     if record["dropped_rows"]:
         told.append(f"{record['dropped_rows']} empty rank rows left out")
     return f"{method.title or method.name}: {len(record['experts'])} experts merged; " + ", ".join(told)
