@@ -50,9 +50,7 @@ def parse_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     if found:
         return found[1].upper() if found[1].upper() in allowed else None
     plain = text.rstrip(".").casefold()
-    same = [
-        letter for letter, choice in zip(allowed, choices, strict=False) if choice.strip().casefold() == plain
-    ]
+    same = [letter for letter, choice in zip(allowed, choices, strict=False) if choice.strip().casefold() == plain]
     if len(same) == 1:
         return same[0]
     first = _LETTER_FIRST.match(text)

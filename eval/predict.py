@@ -23,9 +23,7 @@ from robustmerge.runs import Address, UserError, run_stage
 STAGE, SCHEMA = "predict", 1
 Generate = Callable[[Sequence[Example], Path, int], list[str]]
 # A full disk or a lost device is not the fault of one question; an unreadable picture (also an OSError) is.
-FATAL_ERRNOS = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-)
+FATAL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 def predict(
@@ -92,9 +90,7 @@ def _answer_all(
     return _finish(path, partial, settings, [found[example.question_id] for example in examples], say)
 
 
-def _keep_whole_batches(
-    path: Path, partial: Path, batches: Sequence[Sequence[Example]]
-) -> dict[str, Prediction]:
+def _keep_whole_batches(path: Path, partial: Path, batches: Sequence[Sequence[Example]]) -> dict[str, Prediction]:
     """What an interrupted run has left: the answers of whole batches. A batch that was cut is asked again.
 
     The final file counts too: it may have been written just before the manifest was not.
@@ -152,9 +148,7 @@ def _pass_on_fatal(error: Exception) -> None:
         raise error
 
 
-def _ask(
-    batch: Sequence[Example], image_root: Path, max_new_tokens: int, generate: Generate
-) -> list[Prediction]:
+def _ask(batch: Sequence[Example], image_root: Path, max_new_tokens: int, generate: Generate) -> list[Prediction]:
     texts = generate(batch, image_root, max_new_tokens)
     if len(texts) != len(batch):
         raise UserError(f"the model gave {len(texts)} answers to {len(batch)} questions")
@@ -167,9 +161,7 @@ def _finish(
     failed = [answer for answer in answers if answer.error is not None]
     if len(failed) == len(answers):
         partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{settings.task}: all {len(failed)} questions failed; the first with: {failed[0].error}"
-        )
+        raise UserError(f"{settings.task}: all {len(failed)} questions failed; the first with: {failed[0].error}")
     if failed:
         say(
             f"{settings.task}: {len(failed)} of {len(answers)} questions failed and count as wrong; "

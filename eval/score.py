@@ -41,9 +41,7 @@ def score(
     return run_stage(address, work, say)
 
 
-def score_predictions(
-    settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> Score:
+def score_predictions(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
     """Score the predictions of one task.
 
     A question counts as failed (no answer could be generated), empty or unparsed at most once; each is worth 0.

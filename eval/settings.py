@@ -138,9 +138,7 @@ def _problems_of_name(name: str) -> list[str]:
 def _problems_of_prompt(prompt: str) -> list[str]:
     found = PLACEHOLDER.findall(prompt)
     unknown = [name for name in found if name not in PLACEHOLDERS]
-    problems = [
-        f"unknown placeholder '{{{name}}}' in prompt; {suggest(name, PLACEHOLDERS)}" for name in unknown
-    ]
+    problems = [f"unknown placeholder '{{{name}}}' in prompt; {suggest(name, PLACEHOLDERS)}" for name in unknown]
     return problems if "text" in found else [*problems, f"prompt must hold {{text}}, got {prompt!r}"]
 
 
@@ -150,7 +148,5 @@ def _problems_of_scoring(parse: str, metric: str) -> list[str]:
         *_problems_of_choice("metric", metric, METRIC_NAMES),
     ]
     if not problems and (parse == "box") != (metric == "iou_at_half"):
-        problems.append(
-            f"parse=box and metric=iou_at_half go together, got parse={parse} and metric={metric}"
-        )
+        problems.append(f"parse=box and metric=iou_at_half go together, got parse={parse} and metric={metric}")
     return problems

@@ -19,7 +19,7 @@ from robustmerge.records import Score
 from robustmerge.settings import UserError
 
 LEVEL = 95.0
-CHUNK = 250
+CHUNK = 2_000_000  # questions drawn at once: bounds the memory to some 50 MB
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def resample_means(values: np.ndarray, name: str, bootstrap: Bootstrap) -> np.nd
     """Means over resampled questions. values: [questions, sources] in 0..1 -> [draws, sources]."""
     questions = len(values)
     generator = np.random.default_rng([bootstrap.seed, zlib.crc32(name.encode())])
-    means = []
-    for start in range(0, bootstrap.draws, CHUNK):  # bounds the memory
-        rows = min(CHUNK, bootstrap.draws - start)
+    means, at_once = [], max(1, CHUNK // questions)
+    for start in range(0, bootstrap.draws, at_once):
+        rows = min(at_once, bootstrap.draws - start)
         picked = generator.integers(questions, size=(rows, questions))
         flat = (picked + questions * np.arange(rows)[:, None]).ravel()
         counts = np.bincount(flat, minlength=rows * questions).reshape(rows, questions)

@@ -25,25 +25,20 @@ def questions(tmp_path) -> Path:
     path = tmp_path / "data" / "test.jsonl"
     path.parent.mkdir()
     examples = [
-        Example(f"q{i}", "word " * (7 * i % 5 + 1), "yes", image=f"{i}.png" if i % 4 else None)
-        for i in range(N)
+        Example(f"q{i}", "word " * (7 * i % 5 + 1), "yes", image=f"{i}.png" if i % 4 else None) for i in range(N)
     ]
     write_examples(path, examples)
     return path
 
 
 def address_in(folder: Path, questions: Path, settings: Generation = SETTINGS):
-    return address_file(
-        folder, folder, settings.task, ".jsonl", "predict", 1, settings, {"q": foreign(questions)}
-    )
+    return address_file(folder, folder, settings.task, ".jsonl", "predict", 1, settings, {"q": foreign(questions)})
 
 
 class Model:
     """Answers with the id and what it was told; fails or is interrupted where a test wants it."""
 
-    def __init__(
-        self, interrupt_at: int | None = None, bad: tuple[str, ...] = (), error: Exception | None = None
-    ):
+    def __init__(self, interrupt_at: int | None = None, bad: tuple[str, ...] = (), error: Exception | None = None):
         self.calls: list[list[str]] = []
         self.interrupt_at, self.bad, self.error = interrupt_at, bad, error or RuntimeError("broken picture")
 
@@ -116,9 +111,7 @@ def test_a_complete_result_is_left_alone(tmp_path, questions):
     assert again.calls == []
 
 
-def test_questions_that_fail_are_recorded_and_said_and_the_rest_of_their_batch_is_not_lost(
-    tmp_path, questions
-):
+def test_questions_that_fail_are_recorded_and_said_and_the_rest_of_their_batch_is_not_lost(tmp_path, questions):
     said: list[str] = []
     path = run(tmp_path / "out", questions, Model(bad=("q5",)), said.append)
     found = {prediction.question_id: prediction for prediction in read_predictions(path)}
@@ -149,9 +142,7 @@ def test_what_no_question_is_to_blame_for_ends_the_run_and_loses_nothing(tmp_pat
 
 def test_a_run_in_which_every_question_fails_is_no_result(tmp_path, questions):
     model = Model(bad=tuple(f"q{i}" for i in range(N)))
-    with pytest.raises(
-        UserError, match="all 11 questions failed; the first with: RuntimeError: broken picture"
-    ):
+    with pytest.raises(UserError, match="all 11 questions failed; the first with: RuntimeError: broken picture"):
         run(tmp_path / "out", questions, model)
     assert not address_in(tmp_path / "out", questions).is_complete()
     assert not [path for path in (tmp_path / "out").iterdir() if path.is_file()]

@@ -51,14 +51,10 @@ def test_a_score_keeps_the_value_of_every_question_and_counts_what_went_wrong(tm
 
 
 def test_the_order_of_predictions_does_not_matter():
-    assert score_predictions(SETTINGS, EXAMPLES, ANSWERS[::-1]) == score_predictions(
-        SETTINGS, EXAMPLES, ANSWERS
-    )
+    assert score_predictions(SETTINGS, EXAMPLES, ANSWERS[::-1]) == score_predictions(SETTINGS, EXAMPLES, ANSWERS)
 
 
-def test_missing_doubled_and_unknown_ids_are_refused_together_before_anything_is_scored(
-    tmp_path, monkeypatch
-):
+def test_missing_doubled_and_unknown_ids_are_refused_together_before_anything_is_scored(tmp_path, monkeypatch):
     def scorer(answer, references):
         raise AssertionError("a scorer ran")
 
@@ -111,8 +107,7 @@ def test_sixty_files_of_five_hundred_questions_are_scored_and_resampled_in_secon
     started = time.perf_counter()
     scores = {
         f"source{s}": {
-            f"task{t}": score_predictions(Scoring(f"task{t}", "text", "ngram_f1"), examples, answers)
-            for t in range(12)
+            f"task{t}": score_predictions(Scoring(f"task{t}", "text", "ngram_f1"), examples, answers) for t in range(12)
         }
         for s in range(5)
     }
