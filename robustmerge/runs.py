@@ -28,7 +28,7 @@ from typing import Any
 from robustmerge.settings import LATER, OUTSIDE_IDENTITY, ConfigError, UserError
 
 __all__ = [
-    "Address", "ConfigError", "UserError", "address_file", "address_folder", "end_with_process", "foreign",
+    "Address", "ConfigError", "UserError", "address_file", "address_folder", "end_with_process", "foreign", "is_locked",
     "process_start", "read_manifest", "run_stage", "sha256_of", "write_atomically",
 ]  # fmt: skip
 
@@ -194,10 +194,20 @@ def run_stage(address: Address, work: Callable[[Path], dict | None], say: Callab
         if not address.is_complete():
             started = time.time()
             (address.path.parent if address.is_file else address.path).mkdir(parents=True, exist_ok=True)
-            found = work(address.path) or {}
+            try:
+                found = work(address.path) or {}
+            except BaseException:
+                _remove_if_empty(address)
+                raise
             manifest = {"identity": address.identity, "record": {**_record(address, started), **found}}
             write_atomically(address.manifest, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return address.path
+
+
+def _remove_if_empty(address: Address) -> None:
+    """A stage that was refused before it wrote anything leaves no folder."""
+    with contextlib.suppress(OSError):
+        address.path.rmdir()
 
 
 @contextlib.contextmanager
@@ -229,6 +239,19 @@ def _acquire(lock: Path, say: Callable[[str], None]) -> int:
                 told = True
             time.sleep(0.5)
         os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a running process holds the lock of the result at `path`."""
+    lock = path.with_name(path.name + ".lock")
+    if not lock.exists():
+        return False
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _holder(lock: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,3 +170,12 @@ def _read_experts(named: list[str] | None, expert_set: str) -> tuple[tuple[str, 
     if problems:
         raise ConfigError(problems)
     return tuple(experts.items())
+
+
+def differences(found: Mapping[str, Any], default: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key path, value) for every setting that is not the default's."""
+    for key, value in found.items():
+        if isinstance(value, Mapping) and isinstance(default.get(key), Mapping):
+            yield from differences(value, default[key], f"{prefix}{key}.")
+        elif value != default.get(key):
+            yield f"{prefix}{key}", value

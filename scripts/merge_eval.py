@@ -10,7 +10,7 @@ from scripts.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import steps, summary
+    from scripts import reporting, steps, summary
 
     started = time.monotonic()
     lines = steps.plan(points)
@@ -20,7 +20,7 @@ def walk(points: list[dict]) -> None:
     steps.merge(lines)
     steps.predict(lines, lambda line: line.sources)
     steps.score(lines, lambda line: line.sources)
-    summary.tell_report(lines, steps.report(lines), started)
+    summary.tell_report(lines, reporting.report(lines), started)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,18 @@ def _compose_and_walk(program: str, walk: Callable[[list[dict]], None]) -> None:
         walk(points)
 
 
+def compose(program: str, overrides: list[str]) -> dict:
+    """A composed config as a plain mapping, outside of a Hydra program."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        return as_mapping(hydra.compose(program, overrides=overrides))
+
+
+def runs_folder() -> Path:
+    """Where results live by default."""
+    return Path(compose("train_all", [])["paths"]["runs"])
+
+
 def as_mapping(config: DictConfig) -> dict:
     """The resolved config as a plain mapping; `???` stays, to be refused with its key's name."""
     mapping: Any = OmegaConf.to_container(config, resolve=True)
@@ -93,12 +105,10 @@ def _compose_chosen(program: str) -> dict:
     """The config with the command line's choices of groups alone (`merge=ties`), the rest left out."""
     groups = set(list_groups())
     chosen = [word for word in sys.argv[1:] if word.partition("=")[0] in groups and "," not in word]
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        try:
-            return as_mapping(hydra.compose(program, overrides=chosen))
-        except (HydraException, OmegaConfBaseException):
-            return as_mapping(hydra.compose(program))
+    try:
+        return compose(program, chosen)
+    except (HydraException, OmegaConfBaseException):
+        return compose(program, [])
 
 
 def list_groups() -> list[str]:

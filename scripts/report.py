@@ -10,12 +10,12 @@ from scripts.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import steps, summary
+    from scripts import reporting, steps, summary
 
     started = time.monotonic()
     lines = steps.plan(points)
     steps.score(lines, lambda line: line.sources)
-    summary.tell_report(lines, steps.report(lines), started)
+    summary.tell_report(lines, reporting.report(lines), started)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,14 @@ from eval.settings import Task
 from llava_ext.launch import launch_command
 from robustmerge.runs import Address
 from robustmerge.settings import UserError
+from scripts.config import read_config
 from scripts.jobs import Job, launch_plain, run_jobs
 from scripts.line import Line, Source, require
+
+
+def plan(points: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """The lines of all points of a sweep. Raises UserError for anything wrong in their configs."""
+    return [Line(read_config(point)) for point in points]
 
 
 def _once(
@@ -82,12 +88,12 @@ def train(lines: Sequence[Line]) -> None:
     run_jobs("train", jobs, config.jobs if config.trainer.side_by_side else 1, _logs(lines))
 
 
-def check_experts(lines: Sequence[Line]) -> None:
+def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:
     """Raises UserError naming the trained models that are not there and the command that makes them."""
     for line in lines:
         kept = [word for word in line.config.overrides if not word.lstrip("+~").startswith(("merge", "methods"))]
         command = " ".join(["bash scripts/train_all.sh", *(f"'{word}'" if "[" in word else word for word in kept)])
-        models = [*line.experts.values(), line.multi_task]
+        models = [*line.experts.values(), line.multi_task if multi_task else None]
         require(models, "trained models are", command)
 
 
@@ -149,3 +155,13 @@ def score(lines: Sequence[Line], sources: Callable[[Line], Sequence[Source]]) ->
         if not predictions.is_complete():
             raise UserError(f"{source.name} has no predictions for {task.name}; run scripts/predict.py first")
         score_answers(address, task.scoring(), line.questions(task), predictions.path)
+
+
+def chosen_source(line: Line) -> Sequence[Source]:
+    """The one source that `source=` names."""
+    return (line.find_source(line.config.source or ""),)
+
+
+def predictions_of(line: Line) -> list[Address]:
+    """The prediction files of the chosen source."""
+    return [line.predictions(source, task) for source in chosen_source(line) for task in source.tasks]

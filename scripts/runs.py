@@ -1,0 +1,206 @@
+"""List what exists, and remove what no report uses.
+
+python scripts/runs.py                  every result: address, what differs from the defaults, score, size, commit
+python scripts/runs.py --kind merged    of one kind: data, base, experts, merged, predictions, scores
+python scripts/runs.py --clean          remove what no report uses (shows it and asks first; --yes does not ask)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from robustmerge.records import read_score  # noqa: E402
+from robustmerge.runs import is_locked, read_manifest  # noqa: E402
+from robustmerge.settings import UserError  # noqa: E402
+from scripts.guard import guarded  # noqa: E402
+
+KINDS = ("data", "base", "experts", "merged", "predictions", "scores")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result on disk. identity and record are empty while it is unfinished."""
+
+    root: Path
+    path: Path
+    identity: dict
+    record: dict
+
+    @property
+    def short(self) -> str:
+        return self.path.relative_to(self.root).as_posix()
+
+    @property
+    def kind(self) -> str:
+        return self.short.split("/")[0]
+
+    def size(self) -> int:
+        files = [self.path] if self.path.is_file() else [file for file in self.path.rglob("*") if file.is_file()]
+        return sum(file.stat().st_size for file in files)
+
+
+def find_results(root: Path) -> Iterator[Result]:
+    """Everything under one run folder, in the order of the line; each kind by name."""
+    for kind in KINDS:
+        if not (root / kind).is_dir():
+            continue
+        if kind in ("predictions", "scores"):
+            paths = [p for p in (root / kind).rglob("*") if p.suffix in (".json", ".jsonl", ".partial")]
+            paths = [p for p in paths if not p.name.endswith(".manifest.json")]
+        else:
+            paths = [p for p in (root / kind).iterdir() if p.is_dir()]
+        for path in sorted(paths):
+            manifest = path / "manifest.json" if path.is_dir() else path.with_suffix(".manifest.json")
+            known = read_manifest(manifest) if manifest.exists() else {"identity": {}, "record": {}}
+            yield Result(root, path, known["identity"], known["record"])
+
+
+def find_roots(runs: Path) -> list[Path]:
+    """Every `<benchmark>-<model>` folder under the runs folder, those of other profiles included."""
+    return sorted(
+        {path.parent for kind in KINDS for path in runs.glob(f"**/{kind}") if path.parent.parent in _tops(runs)}
+    )
+
+
+def _tops(runs: Path) -> set[Path]:
+    return {runs, *(path for path in runs.iterdir() if path.is_dir())}
+
+
+@lru_cache
+def _defaults(root: Path) -> Mapping[str, dict]:
+    """`kind/name` -> settings of the default configuration of that run folder."""
+    from scripts.program import compose
+    from scripts.steps import plan
+
+    benchmark, _, model = root.name.partition("-")
+    profile = "full" if (root.parent / "smoke").exists() or root.parent.name != "smoke" else "smoke"
+    try:
+        (line,) = plan(
+            [compose("train_all", [f"benchmark={benchmark}", f"model={model}", f"profile={profile}", "methods=all"])]
+        )
+    except UserError:
+        return {}
+    addresses = [line.corpus, line.base, *line.experts.values(), *(line.data(task) for task in line.config.tasks)]
+    addresses += [address for address in [line.multi_task] if address]
+    addresses += [line.merged(method) for method in line.config.methods]
+    return {address.short.rpartition("-")[0]: address.identity for address in addresses}
+
+
+def describe(result: Result) -> str:
+    """What differs from the defaults; `unfinished` without a manifest."""
+    from scripts.config import differences
+
+    if not result.identity:
+        return "unfinished"
+    default = _defaults(result.root).get(result.short.rpartition("-")[0])
+    if default is None or result.kind in ("predictions", "scores"):
+        return ""
+    told = differences(result.identity.get("settings", {}), default.get("settings", {}))
+    changed = {name.split("/")[0] for name, value in result.identity.get("inputs", {}).items()
+               if default.get("inputs", {}).get(name) != value}  # fmt: skip
+    return ", ".join(
+        [*(f"{key}={json.dumps(value)}" for key, value in told), *(f"other {name}" for name in sorted(changed))]
+    )
+
+
+def score_of(result: Result) -> str:
+    """The score of a score file; the mean over its scored tasks for a source."""
+    if result.kind == "scores":
+        return f"{read_score(result.path).value:.2f}"
+    name = {"base": "zero_shot", "experts": "expert", "merged": "merged"}.get(result.kind)
+    if name is None:
+        return ""
+    stem, _, hash8 = result.path.name.rpartition("-")
+    folder = {"base": f"zero_shot-{hash8}", "merged": f"merged/{result.path.name}"}.get(
+        result.kind, f"expert/{result.path.name}"
+    )
+    if stem == "multi_task":
+        folder = result.path.name
+    values = [read_score(file).value for file in (result.root / "scores" / folder).glob("*.json")
+              if not file.name.endswith(".manifest.json")]  # fmt: skip
+    return f"{sum(values) / len(values):.2f} ({len(values)})" if values else ""
+
+
+def show(roots: list[Path], kinds: tuple[str, ...]) -> None:
+    """Print the table."""
+    for root in roots:
+        rows = [
+            (r.short, describe(r), score_of(r), _size(r.size()), (r.record.get("commit") or "")[:8])
+            for r in find_results(root)
+            if r.kind in kinds
+        ]
+        if not rows:
+            continue
+        widths = [max(len(row[i]) for row in [*rows, TITLES]) for i in range(len(TITLES))]
+        print(f"\n{root}")
+        for row in [TITLES, *rows]:
+            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+TITLES = ("address", "differs from the defaults in", "score (tasks)", "size", "commit")
+
+
+def clean(roots: list[Path], sure: bool) -> None:
+    """Remove what no report uses. What a running process holds stays."""
+    unused = []
+    for root in roots:
+        used: set[str] = set()
+        for file in root.glob("reports/*/addresses.json"):
+            used.update(json.loads(file.read_text()))
+        unused += [r for r in find_results(root) if r.short not in used and not is_locked(r.path)]
+    if not unused:
+        print("nothing to remove: every result is used by a report")
+        return
+    for result in unused:
+        print(f"  {result.root.name}/{result.short}  {_size(result.size())}")
+    total = _size(sum(result.size() for result in unused))
+    if not sure and input(f"remove these {len(unused)} results ({total})? [y/N] ").strip().lower() != "y":
+        print("nothing removed")
+        return
+    for result in unused:
+        if result.path.is_dir():
+            (result.path / "manifest.json").unlink(missing_ok=True)  # first: a half-removed result is unfinished
+            shutil.rmtree(result.path)
+        else:
+            result.path.with_suffix(".manifest.json").unlink(missing_ok=True)
+            result.path.unlink()
+    print(f"removed {len(unused)} results ({total})")
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"
+
+
+def main() -> None:
+    from scripts.program import runs_folder
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=KINDS, help="show one kind only (default: all but predictions and scores)")
+    parser.add_argument("--clean", action="store_true", help="remove what no report uses")
+    parser.add_argument("--yes", action="store_true", help="with --clean: do not ask")
+    asked = parser.parse_args()
+    runs = runs_folder()
+    roots = find_roots(runs) if runs.is_dir() else []
+    if not roots:
+        print(f"nothing yet under {runs}; make something with: bash scripts/train_all.sh")
+    elif asked.clean:
+        clean(roots, asked.yes)
+    else:
+        show(roots, (asked.kind,) if asked.kind else KINDS[:4])
+
+
+if __name__ == "__main__":
+    guarded(main, "python scripts/runs.py")

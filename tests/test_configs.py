@@ -1,0 +1,150 @@
+"""Every config file composes and becomes its dataclass; every mistake on the command line is one clear message."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from robustmerge.runs import REPOSITORY
+from robustmerge.settings import UserError
+from scripts.config import read_config
+from scripts.program import CONFIGS, compose, list_options
+from scripts.steps import plan
+
+PROGRAMS = sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "common")
+GROUPS = ("benchmark", "merge", "model", "peft", "trainer", "logger", "profile", "paths")
+
+
+def test_there_are_configs_to_test():
+    assert len(PROGRAMS) == 8
+    assert {len(list_options(group)) > 0 for group in GROUPS} == {True}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_composes_into_a_checked_configuration(program):
+    assert read_config(compose(program, ["source=zero_shot"])).tasks
+
+
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])
+def test_every_option_of_every_group_becomes_its_dataclass(choice):
+    config = read_config(compose("train_all", [choice]))
+    assert len(config.methods) == (1 if choice.startswith("merge=") else 2)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_every_config_begins_with_a_comment(file):
+    assert file.read_text().startswith("#")
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "merge").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_method_is_called_what_its_file_is_called(file):
+    assert yaml.safe_load(file.read_text())["name"] == file.stem
+    assert file.read_text().startswith(f"# bash scripts/merge_eval.sh merge={file.stem}\n")
+
+
+def test_conda_gets_the_versions_of_the_lock_file():
+    locked = [line for line in (REPOSITORY / "requirements.lock").read_text().splitlines() if "==" in line]
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+    assert environment["dependencies"][-1]["pip"] == locked
+    assert not [line for line in locked if "+" in line or "nvidia" in line or "--hash" in line]
+
+
+def test_no_tracked_file_names_a_place_of_one_machine():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        file = REPOSITORY / name
+        if file.suffix in (".py", ".sh", ".yaml", ".md", ".toml"):
+            text = file.read_text()
+            assert not any(place + "/" in text for place in ("/home", "/mnt", "/tmp", "/root")), name  # noqa: S108
+
+
+def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / f"{program}.py"), f"paths.runs={runs}", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "said"),
+    [
+        ("train_all", ["peft.rr=8"], "unknown key 'rr' under peft; choose one of"),
+        ("train_all", ["pefft.r=8"], "unknown key 'pefft'; choose one of"),
+        ("train_all", ["peft.r=eight"], "expected a whole number, got 'eight' (peft.r)"),
+        ("train_all", ["tasks=[vqa2]"], "unknown task 'vqa2'; choose one of"),
+        ("train_all", ["tasks=[vqav2"], "Lists and spaces need quotes"),
+        ("train_all", ["model=tny"], "unknown model 'tny'; choose one of tiny (did you mean 'tiny'?)"),
+        ("merge_eval", ["merge=robust"], "unknown method 'robust'; choose one of"),
+        ("merge_eval", ["methods=[tais]"], "unknown method 'tais'; choose one of"),
+        ("merge_eval", ["merge.strength=1"], "can be set for one method only: add merge=NAME"),
+        ("merge_eval", ["merge=robustmerge", "merge.prune.density=1.2"], "(merge.prune.density)"),
+        ("merge_eval", ["merge=robustmerge", "merge.prune.densty=1"], "did you mean 'density'?"),
+        ("merge_eval", ["experts=[a:nowhere]"], "nowhere has no adapter_config.json (experts)"),
+        ("merge_eval", ["peft.r=8", "merge=robustmerge"], "Make them with: bash scripts/train_all.sh peft.r=8"),
+        ("predict", ["source=expert/vqa"], "unknown source 'expert/vqa'; choose one of"),
+        ("predict", [], "source"),
+    ],
+)
+def test_a_mistake_is_one_message_and_nothing_is_written(tmp_path, program, words, said):
+    found = answer(program, *words, runs=tmp_path / "runs")
+    assert found.returncode == 2, found.stderr
+    assert found.stderr.startswith("error: ")
+    assert said in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+
+
+def test_all_mistakes_of_a_configuration_are_told_at_once():
+    point = compose("merge_eval", ["merge=robustmerge", "merge.prune.density=2", "peft.r=0", "seed=x", "tasks=[nope]"])
+    with pytest.raises(UserError) as told:
+        read_config(point)
+    for key in ("(merge.prune.density)", "(peft.r)", "(seed)", "(tasks)"):
+        assert key in str(told.value)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_shows_how_to_use_it(program, tmp_path):
+    shown = answer(program, "--help", runs=tmp_path)
+    assert shown.returncode == 0
+    assert f"scripts/{program}." in shown.stdout
+    assert "benchmark: mini" in shown.stdout
+
+
+def test_the_configuration_can_be_printed(tmp_path):
+    shown = answer("train_all", "peft.r=8", "--cfg", "job", runs=tmp_path)
+    assert yaml.safe_load(shown.stdout)["peft"]["r"] == 8
+
+
+def test_what_does_not_change_a_result_does_not_change_its_address():
+    (usual,) = plan([compose("train_all", [])])
+    (other,) = plan([compose("train_all", ["jobs=7", "logger=none", "report=other"])])
+    assert {a.short for a in usual.experts.values()} == {a.short for a in other.experts.values()}
+
+
+def test_an_override_reaches_the_stages_it_is_about_and_disturbs_no_other():
+    (usual,) = plan([compose("train_all", [])])
+    (other,) = plan([compose("train_all", ["peft.r=8"])])
+    assert usual.base == other.base
+    assert usual.corpus == other.corpus
+    for name in usual.experts:
+        assert usual.experts[name].path != other.experts[name].path
+
+
+def test_a_subset_of_tasks_has_the_same_experts():
+    (all_tasks,) = plan([compose("train_all", [])])
+    (few,) = plan([compose("train_all", ["tasks=[vqav2,rec]"])])
+    assert few.experts == {name: all_tasks.experts[name] for name in ("vqav2", "rec")}
+    assert few.multi_task != all_tasks.multi_task
+
+
+def test_the_seed_of_the_experts_leaves_data_and_base_alone():
+    (first,) = plan([compose("train_all", ["seed=1"])])
+    (second,) = plan([compose("train_all", ["seed=2"])])
+    assert first.base == second.base
+    assert not set(a.path for a in first.experts.values()) & set(a.path for a in second.experts.values())
