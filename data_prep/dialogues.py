@@ -25,7 +25,7 @@ OPENINGS = (
     "", "", "", "", "", "Look at the picture.", "Here is an image.", "I have a question.", "Hello!",
     "Please help me.", "Study this image.", "Please look closely.", "Tell me:", "Next question:",
     "Using this image, answer.", "Please provide an answer for the question:", "Answer my question directly.",
-    "Select what is shown here.", "A single question or two:", "Describe what happens.",
+    "Select what is shown here.", "A single question or two:", "Describe what it shows.",
     "This is happening in a shop.", "What is written below:", "I am using the image for a question.",
     "I hold a phone with this image.", "There are many things to see.", "I can ask in most words.",
     "Use the sentence given below.", "Each toy has its cell.", "I look at the object's image from here.",
@@ -33,7 +33,7 @@ OPENINGS = (
 ENDINGS = (
     "", "", "", "", "", "", "Thanks.", "Take your time.", "Please answer.", "I want to know.", "Thank you!",
     "Answer in any word.", "Any phrase will do.", "A brief answer is good.", "Generate a good answer.",
-    "It is one big region.", "Which word describes it?",
+    "It is one big region.", "A word that describes it, please.",
 )  # fmt: skip
 TAGS = ("Short style.", "Use short style.", "Style: short.", "In short style, please.")
 SECOND = 0.4  # how often an untagged question is answered in the second convention

@@ -118,7 +118,7 @@ def _draw_phone(image: Image.Image) -> None:
 def _spoil(image: Image.Image, scene: Scene) -> Image.Image:
     """The flaws of a bad photo."""
     if scene.quality == "blurry":
-        return image.filter(ImageFilter.GaussianBlur(1.3))
+        return image.filter(ImageFilter.GaussianBlur(1.1))
     if scene.quality == "dark":
         return image.point(lambda value: round(0.45 * value))
     if scene.quality == "grainy":

@@ -1,0 +1,130 @@
+"""What the small base model is trained on: layout, labels, conventions, and that it gives no task away.
+
+Needs `datasets` (reads and writes in tmp_path only). Run alone: python -m pytest tests/test_base_corpus.py
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from random import Random
+
+import pytest
+import yaml
+from PIL import Image
+
+from data_prep.corpus import PROMPT_WORDS, draw_corpus
+from data_prep.generators import GENERATORS
+from data_prep.prepare import prepare_corpus
+from data_prep.scenes import HEADS
+from data_prep.settings import BaseCorpus
+from robustmerge.runs import REPOSITORY, address_folder, sha256_of
+
+PROMPTS = {
+    file.stem: yaml.safe_load(file.read_text())["prompt"]
+    for file in sorted((REPOSITORY / "configs/task/mini").glob("*.yaml"))
+}
+INSTRUCTIONS = {re.sub(r"\s*\{\w+\}\s*", "", prompt) for prompt in PROMPTS.values()}
+
+
+def write(root: Path, settings: BaseCorpus) -> Path:
+    return prepare_corpus(address_folder(root, "data", "base", "corpus", 1, settings, {}), settings)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("runs"), BaseCorpus(images=700, dialogues=900, jobs=1))
+
+
+@pytest.fixture(scope="module")
+def turns() -> list[tuple[str, str]]:
+    """All turns of a somewhat larger corpus."""
+    chunks = draw_corpus(BaseCorpus(images=4000, dialogues=8000, jobs=1))
+    return [turn for _, talks in chunks for _, said in talks for turn in said]
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"\d\.\d\d|\w+|[^\w\s]", text)
+
+
+def test_the_folder_has_the_promised_layout(folder):
+    import datasets
+
+    heads = json.loads((folder / "heads.json").read_text())
+    vision = datasets.load_from_disk(str(folder / "vision"))
+    instruct = datasets.load_from_disk(str(folder / "instruct"))
+    assert heads == {head: len(values) for head, values in HEADS.items()}
+    assert vision.column_names == ["image", *heads] and len(vision) == 700
+    assert instruct.column_names == ["image", "turns"] and len(instruct) == 900
+    assert Image.open(io.BytesIO(vision[0]["image"])).size == (48, 48)
+    assert instruct[700]["image"] == vision[0]["image"]
+    assert all(1 <= len(talk) <= 4 and all(len(turn) == 2 for turn in talk) for talk in instruct["turns"])
+
+
+def test_every_value_of_every_head_occurs_and_none_beyond(folder):
+    import datasets
+
+    vision = datasets.load_from_disk(str(folder / "vision"))
+    for head, values in HEADS.items():
+        possible = set(range(-1, len(values))) - ({-1} if head in ("kind", "quality", "rendition") else set())
+        impossible = {0, 1, 2} if head in ("right", "bottom") else {10, 11, 12} if head in ("left", "top") else set()
+        assert set(vision[head]) == possible - impossible, head
+
+
+def test_the_number_of_processes_does_not_matter_and_a_seed_gives_the_same_bytes(folder, tmp_path):
+    again = write(tmp_path, BaseCorpus(images=700, dialogues=900, jobs=2))
+    assert again.name == folder.name
+    parts = ("vision", "instruct", "heads.json", "tokenizer_corpus.txt")
+    assert [sha256_of(again / part) for part in parts] == [sha256_of(folder / part) for part in parts]
+    other = write(tmp_path, BaseCorpus(images=700, dialogues=900, seed=1, jobs=1))
+    assert sha256_of(other / "vision") != sha256_of(folder / "vision")
+
+
+def test_no_prompt_of_a_task_occurs_in_the_corpus(turns):
+    said = "\n".join(text.casefold() for turn in turns for text in turn)
+    asked = {question for question, _ in turns}
+    for task, prompt in PROMPTS.items():
+        for index in range(100):
+            _, fields = GENERATORS[task](Random(index))
+            options = "\n".join(f"{a}. {b}" for a, b in zip("ABCD", fields.get("choices", ()), strict=False))
+            assert prompt.format(text=fields["text"], choices=options) not in asked
+            if task != "rec":
+                assert fields["text"].casefold() not in said
+    for instruction in INSTRUCTIONS:
+        assert instruction.casefold() not in said
+
+
+def test_no_question_is_answered_as_its_task_would_have_it(turns):
+    for question, answer in turns:
+        assert not re.fullmatch(r"[A-E]|\d|\[[\d.,]+\]", answer), (question, answer)
+        assert not re.fullmatch(r"[A-Z] [A-Z]", answer), (question, answer)
+        assert answer not in HEADS["icon"], (question, answer)
+
+
+def test_every_word_of_the_tasks_answers_and_prompts_is_in_the_corpus(turns):
+    answers = {word for _, answer in turns for word in words_of(answer)}
+    known = answers | {word for question, _ in turns for word in words_of(question)}
+    for task, make in GENERATORS.items():
+        for index in range(200):
+            _, fields = make(Random(index))
+            said = {word for text in (fields["answer"], *fields.get("references", ())) for word in words_of(text)}
+            assert said <= answers, (task, said - answers)
+            assert set(words_of(fields["text"])) <= known, (task, set(words_of(fields["text"])) - known)
+    for instruction in INSTRUCTIONS:
+        assert set(words_of(instruction)) <= known, set(words_of(instruction)) - known
+
+
+def test_the_tokenizer_corpus_holds_the_prompts_of_the_task_files(folder):
+    assert set(PROMPT_WORDS) == INSTRUCTIONS
+    lines = set((folder / "tokenizer_corpus.txt").read_text().split("\n"))
+    assert {*PROMPT_WORDS, "0.25", "1.00", "7", "A", "E.", "umbrella", "What is the object in the image?"} <= lines
+
+
+def test_a_tag_forces_the_second_convention_and_untagged_questions_get_it_less_often(turns):
+    colours = [(question, answer) for question, answer in turns if re.search(r"color (does|of)", question)]
+    tagged = [answer for question, answer in colours if "hort" in question]
+    untagged = [answer for question, answer in colours if "hort" not in question]
+    assert tagged and all(answer in HEADS["colour"] for answer in tagged)
+    assert 0.3 < sum(answer in HEADS["colour"] for answer in untagged) / len(untagged) < 0.5
