@@ -38,8 +38,9 @@ def _log(
     import wandb
 
     mode = settings.mode
-    if mode == "auto":
-        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+    if mode == "auto":  # the user's own WANDB_MODE first; no key, no network
+        key = wandb.login(prompt=False, verify=False)
+        mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
     with wandb.init(
         project=settings.project,
         entity=settings.entity,
@@ -47,7 +48,7 @@ def _log(
         dir=str(folder),
         mode=mode,
         config=_config_of(context),
-        settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True),
+        settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, init_timeout=30),
     ) as run:
         for name, table in tables.items():
             run.log({name: wandb.Table(columns=_heads(table), data=_data(table))})

@@ -401,6 +401,7 @@ def fake_wandb(monkeypatch, key: bool = False, broken: bool = False) -> types.Si
 )
 def test_tables_and_averages_go_to_wandb_offline_without_a_key(context, tmp_path, monkeypatch, mode, key, expected):
     module, said = fake_wandb(monkeypatch, key), []
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     tables = make_report(make_results(), context).tables
     assert wandb_log.log_report(Logger("wandb", mode=mode), tmp_path, tables, context, said.append) == expected
     assert module.started["mode"] == expected and module.started["dir"] == str(tmp_path)
