@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -12,6 +13,12 @@ from robustmerge.runs import end_with_process, process_start
 
 J = TypeVar("J")
 R = TypeVar("R")
+
+
+def _begin(parent: int, start: str) -> None:
+    """In a drawing process: Ctrl-C is the parent's to answer, and a killed parent leaves nothing behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_process(parent, start)
 
 
 def map_in_order(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> Iterator[R]:
@@ -23,7 +30,7 @@ def map_in_order(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> I
     pool = ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=end_with_process,  # a killed parent leaves no drawing process behind
+        initializer=_begin,
         initargs=(parent, process_start(parent)),
     )
     with pool:
