@@ -147,4 +147,4 @@ def test_the_seed_of_the_experts_leaves_data_and_base_alone():
     (first,) = plan([compose("train_all", ["seed=1"])])
     (second,) = plan([compose("train_all", ["seed=2"])])
     assert first.base == second.base
-    assert not set(a.path for a in first.experts.values()) & set(a.path for a in second.experts.values())
+    assert not {a.path for a in first.experts.values()} & {a.path for a in second.experts.values()}
