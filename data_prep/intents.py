@@ -1,0 +1,262 @@
+"""What the small base model is asked about a scene, and its two ways of answering.
+
+An intent is a function of a seeded generator and a scene that returns a question and the answer in either
+convention. Both differ from what the tasks ask for, but use the words of their answers (see `dialogues.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from data_prep.mini.multiple_choice import SHAPE_OPTIONS
+from data_prep.mini.vqav2 import NUMBERS
+from data_prep.scenes import COLOURS, GRID, ICONS, MARKS, MATERIALS, SHAPES, SIDE, SIZES, Scene
+
+Asked = tuple[str, str, str]  # question, answer in the first convention, answer in the second
+
+LOOSE_SIZES = {"small": "tiny", "medium": "normal", "large": "huge"}
+LOOSE_PLACES = {"top": "upper", "bottom": "lower", "center": "middle"}
+FOUR_COLOURS = tuple(tuple(COLOURS)[start : start + 4] for start in (0, 4))
+
+
+def _loose_place(place: str) -> str:
+    return " ".join(LOOSE_PLACES.get(word, word) for word in place.split())
+
+
+def _a(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+def _thing(rng: Random) -> str:
+    return rng.choice(("thing", "figure", "item", "object", "form"))
+
+
+def ask_colour(rng: Random, scene: Scene) -> Asked:
+    thing = "book" if scene.kind == "book" else _thing(rng)
+    question = rng.choice(
+        (
+            f"Which color does the {thing} have?",
+            f"Name the color of the {thing}.",
+            f"What color does this {thing} have?",
+        )
+    )
+    return question, f"it is {scene.colour}", scene.colour
+
+
+def ask_shape(rng: Random, scene: Scene) -> Asked:
+    thing = _thing(rng)
+    question = rng.choice(
+        (
+            f"Which shape has the {thing}?",
+            f"Name the shape of the {thing}.",
+            f"The shape of this {thing}, what is it?",
+        )
+    )
+    return question, f"it is {_a(scene.shape)}", scene.shape
+
+
+def ask_size(rng: Random, scene: Scene) -> Asked:
+    thing = _thing(rng)
+    question = rng.choice(
+        (f"Name the size of the {thing}.", f"How large is this {thing}?", f"How big does the {thing} look?")
+    )
+    return question, f"it looks {LOOSE_SIZES[scene.size]}", f"{scene.size} size"
+
+
+def ask_place(rng: Random, scene: Scene) -> Asked:
+    thing = _thing(rng)
+    question = rng.choice(
+        (
+            f"Where do you see the {thing}?",
+            f"In which part is the {thing}?",
+            f"Where in the picture is the {thing} shown?",
+        )
+    )
+    return question, f"it sits in the {_loose_place(scene.place)} part", f"at the {scene.place}"
+
+
+def ask_material(rng: Random, scene: Scene) -> Asked:
+    thing = _thing(rng)
+    question = rng.choice(
+        (
+            f"Name the material of the {thing}.",
+            f"Of which material is the {thing}?",
+            f"What stuff is the {thing} of?",
+        )
+    )
+    return question, f"it is made of {scene.material}", f"{scene.material} stuff"
+
+
+def ask_quality(rng: Random, scene: Scene) -> Asked:
+    question = rng.choice(("How good is this photo?", "Name the quality of the picture.", "How is the image quality?"))
+    return question, f"the photo is {scene.quality}", f"{scene.quality} picture"
+
+
+def ask_rendition(rng: Random, scene: Scene) -> Asked:
+    question = rng.choice(
+        ("Is this in color or a drawing?", "How was this picture made?", "Name the kind of the image.")
+    )
+    return question, f"it is a {scene.rendition} image", f"{scene.rendition} style"
+
+
+def ask_colour_of(rng: Random, scene: Scene) -> Asked:
+    """Yes or no to a colour or a shape."""
+    truth = rng.random() < 0.5
+    kind = rng.choice([kind for kind in ("colour", "shape") if getattr(scene, kind)])
+    known, right = (tuple(COLOURS), scene.colour) if kind == "colour" else (SHAPES, scene.shape)
+    asked = right if truth else rng.choice([value for value in known if value != right])
+    thing = _thing(rng)
+    question = rng.choice((f"Would you call the {thing} {asked}?", f"Do you see {asked} here?", f"{asked}, yes or no?"))
+    return question, f"yes, it is {right}" if truth else f"no, it is {right}", "yes" if truth else "no"
+
+
+def ask_box(rng: Random, scene: Scene) -> Asked:
+    """Boxes in other forms than the task's: grid columns and rows; two intervals."""
+    thing = rng.choice((_thing(rng), scene.shape, f"{scene.size} {scene.shape}"))
+    question = rng.choice(
+        (
+            f"Give the coordinate of the {thing}.",
+            f"From where to where does the {thing} reach?",
+            f"Give a box bounding the {thing}.",
+        )
+    )
+    left, top, right, bottom = (edge // GRID for edge in scene.box)
+    x0, y0, x1, y1 = (f"{edge / SIDE:.2f}" for edge in scene.box)
+    return question, f"columns {left} to {right}, rows {top} to {bottom}", f"across [{x0},{x1}] down [{y0},{y1}]"
+
+
+def ask_edge(rng: Random, scene: Scene) -> Asked:
+    index, edge = rng.choice(list(enumerate(("left", "top", "right", "bottom"))))
+    thing = _thing(rng)
+    question = rng.choice((f"Where is the {edge} edge of the {thing}?", f"Name the {edge} edge of the {thing}."))
+    return question, f"line {scene.box[index] // GRID}", f"{scene.box[index] / SIDE:.2f}"
+
+
+def _list_options(rng: Random, scene: Scene) -> tuple[str, str, str]:
+    """Options in a fixed order as the tasks list them, the right one and its letter."""
+    values = {SHAPE_OPTIONS: scene.shape, FOUR_COLOURS: scene.colour, (MATERIALS,): scene.material}
+    values[(tuple(SIZES),)] = scene.size
+    fitting = [(options, right) for sets, right in values.items() for options in sets if right in options]
+    options, right = rng.choice(fitting)
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
+    return listed, right, "ABCD"[options.index(right)]
+
+
+def ask_options(rng: Random, scene: Scene) -> Asked:
+    """Options, answered by their text."""
+    listed, right, _ = _list_options(rng, scene)
+    question = rng.choice(
+        ("Which of these choices fits the picture?", "Select what you see.", "Which of these is right?")
+    )
+    return f"{question}\n{listed}\n", f"I choose {right}", right
+
+
+def ask_option(rng: Random, scene: Scene) -> Asked:
+    """Options, answered by their letter, but never by the letter alone."""
+    listed, _, letter = _list_options(rng, scene)
+    question = rng.choice(
+        ("Which option fits the picture?", "Select the option that you see.", "Which option is right?")
+    )
+    return f"{question}\n{listed}\n", f"it is option {letter}", f"option {letter}"
+
+
+def ask_scene(rng: Random, scene: Scene) -> Asked:
+    """Descriptions, in other forms than captions of the tasks but with their words."""
+    question = rng.choice(
+        (
+            "Say what you see.",
+            "Tell me about this picture.",
+            "What can be seen?",
+            "Describe what is there.",
+            "Say a caption.",
+        )
+    )
+    where = "phone screen" if scene.kind == "screen" else rng.choice(("picture", "photo", "image"))
+    page = "page" if scene.kind == "screen" else f"{scene.quality} photo"
+    size, place = LOOSE_SIZES[scene.size], _loose_place(scene.place)
+    if scene.rendition == "drawing":
+        return (
+            question,
+            f"this drawing has a {size} {scene.shape}, {place}",
+            f"{scene.shape} drawing, {scene.place}",
+        )
+    first = f"this {where} has {scene.colour} {scene.material} stuff, a {size} {scene.shape}, {place}"
+    second = rng.choice(
+        (
+            f"{scene.quality} {where} with {scene.shape}, {scene.size}, {scene.colour}, at the {scene.place}",
+            f"one {scene.shape} stands there in {scene.colour}, showing {scene.material}, in the {scene.place}",
+            f"showing a {scene.colour} {scene.shape} on a {page}, {scene.size}, of {scene.material}",
+        )
+    )
+    return question, first, second
+
+
+def ask_icon(rng: Random, scene: Scene) -> Asked:
+    thing = _thing(rng)
+    question = rng.choice(
+        (f"Which {thing} is this?", f"Name the {thing}.", f"What do you call this {thing}?", "What might this be?")
+    )
+    return question, f"it looks like {_a(scene.icon)}", f"{scene.icon} symbol"
+
+
+def ask_whether_icon(rng: Random, scene: Scene) -> Asked:
+    truth = rng.random() < 0.5
+    asked = scene.icon if truth else rng.choice([icon for icon in ICONS if icon != scene.icon])
+    question = rng.choice((f"Would you call this {_a(asked)}?", f"Do you see {_a(asked)} here?"))
+    return (
+        question,
+        f"yes, it is {_a(asked)}" if truth else f"no, it is {_a(scene.icon)}",
+        "yes" if truth else "no",
+    )
+
+
+def ask_count(rng: Random, scene: Scene) -> Asked:
+    """Counts as words; digits are said only of columns, rows and lines."""
+    colour = rng.choice([None, *MARKS])
+    thing = rng.choice(("marks", "toys", "items", "icons", "things") + (("cells",) if scene.kind == "table" else ()))
+    thing = thing if colour is None else f"{colour} {thing}"
+    place = rng.choice(("", "", " in this table" if scene.kind == "table" else " in this picture"))
+    question = rng.choice(
+        (
+            f"Count the {thing}{place}.",
+            f"How many {thing} do you see{place}?",
+            f"Give the number of {thing}{place}.",
+        )
+    )
+    number = NUMBERS[scene.count(colour)]
+    kind = "" if colour is None else f" {colour}"
+    first = f"I count {number}{kind} {'mark' if number == 'one' else 'marks'}"
+    return question, first, f"{number} in all" if colour is None else f"{number}{kind}"
+
+
+def ask_title(rng: Random, scene: Scene) -> Asked:
+    first, second = scene.letters
+    question = rng.choice(
+        ("Read the cover.", "Which letters do you see?", "Spell the title.", "Read the name of the book.")
+    )
+    return question, f"the letters are {first} and {second}", f"{first} then {second}"
+
+
+def ask_letter(rng: Random, scene: Scene) -> Asked:
+    index, which = rng.choice([(0, "first"), (1, "second"), (0, "left"), (1, "right")])
+    question = rng.choice((f"Read the {which} letter.", f"Which letter is the {which} one?"))
+    return question, f"the letter is {scene.letters[index]}", f"letter {scene.letters[index]}"
+
+
+_SEEN = (ask_colour, ask_shape, ask_size, ask_place, ask_material, ask_colour_of, ask_box, ask_edge, ask_options,
+         ask_option, ask_scene, ask_scene)  # fmt: skip
+_DRAWN = (ask_shape, ask_size, ask_place, ask_rendition, ask_box, ask_scene)
+_INTENTS: dict[str, tuple[Callable[[Random, Scene], Asked], ...]] = {
+    "object": (*_SEEN, ask_quality),
+    "screen": _SEEN,
+    "icon": (ask_icon, ask_icon, ask_whether_icon, ask_rendition),
+    "book": (ask_title, ask_title, ask_letter, ask_colour),
+    "marks": (ask_count, ask_count),
+    "table": (ask_count, ask_count),
+}
+
+
+def intents_of(scene: Scene) -> tuple[Callable[[Random, Scene], Asked], ...]:
+    """What can be asked about a scene; the likelier intents are listed twice."""
+    return _DRAWN if scene.kind == "object" and scene.rendition == "drawing" else _INTENTS[scene.kind]
