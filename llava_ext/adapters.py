@@ -1,0 +1,125 @@
+"""LoRA adapters on the language model of a LLaVA: made, started from a named seed, saved, loaded without a gap."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from llava_ext.data import seed_of
+from llava_ext.settings import Peft
+from robustmerge.runs import UserError, write_atomically
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: str) -> PeftModel:
+    """Put LoRA on the language model's linears and make the projector trainable.
+
+    A of each module is drawn by the sha256 of (seed, task, module), without the task for `shared_a_init`; B is zero.
+    Raises UserError if the targets match nothing, or anything in the vision tower.
+    """
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets,
+        modules_to_save=list(settings.modules_to_save),
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        bias="none",
+        base_model_name_or_path=base,
+    )
+    matched = [name for name, _ in model.named_modules() if re.fullmatch(settings.targets, name)]
+    if not matched:
+        raise UserError(f"no module of the model matches peft.targets '{settings.targets}'")
+    if astray := [name for name in matched if "vision_tower" in name]:
+        raise UserError(f"peft.targets must leave the vision tower alone, but matches {astray[0]}")
+    adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    start_a(adapted, seed, None if settings.shared_a_init else task)
+    return adapted
+
+
+@torch.no_grad()
+def start_a(model: PeftModel, seed: int, task: str | None) -> None:
+    """Draw every A anew, uniform in +-1/sqrt(d_in) as PEFT does, each from a generator of its own."""
+    for name, weight in model.named_parameters():
+        if ".lora_A." in name:
+            module = name.split(".lora_A.")[0].removeprefix("base_model.model.")
+            generator = torch.Generator().manual_seed(seed_of(seed, task or "all tasks", module))
+            bound = math.sqrt(1.0 / weight.shape[1])
+            drawn = torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
+            weight.copy_(drawn.to(weight.dtype))
+
+
+def digest_of_a(model: PeftModel) -> str:
+    """sha256 over all A, modules by name: equal for experts that start from the same A."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if ".lora_A." in name:
+            digest.update(weight.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter as PEFT reads it, with bytes that depend on its content alone.
+
+    Raises UserError if nothing was learned or if there is LoRA in the vision tower.
+    """
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: weight.detach().cpu().contiguous().clone() for name, weight in sorted(state.items())}
+    check_adapter(tensors)
+    config = model.peft_config["default"].to_dict()
+    config["inference_mode"] = True
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_atomically(folder / CONFIG, json.dumps(_plain(config), indent=2, sort_keys=True) + "\n")
+
+
+def check_adapter(tensors: dict[str, Tensor]) -> None:
+    """Raises UserError for LoRA in the vision tower, numbers that are none, or B that is zero everywhere."""
+    if astray := [name for name in tensors if "vision_tower" in name and "lora_" in name]:
+        raise UserError(f"there is LoRA in the vision tower: {astray[0]}")
+    if bad := [name for name, weight in tensors.items() if not torch.isfinite(weight).all()]:
+        raise UserError(f"the adapter holds numbers that are not finite: {bad[0]}")
+    up = [weight for name, weight in tensors.items() if "lora_B" in name]
+    if not any(bool(weight.any()) for weight in up):
+        raise UserError("nothing was learned: every lora_B is zero")
+
+
+def _plain(value: object) -> object:
+    """JSON values; sets as sorted lists, so that the file does not change with the hash seed."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return getattr(value, "value", value)
+
+
+def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
+    """`PeftModel.from_pretrained`, but a key too many or too few is an error and not a warning."""
+    if not (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
+        raise UserError(f"{folder} is no adapter folder: it needs {CONFIG} and {WEIGHTS}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = PeftModel.from_pretrained(model, folder)
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        found = set(file.keys())
+    wanted = set(get_peft_model_state_dict(loaded, save_embedding_layers=False))
+    if found != wanted:
+        raise UserError(
+            f"the adapter {folder} does not fit this model: missing {sorted(wanted - found)[:3]}, "
+            f"not understood {sorted(found - wanted)[:3]}"
+        )
+    return loaded

@@ -1,0 +1,145 @@
+"""Rows for training: conversations with their pictures, as token ids, and the batches made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, LlavaConfig, PreTrainedTokenizerBase
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from llava_ext.conversation import IGNORE, Encoded, encode, segments_of
+from llava_ext.pixels import PixelReader, open_picture
+from robustmerge.prompts import render
+from robustmerge.records import Example, read_examples
+from robustmerge.runs import UserError
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What turns text and pictures into a model's input: tokenizer, pixel reader, ids that stand for a picture."""
+
+    tokenizer: PreTrainedTokenizerBase
+    pixels: PixelReader
+    image_ids: tuple[int, ...]
+    template: str
+
+    def encode(self, turns: Sequence[tuple[str, str | None]], image: bool) -> Encoded:
+        """Token ids and labels of a conversation in this model's template."""
+        return encode(self.tokenizer, segments_of(self.template, turns, image), self.image_ids)
+
+
+def load_reader(base: Path | str, template: str) -> Reader:
+    """The reader of a base model's folder. Pictures are padded to a square whatever the folder says."""
+    config = LlavaConfig.from_pretrained(base)
+    return Reader(
+        tokenizer=AutoTokenizer.from_pretrained(base),
+        pixels=PixelReader(LlavaImageProcessorPil.from_pretrained(base, do_pad=True)),
+        image_ids=(config.image_token_id,) * config.image_seq_length,
+        template=template,
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation: ids and labels [length], its picture as a path or as bytes, or None."""
+
+    ids: list[int]
+    labels: list[int]
+    picture: Path | bytes | None = None
+
+
+class Rows(Dataset):
+    """Training rows in the order in which they will be seen, so that a plain sequential sampler does the rest."""
+
+    def __init__(self, rows: Sequence[Row], order: Sequence[int]):
+        self.rows, self.order = rows, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[self.order[index]]
+
+
+def read_rows(reader: Reader, tasks: Mapping[str, Path], prompts: Mapping[str, str], max_length: int) -> list[Row]:
+    """The training rows of task folders, tasks sorted by name, each question put into its task's prompt.
+
+    Raises UserError for a row longer than max_length, which would lose its answer.
+    """
+    rows = []
+    for task, folder in sorted(tasks.items()):
+        for example in read_examples(folder / "train.jsonl"):
+            text = render(prompts[task], example) if task in prompts else example.text
+            turns = [(text, example.answer), *example.turns]
+            found = reader.encode(turns, example.image is not None)
+            if len(found.ids) > max_length:
+                raise UserError(
+                    f"{task}: question {example.question_id} has {len(found.ids)} tokens, above recipe.max_length "
+                    f"{max_length}"
+                )
+            rows.append(Row(found.ids, found.labels, folder / example.image if example.image else None))
+    if not rows:
+        raise UserError(f"no training samples in {', '.join(sorted(tasks))}")
+    return rows
+
+
+def seed_of(*parts: object) -> int:
+    """A seed from anything that has a name: the first eight bytes of the sha256 of the parts."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") % 2**63
+
+
+def training_order(rows: int, batch: int, steps: int, seed: int) -> list[int]:
+    """The rows of `steps` batches: a fresh permutation an epoch, each depending on (seed, epoch) only.
+
+    The rows that do not fill a last batch are left out of their epoch, so that per-device batch, accumulation and
+    number of processes change nothing. With fewer rows than a batch, rows are repeated.
+    """
+    order: list[int] = []
+    epoch = 0
+    while len(order) < steps * batch:
+        generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
+        drawn = torch.randperm(rows, generator=generator).tolist()
+        order += drawn[: rows // batch * batch] or drawn
+        epoch += 1
+    return order[: steps * batch]
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int, side: str) -> Tensor:
+    """Sequences of several lengths as one tensor, int64 [n, longest], padded on the `left` or the `right`."""
+    longest = max(len(sequence) for sequence in sequences)
+    padded = [
+        [*([value] * (longest - len(sequence))), *sequence]
+        if side == "left"
+        else [*sequence, *([value] * (longest - len(sequence)))]
+        for sequence in sequences
+    ]
+    return torch.tensor(padded, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows to a training batch, padded on the right. Rows without a picture may stand beside others."""
+
+    reader: Reader
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        batch = {
+            "input_ids": pad([row.ids for row in rows], self.reader.tokenizer.pad_token_id, "right"),
+            "attention_mask": pad([[1] * len(row.ids) for row in rows], 0, "right"),
+            "labels": pad([row.labels for row in rows], IGNORE, "right"),
+        }
+        pictures = [open_picture(row.picture) for row in rows if row.picture is not None]
+        if pictures:
+            batch["pixel_values"] = self.reader.pixels(pictures)
+        return batch
+
+
+def prompt_ids(reader: Reader, example: Example) -> list[int]:
+    """The token ids that a model continues with its answer."""
+    return reader.encode([(example.text, None)], example.image is not None).ids

@@ -1,0 +1,122 @@
+"""Answers by batched greedy generation: one load of the base for all sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LlavaForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from llava_ext.adapters import load_adapter
+from llava_ext.backend import quiet_libraries
+from llava_ext.data import load_reader, pad, prompt_ids
+from llava_ext.pixels import open_picture
+from robustmerge.records import Example
+
+FEATURE_BUDGET = 256 * 2**20  # bytes of vision features that are kept for the next source
+
+
+class Generator:
+    """A base model that answers for any source: itself, or itself with an adapter.
+
+    An adapter is merged into the weights, and what it touches is put back from a kept copy before the next one, so
+    the answers of a source do not depend on the sources before it.
+    """
+
+    def __init__(self, base: Path | str, template: str, device: str = "cpu", dtype: torch.dtype = torch.float32):
+        quiet_libraries()
+        self.reader = load_reader(base, template)
+        self.base, self.device, self.dtype = base, device, dtype
+        self.model = self._load()
+        self.kept: dict[str, Tensor] = {}
+        self.features: dict[tuple, Tensor] = {}
+
+    def _load(self) -> LlavaForConditionalGeneration:
+        model = LlavaForConditionalGeneration.from_pretrained(self.base, dtype=self.dtype)
+        return model.to(self.device).eval().requires_grad_(False)
+
+    def use(self, adapter: Path | None) -> None:
+        """Answer with this adapter from now on; None is the base alone.
+
+        Raises UserError if the folder is no adapter of this model.
+        """
+        self._restore()
+        if adapter is None:
+            return
+        before = {name: weight for name, weight in self.model.state_dict().items() if _can_change(name)}
+        self.kept = {name: weight.detach().clone() for name, weight in before.items()}
+        try:
+            self.model = load_adapter(self.model, Path(adapter)).merge_and_unload(safe_merge=True)
+        except BaseException:
+            self.model, self.kept = self._load(), {}  # a half-loaded adapter is never answered with
+            raise
+        self.model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        weights = self.model.state_dict()
+        for name, weight in self.kept.items():
+            weights[name].copy_(weight)
+        self.kept = {}
+
+    @torch.inference_mode()
+    def __call__(self, examples: Sequence[Example], image_root: Path, max_new_tokens: int) -> list[str]:
+        """One answer an example. Their texts are whole prompts; rows with and without a picture may be mixed."""
+        if not examples:
+            return []
+        tokenizer = self.reader.tokenizer
+        prompts = [prompt_ids(self.reader, example) for example in examples]
+        inputs = {
+            "input_ids": pad(prompts, tokenizer.pad_token_id, "left"),
+            "attention_mask": pad([[1] * len(prompt) for prompt in prompts], 0, "left"),
+        }
+        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        pictures = [Path(image_root) / example.image for example in examples if example.image is not None]
+        if pictures:
+            inputs["mm_encoder_outputs"] = {"image": self._see(pictures)}
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        found = self.model.generate(**inputs, generation_config=settings)
+        answers = found[:, inputs["input_ids"].shape[1] :].tolist()
+        return [self._decode(answer) for answer in answers]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        """The text before the end token; bytes that are no UTF-8 become the replacement character."""
+        end = self.reader.tokenizer.eos_token_id
+        ids = ids[: ids.index(end)] if end in ids else ids
+        return self.reader.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _see(self, pictures: Sequence[Path]) -> BaseModelOutputWithPooling:
+        """Projected features of the pictures. The tower is frozen, so what it sees is kept for the next source."""
+        key = tuple(pictures)
+        if key not in self.features:
+            features = self._look(pictures)
+            if sum(kept.nbytes for kept in self.features.values()) + features.nbytes > FEATURE_BUDGET:
+                self.features.clear()
+            self.features[key] = features
+        projected = self.model.model.multi_modal_projector(self.features[key])
+        return BaseModelOutputWithPooling(pooler_output=list(projected))
+
+    def _look(self, pictures: Sequence[Path]) -> Tensor:
+        config = self.model.config
+        pixels = self.reader.pixels([open_picture(picture) for picture in pictures])
+        pixels = pixels.to(self.model.device, self.model.dtype)
+        layer = config.vision_feature_layer
+        states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        chosen = torch.cat([states[index] for index in ([layer] if isinstance(layer, int) else layer)], dim=-1)
+        return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
+
+
+def _can_change(name: str) -> bool:
+    """Whether an adapter may touch a tensor: everything but the vision tower."""
+    return "vision_tower" not in name

@@ -1,0 +1,59 @@
+"""From pictures to the pixel values of the vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.image_processing_utils import BaseImageProcessor
+
+from robustmerge.runs import UserError
+
+
+class PixelReader:
+    """Turns pictures into normalised pixel values with a model's own image processor.
+
+    Pictures that already have the model's size need no padding, resizing or cropping; for them the same arithmetic
+    is done for a whole batch at once, which is what a small model on a CPU sees almost always.
+    """
+
+    def __init__(self, processor: BaseImageProcessor):
+        self.processor = processor
+        crop = processor.crop_size
+        self.size = (int(crop["width"]), int(crop["height"]))
+        shape = (1, 3, 1, 1)
+        self.mean = torch.tensor(processor.image_mean, dtype=torch.float32).reshape(shape)
+        self.std = torch.tensor(processor.image_std, dtype=torch.float32).reshape(shape)
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Pixel values, float32 [n, 3, height, width]."""
+        if all(picture.mode == "RGB" and picture.size == self.size for picture in pictures):
+            return self.normalise(torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])))
+        found = self.processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")
+        return found["pixel_values"].float()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [n, height, width, 3] of the model's size -> float32 [n, 3, height, width]."""
+        return (pixels.permute(0, 3, 1, 2).float() / 255.0 - self.mean) / self.std
+
+    def raw(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """uint8 [n, height, width, 3] of pictures of the model's size. Raises UserError for another size."""
+        for picture in pictures:
+            if picture.size != self.size:
+                raise UserError(f"a picture of the base corpus is {picture.size}, the model's are {self.size}")
+        return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+
+
+def open_picture(source: Path | bytes) -> Image.Image:
+    """Open and decode a picture from a file or from its bytes. Raises UserError if that cannot be done."""
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
+            picture.load()
+            return picture
+    except OSError as error:
+        raise UserError(f"cannot read the picture {source if isinstance(source, Path) else ''}: {error}") from error

@@ -1,0 +1,271 @@
+"""Settings of the model stages: the small base, the adapters, the trainers. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from robustmerge.settings import ConfigError, outside_identity, suggest
+
+LANGUAGE_LINEARS = (
+    r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
+)
+ENGINES = ("cpu", "single_gpu", "ddp", "zero2", "zero3", "zero3_offload")
+DEEPSPEED_ENGINES = ("zero2", "zero3", "zero3_offload")
+MULTI_TASK = "multi_task"
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError(problems)
+
+
+def _positive(owner: object, *names: str) -> list[str]:
+    return [
+        f"{name} must be above 0, got {getattr(owner, name)} ({name})"
+        for name in names
+        if getattr(owner, name) is not None and getattr(owner, name) <= 0
+    ]
+
+
+@dataclass(frozen=True)
+class Vision:
+    """A CLIP-type vision tower for square pictures of `image_size` pixels, `patch_size` pixels a patch."""
+
+    layers: int = 3
+    width: int = 128
+    mlp: int = 512
+    heads: int = 4
+    image_size: int = 48
+    patch_size: int = 12
+
+    def __post_init__(self):
+        problems = _positive(self, "layers", "width", "mlp", "heads", "image_size", "patch_size")
+        if not problems and self.width % self.heads:
+            problems.append(f"width must be a multiple of heads, got {self.width} and {self.heads} (width)")
+        if not problems and self.image_size % self.patch_size:
+            problems.append(f"image_size must be a multiple of patch_size {self.patch_size} (image_size)")
+        _refuse(problems)
+
+
+@dataclass(frozen=True)
+class Language:
+    """A Llama-type language model."""
+
+    layers: int = 4
+    width: int = 160
+    mlp: int = 384
+    heads: int = 5
+
+    def __post_init__(self):
+        problems = _positive(self, "layers", "width", "mlp", "heads")
+        if not problems and self.width % (2 * self.heads):
+            problems.append(f"width must be a multiple of 2 x heads, got {self.width}, {self.heads} (width)")
+        _refuse(problems)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the base's training. max_steps, where given, ends it early (the schedule knows it)."""
+
+    epochs: float = 1.0
+    batch: int = 64
+    learning_rate: float = 2e-3
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_steps: int | None = None
+
+    def __post_init__(self):
+        _refuse(_positive(self, "epochs", "batch", "learning_rate", "max_steps"))
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The small LLaVA that is trained here from nothing, and how.
+
+    vocabulary: the most tokens the tokenizer may have; held_out: share of both corpora kept for measuring.
+    """
+
+    vision: Vision = field(default_factory=Vision)
+    language: Language = field(default_factory=Language)
+    vocabulary: int = 1024
+    template: str = "vicuna_v1_short"
+    see: Part = field(default_factory=Part)
+    talk: Part = field(default_factory=Part)
+    held_out: float = 0.02
+    seed: int = 0
+    save_steps: int = outside_identity(100)
+
+    def __post_init__(self):
+        problems = _positive(self, "save_steps")
+        if self.vocabulary < 300:
+            problems.append(f"vocabulary must be at least 300 (256 bytes and some words), got {self.vocabulary}")
+        if not 0 < self.held_out < 0.5:
+            problems.append(f"held_out must be in (0, 0.5), got {self.held_out} (held_out)")
+        _refuse(problems)
+
+
+@dataclass(frozen=True)
+class Peft:
+    """LoRA on the linears of the language model; the projector is trained whole (`modules_to_save`).
+
+    targets: a regular expression over the full names of modules, so that no linear of the vision tower is meant.
+    shared_a_init: the seed of A leaves the task out, so that all experts start from the same A.
+    """
+
+    r: int = 16
+    alpha: float = 32
+    dropout: float = 0.05
+    targets: str = LANGUAGE_LINEARS
+    modules_to_save: tuple[str, ...] = ("multi_modal_projector",)
+    use_rslora: bool = False
+    use_dora: bool = False
+    shared_a_init: bool = False
+
+    def __post_init__(self):
+        problems = _positive(self, "r", "alpha")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout must be in [0, 1), got {self.dropout} (dropout)")
+        _refuse(problems)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to an expert. The defaults are those of LLaVA-1.5's published task training.
+
+    projector_learning_rate: null = learning_rate. max_steps: optimizer steps instead of epochs; multi-task training
+    multiplies it by the number of tasks. save_steps: a checkpoint every so many steps, 0 for none.
+    """
+
+    learning_rate: float = 2e-4
+    projector_learning_rate: float | None = 2e-5
+    global_batch: int = 128
+    epochs: float = 1.0
+    max_steps: int | None = None
+    warmup_ratio: float = 0.03
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int = 2048
+    save_steps: int = outside_identity(500)
+
+    def __post_init__(self):
+        problems = _positive(
+            self, "learning_rate", "projector_learning_rate", "global_batch", "epochs", "max_steps", "max_length"
+        )
+        schedules = ("constant", "constant_with_warmup", "cosine", "linear")
+        if self.schedule not in schedules:
+            problems.append(f"unknown schedule '{self.schedule}'; {suggest(self.schedule, schedules)} (schedule)")
+        if self.save_steps < 0:
+            problems.append(f"save_steps must be 0 or more, got {self.save_steps} (save_steps)")
+        if not 0 <= self.warmup_ratio < 1:
+            problems.append(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio} (warmup_ratio)")
+        _refuse(problems)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is evaluated: a base trained here (`base`), or a checkpoint from elsewhere (`checkpoint`).
+
+    recipe: of its experts; template: a name of llava_ext.conversation; generation_batch: prompts answered together.
+    """
+
+    name: str
+    template: str = "vicuna_v1"
+    base: BaseModel | None = None
+    checkpoint: str | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    generation_batch: int = 64
+
+    def __post_init__(self):
+        problems = _positive(self, "generation_batch")
+        if (self.base is None) == (self.checkpoint is None):
+            problems.append("a model has either a base (trained here) or a checkpoint (base, checkpoint)")
+        elif self.base is not None and self.base.template != self.template:
+            problems.append(
+                f"the base is trained with template '{self.base.template}', not '{self.template}' (template)"
+            )
+        _refuse(problems)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How training runs. Only the precision is part of what an expert *is*.
+
+    per_device_batch: null = as much of the global batch as a process has to take (no accumulation).
+    device: where the processes compute; `zero2` on `cpu` exists for tests and small machines.
+    """
+
+    engine: str = outside_identity("cpu")
+    device: str = outside_identity("cpu")
+    processes: int = outside_identity(1)
+    precision: str = "fp32"
+    per_device_batch: int | None = outside_identity(None)
+    gradient_checkpointing: bool = outside_identity(False)
+    workers: int = outside_identity(0)
+    deepspeed: dict = outside_identity({})
+
+    def __post_init__(self):
+        problems = _positive(self, "processes", "per_device_batch")
+        if self.engine not in ENGINES:
+            problems.append(f"unknown engine '{self.engine}'; {suggest(self.engine, ENGINES)} (engine)")
+        if self.device not in ("cpu", "cuda"):
+            problems.append(f"device must be cpu or cuda, got '{self.device}' (device)")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            problems.append(f"precision must be fp32, bf16 or fp16, got '{self.precision}' (precision)")
+        if self.engine in ("cpu", "single_gpu") and self.processes != 1:
+            problems.append(f"engine {self.engine} has one process, got {self.processes} (processes)")
+        if (self.engine in DEEPSPEED_ENGINES) != bool(self.deepspeed):
+            problems.append(f"deepspeed settings go with {', '.join(DEEPSPEED_ENGINES)} and only there (deepspeed)")
+        _refuse(problems)
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several runs may share the machine."""
+        return self.engine == "cpu"
+
+    def accumulation(self, global_batch: int) -> tuple[int, int]:
+        """(per-device batch, accumulation) such that batch x accumulation x processes = global batch.
+
+        Raises ConfigError if no whole numbers do that.
+        """
+        batch = self.per_device_batch or -(-global_batch // self.processes)
+        steps, rest = divmod(global_batch, batch * self.processes)
+        if rest or not steps:
+            raise ConfigError(
+                [
+                    f"per-device batch {batch} x accumulation x {self.processes} processes cannot be the global "
+                    f"batch {global_batch} (trainer.per_device_batch, trainer.processes, recipe.global_batch)"
+                ]
+            )
+        return batch, steps
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One training run: one task gives an expert, several give the multi-task model.
+
+    Rule for several tasks: the union of their training samples, each as often as an expert sees its own, in one
+    shuffled order under the same recipe: as many samples and optimizer steps as the experts have together.
+
+    prompts: per task, what a question is put into (`{text}`, `{choices}`); a task without one is asked as it is.
+    """
+
+    tasks: tuple[str, ...]
+    prompts: dict[str, str] = field(default_factory=dict)
+    peft: Peft = field(default_factory=Peft)
+    recipe: Recipe = field(default_factory=Recipe)
+    trainer: Trainer = field(default_factory=Trainer)
+    template: str = "vicuna_v1"
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ConfigError([f"tasks must be named once each, got {list(self.tasks)} (tasks)"])
+        if unknown := sorted(set(self.prompts) - set(self.tasks)):
+            raise ConfigError([f"prompts for tasks that are not trained: {', '.join(unknown)} (prompts)"])
+        self.trainer.accumulation(self.recipe.global_batch)
+
+    @property
+    def name(self) -> str:
+        """What the result is called: the task, or `multi_task`."""
+        return self.tasks[0] if len(self.tasks) == 1 else MULTI_TASK
