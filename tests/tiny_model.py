@@ -1,0 +1,55 @@
+"""The smallest real LLaVA and the smallest task, made in seconds: shared by the tests of the model side."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from PIL import Image
+
+from llava_ext.settings import BaseModel, Language, Vision
+from llava_ext.tiny import build_model, build_processor, save_base
+from llava_ext.tokenizer import build_tokenizer
+from robustmerge.records import Example, write_examples
+
+TEMPLATE = "vicuna_v1_short"
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
+TEXTS = ("What colour is it?", "Name the colour of the square in this picture.", "Colour?")
+SMALL = BaseModel(
+    vision=Vision(layers=1, width=32, mlp=64, heads=2, image_size=24, patch_size=12),
+    language=Language(layers=2, width=40, mlp=64, heads=2),
+    vocabulary=400,
+)
+
+
+def write_base(folder: Path, seed: int = 0) -> Path:
+    """A random base model with its processor; writes about 200 kB."""
+    lines = [*TEXTS, "USER: it ASSISTANT: red", *(f" {colour}" for colour in COLOURS), "yes no maybe a word"]
+    tokenizer = build_tokenizer(lines, SMALL.vocabulary)
+    settings = BaseModel(vision=SMALL.vision, language=SMALL.language, vocabulary=SMALL.vocabulary, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_base(folder, build_model(settings, tokenizer), build_processor(settings, tokenizer))
+    return folder
+
+
+def draw_examples(folder: Path, count: int, seed: int = 0) -> list[Example]:
+    """Questions about coloured squares; every fourth has no picture, some pictures are not square."""
+    drawn = random.Random(seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    examples = []
+    for index in range(count):
+        colour = drawn.choice(list(COLOURS))
+        size = drawn.choice(((24, 24), (24, 24), (30, 20)))
+        name = f"images/{seed}-{index}.png"
+        Image.new("RGB", size, COLOURS[colour]).save(folder / name)
+        text = drawn.choice(TEXTS)
+        examples.append(Example(f"q{seed}-{index}", text, colour, image=None if index % 4 == 3 else name))
+    return examples
+
+
+def write_task(folder: Path, count: int = 24, seed: int = 0) -> Path:
+    """A task's folder with train, val and test."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for offset, split in enumerate(("train", "val", "test")):
+        write_examples(folder / f"{split}.jsonl", draw_examples(folder, count, seed * 10 + offset))
+    return folder
