@@ -1,37 +1,13 @@
-"""From a question file to the prompts that a model sees."""
+"""A question file as the prompts that a model sees."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-import string
-from collections.abc import Sequence
 from pathlib import Path
 
+from robustmerge.prompts import render
 from robustmerge.records import Example, read_examples
 from robustmerge.settings import UserError
-
-# Only these two, so that a prompt may hold other braces; what a prompt may hold is checked in eval.settings.
-PLACEHOLDER = re.compile(r"\{(text|choices)\}")
-
-
-def show_choices(choices: Sequence[str]) -> str:
-    """`A. red`, `B. blue`, ... a line each. Raises UserError beyond 26 choices."""
-    if len(choices) > len(string.ascii_uppercase):
-        raise UserError(f"a question can have at most 26 choices, got {len(choices)}")
-    lines = zip(string.ascii_uppercase, choices, strict=False)
-    return "\n".join(f"{letter}. {choice}" for letter, choice in lines)
-
-
-def render(prompt: str, example: Example) -> str:
-    """The text that a model is asked. Question and choices are put in once: braces inside them stay as they are.
-
-    Raises UserError if the prompt wants choices and the question has none.
-    """
-    if "{choices}" in prompt and not example.choices:
-        raise UserError(f"the prompt wants {{choices}} but question {example.question_id} has none")
-    filled = {"text": example.text, "choices": show_choices(example.choices)}
-    return PLACEHOLDER.sub(lambda match: filled[match[1]], prompt)
 
 
 def read_prompts(questions: Path, prompt: str) -> list[Example]:

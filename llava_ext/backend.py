@@ -31,6 +31,8 @@ def fast_matmul() -> Iterator[None]:
 
 def quiet_libraries() -> None:
     """Keep the progress bars and notices of transformers to themselves; their errors still show."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for one as soon as it is imported, aloud
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

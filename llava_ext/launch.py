@@ -16,7 +16,7 @@ def launch_command(trainer: Trainer, script: Path, job: Path) -> tuple[list[str]
     environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if trainer.device == "cpu":
         environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    if trainer.engine in DEEPSPEED_ENGINES:
+    if trainer.device == "cpu" or trainer.engine in DEEPSPEED_ENGINES:
         environment["DS_ACCELERATOR"] = trainer.device
     if trainer.engine in ("cpu", "single_gpu"):
         return [sys.executable, str(script), str(job)], environment
