@@ -191,7 +191,7 @@ class Model:
 class Trainer:
     """How training runs. Only the precision is part of what an expert *is*.
 
-    per_device_batch: null = as much of the global batch as a process has to take (no accumulation).
+    per_device_batch: the most samples that a process takes at a time, the rest is accumulated; null: no limit.
     device: where the processes compute; `zero2` on `cpu` exists for tests and small machines.
     """
 
@@ -224,20 +224,20 @@ class Trainer:
         return self.engine == "cpu"
 
     def accumulation(self, global_batch: int) -> tuple[int, int]:
-        """(per-device batch, accumulation) such that batch x accumulation x processes = global batch.
+        """(per-device batch, accumulation): the largest batch allowed such that, times both counts, it is global.
 
-        Raises ConfigError if no whole numbers do that.
+        Raises ConfigError if the processes cannot share the global batch equally.
         """
-        batch = self.per_device_batch or -(-global_batch // self.processes)
-        steps, rest = divmod(global_batch, batch * self.processes)
-        if rest or not steps:
+        share, rest = divmod(global_batch, self.processes)
+        if rest or not share:
             raise ConfigError(
                 [
-                    f"per-device batch {batch} x accumulation x {self.processes} processes cannot be the global "
-                    f"batch {global_batch} (trainer.per_device_batch, trainer.processes, recipe.global_batch)"
+                    f"{self.processes} processes cannot share a global batch of {global_batch} equally "
+                    "(trainer.processes, model.recipe.global_batch)"
                 ]
             )
-        return batch, steps
+        batch = next(size for size in range(min(self.per_device_batch or share, share), 0, -1) if share % size == 0)
+        return batch, share // batch
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,7 +68,7 @@ def choose(name: str, choices: Iterable[str], what: str) -> str:
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build the frozen dataclass `cls` from `values`, nested dataclasses included.
 
-    where: the key path of `values`, put into every message (`merge.prune.density`).
+    where: the key path of `values`, put into every message (`merge.prune.density`); empty for the topmost keys.
     Raises ConfigError with all problems at once: unknown keys with the choices, missing keys, wrong types,
     and whatever the `__post_init__` of the dataclasses refuse (ValueError or ConfigError).
     """
@@ -86,13 +87,13 @@ def _build(cls: type, values: Mapping[str, Any], where: str, problems: list[str]
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
-            problems.append(f"unknown key '{key}'; {suggest(key, fields)} ({where}.{key})")
+            problems.append(f"unknown key '{key}'; {suggest(key, fields)} ({_key(where, key)})")
     found, before = {}, len(problems)
     for name, field in fields.items():
         if name in values and values[name] != "???":
-            found[name] = _coerce(types_of[name], values[name], f"{where}.{name}", problems)
+            found[name] = _coerce(types_of[name], values[name], _key(where, name), problems)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            problems.append(f"missing value ({where}.{name})")
+            problems.append(f"missing value ({_key(where, name)})")
     if len(problems) > before:
         return None
     try:
@@ -105,7 +106,17 @@ def _build(cls: type, values: Mapping[str, Any], where: str, problems: list[str]
 
 
 def _located(line: str, where: str) -> str:
-    return line if line.endswith(")") and f"({where}" in line else f"{line} ({where})"
+    """The line with the full path of its key: `... (density)` and `...` get theirs, `... (merge.density)` has it."""
+    named = re.search(r" \(([\w.]+(, [\w.]+)*)\)$", line)
+    if named is None:
+        return f"{line} ({where})" if where else line
+    if "." in named[1] or not where:
+        return line
+    return f"{line[: named.start()]} ({', '.join(f'{where}.{name}' for name in named[1].split(', '))})"
+
+
+def _key(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
 
 
 def _coerce(kind: Any, value: Any, where: str, problems: list[str]) -> Any:

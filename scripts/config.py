@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,29 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Config:
-    """One point: everything that a run is told. Tasks and methods are in the order of the tables."""
+class General:
+    """The keys outside of any group."""
 
     profile: str
+    multi_task: bool
+    seed: int
+    jobs: int
+    source: str | None
+    report: str | None
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ConfigError([f"jobs must be at least 1, got {self.jobs} (jobs)"])
+        if self.report is not None and not re.fullmatch(r"[\w.=-]+", self.report):
+            raise ConfigError([f"a report's name is made of letters, digits and _.=-, got '{self.report}' (report)"])
+
+
+@dataclass(frozen=True)
+class Config(General):
+    """One point: everything that a run is told. Tasks and methods are in the order of the tables."""
+
+    _: KW_ONLY
     paths: Paths
     benchmark: Benchmark
     model: Model
@@ -56,12 +76,6 @@ class Config:
     tasks: tuple[Task, ...]
     methods: tuple[Method | OutsideMethod, ...]
     experts: tuple[tuple[str, Path], ...] | None
-    multi_task: bool
-    seed: int
-    jobs: int
-    source: str | None
-    report: str | None
-    overrides: tuple[str, ...] = ()
 
     @property
     def seen(self) -> tuple[Task, ...]:
@@ -100,11 +114,10 @@ def read_config(point: Mapping[str, Any]) -> Config:
     tasks = _collect(problems, _build_tasks, point.pop("task"), point.pop("tasks"))
     methods = _collect(problems, _build_methods, point.pop("merge", None), point.pop("methods"))
     experts = _collect(problems, _read_experts, point.pop("experts"), point.pop("expert_set"))
-    plain = {**point, "overrides": tuple(point.get("overrides", ()))}
-    plain["jobs"] = plain["jobs"] or 1
+    general = _collect(problems, build, General, point, "")
     if problems:
         raise ConfigError(problems)
-    config = Config(**built, tasks=tasks, methods=methods, experts=experts, **plain)
+    config = Config(**built, tasks=tasks, methods=methods, experts=experts, **vars(general))
     for task in config.tasks:
         _collect(problems, config.data, task)
     if config.seen:

@@ -139,8 +139,11 @@ class Line:
         ]
         return tuple(found)
 
-    def find_source(self, name: str) -> Source:
+    def find_source(self, name: str | None) -> Source:
         """The source of that name, address or folder. Raises UserError with the choices."""
+        choices = suggest(name or "", (source.name for source in self.sources))
+        if name is None:
+            raise UserError(f"source=NAME is needed; {choices}, or give a folder with adapter_config.json")
         for source in self.sources:
             if name in (source.name, source.address.short):
                 return dataclasses.replace(source, tasks=self.config.tasks)
@@ -148,7 +151,6 @@ class Line:
             if (path / "adapter_config.json").exists():
                 address = foreign(path, self.root)
                 return Source(f"adapter/{path.resolve().name}", "adapter", address, self.config.tasks)
-        choices = suggest(name, (source.name for source in self.sources))
         raise UserError(f"unknown source '{name}'; {choices}, or give a folder with adapter_config.json")
 
     def predictions(self, source: Source, task: Task) -> Address:

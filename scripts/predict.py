@@ -12,6 +12,7 @@ def walk(points: list[dict]) -> None:
     from scripts import steps, summary
 
     lines = steps.plan(points)
+    steps.check_sources(lines)
     steps.prepare(lines)
     steps.build_base(lines)
     steps.predict(lines, steps.chosen_source)

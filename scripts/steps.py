@@ -158,8 +158,18 @@ def score(lines: Sequence[Line], sources: Callable[[Line], Sequence[Source]]) ->
 
 
 def chosen_source(line: Line) -> Sequence[Source]:
-    """The one source that `source=` names."""
-    return (line.find_source(line.config.source or ""),)
+    """The one source that `source=` names. Raises UserError with the choices."""
+    return (line.find_source(line.config.source),)
+
+
+def check_sources(lines: Sequence[Line]) -> None:
+    """Raises UserError unless the chosen source is there to be asked."""
+    for line in lines:
+        (source,) = chosen_source(line)
+        if source.kind != "zero_shot":
+            require(
+                [source.address], "result is", "bash scripts/train_all.sh, then scripts/merge.py for a merged source"
+            )
 
 
 def predictions_of(line: Line) -> list[Address]:

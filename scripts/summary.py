@@ -27,7 +27,7 @@ def tell_made(addresses: Iterable[Address]) -> None:
 def tell_scores(lines: Sequence[Line]) -> None:
     """After score: the value of every task."""
     for line in lines:
-        source = line.find_source(line.config.source or "")
+        source = line.find_source(line.config.source)
         for task in source.tasks:
             score = read_score(line.score(source, task).path)
             print(

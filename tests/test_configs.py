@@ -86,9 +86,12 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
         ("merge_eval", ["merge=robustmerge", "merge.prune.density=1.2"], "(merge.prune.density)"),
         ("merge_eval", ["merge=robustmerge", "merge.prune.densty=1"], "did you mean 'density'?"),
         ("merge_eval", ["experts=[a:nowhere]"], "nowhere has no adapter_config.json (experts)"),
-        ("merge_eval", ["peft.r=8", "merge=robustmerge"], "Make them with: bash scripts/train_all.sh peft.r=8"),
+        ("merge_eval", ["peft.r=8", "merge=robustmerge"], "Make them with: bash scripts/train_all.sh"),
         ("predict", ["source=expert/vqa"], "unknown source 'expert/vqa'; choose one of"),
-        ("predict", [], "source"),
+        ("predict", [], "source=NAME is needed; choose one of"),
+        ("predict", ["source=expert/vqav2"], "experts/vqav2-"),
+        ("train_all", ["trainer=zero2", "trainer.processes=5"], "5 processes cannot share a global batch of 32"),
+        ("train_all", ["jobs=0"], "jobs must be at least 1, got 0 (jobs)"),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_written(tmp_path, program, words, said):

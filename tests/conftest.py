@@ -1,0 +1,13 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.smoke_line import SmokeRun, run_smoke
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
+    """The whole line at smoke size, run once."""
+    return run_smoke(tmp_path_factory.mktemp("line"))
