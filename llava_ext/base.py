@@ -27,7 +27,7 @@ from llava_ext.tiny import build_model, build_processor, save_base
 from llava_ext.tokenizer import build_tokenizer
 from robustmerge.runs import Address, run_stage
 
-MICRO_TOKENS = 3200  # at a time: attention is kept whole for the backward pass, and small tensors stay in cache
+MICRO_TOKENS = 1600  # at a time: attention is kept whole for the backward pass, and small tensors stay in cache
 MEASURE_BATCH = 32
 
 
@@ -168,7 +168,8 @@ def train_to_talk(
 
     def losses_of(rows: Sequence[int]) -> Iterator[Tensor]:
         learned = sum(label >= 0 for row in rows for label in encoded[row].labels)
-        size = max(1, MICRO_TOKENS // max(lengths[row] for row in rows))
+        pieces = -(-len(rows) * max(lengths[row] for row in rows) // MICRO_TOKENS)
+        size = -(-len(rows) // pieces)  # pieces of equal size
         for start in range(0, len(rows), size):
             found, wanted, _ = _answer_logits(model, batch_of(rows[start : start + size]))
             yield functional.cross_entropy(found, wanted, reduction="sum") / learned

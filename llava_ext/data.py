@@ -110,9 +110,12 @@ def training_order(rows: int, batch: int, steps: int, seed: int) -> list[int]:
     return order[: steps * batch]
 
 
-def pad(sequences: Sequence[Sequence[int]], value: int, side: str) -> Tensor:
-    """Sequences of several lengths as one tensor, int64 [n, longest], padded on the `left` or the `right`."""
-    longest = max(len(sequence) for sequence in sequences)
+def pad(sequences: Sequence[Sequence[int]], value: int, side: str, multiple: int = 1) -> Tensor:
+    """Sequences of several lengths as one tensor, int64 [n, longest], padded on the `left` or the `right`.
+
+    multiple: the longest is rounded up to one of it.
+    """
+    longest = -(-max(len(sequence) for sequence in sequences) // multiple) * multiple
     padded = [
         [*([value] * (longest - len(sequence))), *sequence]
         if side == "left"
@@ -120,6 +123,9 @@ def pad(sequences: Sequence[Sequence[int]], value: int, side: str) -> Tensor:
         for sequence in sequences
     ]
     return torch.tensor(padded, dtype=torch.long)
+
+
+LENGTHS = 8  # training lengths are multiples of it: few shapes, each of which costs oneDNN a kernel and its memory
 
 
 @dataclass(frozen=True)
@@ -130,9 +136,9 @@ class Collator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         batch = {
-            "input_ids": pad([row.ids for row in rows], self.reader.tokenizer.pad_token_id, "right"),
-            "attention_mask": pad([[1] * len(row.ids) for row in rows], 0, "right"),
-            "labels": pad([row.labels for row in rows], IGNORE, "right"),
+            "input_ids": pad([row.ids for row in rows], self.reader.tokenizer.pad_token_id, "right", LENGTHS),
+            "attention_mask": pad([[1] * len(row.ids) for row in rows], 0, "right", LENGTHS),
+            "labels": pad([row.labels for row in rows], IGNORE, "right", LENGTHS),
         }
         pictures = [open_picture(row.picture) for row in rows if row.picture is not None]
         if pictures:
