@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 from llava_ext.settings import DEEPSPEED_ENGINES, Trainer
+from robustmerge.settings import UserError
 
 
-def launch_command(trainer: Trainer, script: Path, job: Path) -> tuple[list[str], dict[str, str]]:
+def launch_command(trainer: Trainer, script: Path, job: Path, slot: int = 0) -> tuple[list[str], dict[str, str]]:
     """The arguments, and what to add to the environment, that run `script job` under an engine.
 
-    One process is plain Python; several are torchrun's, `--standalone` so that two runs on one machine do not meet.
+    One process is plain Python, on the GPU of its slot; several are torchrun's, `--standalone` so that two runs on
+    one machine do not meet.
     """
     environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if trainer.device == "cpu":
         environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     if trainer.device == "cpu" or trainer.engine in DEEPSPEED_ENGINES:
         environment["DS_ACCELERATOR"] = trainer.device
+    if trainer.engine == "single_gpu":
+        environment["CUDA_VISIBLE_DEVICES"] = list_gpus()[slot]
     if trainer.engine in ("cpu", "single_gpu"):
         return [sys.executable, str(script), str(job)], environment
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={trainer.processes}"]
     return [sys.executable, *several, str(script), str(job)], environment
+
+
+def count_side_by_side(trainer: Trainer, jobs: int) -> int:
+    """How many runs share the machine: `jobs` on CPU, at most one a GPU, one under an engine that takes them all.
+
+    Raises UserError if the engine needs more GPUs than there are.
+    """
+    if trainer.device == "cpu":
+        return jobs if trainer.engine == "cpu" else 1
+    found = len(list_gpus())
+    if found < trainer.processes:
+        raise UserError(
+            f"trainer={trainer.engine} needs {trainer.processes} GPUs and this machine shows {found}; set "
+            "trainer.processes, or run on CPU with trainer=cpu"
+        )
+    return min(jobs, found) if trainer.engine == "single_gpu" else 1
+
+
+def list_gpus() -> list[str]:
+    """The GPUs that we may use, as CUDA_VISIBLE_DEVICES names them; empty without a driver."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [device for device in allowed.split(",") if device.strip() not in ("", "-1")]
+    try:
+        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [str(index) for index, line in enumerate(shown.splitlines()) if line.startswith("GPU ")]

@@ -218,11 +218,6 @@ class Trainer:
             problems.append(f"deepspeed settings go with {', '.join(DEEPSPEED_ENGINES)} and only there (deepspeed)")
         _refuse(problems)
 
-    @property
-    def side_by_side(self) -> bool:
-        """Whether several runs may share the machine."""
-        return self.engine == "cpu"
-
     def accumulation(self, global_batch: int) -> tuple[int, int]:
         """(per-device batch, accumulation): the largest batch allowed such that, times both counts, it is global.
 

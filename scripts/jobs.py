@@ -27,17 +27,20 @@ from robustmerge.settings import UserError
 CHILD = Path(__file__).resolve().parent / "child.py"
 STATUS_EVERY = 30.0  # seconds between status lines where there is no terminal
 
-Launch = Callable[[Path, Path], tuple[list[str], dict[str, str]]]
+Launch = Callable[[Path, Path, int], tuple[list[str], dict[str, str]]]
 
 
-def launch_plain(script: Path, job: Path) -> tuple[list[str], dict[str, str]]:
+def launch_plain(script: Path, job: Path, slot: int) -> tuple[list[str], dict[str, str]]:
     """One process of one thread: the same bytes whatever runs beside it."""
     return [sys.executable, str(script), str(job)], {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One child process. items: what it does, one after the other; cost: its length relative to other jobs."""
+    """One child process. items: what it does, one after the other; cost: its length relative to other jobs.
+
+    launch: arguments and environment from the script, the job file and the slot (0, 1, ... of those side by side).
+    """
 
     name: str
     items: list[dict]
@@ -49,7 +52,9 @@ class Job:
 class _Running:
     job: Job
     process: subprocess.Popen
+    file: Path
     log: Path
+    slot: int
     started: float = field(default_factory=time.monotonic)
     status: str = ""
     fraction: float = 0.0
@@ -85,7 +90,8 @@ def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> 
         try:
             while waiting or running:
                 while waiting and len(running) < side_by_side:
-                    running.append(_start(waiting.pop(0), logs))
+                    slot = min(set(range(side_by_side)) - {child.slot for child in running})
+                    running.append(_start(waiting.pop(0), logs, slot))
                 time.sleep(0.1)
                 for ended in [child for child in running if child.process.poll() is not None]:
                     running.remove(ended)
@@ -100,12 +106,12 @@ def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> 
         raise UserError("\n".join(failures))
 
 
-def _start(job: Job, logs: Path) -> _Running:
+def _start(job: Job, logs: Path, slot: int) -> _Running:
     stem = job.name.replace("/", "-").replace(" ", "-")
-    file, log = logs / f"{stem}.job.json", logs / f"{stem}.log"
+    file, log = logs / f"{stem}-{os.getpid()}.job.json", logs / f"{stem}.log"
     parent = {"pid": os.getpid(), "start": process_start(os.getpid())}
     write_atomically(file, json.dumps({"parent": parent, "items": job.items}, indent=1))
-    command, environment = job.launch(CHILD, file)
+    command, environment = job.launch(CHILD, file, slot)
     process = subprocess.Popen(
         command,
         env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **environment},
@@ -113,7 +119,7 @@ def _start(job: Job, logs: Path) -> _Running:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    child = _Running(job, process, log)
+    child = _Running(job, process, file, log, slot)
     child.reader = threading.Thread(target=_read, args=(child,), daemon=True)
     child.reader.start()
     return child
@@ -139,6 +145,7 @@ def _close(child: _Running) -> None:
         child.reader.join(timeout=5)
     if child.process.stdout:
         child.process.stdout.close()
+    child.file.unlink(missing_ok=True)
 
 
 def _failure_of(child: _Running) -> str | None:

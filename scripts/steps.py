@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from eval.score import score as score_answers
 from eval.settings import Task
-from llava_ext.launch import launch_command
+from llava_ext.launch import count_side_by_side, launch_command
 from robustmerge.runs import Address
 from robustmerge.settings import UserError
 from scripts.config import read_config
@@ -75,6 +75,12 @@ def _trainings(line: Line) -> list[tuple[Address, tuple[Line, tuple[Task, ...]]]
     return found
 
 
+def check_trainer(lines: Sequence[Line]) -> None:
+    """Raises UserError, before anything long, if there is something to train and no device for it."""
+    if _once(lines, _trainings):
+        count_side_by_side(lines[0].config.trainer, lines[0].config.jobs)
+
+
 def train(lines: Sequence[Line]) -> None:
     """Train the experts and the multi-task model: side by side on CPU, the longest first."""
     jobs = []
@@ -85,7 +91,8 @@ def train(lines: Sequence[Line]) -> None:
         cost = sum(line.config.data(task).counts.train for task in tasks)
         jobs.append(Job(address.short, [item], cost, partial(launch_command, settings.trainer)))
     config = lines[0].config
-    run_jobs("train", jobs, config.jobs if config.trainer.side_by_side else 1, _logs(lines))
+    if jobs:
+        run_jobs("train", jobs, count_side_by_side(config.trainer, config.jobs), _logs(lines))
 
 
 def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:

@@ -14,6 +14,7 @@ def walk(points: list[dict]) -> None:
 
     started = time.monotonic()
     lines = steps.plan(points)
+    steps.check_trainer(lines)
     steps.prepare(lines)
     steps.build_base(lines)
     steps.train(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,7 @@ def test_no_tracked_file_names_a_place_of_one_machine():
 def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "scripts" / f"{program}.py"), f"paths.runs={runs}", *words],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=120,
@@ -91,6 +93,7 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
         ("predict", [], "source=NAME is needed; choose one of"),
         ("predict", ["source=expert/vqav2"], "experts/vqav2-"),
         ("train_all", ["trainer=zero2", "trainer.processes=5"], "5 processes cannot share a global batch of 32"),
+        ("train_all", ["trainer=zero2"], "trainer=zero2 needs 8 GPUs and this machine shows 0"),
         ("train_all", ["jobs=0"], "jobs must be at least 1, got 0 (jobs)"),
     ],
 )
