@@ -132,17 +132,23 @@ def train_to_see(
     batches = grouped_batches(train, settings.see, seed_of(settings.seed, "see"))
     fit("see", nn.ModuleList([tower, heads]), losses_of, batches, settings.see, work, settings.save_steps, say)
     tower.requires_grad_(False).eval()
-    right = torch.zeros(len(sizes))
-    with torch.inference_mode():
-        for start in range(0, len(kept), MEASURE_BATCH):
-            rows = kept[start : start + MEASURE_BATCH]
-            wanted = targets[rows]
-            for index, found in enumerate(logits_of(rows)):
-                right[index] += (found.argmax(-1) == wanted[:, index]).sum()
-    asked = (targets[kept] >= 0).sum(0).clamp(min=1)
-    accuracies = {name: round(float(right[i] / asked[i]), 4) for i, name in enumerate(sizes)}
+    accuracies = dict(zip(sizes, _measure_heads(logits_of, targets, kept), strict=True))
     say("sees, on pictures kept back: " + ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
     return accuracies
+
+
+@torch.inference_mode()
+def _measure_heads(
+    logits_of: Callable[[Sequence[int]], list[Tensor]], targets: Tensor, kept: Sequence[int]
+) -> list[float]:
+    """Accuracy of every head over the kept rows to which it applies."""
+    right = torch.zeros(targets.shape[1])
+    for start in range(0, len(kept), MEASURE_BATCH):
+        rows = list(kept[start : start + MEASURE_BATCH])
+        for index, found in enumerate(logits_of(rows)):
+            right[index] += (found.argmax(-1) == targets[rows, index]).sum()
+    asked = (targets[list(kept)] >= 0).sum(0).clamp(min=1)
+    return [round(value, 4) for value in (right / asked).tolist()]
 
 
 def train_to_talk(

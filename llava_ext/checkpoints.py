@@ -25,9 +25,13 @@ def newest_complete(folder: Path, layout: Mapping[str, object]) -> Path | None:
 
 
 def remove_others(folder: Path, kept: Path | None) -> None:
-    """Remove every checkpoint but `kept`: cut ones, older ones and those of another layout."""
+    """Remove every checkpoint but `kept`: cut ones, older ones and those of another layout.
+
+    The marker goes first, so that a removal that is cut short does not leave half a checkpoint that counts.
+    """
     for path in _all(folder):
         if path != kept:
+            (path / MARKER).unlink(missing_ok=True)
             shutil.rmtree(path)
 
 

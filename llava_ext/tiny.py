@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
@@ -65,23 +65,18 @@ def build_model(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> Llav
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Draw every matrix from N(0, 1/fan_in), set biases to zero and norms to one, in the order of their names.
+    """Draw every matrix from N(0, 1/fan_in), embeddings by their width; set biases to zero and norms to one.
 
     At widths near 128 the usual 0.02 is too small: activations die out and training stalls for hundreds of steps.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, weight in sorted(model.named_parameters()):
         if weight.dim() > 1:
-            weight.normal_(0.0, 1.0 / math.sqrt(_fan_in(name, weight)), generator=generator)
+            weight.normal_(0.0, 1.0 / math.sqrt(weight[0].numel()), generator=generator)
         elif name.endswith("class_embedding"):
             weight.normal_(0.0, 1.0 / math.sqrt(weight.numel()), generator=generator)
         else:
             weight.fill_(0.0 if name.endswith("bias") else 1.0)
-
-
-def _fan_in(name: str, weight: Tensor) -> int:
-    """Inputs of one output; of an embedding, its width."""
-    return weight[0].numel()
 
 
 def build_processor(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:

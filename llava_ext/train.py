@@ -259,6 +259,7 @@ def _save(trainer: ExpertTrainer, folder: Path, work: Path) -> None:
     if not trainer.is_world_process_zero():
         return
     os.replace(work / "losses.jsonl", folder / "losses.jsonl")
+    remove_others(work, None)
     shutil.rmtree(work)
     if left := pickles_in(folder):
         raise UserError(f"an expert's folder must hold no pickle, found {left[0]}")

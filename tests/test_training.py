@@ -54,7 +54,10 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("place", ["between checkpoints", "inside a checkpoint", "before the first", "while saving"])
+PLACES = ("between checkpoints", "inside a checkpoint", "before the first", "while saving", "while removing")
+
+
+@pytest.mark.parametrize("place", PLACES)
 def test_going_on_after_a_kill_gives_the_same_bytes(ground, whole, tmp_path, monkeypatch, place):
     def kill(*args, **kwargs):
         raise Killed
@@ -67,6 +70,8 @@ def test_going_on_after_a_kill_gives_the_same_bytes(ground, whole, tmp_path, mon
             )
         elif place == "while saving":
             patch.setattr(train, "save_adapter", kill)
+        elif place == "while removing":
+            patch.setattr(train.shutil, "rmtree", kill)
         else:
             last = 3 if place == "between checkpoints" else 1
             step_end = train.Journal.on_step_end
