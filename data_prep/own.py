@@ -51,6 +51,19 @@ def take_over(folder: Path, settings: TaskData, say: Callable[[str], None]) -> t
     return splits, record
 
 
+def list_pictures(settings: TaskData) -> dict[str, int]:
+    """Every picture that the question files name, with its size in bytes (-1: missing), for the task's identity.
+
+    Sizes and not digests: they are asked for at every start, and a collection may hold a hundred thousand pictures.
+    """
+    sizes = {}
+    for file in settings.question_files.values():
+        for image in (example.image for example in read_examples(file) if example.image is not None):
+            path = _root(settings, file) / image
+            sizes[image] = path.stat().st_size if path.is_file() else -1
+    return sizes
+
+
 def cut_val(train: list[Example], settings: TaskData) -> tuple[list[Example], list[Example]]:
     """Cut at most counts.val examples and at most a tenth from train, chosen by the seed. Returns (train, val)."""
     number = min(settings.counts.val, max(1, len(train) // 10)) if len(train) > 1 else 0

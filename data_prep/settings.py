@@ -31,7 +31,8 @@ class TaskData:
 
     train, val, test: question files (LLaVA's JSON list, or JSON lines). They stay outside the identity because
     their contents enter it, as inputs of the stage.
-    images: the folder that the `image` fields are relative to; default: the folder of each question file.
+    images: the folder that the `image` fields are relative to; default: the folder of each question file. The names
+    and sizes of the pictures are an input too.
     seed: of the drawing, and of the cut of `train` that serves as `val` where a user gives none
     (at most counts.val of them, and at most a tenth).
     """
@@ -43,7 +44,7 @@ class TaskData:
     train: str | None = outside_identity(None)
     val: str | None = outside_identity(None)
     test: str | None = outside_identity(None)
-    images: str | None = None
+    images: str | None = outside_identity(None)
     jobs: int = outside_identity(1)
 
     def __post_init__(self) -> None:

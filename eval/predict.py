@@ -20,7 +20,6 @@ from robustmerge.records import (
 )
 from robustmerge.runs import Address, UserError, run_stage
 
-STAGE, SCHEMA = "predict", 1
 Generate = Callable[[Sequence[Example], Path, int], list[str]]
 # A full disk or a lost device is not the fault of one question; an unreadable picture (also an OSError) is.
 FATAL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM))

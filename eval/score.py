@@ -12,7 +12,6 @@ from eval.settings import Scoring
 from robustmerge.records import Example, Prediction, Score, read_examples, read_predictions, write_score
 from robustmerge.runs import Address, UserError, run_stage
 
-STAGE, SCHEMA = "score", 1
 SHOWN = 5
 
 

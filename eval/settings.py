@@ -46,9 +46,9 @@ class Task:
             ]
         )
 
-    def generation(self, batch_size: int) -> Generation:
-        """What the predict stage needs of this task."""
-        return Generation(self.name, self.prompt, self.max_new_tokens, batch_size)
+    def generation(self, template: str, batch_size: int) -> Generation:
+        """What the predict stage needs of this task; template and batch size are the model's."""
+        return Generation(self.name, self.prompt, template, self.max_new_tokens, batch_size)
 
     def scoring(self) -> Scoring:
         """What the score stage needs of this task."""
@@ -57,10 +57,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Generation:
-    """Everything that changes predictions. The batch size does, by the rounding of padded batches."""
+    """Everything that changes predictions. The batch size does, by the rounding of padded batches.
+
+    template: name of the conversation template around the prompt.
+    """
 
     task: str
     prompt: str
+    template: str
     max_new_tokens: int
     batch_size: int
 

@@ -23,8 +23,6 @@ from robustmerge.runs import Address, run_stage
 from robustmerge.settings import UserError, suggest
 from robustmerge.spaces import truncate
 
-STAGE, SCHEMA = "merge", 1
-
 
 def merge(
     address: Address,

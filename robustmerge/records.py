@@ -95,6 +95,8 @@ def _read_records(path: Path) -> list[Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"question file {path} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}") from error
     try:
         if path.suffix == ".json":
             return json.loads(text)
@@ -126,8 +128,10 @@ def _turns_of(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     if said is None:
         answer = record["answer_bbox"] if "answer_bbox" in record else record["answer"]
         return ((str(record["text"]), str(answer)), *((str(q), str(a)) for q, a in record.get("turns", ())))
-    if len(said) % 2 or not said:
-        raise ValueError(f"a conversation needs a question and an answer a turn, got {len(said)} messages")
+    roles = [message.get("from") for message in said]
+    if roles != ["human", "gpt"] * (len(said) // 2) or not said:
+        found = ", ".join(map(str, roles)) or "nothing"
+        raise ValueError(f"a conversation is human, gpt, human, gpt, ...; got {found}")
     return tuple((str(q["value"]), str(a["value"])) for q, a in zip(said[::2], said[1::2], strict=True))
 
 

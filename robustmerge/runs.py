@@ -33,6 +33,9 @@ __all__ = [
 ]  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+UNFINISHED = "unfinished"  # the folder inside a result in which a stage keeps what it goes on from
+BESIDE = ".part"  # ending of a file that is being written
+FILE_SUFFIXES = (".json", ".jsonl")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "numpy", "safetensors", "pillow")
 
 
@@ -65,7 +68,7 @@ class Address:
 
     @property
     def is_file(self) -> bool:
-        return bool(self.path.suffix)
+        return self.path.suffix in FILE_SUFFIXES
 
     @property
     def manifest(self) -> Path:
@@ -160,15 +163,20 @@ def address_file(
 def foreign(path: Path, root: Path | None = None) -> Address:
     """The address of a folder or file from elsewhere: known by the names, sizes and sha256 of its files.
 
-    A complete result of ours keeps the identity of its manifest. Raises UserError if nothing is there.
+    A complete result of ours keeps the identity of its manifest. Raises UserError if nothing is there, or a result
+    of ours that is not finished.
     """
     path = Path(path).expanduser().resolve()
     if not path.exists():
         raise UserError(f"{path} does not exist")
-    if (path / "manifest.json").exists():
+    if (path / UNFINISHED).exists() or is_locked(path):
+        raise UserError(f"{path} is not finished yet; run the command that makes it to its end")
+    with contextlib.suppress(UserError, OSError):
         return Address(root or path.parent, path, read_manifest(path / "manifest.json")["identity"])
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    named = {file.relative_to(path.parent).as_posix(): [file.stat().st_size, sha256_of(file)] for file in files}
+    if path.is_file():
+        return Address(root or path.parent, path, {"stage": "foreign", "files": [path.stat().st_size, sha256_of(path)]})
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    named = {file.relative_to(path).as_posix(): [file.stat().st_size, sha256_of(file)] for file in files}
     return Address(root or path.parent, path, {"stage": "foreign", "files": named})
 
 
@@ -199,6 +207,7 @@ def run_stage(address: Address, work: Callable[[Path], dict | None], say: Callab
             except BaseException:
                 _remove_if_empty(address)
                 raise
+            _remove_cut_files(address.path)
             manifest = {"identity": address.identity, "record": {**_record(address, started), **found}}
             write_atomically(address.manifest, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return address.path
@@ -208,6 +217,12 @@ def _remove_if_empty(address: Address) -> None:
     """A stage that was refused before it wrote anything leaves no folder."""
     with contextlib.suppress(OSError):
         address.path.rmdir()
+
+
+def _remove_cut_files(path: Path) -> None:
+    """What a kill left of files that were being written beside their name."""
+    for file in path.rglob(f".*{BESIDE}") if path.is_dir() else path.parent.glob(f".{path.name}.*{BESIDE}"):
+        file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -231,8 +246,9 @@ def _acquire(lock: Path, say: Callable[[str], None]) -> int:
         descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.exists() and os.fstat(descriptor).st_ino == lock.stat().st_ino:
-                return descriptor
+            with contextlib.suppress(FileNotFoundError):  # its last holder may be removing it
+                if os.fstat(descriptor).st_ino == lock.stat().st_ino:
+                    return descriptor
         except BlockingIOError:
             if not told:
                 say(f"waiting for another run to finish {lock.with_suffix('')} (held by {_holder(lock)})")
@@ -243,14 +259,13 @@ def _acquire(lock: Path, say: Callable[[str], None]) -> int:
 
 def is_locked(path: Path) -> bool:
     """Whether a running process holds the lock of the result at `path`."""
-    lock = path.with_name(path.name + ".lock")
-    if not lock.exists():
+    try:
+        with open(path.with_name(path.name + ".lock")) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return False
-    with open(lock) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
     return False
 
 
@@ -265,7 +280,7 @@ def _holder(lock: Path) -> str:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write beside `path`, then rename: the file is there whole or not at all."""
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{BESIDE}")
     data = content.encode() if isinstance(content, str) else content
     try:
         with open(beside, "wb") as file:

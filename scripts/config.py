@@ -14,8 +14,8 @@ from eval.settings import Bootstrap, Logger, Task
 from llava_ext.settings import Expert, Model, Peft, Trainer
 from robustmerge.method import Method, OutsideMethod, build_method
 from robustmerge.runs import REPOSITORY
-from robustmerge.settings import ConfigError, build, choose, suggest
-from scripts.program import list_options, load_option
+from robustmerge.settings import ConfigError, UserError, build, choose, suggest
+from scripts.program import list_options, load_method
 
 EXPERT_SETS = ("trained",)
 
@@ -122,6 +122,12 @@ def read_config(point: Mapping[str, Any]) -> Config:
         _collect(problems, config.data, task)
     if config.seen:
         _collect(problems, config.expert, *config.seen)
+    if config.benchmark.counts.test < 1:
+        problems.append(f"there must be a test question, got {config.benchmark.counts.test} (benchmark.counts.test)")
+    for key, name in (("benchmark", config.benchmark.name), ("model", config.model.name)):
+        problems += _problems_of_name(name, f"{key}.name")
+    for method in config.methods:
+        problems += _problems_of_name(method.name, "merge.name")
     if problems:
         raise ConfigError(problems)
     return config
@@ -132,22 +138,36 @@ def _collect(problems: list[str], make: Any, *arguments: Any) -> Any:
         return make(*arguments)
     except ConfigError as error:
         problems.extend(error.problems)
-    except ValueError as error:
+    except (UserError, ValueError) as error:
         problems.append(str(error))
     return None
 
 
-def _build_tasks(described: Mapping[str, Any], chosen: list[str] | None) -> tuple[Task, ...]:
-    problems: list[str] = []
-    for name in chosen or ():
-        if name not in described:
-            problems.append(f"unknown task '{name}'; {suggest(name, described)} (tasks)")
-    if chosen is not None and not chosen:
-        problems.append(f"no task is chosen; {suggest('', described)} (tasks)")
+def _problems_of_name(name: str, key: str) -> list[str]:
+    if re.fullmatch(r"[a-z0-9_]+", name):
+        return []
+    return [f"a name is made of a-z, 0-9 and _ (it becomes a folder), got '{name}' ({key})"]
+
+
+def _listed(value: Any, key: str) -> list[str]:
+    """A list of names; a bare name is a list of one."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError([f"expected a list of names, as '{key}=[a,b]', got {value!r} ({key})"])
+    if not names:
+        raise ConfigError([f"the list is empty ({key})"])
+    return names
+
+
+def _build_tasks(described: Mapping[str, Any], chosen: list[str] | str | None) -> tuple[Task, ...]:
+    chosen = list(described) if chosen is None else _listed(chosen, "tasks")
+    problems = [
+        f"unknown task '{name}'; {suggest(name, described)} (tasks)" for name in chosen if name not in described
+    ]
     tasks = [
         _collect(problems, build, Task, {"name": name, **node}, f"task.{name}")
         for name, node in described.items()
-        if chosen is None or name in chosen
+        if name in chosen
     ]
     if problems:
         raise ConfigError(problems)
@@ -158,20 +178,18 @@ def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> t
     """`merge=NAME` narrows the table to one method; otherwise `methods` names its rows."""
     if merge is not None:
         return (build_method(merge),)
-    names = list_options("merge") if names == "all" else names
-    for name in names:
-        choose(name, list_options("merge"), "method")
-    return tuple(build_method(load_option("merge", name)) for name in names)
+    names = list_options("merge") if names == "all" else _listed(names, "methods")
+    return tuple(build_method(load_method(name)) for name in names)
 
 
-def _read_experts(named: list[str] | None, expert_set: str) -> tuple[tuple[str, Path], ...] | None:
+def _read_experts(named: list[str] | str | None, expert_set: str) -> tuple[tuple[str, Path], ...] | None:
     """Adapter folders as (name, folder); None for the experts that train_all makes."""
     choose(expert_set, EXPERT_SETS, "expert_set")
     if named is None:
         return None
     experts: dict[str, Path] = {}
     problems = []
-    for entry in named:
+    for entry in _listed(named, "experts"):
         name, colon, folder = entry.partition(":")
         path = Path(folder if colon else entry).expanduser().resolve()
         name = name if colon else path.name

@@ -11,10 +11,12 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,17 +62,28 @@ class _Running:
     fraction: float = 0.0
     done_items: int = 0
     tail: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
     reader: threading.Thread | None = None
 
     def take(self, line: str) -> None:
-        """Read one line of the child's output: the start of an item, a progress bar, or anything else."""
+        """Read one line of the child's output: the start of an item, a progress bar, or anything else.
+
+        A bar that is one of several begins with `part 1/2`; `say: ` marks what the user should see, `error: ` why
+        the child fails (under torchrun, every process tells the same).
+        """
         if item := re.match(r"\[(\d+)/\d+\] ", line):
             self.done_items = int(item.group(1)) - 1
             self.fraction = max(self.fraction, self.done_items / len(self.job.items))
-        if bar := re.search(r"(\d+)%\|", line):
+        if bar := re.search(r"(?:part (\d+)/(\d+).*?)?(\d+)%\|", line):
             self.status = re.sub(r"\|.*\|", "", line).strip()
-            fraction = (self.done_items + int(bar.group(1)) / 100) / len(self.job.items)
-            self.fraction = max(self.fraction, min(fraction, 1.0))
+            part, parts = int(bar[1] or 1), int(bar[2] or 1)
+            within = (part - 1 + int(bar[3]) / 100) / parts
+            self.fraction = max(self.fraction, min((self.done_items + within) / len(self.job.items), 1.0))
+        elif line.startswith("say: "):
+            self.said.append(line.removeprefix("say: "))
+        elif line.startswith("error: ") and line not in self.errors:
+            self.errors.append(line)
         elif line.strip():
             self.tail = [*self.tail[-39:], line.rstrip()]
 
@@ -83,6 +96,7 @@ def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> 
     if not jobs:
         return
     logs.mkdir(parents=True, exist_ok=True)
+    _remove_orphans(logs)
     waiting = sorted(jobs, key=lambda job: -job.cost)
     running: list[_Running] = []
     failures: list[str] = []
@@ -106,10 +120,19 @@ def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> 
         raise UserError("\n".join(failures))
 
 
+def _remove_orphans(logs: Path) -> None:
+    """Job files of lines that were killed; their children have ended with them."""
+    for file in logs.glob("*.job.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            parent = json.loads(file.read_text())["parent"]
+            if parent["host"] == socket.gethostname() and process_start(parent["pid"]) != parent["start"]:
+                file.unlink()
+
+
 def _start(job: Job, logs: Path, slot: int) -> _Running:
     stem = job.name.replace("/", "-").replace(" ", "-")
-    file, log = logs / f"{stem}-{os.getpid()}.job.json", logs / f"{stem}.log"
-    parent = {"pid": os.getpid(), "start": process_start(os.getpid())}
+    file, log = logs / f"{stem}-{uuid.uuid4().hex}.job.json", logs / f"{stem}.log"
+    parent = {"host": socket.gethostname(), "pid": os.getpid(), "start": process_start(os.getpid())}
     write_atomically(file, json.dumps({"parent": parent, "items": job.items}, indent=1))
     command, environment = job.launch(CHILD, file, slot)
     process = subprocess.Popen(
@@ -149,14 +172,12 @@ def _close(child: _Running) -> None:
 
 
 def _failure_of(child: _Running) -> str | None:
-    status = child.process.returncode
-    if status == 0:
+    if child.process.returncode == 0:
         return None
-    told = next((i for i, line in reversed(list(enumerate(child.tail))) if line.startswith("error: ")), None)
-    if status == 2 and told is not None:
-        message = "\n".join(child.tail[told:]).removeprefix("error: ")
+    if child.errors:
+        message = "\n".join(line.removeprefix("error: ") for line in child.errors)
     else:
-        message = "\n".join([f"ended with status {status}", *child.tail[-8:]])
+        message = "\n".join([f"ended with status {child.process.returncode}", *child.tail[-8:]])
     return f"{child.job.name}: {message}\n  (log: {child.log})"
 
 
@@ -200,7 +221,10 @@ class _Display:
         self.bar.close()
 
     def show(self, running: Sequence[_Running]) -> None:
-        """Bring the bar up to date."""
+        """Bring the bar up to date and pass on what the children say."""
+        for child in running:
+            while child.said:
+                tqdm.write(f"  {child.said.pop(0)}", file=sys.stdout)
         self.bar.n = min(self.total, self.finished + sum(child.job.cost * child.fraction for child in running))
         self.bar.set_postfix_str(
             running[0].status if len(running) == 1 else ", ".join(_short(child) for child in running),
@@ -218,6 +242,7 @@ class _Display:
 
     def finish(self, child: _Running, succeeded: bool) -> None:
         """Say that a job has ended."""
+        self.show([child])
         self.finished += child.job.cost
         self.n_finished += 1
         seconds = time.monotonic() - child.started

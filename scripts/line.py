@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data_prep.own import list_pictures
 from eval.settings import Task
 from robustmerge.method import Method, OutsideMethod
 from robustmerge.runs import Address, address_file, address_folder, foreign
@@ -88,8 +89,10 @@ class Line:
         addresses = {}
         for task in self.config.tasks:
             settings = self.config.data(task)
-            files = {"train": settings.train, "val": settings.val, "test": settings.test}
-            own = {split: foreign(Path(file)) for split, file in files.items() if file is not None}
+            own = {split: foreign(file) for split, file in settings.question_files.items()}
+            if own:
+                pictures = {"stage": "foreign", "pictures": list_pictures(settings)}
+                own["pictures"] = Address(self.root, self.root, pictures)
             addresses[task.name] = self._folder("data", task.name, "prepare", settings, own)
         return addresses
 
@@ -149,13 +152,24 @@ class Line:
                 return dataclasses.replace(source, tasks=self.config.tasks)
         for path in (Path(name).expanduser(), self.root / name):
             if (path / "adapter_config.json").exists():
-                address = foreign(path, self.root)
-                return Source(f"adapter/{path.resolve().name}", "adapter", address, self.config.tasks)
+                return self._source_of_folder(foreign(path, self.root))
         raise UserError(f"unknown source '{name}'; {choices}, or give a folder with adapter_config.json")
+
+    def _source_of_folder(self, address: Address) -> Source:
+        """An adapter folder as a source; a result of this run keeps its own name."""
+        kind, _, rest = address.short.partition("/")
+        name = rest.removesuffix(f"-{address.hash8}")
+        if kind == "merged" and name != rest:
+            return Source(f"merged/{name}", "merged", address, self.config.tasks)
+        if kind == "experts" and name != rest:
+            multi_task = name == "multi_task"
+            found = ("multi_task", "multi_task") if multi_task else (f"expert/{name}", "expert")
+            return Source(*found, address, self.config.tasks)
+        return Source(f"adapter/{address.path.name}", "adapter", address, self.config.tasks)
 
     def predictions(self, source: Source, task: Task) -> Address:
         """The answers of a source to a task's test questions."""
-        settings = task.generation(self.config.model.generation_batch)
+        settings = task.generation(self.config.model.template, self.config.model.generation_batch)
         inputs = {"source": source.address, "base": self.base, "data": self.data(task)}
         return self._file("predictions", source, task, ".jsonl", "predict", settings, inputs)
 

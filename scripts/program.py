@@ -21,13 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustmerge.runs import REPOSITORY
-from robustmerge.settings import UserError, suggest
+from robustmerge.settings import UserError, choose, suggest
+from scripts.commands import command
 from scripts.guard import guarded
 
 CONFIGS = REPOSITORY / "configs"
 
 OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / Path(path).expanduser()))
-OmegaConf.register_new_resolver("cores", lambda: os.cpu_count() or 1)
+OmegaConf.register_new_resolver(
+    "cores", lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+)
 
 
 def run(program: str, walk: Callable[[list[dict]], None]) -> None:
@@ -36,7 +39,7 @@ def run(program: str, walk: Callable[[list[dict]], None]) -> None:
     Ends the process with a status other than 0 where `guarded` says so.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them ourselves
-    guarded(lambda: _compose_and_walk(program, walk), f"bash scripts/{program}.sh")
+    guarded(lambda: _compose_and_walk(program, walk), command(program))
 
 
 def _compose_and_walk(program: str, walk: Callable[[list[dict]], None]) -> None:
@@ -57,8 +60,11 @@ def _compose_and_walk(program: str, walk: Callable[[list[dict]], None]) -> None:
 def compose(program: str, overrides: list[str]) -> dict:
     """A composed config as a plain mapping, outside of a Hydra program."""
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        return as_mapping(hydra.compose(program, overrides=overrides))
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            return as_mapping(hydra.compose(program, overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error)) from error
 
 
 def runs_folder() -> Path:
@@ -107,7 +113,7 @@ def _compose_chosen(program: str) -> dict:
     chosen = [word for word in sys.argv[1:] if word.partition("=")[0] in groups and "," not in word]
     try:
         return compose(program, chosen)
-    except (HydraException, OmegaConfBaseException):
+    except UserError:
         return compose(program, [])
 
 
@@ -121,11 +127,7 @@ def list_options(group: str) -> list[str]:
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
-def load_option(group: str, name: str) -> dict:
-    """One file of a config group as a plain mapping. Raises UserError with the choices."""
-    path: Path = CONFIGS / group / f"{name}.yaml"
-    if not path.exists():
-        what = "method" if group == "merge" else group
-        raise UserError(f"unknown {what} '{name}'; {suggest(name, list_options(group))}")
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    return loaded
+def load_method(name: str) -> dict:
+    """A merge method as its file describes it. Raises UserError with the choices."""
+    choose(name, list_options("merge"), "method")
+    return compose("merge", [f"merge={name}"])["merge"]

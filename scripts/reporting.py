@@ -14,9 +14,10 @@ from eval.results import Context, SourceResult
 from robustmerge.method import Method, OutsideMethod, build_method
 from robustmerge.records import read_score
 from robustmerge.runs import Address, commit, settings_in_identity, write_atomically
+from scripts.commands import command
 from scripts.config import differences
 from scripts.line import Line, Source
-from scripts.program import load_option
+from scripts.program import list_options, load_method
 
 TITLES = {"zero_shot": "Zero-shot", "multi_task": "Multi-task"}
 UNNAMED = ("paths.", "logger", "jobs", "report", "profile", "hydra.", "benchmark=", "model=")
@@ -66,8 +67,6 @@ def name_of(lines: Sequence[Line]) -> str:
 
 def _context(name: str, lines: Sequence[Line]) -> Context:
     config = lines[0].config
-    words = " ".join(f"'{word}'" if re.search(r"[\[\]{} ]", word) else word for word in _joined_overrides(lines))
-    sweep = "-m " if len(lines) > 1 else ""
     seeds = {"benchmark": config.benchmark.seed, "bootstrap": config.bootstrap.seed}
     if config.model.base is not None:
         seeds["base"] = config.model.base.seed
@@ -78,24 +77,13 @@ def _context(name: str, lines: Sequence[Line]) -> Context:
         benchmark=config.benchmark.name,
         model=config.model.name,
         profile=config.profile,
-        tasks=config.tasks,
-        questions={task.name: lines[0].questions(task) for task in config.tasks},
+        tasks=tuple({task.name: task for line in lines for task in line.config.tasks}.values()),
+        questions={task.name: line.questions(task) for line in lines for task in line.config.tasks},
         seeds=seeds,
-        command=f"bash scripts/merge_eval.sh {sweep}{words}".strip(),
+        command=command("merge_eval", lambda word: not word.startswith("jobs=")),
         bootstrap=config.bootstrap,
         **commit(),
     )
-
-
-def _joined_overrides(lines: Sequence[Line]) -> list[str]:
-    """The overrides of all points as they were typed: `key=a,b` for a key that is swept over."""
-    values: dict[str, list[str]] = {}
-    for line in lines:
-        for word in line.config.overrides:
-            key, _, value = word.partition("=")
-            if value not in values.setdefault(key, []):
-                values[key].append(value)
-    return [f"{key}={','.join(found)}" for key, found in values.items()]
 
 
 def collect(lines: Sequence[Line]) -> list[SourceResult]:
@@ -106,13 +94,16 @@ def collect(lines: Sequence[Line]) -> list[SourceResult]:
         point = {key: value for key, value in _overrides(line).items() if key in swept}
         experts = [source for source in line.sources if source.kind == "expert"]
         if experts:
-            own = tuple(source.address.fingerprint for source in experts)
-            found.setdefault(("individual", *own), _individual(line, experts, point))
+            found.setdefault(("individual", *_made_of(line, experts)), _individual(line, experts, point))
         for source in line.sources:
             if source.kind != "expert":
-                key = (source.kind, source.address.fingerprint)
-                found.setdefault(key, _result(line, source, point if source.kind != "zero_shot" else {}))
+                found.setdefault((source.kind, *_made_of(line, [source])), _result(line, source, point))
     return list(found.values())
+
+
+def _made_of(line: Line, sources: Sequence[Source]) -> list[str]:
+    """What a row rests on: points that share all of it share the row."""
+    return [line.score(source, task).fingerprint for source in sources for task in source.tasks]
 
 
 def _overrides(line: Line) -> dict[str, str]:
@@ -160,7 +151,9 @@ def _result(line: Line, source: Source, point: Mapping[str, str]) -> SourceResul
 
 def changed_settings(method: Method | OutsideMethod) -> dict[str, Any]:
     """What differs from the method's own file, flat: `{"prune.density": 0.3}`."""
-    published = settings_in_identity(build_method(load_option("merge", method.name)))
+    if method.name not in list_options("merge"):
+        return {}
+    published = settings_in_identity(build_method(load_method(method.name)))
     return dict(differences(settings_in_identity(method), published))
 
 

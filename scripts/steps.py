@@ -14,15 +14,29 @@ from eval.score import score as score_answers
 from eval.settings import Task
 from llava_ext.launch import count_side_by_side, launch_command
 from robustmerge.runs import Address
-from robustmerge.settings import UserError
+from robustmerge.settings import ConfigError, UserError
+from scripts.commands import command
 from scripts.config import read_config
 from scripts.jobs import Job, launch_plain, run_jobs
 from scripts.line import Line, Source, require
 
+SHARED_BY_POINTS = ("profile", "jobs", "report", "logger", "bootstrap", "trainer")
+
 
 def plan(points: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """The lines of all points of a sweep. Raises UserError for anything wrong in their configs."""
-    return [Line(read_config(point)) for point in points]
+    """The lines of all points of a sweep. Raises UserError for everything wrong in their configs, each thing once."""
+    lines, problems = [], []
+    for point in points:
+        try:
+            lines.append(Line(read_config(point)))
+        except ConfigError as error:
+            problems += [line for line in error.problems if line not in problems]
+    if problems:
+        raise ConfigError(problems)
+    for key in SHARED_BY_POINTS:
+        if len({repr(getattr(line.config, key)) for line in lines}) > 1:
+            raise UserError(f"a sweep cannot run over {key}: all its points are made together and end in one report")
+    return lines
 
 
 def _once(
@@ -56,7 +70,9 @@ def build_base(lines: Sequence[Line]) -> None:
     """Train the small base where there is one to train; a named checkpoint is taken as it is."""
     trained = [line for line in lines if line.config.model.base is not None]
     needed = [line for line in trained if not line.base.is_complete()]
-    corpora = _once(needed, lambda line: [(line.corpus, line.config.benchmark.corpus)])
+    corpora = _once(
+        needed, lambda line: [(line.corpus, dataclasses.replace(line.config.benchmark.corpus, jobs=line.config.jobs))]
+    )
     items = [_item("corpus", address, settings) for address, settings in corpora]
     run_jobs("corpus", [Job("data/base", items)] if items else [], 1, _logs(lines))
     todo = _once(needed, lambda line: [(line.base, line)])
@@ -98,10 +114,11 @@ def train(lines: Sequence[Line]) -> None:
 def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:
     """Raises UserError naming the trained models that are not there and the command that makes them."""
     for line in lines:
-        kept = [word for word in line.config.overrides if not word.lstrip("+~").startswith(("merge", "methods"))]
-        command = " ".join(["bash scripts/train_all.sh", *(f"'{word}'" if "[" in word else word for word in kept)])
+        if not line.experts:
+            raise UserError("there is no expert to merge: none of the chosen tasks is a seen one (tasks)")
         models = [*line.experts.values(), line.multi_task if multi_task else None]
-        require(models, "trained models are", command)
+        train_all = command("train_all", lambda word: not word.startswith(("merge", "methods", "report", "source")))
+        require(models, "trained models are", train_all)
 
 
 def merge(lines: Sequence[Line]) -> None:
@@ -124,9 +141,9 @@ def predict(lines: Sequence[Line], sources: Callable[[Line], Sequence[Source]]) 
 
     items, costs = [], []
     for address, (line, source, task) in _once(lines, list_one):
-        settings = task.generation(line.config.model.generation_batch)
+        settings = task.generation(line.config.model.template, line.config.model.generation_batch)
         adapter = str(source.adapter) if source.adapter else None
-        model = {"base": str(line.base.path), "adapter": adapter, "template": line.config.model.template}
+        model = {"base": str(line.base.path), "adapter": adapter}
         items.append(_item("predict", address, settings, questions=str(line.questions(task)), **model))
         costs.append(line.config.data(task).counts.test * (task.max_new_tokens + 8.0))
     _share(lines, "predict", items, costs)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from robustmerge.records import read_score
 from robustmerge.runs import REPOSITORY, Address, read_manifest
+from scripts.commands import command
 from scripts.line import Line
 
 
@@ -15,13 +16,14 @@ def tell_training(lines: Sequence[Line], started: float) -> None:
     """After train_all and train."""
     made = {address.path: address for line in lines for address in (*line.experts.values(), line.multi_task) if address}
     _tell(f"{len(made)} trained models on {lines[0].base.short}", made.values(), lines[0].root)
-    print(f"took {_minutes(time.monotonic() - started)}; next: {_command('merge_eval', lines[0])}")
+    print(f"took {_minutes(time.monotonic() - started)}; next: {command('merge_eval')}")
 
 
 def tell_made(addresses: Iterable[Address]) -> None:
     """After a program of one stage."""
     made = list({address.path: address for address in addresses}.values())
-    _tell(f"{len(made)} results", made, made[0].root)
+    if made:
+        _tell(f"{len(made)} results", made, made[0].root)
 
 
 def tell_scores(lines: Sequence[Line]) -> None:
@@ -51,13 +53,10 @@ def _tell(title: str, addresses: Iterable[Address], root: Path) -> None:
     print(f"\n{title}, under {shown(root)}:")
     for address in addresses:
         record = read_manifest(address.manifest)["record"] if address.manifest.exists() else {}
-        seconds = record.get("seconds")
-        print(f"  {address.short}" + (f"  ({seconds:.0f} s)" if seconds is not None else ""))
-
-
-def _command(program: str, line: Line) -> str:
-    words = [f"'{word}'" if "[" in word else word for word in line.config.overrides]
-    return " ".join([f"bash scripts/{program}.sh", *words])
+        told = [f"{record['seconds']:.0f} s"] if "seconds" in record else []
+        if "effective_strength" in record:
+            told.append(f"{record['modules']} modules, update times {record['effective_strength']:g}")
+        print(f"  {address.short}" + (f"  ({', '.join(told)})" if told else ""))
 
 
 def _minutes(seconds: float) -> str:

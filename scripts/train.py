@@ -1,25 +1,12 @@
 """Train the experts of the chosen tasks, and what they need before: `python scripts/train.py`."""
 
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.program import run  # noqa: E402
-
-
-def walk(points: list[dict]) -> None:
-    from scripts import steps, summary
-
-    started = time.monotonic()
-    lines = steps.plan(points)
-    steps.check_trainer(lines)
-    steps.prepare(lines)
-    steps.build_base(lines)
-    steps.train(lines)
-    summary.tell_training(lines, started)
-
+from scripts.train_all import walk  # noqa: E402
 
 if __name__ == "__main__":
     run("train", walk)

@@ -13,18 +13,23 @@ from robustmerge.runs import Address
 from robustmerge.settings import build
 
 
+def say(line: str) -> None:
+    """Tell the user something through the process that started the line."""
+    print(f"say: {line}", flush=True)
+
+
 def work_prepare(item: dict) -> None:
     from data_prep.prepare import prepare
     from data_prep.settings import TaskData
 
-    prepare(Address.from_json(item["address"]), build(TaskData, item["settings"], "data"))
+    prepare(Address.from_json(item["address"]), build(TaskData, item["settings"], "data"), say)
 
 
 def work_corpus(item: dict) -> None:
     from data_prep.prepare import prepare_corpus
     from data_prep.settings import BaseCorpus
 
-    prepare_corpus(Address.from_json(item["address"]), build(BaseCorpus, item["settings"], "corpus"))
+    prepare_corpus(Address.from_json(item["address"]), build(BaseCorpus, item["settings"], "corpus"), say)
 
 
 def work_base(item: dict) -> None:
@@ -32,7 +37,7 @@ def work_base(item: dict) -> None:
     from llava_ext.settings import BaseModel
 
     settings = build(BaseModel, item["settings"], "model.base")
-    train_base(Address.from_json(item["address"]), settings, Path(item["corpus"]))
+    train_base(Address.from_json(item["address"]), settings, Path(item["corpus"]), say)
 
 
 def work_train(item: dict) -> None:
@@ -41,7 +46,7 @@ def work_train(item: dict) -> None:
 
     data = {task: Path(folder) for task, folder in item["data"].items()}
     settings = build(Expert, item["settings"], "expert")
-    train_expert(Address.from_json(item["address"]), settings, Path(item["base"]), data)
+    train_expert(Address.from_json(item["address"]), settings, Path(item["base"]), data, say)
 
 
 def work_merge(item: dict) -> None:
@@ -49,17 +54,17 @@ def work_merge(item: dict) -> None:
     from robustmerge.method import build_method
 
     experts = {name: Path(folder) for name, folder in item["experts"].items()}
-    merge(Address.from_json(item["address"]), build_method(item["settings"]), experts)
+    merge(Address.from_json(item["address"]), build_method(item["settings"]), experts, say)
 
 
 def work_predict(item: dict) -> None:
     from eval.predict import predict
     from eval.settings import Generation
 
-    generate = _load_base(item["base"], item["template"])
-    generate.use(Path(item["adapter"]) if item["adapter"] else None)
     settings = build(Generation, item["settings"], "generation")
-    predict(Address.from_json(item["address"]), settings, Path(item["questions"]), generate)
+    generate = _load_base(item["base"], settings.template)
+    generate.use(Path(item["adapter"]) if item["adapter"] else None)
+    predict(Address.from_json(item["address"]), settings, Path(item["questions"]), generate, say)
 
 
 @lru_cache(maxsize=1)

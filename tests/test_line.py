@@ -100,7 +100,7 @@ def test_an_interrupt_is_one_message(tmp_path):
     started = _start("train_all", tmp_path, "tasks=[vqav2]")
     _wait_for(lambda: any(tmp_path.rglob("*.lock")), started)
     started.send_signal(signal.SIGINT)
-    _, said = started.communicate(timeout=60)
+    said, _ = started.communicate(timeout=60)
     assert started.returncode == 130
     assert "type the same command to go on" in said
     assert "Traceback" not in said

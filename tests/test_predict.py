@@ -16,7 +16,7 @@ from eval.settings import Generation
 from robustmerge.records import Example, read_predictions, write_examples
 from robustmerge.runs import UserError, address_file, foreign
 
-SETTINGS = Generation("vqav2", "{text}\nAnswer.", max_new_tokens=4, batch_size=3)
+SETTINGS = Generation("vqav2", "{text}\nAnswer.", "plain", max_new_tokens=4, batch_size=3)
 N = 11
 
 

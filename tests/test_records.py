@@ -60,7 +60,7 @@ def test_llavas_question_files_are_understood(tmp_path):
         ([{"question_id": "1", "text": "What?"}], "record 1: field 'answer' is missing"),
         ([{"question_id": "1", "text": "a", "answer": "b"}] * 2, "question_id is not unique: 1"),
         (["what"], "expected an object"),
-        ([{"id": "1", "conversations": [{"from": "human", "value": "a"}]}], "a question and an answer"),
+        ([{"id": "1", "conversations": [{"from": "human", "value": "a"}]}], "a conversation is human, gpt"),
     ],
 )
 def test_a_bad_question_file_is_refused_with_its_place(tmp_path, records, said):

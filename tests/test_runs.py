@@ -99,13 +99,31 @@ def test_a_manifest_that_tells_of_something_else_is_refused(tmp_path):
 
 
 def test_a_foreign_folder_is_known_by_its_content(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name / "adapter").mkdir(parents=True)
-        (tmp_path / name / "adapter" / "weights").write_text("same")
-    first = foreign(tmp_path / "one" / "adapter")
-    assert first.fingerprint == foreign(tmp_path / "two" / "adapter").fingerprint
-    (tmp_path / "two" / "adapter" / "weights").write_text("other")
-    assert first.fingerprint != foreign(tmp_path / "two" / "adapter").fingerprint
+    for name in ("one", "two.v2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("same")
+    first = foreign(tmp_path / "one")
+    assert first.fingerprint == foreign(tmp_path / "two.v2").fingerprint
+    assert first.is_complete()
+    (tmp_path / "two.v2" / "weights").write_text("other")
+    assert first.fingerprint != foreign(tmp_path / "two.v2").fingerprint
+
+
+def test_an_unfinished_folder_of_ours_is_not_taken_for_a_foreign_one(tmp_path):
+    (tmp_path / "expert" / "unfinished").mkdir(parents=True)
+    with pytest.raises(UserError, match="not finished yet"):
+        foreign(tmp_path / "expert")
+
+
+def test_a_manifest_of_somebody_else_is_an_ordinary_file(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"version": 1}')
+    assert foreign(tmp_path).identity["stage"] == "foreign"
+
+
+def test_what_a_kill_left_beside_a_file_does_not_stay_in_a_complete_result(tmp_path):
+    address = address_of(tmp_path)
+    run_stage(address, lambda folder: (folder / ".weights.123.part").write_text("cut") and None)
+    assert [path.name for path in address.path.iterdir()] == ["manifest.json"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
