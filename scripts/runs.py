@@ -65,29 +65,23 @@ def find_results(root: Path) -> Iterator[Result]:
 
 
 def find_roots(runs: Path) -> list[Path]:
-    """Every `<benchmark>-<model>` folder under the runs folder, those of other profiles included."""
-    return sorted(
-        {path.parent for kind in KINDS for path in runs.glob(f"**/{kind}") if path.parent.parent in _tops(runs)}
-    )
-
-
-def _tops(runs: Path) -> set[Path]:
-    return {runs, *(path for path in runs.iterdir() if path.is_dir())}
+    """Every `<benchmark>-<model>` folder: of the full profile under `runs`, of others under `runs/<profile>`."""
+    folders = [*runs.glob("*"), *runs.glob("*/*")]
+    return sorted(folder for folder in folders if any((folder / kind).is_dir() for kind in KINDS))
 
 
 @lru_cache
 def _defaults(root: Path) -> Mapping[str, dict]:
     """`kind/name` -> settings of the default configuration of that run folder."""
-    from scripts.program import compose
+    from scripts.program import compose, runs_folder
     from scripts.steps import plan
 
     benchmark, _, model = root.name.partition("-")
-    profile = "full" if (root.parent / "smoke").exists() or root.parent.name != "smoke" else "smoke"
+    profile = "full" if root.parent == runs_folder() else root.parent.name
+    chosen = [f"benchmark={benchmark}", f"model={model}", f"profile={profile}", "methods=all"]
     try:
-        (line,) = plan(
-            [compose("train_all", [f"benchmark={benchmark}", f"model={model}", f"profile={profile}", "methods=all"])]
-        )
-    except UserError:
+        (line,) = plan([compose("train_all", chosen)])
+    except UserError:  # a benchmark or model whose file is gone
         return {}
     addresses = [line.corpus, line.base, *line.experts.values(), *(line.data(task) for task in line.config.tasks)]
     addresses += [address for address in [line.multi_task] if address]
@@ -105,8 +99,8 @@ def describe(result: Result) -> str:
     if default is None or result.kind in ("predictions", "scores"):
         return ""
     told = differences(result.identity.get("settings", {}), default.get("settings", {}))
-    changed = {name.split("/")[0] for name, value in result.identity.get("inputs", {}).items()
-               if default.get("inputs", {}).get(name) != value}  # fmt: skip
+    inputs, usual = result.identity.get("inputs", {}), default.get("inputs", {})
+    changed = {name.split("/")[0] for name, found in inputs.items() if usual.get(name) != found}
     return ", ".join(
         [*(f"{key}={json.dumps(value)}" for key, value in told), *(f"other {name}" for name in sorted(changed))]
     )
@@ -125,8 +119,8 @@ def score_of(result: Result) -> str:
     )
     if stem == "multi_task":
         folder = result.path.name
-    values = [read_score(file).value for file in (result.root / "scores" / folder).glob("*.json")
-              if not file.name.endswith(".manifest.json")]  # fmt: skip
+    files = (result.root / "scores" / folder).glob("*.json")
+    values = [read_score(file).value for file in files if not file.name.endswith(".manifest.json")]
     return f"{sum(values) / len(values):.2f} ({len(values)})" if values else ""
 
 
@@ -150,30 +144,47 @@ TITLES = ("address", "differs from the defaults in", "score (tasks)", "size", "c
 
 
 def clean(roots: list[Path], sure: bool) -> None:
-    """Remove what no report uses. What a running process holds stays."""
-    unused = []
-    for root in roots:
-        used: set[str] = set()
-        for file in root.glob("reports/*/addresses.json"):
-            used.update(json.loads(file.read_text()))
-        unused += [r for r in find_results(root) if r.short not in used and not is_locked(r.path)]
+    """Remove what no report uses. Raises UserError while anything is at work there: its inputs may be unused yet."""
+    unused = [result for root in roots for result in find_unused(root)]
     if not unused:
         print("nothing to remove: every result is used by a report")
         return
     for result in unused:
         print(f"  {result.root.name}/{result.short}  {_size(result.size())}")
     total = _size(sum(result.size() for result in unused))
-    if not sure and input(f"remove these {len(unused)} results ({total})? [y/N] ").strip().lower() != "y":
+    if not sure and not _agreed(f"remove these {len(unused)} results ({total})? [y/N] "):
         print("nothing removed")
         return
-    for result in unused:
-        if result.path.is_dir():
-            (result.path / "manifest.json").unlink(missing_ok=True)  # first: a half-removed result is unfinished
-            shutil.rmtree(result.path)
-        else:
-            result.path.with_suffix(".manifest.json").unlink(missing_ok=True)
-            result.path.unlink()
+    still = {result.path for root in roots for result in find_unused(root)}  # something may have started meanwhile
+    for result in (result for result in unused if result.path in still):
+        remove(result)
     print(f"removed {len(unused)} results ({total})")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() == "y"
+    except EOFError:  # nobody is there to answer
+        return False
+
+
+def find_unused(root: Path) -> list[Result]:
+    """What no report of this run folder uses."""
+    for lock in root.rglob("*.lock"):
+        if is_locked(lock.with_suffix("")):
+            raise UserError(f"{lock.with_suffix('')} is being made; clean up when nothing is at work")
+    used = {address for file in root.glob("reports/*/addresses.json") for address in json.loads(file.read_text())}
+    return [result for result in find_results(root) if result.short not in used]
+
+
+def remove(result: Result) -> None:
+    """Remove a result, its manifest first: a half-removed result is an unfinished one."""
+    if result.path.is_dir():
+        (result.path / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(result.path)
+    else:
+        result.path.with_suffix(".manifest.json").unlink(missing_ok=True)
+        result.path.unlink()
 
 
 def _size(n_bytes: float) -> str:

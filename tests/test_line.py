@@ -5,15 +5,14 @@ bash scripts/test.sh tests/test_line.py
 
 from __future__ import annotations
 
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
-
-import pytest
 
 from robustmerge.records import read_predictions, read_score
 from robustmerge.runs import REPOSITORY, read_manifest
@@ -106,35 +105,47 @@ def test_an_interrupt_is_one_message(tmp_path):
     assert "Traceback" not in said
 
 
-def test_kills_at_any_moment_change_no_prediction(smoke, tmp_path):
-    """kill -9 of the whole group and of the parent alone, in turn; one process at a time instead of two."""
-    tasks = "tasks=[vqav2,rec]"
-    type_command("merge_eval", tasks, "multi_task=false", "report=pair", runs=smoke.runs)
-    rng = random.Random(int(os.environ.get("KILL_SEED", "0")))
-    words = [tasks, "multi_task=false", "report=pair", "jobs=1", "model.recipe.save_steps=2"]
-    moments = [("train_all", rng.uniform(1, 12)) for _ in range(4)]
-    moments += [("train_all", "checkpoint"), ("train_all", None)]
-    moments += [("merge_eval", rng.uniform(1, 8)) for _ in range(3)] + [("merge_eval", None)]
-    for index, (program, moment) in enumerate(moments):
-        started = _start(program, tmp_path, *words)
-        if moment is None:
-            assert started.wait(600) == 0, started.communicate()
-            continue
-        if moment == "checkpoint":
-            _wait_for(lambda: any(tmp_path.rglob("checkpoint-*")), started)
-        else:
-            time.sleep(moment)
-        if index % 2:
-            os.kill(started.pid, signal.SIGKILL)
-        else:
-            os.killpg(started.pid, signal.SIGKILL)
-        started.communicate()
-    expected = files_under(smoke.root, "predictions/**/vqav2-*.jsonl") | files_under(
-        smoke.root, "predictions/**/rec-*.jsonl"
-    )
-    found = files_under(tmp_path / "smoke" / smoke.root.name, "predictions/**/*.jsonl")
-    assert found
-    assert {name: expected[name] == content for name, content in found.items()} == dict.fromkeys(found, True)
+def test_kills_at_any_moment_change_no_byte(smoke, tmp_path):
+    """kill -9 ten times, of the whole process group and of the parent alone in turn, once inside a checkpoint.
+
+    The killed run has one process at a time, the other one had two.
+    """
+    pair = ["tasks=[vqav2,rec]", "multi_task=false", "report=pair"]
+    type_command("merge_eval", *pair, runs=smoke.runs)
+    words = [*pair, "jobs=1", "model.recipe.save_steps=2"]
+    draw = random.Random(int(os.environ.get("KILL_SEED", "0")))
+    moments = [*(draw.uniform(1, 10) for _ in range(5)), "checkpoint"]
+    for number, moment in enumerate(moments):
+        _kill_at(moment, _start("train_all", tmp_path, *words), tmp_path, parent_alone=number % 2 == 1)
+    type_command("train_all", *words, runs=tmp_path)
+    for number in range(4):
+        _kill_at(draw.uniform(1, 6), _start("merge_eval", tmp_path, *words), tmp_path, parent_alone=number % 2 == 1)
+    type_command("merge_eval", *words, runs=tmp_path)
+    killed = tmp_path / "smoke" / smoke.root.name
+    for pattern in (
+        "experts/*/adapter_model.safetensors",
+        "merged/*/adapter_model.safetensors",
+        "predictions/**/*.jsonl",
+    ):
+        found = files_under(killed, pattern)
+        assert found, pattern
+        for name, content in found.items():
+            assert content == (smoke.root / name).read_bytes(), name
+
+
+def _kill_at(moment: float | str, started: subprocess.Popen, runs: Path, parent_alone: bool) -> None:
+    """Wait for the moment (seconds, or a checkpoint that is not complete yet) and kill -9."""
+    if moment == "checkpoint":
+        _wait_for(lambda: _inside_a_checkpoint(runs), started)
+    else:
+        _wait_for(lambda: False, started, float(moment))
+    if started.poll() is None:
+        (os.kill if parent_alone else os.killpg)(started.pid, signal.SIGKILL)
+    started.communicate()
+
+
+def _inside_a_checkpoint(runs: Path) -> bool:
+    return any(not (path / "complete.json").exists() for path in runs.rglob("checkpoint-*"))
 
 
 def _start(program: str, runs: Path, *words: str) -> subprocess.Popen:
@@ -154,20 +165,30 @@ def _wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> Non
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def listed(smoke) -> str:
-    done = subprocess.run(
-        [str(REPOSITORY / ".venv/bin/python") if (REPOSITORY / ".venv").exists() else "python", "scripts/runs.py"],
-        cwd=REPOSITORY,
-        env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
+def test_what_exists_can_be_listed_with_what_differs_from_the_defaults(smoke):
+    words = ["merge=robustmerge", "merge.prune.density=0.3", "tasks=[vqav2,rec]", "multi_task=false", "report=listed"]
+    type_command("merge_eval", *words, runs=smoke.runs)
+    shown = type_python("runs.py", runs=smoke.runs)
+    (row,) = [line for line in shown.splitlines() if "prune.density=0.3" in line]
+    assert row.strip().startswith("merged/robustmerge-")
+    assert "experts/vqav2-" in shown
 
 
-def test_what_exists_can_be_listed_with_what_differs(smoke, listed):
-    assert "merged/robustmerge-" in listed
-    assert "experts/vqav2-" in listed
-    assert json.loads((smoke.root / "reports" / "main" / "addresses.json").read_text())
+def test_cleaning_keeps_what_a_report_uses(smoke, tmp_path):
+    copied = tmp_path / "smoke" / "mini-tiny"
+    shutil.copytree(smoke.root, copied)
+    kept = {path for path in smoke.predictions()}
+    shutil.rmtree(copied / "reports")
+    shutil.copytree(smoke.root / "reports" / "main", copied / "reports" / "main")
+    (copied / "merged" / "unused-00000000").mkdir()
+    assert "merged/unused-00000000" in type_python("runs.py", "--clean", "--yes", runs=tmp_path)
+    assert not (copied / "merged" / "unused-00000000").exists()
+    assert all((copied / path.relative_to(smoke.root)).exists() for path in kept)
+    assert "nothing to remove" in type_python("runs.py", "--clean", runs=tmp_path)
+
+
+def type_python(program: str, *words: str, runs: Path) -> str:
+    """What `python scripts/<program>` prints."""
+    environment = {**os.environ, "ROBUSTMERGE_RUNS": str(runs)}
+    line = [sys.executable, str(REPOSITORY / "scripts" / program), *words]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
