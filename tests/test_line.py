@@ -177,7 +177,7 @@ def test_what_exists_can_be_listed_with_what_differs_from_the_defaults(smoke):
 def test_cleaning_keeps_what_a_report_uses(smoke, tmp_path):
     copied = tmp_path / "smoke" / "mini-tiny"
     shutil.copytree(smoke.root, copied)
-    kept = {path for path in smoke.predictions()}
+    kept = set(smoke.predictions())
     shutil.rmtree(copied / "reports")
     shutil.copytree(smoke.root / "reports" / "main", copied / "reports" / "main")
     (copied / "merged" / "unused-00000000").mkdir()
