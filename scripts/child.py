@@ -28,4 +28,4 @@ def main(job: Path) -> None:
 
 
 if __name__ == "__main__":
-    guarded(lambda: main(Path(sys.argv[1])), "the one that was interrupted")
+    guarded(lambda: main(Path(sys.argv[1])), "the one that was interrupted", mark_lines=True)

@@ -13,23 +13,23 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
-def guarded(action: Callable[[], None], again: str) -> None:
+def guarded(action: Callable[[], None], again: str, mark_lines: bool = False) -> None:
     """Run `action`. Ends the process with 2 and one message for a mistake that can be mended, 130 for Ctrl-C.
 
-    again: the command that goes on after an interrupt. Every line of an error begins with `error: `, so that it can
-    be found in the output of several processes.
+    again: the command that goes on after an interrupt. mark_lines: begin every line of an error with `error: `, so
+    that a parent finds it in the output of several processes.
     """
     try:
         action()
     except KeyboardInterrupt:
-        _stop([f"interrupted. Whatever was finished is kept: type the same command to go on ({again})"], 130)
+        _stop(f"interrupted. Whatever was finished is kept: type the same command to go on ({again})", 130)
     except UserError as error:
-        _stop([f"error: {line}" for line in str(error).splitlines()], 2)
+        _stop(_as_error(str(error), mark_lines), 2)
     except Exception as error:
         message = _explain(error)
         if message is None:
             raise
-        _stop([f"error: {message}"], 2)
+        _stop(_as_error(message, mark_lines), 2)
 
 
 def _explain(error: Exception) -> str | None:
@@ -43,6 +43,10 @@ def _explain(error: Exception) -> str | None:
     return None
 
 
-def _stop(lines: list[str], status: int) -> None:
-    print("\n".join(lines), file=sys.stderr, flush=True)
+def _as_error(message: str, mark_lines: bool) -> str:
+    return "error: " + (message.replace("\n", "\nerror: ") if mark_lines else message)
+
+
+def _stop(message: str, status: int) -> None:
+    print(message, file=sys.stderr, flush=True)
     sys.exit(status)

@@ -39,6 +39,7 @@ def run(program: str, walk: Callable[[list[dict]], None]) -> None:
     Ends the process with a status other than 0 where `guarded` says so.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them ourselves
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it first
     guarded(lambda: _compose_and_walk(program, walk), command(program))
 
 

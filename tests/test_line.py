@@ -52,7 +52,7 @@ def test_the_report_has_every_row_every_task_and_the_published_values_apart(smok
         assert f"| {row}" in report
     assert "published" in report.lower()
     assert "69.23" in report, "the paper's individual average"
-    assert "mean nothing" in report, "a smoke report says so"
+    assert "mean nothing" in report.lower(), "a smoke report says so"
     assert (smoke.root / "reports" / "main" / "report.html").exists()
     assert "RobustMerge" in smoke.printed
 
@@ -92,7 +92,7 @@ def test_missing_experts_are_named_with_the_command_that_makes_them(smoke):
     said = type_command("merge_eval", "peft.r=3", "tasks=[vqav2,rec]", runs=smoke.runs, check=False)
     assert said.returncode == 2
     assert "experts/vqav2-" in said.stderr
-    assert "bash scripts/train_all.sh profile=smoke peft.r=3 'tasks=[vqav2,rec]'" in said.stderr
+    assert "bash scripts/train_all.sh profile=smoke logger=none peft.r=3 'tasks=[vqav2,rec]'" in said.stderr
 
 
 def test_an_interrupt_is_one_message(tmp_path):
