@@ -21,8 +21,10 @@ from robustmerge.records import (
 from robustmerge.runs import Address, UserError, run_stage
 
 Generate = Callable[[Sequence[Example], Path, int], list[str]]
-# A full disk or a lost device is not the fault of one question; an unreadable picture (also an OSError) is.
+# What no question is to blame for. A full disk or a lost device; an unreadable picture is an OSError too, but not here.
 FATAL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+# A GPU without memory, or one that failed and fails every question from then on: classes of torch, known by name.
+FATAL_NAMES = frozenset(("AcceleratorError", "OutOfMemoryError"))
 
 
 def predict(
@@ -39,7 +41,8 @@ def predict(
     max_new_tokens; returns one text an example. It is only ever given whole batches, which the question file and
     the batch size fix, so an interrupted run that goes on gives the same bytes as an uninterrupted one.
     An ordinary exception in a batch makes its questions be asked one by one; those that fail again are recorded
-    with the error. Raises UserError if every question failed.
+    with the error. One that no question is to blame for (`_is_fatal`) ends the run, which goes on when it is
+    started again. Raises UserError if every question failed.
     """
 
     def work(path: Path) -> dict:
@@ -127,7 +130,8 @@ def _answer_batch(
     try:
         return _ask(batch, image_root, max_new_tokens, generate)
     except Exception as error:
-        _pass_on_fatal(error)
+        if _is_fatal(error):
+            raise
     return [_ask_alone(example, image_root, max_new_tokens, generate) for example in batch]
 
 
@@ -135,16 +139,18 @@ def _ask_alone(example: Example, image_root: Path, max_new_tokens: int, generate
     try:
         return _ask([example], image_root, max_new_tokens, generate)[0]
     except Exception as error:
-        _pass_on_fatal(error)
+        if _is_fatal(error):
+            raise
         return Prediction(example.question_id, "", error=f"{type(error).__name__}: {error}")
 
 
-def _pass_on_fatal(error: Exception) -> None:
-    """Raise what no single question is to blame for."""
+def _is_fatal(error: Exception) -> bool:
+    """Whether no single question is to blame, so that the run must end instead of recording it."""
+    if isinstance(error, OSError):
+        return error.errno in FATAL_ERRNOS
     if isinstance(error, (UserError, MemoryError)):
-        raise error
-    if isinstance(error, OSError) and error.errno in FATAL_ERRNOS:
-        raise error
+        return True
+    return any(kind.__name__ in FATAL_NAMES for kind in type(error).__mro__)
 
 
 def _ask(batch: Sequence[Example], image_root: Path, max_new_tokens: int, generate: Generate) -> list[Prediction]:

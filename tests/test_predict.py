@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from eval.predict import plan_batches, predict
 from eval.settings import Generation
@@ -129,7 +130,15 @@ def test_a_picture_that_cannot_be_read_is_the_fault_of_its_question(tmp_path, qu
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), UserError("no such expert")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        MemoryError(),
+        UserError("no such expert"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    ],
+    ids=lambda error: type(error).__name__,
 )
 def test_what_no_question_is_to_blame_for_ends_the_run_and_loses_nothing(tmp_path, questions, error):
     expected = run(tmp_path / "whole", questions, Model()).read_bytes()
