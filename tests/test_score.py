@@ -5,14 +5,11 @@ Run: pytest tests/test_score.py
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from eval.metrics import METRICS
 from eval.score import align, score, score_predictions
 from eval.settings import Scoring
-from eval.statistics import Resampled
 from robustmerge.records import Example, Prediction, read_score, write_examples, write_predictions
 from robustmerge.runs import UserError, address_file, foreign
 
@@ -99,19 +96,3 @@ def test_the_same_predictions_give_the_same_bytes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert stage(tmp_path / "a", ANSWERS)[1].read_bytes() == stage(tmp_path / "b", ANSWERS)[1].read_bytes()
-
-
-def test_sixty_files_of_five_hundred_questions_are_scored_and_resampled_in_seconds():
-    examples = [Example(f"q{i}", "?", "a small red star stands in the corner") for i in range(500)]
-    answers = [Prediction(f"q{i}", f"a small red star {i}") for i in range(500)]
-    started = time.perf_counter()
-    scores = {
-        f"source{s}": {
-            f"task{t}": score_predictions(Scoring(f"task{t}", "text", "ngram_f1"), examples, answers) for t in range(12)
-        }
-        for s in range(5)
-    }
-    resampled = Resampled(scores)
-    for source in scores:
-        resampled.interval(source, [f"task{t}" for t in range(12)])
-    assert time.perf_counter() - started < 15  # about 2 s on an idle core; the rest is for a loaded machine
