@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from llava_ext.adapters import load_adapter
 from llava_ext.backend import quiet_libraries
 from llava_ext.data import load_reader, pad, prompt_ids
-from llava_ext.pixels import open_picture
+from llava_ext.pixels import read_picture
 from robustmerge.records import Example
 
 FEATURE_BUDGET = 256 * 2**20  # bytes of vision features that are kept for the next source
@@ -64,7 +64,10 @@ class Generator:
 
     @torch.inference_mode()
     def __call__(self, examples: Sequence[Example], image_root: Path, max_new_tokens: int) -> list[str]:
-        """One answer an example. Their texts are whole prompts; rows with and without a picture may be mixed."""
+        """One answer an example. Their texts are whole prompts; rows with and without a picture may be mixed.
+
+        Raises PictureError for a picture that cannot be read.
+        """
         if not examples:
             return []
         tokenizer = self.reader.tokenizer
@@ -109,7 +112,7 @@ class Generator:
 
     def _look(self, pictures: Sequence[Path]) -> Tensor:
         config = self.model.config
-        pixels = self.reader.pixels([open_picture(picture) for picture in pictures])
+        pixels = self.reader.pixels([read_picture(picture) for picture in pictures])
         pixels = pixels.to(self.model.device, self.model.dtype)
         layer = config.vision_feature_layer
         states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states

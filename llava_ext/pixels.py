@@ -49,11 +49,28 @@ class PixelReader:
         return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
 
 
-def open_picture(source: Path | bytes) -> Image.Image:
-    """Open and decode a picture from a file or from its bytes. Raises UserError if that cannot be done."""
+class PictureError(OSError):
+    """A picture that cannot be read: the fault of one question. `errno` is the system's, where it gave one."""
+
+
+def read_picture(source: Path | bytes) -> Image.Image:
+    """Open and decode a picture from a file or from its bytes. Raises PictureError if that cannot be done."""
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
             picture.load()
             return picture
-    except OSError as error:
-        raise UserError(f"cannot read the picture {source if isinstance(source, Path) else ''}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise SyntaxError, ValueError, struct.error and more
+        named = f"the picture {source}" if isinstance(source, Path) else "a picture of the corpus"
+        problem = PictureError(f"cannot read {named}: {error}")
+        problem.errno = getattr(error, "errno", None)
+        raise problem from error
+
+
+def open_picture(source: Path | bytes) -> Image.Image:
+    """`read_picture` for training, where every picture is needed. Raises UserError if it cannot be read."""
+    try:
+        return read_picture(source)
+    except PictureError as error:
+        raise UserError(str(error)) from error

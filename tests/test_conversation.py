@@ -120,3 +120,5 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "cut.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match=r"cut\.png"):
         open_picture(tmp_path / "cut.png")
+    with pytest.raises(UserError, match="a picture of the corpus"):
+        open_picture(b"\x89PNG\r\n\x1a\n" + bytes(8))  # Pillow: SyntaxError

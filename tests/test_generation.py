@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from eval.predict import predict
+from eval.settings import Generation
 from llava_ext.generate import Generator
 from llava_ext.settings import Expert, Peft, Recipe
 from llava_ext.train import train_expert
-from robustmerge.records import Example
+from robustmerge.records import Example, Prediction, read_predictions, write_examples
 from robustmerge.runs import Address, UserError
 from tests.tiny_model import TEMPLATE, draw_examples, write_base, write_task
 
@@ -95,6 +102,45 @@ def test_an_adapter_with_a_missing_key_is_refused_and_the_base_stays_whole(groun
     with pytest.raises(UserError, match="no adapter folder"):
         generate.use(tmp_path)
     assert generate(examples, task, 4) == before
+
+
+def break_picture(kind: str, path: Path) -> None:
+    """A file that makes Pillow raise FileNotFoundError, OSError, UnidentifiedImageError, SyntaxError or a bomb error."""
+    whole = BytesIO()
+    Image.effect_noise((64, 64), 50.0).save(whole, "png")
+    header, rest = whole.getvalue()[:16], whole.getvalue()[33:]  # the first chunk: size, depth, checksum
+    size = struct.pack(">IIBBBBB", 40000, 40000, 8, 0, 0, 0, 0)
+    broken = {
+        "cut": whole.getvalue()[:-200],
+        "no picture": b"hello",
+        "damaged": whole.getvalue()[:33] + b"\0\0\0\4" + rest[4:],
+        "bomb": header + size + struct.pack(">I", zlib.crc32(header[12:] + size)) + rest,
+    }
+    path.unlink()
+    if kind != "missing":
+        path.write_bytes(broken[kind])
+
+
+@pytest.mark.parametrize("kind", ["missing", "cut", "no picture", "damaged", "bomb"])
+def test_an_unreadable_picture_is_the_fault_of_its_question_alone(ground, tmp_path, kind):
+    base, _, _, _ = ground
+    examples = draw_examples(tmp_path, 5)
+    write_examples(tmp_path / "test.jsonl", examples)
+    settings = Generation("task", "{text}", TEMPLATE, max_new_tokens=4, batch_size=3)
+    generate = Generator(base, TEMPLATE)
+
+    def answer(name: str) -> dict[str, Prediction]:
+        address = Address(tmp_path, tmp_path / name, {"stage": "predict"})
+        path = predict(address, settings, tmp_path / "test.jsonl", generate, lambda _: None, progress=False)
+        return {found.question_id: found for found in read_predictions(path)}
+
+    whole = answer("whole.jsonl")
+    break_picture(kind, tmp_path / examples[0].image)
+    generate.features.clear()
+    found = answer("broken.jsonl")
+    bad = found.pop(examples[0].question_id)
+    assert bad.error.startswith(f"PictureError: cannot read the picture {tmp_path / examples[0].image}: ")
+    assert found == {name: whole[name] for name in found}
 
 
 def test_generation_is_silent_and_greedy(ground, capfd):
