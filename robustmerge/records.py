@@ -99,40 +99,89 @@ def _read_records(path: Path) -> list[Any]:
         raise UserError(f"{path} is not UTF-8: {error}") from error
     try:
         if path.suffix == ".json":
-            return json.loads(text)
+            found = json.loads(text)
+            return found if isinstance(found, list) else [found]
         return [json.loads(line) for line in text.split("\n") if line.strip()]
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
-def _example_of(record: Mapping[str, Any]) -> Example:
-    if not isinstance(record, Mapping):
-        raise TypeError(f"expected an object, got {record!r}")
-    turns = _turns_of(record)
-    (text, answer), later = turns[0], turns[1:]
-    size = record.get("size")
+def _example_of(record: Any) -> Example:
+    _require(isinstance(record, Mapping), "a record", "an object", record)
+    (text, answer), *later = _turns_of(record)
+    image, size = record.get("image"), record.get("size")
+    _require(image is None or isinstance(image, str), "field 'image'", "the path of one picture", image)
     return Example(
-        question_id=str(record["question_id"] if "question_id" in record else record["id"]),
+        question_id=_scalar(record, "question_id" if "question_id" in record else "id"),
         text=text.replace(IMAGE_PLACEHOLDER, "").strip(),
         answer=answer,
-        image=record.get("image"),
-        references=tuple(str(item) for item in record.get("references", ())),
-        choices=tuple(str(item) for item in record.get("choices", ())),
-        size=(int(size[0]), int(size[1])) if size else None,
-        turns=later,
+        image=image,
+        references=_scalars(record, "references"),
+        choices=_scalars(record, "choices"),
+        size=_size_of(size) if size is not None else None,
+        turns=tuple(later),
     )
 
 
-def _turns_of(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _require(holds: bool, what: str, wanted: str, found: Any) -> None:
+    if not holds:
+        shown = json.dumps(found, ensure_ascii=False)
+        raise TypeError(f"{what} must be {wanted}, got {shown if len(shown) <= 80 else shown[:79] + '…'}")
+
+
+def _is_scalar(found: Any) -> bool:
+    return isinstance(found, (str, int, float)) and not isinstance(found, bool)
+
+
+def _scalar(record: Mapping[str, Any], name: str) -> str:
+    _require(_is_scalar(record[name]), f"field '{name}'", "text or a number", record[name])
+    return str(record[name])
+
+
+def _scalars(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A field that may be missing or null."""
+    found = record.get(name)
+    if found is None:
+        return ()
+    holds = isinstance(found, list) and all(map(_is_scalar, found))
+    _require(holds, f"field '{name}'", "a list of texts or numbers", found)
+    return tuple(map(str, found))
+
+
+def _size_of(found: Any) -> tuple[int, int]:
+    holds = isinstance(found, list) and len(found) == 2 and all(isinstance(side, (int, float)) for side in found)
+    _require(holds, "field 'size'", "the picture's [width, height]", found)
+    return int(found[0]), int(found[1])
+
+
+def _turns_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     said = record.get("conversations")
-    if said is None:
-        answer = record["answer_bbox"] if "answer_bbox" in record else record["answer"]
-        return ((str(record["text"]), str(answer)), *((str(q), str(a)) for q, a in record.get("turns", ())))
+    if said is not None:
+        return _conversation_of(said)
+    later = record.get("turns") or []
+    holds = isinstance(later, list) and all(
+        isinstance(turn, list) and len(turn) == 2 and all(map(_is_scalar, turn)) for turn in later
+    )
+    _require(holds, "field 'turns'", "a list of [question, answer]", later)
+    return [(_scalar(record, "text"), _answer_of(record)), *((str(asked), str(told)) for asked, told in later)]
+
+
+def _answer_of(record: Mapping[str, Any]) -> str:
+    box = record.get("answer_bbox")
+    if isinstance(box, list) and len(box) == 4 and all(map(_is_scalar, box)):
+        return f"[{', '.join(map(str, box))}]"
+    return _scalar(record, "answer_bbox" if "answer_bbox" in record else "answer")
+
+
+def _conversation_of(said: Any) -> list[tuple[str, str]]:
+    holds = isinstance(said, list) and all(isinstance(message, Mapping) for message in said)
+    _require(holds, "field 'conversations'", "a list of messages", said)
     roles = [message.get("from") for message in said]
     if roles != ["human", "gpt"] * (len(said) // 2) or not said:
         found = ", ".join(map(str, roles)) or "nothing"
         raise ValueError(f"a conversation is human, gpt, human, gpt, ...; got {found}")
-    return tuple((str(q["value"]), str(a["value"])) for q, a in zip(said[::2], said[1::2], strict=True))
+    values = [_scalar(message, "value") for message in said]
+    return list(zip(values[::2], values[1::2], strict=True))
 
 
 def _plain(record: Any) -> str:

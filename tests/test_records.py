@@ -54,12 +54,40 @@ def test_llavas_question_files_are_understood(tmp_path):
     ]
 
 
+CAT = {"question_id": "1", "text": "What?", "answer": "cat"}
+
+
+def test_numbers_are_texts_and_what_is_null_is_not_there(tmp_path):
+    boxed = {"question_id": 2, "text": "Where?", "answer_bbox": [0, 0.5, 1, 1]}
+    records = [{**CAT, "answer": 3, "references": [3, "three"], "choices": None, "image": None, "size": None}, boxed]
+    (tmp_path / "test.json").write_text(json.dumps(records))
+    assert read_examples(tmp_path / "test.json") == [
+        Example("1", "What?", "3", references=("3", "three")),
+        Example("2", "Where?", "[0, 0.5, 1, 1]"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("records", "said"),
     [
         ([{"question_id": "1", "text": "What?"}], "record 1: field 'answer' is missing"),
         ([{"question_id": "1", "text": "a", "answer": "b"}] * 2, "question_id is not unique: 1"),
-        (["what"], "expected an object"),
+        (["what"], 'a record must be an object, got "what"'),
+        ("what", 'a record must be an object, got "what"'),
+        ([{**CAT, "references": "cat"}], "field 'references' must be a list of texts or numbers, got \"cat\""),
+        ([{**CAT, "references": ["cat", None]}], r"'references' must be .*, got \[\"cat\", null\]"),
+        ([{**CAT, "choices": "red"}], "field 'choices' must be a list of texts or numbers, got \"red\""),
+        ([{**CAT, "choices": {"A": "red"}}], "field 'choices' must be a list"),
+        ([{**CAT, "answer": None}], "field 'answer' must be text or a number, got null"),
+        ([{**CAT, "answer": ["cat"]}], r"field 'answer' must be text or a number, got \[\"cat\"\]"),
+        ([{**CAT, "answer": True}], "field 'answer' must be text or a number, got true"),
+        ([{**CAT, "text": None}], "field 'text' must be text or a number, got null"),
+        ([{**CAT, "question_id": None}], "field 'question_id' must be"),
+        ([{**CAT, "image": ["a.png", "b.png"]}], "field 'image' must be the path of one picture"),
+        ([{**CAT, "size": "640x480"}], "field 'size' must be"),
+        ([{**CAT, "turns": ["ab"]}], r"field 'turns' must be a list of \[question, answer\]"),
+        ([{"id": "1", "conversations": "a"}], "field 'conversations' must be a list of messages"),
+        ([{"id": "1", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt"}]}], "'value' is missing"),
         ([{"id": "1", "conversations": [{"from": "human", "value": "a"}]}], "a conversation is human, gpt"),
     ],
 )
