@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustmerge.settings import ConfigError, outside_identity
+from robustmerge.settings import ConfigError, outside_identity, refuse
 
 SPLITS = ("train", "val", "test")
 
@@ -19,10 +19,7 @@ class Counts:
     test: int = 500
 
     def __post_init__(self) -> None:
-        if wrong := [
-            f"{name} must be at least 0, got {getattr(self, name)}" for name in SPLITS if getattr(self, name) < 0
-        ]:
-            raise ConfigError(wrong)
+        refuse([f"{name} must be at least 0, got {getattr(self, name)}" for name in SPLITS if getattr(self, name) < 0])
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,4 @@ class BaseCorpus:
 
     def __post_init__(self) -> None:
         names = ("images", "dialogues", "jobs")
-        if wrong := [
-            f"{name} must be at least 1, got {getattr(self, name)}" for name in names if getattr(self, name) < 1
-        ]:
-            raise ConfigError(wrong)
+        refuse([f"{name} must be at least 1, got {getattr(self, name)}" for name in names if getattr(self, name) < 1])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from robustmerge.settings import ConfigError, outside_identity, suggest
+from robustmerge.settings import outside_identity, refuse, suggest
 
 # The names of eval.parse.PARSERS, eval.metrics.METRICS; a test keeps them equal.
 PARSER_NAMES = ("box", "letter", "number", "text")
@@ -14,7 +14,7 @@ METRIC_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "vqa_soft")
 LOGGER_NAMES = ("none", "wandb")
 WANDB_MODES = ("auto", "offline", "online")
 PLACEHOLDERS = ("choices", "text")
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")  # any other word in braces is refused as misspelt; other braces stay
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Task:
     data: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _refuse(
+        refuse(
             [
                 *_problems_of_name(self.name),
                 *_problems_of_prompt(self.prompt),
@@ -69,7 +69,7 @@ class Generation:
     batch_size: int
 
     def __post_init__(self) -> None:
-        _refuse(
+        refuse(
             [
                 *_problems_of_prompt(self.prompt),
                 *_problems_of_count("max_new_tokens", self.max_new_tokens),
@@ -87,7 +87,7 @@ class Scoring:
     metric: str
 
     def __post_init__(self) -> None:
-        _refuse(_problems_of_scoring(self.parse, self.metric))
+        refuse(_problems_of_scoring(self.parse, self.metric))
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Bootstrap:
 
     def __post_init__(self) -> None:
         seed = [] if self.seed >= 0 else [f"seed must be at least 0, got {self.seed}"]
-        _refuse([*_problems_of_count("draws", self.draws), *seed])
+        refuse([*_problems_of_count("draws", self.draws), *seed])
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,7 @@ class Logger:
     def __post_init__(self) -> None:
         project = [] if self.project.strip() else ["project is empty"]
         name = _problems_of_choice("logger", self.name, LOGGER_NAMES)
-        _refuse([*name, *project, *_problems_of_choice("mode", self.mode, WANDB_MODES)])
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise ConfigError(problems)
+        refuse([*name, *project, *_problems_of_choice("mode", self.mode, WANDB_MODES)])
 
 
 def _problems_of_choice(what: str, name: str, choices: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from robustmerge.records import Example
 from robustmerge.settings import UserError
 
-# Only these two, so that a prompt may hold other braces.
+# A task's settings refuse any other word in braces as misspelt; braces around anything else stay as they are.
 PLACEHOLDER = re.compile(r"\{(text|choices)\}")
 
 

@@ -31,6 +31,12 @@ class ConfigError(UserError):
         super().__init__("\n".join(self.problems))
 
 
+def refuse(problems: Sequence[str]) -> None:
+    """Raises ConfigError if there is any problem."""
+    if problems:
+        raise ConfigError(problems)
+
+
 def outside_identity(default: Any = dataclasses.MISSING) -> Any:
     """A field that does not change the result (jobs, per-device batch): it never enters an address."""
     return _marked(default, OUTSIDE_IDENTITY)
@@ -74,8 +80,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """
     problems: list[str] = []
     made = _build(cls, values, where, problems)
-    if problems:
-        raise ConfigError(problems)
+    refuse(problems)
     return made
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from eval.metrics import METRICS, exact_match, intersection_over_union, ngram_f1, normalise, vqa_soft
 from eval.parse import PARSERS, parse_box, parse_letter, parse_number, parse_text
-from eval.settings import METRIC_NAMES, PARSER_NAMES, Bootstrap, Generation, Logger, Scoring, Task
+from eval.settings import METRIC_NAMES, PARSER_NAMES, PLACEHOLDERS, Bootstrap, Generation, Logger, Scoring, Task
 from eval.tasks import read_prompts
 from robustmerge.prompts import render
 from robustmerge.records import Example, Prediction, write_examples
@@ -24,6 +24,7 @@ TASK = {
     "parse": "text",
     "metric": "exact_match",
 }
+GENERATION = {"task": "rec", "prompt": "{text}", "template": "plain", "max_new_tokens": 8, "batch_size": 2}
 
 
 def test_the_names_in_the_settings_are_the_names_of_the_tables():
@@ -216,7 +217,17 @@ def test_ngram_f1_stays_between_0_and_1_and_rewards_order():
 
 def test_a_prompt_is_filled_once_and_other_braces_stay():
     example = Example("1", "What is {choices} in {x}?", "A", choices=("red", "{text}"))
-    assert render("{text}\n{choices}\n{y}", example) == "What is {choices} in {x}?\nA. red\nB. {text}\n{y}"
+    prompt = '{text}\n{choices}\n{"y": 1} {}'
+    assert build(Task, {**TASK, "prompt": prompt}, "task.vqav2").prompt == prompt
+    assert render(prompt, example) == 'What is {choices} in {x}?\nA. red\nB. {text}\n{"y": 1} {}'
+
+
+def test_settings_and_rendering_know_the_same_placeholders():
+    example = Example("1", "a", "A", choices=("b",))
+    for name in PLACEHOLDERS:
+        assert render(f"{{{name}}}", example) != f"{{{name}}}"
+    with pytest.raises(ConfigError, match="unknown placeholder '{y}'"):
+        build(Task, {**TASK, "prompt": "{text} {y}"}, "task.vqav2")
 
 
 def test_a_prompt_that_wants_choices_refuses_a_question_without(tmp_path):
@@ -257,7 +268,8 @@ def test_all_mistakes_in_a_task_are_said_at_once_with_the_choices():
     [
         (Scoring, {"task": "rec", "parse": "text", "metric": "iou_at_half"}, "go together"),
         (Scoring, {"task": "rec", "parse": "box", "metric": "exact_match"}, "go together"),
-        (Generation, {"task": "rec", "prompt": "{text}", "max_new_tokens": 8, "batch_size": 0}, "batch_size"),
+        (Generation, {**GENERATION, "batch_size": 0}, "batch_size must be at least 1"),
+        (Generation, {**GENERATION, "prompt": "{txt}"}, "did you mean 'text'"),
         (Bootstrap, {"draws": 0, "seed": -1}, "draws"),
         (Logger, {"name": "wandbb"}, "did you mean 'wandb'"),
         (Logger, {"mode": "of"}, "unknown mode"),
