@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ SHELL_PROGRAMS = ("train_all", "merge_eval")  # these have a script of their own
 def command(program: str, keep: Callable[[str], bool] = lambda word: True) -> str:
     """The command that runs `program` with the words of this command line, quoted; `keep` leaves words out."""
     words = [word for word in sys.argv[1:] if keep(word.lstrip("+~"))]
-    if not any("," in word for word in words):  # nothing is swept over any more
+    if not any("," in re.sub(r"\[.*?\]|\{.*?\}", "", word) for word in words):  # nothing is swept over any more
         words = [word for word in words if word not in ("-m", "--multirun")]
     start = ["bash", f"scripts/{program}.sh"] if program in SHELL_PROGRAMS else ["python", f"scripts/{program}.py"]
     return shlex.join([*start, *words])

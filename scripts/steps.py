@@ -18,7 +18,7 @@ from robustmerge.settings import ConfigError, UserError
 from scripts.commands import command
 from scripts.config import read_config
 from scripts.jobs import Job, launch_plain, run_jobs
-from scripts.line import Line, Source, require
+from scripts.line import Line, Source, require, unfinished
 
 SHARED_BY_POINTS = ("profile", "jobs", "report", "logger", "bootstrap", "trainer")
 
@@ -118,6 +118,8 @@ def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:
             raise UserError("there is no expert to merge: none of the chosen tasks is a seen one (tasks)")
         models = [*line.experts.values(), line.multi_task if multi_task else None]
         train_all = command("train_all", lambda word: not word.startswith(("merge", "methods", "report", "source")))
+        if unfinished(models) == [line.multi_task]:
+            train_all += "\nor leave it out: multi_task=false"
         require(models, "trained models are", train_all)
 
 

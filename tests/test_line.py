@@ -73,8 +73,8 @@ def test_the_manifest_tells_what_a_result_is_and_how_it_was_made(smoke):
 
 
 def test_one_method_can_be_changed_and_a_sweep_shares_one_table(smoke):
-    words = ["merge=task_arithmetic", "merge.strength=0.2,0.4", "tasks=[vqav2,rec]", "report=sweep"]
-    type_command("merge_eval", "-m", *words[:2], words[2], words[3], runs=smoke.runs)
+    subset = ["tasks=[vqav2,rec]", "multi_task=false", "report=sweep"]
+    type_command("merge_eval", "-m", "merge=task_arithmetic", "merge.strength=0.2,0.4", *subset, runs=smoke.runs)
     report = (smoke.root / "reports" / "sweep" / "report.md").read_text()
     assert "strength=0.2" in report
     assert "strength=0.4" in report
