@@ -7,19 +7,18 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_ext.data import seed_of
 from llava_ext.settings import Peft
+from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, open_tensors
 from robustmerge.runs import UserError, write_atomically
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: str) -> PeftModel:
@@ -55,7 +54,7 @@ def start_a(model: PeftModel, seed: int, task: str | None) -> None:
     """Draw every A anew, uniform in +-1/sqrt(d_in) as PEFT does, each from a generator of its own."""
     for name, weight in model.named_parameters():
         if ".lora_A." in name:
-            module = name.split(".lora_A.")[0].removeprefix("base_model.model.")
+            module = name.split(".lora_A.")[0].removeprefix(PREFIX)
             generator = torch.Generator().manual_seed(seed_of(seed, task or "all tasks", module))
             bound = math.sqrt(1.0 / weight.shape[1])
             drawn = torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
@@ -108,18 +107,31 @@ def _plain(value: object) -> object:
 
 
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
-    """`PeftModel.from_pretrained`, but a key too many or too few is an error and not a warning."""
-    if not (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
-        raise UserError(f"{folder} is no adapter folder: it needs {CONFIG} and {WEIGHTS}")
+    """`PeftModel.from_pretrained`, but a key too many or too few is an error and not a warning.
+
+    Raises UserError also for an adapter that touches the vision tower, or holds numbers that are not finite.
+    """
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} is no adapter folder: it has no {CONFIG}")
+    found = set(open_tensors(folder, folder.name).names)
+    if astray := sorted(name for name in found if "vision_tower" in name):
+        raise UserError(f"the adapter {folder} must leave the vision tower alone, but holds {astray[0]}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = PeftModel.from_pretrained(model, folder)
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        found = set(file.keys())
-    wanted = set(get_peft_model_state_dict(loaded, save_embedding_layers=False))
-    if found != wanted:
+    state = get_peft_model_state_dict(loaded, save_embedding_layers=False)
+    if found != set(state):
         raise UserError(
-            f"the adapter {folder} does not fit this model: missing {sorted(wanted - found)[:3]}, "
-            f"not understood {sorted(found - wanted)[:3]}"
+            f"the adapter {folder} does not fit this model: missing {sorted(set(state) - found)[:3]}, "
+            f"not understood {sorted(found - set(state))[:3]}"
         )
+    if bad := [name for name, weight in state.items() if not torch.isfinite(weight).all()]:
+        raise UserError(f"the adapter {folder} holds numbers that are not finite: {bad[0]}")
     return loaded
+
+
+def touched_by(model: PeftModel, names: Iterable[str]) -> list[str]:
+    """Those of the base model's tensors `names` that merging the adapter may change."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    places = {name.removeprefix(PREFIX).split(".lora_")[0] for name in state}  # modules, or saved tensors themselves
+    return [name for name in names if name in places or name.rpartition(".")[0] in places]

@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from llava_ext.adapters import load_adapter
+from llava_ext.adapters import load_adapter, touched_by
 from llava_ext.backend import quiet_libraries
 from llava_ext.data import load_reader, pad, prompt_ids
 from llava_ext.pixels import read_picture
 from robustmerge.records import Example
+from robustmerge.runs import UserError
 
 FEATURE_BUDGET = 256 * 2**20  # bytes of vision features that are kept for the next source
 
@@ -46,14 +47,21 @@ class Generator:
         self._restore()
         if adapter is None:
             return
-        before = {name: weight for name, weight in self.model.state_dict().items() if _can_change(name)}
-        self.kept = {name: weight.detach().clone() for name, weight in before.items()}
         try:
-            self.model = load_adapter(self.model, Path(adapter)).merge_and_unload(safe_merge=True)
+            self._merge(Path(adapter))
         except BaseException:
             self.model, self.kept = self._load(), {}  # a half-loaded adapter is never answered with
             raise
         self.model.eval().requires_grad_(False)
+
+    def _merge(self, adapter: Path) -> None:
+        before = self.model.state_dict()
+        loaded = load_adapter(self.model, adapter)
+        self.kept = {name: before[name].clone() for name in touched_by(loaded, before)}
+        try:
+            self.model = loaded.merge_and_unload(safe_merge=True)
+        except ValueError as error:  # peft: a merged weight is not finite
+            raise UserError(f"the adapter {adapter} cannot be merged into the base: {error}") from error
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -118,8 +126,3 @@ class Generator:
         states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
         chosen = torch.cat([states[index] for index in ([layer] if isinstance(layer, int) else layer)], dim=-1)
         return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
-
-
-def _can_change(name: str) -> bool:
-    """Whether an adapter may touch a tensor: everything but the vision tower."""
-    return "vision_tower" not in name

@@ -130,7 +130,7 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     """
     folder = Path(folder)
     name = name or folder.name
-    config, file = _read_config(folder, name), TensorFile(_weights_file(folder, name))
+    config, file = _read_config(folder, name), open_tensors(folder, name)
     shapes, extras, problems = _sort_tensors(file, config)
     problems = [*_refusals(config, folder), *problems]
     if problems:
@@ -146,6 +146,11 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         return {**config, "r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"expert '{name}': {folder / CONFIG} is not a LoRA config: {error!r}") from error
+
+
+def open_tensors(folder: Path, name: str) -> TensorFile:
+    """The tensors of an adapter folder of any kind, not yet read. Raises UserError if there are none to read."""
+    return TensorFile(_weights_file(folder, name))
 
 
 def _weights_file(folder: Path, name: str) -> Path:

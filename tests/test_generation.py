@@ -7,18 +7,21 @@ import shutil
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from eval.predict import predict
 from eval.settings import Generation
 from llava_ext.generate import Generator
 from llava_ext.settings import Expert, Peft, Recipe
 from llava_ext.train import train_expert
+from robustmerge.adapter import CONFIG, WEIGHTS
 from robustmerge.records import Example, Prediction, read_predictions, write_examples
 from robustmerge.runs import Address, UserError
 from tests.tiny_model import TEMPLATE, draw_examples, write_base, write_task
@@ -86,14 +89,10 @@ def test_questions_of_text_alone_are_answered(ground):
 
 
 def test_an_adapter_with_a_missing_key_is_refused_and_the_base_stays_whole(ground, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     base, experts, task, examples = ground
-    broken = tmp_path / "broken"
-    shutil.copytree(experts[0], broken)
-    tensors = load_file(broken / "adapter_model.safetensors")
-    tensors.pop(next(name for name in tensors if "lora_B" in name))
-    save_file(tensors, broken / "adapter_model.safetensors")
+    broken = change_weights(
+        experts[0], tmp_path / "broken", lambda tensors: tensors.pop(next(name for name in tensors if "lora_B" in name))
+    )
     generate = Generator(base, TEMPLATE)
     before = generate(examples, task, 4)
     with pytest.raises(UserError, match="does not fit this model: missing"):
@@ -104,8 +103,78 @@ def test_an_adapter_with_a_missing_key_is_refused_and_the_base_stays_whole(groun
     assert generate(examples, task, 4) == before
 
 
+def change_weights(expert: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A copy of an expert with other tensors."""
+    shutil.copytree(expert, folder)
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+    return folder
+
+
+def add_to_the_tower(tensors: dict[str, torch.Tensor]) -> None:
+    place = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj"
+    tensors[f"{place}.lora_A.weight"], tensors[f"{place}.lora_B.weight"] = torch.ones(4, 32), torch.ones(32, 4)
+
+
+def fill(part: str, value: float) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: [tensor.fill_(value) for name, tensor in tensors.items() if part in name]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (add_to_the_tower, r"must leave the vision tower alone, but holds base_model.*q_proj\.lora_A\.weight"),
+        (fill("lora_B", float("nan")), "holds numbers that are not finite"),
+        (fill("projector", float("inf")), "holds numbers that are not finite"),
+        (fill("lora_", 1e30), "cannot be merged into the base: NaNs detected"),
+    ],
+    ids=["vision tower", "nan", "projector", "overflow"],
+)
+def test_an_adapter_that_would_spoil_the_base_is_refused(ground, tmp_path, change, said):
+    base, experts, task, examples = ground
+    folder = change_weights(experts[0], tmp_path / "spoilt", change)
+    config = json.loads((folder / CONFIG).read_text())
+    config["target_modules"] = r".*(language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj|vision_tower.*q_proj)"
+    if change is add_to_the_tower:  # so that peft itself takes it
+        (folder / CONFIG).write_text(json.dumps(config))
+    generate = Generator(base, TEMPLATE)
+    before = generate(examples, task, 4)
+    with pytest.raises(UserError, match=said):
+        generate.use(folder)
+    assert generate(examples, task, 4) == before
+
+
+def test_only_what_an_adapter_touches_is_kept_for_putting_back(ground):
+    base, experts, _, _ = ground
+    generate = Generator(base, TEMPLATE)
+    generate.use(experts[0])
+    parts = {name.split("layers.")[-1].split(".", 1)[-1] for name in generate.kept if "language_model" in name}
+    assert parts == {f"self_attn.{part}_proj.weight" for part in "qkvo"} | {
+        f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")
+    }
+    others = {name for name in generate.kept if "language_model" not in name}
+    assert len(others) == 4 and all("multi_modal_projector" in name for name in others)
+
+
+def test_an_adapter_in_a_bin_file_answers_as_it_does_in_safetensors(ground, tmp_path):
+    base, experts, task, examples = ground
+    folder = tmp_path / "bin"
+    shutil.copytree(experts[0], folder)
+    torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+    (folder / WEIGHTS).unlink()
+    generate = Generator(base, TEMPLATE)
+    generate.use(experts[0])
+    expected = generate(examples, task, 8)
+    generate.use(folder)
+    assert generate(examples, task, 8) == expected
+    torch.save({"a": Path("not a tensor")}, folder / "adapter_model.bin")
+    with pytest.raises(UserError, match="cannot read"):
+        generate.use(folder)
+
+
 def break_picture(kind: str, path: Path) -> None:
-    """A file that makes Pillow raise FileNotFoundError, OSError, UnidentifiedImageError, SyntaxError or a bomb error."""
+    """Nothing, or a file that makes Pillow raise OSError, UnidentifiedImageError, SyntaxError or a bomb error."""
     whole = BytesIO()
     Image.effect_noise((64, 64), 50.0).save(whole, "png")
     header, rest = whole.getvalue()[:16], whole.getvalue()[33:]  # the first chunk: size, depth, checksum
