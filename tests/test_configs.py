@@ -13,16 +13,27 @@ import yaml
 from robustmerge.runs import REPOSITORY
 from robustmerge.settings import UserError
 from scripts.config import read_config
-from scripts.program import CONFIGS, compose, list_options
+from scripts.program import CONFIGS, compose, list_groups, list_options
 from scripts.steps import plan
 
 PROGRAMS = sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "common")
-GROUPS = ("benchmark", "merge", "model", "peft", "trainer", "logger", "profile", "paths")
+GROUPS = {
+    "benchmark": 1,
+    "merge": 2,
+    "model": 1,
+    "peft": 1,
+    "trainer": 6,
+    "logger": 2,
+    "profile": 2,
+    "paths": 1,
+    "experiment": 2,
+}  # how many files each has
 
 
 def test_there_are_configs_to_test():
     assert len(PROGRAMS) == 8
-    assert {len(list_options(group)) > 0 for group in GROUPS} == {True}
+    assert {group: len(list_options(group)) for group in GROUPS} == GROUPS
+    assert set(list_groups()) == {*GROUPS, "task"}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -33,7 +44,18 @@ def test_every_program_composes_into_a_checked_configuration(program):
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])
 def test_every_option_of_every_group_becomes_its_dataclass(choice):
     config = read_config(compose("train_all", [choice]))
-    assert len(config.methods) == (1 if choice.startswith("merge=") else 2)
+    assert len(config.methods) == (1 if choice.startswith("merge=") or choice == "experiment=equations" else 2)
+
+
+def test_every_task_file_of_a_benchmark_is_part_of_it():
+    for folder in (path for path in (CONFIGS / "task").iterdir() if path.is_dir()):
+        listed = compose("train_all", [f"benchmark={folder.name}"])["task"]
+        assert sorted(listed) == sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+def test_the_equations_of_the_paper_are_an_experiment():
+    (method,) = read_config(compose("merge_eval", ["experiment=equations"])).methods
+    assert (method.product, method.scale.floor, method.effective_strength) == ("each", 0, 2)
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONFIGS)))
