@@ -5,7 +5,9 @@ Layout of the folder (read by the base stage):
     vision/               Arrow dataset (`datasets.load_from_disk`), a row a picture: `image` (PNG bytes) and one
                           int8 column per attribute head, -1 where the attribute does not apply
     heads.json            number of classes of every head, in the order of the columns
-    instruct/             Arrow dataset, a row a dialogue: `image` (PNG bytes), `turns`: list of [question, answer]
+    instruct/             Arrow dataset, a row a dialogue: `image` (PNG bytes), `turns`: list of [question, answer],
+                          `skills`: name of the intent of each turn, `tagged`: whether its question has a tag, which
+                          settles the convention of the answer
     tokenizer_corpus.txt  one text a line, newlines as spaces: every question and answer of the dialogues once, then
                           the texts of the tasks and their prompts, and every box edge, digit and letter, so that a
                           tokenizer trained on it can have one token for each word
@@ -105,6 +107,8 @@ def _save(folder: Path, columns: dict[str, list], kinds: dict[str, str | list]) 
         "bytes": pyarrow.binary(),
         "int": pyarrow.int8(),
         "turns": pyarrow.list_(pyarrow.list_(pyarrow.string())),
+        "skills": pyarrow.list_(pyarrow.string()),
+        "tagged": pyarrow.list_(pyarrow.bool_()),
     }
     table = pyarrow.table({name: pyarrow.array(columns[name], types[kinds[name]]) for name in columns})
     was_shown = datasets.is_progress_bar_enabled()
@@ -128,9 +132,13 @@ def write_corpus(folder: Path, settings: BaseCorpus) -> dict:
     kinds = {"image": "bytes", **dict.fromkeys(HEADS, "int")}
     _save(folder / "vision", {"image": images, **dict(zip(HEADS, labels, strict=True))}, kinds)
     about = [images[number % len(images)] for number, _ in talks]
-    turns = [[list(turn) for turn in said] for _, said in talks]
-    _save(folder / "instruct", {"image": about, "turns": turns}, {"image": "bytes", "turns": "turns"})
+    told = {
+        "turns": [[[turn.question, turn.answer] for turn in said] for _, said in talks],
+        "skills": [[turn.skill for turn in said] for _, said in talks],
+        "tagged": [[turn.tagged for turn in said] for _, said in talks],
+    }
+    _save(folder / "instruct", {"image": about, **told}, {"image": "bytes", **{name: name for name in told}})
     write_atomically(folder / "heads.json", json.dumps({head: len(known) for head, known in HEADS.items()}) + "\n")
-    texts = {text.replace("\n", " ") for said in turns for turn in said for text in turn}
+    texts = {text.replace("\n", " ") for said in told["turns"] for turn in said for text in turn}
     write_atomically(folder / "tokenizer_corpus.txt", "\n".join([*sorted(texts), *task_texts()]) + "\n")
-    return {"pictures": len(images), "dialogues": len(turns), "turns": sum(map(len, turns))}
+    return {"pictures": len(images), "dialogues": len(talks), "turns": sum(len(said) for _, said in talks)}

@@ -10,11 +10,20 @@ not train the output embeddings, so a word that the base never said could not be
 from __future__ import annotations
 
 from random import Random
+from typing import NamedTuple
 
 from data_prep.intents import intents_of
 from data_prep.scenes import Scene
 
-Turn = tuple[str, str]
+
+class Turn(NamedTuple):
+    """A question and its answer. skill: the intent's name; tagged: whether the question says how to answer."""
+
+    question: str
+    answer: str
+    skill: str
+    tagged: bool
+
 
 # The openings and endings also carry the words of the tasks' prompts, though never the prompts: LoRA does not train
 # the input embeddings either.
@@ -41,13 +50,13 @@ def converse(rng: Random, scene: Scene, most: int = 4) -> tuple[Turn, ...]:
     """A dialogue of one to four turns about a scene, no intent asked about more often than the kind lists it."""
     intents = intents_of(scene)
     turns = rng.sample(intents, min(rng.randint(1, most), len(intents)))
-    return tuple(_word(rng, *intent(rng, scene)) for intent in turns)
+    return tuple(_word(rng, intent.__name__.removeprefix("ask_"), *intent(rng, scene)) for intent in turns)
 
 
-def _word(rng: Random, question: str, first: str, second: str) -> Turn:
+def _word(rng: Random, skill: str, question: str, first: str, second: str) -> Turn:
     """Dress a question in an opening and an ending, and choose the convention of its answer."""
     tagged = rng.random() < TAGGED
     ending = rng.choice(TAGS if tagged else ENDINGS)
     gap = "" if question.endswith("\n") else " "
     text = f"{rng.choice(OPENINGS)} {question}{gap}{ending}".strip()
-    return text, second if tagged or rng.random() < SECOND else first
+    return Turn(text, second if tagged or rng.random() < SECOND else first, skill, tagged)

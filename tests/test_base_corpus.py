@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from data_prep.corpus import PROMPT_WORDS, draw_corpus
+from data_prep.dialogues import TAGS
 from data_prep.generators import GENERATORS
 from data_prep.prepare import prepare_corpus
 from data_prep.scenes import HEADS
@@ -42,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 def turns() -> list[tuple[str, str]]:
     """All turns of a somewhat larger corpus."""
     chunks = draw_corpus(BaseCorpus(images=4000, dialogues=8000, jobs=1))
-    return [turn for _, talks in chunks for _, said in talks for turn in said]
+    return [(turn.question, turn.answer) for _, talks in chunks for _, said in talks for turn in said]
 
 
 def words_of(text: str) -> list[str]:
@@ -57,10 +58,14 @@ def test_the_folder_has_the_promised_layout(folder):
     instruct = datasets.load_from_disk(str(folder / "instruct"))
     assert heads == {head: len(values) for head, values in HEADS.items()}
     assert vision.column_names == ["image", *heads] and len(vision) == 700
-    assert instruct.column_names == ["image", "turns"] and len(instruct) == 900
+    assert instruct.column_names == ["image", "turns", "skills", "tagged"] and len(instruct) == 900
     assert Image.open(io.BytesIO(vision[0]["image"])).size == (48, 48)
     assert instruct[700]["image"] == vision[0]["image"]
     assert all(1 <= len(talk) <= 4 and all(len(turn) == 2 for turn in talk) for talk in instruct["turns"])
+    for talk, skills, tagged in zip(instruct["turns"], instruct["skills"], instruct["tagged"], strict=True):
+        assert [any(tag in question for tag in TAGS) for question, _ in talk] == tagged
+        assert len(skills) == len(talk)
+    assert {"colour", "box", "scene", "letter"} < {skill for skills in instruct["skills"] for skill in skills}
 
 
 def test_every_value_of_every_head_occurs_and_none_beyond(folder):
