@@ -11,11 +11,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from eval.parse import NUMBER_WORDS, Answer, Box
+from eval.parse import NUMBER_WORDS, Answer, Box, join_thousands
 
 ARTICLES = frozenset(("a", "an", "the"))
 MAX_ORDER = 4
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _JOINING = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _DROPPED = re.compile("['’`´]")
@@ -29,7 +28,7 @@ def normalise(text: str) -> str:
     What consists of nothing else (`A`, `?`) stays as it is, so that the option `A` does not become empty.
     """
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    spaced = _DROPPED.sub("", _THOUSANDS.sub("", plain))
+    spaced = _DROPPED.sub("", join_thousands(plain))
     spaced = _FULL_STOP.sub(" ", _SEPARATING.sub(" ", _JOINING.sub(" ", spaced)))
     words = [NUMBER_WORDS.get(word, word) for word in spaced.split()]
     return " ".join(word for word in words if word not in ARTICLES) or " ".join(words) or plain

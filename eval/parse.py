@@ -20,14 +20,33 @@ _REAL = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,2}(?!\d))?"
 _STANDING = re.compile(rf"(?<![\w.]){_REAL}")  # the 1 of "x1" is not a coordinate
 _AMOUNT = re.compile(rf"(?<![\w.])(?:-?(?:\d+ )?\d+/\d+|{_REAL})")  # 3 1/2, 1/2 or a decimal
 _BRACKETS = re.compile(r"[\[(<{]([^\[\](){}<>]*)[\])>}]")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _ANSWER_IS = re.compile(  # "the answer is a dog" names no letter, "the answer is b because" does
     r"\banswer(?: is)?:? ?(?:option |choice |letter )?[(\[]?([A-Z])(?=[)\].,:;]|$|(?<=[B-HJ-Z]) )",
     re.IGNORECASE,
 )
+_EMPHASIS = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)")
 _LETTER_ALONE = re.compile(r"[(\[]?\s*([A-Za-z])\s*[)\].:,]?")
-_LETTER_FIRST = re.compile(r"[(\[]?([A-Za-z])[)\].:](?:\s|$)")
+_LETTER_SENTENCE = re.compile(  # the whole text: "it is option B", "option (b).", "B is the correct answer"
+    r"(?:(?:it|this|that|(?:the|my) (?:correct |right |best )?(?:answer|option|choice|one)) is:? |it[’']s |"
+    r"i (?:choose|pick) )?(?:the )?(?:option |choice |letter )?[(\[]?([A-Z])[)\]]?"
+    r"(?: is (?:the )?(?:correct|right|best)(?: answer| option| choice| one)?)?[.!]?",
+    re.IGNORECASE,
+)
+_OTHER_LETTER = r"(?-i:.*(?<![\w'’])(?:[A-HJ-Zb-hj-z](?![\w'’])|a\W*$))"  # of "A, B"; not of "A, I see a dog"
+_LETTER_FIRST = re.compile(rf"(?:option |choice )?[(\[]?([A-Z])(?:[)\].:]|,(?!{_OTHER_LETTER}))(?:\s|$)", re.IGNORECASE)
 _LETTER_WITHIN = re.compile(r"[(\[]([A-Z])[)\]]")
+_MINUS = str.maketrans(dict.fromkeys("\u2012\u2013\u2212\ufe63\uff0d", "-"))
+_NEGATIVE = re.compile(r"(?:(?:^|(?<=[=:(])) ?- ?|\b(?:minus|negative) |(?<!\w)-(?=[$€£]))[$€£]? ?(?=[\d.])")
+_FRACTIONS = re.compile("[¼-¾⅐-⅞]")
+# What makes the digits beside it a part of another number than they show: `two thirds`, `5 million`, `1,00`, `2^3`.
+_LARGER = (
+    r"(?:eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|"
+    r"hundreds?|thousands?|[mbtr]+illions?|[km]?bn|mn|k|dozens?|half|halves|thirds?|fourths?|quarters?|fifths?|"
+    r"sixths?|eighths?|ninths?|tenths?|hundredths?|thousandths?)(?![a-z])"
+)
+_CUT_BEFORE = re.compile(rf"(?:\d ?[,:/^]-?|\d |\d point |√ ?|(?<![a-z]){_LARGER}[ -](?:and )?)$")
+_CUT_AFTER = re.compile(rf"\.\d|e[+-]?\d|[/^]|[⁰-⁹²³]|.*(?<![a-z]){_LARGER}")
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBER_WORDS = {word: str(value) for value, word in enumerate(_COUNTED)}
 
@@ -40,16 +59,18 @@ def parse_text(text: str, choices: Sequence[str] = ()) -> str | None:
 def parse_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     """The letter of an option, in upper case.
 
-    Tried in this order: a letter alone (`b`, `(B)`, `B.`); `the answer is B`; the text of exactly one choice; a
-    letter first (`B. blue`) or in brackets, if that is one letter only. A letter beyond the choices is no answer.
-    The article of `A dog` is not taken for the option A.
+    Tried in this order: a letter alone (`b`, `(B)`, `**B**`); a sentence that only names one (`it is option B`,
+    `B is correct`); `... the answer is B ...`; the text of exactly one choice; a letter first (`B. blue`, `B, blue`)
+    or in brackets, if that is one letter only. A letter beyond the choices is no answer. The article of `A dog` is
+    not taken for the option A.
     """
-    text = " ".join(text.split())
+    written = " ".join(text.split())
+    text = _EMPHASIS.sub("", written).strip()
     allowed = string.ascii_uppercase[: len(choices)] if choices else string.ascii_uppercase
-    found = _LETTER_ALONE.fullmatch(text) or _ANSWER_IS.search(text)
+    found = _LETTER_ALONE.fullmatch(text) or _LETTER_SENTENCE.fullmatch(text) or _ANSWER_IS.search(text)
     if found:
         return found[1].upper() if found[1].upper() in allowed else None
-    plain = text.rstrip(".").casefold()
+    plain = written.rstrip(".").casefold()
     same = [letter for letter, choice in zip(allowed, choices, strict=False) if choice.strip().casefold() == plain]
     if len(same) == 1:
         return same[0]
@@ -61,18 +82,26 @@ def parse_letter(text: str, choices: Sequence[str] = ()) -> str | None:
 def parse_number(text: str, choices: Sequence[str] = ()) -> str | None:
     """The last number of the text as an exact fraction in lowest terms (`0.50`, `1/2` and `.5` are `1/2`).
 
-    Thousands separators, currency and unit signs do not matter; `zero` to `ten` count as numbers.
+    Thousands separators, currency and unit signs do not matter; `zero` to `ten` count as numbers. None where the
+    last digits are a part of a number that is written otherwise: `twenty one`, `5 million`, `1,00`, `10^3`.
     """
-    text = _THOUSANDS.sub("", " ".join(text.casefold().split()))
+    text = join_thousands(" ".join(text.translate(_MINUS).casefold().split()))
+    text = _FRACTIONS.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]).replace("\u2044", "/"), text)
     text = re.sub(r"[a-z]+", lambda match: NUMBER_WORDS.get(match[0], match[0]), text)
-    found = _AMOUNT.findall(re.sub(r"(?<=\d) ?/ ?(?=\d)", "/", text))
-    if not found:
+    text = _NEGATIVE.sub("-", re.sub(r"(?<=\d) ?/ ?(?=\d)", "/", text.strip()))
+    *_, last = (None, *_AMOUNT.finditer(text))
+    if last is None or _CUT_BEFORE.search(text[: last.start()]) or _CUT_AFTER.match(text, last.end()):
         return None
     try:
-        size = sum(Fraction(part) for part in found[-1].removeprefix("-").split())
+        size = sum(Fraction(part) for part in last[0].removeprefix("-").split())
     except (ValueError, ZeroDivisionError):
         return None
-    return str(-size if found[-1].startswith("-") else size)
+    return str(-size if last[0].startswith("-") else size)
+
+
+def join_thousands(text: str) -> str:
+    """`1,234,567` -> `1234567`; `1,23` and `0,123` are no thousands."""
+    return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
 
 
 def parse_box(text: str, choices: Sequence[str] = ()) -> Box | None:
