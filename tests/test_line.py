@@ -5,6 +5,7 @@ bash scripts/test.sh tests/test_line.py
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -86,6 +87,37 @@ def test_any_adapter_folder_is_a_source_and_can_be_merged(smoke):
     experts = f"experts=[mine:{adapter},yours:{other}]"
     type_command("merge_eval", experts, "tasks=[vqav2]", "merge=robustmerge", "report=mine", runs=smoke.runs)
     assert "RobustMerge" in (smoke.root / "reports" / "mine" / "report.md").read_text()
+
+
+OWN_TASK = """# @package task.mine
+title: Mine
+seen: true
+data: {{train: "{folder}/questions.json", test: "{folder}/questions.json", images: "{images}"}}
+prompt: "{{text}} ¿Qué es?"
+max_new_tokens: 6
+parse: text
+metric: ngram_f1
+"""
+
+
+def test_a_task_of_ones_own_is_trained_answered_and_scored(smoke, tmp_path):
+    (data,) = (smoke.root / "data").glob("vqav2-*")
+    questions = [
+        {
+            "question_id": number,
+            "image": f"train_{number:05d}.png",
+            "text": "<image>\nWas siehst du? 🦉",
+            "answer": "日本",
+        }
+        for number in range(32)
+    ]
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "mine.yaml").write_text(OWN_TASK.format(folder=tmp_path, images=data / "images"))
+    words = ["--config-dir", str(tmp_path), "+task=mine", "tasks=[mine]", "profile=smoke", "logger=none"]
+    type_python("train.py", *words, runs=smoke.runs)
+    type_python("predict.py", *words, "source=expert/mine", runs=smoke.runs)
+    assert "(32 of 32 scored)" in type_python("score.py", *words, "source=expert/mine", runs=smoke.runs)
 
 
 def test_missing_experts_are_named_with_the_command_that_makes_them(smoke):
