@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +12,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.tables import Cell, Column, Row, Table
+from eval.tables import REFERENCES, Cell, Column, Row, Table
 
-# Okabe and Ito: told apart with any colour vision. https://jfly.uni-koeln.de/color/
+# Okabe and Ito, told apart with any colour vision (https://jfly.uni-koeln.de/color/); brown for their yellow, which is
+# too light for white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 STYLE = {
@@ -26,6 +29,7 @@ STYLE = {
     "ytick.color": "#57606a",
     "legend.frameon": False,
 }
+LONGEST_BESIDE = 30  # characters of a title with which the legend still stands beside the axes
 INK = "#24292f"
 GREY = "#6e7781"
 
@@ -57,14 +61,17 @@ def draw_figures(main: Table) -> list[Drawn]:
         return [*([draw_seen_unseen(main)] if whole else []), draw_tasks(main)]
 
 
-def _look_of(rows: Sequence[Row]) -> list[_Look]:
-    """References are grey and black, merged models take colours and markers in turn."""
+def look_of(rows: Sequence[Row]) -> list[_Look]:
+    """References are grey and black, from the second of a kind on coloured; others take colours and markers in turn."""
     looks, merged = [], 0
+    before: Counter[str] = Counter()
     for row in rows:
-        if row.kind in ("zero_shot", "individual", "multi_task"):
+        if row.kind in REFERENCES:
             marker = {"zero_shot": "o", "individual": "|", "multi_task": "D"}[row.kind]
-            hollow = row.kind == "zero_shot"
-            looks.append(_Look(GREY if hollow else INK, marker, filled=not hollow))
+            hollow, turn = row.kind == "zero_shot", before[row.kind]
+            colour = COLOURS[(turn - 1) % len(COLOURS)] if turn else GREY if hollow else INK
+            looks.append(_Look(colour, marker, filled=not hollow and not turn))
+            before[row.kind] += 1
         else:
             turn = merged // len(COLOURS) + merged
             looks.append(_Look(COLOURS[merged % len(COLOURS)], MARKERS[turn % len(MARKERS)], filled=True))
@@ -73,23 +80,26 @@ def _look_of(rows: Sequence[Row]) -> list[_Look]:
 
 
 def draw_seen_unseen(main: Table) -> Drawn:
-    """One point a source with the crosses of its 95 % intervals. The experts have no unseen average: a line."""
-    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+    """One point a source with the crosses of its 95 % intervals. The experts have no unseen average: a line.
+
+    Other sources without both averages are left out.
+    """
+    figure = Figure(figsize=(7.6, 4.6 + _legend_height(main)), layout="constrained")
     axes = figure.add_subplot()
     at = {column.key: index for index, column in enumerate(main.columns)}
-    for row, look in zip(main.rows, _look_of(main.rows), strict=True):
+    for row, look in zip(main.rows, look_of(main.rows), strict=True):
         seen, unseen = row.cells[at["seen_avg"]], row.cells[at["unseen_avg"]]
         if seen.value is not None and unseen.value is not None:
             _cross(axes, seen, unseen, look, row.title)
-        elif seen.value is not None:
-            axes.axvspan(seen.low, seen.high, color=INK, alpha=0.10, lw=0)
-            axes.axvline(seen.value, color=INK, ls="--", lw=1.2, label=f"{row.title} (seen only)")
+        elif row.kind == "individual" and seen.value is not None:
+            axes.axvspan(seen.low, seen.high, color=look.colour, alpha=0.10, lw=0)
+            axes.axvline(seen.value, color=look.colour, ls="--", lw=1.2, label=f"{row.title} (seen only)")
     axes.set_xlabel("Average over seen tasks (%)")
     axes.set_ylabel("Average over unseen tasks (%)")
     axes.grid(color="#e6e9ed", lw=0.8)
     axes.set_axisbelow(True)
     axes.margins(0.08)
-    figure.legend(loc="outside right upper", title="95 % intervals", alignment="left")
+    _add_legend(figure, axes, main, title="95 % intervals")
     return _render(figure, "seen_unseen", "Average over seen against average over unseen tasks, a point a source")
 
 
@@ -109,12 +119,15 @@ def _cross(axes: Axes, seen: Cell, unseen: Cell, look: _Look, title: str) -> Non
 
 
 def draw_tasks(main: Table) -> Drawn:
-    """A line a task, a mark a source; averages below, with their intervals."""
-    figure = Figure(figsize=(7.6, 1.4 + 0.42 * len(main.columns)), layout="constrained")
+    """A band a task, a mark a source in the order of the legend; averages below, with their intervals."""
+    line_height = min(max(0.42, 0.055 * len(main.rows)), 0.8)
+    figure = Figure(figsize=(7.6, 1.4 + line_height * len(main.columns) + _legend_height(main)), layout="constrained")
     axes = figure.add_subplot()
-    looks = _look_of(main.rows)
+    looks = look_of(main.rows)
     order = sorted(range(len(main.columns)), key=lambda index: main.columns[index].is_average)
     for line, index in enumerate(order):
+        if line % 2:
+            axes.axhspan(line - 0.5, line + 0.5, color="#f4f6f8", lw=0, zorder=0)
         _dots(axes, line, main, index, looks)
     columns: list[Column] = [main.columns[index] for index in order]
     axes.set_yticks(range(len(columns)), [column.title for column in columns])
@@ -126,7 +139,7 @@ def draw_tasks(main: Table) -> Drawn:
     axes.set_xlabel("Score (%)")
     axes.grid(axis="x", color="#e6e9ed", lw=0.8)
     axes.set_axisbelow(True)
-    figure.legend(*_without_doubles(axes), loc="outside right upper")
+    _add_legend(figure, axes, main)
     return _render(figure, "tasks", "Score of every source on every task")
 
 
@@ -135,11 +148,11 @@ def _dots(axes: Axes, line: int, main: Table, index: int, looks: Sequence[_Look]
     known = [cell.value for cell in cells if cell.value is not None]
     if known:
         axes.plot([min(known), max(known)], [line, line], color="#d8dde3", lw=3, zorder=1, solid_capstyle="round")
-    spread = 0.5 / max(len(cells) - 1, 1)
+    spread = 0.7 / max(len(cells) - 1, 1)
     for place, (row, cell, look) in enumerate(zip(main.rows, cells, looks, strict=True)):
         if cell.value is None:
             continue
-        height = line - 0.25 + spread * place
+        height = line - 0.35 + spread * place
         if main.columns[index].is_average:
             axes.plot([cell.low, cell.high], [height, height], color=look.colour, lw=1.2, zorder=2)
         axes.plot(
@@ -156,9 +169,23 @@ def _dots(axes: Axes, line: int, main: Table, index: int, looks: Sequence[_Look]
         )
 
 
-def _without_doubles(axes: Axes) -> tuple[list, list[str]]:
+def _is_beside(main: Table) -> bool:
+    return max(len(row.title) for row in main.rows) <= LONGEST_BESIDE
+
+
+def _legend_height(main: Table) -> float:
+    """Inches that a legend below the axes needs; one beside them needs none."""
+    return 0.0 if _is_beside(main) else 0.3 + 0.21 * len(main.rows)
+
+
+def _add_legend(figure: Figure, axes: Axes, main: Table, title: str | None = None) -> None:
+    """Every source once, in the order of the rows; long titles go below, where they do not press on the axes."""
     found = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    return list(found.values()), list(found)
+    order = {name: i for i, row in enumerate(main.rows) for name in (row.title, f"{row.title} (seen only)")}
+    labels = sorted(found, key=order.__getitem__)
+    place = "outside right upper" if _is_beside(main) else "outside lower left"
+    shown = [textwrap.shorten(label, 100, placeholder="…") for label in labels]
+    figure.legend([found[label] for label in labels], shown, loc=place, title=title, alignment="left")
 
 
 def _render(figure: Figure, name: str, alt: str) -> Drawn:

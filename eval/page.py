@@ -67,7 +67,9 @@ table.scores { width: 100%; font-size: 13px; }
 .scores thead th { color: var(--soft); font-weight: 600; font-size: 12px; vertical-align: bottom; }
 .scores thead tr:last-child th { border-bottom: 2px solid var(--ink); }
 .scores th:first-child { text-align: left; position: sticky; left: 0; background: #fff;
-                         white-space: normal; min-width: 120px; font-weight: 600; }
+                         white-space: normal; min-width: 140px; overflow-wrap: anywhere; font-weight: 600; }
+table.differences { width: auto; }
+.wide:has(> .differences) { width: fit-content; max-width: 100%; }
 .scores .groups th { text-align: center; border-bottom: 0; padding-bottom: 0; text-transform: uppercase;
                      letter-spacing: .06em; font-size: 11px; }
 .scores td { background: linear-gradient(90deg, var(--bar) var(--v, 0%), transparent 0); }
@@ -84,5 +86,12 @@ main > table td img { display: block; image-rendering: pixelated; border-radius:
 h3 + table { table-layout: fixed; width: 100%; }
 h3 + table td { overflow-wrap: anywhere; }
 h3 + table th:first-child, h3 + table td:first-child { width: 190px; color: var(--soft); }
+@media (max-width: 800px) {
+  main { padding: 20px 14px 48px; }
+  main > table { display: block; overflow-x: auto; }
+  h3 + table td, h3 + table th { min-width: 180px; }
+  h3 + table th:first-child, h3 + table td:first-child { min-width: 128px; width: 128px; position: sticky; left: 0; }
+  h3 + table td:first-child { background: #fff; }
+}
 @media print { main { max-width: none; padding: 0; } h2 { break-after: avoid; } }
 """

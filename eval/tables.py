@@ -126,12 +126,13 @@ def _embolden(row: Row, index: int) -> Row:
 
 
 def difference_table(rows: Sequence[SourceResult], context: Context, resampled: Resampled) -> Table | None:
-    """The best merged model of each average against every other one; None if there is only one."""
-    averages = tuple(column for column in list_columns(context) if column.is_average)
+    """The best merged model of each average against every other one; None if no average has two of them."""
     merged = [row for row in rows if row.kind == "merged"]
-    if len(merged) < 2 or not averages:
+    every = tuple(column for column in list_columns(context) if column.is_average)
+    ranked = {column.key: [merged[i].key for i in rank_merged(merged, column, resampled)] for column in every}
+    averages = tuple(column for column in every if len(ranked[column.key]) > 1)
+    if not averages:
         return None
-    ranked = {column.key: [merged[i].key for i in rank_merged(merged, column, resampled)] for column in averages}
     filled = [
         Row(row.title, row.kind, tuple(_against_best(row, c, ranked[c.key], resampled) for c in averages))
         for row in merged
@@ -173,7 +174,7 @@ def published_table(rows: Sequence[SourceResult], context: Context) -> Table:
     columns = list_columns(context)
     titles = {_published_name(row): row.title.partition(" (")[0] for row in rows if row.kind != "adapter"}
     filled = []
-    for name in dict.fromkeys([*REFERENCES, *published["rows"], *titles]):
+    for name in sorted(dict.fromkeys([*REFERENCES, *published["rows"], *titles]), key="robustmerge".__eq__):
         values = _published_values(published, name)
         cells = tuple(_published_cell(values, column, published) for column in columns)
         filled.append(Row(titles.get(name, _titled(name)), _published_kind(name), cells))

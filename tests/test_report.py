@@ -21,6 +21,7 @@ from matplotlib import image
 
 from eval import wandb_log
 from eval.examples import EXAMPLES_A_TASK, LONGEST_SIDE
+from eval.figures import draw_figures, look_of
 from eval.formats import escape_latex, escape_markdown, format_csv, format_latex, format_markdown, format_text
 from eval.page import make_page
 from eval.report import make_report, show_summary, write_report
@@ -337,6 +338,71 @@ def test_a_report_without_unseen_tasks_or_pictures_or_predictions_still_stands(c
     assert "figures/seen_unseen.svg" not in report.files and "figures/tasks.svg" in report.files
     assert "## Examples" not in report.files["report.md"].decode()
     assert "Unseen avg" not in show_summary(report)
+
+
+def test_a_source_that_lacks_tasks_has_no_average_over_them_and_the_report_stands(context, tmp_path):
+    part = {"density": 0.3}
+    results = [
+        *make_results(),
+        make_result("merged/robustmerge", "merged", "RobustMerge", {"vqav2": 110, "rec": 110}, overrides=part),
+        make_result("merged/dare", "merged", "DARE", {"rec": 100}),
+    ]
+    report = make_report(with_predictions(results, tmp_path), context)
+    main, differences = report.tables["main"], report.tables["differences"]
+    lacking = "RobustMerge (density=0.3)"
+    assert cell(main, lacking, "seen_avg").bold and cell(main, lacking, "vqav2").bold
+    assert [cell(main, lacking, key).text for key in ("aokvqa", "unseen_avg")] == [MISSING] * 2
+    assert [cell(main, "DARE", key).text for key in ("vqav2", "seen_avg", "unseen_avg")] == [MISSING] * 3
+    assert cell(differences, "DARE", "seen_avg").text == cell(differences, lacking, "unseen_avg").text == MISSING
+    figure = report.files["figures/seen_unseen.svg"].decode()
+    assert "Individual (seen only)" in figure and figure.count("(seen only)") == 1
+    assert "DARE" not in figure and "DARE" in report.files["figures/tasks.svg"].decode()
+
+
+def test_merged_models_of_which_no_two_share_an_average_are_not_compared(context):
+    results = [
+        make_result("merged/robustmerge", "merged", "RobustMerge", {"vqav2": 80}),
+        make_result("merged/dare", "merged", "DARE", {"rec": 60, "aokvqa": 10}),
+    ]
+    report = make_report(results, context)
+    assert "differences" not in report.tables and "figures/seen_unseen.svg" not in report.files
+    assert "Are the differences real" not in report.files["report.md"].decode()
+
+
+def tasks_figure(titles, context) -> str:
+    scores = [{"vqav2": 9, "rec": i, "aokvqa": i} for i in range(len(titles))]
+    results = [make_result(f"merged/m{i}", "merged", title, scores[i]) for i, title in enumerate(titles)]
+    (drawn,) = [one for one in draw_figures(tables_of(results, context)[0]) if one.name == "tasks"]
+    return drawn.svg.decode()
+
+
+def axes_width(figure: str) -> float:
+    left, right = re.search(r'id="patch_2">\s*<path d="M ([\d.]+) \S+ \nL ([\d.]+) ', figure).groups()
+    return float(right) - float(left)
+
+
+def test_long_titles_take_no_room_from_the_axes(context):
+    label = "RobustMerge (prune.density={}, scale.normalize=false, prune.scope=tensor, strength=1.0)"
+    long = tasks_figure([label.format(i) for i in range(8)], context)
+    assert axes_width(long) > axes_width(tasks_figure(["A", "B"], context))
+
+
+def test_the_legend_has_the_order_of_the_rows_whatever_they_lack(context):
+    results = [
+        make_result("multi_task", "multi_task", "Multi-task", {"rec": 1}),
+        make_result("merged/dare", "merged", "DARE", {"aokvqa": 1}),
+        make_result("merged/robustmerge", "merged", "RobustMerge", {"vqav2": 1}),
+    ]
+    figure = draw_figures(tables_of(results, context)[0])[0].svg.decode()
+    assert re.findall("<!-- (Multi-task|DARE|RobustMerge) -->", figure) == ["Multi-task", "DARE", "RobustMerge"]
+
+
+def test_every_source_of_a_large_table_looks_different(context):
+    kinds = ["zero_shot"] * 3 + ["individual"] * 3 + ["multi_task"] * 3 + ["merged"] * 20
+    results = [make_result(f"s{i}", kind, f"s{i}", {"vqav2": i}) for i, kind in enumerate(kinds)]
+    main, _ = tables_of(results, context)
+    looks = look_of(main.rows)
+    assert len(set(looks)) == len(looks) == 29
 
 
 def test_nothing_to_report_is_said(context):
