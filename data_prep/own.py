@@ -1,24 +1,33 @@
 """A user's own task: question files in LLaVA's format and a folder of images, checked and taken over.
 
-Images are linked where the file system can (hard links), else copied, so that what a stage reads is in its folder.
+What a stage reads is in its folder: images are copied, so that editing one later changes nothing that is prepared.
+Read-only images, which nobody edits in place, are hard-linked where the file system can: `chmod -R a-w` on a large
+collection saves its size on disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
+from data_prep.parallel import map_in_order
 from data_prep.settings import SPLITS, TaskData
 from robustmerge.records import Example, read_examples
 from robustmerge.runs import UserError
 
+T = TypeVar("T")
 SHOWN = 5
+WORTH = 2000  # images for which it pays to start processes that decode them
 
 
 def take_over(folder: Path, settings: TaskData, say: Callable[[str], None]) -> tuple[dict[str, list[Example]], dict]:
@@ -26,15 +35,15 @@ def take_over(folder: Path, settings: TaskData, say: Callable[[str], None]) -> t
 
     Returns the examples of each split (image paths relative to `folder`) and what the record should keep: the ids
     of `val` where it was cut from `train`, and how many pictures several splits share.
-    Raises UserError naming the first missing or unreadable images and their number.
+    Every image is decoded whole. Raises UserError naming the first missing or unreadable ones and their number.
     """
     files = settings.question_files
     splits = {split: read_examples(files[split]) if split in files else [] for split in SPLITS}
     if empty := [str(files[split]) for split in files if not splits[split]]:
         raise UserError(f"{settings.task}: no examples in {', '.join(empty)}")
     found = _find_images(settings, files, splits)
-    for name, (source, _) in found.items():
-        _link(source, folder / name)
+    for name, (source, _) in _with_bar(found.items(), f"{settings.task}: copying images", len(found)):
+        _place_image(source, folder / name)
     sizes = {name: size for name, (_, size) in found.items()}
     splits = {split: [_placed(settings, files[split], e, sizes) for e in splits[split]] for split in files} | {
         split: [] for split in SPLITS if split not in files
@@ -95,19 +104,16 @@ def _find_images(
     settings: TaskData, files: dict[str, Path], splits: dict[str, list[Example]]
 ) -> dict[str, tuple[Path, tuple[int, int]]]:
     """Every image by its new name: where it is now and its size."""
-    found: dict[str, tuple[Path, tuple[int, int]]] = {}
-    bad: dict[str, str] = {}
-    for split, file in files.items():
-        root = _root(settings, file)
-        for image in dict.fromkeys(example.image for example in splits[split] if example.image is not None):
-            try:
-                name = _place(root, image)
-                source = root / image
-                if name in found and not os.path.samefile(found[name][0], source):
-                    raise ValueError(f"{source} and {found[name][0]} have the same name; give data.images")
-                found.setdefault(name, (source, _size_of(source)))
-            except (OSError, ValueError) as error:
-                bad[str(root / image)] = _explain(error)
+    sources, bad = _list_sources(settings, files, splits)
+    jobs = settings.jobs if len(sources) > WORTH else 1
+    looked = map_in_order(_look_at, sources.values(), jobs)
+    sizes = _with_bar(looked, f"{settings.task}: reading images", len(sources))
+    found = {}
+    for (name, source), size in zip(sources.items(), sizes, strict=True):
+        if isinstance(size, str):
+            bad[str(source)] = size
+        else:
+            found[name] = (source, size)
     if bad:
         shown = "\n".join(f"  {name}: {reason}" for name, reason in list(bad.items())[:SHOWN])
         more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
@@ -115,26 +121,59 @@ def _find_images(
     return found
 
 
-def _size_of(source: Path) -> tuple[int, int]:
-    with Image.open(source) as picture:
-        return picture.size
+def _list_sources(
+    settings: TaskData, files: dict[str, Path], splits: dict[str, list[Example]]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Every image by its new name, and why there is none for some paths."""
+    sources: dict[str, Path] = {}
+    bad: dict[str, str] = {}
+    for split, file in files.items():
+        root = _root(settings, file)
+        for image in dict.fromkeys(example.image for example in splits[split] if example.image is not None):
+            try:
+                name = _place(root, image)
+                source = root / image
+                if name in sources and not os.path.samefile(sources[name], source):
+                    raise ValueError(f"{source} and {sources[name]} have the same name; give data.images")
+                sources.setdefault(name, source)
+            except (OSError, ValueError) as error:
+                bad[str(root / image)] = _explain(error)
+    return sources, bad
+
+
+def _look_at(source: Path) -> tuple[int, int] | str:
+    """Width and height of an image that can be decoded to its end, or why it cannot."""
+    try:
+        with Image.open(source) as picture:
+            picture.load()
+            return picture.size
+    except Exception as error:  # a broken file makes Pillow raise nearly anything, SyntaxError and struct.error too
+        return _explain(error)
+
+
+def _with_bar(items: Iterable[T], what: str, total: int) -> Iterable[T]:
+    """The items, with a progress bar if they take more than two seconds."""
+    pace = 0.5 if sys.stderr.isatty() else 15
+    return tqdm(items, desc=what, total=total, unit="image", delay=2, mininterval=pace, dynamic_ncols=True, leave=False)
 
 
 def _explain(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "missing"
-    return "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+    return "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
 
 
-def _link(source: Path, target: Path) -> None:
+def _place_image(source: Path, target: Path) -> None:
+    """Link a file that nobody may write to, copy any other."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.part")
     beside.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), beside)
-    except OSError:
+    if not source.stat().st_mode & 0o222:
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            os.link(source.resolve(), beside)
+    if not beside.exists():
         shutil.copyfile(source, beside)
     os.replace(beside, target)
 

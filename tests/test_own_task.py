@@ -5,6 +5,7 @@ Run alone: python -m pytest tests/test_own_task.py
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -110,6 +111,33 @@ def test_a_file_that_is_no_image_is_refused(own, tmp_path):
     (tmp_path / "in/pictures/2.png").write_text("no image")
     with pytest.raises(UserError, match="1 images cannot be read.*\n.*2.png: not an image"):
         prepare(address_of(tmp_path / "runs", own), own)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_picture_cut_short_is_refused(own, tmp_path, monkeypatch, kind, jobs):
+    monkeypatch.setattr("data_prep.own.WORTH", 1)
+    whole = tmp_path / f"whole.{kind}"
+    Image.effect_noise((64, 64), 50.0).save(whole)
+    (tmp_path / "in/pictures/2.png").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"1 images cannot be read.*\n.*2\.png: .*truncated"):
+        settings = dataclasses.replace(own, jobs=jobs)
+        prepare(address_of(tmp_path / "runs", settings), settings)
+
+
+def test_editing_a_picture_in_place_does_not_change_what_is_prepared(own, tmp_path):
+    folder = prepare(address_of(tmp_path / "runs", own), own)
+    before = (folder / "images/pictures/2.png").read_bytes()
+    with open(tmp_path / "in/pictures/2.png", "r+b") as file:
+        file.write(b"changed")
+    assert (folder / "images/pictures/2.png").read_bytes() == before
+
+
+def test_a_read_only_picture_is_linked(own, tmp_path):
+    (tmp_path / "in/pictures/2.png").chmod(0o444)
+    folder = prepare(address_of(tmp_path / "runs", own), own)
+    linked = [i for i in range(30) if (folder / f"images/pictures/{i}.png").stat().st_nlink > 1]
+    assert linked == [2]
 
 
 def test_an_image_outside_its_folder_is_refused(own, tmp_path):
