@@ -27,6 +27,7 @@ from robustmerge.runs import process_start, write_atomically
 from robustmerge.settings import UserError
 
 CHILD = Path(__file__).resolve().parent / "child.py"
+LAYOUT = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  "
 STATUS_EVERY = 30.0  # seconds between status lines where there is no terminal
 
 Launch = Callable[[Path, Path, int], tuple[list[str], dict[str, str]]]
@@ -204,15 +205,8 @@ class _Display:
         self.started = self.last_said = time.monotonic()
 
     def __enter__(self) -> _Display:
-        layout = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}"
-        self.bar = tqdm(
-            total=self.total,
-            desc=self.title,
-            bar_format=layout,
-            disable=not self.terminal,
-            leave=False,
-            dynamic_ncols=True,
-        )
+        self.bar = tqdm(total=self.total, desc=self.title, disable=not self.terminal, leave=False, dynamic_ncols=True)
+        self.bar.bar_format = LAYOUT
         if not self.terminal:
             print(f"{self.title}: {self.count} to do", flush=True)
         return self
@@ -226,19 +220,15 @@ class _Display:
             while child.said:
                 tqdm.write(f"  {child.said.pop(0)}", file=sys.stdout)
         self.bar.n = min(self.total, self.finished + sum(child.job.cost * child.fraction for child in running))
-        self.bar.set_postfix_str(
-            running[0].status if len(running) == 1 else ", ".join(_short(child) for child in running),
-            refresh=False,
-        )
+        shares = ", ".join(f"{child.job.name} {100 * child.fraction:.0f} %" for child in running)
+        told = running[0].status if len(running) == 1 else shares
+        self.bar.bar_format = LAYOUT + told.replace("{", "(").replace("}", ")")
         self.bar.refresh()
-        if not self.terminal and time.monotonic() - self.last_said > STATUS_EVERY and self.bar.n:
+        if not self.terminal and self.bar.n and time.monotonic() - self.last_said > STATUS_EVERY:
             self.last_said = time.monotonic()
             left = (self.last_said - self.started) * (self.total / self.bar.n - 1)
-            shares = ", ".join(_short(child) for child in running)
-            print(
-                f"{self.title}: {100 * self.bar.n / self.total:.0f} %, about {left:.0f} s left ({shares})",
-                flush=True,
-            )
+            percent = 100 * self.bar.n / self.total
+            print(f"{self.title}: {percent:.0f} %, about {left:.0f} s left ({shares})", flush=True)
 
     def finish(self, child: _Running, succeeded: bool) -> None:
         """Say that a job has ended."""
@@ -249,7 +239,3 @@ class _Display:
         state = f"done in {seconds:.0f} s" if succeeded else f"FAILED after {seconds:.0f} s"
         tqdm.write(f"  [{self.n_finished}/{self.count}] {child.job.name}: {state}", file=sys.stdout)
         sys.stdout.flush()
-
-
-def _short(child: _Running) -> str:
-    return f"{child.job.name} {100 * child.fraction:.0f} %"
