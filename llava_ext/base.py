@@ -8,6 +8,7 @@ language model on dialogues; the loss is over answers only. Each part goes on fr
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +20,16 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
 from llava_ext.backend import fast_matmul, quiet_libraries
-from llava_ext.data import Collator, Reader, Row, seed_of
-from llava_ext.fit import fit, grouped_batches
+from llava_ext.checkpoints import finish, read_finished, remove_work
+from llava_ext.data import Collator, Reader, Row, Rows, group_by_length, seed_of, training_order
 from llava_ext.pixels import PixelReader, open_picture
-from llava_ext.settings import BaseModel
+from llava_ext.settings import BaseModel, Part, Trainer
 from llava_ext.tiny import build_model, build_processor, save_base
 from llava_ext.tokenizer import build_tokenizer
+from llava_ext.training import LOSSES, OrderedTrainer, build_arguments
 from robustmerge.runs import Address, run_stage
 
-MICRO_TOKENS = 1600  # at a time: attention is kept whole for the backward pass, and small tensors stay in cache
+MICRO_ROWS = 8  # dialogues at a time: attention is kept whole for the backward pass, and small tensors stay in cache
 MEASURE_BATCH = 32
 
 
@@ -43,7 +45,9 @@ def _train(folder: Path, settings: BaseModel, corpus: Path, say: Callable[[str],
     datasets.disable_progress_bars()
     quiet_libraries()
     work = folder / "unfinished"
-    work.mkdir(exist_ok=True)
+    if (record := read_finished(folder)) is not None:
+        remove_work(work)
+        return record
     lines = (corpus / "tokenizer_corpus.txt").read_text(encoding="utf-8").split("\n")
     tokenizer = build_tokenizer(lines, settings.vocabulary)
     model, processor = build_model(settings, tokenizer), build_processor(settings, tokenizer)
@@ -55,14 +59,15 @@ def _train(folder: Path, settings: BaseModel, corpus: Path, say: Callable[[str],
         settings.template,
     )
     with fast_matmul(), eager_attention(model):
-        seen = train_to_see(model, reader.pixels, settings, corpus / "vision", work, say)
-        talked = train_to_talk(model, reader, settings, corpus / "instruct", work, say)
+        seen = train_to_see(model, reader.pixels, settings, corpus / "vision", work / "see", say)
+        talked = train_to_talk(model, reader, settings, corpus / "instruct", work / "talk", say)
     save_base(folder, model, processor)
-    for path in work.iterdir():
-        path.unlink()
-    work.rmdir()
+    for part in ("see", "talk"):
+        os.replace(work / part / LOSSES, folder / f"losses_{part}.jsonl")
     size = sum(weight.numel() for weight in model.parameters())
-    return {"heads": seen, "skills": talked, "parameters": size, "vocabulary": len(tokenizer)}
+    return finish(
+        folder, work, {"heads": seen, "skills": talked, "parameters": size, "vocabulary": len(tokenizer)}
+    )
 
 
 class Heads(nn.Module):
@@ -86,10 +91,46 @@ class Heads(nn.Module):
         return [functional.linear(pooled[index], weight) for index, weight in enumerate(self.weights)]
 
 
-def patch_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """What the projector reads: the tower's last hidden states without the class token, [n, patches, width]."""
-    outputs = model.model.vision_tower(pixels, output_hidden_states=True)
-    return outputs.hidden_states[model.config.vision_feature_layer][:, 1:]
+class Seer(nn.Module):
+    """A vision tower under its heads. Loss: the mean over the heads of each one's, on the pictures it applies to."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, heads: Heads):
+        super().__init__()
+        self.tower, self.heads = model.model.vision_tower, heads
+        self.layer = model.config.vision_feature_layer
+
+    def logits(self, pixel_values: Tensor) -> list[Tensor]:
+        """Logits of every head over what the projector reads: patch features without the class token."""
+        hidden = self.tower(pixel_values, output_hidden_states=True).hidden_states
+        return self.heads(hidden[self.layer][:, 1:])
+
+    def forward(self, pixel_values: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """targets: [n, heads], -1 where a head does not apply."""
+        losses = [
+            functional.cross_entropy(found, wanted, ignore_index=-1, reduction="sum") / (wanted >= 0).sum().clamp(min=1)
+            for found, wanted in zip(self.logits(pixel_values), targets.unbind(1), strict=True)
+        ]
+        return {"loss": torch.stack(losses).mean()}
+
+
+class Speaker(nn.Module):
+    """A LLaVA whose logits are computed where an answer's tokens are wanted; other positions cost nothing."""
+
+    accepts_loss_kwargs = True  # the Trainer then counts the wanted tokens of all micro-batches of a step
+
+    def __init__(self, model: LlavaForConditionalGeneration):
+        super().__init__()
+        self.model = model
+
+    def logits(self, labels: Tensor, **batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [answers' tokens, vocabulary], the tokens wanted, and row and column of each [2, tokens]."""
+        hidden = self.model.model(**batch).last_hidden_state
+        row, column = torch.nonzero(labels[:, 1:] >= 0, as_tuple=True)
+        return self.model.lm_head(hidden[row, column]), labels[row, column + 1], torch.stack([row, column])
+
+    def forward(self, num_items_in_batch: Tensor, **batch: Tensor) -> dict[str, Tensor]:
+        found, wanted, _ = self.logits(**batch)
+        return {"loss": functional.cross_entropy(found, wanted, reduction="sum") / num_items_in_batch}
 
 
 def split(rows: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
@@ -111,44 +152,19 @@ def train_to_see(
     sizes: dict[str, int] = json.loads((corpus.parent / "heads.json").read_text())
     table = datasets.load_from_disk(str(corpus))
     targets = torch.stack([torch.tensor(table[name][:]) for name in sizes], dim=1)  # [rows, heads], -1: none
-    pictures = table.select_columns(["image"])
-    train, kept = split(len(table), settings.held_out, settings.seed)
-    heads = Heads(settings.vision.width, list(sizes.values()), seed_of(settings.seed, "heads"))
-    tower = model.model.vision_tower
+    rows = list(zip(table["image"][:], targets, strict=True))
+    train, kept = split(len(rows), settings.held_out, settings.seed)
+    seer = Seer(model, Heads(settings.vision.width, list(sizes.values()), seed_of(settings.seed, "heads")))
 
-    def logits_of(rows: Sequence[int]) -> list[Tensor]:
-        raw = pixels.raw([open_picture(image) for image in pictures[list(rows)]["image"]])
-        return heads(patch_features(model, pixels.normalise(raw)))
+    def collate(drawn: Sequence[tuple[bytes, Tensor]]) -> dict[str, Tensor]:
+        raw = pixels.raw([open_picture(image) for image, _ in drawn])
+        return {"pixel_values": pixels.normalise(raw), "targets": torch.stack([wanted for _, wanted in drawn])}
 
-    def losses_of(rows: Sequence[int]) -> Iterator[Tensor]:
-        wanted = targets[list(rows)]
-        losses = [
-            functional.cross_entropy(found, wanted[:, index], ignore_index=-1, reduction="sum")
-            / (wanted[:, index] >= 0).sum().clamp(min=1)
-            for index, found in enumerate(logits_of(rows))
-        ]
-        yield torch.stack(losses).mean()
-
-    batches = grouped_batches(train, settings.see, seed_of(settings.seed, "see"))
-    fit("see", nn.ModuleList([tower, heads]), losses_of, batches, settings.see, work, settings.save_steps, say)
-    tower.requires_grad_(False).eval()
-    accuracies = dict(zip(sizes, _measure_heads(logits_of, targets, kept), strict=True))
+    _fit("part 1/2 see", seer, rows, train, collate, settings, settings.see, work, say)
+    seer.tower.requires_grad_(False).eval()
+    accuracies = dict(zip(sizes, _measure_heads(seer, [rows[index] for index in kept], collate), strict=True))
     say("sees, on pictures kept back: " + ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
     return accuracies
-
-
-@torch.inference_mode()
-def _measure_heads(
-    logits_of: Callable[[Sequence[int]], list[Tensor]], targets: Tensor, kept: Sequence[int]
-) -> list[float]:
-    """Accuracy of every head over the kept rows to which it applies."""
-    right = torch.zeros(targets.shape[1])
-    for start in range(0, len(kept), MEASURE_BATCH):
-        rows = list(kept[start : start + MEASURE_BATCH])
-        for index, found in enumerate(logits_of(rows)):
-            right[index] += (found.argmax(-1) == targets[rows, index]).sum()
-    asked = (targets[list(kept)] >= 0).sum(0).clamp(min=1)
-    return [round(value, 4) for value in (right / asked).tolist()]
 
 
 def train_to_talk(
@@ -161,33 +177,58 @@ def train_to_talk(
 ) -> dict[str, float]:
     """Part 2: projector and language model on dialogues, vision frozen. Returns the accuracy of each skill."""
     table = datasets.load_from_disk(str(corpus))
-    pictures = table.select_columns(["image"])
     encoded = [reader.encode([tuple(turn) for turn in turns], True) for turns in table["turns"][:]]
-    train, kept = split(len(table), settings.held_out, settings.seed)
-    collate = Collator(reader)
-
-    def batch_of(rows: Sequence[int]) -> dict[str, Tensor]:
-        images = pictures[list(rows)]["image"]
-        return collate([Row(encoded[i].ids, encoded[i].labels, image) for i, image in zip(rows, images, strict=True)])
-
-    lengths = [len(conversation.ids) for conversation in encoded]
-
-    def losses_of(rows: Sequence[int]) -> Iterator[Tensor]:
-        learned = sum(label >= 0 for row in rows for label in encoded[row].labels)
-        pieces = -(-len(rows) * max(lengths[row] for row in rows) // MICRO_TOKENS)
-        size = -(-len(rows) // pieces)  # pieces of equal size
-        for start in range(0, len(rows), size):
-            found, wanted, _ = _answer_logits(model, batch_of(rows[start : start + size]))
-            yield functional.cross_entropy(found, wanted, reduction="sum") / learned
-
-    batches = grouped_batches(train, settings.talk, seed_of(settings.seed, "talk"), lengths)
-    speaking = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, model.lm_head])
-    fit("talk", speaking, losses_of, batches, settings.talk, work, settings.save_steps, say)
+    rows = [Row(found.ids, found.labels, image) for found, image in zip(encoded, table["image"][:], strict=True)]
+    train, kept = split(len(rows), settings.held_out, settings.seed)
+    speaker, collate = Speaker(model), Collator(reader)
+    _fit("part 2/2 talk", speaker, rows, train, collate, settings, settings.talk, work, say, MICRO_ROWS)
     model.eval()
-    skills = table["skills"][:] if "skills" in table.column_names else None
-    accuracies = _measure_answers(model, kept, skills, batch_of)
+    accuracies = _measure_answers(speaker, [rows[index] for index in kept], _skills(table, kept), collate)
     say("answers, in dialogues kept back: " + ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
     return accuracies
+
+
+def _fit(
+    name: str,
+    module: nn.Module,
+    rows: Sequence,
+    train: Sequence[int],
+    collate: Callable[[Sequence], dict[str, Tensor]],
+    settings: BaseModel,
+    part: Part,
+    work: Path,
+    say: Callable[[str], None],
+    most: int | None = None,
+) -> None:
+    """Train `module` on the rows `train` by the recipe of `part`.
+
+    most: rows at a time; rows of like length then share a batch. Raises UserError when the loss is no number.
+    """
+    batch = min(part.batch, len(train))
+    steps = part.max_steps or max(1, int(len(train) // batch * part.epochs))
+    seed = seed_of(settings.seed, work.name)
+    order = [train[index] for index in training_order(len(train), batch, steps, seed)]
+    if most is not None:
+        order = group_by_length(order, batch, [len(row.ids) for row in rows], seed)
+    micro, accumulation = Trainer(per_device_batch=most).accumulation(batch)
+    arguments = build_arguments(
+        work,
+        steps,
+        micro,
+        accumulation,
+        settings.save_steps,
+        part.warmup_ratio,
+        learning_rate=part.learning_rate,
+        lr_scheduler_type="cosine",
+        weight_decay=part.weight_decay,
+        adam_beta2=0.99,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    layout, advice = {"batch": micro, "accumulation": accumulation}, f"lower model.base.{work.name}.learning_rate"
+    OrderedTrainer(name, module, arguments, Rows(rows, order), collate, layout, advice).go_on(say)
 
 
 @contextmanager
@@ -201,26 +242,46 @@ def eager_attention(model: LlavaForConditionalGeneration) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _answer_logits(model: LlavaForConditionalGeneration, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [answers' tokens, vocabulary], the tokens wanted, and the row of each; other positions cost nothing."""
-    labels = batch.pop("labels")
-    hidden = model.model(**batch).last_hidden_state
-    row, column = torch.nonzero(labels[:, 1:] >= 0, as_tuple=True)
-    return model.lm_head(hidden[row, column]), labels[row, column + 1], torch.stack([row, column])
+@torch.inference_mode()
+def _measure_heads(seer: Seer, kept: Sequence, collate: Callable[[Sequence], dict[str, Tensor]]) -> list[float]:
+    """Accuracy of every head over the kept rows to which it applies."""
+    right, asked = 0, 0
+    for start in range(0, len(kept), MEASURE_BATCH):
+        batch = collate(kept[start : start + MEASURE_BATCH])
+        found = torch.stack([logits.argmax(-1) for logits in seer.logits(batch["pixel_values"])], dim=1)
+        right = right + (found == batch["targets"]).sum(0)
+        asked = asked + (batch["targets"] >= 0).sum(0)
+    return [round(value, 4) for value in (right / asked.clamp(min=1)).tolist()]
+
+
+def _skills(table: datasets.Dataset, kept: Sequence[int]) -> list[list[str | None]] | None:
+    """The skill that each turn of the kept dialogues asks for, None for turns without a tag."""
+    if "skills" not in table.column_names:
+        return None
+    talks = table[list(kept)]
+    return [
+        [skill if tagged else None for skill, tagged in zip(*talk, strict=True)]
+        for talk in zip(talks["skills"], talks["tagged"], strict=True)
+    ]
 
 
 @torch.inference_mode()
 def _measure_answers(
-    model: LlavaForConditionalGeneration,
-    kept: Sequence[int],
-    skills: Sequence | None,
-    batch_of: Callable[[Sequence[int]], dict[str, Tensor]],
+    speaker: Speaker,
+    kept: Sequence[Row],
+    skills: Sequence[Sequence[str | None]] | None,
+    collate: Callable[[Sequence], dict[str, Tensor]],
 ) -> dict[str, float]:
-    """Share of answers whose every token is the most likely one, given the true answers before it."""
+    """Share of answers whose every token is the most likely one, given the true tokens before it; by skill, and `all`.
+
+    Only tagged questions count: a tag settles which of two conventions answers, so all of them can be right, except
+    that of descriptions (`scene`) the wording is drawn among three, and about a third can be. An untagged question is
+    answered in the first convention six times in ten, and no model can tell when. With `skills` None (a corpus that
+    does not name them) every answer counts, under `all`. A few dozen answers a skill: good to about 0.1.
+    """
     right: dict[str, list[bool]] = {"all": []}
     for start in range(0, len(kept), MEASURE_BATCH):
-        rows = kept[start : start + MEASURE_BATCH]
-        found, wanted, where = _answer_logits(model, batch_of(rows))
+        found, wanted, where = speaker.logits(**collate(kept[start : start + MEASURE_BATCH]))
         hits = found.argmax(-1) == wanted
         turns: dict[tuple[int, int], bool] = {}
         previous, turn = (-1, -1), 0
@@ -229,8 +290,7 @@ def _measure_answers(
             turns[row, turn] = turns.get((row, turn), True) and hit
             previous = (row, column)
         for (row, turn), hit in turns.items():
-            right["all"].append(hit)
-            if skills is not None:
-                named = skills[rows[row]]
-                right.setdefault(named if isinstance(named, str) else named[turn], []).append(hit)
+            skill = "all" if skills is None else skills[start + row][turn]
+            for name in {skill, "all"} if skill else ():
+                right.setdefault(name, []).append(hit)
     return {name: round(sum(hits) / max(1, len(hits)), 4) for name, hits in sorted(right.items())}

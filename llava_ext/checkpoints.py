@@ -1,4 +1,7 @@
-"""Checkpoints that count: a folder `checkpoint-<step>` is complete once its marker is written, last."""
+"""What counts after a kill: complete checkpoints, and the record of a training that has ended.
+
+A folder `checkpoint-<step>` is complete once its marker is written, last; a training has ended once its record is.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from robustmerge.runs import write_atomically
+from robustmerge.runs import UserError, write_atomically
 
 MARKER = "complete.json"
+RECORD = "training.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 
 
@@ -33,6 +37,32 @@ def remove_others(folder: Path, kept: Path | None) -> None:
         if path != kept:
             (path / MARKER).unlink(missing_ok=True)
             shutil.rmtree(path)
+
+
+def finish(folder: Path, work: Path, record: dict) -> dict:
+    """End a training whose results are all in `folder`: write its record there, then remove `work`. Returns the record.
+
+    Raises UserError if a pickle is among the results.
+    """
+    if left := [path for path in pickles_in(folder) if work not in path.parents]:
+        raise UserError(f"a trained model's folder must hold no pickle, found {left[0]}")
+    write_atomically(folder / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    remove_work(work)
+    return record
+
+
+def read_finished(folder: Path) -> dict | None:
+    """The record of a training that has ended, even if it was killed just then; None if there is more to train."""
+    try:
+        return json.loads((folder / RECORD).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def remove_work(work: Path) -> None:
+    """Remove the folder of checkpoints."""
+    if work.exists():
+        shutil.rmtree(work)
 
 
 def pickles_in(folder: Path) -> list[Path]:

@@ -57,13 +57,13 @@ class Row:
 class Rows(Dataset):
     """Training rows in the order in which they will be seen, so that a plain sequential sampler does the rest."""
 
-    def __init__(self, rows: Sequence[Row], order: Sequence[int]):
+    def __init__(self, rows: Sequence, order: Sequence[int]):
         self.rows, self.order = rows, order
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int):
         return self.rows[self.order[index]]
 
 
@@ -108,6 +108,18 @@ def training_order(rows: int, batch: int, steps: int, seed: int) -> list[int]:
         order += drawn[: rows // batch * batch] or drawn
         epoch += 1
     return order[: steps * batch]
+
+
+GROUP = 32  # batches whose rows are sorted by length together
+
+
+def group_by_length(order: Sequence[int], batch: int, lengths: Sequence[int], seed: int) -> list[int]:
+    """The same rows, those of like length in one batch: less padding. The batches are shuffled again."""
+    span = GROUP * batch
+    chunks = [sorted(order[start : start + span], key=lengths.__getitem__) for start in range(0, len(order), span)]
+    batches = [rows[start : start + batch] for rows in chunks for start in range(0, len(rows), batch)]
+    shuffled = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed % 2**62 + 1)).tolist()
+    return [row for index in shuffled for row in batches[index]]
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int, side: str, multiple: int = 1) -> Tensor:

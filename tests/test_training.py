@@ -14,12 +14,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from llava_ext import fit, train
+from llava_ext import base, checkpoints, train, training
 from llava_ext.base import train_base
 from llava_ext.checkpoints import mark_complete, newest_complete, pickles_in, remove_others
 from llava_ext.launch import launch_command
-from llava_ext.settings import Expert, Part, Peft, Recipe, Trainer
+from llava_ext.settings import BaseModel, Expert, Part, Peft, Recipe, Trainer
 from llava_ext.train import count_steps, train_expert
+from robustmerge import runs
 from robustmerge.runs import Address, UserError
 from robustmerge.settings import ConfigError
 from tests.tiny_model import COLOURS, SMALL, TEMPLATE, draw_examples, write_base, write_task
@@ -35,7 +36,7 @@ def ground(tmp_path_factory):
 
 
 def settings_of(*tasks: str, **changes) -> Expert:
-    return Expert(tasks=tasks or ("one",), recipe=RECIPE, template=TEMPLATE, **{"peft": Peft(r=4), **changes})
+    return Expert(tasks=tasks or ("one",), template=TEMPLATE, **{"recipe": RECIPE, "peft": Peft(r=4), **changes})
 
 
 def run(ground: dict, folder: Path, settings: Expert) -> Path:
@@ -64,19 +65,19 @@ def test_going_on_after_a_kill_gives_the_same_bytes(ground, whole, tmp_path, mon
 
     with monkeypatch.context() as patch:
         if place == "inside a checkpoint":  # everything of step 4 is written but the marker
-            mark = train.mark_complete
+            mark = training.mark_complete
             patch.setattr(
-                train, "mark_complete", lambda path, *a: kill() if path.name.endswith("4") else mark(path, *a)
+                training, "mark_complete", lambda path, *a: kill() if path.name.endswith("4") else mark(path, *a)
             )
         elif place == "while saving":
             patch.setattr(train, "save_adapter", kill)
         elif place == "while removing":
-            patch.setattr(train.shutil, "rmtree", kill)
+            patch.setattr(checkpoints, "remove_work", kill)
         else:
             last = 3 if place == "between checkpoints" else 1
-            step_end = train.Journal.on_step_end
+            step_end = training.Journal.on_step_end
             patch.setattr(
-                train.Journal,
+                training.Journal,
                 "on_step_end",
                 lambda self, a, state, c, **k: (
                     kill() if state.global_step == last else step_end(self, a, state, c, **k)
@@ -85,13 +86,16 @@ def test_going_on_after_a_kill_gives_the_same_bytes(ground, whole, tmp_path, mon
         with pytest.raises(Killed):
             run(ground, tmp_path / "expert", settings_of())
     assert not (tmp_path / "expert" / "manifest.json").exists()
-    found = run(ground, tmp_path / "expert", settings_of())
+    with monkeypatch.context() as patch:
+        if place in ("while saving", "while removing"):
+            patch.setattr(training.OrderedTrainer, "training_step", kill)  # no step is repeated
+        found = run(ground, tmp_path / "expert", settings_of())
     for name in FILES:
         assert (found / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_an_expert_s_folder_holds_the_adapter_and_nothing_to_unpickle(whole):
-    assert {path.name for path in whole.iterdir()} == {*FILES, "manifest.json"}
+    assert {path.name for path in whole.iterdir()} == {*FILES, "training.json", "manifest.json"}
     assert pickles_in(whole) == []
     losses = [json.loads(line) for line in (whole / "losses.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in losses] == [1, 2, 3, 4, 5, 6]
@@ -147,10 +151,12 @@ def test_a_depends_on_seed_and_task_and_can_be_shared(ground, tmp_path):
 def test_several_tasks_are_trained_on_as_many_samples_as_their_experts_together():
     alone, both = settings_of("one"), settings_of("one", "two")
     assert both.name == "multi_task"
-    assert count_steps(both, 48) == 2 * count_steps(alone, 24)
+    assert count_steps(both, [24, 24]) == 2 * count_steps(alone, [24])
     by_epochs = dataclasses.replace(RECIPE, max_steps=None)
     alone, both = (dataclasses.replace(settings, recipe=by_epochs) for settings in (alone, both))
-    assert (count_steps(alone, 24), count_steps(both, 48)) == (3, 6)
+    assert (count_steps(alone, [24]), count_steps(both, [24, 24])) == (3, 6)
+    eight = settings_of(*"abcdefgh", recipe=dataclasses.replace(by_epochs, global_batch=32))
+    assert count_steps(eight, [2000] * 8) == 496 == 8 * count_steps(eight, [2000])  # 500 in their union
 
 
 def test_a_loss_that_is_no_number_stops_the_run(ground, tmp_path):
@@ -211,33 +217,90 @@ def write_corpus(folder: Path, count: int = 48) -> Path:
     return folder
 
 
-def test_a_base_goes_on_after_a_kill_in_either_part_with_the_same_bytes(tmp_path, monkeypatch):
-    corpus = write_corpus(tmp_path / "corpus")
-    part = Part(epochs=2, batch=16, learning_rate=3e-3)
-    settings = dataclasses.replace(SMALL, see=part, talk=part, held_out=0.1, save_steps=2)
+PART = Part(epochs=2, batch=16, learning_rate=3e-3)
+BASE = dataclasses.replace(SMALL, see=PART, talk=PART, held_out=0.1, save_steps=2)
 
-    def make(name: str) -> Path:
-        return train_base(Address(tmp_path, tmp_path / name, {"stage": "base"}), settings, corpus, lambda _: None)
 
-    whole = make("whole")
-    keep = fit._keep
-    for name in ("see", "talk"):
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
-        def kill(path, *rest, name=name):
-            keep(path, *rest)
-            if path.name == f"{name}.pt":
-                raise Killed
 
-        with monkeypatch.context() as patch:
-            patch.setattr(fit, "_keep", kill)
-            with pytest.raises(Killed):
-                make("cut")
-    cut = make("cut")
-    assert sorted(path.name for path in cut.iterdir()) == sorted(path.name for path in whole.iterdir())
+def make_base(corpus: Path, folder: Path, settings: BaseModel = BASE) -> Path:
+    return train_base(Address(folder.parent, folder, {"stage": "base"}), settings, corpus, lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def whole_base(corpus, tmp_path_factory) -> Path:
+    """A base whose training was not interrupted."""
+    return make_base(corpus, tmp_path_factory.mktemp("whole_base") / "base")
+
+
+def assert_same_base(found: Path, whole: Path) -> None:
+    assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in whole.iterdir())
     for path in whole.iterdir():
         if path.name != "manifest.json":
-            assert path.read_bytes() == (cut / path.name).read_bytes(), path.name
-    assert pickles_in(whole) == []
-    record = json.loads((whole / "manifest.json").read_text())["record"]
+            assert path.read_bytes() == (found / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("place", ["after a checkpoint", "inside a checkpoint", "between checkpoints"])
+def test_a_base_goes_on_after_a_kill_in_either_part_with_the_same_bytes(
+    corpus, whole_base, tmp_path, monkeypatch, place
+):
+    mark, step_end = training.mark_complete, training.Journal.on_step_end
+    for part in ("see", "talk"):
+
+        def kill_at_four(path, layout, part=part):
+            if place == "after a checkpoint":
+                mark(path, layout)
+            if path.parts[-2:] == (part, "checkpoint-4"):
+                raise Killed
+            mark(path, layout)
+
+        def kill_at_three(self, args, state, control, part=part, **rest):
+            if Path(args.output_dir).name == part and state.global_step == 3:
+                raise Killed
+            step_end(self, args, state, control, **rest)
+
+        with monkeypatch.context() as patch:
+            if place == "between checkpoints":
+                patch.setattr(training.Journal, "on_step_end", kill_at_three)
+            else:
+                patch.setattr(training, "mark_complete", kill_at_four)
+            with pytest.raises(Killed):
+                make_base(corpus, tmp_path / "cut")
+    assert_same_base(make_base(corpus, tmp_path / "cut"), whole_base)
+
+
+@pytest.mark.parametrize("place", ["while saving", "while removing", "before the manifest"])
+def test_a_base_that_is_killed_at_its_end_repeats_no_step(corpus, whole_base, tmp_path, monkeypatch, place):
+    def kill(*args, **kwargs):
+        raise Killed
+
+    module, name = {
+        "while saving": (base, "save_base"),
+        "while removing": (checkpoints, "remove_work"),
+        "before the manifest": (runs, "_remove_cut_files"),
+    }[place]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module, name, kill)
+        make_base(corpus, tmp_path / "cut")
+    monkeypatch.setattr(training.OrderedTrainer, "training_step", kill)
+    assert_same_base(make_base(corpus, tmp_path / "cut"), whole_base)
+
+
+def test_a_base_keeps_its_losses_and_nothing_to_unpickle(whole_base):
+    assert pickles_in(whole_base) == [] and not (whole_base / "unfinished").exists()
+    for part in ("see", "talk"):
+        losses = [json.loads(line) for line in (whole_base / f"losses_{part}.jsonl").read_text().splitlines()]
+        assert [entry["step"] for entry in losses] == [1, 2, 3, 4]
+        assert losses[-1]["loss"] < losses[0]["loss"]
+    record = json.loads((whole_base / "manifest.json").read_text())["record"]
     assert set(record["heads"]) == {"colour"} and math.isfinite(record["skills"]["all"])
-    assert len(AutoProcessor.from_pretrained(whole).tokenizer) == record["vocabulary"]
+    assert len(AutoProcessor.from_pretrained(whole_base).tokenizer) == record["vocabulary"]
+
+
+def test_a_loss_that_is_no_number_stops_the_base(corpus, tmp_path):
+    wild = dataclasses.replace(BASE, talk=dataclasses.replace(PART, learning_rate=1e30))
+    with pytest.raises(UserError, match=r"part 2/2 talk: the loss is (nan|inf).*lower model.base.talk.learning_rate"):
+        make_base(corpus, tmp_path / "base", wild)
