@@ -88,7 +88,7 @@ def parse_number(text: str, choices: Sequence[str] = ()) -> str | None:
     text = join_thousands(" ".join(text.translate(_MINUS).casefold().split()))
     text = _FRACTIONS.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]).replace("\u2044", "/"), text)
     text = re.sub(r"[a-z]+", lambda match: NUMBER_WORDS.get(match[0], match[0]), text)
-    text = _NEGATIVE.sub("-", re.sub(r"(?<=\d) ?/ ?(?=\d)", "/", text.strip()))
+    text = _NEGATIVE.sub(" -", re.sub(r"(?<=\d) ?/ ?(?=\d)", "/", text.strip()))
     *_, last = (None, *_AMOUNT.finditer(text))
     if last is None or _CUT_BEFORE.search(text[: last.start()]) or _CUT_AFTER.match(text, last.end()):
         return None

@@ -145,6 +145,7 @@ def test_a_letter_is_read_however_it_is_dressed(text, expected):
         ("minus five", "-5"),
         ("-$5", "-5"),
         ("x = - 5", "-5"),
+        ("Q1: -5", "-5"),
         ("3 - 5 = \u22122", "-2"),
         ("2½", "5/2"),
         ("five hundred", None),
