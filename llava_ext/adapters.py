@@ -21,10 +21,14 @@ from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, open_tensors
 from robustmerge.runs import UserError, write_atomically
 
 
-def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: str) -> PeftModel:
+def add_adapter(
+    model: nn.Module, settings: Peft, base: str, seed: int, task: str, float32: bool = True
+) -> PeftModel:
     """Put LoRA on the language model's linears and make the projector trainable.
 
     A of each module is drawn by the sha256 of (seed, task, module), without the task for `shared_a_init`; B is zero.
+    float32: train in float32 whatever the model's dtype, as small steps vanish in bfloat16; not for DeepSpeed, which
+    keeps float32 copies itself.
     Raises UserError if the targets match nothing, or anything in the vision tower.
     """
     config = LoraConfig(
@@ -45,6 +49,10 @@ def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: st
         raise UserError(f"peft.targets must leave the vision tower alone, but matches {astray[0]}")
     adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = base
+    if float32:
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
     start_a(adapted, seed, None if settings.shared_a_init else task)
     return adapted
 

@@ -28,6 +28,17 @@ def newest_complete(folder: Path, layout: Mapping[str, object]) -> Path | None:
     return max((path for path in _all(folder) if _layout(path) == dict(layout)), key=_step, default=None)
 
 
+def lost_to_layout(folder: Path, kept: Path | None, layout: Mapping[str, object]) -> str | None:
+    """In words, what `remove_others` takes away only because it was written by a run of another layout."""
+    further = [path for path in _all(folder) if kept is None or _step(path) > _step(kept)]
+    path = max((path for path in further if _layout(path) not in (None, dict(layout))), key=_step, default=None)
+    if path is None:
+        return None
+    found = _layout(path)
+    changed = [f"{key} {found.get(key)}, now {value}" for key, value in layout.items() if found.get(key) != value]
+    return f"{path.name} cannot be used and is removed: it was written with {'; '.join(changed)}"
+
+
 def remove_others(folder: Path, kept: Path | None) -> None:
     """Remove every checkpoint but `kept`: cut ones, older ones and those of another layout.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HuggingFaceTrainer
 
 from llava_ext.backend import fast_matmul
-from llava_ext.checkpoints import mark_complete, newest_complete, remove_others
+from llava_ext.checkpoints import lost_to_layout, mark_complete, newest_complete, remove_others
 from llava_ext.data import Rows
 from robustmerge.runs import UserError
 
@@ -79,8 +80,11 @@ class OrderedTrainer(HuggingFaceTrainer):
         Raises UserError when the loss is no number.
         """
         work = Path(self.args.output_dir)
-        checkpoint = newest_complete(work, self.layout)
-        if self.is_world_process_zero():
+        first = self.is_world_process_zero()
+        (checkpoint,) = broadcast_object_list([newest_complete(work, self.layout) if first else None])
+        if first:
+            if lost := lost_to_layout(work, checkpoint, self.layout):
+                say(f"{self.name}: {lost}")
             remove_others(work, checkpoint)
             if checkpoint is not None:
                 say(f"{self.name}: going on from {checkpoint.name} of {self.args.max_steps} steps")
