@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -39,10 +40,10 @@ def settings_of(*tasks: str, **changes) -> Expert:
     return Expert(tasks=tasks or ("one",), template=TEMPLATE, **{"recipe": RECIPE, "peft": Peft(r=4), **changes})
 
 
-def run(ground: dict, folder: Path, settings: Expert) -> Path:
+def run(ground: dict, folder: Path, settings: Expert, say: Callable[[str], None] = lambda _: None) -> Path:
     data = {task: ground[task] for task in settings.tasks}
     address = Address(folder.parent, folder, {"stage": "train", "name": folder.name})
-    return train_expert(address, settings, ground["base"], data, say=lambda _: None)
+    return train_expert(address, settings, ground["base"], data, say)
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +87,44 @@ def test_going_on_after_a_kill_gives_the_same_bytes(ground, whole, tmp_path, mon
         with pytest.raises(Killed):
             run(ground, tmp_path / "expert", settings_of())
     assert not (tmp_path / "expert" / "manifest.json").exists()
+    assert (tmp_path / "expert" / "adapter_model.safetensors").exists() == (place == "while removing")
     with monkeypatch.context() as patch:
         if place in ("while saving", "while removing"):
             patch.setattr(training.OrderedTrainer, "training_step", kill)  # no step is repeated
         found = run(ground, tmp_path / "expert", settings_of())
     for name in FILES:
         assert (found / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_checkpoints_that_another_layout_makes_useless_are_named(ground, tmp_path, monkeypatch):
+    def kill_at_five(self, args, state, control, **rest):
+        if state.global_step == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Journal, "on_step_end", kill_at_five)
+        with pytest.raises(Killed):
+            run(ground, tmp_path / "expert", settings_of())
+    said: list[str] = []
+    run(ground, tmp_path / "expert", settings_of(trainer=Trainer(per_device_batch=4)), said.append)
+    written = "it was written with batch 8, now 4; accumulation 1, now 2"
+    assert said == [f"one: checkpoint-4 cannot be used and is removed: {written}"]
+
+
+def test_what_is_trained_and_saved_is_float32_though_the_model_is_bfloat16(ground, tmp_path, monkeypatch):
+    seen = []
+    begin = training.Journal.on_train_begin
+    monkeypatch.setattr(
+        training.Journal, "on_train_begin", lambda *a, model, **k: seen.append(model) or begin(*a, model=model, **k)
+    )
+    half = Trainer(precision="bf16", per_device_batch=1)  # batches of text alone too
+    found = run(ground, tmp_path / "expert", settings_of(trainer=half))
+    dtypes = {(weight.requires_grad, weight.dtype) for weight in seen[0].parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    tensors = load_file(found / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    losses = [json.loads(line)["loss"] for line in (found / "losses.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
 
 
 def test_an_expert_s_folder_holds_the_adapter_and_nothing_to_unpickle(whole):
