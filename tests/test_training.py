@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from llava_ext import base, checkpoints, train, training
 from llava_ext.base import train_base
 from llava_ext.checkpoints import mark_complete, newest_complete, pickles_in, remove_others
 from llava_ext.launch import launch_command
+from llava_ext.parts import measure_answers
 from llava_ext.settings import BaseModel, Expert, Part, Peft, Recipe, Trainer
 from llava_ext.train import count_steps, train_expert
 from robustmerge import runs
@@ -243,7 +243,8 @@ def write_corpus(folder: Path, count: int = 48) -> Path:
     columns = {"image": pictures, "colour": colours}
     datasets.Dataset.from_dict(columns).save_to_disk(str(folder / "vision"))
     turns = [[[example.text, example.answer]] * (1 + index % 2) for index, example in enumerate(examples)]
-    datasets.Dataset.from_dict({"image": pictures, "turns": turns}).save_to_disk(str(folder / "instruct"))
+    skills = {"skills": [["colour"] * len(talk) for talk in turns], "tagged": [[True, False][: len(t)] for t in turns]}
+    datasets.Dataset.from_dict({"image": pictures, "turns": turns, **skills}).save_to_disk(str(folder / "instruct"))
     (folder / "heads.json").write_text(json.dumps({"colour": len(COLOURS)}))
     lines = [text for example in examples for text in (example.text, example.answer)]
     (folder / "tokenizer_corpus.txt").write_text("\n".join([*lines, "USER: ASSISTANT:"]))
@@ -329,7 +330,7 @@ def test_a_base_keeps_its_losses_and_nothing_to_unpickle(whole_base):
         assert [entry["step"] for entry in losses] == [1, 2, 3, 4]
         assert losses[-1]["loss"] < losses[0]["loss"]
     record = json.loads((whole_base / "manifest.json").read_text())["record"]
-    assert set(record["heads"]) == {"colour"} and math.isfinite(record["skills"]["all"])
+    assert set(record["heads"]) == {"colour"} and set(record["skills"]) == {"all", "colour"}
     assert len(AutoProcessor.from_pretrained(whole_base).tokenizer) == record["vocabulary"]
 
 
@@ -337,3 +338,21 @@ def test_a_loss_that_is_no_number_stops_the_base(corpus, tmp_path):
     wild = dataclasses.replace(BASE, talk=dataclasses.replace(PART, learning_rate=1e30))
     with pytest.raises(UserError, match=r"part 2/2 talk: the loss is (nan|inf).*lower model.base.talk.learning_rate"):
         make_base(corpus, tmp_path / "base", wild)
+
+
+def test_an_answer_counts_for_the_skill_of_its_turn_if_every_token_is_right():
+    class Always(torch.nn.Module):
+        """Says token 1 everywhere."""
+
+        def logits(self, labels):
+            row, column = torch.nonzero(labels[:, 1:] >= 0, as_tuple=True)
+            return torch.eye(3)[torch.ones(len(row), dtype=int)], labels[row, column + 1], torch.stack([row, column])
+
+    rows = [[-100, 1, 1, -100, 1, 2], [-100, 2, -100, 1, -100, -100]]  # right, wrong; wrong, right
+
+    def collate(drawn):
+        return {"labels": torch.tensor(drawn)}
+
+    assert measure_answers(Always(), rows, None, collate) == {"all": 0.5}
+    found = measure_answers(Always(), rows, [["a", "b"], [None, "b"]], collate)
+    assert found == {"all": round(2 / 3, 4), "a": 1.0, "b": 0.5}
