@@ -77,7 +77,7 @@ class OrderedTrainer(HuggingFaceTrainer):
     def go_on(self, say: Callable[[str], None]) -> None:
         """Train to the end, from the newest complete checkpoint of this layout if there is one.
 
-        Raises UserError when the loss is no number.
+        Raises UserError when the loss is no number, or a picture cannot be read.
         """
         work = Path(self.args.output_dir)
         first = self.is_world_process_zero()
@@ -88,8 +88,11 @@ class OrderedTrainer(HuggingFaceTrainer):
             remove_others(work, checkpoint)
             if checkpoint is not None:
                 say(f"{self.name}: going on from {checkpoint.name} of {self.args.max_steps} steps")
-        with fast_matmul() if self.args.use_cpu else contextlib.nullcontext():
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            with fast_matmul() if self.args.use_cpu else contextlib.nullcontext():
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except UserError as error:  # out of a worker of the data loader, its message is the end of a traceback
+            raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from error
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -22,6 +22,7 @@ from llava_ext.parts import measure_answers
 from llava_ext.settings import BaseModel, Expert, Part, Peft, Recipe, Trainer
 from llava_ext.train import count_steps, train_expert
 from robustmerge import runs
+from robustmerge.records import read_examples
 from robustmerge.runs import Address, UserError
 from robustmerge.settings import ConfigError
 from tests.tiny_model import COLOURS, SMALL, TEMPLATE, draw_examples, write_base, write_task
@@ -197,6 +198,17 @@ def test_a_loss_that_is_no_number_stops_the_run(ground, tmp_path):
     with pytest.raises(UserError, match=r"one: the loss is (nan|inf).*lower recipe.learning_rate"):
         run(ground, tmp_path / "expert", dataclasses.replace(settings_of(), recipe=wild))
     assert not (tmp_path / "expert" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_read_stops_the_run_with_one_line(ground, tmp_path, workers):
+    task = write_task(tmp_path / "one")
+    first = next(example for example in read_examples(task / "train.jsonl") if example.image)
+    (task / first.image).write_bytes(b"no picture")
+    with pytest.raises(UserError) as told:
+        run({**ground, "one": task}, tmp_path / "expert", settings_of(trainer=Trainer(workers=workers)))
+    assert str(told.value).startswith(f"cannot read the picture {task / first.image}: ")
+    assert len(str(told.value).splitlines()) == 1
 
 
 def test_batch_accumulation_and_processes_always_make_the_global_batch():
