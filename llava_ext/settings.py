@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robustmerge.settings import ConfigError, outside_identity, suggest
+from robustmerge.settings import ConfigError, outside_identity, refuse, suggest
 
 LANGUAGE_LINEARS = (
     r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
@@ -12,11 +12,6 @@ LANGUAGE_LINEARS = (
 ENGINES = ("cpu", "single_gpu", "ddp", "zero2", "zero3", "zero3_offload")
 DEEPSPEED_ENGINES = ("zero2", "zero3", "zero3_offload")
 MULTI_TASK = "multi_task"
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise ConfigError(problems)
 
 
 def _positive(owner: object, *names: str) -> list[str]:
@@ -44,7 +39,7 @@ class Vision:
             problems.append(f"width must be a multiple of heads, got {self.width} and {self.heads} (width)")
         if not problems and self.image_size % self.patch_size:
             problems.append(f"image_size must be a multiple of patch_size {self.patch_size} (image_size)")
-        _refuse(problems)
+        refuse(problems)
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Language:
         problems = _positive(self, "layers", "width", "mlp", "heads")
         if not problems and self.width % (2 * self.heads):
             problems.append(f"width must be a multiple of 2 x heads, got {self.width}, {self.heads} (width)")
-        _refuse(problems)
+        refuse(problems)
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class Part:
     max_steps: int | None = None
 
     def __post_init__(self):
-        _refuse(_positive(self, "epochs", "batch", "learning_rate", "max_steps"))
+        refuse(_positive(self, "epochs", "batch", "learning_rate", "max_steps"))
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ class BaseModel:
             problems.append(f"vocabulary must be at least 300 (256 bytes and some words), got {self.vocabulary}")
         if not 0 < self.held_out < 0.5:
             problems.append(f"held_out must be in (0, 0.5), got {self.held_out} (held_out)")
-        _refuse(problems)
+        refuse(problems)
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,7 @@ class Peft:
             problems.append(f"dropout must be in [0, 1), got {self.dropout} (dropout)")
         if self.use_dora:
             problems.append("DoRA experts cannot be merged yet (use_dora)")
-        _refuse(problems)
+        refuse(problems)
 
 
 @dataclass(frozen=True)
@@ -161,7 +156,7 @@ class Recipe:
             problems.append(f"save_steps must be 0 or more, got {self.save_steps} (save_steps)")
         if not 0 <= self.warmup_ratio < 1:
             problems.append(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio} (warmup_ratio)")
-        _refuse(problems)
+        refuse(problems)
 
 
 @dataclass(frozen=True)
@@ -186,7 +181,7 @@ class Model:
             problems.append(
                 f"the base is trained with template '{self.base.template}', not '{self.template}' (template)"
             )
-        _refuse(problems)
+        refuse(problems)
 
 
 @dataclass(frozen=True)
@@ -218,7 +213,7 @@ class Trainer:
             problems.append(f"engine {self.engine} has one process, got {self.processes} (processes)")
         if (self.engine in DEEPSPEED_ENGINES) != bool(self.deepspeed):
             problems.append(f"deepspeed settings go with {', '.join(DEEPSPEED_ENGINES)} and only there (deepspeed)")
-        _refuse(problems)
+        refuse(problems)
 
     def accumulation(self, global_batch: int) -> tuple[int, int]:
         """(per-device batch, accumulation): the largest batch allowed such that, times both counts, it is global.

@@ -22,7 +22,7 @@ from robustmerge.runs import Address, address_file, address_folder, foreign
 from robustmerge.settings import UserError, suggest
 from scripts.config import Config
 
-SCHEMAS = {"prepare": 1, "corpus": 2, "base": 1, "train": 1, "merge": 1, "predict": 1, "score": 1}
+SCHEMAS = {"prepare": 1, "corpus": 1, "base": 1, "train": 1, "merge": 1, "predict": 1, "score": 1}
 
 
 @dataclass(frozen=True)
