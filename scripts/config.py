@@ -118,19 +118,26 @@ def read_config(point: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError(problems)
     config = Config(**built, tasks=tasks, methods=methods, experts=experts, **vars(general))
+    if problems := _problems_of(config):
+        raise ConfigError(problems)
+    return config
+
+
+def _problems_of(config: Config) -> list[str]:
+    """What is wrong between the parts of a configuration, each of which is right by itself."""
+    problems: list[str] = []
     for task in config.tasks:
         _collect(problems, config.data, task)
     if config.seen:
         _collect(problems, config.expert, *config.seen)
     if config.benchmark.counts.test < 1:
         problems.append(f"there must be a test question, got {config.benchmark.counts.test} (benchmark.counts.test)")
-    for key, name in (("benchmark", config.benchmark.name), ("model", config.model.name)):
-        problems += _problems_of_name(name, f"{key}.name")
-    for method in config.methods:
-        problems += _problems_of_name(method.name, "merge.name")
-    if problems:
-        raise ConfigError(problems)
-    return config
+    names = {"benchmark.name": [config.benchmark.name], "model.name": [config.model.name]}
+    names["merge.name"] = [method.name for method in config.methods]
+    for key, found in names.items():
+        bad = [name for name in found if not re.fullmatch(r"[a-z0-9_]+", name)]
+        problems += [f"a name is made of a-z, 0-9 and _ (it becomes a folder), got '{name}' ({key})" for name in bad]
+    return problems
 
 
 def _collect(problems: list[str], make: Any, *arguments: Any) -> Any:
@@ -141,12 +148,6 @@ def _collect(problems: list[str], make: Any, *arguments: Any) -> Any:
     except (UserError, ValueError) as error:
         problems.append(str(error))
     return None
-
-
-def _problems_of_name(name: str, key: str) -> list[str]:
-    if re.fullmatch(r"[a-z0-9_]+", name):
-        return []
-    return [f"a name is made of a-z, 0-9 and _ (it becomes a folder), got '{name}' ({key})"]
 
 
 def _listed(value: Any, key: str) -> list[str]:
