@@ -78,6 +78,8 @@ def test_conda_gets_the_versions_of_the_lock_file():
 
 def test_no_tracked_file_names_a_place_of_one_machine():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    if not tracked:
+        pytest.skip("not a git checkout")
     for name in filter(None, tracked.split("\0")):
         file = REPOSITORY / name
         if file.suffix in (".py", ".sh", ".yaml", ".md", ".toml"):
