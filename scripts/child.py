@@ -8,7 +8,10 @@ The process ends by itself when the one that started the line has ended.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -37,5 +40,24 @@ def main(job: Path) -> None:
         raise UserError("\n".join(refused))
 
 
+def end_with(action: Callable[[], None]) -> None:
+    """Run `action` and end the process at once with its status, everything flushed.
+
+    Python's usual end is left out: threads of the libraries (gloo's, for one) may abort a process that is being torn
+    down, and torchrun would then end the other processes while they still write.
+    """
+    status = 0
+    try:
+        action()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    guarded(lambda: main(Path(sys.argv[1])), "the one that was interrupted", mark_lines=True)
+    end_with(lambda: guarded(lambda: main(Path(sys.argv[1])), "the one that was interrupted", mark_lines=True))

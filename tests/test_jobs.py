@@ -93,6 +93,22 @@ def test_an_item_that_is_refused_does_not_stop_those_after_it(tmp_path, monkeypa
     assert done == ["first", "last"]
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "told"),
+    [
+        ("print('done')", 0, "done"),
+        ("import sys; sys.exit(2)", 2, ""),
+        ("raise ValueError('boom')", 1, "ValueError: boom"),
+        ("import atexit, os; atexit.register(os.abort)", 0, ""),
+    ],
+)
+def test_a_child_ends_with_the_status_of_its_work_whatever_its_libraries_do_at_the_end(code, status, told):
+    program = f"from scripts.child import end_with\ndef work():\n    {code}\nend_with(work)"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == status
+    assert told in ended.stdout + ended.stderr
+
+
 def test_job_files_of_a_line_that_was_killed_are_removed(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""], cwd=REPOSITORY)
     start = process_start(ended.pid)
