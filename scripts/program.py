@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,8 @@ def list_options(group: str) -> list[str]:
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
+@lru_cache
 def load_method(name: str) -> dict:
-    """A merge method as its file describes it. Raises UserError with the choices."""
+    """A merge method as its file describes it, composed once; not to be changed. Raises UserError with the choices."""
     choose(name, list_options("merge"), "method")
     return compose("merge", [f"merge={name}"])["merge"]
