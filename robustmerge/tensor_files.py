@@ -15,11 +15,11 @@ from torch import Tensor
 
 from robustmerge.settings import UserError
 
-_CODES = {
+CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+_DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
 class TensorFile:
@@ -90,7 +90,7 @@ class TensorWriter:
         data = tensor.flatten().view(torch.uint8).numpy()
         self._file.write(data.data)
         self._header[name] = {
-            "dtype": _CODES[tensor.dtype],
+            "dtype": CODES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [self._written, self._written + data.nbytes],
         }
