@@ -7,14 +7,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustmerge.adapter import SAME_BASE, SAME_TARGETS, Adapter
+from robustmerge.adapter import Adapter
+from robustmerge.adapter_config import SAME_BASE, SAME_TARGETS
+
+KINDS = {"use_dora": "a DoRA magnitude", "lora_bias": "a bias of its update"}
 
 
-def disagreements(adapters: Sequence[Adapter], equal_ranks: bool) -> list[str]:
-    """Why these experts cannot be merged with one another: a line for every one that differs from most."""
+def disagreements(adapters: Sequence[Adapter], equal_ranks: bool, check_base: bool = True) -> list[str]:
+    """Why these experts cannot be merged with one another: a line for every one that differs from most.
+
+    Ranks (unless equal_ranks), alphas, rsLoRA and dtypes may differ. check_base: another base model is a reason.
+    """
     problems = []
-    for key in SAME_BASE + SAME_TARGETS:
+    for key in SAME_BASE if check_base else ():
+        found = _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})
+        problems += [f"{line}; merge.check_base=false merges them all the same" for line in found]
+    for key in SAME_TARGETS:
         problems += _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})
+    for key, what in KINDS.items():
+        problems += _mixed(key, what, adapters)
     usual = Counter(a.modules for a in adapters).most_common(1)[0][0]
     for a in adapters:
         problems += _missing(a.name, "module", usual, a.modules)
@@ -29,11 +40,23 @@ def disagreements(adapters: Sequence[Adapter], equal_ranks: bool) -> list[str]:
 
 
 def _comparable(value: Any) -> str:
+    if not value or value == "none":
+        return "none"
     if isinstance(value, (list, set, tuple)):
         return ", ".join(sorted(map(str, value)))
     if isinstance(value, str) and Path(value).is_dir():
         return str(Path(value).resolve())
-    return str(value or None)
+    return str(value)
+
+
+def _mixed(key: str, what: str, adapters: Sequence[Adapter]) -> Iterator[str]:
+    having = [a.name for a in adapters if a.config.get(key)]
+    if having and len(having) < len(adapters):
+        without = [a.name for a in adapters if not a.config.get(key)]
+        yield (
+            f"only some experts have {what} ({key}): {', '.join(having)} have it, {', '.join(without)} do not; "
+            "merge them apart"
+        )
 
 
 def _ranks_of(adapter: Adapter) -> str:
