@@ -1,0 +1,161 @@
+"""A whole base model with the merged update in its weights: the checkpoint is streamed, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustmerge.adapter import Adapter, LoraPair
+from robustmerge.checkpoints import Checkpoint, open_checkpoint
+from robustmerge.runs import write_atomically
+from robustmerge.settings import UserError
+from robustmerge.slots import SlotWriter
+
+COPIED = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")  # config, tokenizer, preprocessor
+NOT_COPIED = ("manifest.json", "adapter_config.json")
+INDEX = "model.safetensors.index.json"
+
+
+class ModelWriter:
+    """Writes a checkpoint that has the base's names, dtypes and files; nothing is there before the block ends well.
+
+    Raises UserError, before anything is written, with every module that the base does not have.
+    """
+
+    def __init__(self, folder: Path, base: Path, adapters: Sequence[Adapter], card: str):
+        self.folder, self.card = folder, card
+        self.ranks: dict[str, int] = {}  # a full weight has none
+        self.base = open_checkpoint(base)
+        if folder.resolve() == base.resolve():
+            raise UserError(f"{folder} is the base model itself; nothing is overwritten (out)")
+        self._fan = bool(adapters[0].config.get("fan_in_fan_out"))
+        self._places = find_places(self.base, adapters, self._fan)
+        self._extras, self._biases = set(adapters[0].extras), {}
+        self._writers = {
+            name: SlotWriter(folder / name, {key: (file.dtype(key), file.shape(key)) for key in file.names})
+            for name, file in self.base.files.items()
+        }
+
+    def __enter__(self) -> ModelWriter:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for writer in self._writers.values():
+            writer.__enter__()
+        return self
+
+    def add_update(
+        self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        """W + D, and with DoRA m (W + D) / ||W + D|| by rows (equation 5 of https://arxiv.org/abs/2402.09353).
+
+        update: a pair, or dense [d_out, d_in]; magnitude m, bias: [d_out]. Sums are in float32.
+        Raises UserError if a value is too large for the dtype of the base.
+        """
+
+        def change(weight: Tensor) -> Tensor:
+            return rescale_rows(plus(weight.float(), update, self._fan), magnitude, self._fan)
+
+        self._change(f"{module}.weight", change)
+        if bias is not None and f"{module}.bias" in self._extras:
+            self._biases[f"{module}.bias"] = bias  # added to the trained bias when that comes
+        elif bias is not None:
+            self._change(f"{module}.bias", lambda values: values.float() + bias)
+
+    def add_extra(self, name: str, tensor: Tensor) -> None:
+        """A trained value, in the place of the base's; after all updates. Raises UserError if it does not fit."""
+        self._change(name, lambda _: tensor + self._biases[name] if name in self._biases else tensor)
+
+    def _change(self, parameter: str, change: Callable[[Tensor], Tensor]) -> None:
+        name = self._places[parameter]
+        before = self.base.get(name)
+        after = change(before).to(before.dtype)
+        if not torch.isfinite(after).all():
+            raise UserError(f"'{parameter}': the merged values do not fit {before.dtype}, the dtype of {self.base}")
+        self._writers[self.base.where[name]].put(name, after)
+
+    def __exit__(self, *raised: Any) -> None:
+        published = []
+        try:
+            if raised[0] is None:
+                self._finish()
+                for writer in self._writers.values():
+                    published.append(writer.path)
+                    writer.publish()
+                self._write_small_files()
+        except BaseException:
+            for path in published:
+                path.unlink(missing_ok=True)
+            raise
+        finally:
+            for writer in self._writers.values():
+                writer.drop()
+
+    def _finish(self) -> None:
+        """What no expert touches is as in the base."""
+        for file, writer in self._writers.items():
+            for name in sorted(writer.missing):
+                writer.put(name, self.base.files[file].get(name))
+            writer.finish()
+
+    def _write_small_files(self) -> None:
+        """config.json comes last: without it nothing is a model."""
+        if len(self._writers) > 1:
+            size = sum(writer.path.stat().st_size for writer in self._writers.values())
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.base.where.items()))}
+            write_atomically(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+        write_atomically(self.folder / "README.md", self.card)
+        files = (file for file in self.base.folder.iterdir() if file.suffix in COPIED and file.is_file())
+        small = [file for file in files if file.name not in NOT_COPIED and not file.name.endswith(".index.json")]
+        for file in sorted(small, key=lambda file: (file.name == "config.json", file.name)):
+            write_atomically(self.folder / file.name, file.read_bytes())
+
+
+def plus(weight: Tensor, update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
+    """weight + update in a new tensor; the product of a pair is never kept apart from the sum."""
+    if isinstance(update, LoraPair):
+        left, right = (update.A.T, update.B.T) if fan_in_fan_out else (update.B, update.A)
+        return torch.addmm(weight, left, right)
+    return weight + (update.T if fan_in_fan_out else update)
+
+
+def rescale_rows(weight: Tensor, magnitude: Tensor | None, fan_in_fan_out: bool) -> Tensor:
+    """The rows of [d_out, d_in] (the columns of its transpose) at the lengths `magnitude`; as they are for None."""
+    if magnitude is None:
+        return weight
+    rows = weight.T if fan_in_fan_out else weight
+    rows = rows * (magnitude.float() / torch.linalg.norm(rows, dim=1)).unsqueeze(1)
+    return rows.T if fan_in_fan_out else rows
+
+
+def find_places(base: Checkpoint, adapters: Sequence[Adapter], fan_in_fan_out: bool) -> dict[str, str]:
+    """Parameter in memory -> tensor in the checkpoint, for everything that the experts change.
+
+    Raises UserError with all that the base lacks, or has in another shape, or ties to another weight.
+    """
+    like = adapters[0]
+    wanted: dict[str, tuple[int, ...]] = {}
+    for module, (d_out, _, d_in) in like.shapes.items():
+        wanted[f"{module}.weight"] = (d_in, d_out) if fan_in_fan_out else (d_out, d_in)
+        if like.has_lora_bias:
+            wanted[f"{module}.bias"] = (d_out,)
+    added = set(wanted)
+    wanted |= {extra: like.extra_shape(extra) for extra in like.extras}
+    places, problems = {}, []
+    for parameter, shape in sorted(wanted.items()):
+        try:
+            places[parameter] = base.find(parameter, tuple(shape), added_to=parameter in added)
+        except UserError as error:
+            problems.append(str(error))
+    taken: dict[str, str] = {}
+    for parameter, name in places.items():
+        if name in taken:
+            problems.append(f"'{parameter}' and '{taken[name]}' are both tensor '{name}' of the base {base}")
+        taken[name] = parameter
+    if problems:
+        more = f"\n(and {len(problems) - 10} more)" if len(problems) > 10 else ""
+        raise UserError("\n".join(problems[:10]) + more)
+    return places
