@@ -7,7 +7,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from llava_ext.data import seed_of
 from llava_ext.settings import Peft
 from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, open_tensors
+from robustmerge.deltas import Delta, open_delta
 from robustmerge.runs import UserError, write_atomically
 
 
-def add_adapter(
-    model: nn.Module, settings: Peft, base: str, seed: int, task: str, float32: bool = True
-) -> PeftModel:
+def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: str, float32: bool = True) -> PeftModel:
     """Put LoRA on the language model's linears and make the projector trainable.
 
     A of each module is drawn by the sha256 of (seed, task, module), without the task for `shared_a_init`; B is zero.
@@ -120,7 +119,7 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     Raises UserError also for an adapter that touches the vision tower, or holds numbers that are not finite.
     """
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is no adapter folder: it has no {CONFIG}")
+        raise UserError(f"{folder} is no adapter folder: it has no {CONFIG}{_instead(folder)}")
     found = set(open_tensors(folder, folder.name).names)
     if astray := sorted(name for name in found if "vision_tower" in name):
         raise UserError(f"the adapter {folder} must leave the vision tower alone, but holds {astray[0]}")
@@ -143,3 +142,48 @@ def touched_by(model: PeftModel, names: Iterable[str]) -> list[str]:
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     places = {name.removeprefix(PREFIX).split(".lora_")[0] for name in state}  # modules, or saved tensors themselves
     return [name for name in names if name in places or name.rpartition(".")[0] in places]
+
+
+def _instead(folder: Path) -> str:
+    whole = (folder / "config.json").is_file()
+    return "; it is a full model, which is a base (model.checkpoint) and not a source" if whole else ""
+
+
+def open_fitting_delta(weights: Mapping[str, Tensor], folder: Path) -> Delta:
+    """A delta folder whose tensors all have their place in the model. weights: its state dict.
+
+    Raises UserError if one has none, is of another shape, touches the vision tower, or is tied to another weight.
+    """
+    delta = open_delta(folder)
+    shapes = dict(zip(delta.parameters, map(delta.file.shape, delta.file.names), strict=True))
+    if astray := [name for name in shapes if "vision_tower" in name]:
+        raise UserError(f"the delta {folder} must leave the vision tower alone, but holds {astray[0]}")
+    if unknown := [name for name in shapes if name not in weights]:
+        raise UserError(f"the delta {folder} does not fit this model: not understood {unknown[:3]}")
+    if odd := [name for name, shape in shapes.items() if shape != tuple(weights[name].shape)]:
+        found, wanted = list(shapes[odd[0]]), list(weights[odd[0]].shape)
+        raise UserError(f"the delta {folder} does not fit this model: {odd[0]} is {found} there, {wanted} here")
+    memory = {weights[name].data_ptr(): name for name in shapes}
+    if tied := [name for name, weight in weights.items() if memory.get(weight.data_ptr(), name) != name]:
+        other = memory[weights[tied[0]].data_ptr()]
+        raise UserError(f"the delta {folder} cannot change {other} alone: this model has one weight for {tied[0]} too")
+    return delta
+
+
+@torch.no_grad()
+def add_delta(weights: Mapping[str, Tensor], delta: Delta) -> None:
+    """Change the model's weights in place, one after the other; sums are in float32.
+
+    Raises UserError, with some weights already changed, for values that are not finite or do not fit the dtype.
+    """
+    for name, kind, tensor in delta.changes():
+        weight = weights[name]
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"the delta {delta.folder} holds numbers that are not finite: {name}")
+        new = tensor.to(weight.device)
+        new = (weight.float() + new.float() if kind == "add" else new).to(weight.dtype)
+        if not torch.isfinite(new).all():
+            raise UserError(
+                f"the delta {delta.folder} cannot be merged into the base: {name} does not fit {weight.dtype}"
+            )
+        weight.copy_(new)

@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from llava_ext.adapters import load_adapter, touched_by
+from llava_ext.adapters import add_delta, load_adapter, open_fitting_delta, touched_by
 from llava_ext.backend import quiet_libraries
 from llava_ext.data import load_reader, pad, prompt_ids
 from llava_ext.pixels import read_picture
+from robustmerge.deltas import CONFIG as DELTA_CONFIG
 from robustmerge.records import Example
 from robustmerge.runs import UserError
 
@@ -21,10 +22,10 @@ FEATURE_BUDGET = 256 * 2**20  # bytes of vision features that are kept for the n
 
 
 class Generator:
-    """A base model that answers for any source: itself, or itself with an adapter.
+    """A base model that answers for any source: itself, or itself with an adapter or dense deltas.
 
-    An adapter is merged into the weights, and what it touches is put back from a kept copy before the next one, so
-    the answers of a source do not depend on the sources before it.
+    Either is merged into the weights, and what it touches is put back from a kept copy before the next one, so the
+    answers of a source do not depend on the sources before it.
     """
 
     def __init__(self, base: Path | str, template: str, device: str = "cpu", dtype: torch.dtype = torch.float32):
@@ -39,18 +40,19 @@ class Generator:
         model = LlavaForConditionalGeneration.from_pretrained(self.base, dtype=self.dtype)
         return model.to(self.device).eval().requires_grad_(False)
 
-    def use(self, adapter: Path | None) -> None:
-        """Answer with this adapter from now on; None is the base alone.
+    def use(self, source: Path | None) -> None:
+        """Answer with this adapter folder or delta folder from now on; None is the base alone.
 
-        Raises UserError if the folder is no adapter of this model.
+        Raises UserError if the folder is neither, or not of this model.
         """
         self._restore()
-        if adapter is None:
+        if source is None:
             return
+        merge = self._add if (Path(source) / DELTA_CONFIG).is_file() else self._merge
         try:
-            self._merge(Path(adapter))
+            merge(Path(source))
         except BaseException:
-            self.model, self.kept = self._load(), {}  # a half-loaded adapter is never answered with
+            self.model, self.kept = self._load(), {}  # what is half loaded is never answered with
             raise
         self.model.eval().requires_grad_(False)
 
@@ -62,6 +64,12 @@ class Generator:
             self.model = loaded.merge_and_unload(safe_merge=True)
         except ValueError as error:  # peft: a merged weight is not finite
             raise UserError(f"the adapter {adapter} cannot be merged into the base: {error}") from error
+
+    def _add(self, folder: Path) -> None:
+        weights = self.model.state_dict()
+        delta = open_fitting_delta(weights, folder)
+        self.kept = {name: weights[name].clone() for name in delta.parameters}
+        add_delta(weights, delta)
 
     @torch.no_grad()
     def _restore(self) -> None:
