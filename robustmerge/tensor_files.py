@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -31,15 +30,15 @@ class TensorFile:
     def __init__(self, path: Path):
         self.path = path
         self._mapped, self._loaded = None, {}
-        try:
-            if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
+            try:
                 self._mapped = safe_open(path, framework="pt")
-                self.names = sorted(self._mapped.keys())
-            else:
-                self._loaded = _load_bin(path)
-                self.names = sorted(self._loaded)
-        except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"cannot read {path}: {error}") from error
+            self.names = sorted(self._mapped.keys())
+        else:
+            self._loaded = _load_bin(path)
+            self.names = sorted(self._loaded)
 
     def get(self, name: str) -> Tensor:
         return self._mapped.get_tensor(name) if self._mapped is not None else self._loaded[name]
@@ -58,12 +57,22 @@ class TensorFile:
 
 def _load_bin(path: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # the format before torch 1.6 cannot be mapped
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        found = _unpickle_tensors(path)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(
+            f"cannot read {path}: it is damaged, or it holds more than tensors, and what could run code is not "
+            f"unpickled ({type(error).__name__}); save it as .safetensors where you trust it"
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(x, Tensor) for k, x in found.items()):
         raise UserError(f"cannot read {path}: it is not a mapping of names to tensors")
     return found
+
+
+def _unpickle_tensors(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the format before torch 1.6 cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class TensorWriter:

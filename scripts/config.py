@@ -12,6 +12,7 @@ from typing import Any
 from data_prep.settings import BaseCorpus, Counts, TaskData
 from eval.settings import Bootstrap, Logger, Task
 from llava_ext.settings import Expert, Model, Peft, Trainer
+from robustmerge.hub import find_folder, name_of
 from robustmerge.method import Method, OutsideMethod, build_method
 from robustmerge.runs import REPOSITORY
 from robustmerge.settings import ConfigError, UserError, build, choose, suggest
@@ -184,21 +185,26 @@ def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> t
 
 
 def _read_experts(named: list[str] | str | None, expert_set: str) -> tuple[tuple[str, Path], ...] | None:
-    """Adapter folders as (name, folder); None for the experts that train_all makes."""
+    """Adapters as (name, folder), those on the Hub fetched; None for the experts that train_all makes."""
     choose(expert_set, EXPERT_SETS, "expert_set")
     if named is None:
         return None
     experts: dict[str, Path] = {}
-    problems = []
+    problems: list[str] = []
     for entry in _listed(named, "experts"):
-        name, colon, folder = entry.partition(":")
-        path = Path(folder if colon else entry).expanduser().resolve()
-        name = name if colon else path.name
+        name, colon, where = entry.partition(":")
+        where = where if colon else entry
+        name = name if colon else name_of(where)
         if name in experts:
             problems.append(f"two experts are called '{name}'; name them as name:folder (experts)")
-        if not (path / "adapter_config.json").exists():
-            problems.append(f"expert '{name}': {path} has no adapter_config.json (experts)")
-        experts[name] = path
+            continue
+        try:
+            experts[name] = find_folder(where)
+        except UserError as error:
+            problems.append(f"expert '{name}': {error} (experts)")
+            continue
+        if not (experts[name] / "adapter_config.json").exists():
+            problems.append(f"expert '{name}': {experts[name]} has no adapter_config.json (experts)")
     if problems:
         raise ConfigError(problems)
     return tuple(experts.items())

@@ -111,7 +111,7 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
         ("merge_eval", ["merge.strength=1"], "can be set for one method only: add merge=NAME"),
         ("merge_eval", ["merge=robustmerge", "merge.prune.density=1.2"], "(merge.prune.density)"),
         ("merge_eval", ["merge=robustmerge", "merge.prune.densty=1"], "did you mean 'density'?"),
-        ("merge_eval", ["experts=[a:nowhere]"], "nowhere has no adapter_config.json (experts)"),
+        ("merge_eval", ["experts=[a:nowhere]"], "expert 'a': there is no folder nowhere"),
         ("merge_eval", ["peft.r=8", "merge=robustmerge"], "Make them with: bash scripts/train_all.sh"),
         ("predict", ["source=expert/vqa"], "unknown source 'expert/vqa'; choose one of"),
         ("predict", [], "source=NAME is needed; choose one of"),
