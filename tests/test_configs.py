@@ -19,7 +19,7 @@ from scripts.steps import plan
 PROGRAMS = sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "common")
 GROUPS = {
     "benchmark": 1,
-    "merge": 2,
+    "merge": 7,
     "model": 1,
     "peft": 1,
     "trainer": 6,

@@ -1,0 +1,183 @@
+"""The laws that the methods beyond the paper share, and what they refuse. `pytest tests/test_beyond.py`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustmerge.adapter import LoraPair
+from robustmerge.beyond import compress_then_merge, dc_merge, iso_c, low_rank, swudi, tsv_m
+from robustmerge.settings import UserError
+from robustmerge.spaces import concatenate
+
+METHODS = {
+    "tsv_m": tsv_m.merge,
+    "iso_c": iso_c.merge,
+    "swudi": swudi.merge,
+    "dc_merge": dc_merge.merge,
+    "compress_then_merge": compress_then_merge.merge,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, settings
+    "tsv_m": ("tsv_m", {}),
+    "iso_c": ("iso_c", {}),
+    "swudi": ("swudi", {}),
+    "swudi_mean": ("swudi", {"init": "mean"}),
+    "aswudi": ("swudi", {"variant": "aswudi"}),
+    "dc_avg": ("dc_merge", {"density": 0.1}),
+    "dc_linear": ("dc_merge", {"density": 0.1, "smoothing": "linear"}),
+    "ctm_ties": ("compress_then_merge", {}),
+    "ctm_sum": ("compress_then_merge", {"rule": "sum"}),
+}
+
+
+def experts_of(ranks: list[int], d_out: int = 40, d_in: int = 50, seed: int = 0) -> list[LoraPair]:
+    draw = torch.Generator().manual_seed(seed)
+    return [LoraPair(torch.randn(r, d_in, generator=draw), torch.randn(d_out, r, generator=draw)) for r in ranks]
+
+
+def apply(variant: str, pairs: list[LoraPair], **changes: Any) -> LoraPair:
+    name, chosen = VARIANTS[variant]
+    return METHODS[name](pairs, **{**chosen, **changes})
+
+
+def distance(one: LoraPair, other: LoraPair) -> float:
+    """|D - D'| / |D|, in Frobenius norm."""
+    return float((one.delta() - other.delta()).norm() / one.delta().norm())
+
+
+def zero_like(pair: LoraPair) -> LoraPair:
+    return LoraPair(pair.A, torch.zeros_like(pair.B))
+
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+@every_variant
+def test_the_order_of_the_experts_does_not_matter(variant: str) -> None:
+    pairs = experts_of([4, 4, 4])
+    assert distance(apply(variant, pairs), apply(variant, pairs[::-1])) < 1e-5
+
+
+@every_variant
+def test_only_the_product_of_an_experts_factors_matters(variant: str) -> None:
+    pairs = experts_of([4, 4, 4])
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1))).Q
+    other = [LoraPair(100 * turn @ p.A, p.B @ turn.T / 100) for p in pairs]
+    assert distance(apply(variant, pairs), apply(variant, other)) < 1e-5
+
+
+@every_variant
+@pytest.mark.parametrize("shared", [False, True], ids=["own A", "one A"])
+def test_noise_in_the_last_digit_changes_the_result_no_more_than_that(variant: str, shared: bool) -> None:
+    """At N r < min(d), where the published TSV-M and Iso-C turn the same noise into two thirds of the result."""
+    pairs = experts_of([4, 4, 4])
+    pairs = [LoraPair(pairs[0].A, p.B) for p in pairs] if shared else pairs
+    draw = torch.Generator().manual_seed(2)
+    noisy = [LoraPair(p.A, p.B * (1 + 1e-7 * torch.randn(p.B.shape, generator=draw))) for p in pairs]
+    assert distance(apply(variant, pairs), apply(variant, noisy)) < 1e-4
+
+
+@every_variant
+def test_an_all_zero_expert_is_merged_cleanly(variant: str) -> None:
+    pairs = experts_of([4, 4, 4])
+    merged = apply(variant, [*pairs, zero_like(pairs[0])])
+    assert torch.isfinite(merged.delta()).all() and merged.delta().any()
+    if variant != "swudi_mean":  # a mean over four instead of three, where the filter lets it through
+        assert distance(merged, apply(variant, pairs)) < 1e-5
+
+
+@every_variant
+def test_experts_that_are_all_zero_merge_to_zero(variant: str) -> None:
+    pairs = [zero_like(pair) for pair in experts_of([4, 4])]
+    merged = apply(variant, pairs)
+    assert merged.rank >= 1 and merged.delta().shape == (40, 50)
+    assert not merged.delta().any()
+
+
+@every_variant
+def test_strength_multiplies_the_update(variant: str) -> None:
+    pairs = experts_of([4, 4])
+    once, thrice = apply(variant, pairs, strength=1.0), apply(variant, pairs, strength=3.0)
+    torch.testing.assert_close(thrice.delta(), 3 * once.delta())
+
+
+@pytest.mark.parametrize("variant", ["tsv_m", "swudi", "aswudi", "ctm_sum"])
+def test_one_expert_alone_is_given_back(variant: str) -> None:
+    (pair,) = experts_of([4])
+    assert distance(pair, apply(variant, [pair], strength=1.0)) < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["tsv_m", "swudi", "aswudi"])
+def test_experts_that_share_no_direction_are_added(variant: str) -> None:
+    left, right = torch.linalg.qr(torch.randn(40, 8))[0], torch.linalg.qr(torch.randn(50, 8))[0].T
+    pairs = [LoraPair(right[:4], left[:, :4] * 3), LoraPair(right[4:], left[:, 4:])]
+    assert distance(concatenate(pairs, [1.0, 1.0]), apply(variant, pairs, strength=1.0)) < 1e-5
+
+
+def test_iso_c_makes_the_singular_values_equal_and_keeps_their_sum() -> None:
+    pairs = experts_of([4, 2, 3])
+    values = torch.linalg.svdvals(iso_c.merge(pairs).delta())
+    before = torch.linalg.svdvals(sum(pair.delta() for pair in pairs))
+    torch.testing.assert_close(values[:9], (before.sum() / 9).expand(9))
+    assert values[9] < 1e-4 * values[0]
+
+
+def test_compress_then_merge_has_the_rank_of_the_largest_expert_or_the_one_asked_for() -> None:
+    assert apply("ctm_ties", experts_of([4, 2, 3])).rank == 4
+    assert apply("ctm_ties", experts_of([4, 2, 3]), rank=2).rank == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    variant=st.sampled_from(sorted(VARIANTS)),
+    ranks=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    shape=st.tuples(st.integers(4, 12), st.integers(4, 12)),
+    scales=st.lists(st.sampled_from([0.0, 1e-12, 1e-3, 1.0, 1e6]), min_size=4, max_size=4),
+    copies=st.booleans(),
+)
+def test_every_result_is_finite_and_of_bounded_rank(
+    variant: str, ranks: list[int], shape: tuple[int, int], scales: list[float], copies: bool
+) -> None:
+    """Different ranks, ranks above the dimensions, zero, weak and strong experts, the same expert twice."""
+    pairs = [LoraPair(p.A, p.B * s) for p, s in zip(experts_of(ranks, *shape), scales, strict=False)]
+    pairs = [*pairs, pairs[0]] if copies and len(pairs) < 4 else pairs
+    merged = apply(variant, pairs)
+    assert merged.A.dtype == merged.B.dtype == torch.float32
+    assert torch.isfinite(merged.A).all() and torch.isfinite(merged.B).all()
+    assert 1 <= merged.rank <= sum(pair.rank for pair in pairs)
+    assert merged.delta().shape == shape
+
+
+def test_polar_is_the_nearest_orthonormal_matrix_and_a_partial_isometry_where_there_is_none() -> None:
+    x = torch.randn(9, 4, dtype=torch.float64)
+    torch.testing.assert_close(low_rank.polar(x).T @ low_rank.polar(x), torch.eye(4, dtype=torch.float64))
+    twice = low_rank.polar(torch.cat([x, x], dim=1))
+    torch.testing.assert_close(twice, torch.cat([low_rank.polar(x)] * 2, dim=1) / 2**0.5)
+
+
+def test_settings_that_mean_nothing_are_refused_with_the_choices() -> None:
+    pairs = experts_of([2, 2])
+    with pytest.raises(UserError, match=r"unknown variant .*'swud'; choose one of aswudi, swudi \(did you mean"):
+        swudi.merge(pairs, variant="swud")
+    with pytest.raises(UserError, match="unknown init .*'zero'; choose one of mean, sum"):
+        swudi.merge(pairs, init="zero")
+    with pytest.raises(UserError, match="unknown smoothing .*'average'; choose one of avg, linear"):
+        dc_merge.merge(pairs, smoothing="average")
+    with pytest.raises(UserError, match=r"density must be in \(0, 1\], got 10"):
+        dc_merge.merge(pairs, density=10)
+    with pytest.raises(UserError, match="unknown rule .*'dare'; choose one of sum, ties"):
+        compress_then_merge.merge(pairs, rule="dare")
+    with pytest.raises(UserError) as refused:
+        compress_then_merge.merge(pairs, density=0.0, beta=2.0, rank=0)
+    assert [line.rpartition(" (")[2] for line in str(refused.value).splitlines()] == [
+        "merge.params.density)", "merge.params.beta)", "merge.params.rank)",
+    ]  # fmt: skip
+
+
+def test_tsv_m_refuses_more_experts_than_dimensions() -> None:
+    with pytest.raises(UserError, match="5 experts cannot share a module of 4 x 50"):
+        tsv_m.merge(experts_of([1] * 5, d_out=4))
