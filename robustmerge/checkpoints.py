@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustmerge.hub import fetch
 from robustmerge.settings import UserError
 from robustmerge.tensor_files import CODES, TensorFile
 
@@ -27,6 +28,8 @@ SPELLINGS = (
 HEADS = ("lm_head.weight", "embed_out.weight")
 TIED = re.compile(r"(^|\.)(lm_head|embed_out|embed_tokens|embed_in|wte)\.weight$")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+SMALL = ("*.json", "*.jinja", "*.model", "*.py", "*.tiktoken", "*.txt")  # config, tokenizer, preprocessor
+REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -153,13 +156,19 @@ def _refuse_unknown_dtypes(folder: Path, files: Mapping[str, TensorFile]) -> Non
         )
 
 
-def find_model(named: str | None) -> Path:
+def find_model(named: str | Path | None) -> Path:
     """The folder of a base model: a local folder, or `user/repo[@revision]` of the hub, downloaded if need be.
 
-    Raises UserError if there is neither.
+    Of a repository only config, tokenizer and weights are fetched, the .bin only where there is no .safetensors.
+    Raises UserError that says why it is neither.
     """
+    key = "(merge.out.base)"
     if not named:
-        raise UserError("a full model needs its base: give a local folder or user/repo (merge.out.base)")
-    if Path(named).expanduser().is_dir():
-        return Path(named).expanduser()
-    raise UserError(f"no local folder '{named}' (merge.out.base)")
+        raise UserError(f"a full model needs its base: give a local folder, or user/repo of the hub {key}")
+    folder = Path(named).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists() or not REPOSITORY.fullmatch(str(named)):
+        raise UserError(f"the base model must be a folder, or user/repo[@revision] of the hub, got '{named}' {key}")
+    fetched = fetch(str(named), [*SMALL, "model*.safetensors"])
+    return fetched if list(fetched.glob("*.safetensors")) else fetch(str(named), ["pytorch_model*.bin"])

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from robustmerge.adapter import Adapter, LoraPair
-from robustmerge.checkpoints import Checkpoint, open_checkpoint
+from robustmerge.checkpoints import SMALL, Checkpoint, open_checkpoint
 from robustmerge.runs import write_atomically
 from robustmerge.settings import UserError
 from robustmerge.slots import SlotWriter
 
-COPIED = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")  # config, tokenizer, preprocessor
 NOT_COPIED = ("manifest.json", "adapter_config.json")
 INDEX = "model.safetensors.index.json"
 
@@ -108,9 +107,10 @@ class ModelWriter:
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.base.where.items()))}
             write_atomically(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
         write_atomically(self.folder / "README.md", self.card)
-        files = (file for file in self.base.folder.iterdir() if file.suffix in COPIED and file.is_file())
-        small = [file for file in files if file.name not in NOT_COPIED and not file.name.endswith(".index.json")]
+        small = {file for pattern in SMALL for file in self.base.folder.glob(pattern) if file.is_file()}
         for file in sorted(small, key=lambda file: (file.name == "config.json", file.name)):
+            if file.name in NOT_COPIED or file.name.endswith(".index.json"):
+                continue
             write_atomically(self.folder / file.name, file.read_bytes())
 
 

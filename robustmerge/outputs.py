@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustmerge.adapter import Adapter, AdapterWriter, LoraPair, common_dtype
+from robustmerge.adapter_config import SAME_BASE
 from robustmerge.checkpoints import find_model
 from robustmerge.deltas import DeltaWriter, what_a_delta_cannot_hold
 from robustmerge.method import Out
@@ -43,8 +44,7 @@ def open_writer(
     """
     kind = out.format or "adapter"
     if kind == "model":
-        named = out.base or adapters[0].config.get("base_model_name_or_path")
-        return ModelWriter(folder, base or find_model(named), adapters, card)
+        return ModelWriter(folder, base or find_model(out.base or base_of(adapters[0])), adapters, card)
     dtype = output_dtype(out, adapters)
     if kind == "adapter":
         return AdapterOutput(folder, adapters[0].config, dtype, card)
@@ -52,6 +52,12 @@ def open_writer(
     if problems:
         raise UserError("\n".join(f"expert '{name}': {what_a_delta_cannot_hold(dora)}" for name, dora in problems))
     return DeltaWriter(folder, adapters, dtype, card)
+
+
+def base_of(adapter: Adapter) -> str | None:
+    """The base model that an expert names, with `@revision` where it has one."""
+    name, revision = (adapter.config.get(key) for key in SAME_BASE)
+    return f"{name}@{revision}" if name and revision and not Path(name).is_dir() else name
 
 
 def output_dtype(out: Out, adapters: Sequence[Adapter]) -> torch.dtype:
