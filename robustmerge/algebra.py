@@ -4,7 +4,7 @@ In a notebook:
 
 >>> import torch
 >>> from robustmerge.adapter import LoraPair
->>> from robustmerge.method import Method
+>>> from robustmerge.method import Method, Prune
 >>> cat = LoraPair(A=torch.tensor([[1.0, 2.0]]), B=torch.tensor([[3.0], [0.0]]))
 >>> dog = LoraPair(A=torch.tensor([[0.0, 1.0]]), B=torch.tensor([[0.0], [1.0]]))
 >>> halves = Method(name="average", space="delta", combine="mean", strength=1.0)
@@ -15,140 +15,187 @@ tensor([[1.5000, 3.0000],
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from robustmerge.adapter import LoraPair
-from robustmerge.method import Method
-from robustmerge.rules import COMBINE, PRUNE, RANK_AXIS, generator_for, rank_scales, smallest_density
+from robustmerge.empty_rows import EmptyRowsError, find_empty_rows
+from robustmerge.measure import Known, measure, pruned_blocks
+from robustmerge.method import Method, Prune
+from robustmerge.rules import COMBINE, RANK_AXIS, Election, normalize_scales, rank_scale
 from robustmerge.settings import UserError
-from robustmerge.spaces import SPACES, Stack, concatenate, truncate
-
-
-@dataclass(frozen=True)
-class EmptyRow:
-    """A rank row that pruning left without a single entry. density: the smallest that keeps one, if any does."""
-
-    expert: str
-    module: str
-    part: str
-    row: int
-    density: float | None
-
-
-class EmptyRowsError(UserError):
-    """Rank rows whose scale is x/0. rows: all of them."""
-
-    def __init__(self, rows: Sequence[EmptyRow], prune_rule: str):
-        self.rows = list(rows)
-        self.prune_rule = prune_rule
-        super().__init__("\n".join([*map(_describe, self.rows[:10]), self._advice()]))
-
-    def _advice(self) -> str:
-        rest = f"(and {len(self.rows) - 10} rows more) " if len(self.rows) > 10 else ""
-        drop = "merge.scale.empty_row=drop leaves such rows out"
-        densities = [row.density for row in self.rows]
-        if self.prune_rule == "magnitude" and None not in densities:
-            return f"{rest}the smallest density that works is {max(densities)} (merge.prune.density); or {drop}"
-        zero = "no density works, since a row is zero before pruning; " if self.prune_rule == "magnitude" else ""
-        return f"{rest}{zero}{drop}"
-
-
-def _describe(row: EmptyRow) -> str:
-    return (
-        f"expert '{row.expert}', module '{row.module}': row {row.row} of {row.part} (along the rank, from 0) is "
-        "empty after pruning, so its scale is undefined"
-    )
+from robustmerge.spaces import SPACES, Blocks, concatenate, truncate
 
 
 class Merged(NamedTuple):
-    """The update of one module, and how many rank rows of experts were left out of its scales."""
+    """The update of one module. dropped: rank rows of experts left out of its scales. election: how signs fell."""
 
     update: LoraPair | Tensor
-    dropped: int
+    dropped: int = 0
+    election: Election = Election()
 
 
-def merge_pairs(experts: Mapping[str, LoraPair], method: Method, module: str = "") -> LoraPair:
+class Module(NamedTuple):
+    """One module of all experts, in the order of their sorted names: what every step of a merge looks at."""
+
+    name: str
+    experts: Sequence[str]
+    pairs: Sequence[LoraPair]
+    method: Method
+
+    @property
+    def weights(self) -> list[float]:
+        return [(self.method.weights or {}).get(name, 1.0) for name in self.experts]
+
+    @property
+    def rank(self) -> int | None:
+        """The rank to cut the merged update to."""
+        rank = self.method.out.rank
+        return max(pair.rank for pair in self.pairs) if rank == "experts" else rank
+
+
+def merge_pairs(experts: Mapping[str, LoraPair], method: Method, module: str = "") -> LoraPair | Tensor:
     """Merge one module. experts: name -> pair, A [r, d_in] and B [d_out, r]; module: its name, for random pruning.
+
+    Returns a pair, or the dense update [d_out, d_in] where it has no low rank.
+    Raises UserError if a value is not finite, or where a scale is undefined.
+    """
+    return merge_models({name: {module: pair} for name, pair in experts.items()}, method)[module]
+
+
+def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: Method) -> dict[str, LoraPair | Tensor]:
+    """Merge whole models that are in memory. experts: name -> module -> pair; returns module -> update.
 
     Raises UserError if a value is not finite, or where a scale is undefined.
     """
     names = sorted(experts)
-    return merge_module(names, [experts[name] for name in names], method, module).update
+    modules = [
+        check_module(Module(name, names, [experts[expert][name] for expert in names], method))
+        for name in sorted(experts[names[0]])
+    ]
+    known = Known()
+    if method.looks_at_whole_model:
+        known = measure(method, names, lambda add: [add(*part) for module in modules for part in parts_of(module)])
+    merged = {module.name: merge_module(module, known) for module in modules}
+    if needs_another_majority(known, [found.election for found in merged.values()]):
+        merged = {module.name: merge_module(module, replace(known, majority=-1)) for module in modules}
+    return {name: found.update for name, found in merged.items()}
 
 
-def merge_module(names: Sequence[str], pairs: Sequence[LoraPair], method: Method, module: str) -> Merged:
-    """encode -> prune -> scale -> combine -> decode, for pairs in the order of their sorted names."""
-    pairs = [LoraPair(p.A.float(), p.B.float()) for p in pairs]
-    refuse_non_finite(names, pairs, module)
-    weights = [(method.weights or {}).get(name, 1.0) for name in names]
-    share = method.strength / (len(pairs) if method.combine == "mean" else 1)
-    if method.space != "factors" and method.is_linear:  # the same sum in each such space: keep its low rank
-        return Merged(truncate(concatenate(pairs, [share * w for w in weights]), method.out.rank), 0)
-    stack, basis = SPACES[method.space].encode(pairs)
-    pruned = {part: _prune(stack[part], method, names, module, part) for part in stack}
-    scaled, dropped = _scale(stack, pruned, method, names, module)
-    if method.strength_key == "each":  # sum_n B~_n diag(S~_n) A~_n, equation 5
-        parts = [LoraPair(a, b) for a, b in zip(scaled["A"], scaled["B"], strict=True)]
-        return Merged(truncate(concatenate(parts, [share * w for w in weights]), method.out.rank), dropped)
-    ones = [1.0] * len(pairs)
-    combined = {  # an expert's weight multiplies its update, so it goes to one of the two factors
-        part: method.strength * COMBINE[method.combine](x, ones if part == "A" else weights)
-        for part, x in scaled.items()
-    }
-    return Merged(truncate(SPACES[method.space].decode(combined, basis), method.out.rank), dropped)
-
-
-def refuse_non_finite(names: Sequence[str], pairs: Sequence[LoraPair], module: str) -> None:
-    """Raises UserError naming every expert and row of A or B that holds NaN or infinity."""
+def check_module(module: Module) -> Module:
+    """The module in float32. Raises UserError naming every expert and row of A or B that holds NaN or infinity."""
+    pairs = [LoraPair(pair.A.float(), pair.B.float()) for pair in module.pairs]
     problems = []
-    for name, pair in zip(names, pairs, strict=True):
+    for expert, pair in zip(module.experts, pairs, strict=True):
         for part, x in (("A", pair.A), ("B", pair.B)):
+            if math.isfinite(x.sum()):  # a sum is many times faster, and not finite if a value is not
+                continue
             bad = (~torch.isfinite(x)).any(1)
             if bad.any():
                 row, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
                 also = f" (and {more} rows more)" if more else ""
-                where = f"expert '{name}', module '{module}': row {row} of {part}"
+                where = f"expert '{expert}', module '{module.name}': row {row} of {part}"
                 problems.append(f"{where} holds NaN or infinity{also}")
     if problems:
         raise UserError("\n".join(problems))
+    return module._replace(pairs=pairs)
 
 
-def _prune(x: Tensor, method: Method, names: Sequence[str], module: str, part: str) -> Tensor:
-    draws = [generator_for(method.seed, name, module, part) for name in names]
-    return x * PRUNE[method.prune.rule](x, method.prune, draws)
+def parts_of(module: Module) -> list[tuple[str, str, Blocks]]:
+    """(module, part, blocks) of the module's coordinates in the space of the method."""
+    coded = SPACES[module.method.space](module.pairs, module.method)
+    return [(module.name, part, blocks) for part, blocks in coded.parts.items()]
 
 
-def _scale(full: Stack, pruned: Stack, method: Method, names: Sequence[str], module: str) -> tuple[Stack, int]:
-    """Scale the rank indices of each part, and rescale by the density if the method does.
+def needs_another_majority(known: Known, elections: Sequence[Election]) -> bool:
+    """Whether a merge assumed that positive signs are the majority, which decided something, and they are not."""
+    undecided = any(election.undecided for election in elections)
+    return known.majority == 1 and undecided and sum(election.signs for election in elections) <= 0
 
-    Raises EmptyRowsError unless empty rows are to be left out; then they count in the second value.
+
+def merge_module(module: Module, known: Known) -> Merged:
+    """Merge one module that `check_module` gave. known: what was measured over the whole model, if the method asks.
+
+    In factor space RobustMerge is A = lambda sum_n A~_n, B = lambda sum_n B~_n diag(S~_n) (released code), and with
+    product=each D = lambda sum_n B~_n diag(S~_n) A~_n (equation 5). In the other spaces every block of coordinates is
+    pruned and combined by itself.
     """
-    gain = 1 / method.prune.density if method.prune.rescale else 1.0
-    scaled, dropped = {}, 0
-    for part, x in pruned.items():
-        scaled[part] = x if gain == 1 else x * gain
-        source = method.scaled_parts.get(part)
-        if source is None:
-            continue
-        scales, empty = rank_scales(full[source], pruned[source], RANK_AXIS[source], method.scale)  # [T, r]
-        if empty.any() and method.scale.empty_row == "error":
-            rows = _empty_rows(full[source], empty, method, names, module, source)
-            raise EmptyRowsError(rows, method.prune.rule)
-        dropped += int(empty.sum())
-        scaled[part] = scaled[part] * scales.unsqueeze(3 - RANK_AXIS[part])
+    method, pairs = module.method, module.pairs
+    if method.is_sum_of_updates:  # the same in each such space: keep its low rank
+        return Merged(truncate(concatenate(pairs, _shares(module)), module.rank))
+    coded = SPACES[method.space](pairs, method)
+    parts, dropped = coded.parts, 0
+    if method.space == "factors":
+        scaled, dropped = _prune_and_scale(module, known)
+        if method.product == "each":
+            products = [LoraPair(A, B) for A, B in zip(scaled["A"], scaled["B"], strict=True)]
+            return Merged(truncate(concatenate(products, _shares(module)), module.rank), dropped)
+        method = replace(method, first=None, prune=Prune(scope=method.prune.scope))  # done
+        parts = {"A": [lambda: scaled["A"]], "B": [lambda: scaled["B"]]}
+    merged, elections = {}, []
+    for part, blocks in parts.items():
+        merged[part], election = _merge_part(module._replace(method=method), part, blocks, known)
+        elections.append(election)
+    return Merged(truncate(coded.decode(merged), module.rank), dropped, Election.of(elections))
+
+
+def _merge_part(module: Module, part: str, blocks: Blocks, known: Known) -> tuple[Tensor, Election]:
+    """strength * combine(prune(x_1), ..., prune(x_T)) of one part, block by block."""
+    method = module.method
+    weights = [1.0] * len(module.pairs) if part == "A" else module.weights  # once on the update: on B, not on A
+    of_tensor = method.prune.scope == "tensor"
+    if of_tensor and (len(blocks) > 1 or method.combine == "balanced"):
+        known = measure(method, module.experts, lambda add: add(module.name, part, blocks))
+
+    def merge_blocks(known: Known) -> tuple[Tensor, Election]:
+        merged, elections = [], []
+        for xs in pruned_blocks(blocks, method, module.experts, (module.name, part), known):
+            weighted = [x if w == 1 else x * w for x, w in zip(xs, weights, strict=True)]
+            x, election = COMBINE[method.combine](weighted, method, known)
+            merged.append(x.mul_(method.strength))
+            elections.append(election)
+        return merged[0] if len(merged) == 1 else torch.cat(merged), Election.of(elections)
+
+    x, election = merge_blocks(known)
+    if of_tensor and needs_another_majority(known, [election]):
+        return merge_blocks(replace(known, majority=-1))
+    return x, election
+
+
+def _shares(module: Module) -> list[float]:
+    """The factor of each expert's update in a sum or mean of updates."""
+    method = module.method
+    share = method.strength / (len(module.pairs) if method.combine == "mean" else 1)
+    return [share * weight for weight in module.weights]
+
+
+def _prune_and_scale(module: Module, known: Known) -> tuple[dict[str, list[Tensor]], int]:
+    """The pruned and scaled A and B of each expert, and how many empty rank rows were left out of the scales.
+
+    Raises EmptyRowsError unless empty rows are to be left out.
+    """
+    method, dropped = module.method, 0
+    full = {"A": [pair.A for pair in module.pairs], "B": [pair.B for pair in module.pairs]}
+    pruned = {}
+    for part, xs in full.items():
+        blocks = pruned_blocks([lambda xs=xs: xs], method, module.experts, (module.name, part), known)
+        (pruned[part],) = blocks
+    scaled = dict(pruned)
+    gain = math.prod(1 / step.density for step in method.prunings if step.rescale)
+    for part, source in method.scaled_parts.items():
+        axis = RANK_AXIS[source]
+        found = [
+            rank_scale(x, kept, axis, method.scale.floor) for x, kept in zip(full[source], pruned[source], strict=True)
+        ]
+        scales, empty = [scale * gain for scale, _ in found], [gone for _, gone in found]
+        if method.scale.empty_row == "error" and any(gone.any() for gone in empty):
+            raise EmptyRowsError(find_empty_rows(module, source, full[source], empty), method.prune.rule)
+        dropped += sum(int(gone.sum()) for gone in empty)
+        scales = normalize_scales(scales) if method.scale.normalize else scales
+        scaled[part] = [x * (s if part == "B" else s[:, None]) for x, s in zip(pruned[part], scales, strict=True)]
     return scaled, dropped
-
-
-def _empty_rows(
-    full: Tensor, empty: Tensor, method: Method, names: Sequence[str], module: str, part: str
-) -> list[EmptyRow]:
-    found = []
-    for n, row in torch.nonzero(empty).tolist():
-        density = smallest_density(full[n], RANK_AXIS[part] - 1, method.prune.count)
-        found.append(EmptyRow(names[n], module, part, row, density))
-    return found

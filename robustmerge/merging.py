@@ -1,67 +1,98 @@
-"""The merge stage: folders of experts in, one adapter folder out, module by module.
+"""The merge stage: folders of experts in, one folder out, module by module.
 
 Experts are opened sorted by name and never held in memory whole: their files are mapped, and one module of all
-experts is read, merged and written at a time.
+experts (one a worker) is read, merged and written at a time. In a notebook:
+
+    from robustmerge.merging import merge_folders
+    merge_folders(["path/a", "path/b"], "ties", "path/c")
 """
 
 from __future__ import annotations
 
-import importlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from robustmerge.adapter import Adapter, AdapterWriter, LoraPair, common_dtype, open_adapter
+from robustmerge.adapter import Adapter, open_adapter
 from robustmerge.agreement import disagreements
-from robustmerge.algebra import EmptyRowsError, Merged, merge_module, refuse_non_finite
+from robustmerge.algebra import Merged, Module, check_module, merge_module, needs_another_majority, parts_of
+from robustmerge.empty_rows import EmptyRow, EmptyRowsError
+from robustmerge.hub import find_folder
+from robustmerge.measure import Known, measure
+from robustmerge.merge_record import Norms, card_for, record_of, squared_norm, summary_of
 from robustmerge.method import Method, OutsideMethod
+from robustmerge.method_files import read_method
+from robustmerge.outputs import open_writer
+from robustmerge.outside import collect, merge_outside
+from robustmerge.rules import sum_of
 from robustmerge.runs import Address, run_stage
 from robustmerge.settings import UserError, suggest
-from robustmerge.spaces import truncate
+from robustmerge.spaces import Blocks
+from robustmerge.workers import in_order, one_thread_each
+
+Say = Callable[[str], None]
+R = TypeVar("R")
 
 
 def merge(
-    address: Address,
-    method: Method | OutsideMethod,
-    experts: Mapping[str, Path],
-    say: Callable[[str], None] = print,
+    address: Address, method: Method | OutsideMethod, experts: Mapping[str, Path], say: Say = print, workers: int = 1
 ) -> Path:
-    """Merge the experts (name -> adapter folder) into the adapter folder at `address`, and return its path.
+    """Merge the experts (name -> adapter folder) into the folder at `address`, and return its path.
 
     Raises UserError with all problems at once; nothing is written then.
     """
-    return run_stage(address, lambda folder: write_merged(folder, method, experts, say), say)
+    return run_stage(address, lambda folder: write_merged(folder, method, experts, say, workers), say)
+
+
+def merge_folders(
+    experts: Sequence[str | Path] | Mapping[str, str | Path],
+    method: Method | OutsideMethod | str,
+    out: str | Path,
+    workers: int = 1,
+    say: Say = print,
+) -> Path:
+    """Merge adapter folders or hub ids into the new folder `out`, and return its path.
+
+    experts: named, or in a list, each under its folder's name. method: one, or the name of its file in configs/merge.
+    workers: modules merged side by side, by threads; the result is the same for any number.
+    Raises UserError with all problems at once; nothing is written then.
+    """
+    method = read_method(method) if isinstance(method, str) else method
+    named = experts.items() if isinstance(experts, Mapping) else [(Path(e).name, e) for e in experts]
+    folders: dict[str, Path] = {}
+    for name, folder in named:
+        if name in folders:
+            raise UserError(f"two experts are called '{name}'; give a mapping of names to folders")
+        folders[name] = find_folder(str(folder))
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already and is not empty; choose another folder, or remove it (out)")
+    write_merged(out, method, folders, say, workers)
+    return out
 
 
 def write_merged(
-    folder: Path, method: Method | OutsideMethod, experts: Mapping[str, Path], say: Callable[[str], None] = print
+    folder: Path,
+    method: Method | OutsideMethod,
+    experts: Mapping[str, Path],
+    say: Say = print,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Merge into `folder` and return the record: what went in, what came out, what was left out."""
-    adapters = open_experts(experts, method)
-    merge_one = choose_merge(method)
-    dtype = common_dtype(a.dtype for a in adapters) if method.out.dtype == "experts" else torch.float32
-    problems, empty, dropped = [], [], 0
-    with AdapterWriter(folder, adapters[0].config, dtype, card_for(method, adapters)) as writer:
-        for module in tqdm(adapters[0].modules, desc=f"merge {method.name}", unit="module", disable=None):
-            try:
-                merged = merge_one([a.name for a in adapters], [a.pair(module) for a in adapters], module)
-                writer.add_pair(module, merged.update)
-                dropped += merged.dropped
-            except EmptyRowsError as error:
-                empty += error.rows
-            except UserError as error:
-                problems.append(str(error))
-        for name, mean in _mean_extras(adapters, problems):
-            writer.add_extra(name, mean)
-        if empty:
-            problems.append(str(EmptyRowsError(empty, method.prune.rule)))
-        if problems:
-            raise UserError("\n".join(problems))
-    record = _record(method, adapters, writer.ranks, dropped)
+    merging = Merging(open_experts(experts, method), method, workers)
+    with one_thread_each():
+        known = merging.look_at_whole_model()
+        try:
+            record = merging.write(folder, known)
+        except WrongMajorityError:
+            record = merging.write(folder, replace(known, majority=-1))
     say(summary_of(method, record))
     return record
 
@@ -77,7 +108,7 @@ def open_experts(experts: Mapping[str, Path], method: Method | OutsideMethod) ->
         except UserError as error:
             problems.append(str(error))
     if not problems:
-        problems = [*disagreements(adapters, getattr(method, "needs_equal_ranks", False))]
+        problems = disagreements(adapters, getattr(method, "needs_equal_ranks", False), method.check_base)
     for name in getattr(method, "weights", None) or ():
         if name not in experts:
             problems.append(f"weights names an unknown expert '{name}'; {suggest(name, experts)} (merge.weights)")
@@ -86,97 +117,146 @@ def open_experts(experts: Mapping[str, Path], method: Method | OutsideMethod) ->
     return adapters
 
 
-def choose_merge(
-    method: Method | OutsideMethod,
-) -> Callable[[Sequence[str], Sequence[LoraPair], str], Merged]:
-    """The function that merges one module: the algebra, or the one that `_target_` names."""
-    if isinstance(method, Method):
-        return lambda names, pairs, module: merge_module(names, pairs, method, module)
-    function = _import(method.target)
-
-    def merge_outside(names: Sequence[str], pairs: Sequence[LoraPair], module: str) -> Merged:
-        refuse_non_finite(names, pairs, module)
-        update = truncate(function(pairs, **method.params), method.out.rank)
-        if isinstance(update, LoraPair) and update.B.shape[0] == pairs[0].B.shape[0]:
-            return Merged(update, 0)
-        found = type(update).__name__ + (f" {list(update.shape)}" if isinstance(update, Tensor) else "")
-        raise UserError(
-            f"module '{module}': {method.target} returned {found}; an adapter needs a LoraPair, or the rank to "
-            "cut a dense update to (merge.out.rank)"
-        )
-
-    return merge_outside
+class WrongMajorityError(Exception):
+    """Positive signs were taken for the majority of the whole model, which decided something, and they are not."""
 
 
-def _import(target: str) -> Callable[..., LoraPair | Tensor]:
-    module, _, name = target.rpartition(".")
-    function = getattr(importlib.import_module(module), name, None)
-    if not callable(function):
-        raise UserError(f"module '{module}' has no function '{name}' (merge._target_)")
-    return function
+class Told(NamedTuple):
+    """What a merged module says of itself. norms: ||D||_F^2 of the experts' updates; bias: of the update."""
+
+    merged: Merged
+    norm: float
+    norms: dict[str, float]
+    bias: Tensor | None
+    magnitude: Tensor | None
 
 
-def _mean_extras(adapters: Sequence[Adapter], problems: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """The plain mean of every tensor of modules_to_save, summed in float32, whatever the method and its strength.
+@dataclass(frozen=True)
+class Merging:
+    """The experts that were opened, in the order of their names, and how they are merged."""
 
-    Published code: the same mean, summed in the tensors' own dtype. Counters and the like must be equal instead.
+    adapters: Sequence[Adapter]
+    method: Method | OutsideMethod
+    workers: int = 1
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """What is wrong outside of the modules; told with the first walk over them."""
+        return list(problems_of_extras(self.adapters))
+
+    @property
+    def names(self) -> list[str]:
+        return [a.name for a in self.adapters]
+
+    def read(self, name: str) -> Module:
+        """One module of all experts. Raises UserError if a value is not finite."""
+        return check_module(Module(name, self.names, [a.pair(name) for a in self.adapters], self.method))
+
+    def each(self, title: str, function: Callable[[str], R]) -> Iterator[R]:
+        """function(module) for all modules, in order, with a progress bar. Raises UserError with all problems."""
+        problems = list(self.problems)
+        empty: list[EmptyRow] = []
+
+        def attempt(name: str) -> R | UserError:
+            try:
+                return function(name)
+            except UserError as error:
+                return error
+
+        modules = tqdm(self.adapters[0].modules, desc=f"{title} {self.method.name}", unit="module", disable=None)
+        for found in in_order(attempt, modules, self.workers):
+            if isinstance(found, EmptyRowsError):
+                empty += found.rows
+            elif isinstance(found, UserError):
+                problems.append(str(found))
+            else:
+                yield found
+        if empty:
+            problems.append(str(EmptyRowsError(empty, self.method.prune.rule)))
+        if problems:
+            raise UserError("\n".join(problems))
+
+    def look_at_whole_model(self) -> Known | dict[str, Any]:
+        """What the method must know before it can merge a module: thresholds, or what a function collects."""
+        if isinstance(self.method, OutsideMethod):
+            return collect(self.method, self.each("collect", lambda name: (name, self.read(name).pairs)))
+        if not self.method.looks_at_whole_model:
+            return Known()
+
+        def visit(add: Callable[[str, str, Blocks], None]) -> None:
+            def add_all(name: str) -> None:
+                for part in parts_of(self.read(name)):
+                    add(*part)
+
+            deque(self.each("measure", add_all), maxlen=0)
+
+        return measure(self.method, self.names, visit)
+
+    def merge(self, name: str, known: Known | dict[str, Any]) -> Told:
+        """Merge one module: its update, and what goes with it."""
+        module = self.read(name)
+        merged = merge_module(module, known) if isinstance(known, Known) else merge_outside(module, known)
+        norms = {expert: squared_norm(pair) for expert, pair in zip(module.experts, module.pairs, strict=True)}
+        bias = merge_biases([a.bias(name) for a in self.adapters], module)
+        magnitude = mean_of([a.magnitude(name) for a in self.adapters])
+        return Told(merged, squared_norm(merged.update), norms, bias, magnitude)
+
+    def write(self, folder: Path, known: Known | dict[str, Any]) -> dict[str, Any]:
+        """Merge all modules into the folder, and return the record."""
+        method, norms, told = self.method, Norms(), []
+        out = method.out
+        if out.format is None and isinstance(method, Method) and not method.is_low_rank:
+            out = replace(out, format="delta")
+        with open_writer(folder, out, self.adapters, card_for(method, out, self.adapters)) as writer:
+            for name, one in self.each("merge", lambda name: (name, self.merge(name, known))):
+                writer.add_update(name, one.merged.update, magnitude=one.magnitude, bias=one.bias)
+                norms.add(one.norm, one.norms)
+                told.append(one.merged._replace(update=None))
+            if isinstance(known, Known) and needs_another_majority(known, [one.election for one in told]):
+                raise WrongMajorityError
+            for name, mean in mean_extras(self.adapters):
+                writer.add_extra(name, mean)
+        return record_of(method, self.adapters, writer.ranks, sum(one.dropped for one in told), norms)
+
+
+def merge_biases(biases: Sequence[Tensor | None], module: Module) -> Tensor | None:
+    """The merged bias of the update (lora_bias) [d_out]: it takes part in a method that is a plain sum.
+
+    Linear methods: strength sum_n w_n b_n (a mean: / T), as B A is merged; other methods say nothing of a bias, so it
+    is the plain mean.
+    """
+    if biases[0] is None:
+        return None
+    method = module.method
+    if not getattr(method, "is_linear", False):
+        return mean_of(biases)
+    share = method.effective_strength / (len(biases) if method.combine == "mean" else 1)
+    return sum_of(biases, [share * weight for weight in module.weights])
+
+
+def mean_of(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """The plain mean in float32; None of None."""
+    if tensors[0] is None:
+        return None
+    return sum_of([x.float() for x in tensors]) / len(tensors)
+
+
+def mean_extras(adapters: Sequence[Adapter]) -> Iterator[tuple[str, Tensor]]:
+    """The plain mean of every trained value of the base, in float32, whatever the method and its strength.
+
+    Published code: the same mean, summed in the tensors' own dtype. Counters and the like are equal and stay.
     """
     for name in adapters[0].extras:
         tensors = [a.extra(name) for a in adapters]
-        if not tensors[0].is_floating_point():
-            if any(not torch.equal(tensors[0], x) for x in tensors[1:]):
-                problems.append(f"'{name}' differs between the experts and is not a number that can be averaged")
-            yield name, tensors[0]
-            continue
-        bad = [a.name for a, x in zip(adapters, tensors, strict=True) if not torch.isfinite(x).all()]
-        if bad:
-            problems.extend(f"expert '{expert}', '{name}' holds NaN or infinity" for expert in bad)
-            continue
-        total = torch.zeros_like(tensors[0], dtype=torch.float32)
-        for x in tensors:
-            total += x.float()
-        yield name, total / len(tensors)
+        yield name, mean_of(tensors) if tensors[0].is_floating_point() else tensors[0]
 
 
-def _record(
-    method: Method | OutsideMethod, adapters: Sequence[Adapter], ranks: Mapping[str, int], dropped: int
-) -> dict[str, Any]:
-    strength = getattr(method, "strength", None)
-    return {
-        "experts": [a.name for a in adapters],
-        "modules": len(ranks),
-        "ranks": sorted(set(ranks.values())),
-        "extras": len(adapters[0].extras),
-        "dropped_rows": dropped,
-        "strength": strength,
-        "effective_strength": None if strength is None else method.effective_strength,
-    }
-
-
-def summary_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> str:
-    """What was merged, in one line."""
-    told = [f"{record['modules']} modules", "rank " + " and ".join(map(str, record["ranks"]))]
-    if record["strength"] is not None:
-        times = f" (the update is multiplied by {record['effective_strength']:g})"
-        told.append(f"strength {record['strength']:g} in {method.space}{times}")
-    if record["extras"]:
-        told.append(f"modules_to_save averaged ({record['extras']} tensors)")
-    if record["dropped_rows"]:
-        told.append(f"{record['dropped_rows']} empty rank rows left out")
-    return f"{method.title or method.name}: {len(record['experts'])} experts merged; " + ", ".join(told)
-
-
-def card_for(method: Method | OutsideMethod, adapters: Sequence[Adapter]) -> str:
-    """The README of the adapter folder: what it is and how to load it; the same bytes for the same merge."""
-    how = f"strength {method.strength:g} in {method.space}" if isinstance(method, Method) else method.target
-    names = ", ".join(a.name for a in adapters)
-    paper = f" ({method.paper})" if method.paper else ""
-    return (
-        "---\nlibrary_name: peft\ntags: [lora, model-merging]\n---\n\n"
-        f"# {method.title or method.name} of {len(adapters)} LoRA experts\n\n"
-        f"Method: {method.title or method.name}{paper}, {how}.\nExperts: {names}.\n"
-        f"Base model: `{adapters[0].config.get('base_model_name_or_path')}`.\n\n"
-        "```python\nfrom peft import PeftModel\n\n"
-        'model = PeftModel.from_pretrained(base_model, "path/of/this/folder")\n```\n\n'
-        "alpha/r is folded into B, so the scaling is 1. All settings are in `manifest.json`.\n"
-    )
+def problems_of_extras(adapters: Sequence[Adapter]) -> Iterator[str]:
+    """The trained values of the base that cannot be averaged."""
+    for name in adapters[0].extras:
+        tensors = [a.extra(name) for a in adapters]
+        if tensors[0].is_floating_point():
+            bad = [a.name for a, x in zip(adapters, tensors, strict=True) if not torch.isfinite(x).all()]
+            yield from (f"expert '{expert}', '{name}' holds NaN or infinity" for expert in bad)
+        elif any(not torch.equal(tensors[0], x) for x in tensors[1:]):
+            yield f"'{name}' differs between the experts and is not a number that can be averaged"

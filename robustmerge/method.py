@@ -10,30 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robustmerge.settings import ConfigError, build, outside_identity, suggest
-
-SPACES = ("factors", "delta")
-PRUNE_RULES = ("none", "magnitude", "random")
-SCOPES = ("tensor",)
-COUNTS = ("authors", "released", "exact")
-PARTS = ("A", "B")
-EMPTY_ROWS = ("error", "drop")
-COMBINE_RULES = ("sum", "mean")
-PRODUCTS = ("of_sums", "each")
-DTYPES = ("float32", "experts")
+from robustmerge.method_checks import PARTS, problems_of, problems_of_out
+from robustmerge.settings import ConfigError, build, later, outside_identity
 
 
 @dataclass(frozen=True)
 class Prune:
     """Which entries of each expert survive.
 
-    density: the fraction kept. scope: what one threshold covers. count: which order statistic is the threshold,
-    see `rules.threshold_index`. rescale: divide what is kept by the density, as DARE does.
+    density: the fraction kept. scope: what one threshold covers: each tensor, or the whole model; what `elected` and
+    `balanced` measure follows it. count: which order statistic is the threshold, see `rules.threshold_index`.
+    rescale: divide what is kept by the density, as DARE does.
     """
 
     rule: str = "none"
@@ -62,11 +54,34 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Out:
-    """rank: cut the update to its best approximation of this rank (null: exact). dtype: of what is written."""
+class Balance:
+    """Of PCB's competition. density: the fraction of scores above zero. variant: which of the authors' two programs."""
 
-    rank: int | None = None
+    density: float = 0.1
+    variant: str = "main"
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Of KnOTS. cut: singular values up to this are noise; relative: times the largest of the module."""
+
+    cut: float = 1e-5
+    relative: bool = False
+
+
+@dataclass(frozen=True)
+class Out:
+    """What is written.
+
+    rank: cut the update to its best approximation of this rank; `experts`: their largest; null: exact.
+    format: adapter (a PEFT folder), delta (dense updates), model (a full checkpoint, made from `base`, by default the
+    one that the experts name); null: an adapter where one holds the update, a delta otherwise.
+    """
+
+    rank: int | str | None = None
     dtype: str = "float32"
+    format: str | None = later(None)
+    base: str | None = later(None)
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,10 @@ class Method:
     the released code does, so the update gets its square. null: what `strengths` lists for the space (`each`
     stands for factors with product=each).
     weights: a factor for the update of an expert, by name; 1 where nothing is given.
+    first: a random pruning before `prune`: DARE-TIES drops before TIES trims.
+    disjoint: of combine=elected, whether the agreeing experts are averaged or summed.
     product, in factor space: of_sums = (sum of B)(sum of A), as released; each = sum of B A, equation 5.
+    check_base: refuse experts of different base models.
 
     >>> Method(name="mine", space="factors", strength=0.5).effective_strength
     0.25
@@ -88,20 +106,25 @@ class Method:
     space: str = "factors"
     strength: float | None = None
     strengths: dict[str, float] = outside_identity({})
+    first: Prune | None = later(None)
     prune: Prune = field(default_factory=Prune)
     scale: Scale = field(default_factory=Scale)
     combine: str = "sum"
+    disjoint: str = later("mean")
+    balance: Balance = later(Balance())
     product: str = "of_sums"
     weights: dict[str, float] | None = None
     seed: int = 0
+    basis: Basis = later(Basis())
     out: Out = field(default_factory=Out)
+    check_base: bool = outside_identity(True)
     title: str = outside_identity("")
     paper: str = outside_identity("")
 
     def __post_init__(self) -> None:
         if self.strength is None and self.strength_key in self.strengths:
             object.__setattr__(self, "strength", self.strengths[self.strength_key])
-        problems = [*_unknown_names(self), *_wrong_numbers(self), *_meaningless_cells(self)]
+        problems = problems_of(self)
         if problems:
             raise ConfigError(problems)
 
@@ -115,46 +138,73 @@ class Method:
         return self.strength**2 if self.strength_key == "factors" else self.strength
 
     @property
+    def prunings(self) -> tuple[Prune, ...]:
+        """The steps that take entries away, in their order."""
+        return tuple(step for step in (self.first, self.prune) if step is not None and step.rule != "none")
+
+    @property
     def scaled_parts(self) -> dict[str, str]:
         """Part -> whose statistic scales it; parts that are not scaled are left out."""
         return {part: source for part in PARTS if (source := getattr(self.scale, part)) is not None}
 
     @property
     def is_linear(self) -> bool:
-        """Whether the merged update is a weighted sum of the experts' updates in every space but `factors`."""
-        return self.prune.rule == "none" and not self.scaled_parts and self.combine in ("sum", "mean")
+        """Whether each factor, or else the update, is a weighted sum over the experts."""
+        return not self.prunings and not self.scaled_parts and self.combine in ("sum", "mean")
+
+    @property
+    def is_sum_of_updates(self) -> bool:
+        """Whether the merged update is a weighted sum of the experts' updates, which an adapter holds exactly."""
+        return self.is_linear and self.strength_key != "factors"
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether an adapter holds the merged update: exactly, or as closely as the rank asked for allows."""
+        return self.space != "delta" or self.is_linear or self.out.rank is not None
 
     @property
     def needs_equal_ranks(self) -> bool:
-        return self.space == "factors"
+        return self.strength_key == "factors" or (self.space == "factors" and self.prune.rule == "sign")
+
+    @property
+    def looks_at_whole_model(self) -> bool:
+        """Whether something must be measured over all modules before one can be merged."""
+        covers = self.prune.scope == "model"
+        return covers and (self.prune.rule == "magnitude" or self.combine in ("elected", "balanced"))
 
 
 @dataclass(frozen=True)
 class OutsideMethod:
     """A method outside the algebra: a function `merge(pairs, **params) -> LoraPair | Tensor`, once a module.
 
-    target: the function's dotted path. source: sha256 of the file that holds it, so that an edited function is
-    another result.
+    target: the function's dotted path. collect: that of a function `collect(modules, **params)`, called once before,
+    with an iterator over (module, pairs); `merge` gets what it returns as `collected=`.
+    source: sha256 of the files that hold them, so that an edited function is another result.
     """
 
     name: str
     target: str
+    collect: str | None = later(None)
     params: dict[str, Any] = field(default_factory=dict)
     out: Out = field(default_factory=Out)
+    check_base: bool = outside_identity(True)
     title: str = outside_identity("")
     paper: str = outside_identity("")
     source: str = ""
 
     def __post_init__(self) -> None:
-        problems = [*_choice(self.out.dtype, DTYPES, "out.dtype"), *_rank_problems(self.out)]
+        problems = problems_of_out(self.out)
         problems += [] if self.name else ["name must not be empty (merge.name)"]
-        try:
-            object.__setattr__(self, "source", _sha256_of_module(self.target))
-        except (ImportError, ValueError, AttributeError) as error:
-            problems.append(
-                f"cannot find '{self.target}': {error}. Give the dotted path of a function in robustmerge or in a "
-                "module that Python can import, as in my_methods.merge (merge._target_)"
-            )
+        digests = []
+        for key, target in (("_target_", self.target), ("collect", self.collect)):
+            try:
+                digests += [] if target is None else [_sha256_of_module(target)]
+            except (ImportError, ValueError, AttributeError) as error:
+                problems.append(
+                    f"cannot find '{target}': {error}. Give the dotted path of a function in robustmerge or in a "
+                    f"module that Python can import, as in my_methods.merge (merge.{key})"
+                )
+        object.__setattr__(self, "source", "+".join(dict.fromkeys(digests)))
         if problems:
             raise ConfigError(problems)
 
@@ -175,76 +225,3 @@ def _sha256_of_module(target: str) -> str:
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
         raise ImportError(f"there is no module '{module}'")
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
-
-
-def _choice(value: Any, choices: Iterable[str], key: str) -> list[str]:
-    choices = tuple(choices)
-    if value in choices:
-        return []
-    return [f"unknown {key.rpartition('.')[2]} '{value}'; {suggest(value, choices)} (merge.{key})"]
-
-
-def _unknown_names(method: Method) -> list[str]:
-    chosen = [
-        (method.space, SPACES, "space"),
-        (method.prune.rule, PRUNE_RULES, "prune.rule"),
-        (method.prune.scope, SCOPES, "prune.scope"),
-        (method.prune.count, COUNTS, "prune.count"),
-        (method.scale.empty_row, EMPTY_ROWS, "scale.empty_row"),
-        (method.combine, COMBINE_RULES, "combine"),
-        (method.product, PRODUCTS, "product"),
-        (method.out.dtype, DTYPES, "out.dtype"),
-    ]
-    problems = [line for value, choices, key in chosen for line in _choice(value, choices, key)]
-    for part in PARTS:
-        source = getattr(method.scale, part)
-        if source is not None and source not in PARTS:
-            problems.append(f"scale.{part} must be null, A or B, got '{source}' (merge.scale.{part})")
-    for key in method.strengths:
-        problems += _choice(key, (*SPACES, "each"), "strengths")
-    return problems
-
-
-def _wrong_numbers(method: Method) -> list[str]:
-    problems = [] if method.name else ["name must not be empty (merge.name)"]
-    if not 0 < method.prune.density <= 1:
-        problems.append(f"density must be in (0, 1], got {method.prune.density} (merge.prune.density)")
-    if not 0 <= method.scale.floor < 1:
-        problems.append(f"floor must be in [0, 1), got {method.scale.floor} (merge.scale.floor)")
-    if method.strength is None:
-        problems.append(
-            f"strength must be given: merge.strengths lists no default for {method.strength_key} (merge.strength)"
-        )
-    numbers = {"strength": method.strength} if method.strength is not None else {}
-    numbers |= {f"weights.{name}": weight for name, weight in (method.weights or {}).items()}
-    for key, value in numbers.items():
-        if not abs(value) < float("inf"):
-            problems.append(f"{key.rpartition('.')[2]} must be a finite number, got {value} (merge.{key})")
-    return problems + _rank_problems(method.out)
-
-
-def _rank_problems(out: Out) -> list[str]:
-    if out.rank is None or out.rank >= 1:
-        return []
-    return [f"rank must be at least 1, got {out.rank} (merge.out.rank)"]
-
-
-def _meaningless_cells(method: Method) -> list[str]:
-    problems, prune = [], method.prune
-    if prune.rule == "none" and prune.density != 1:
-        problems.append(
-            f"density {prune.density} prunes nothing while prune.rule is none; set prune.density=1, or prune.rule "
-            f"to one of {', '.join(PRUNE_RULES[1:])} (merge.prune.density)"
-        )
-    if method.space == "factors":
-        return problems
-    needs = f"needs merge.space=factors, got space {method.space}"
-    problems += [f"scaling {needs} (merge.scale.{part})" for part in method.scaled_parts]
-    if method.product != "of_sums":
-        problems.append(f"product={method.product} {needs} (merge.product)")
-    if prune.rule != "none" and method.out.rank is None:
-        problems.append(
-            f"a pruned update in space {method.space} has full rank, which no adapter holds exactly; give the "
-            "rank to cut it to, or merge in factors (merge.out.rank)"
-        )
-    return problems

@@ -1,7 +1,8 @@
-"""The rules a merge method is made of: pure functions on stacks of T experts, and the tables that name them.
+"""The rules a merge method is made of: pure functions on the T experts of one tensor, and the tables that name them.
 
-A stack is a float32 tensor [T, ...]: one part (A, B, or the dense update M) of one module of all experts.
-To add a rule: a function here, an entry in its table, its name in `method.py`, a test, a config.
+Every rule takes the experts' tensors as a list of T float32 tensors of one shape: a part (A or B) in factor space,
+a block of the dense update, or its coordinates in another basis. To add a rule: a function here, an entry in its
+table, its name in `method.py`, a test, a config.
 """
 
 from __future__ import annotations
@@ -9,14 +10,23 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
-from robustmerge.method import Prune, Scale
+from robustmerge.method import Method, Prune
+from robustmerge.selection import kth_smallest
 
-RANK_AXIS = {"A": 1, "B": 2}  # A [T, r, d_in], B [T, d_out, r]
+if TYPE_CHECKING:
+    from robustmerge.measure import Known
+
+RANK_AXIS = {"A": 0, "B": 1}  # A [r, d_in], B [d_out, r]
+
+Draws = Sequence[torch.Generator]
+Limits = Sequence[float]  # an expert's smallest magnitude that is kept
 
 
 def generator_for(seed: int, task: str, module: str, part: str) -> torch.Generator:
@@ -41,45 +51,51 @@ def threshold_index(n: int, density: float, count: str) -> int:
     return n - int(n * density) + 1
 
 
-def kth_smallest(values: Tensor, k: int) -> float:
-    """The k-th smallest (from 1) of float32 values that are not negative.
-
-    Their bit patterns order like the numbers, and partitioning integers is the fastest exact way on a CPU.
-    """
-    bits = values.contiguous().view(-1).numpy().view(np.int32)
-    return float(np.partition(bits, k - 1)[k - 1 : k].view(np.float32)[0])
-
-
-def keep_all(stack: Tensor, prune: Prune, draws: Sequence[torch.Generator]) -> Tensor:
+def keep_all(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
     """Every entry."""
-    return torch.ones_like(stack, dtype=torch.bool)
+    return xs
 
 
-def keep_largest(stack: Tensor, prune: Prune, draws: Sequence[torch.Generator]) -> Tensor:
-    """The largest magnitudes of each expert's tensor (the mask of equation 2)."""
-    return torch.stack([_largest(x.abs(), prune) for x in stack])
+def keep_largest(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
+    """The largest magnitudes of each expert (the mask of equation 2; the trimming of TIES).
+
+    limits: where the threshold covers more than these tensors; otherwise it is found here, a tensor at a time.
+    """
+    if limits is None:
+        return [_largest(x, prune) for x in xs]
+    return [_at_least(x, limit) for x, limit in zip(xs, limits, strict=True)]
 
 
-def _largest(magnitudes: Tensor, prune: Prune) -> Tensor:
-    n = magnitudes.numel()
+def _largest(x: Tensor, prune: Prune) -> Tensor:
+    n, magnitudes = x.numel(), x.abs()
     k = threshold_index(n, prune.density, prune.count)
     if k < 1:
-        return torch.ones_like(magnitudes, dtype=torch.bool)
+        return x
     if k > n:
-        return torch.zeros_like(magnitudes, dtype=torch.bool)
+        return torch.zeros_like(x)
     threshold = kth_smallest(magnitudes, k)
     if prune.count != "exact":
-        return magnitudes >= threshold
+        return _at_least(x, threshold)
     kept = (magnitudes > threshold).flatten()
     equal = (magnitudes == threshold).flatten().nonzero().flatten()
     kept[equal[: n - k + 1 - int(kept.sum())]] = True  # of equal values the first ones
-    return kept.view_as(magnitudes)
+    return x * kept.view_as(x)
 
 
-def keep_random(stack: Tensor, prune: Prune, draws: Sequence[torch.Generator]) -> Tensor:
+def _at_least(x: Tensor, limit: float) -> Tensor:
+    """x where |x| >= limit, 0 elsewhere; hardshrink keeps what is larger than its argument, in one pass."""
+    return x if limit <= 0 else hardshrink(x, float(torch.tensor(limit).nextafter(torch.tensor(0.0))))
+
+
+def keep_random(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
     """Each entry with probability density (DARE, https://arxiv.org/abs/2311.03099)."""
-    masks = [torch.rand(x.shape, generator=draw) < prune.density for x, draw in zip(stack, draws, strict=True)]
-    return torch.stack(masks)
+    return [x * (torch.rand(x.shape, generator=draw) < prune.density) for x, draw in zip(xs, draws, strict=True)]
+
+
+def keep_agreeing(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
+    """The entries that have the sign of their sum over experts (figure 5b, "aggregated sign")."""
+    total = sum_of(xs)
+    return [x * (x * total > 0) for x in xs]
 
 
 def smallest_density(x: Tensor, rank_axis: int, count: str) -> float | None:
@@ -100,47 +116,103 @@ def smallest_density(x: Tensor, rank_axis: int, count: str) -> float | None:
 # --- scale: by how much each rank index is multiplied ------------------------------------------------------------
 
 
-def rank_scales(full: Tensor, pruned: Tensor, rank_axis: int, scale: Scale) -> tuple[Tensor, Tensor]:
-    """What pruning took from each rank index, for every expert.
+def rank_scale(full: Tensor, pruned: Tensor, rank_axis: int, floor: float) -> tuple[Tensor, Tensor]:
+    """What pruning took from each rank index of one expert: S[i] = sum_j |x[i, j]| / sum_j |x~[i, j]| (equation 3).
 
-    S_n[i] = sum_j |x_n[i, j]| / sum_j |x~_n[i, j]| (equation 3); if normalize, S_n[i] / sum_m S_m[i] (equation 4).
-    full, pruned: [T, r, d] with rank_axis 1, or [T, d, r] with rank_axis 2.
-    Returns the scales [T, r] and where a row is empty, so that it has none [T, r]; there the scale is 0.
-    Published code: before equation 4 all scales of an expert are raised to sorted(S_n)[int(0.8 r)], our `floor`.
+    full, pruned: [r, d] with rank_axis 0, or [d, r] with rank_axis 1.
+    Returns the scale [r] and where a row is empty, so that it has none [r]; there the scale is 0.
+    Published code: all scales are then raised to sorted(S)[int(0.8 r)], our `floor`; the paper has no floor.
     """
-    before = full.abs().sum(3 - rank_axis)  # [T, r]
-    after = pruned.abs().sum(3 - rank_axis)
+    before = full.abs().sum(1 - rank_axis)  # [r]
+    after = pruned.abs().sum(1 - rank_axis)
     empty = after == 0
-    ratio = torch.where(empty, 0.0, before / after)  # >= 1 elsewhere
-    for row, gone in zip(ratio, empty, strict=True):
-        there = row[~gone].sort().values
-        if len(there):
-            row[~gone] = row[~gone].clamp(min=there[int(scale.floor * len(there))])
-    if scale.normalize:
-        total = ratio.sum(0)  # [r]
-        ratio = torch.where(total > 0, ratio / total, 0.0)
-    return ratio, empty
+    scale = torch.where(empty, 0.0, before / after)  # >= 1 elsewhere
+    there = scale[~empty].sort().values
+    if len(there) and floor:
+        scale = torch.where(empty, 0.0, scale.clamp(min=float(there[int(floor * len(there))])))
+    return scale, empty
+
+
+def normalize_scales(scales: Sequence[Tensor]) -> list[Tensor]:
+    """S_n[i] / sum_m S_m[i] over the experts m that have a rank index i (equation 4). Scales [r_n] -> [r_n]."""
+    total = torch.zeros(max(len(s) for s in scales))
+    for s in scales:
+        total[: len(s)] += s
+    return [torch.where(total[: len(s)] > 0, s / total[: len(s)], 0.0) for s in scales]
 
 
 # --- combine: from T experts to one ------------------------------------------------------------------------------
 
 
-def combine_sum(stack: Tensor, weights: Sequence[float]) -> Tensor:
+@dataclass(frozen=True)
+class Election:
+    """How the signs of an election fell: their sum, and whether an entry that is not zero everywhere had no winner."""
+
+    signs: int = 0
+    undecided: bool = False
+
+    @classmethod
+    def of(cls, elections: Sequence[Election]) -> Election:
+        """The election over all of their entries."""
+        return cls(sum(one.signs for one in elections), any(one.undecided for one in elections))
+
+
+def sum_of(xs: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
     """sum_n w_n x_n, added in the order of the experts' names: the same bytes on every run."""
-    total = torch.zeros_like(stack[0])
-    for x, weight in zip(stack, weights, strict=True):
+    total = torch.zeros_like(xs[0])
+    for x, weight in zip(xs, weights or [1.0] * len(xs), strict=True):
         total.add_(x, alpha=weight)
     return total
 
 
-def combine_mean(stack: Tensor, weights: Sequence[float]) -> Tensor:
-    """sum_n w_n x_n / T."""
-    return combine_sum(stack, weights) / len(stack)
+def elect(xs: Sequence[Tensor], disjoint: str, majority: int | None = None) -> tuple[Tensor, Election]:
+    """Elect a sign for each entry and merge the experts that agree with it (TIES, https://arxiv.org/abs/2306.01708).
+
+    g = sign(sum_n x_n); merged = mean (disjoint=mean) or sum (disjoint=sum) of the x_n of sign g.
+    Where the sum is 0 the majority of all signs g decides: `majority` (1, or -1, which also stands for a draw), or,
+    if it is None, that of these entries, as in the authors' code.
+    """
+    total = sum_of(xs)
+    signs = torch.sign(total)
+    election = Election(int(signs.sum(dtype=torch.float64)))
+    zero = total == 0
+    if zero.any():
+        election = Election(election.signs, undecided=any(bool(x[zero].any()) for x in xs))
+        decided = majority if majority is not None else (1 if election.signs > 0 else -1)
+        signs[zero] = float(decided)
+    merged, count = torch.zeros_like(total), torch.zeros_like(total)
+    for x in xs:
+        agreeing = (x * signs).clamp_(min=0)
+        merged += agreeing
+        count += torch.sign(agreeing)
+    if disjoint == "mean":
+        merged /= count.clamp_(min=1)
+    return merged * signs, election
 
 
-PRUNE: dict[str, Callable[[Tensor, Prune, Sequence[torch.Generator]], Tensor]] = {
+def combine_sum(xs: Sequence[Tensor], method: Method, known: Known) -> tuple[Tensor, Election]:
+    """sum_n x_n."""
+    return sum_of(xs), Election()
+
+
+def combine_mean(xs: Sequence[Tensor], method: Method, known: Known) -> tuple[Tensor, Election]:
+    """sum_n x_n / T."""
+    return sum_of(xs) / len(xs), Election()
+
+
+def combine_elected(xs: Sequence[Tensor], method: Method, known: Known) -> tuple[Tensor, Election]:
+    """What agrees with the elected sign, see `elect`."""
+    return elect(xs, method.disjoint, known.majority)
+
+
+PRUNE: dict[str, Callable[[list[Tensor], Prune, Limits | None, Draws], list[Tensor]]] = {
     "none": keep_all,
     "magnitude": keep_largest,
     "random": keep_random,
+    "sign": keep_agreeing,
 }
-COMBINE: dict[str, Callable[[Tensor, Sequence[float]], Tensor]] = {"sum": combine_sum, "mean": combine_mean}
+COMBINE: dict[str, Callable[[Sequence[Tensor], Method, Known], tuple[Tensor, Election]]] = {
+    "sum": combine_sum,
+    "mean": combine_mean,
+    "elected": combine_elected,
+}

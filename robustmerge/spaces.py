@@ -1,56 +1,102 @@
 """The spaces a merge can happen in: how the experts' updates of one module become coordinates, and the way back.
 
-A space is two functions. encode: T pairs -> (stack, basis), the stack a mapping part -> float32 [T, ...];
-decode: (merged parts, basis) -> LoraPair, or the dense update [d_out, d_in] where it has no low rank.
-To add a space: two functions, an entry in the table, its name in `method.py`, a test.
+A space is one function: T pairs -> `Coded`. All but `delta` go through the QR decomposition of the stacked factors
+and an SVD of at most (sum of ranks) x (sum of ranks), in float64, so that no dense update is ever formed.
+To add a space: a function here, an entry in the table, its name in `method_checks.py`, a test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import qr, svd
 
 from robustmerge.adapter import LoraPair
+from robustmerge.method import Basis, Method
 
-Stack = dict[str, Tensor]
+BLOCK = 1 << 18  # entries of one expert's dense update that are formed at once
 
-
-@dataclass(frozen=True)
-class Space:
-    """One row of the table."""
-
-    encode: Callable[[Sequence[LoraPair]], tuple[Stack, Any]]
-    decode: Callable[[Stack, Any], LoraPair | Tensor]
+Blocks = Sequence[Callable[[], list[Tensor]]]  # the pieces of a part, in order; each gives the T experts' tensors
 
 
-def encode_factors(pairs: Sequence[LoraPair]) -> tuple[Stack, None]:
-    """A and B apart: {A: [T, r, d_in], B: [T, d_out, r]}. All ranks must be equal."""
-    return {"A": torch.stack([p.A for p in pairs]), "B": torch.stack([p.B for p in pairs])}, None
+class Coded(NamedTuple):
+    """The experts in coordinates. parts: name -> its blocks. decode: merged part -> the update of the module.
+
+    The update is a LoraPair, or the dense [d_out, d_in] where it has no low rank.
+    """
+
+    parts: dict[str, Blocks]
+    decode: Callable[[dict[str, Tensor]], LoraPair | Tensor]
 
 
-def decode_factors(merged: Stack, basis: None) -> LoraPair:
-    """The pair of the merged parts: its update is (merged B)(merged A), cross terms between experts included."""
-    return LoraPair(merged["A"], merged["B"])
+def factors(pairs: Sequence[LoraPair], method: Method) -> Coded:
+    """A [r, d_in] and B [d_out, r] apart; the update is (merged B)(merged A), cross terms between experts included."""
+    parts = {"A": [lambda: [p.A for p in pairs]], "B": [lambda: [p.B for p in pairs]]}
+    return Coded(parts, lambda merged: LoraPair(merged["A"], merged["B"]))
 
 
-def encode_delta(pairs: Sequence[LoraPair]) -> tuple[Stack, None]:
-    """The dense updates: {M: [T, d_out, d_in]}, M_n = B_n A_n."""
-    return {"M": torch.stack([p.B @ p.A for p in pairs])}, None
+def delta(pairs: Sequence[LoraPair], method: Method) -> Coded:
+    """The dense updates M_n = B_n A_n, some rows at a time [rows, d_in]."""
+    d_out, d_in = pairs[0].B.shape[0], pairs[0].A.shape[1]
+    rows = max(1, BLOCK // d_in)
+    starts = range(0, d_out, rows)
+
+    def form(start: int) -> Callable[[], list[Tensor]]:
+        return lambda: [p.B[start : start + rows] @ p.A for p in pairs]
+
+    return Coded({"M": [form(start) for start in starts]}, lambda merged: merged["M"])
 
 
-def decode_delta(merged: Stack, basis: None) -> Tensor:
-    """The dense update itself."""
-    return merged["M"]
+def knots(pairs: Sequence[LoraPair], method: Method) -> Coded:
+    """KnOTS (https://arxiv.org/abs/2410.19735): [M_1 ... M_N] = U diag(s) [V_1 ... V_N]; coordinates P_n = diag(s) V_n.
+
+    With [B_1 ... B_N] = Q R and A_n^T = Q_n L_n^T, U = Q U' from the SVD of the small [R_1 L_1 ... R_N L_N] =
+    U' diag(s) V', exactly; and P_n = U^T B_n A_n [R, d_in]. Singular values up to `basis.cut` are dropped.
+    Published code: forms the dense updates in the checkpoint's dtype, whose rounding passes the cut in half precision.
+    """
+    Q, R = qr(torch.cat([p.B.double() for p in pairs], dim=1))  # [d_out, p], [p, sum r]
+    shares = R.split([p.rank for p in pairs], dim=1)
+    small = [share @ qr(p.A.double().T, mode="r").R.T for share, p in zip(shares, pairs, strict=True)]
+    left, s, _ = svd(torch.cat(small, dim=1), full_matrices=False)
+    U = Q @ left[:, _above(s, method.basis)]  # [d_out, R]
+    coordinates = [((U.T @ p.B.double()) @ p.A.double()).float() for p in pairs]
+    return Coded({"P": [lambda: coordinates]}, lambda merged: LoraPair(merged["P"], U.float()))
 
 
-def concatenate(pairs: Sequence[LoraPair], factors: Sequence[float]) -> LoraPair:
-    """sum_n f_n B_n A_n, exactly: A = [A_1; ...; A_N], B = [f_1 B_1 ... f_N B_N], rank the sum of the ranks."""
+def _above(s: Tensor, basis: Basis) -> Tensor:
+    """Which singular values count, at least one."""
+    kept = s > (basis.cut * s[0] if basis.relative else basis.cut)
+    kept[0] = True
+    return kept
+
+
+def core(pairs: Sequence[LoraPair], method: Method) -> Coded:
+    """Core Space (https://arxiv.org/abs/2509.17786): M_n = U^T B_n A_n V.
+
+    U [d_out, p]: left singular vectors of [B_1 ... B_N]; V [d_in, q]: right singular vectors of [A_1; ...; A_N].
+    Directions that no expert uses have coordinates of exactly 0, where rounding would leave votes for a sign.
+    """
+    U, used_out = _left_vectors(torch.cat([p.B.double() for p in pairs], dim=1))
+    V, used_in = _left_vectors(torch.cat([p.A.double() for p in pairs], dim=0).T)
+    used = used_out[:, None] & used_in  # [p, q]
+    coordinates = [torch.where(used, (U.T @ p.B.double()) @ (p.A.double() @ V), 0.0).float() for p in pairs]
+    return Coded({"M": [lambda: coordinates]}, lambda merged: LoraPair(V.T.float(), U.float() @ merged["M"]))
+
+
+def _left_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors of x [d, n], and which of them have a singular value above rounding."""
+    Q, R = qr(x)
+    left, s, _ = svd(R, full_matrices=False)
+    return Q @ left, s > s[0] * max(x.shape) * torch.finfo(x.dtype).eps
+
+
+def concatenate(pairs: Sequence[LoraPair], weights: Sequence[float]) -> LoraPair:
+    """sum_n w_n B_n A_n, exactly: A = [A_1; ...; A_N], B = [w_1 B_1 ... w_N B_N], rank the sum of the ranks."""
     A = torch.cat([p.A for p in pairs], dim=0)  # [sum r_n, d_in]
-    B = torch.cat([p.B * f for p, f in zip(pairs, factors, strict=True)], dim=1)  # [d_out, sum r_n]
+    B = torch.cat([p.B * w for p, w in zip(pairs, weights, strict=True)], dim=1)  # [d_out, sum r_n]
     return LoraPair(A, B)
 
 
@@ -62,16 +108,18 @@ def truncate(update: LoraPair | Tensor, rank: int | None) -> LoraPair | Tensor:
     if rank is None or (isinstance(update, LoraPair) and update.rank <= rank):
         return update
     if isinstance(update, LoraPair):
-        left, core_left = torch.linalg.qr(update.B.double())  # [d_out, p], [p, R]
-        right, core_right = torch.linalg.qr(update.A.double().T)  # [d_in, q], [q, R]
-        u, s, v = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
-        u, v = left @ u, v @ right.T
+        left, core_left = qr(update.B.double())  # [d_out, p], [p, R]
+        right, core_right = qr(update.A.double().T)  # [d_in, q], [q, R]
+        u, s, v = svd(core_left @ core_right.T, full_matrices=False)
+        u, v = left @ u[:, :rank], v[:rank] @ right.T
     else:
-        u, s, v = torch.linalg.svd(update.double(), full_matrices=False)
+        u, s, v = svd(update.double(), full_matrices=False)
     return LoraPair(v[:rank].float().contiguous(), (u[:, :rank] * s[:rank]).float().contiguous())
 
 
-SPACES: dict[str, Space] = {
-    "factors": Space(encode_factors, decode_factors),
-    "delta": Space(encode_delta, decode_delta),
+SPACES: dict[str, Callable[[Sequence[LoraPair], Method], Coded]] = {
+    "factors": factors,
+    "delta": delta,
+    "knots": knots,
+    "core": core,
 }

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, LoraPair
-from robustmerge.method import Method, build_method
+from robustmerge.method import Method
 from robustmerge.runs import Address, address_folder, foreign
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -51,18 +51,6 @@ def assert_within(found: torch.Tensor, reference: torch.Tensor, tolerance: Mappi
     off = ((found - reference).abs() > allowed).sum().item()
     assert found.shape == reference.shape, what
     assert off == 0, f"{what}: {off} of {reference.numel()} elements off"
-
-
-def method_of(name: str, **changes: Any) -> Method:
-    """The method of configs/merge/<name>.yaml; changes by key, with __ for a dot."""
-    values = yaml.safe_load((REPOSITORY / "configs" / "merge" / f"{name}.yaml").read_text())
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        node = values
-        for part in path:
-            node = node[part]
-        node[last] = value
-    return build_method(values)
 
 
 def write_expert(
@@ -137,10 +125,28 @@ class Tiny(nn.Module):
 INPUT = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 
 
-def save_expert(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **config: object) -> torch.Tensor:
-    """Save a random adapter of Tiny with peft, and return what the adapted model gives for INPUT."""
+class TinyConv1D(nn.Module):
+    """Two layers that keep their weight as [d_in, d_out] (fan_in_fan_out), as GPT-2 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.v = Conv1D(4, 6), Conv1D(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.v(torch.tanh(self.q(x)))
+
+
+def save_expert(
+    folder: Path,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    base: type[nn.Module] = Tiny,
+    **config: object,
+) -> torch.Tensor:
+    """Save a random adapter of `base` with peft, and return what the adapted model gives for INPUT."""
     values = {"r": 3, "lora_alpha": 6, "target_modules": ["q", "v"], **config}
-    model = get_peft_model(Tiny(), LoraConfig(**values))
+    model = get_peft_model(base(), LoraConfig(**values))
     torch.manual_seed(seed + 1)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -150,3 +156,25 @@ def save_expert(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32,
     model.save_pretrained(folder)
     with torch.no_grad():
         return model.eval()(INPUT)
+
+
+def rewrite_tensors(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], bin_file: bool = False
+) -> None:
+    """Put other tensors into an adapter folder: `change` of those that are there."""
+    tensors = change(load_file(folder / WEIGHTS))
+    if bin_file:
+        (folder / WEIGHTS).unlink()
+        torch.save(tensors, folder / "adapter_model.bin")
+    else:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def load_with_peft(folder: Path, base: type[nn.Module] = Tiny) -> torch.Tensor:
+    """Load an adapter, see that every tensor of the file arrived and none lacks, return what INPUT gives."""
+    model = PeftModel.from_pretrained(base(), folder).eval()
+    arrived, written = get_peft_model_state_dict(model), load_file(folder / WEIGHTS)
+    assert set(arrived) == set(written)
+    assert all(torch.equal(arrived[name], x.float()) for name, x in written.items())
+    with torch.no_grad():
+        return model(INPUT)

@@ -151,9 +151,10 @@ def test_a_complete_merge_is_not_made_again_and_strength_given_or_default_is_one
     assert address.path != address_of(tmp_path, method_of("robustmerge", prune__density=0.5), experts).path
     said: list[str] = []
     merge(address, method, experts, said.append)
-    assert said == [
-        "RobustMerge: 3 experts merged; 2 modules, rank 4, strength 2 in factors (the update is multiplied by 4)"
-    ]
+    assert len(said) == 1
+    assert said[0].startswith(
+        "RobustMerge: 3 experts merged; 2 modules, rank 4, strength 2 in factors (the update is multiplied by 4), norm "
+    )
     before = (address.path / WEIGHTS).stat().st_mtime_ns
     merge(address, method, experts, said.append)
     assert (address.path / WEIGHTS).stat().st_mtime_ns == before

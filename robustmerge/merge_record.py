@@ -1,0 +1,86 @@
+"""What is told of a merge: the norms of its updates, the record, one line for the terminal, and the folder's card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustmerge.adapter import Adapter, LoraPair
+from robustmerge.method import Method, Out, OutsideMethod
+from robustmerge.outputs import how_to_load
+
+
+def squared_norm(update: LoraPair | Tensor) -> float:
+    """||D||_F^2; of a pair by ||B A||_F^2 = sum((B^T B) * (A A^T)), r x r instead of d_out x d_in."""
+    if isinstance(update, LoraPair):
+        return float(((update.B.T @ update.B) * (update.A @ update.A.T)).sum())
+    return float(torch.linalg.vector_norm(update)) ** 2
+
+
+@dataclass
+class Norms:
+    """Squared Frobenius norms of the updates, added up over modules."""
+
+    merged: float = 0.0
+    experts: dict[str, float] = field(default_factory=dict)
+
+    def add(self, merged: float, experts: Mapping[str, float]) -> None:
+        self.merged += merged
+        for name, value in experts.items():
+            self.experts[name] = self.experts.get(name, 0.0) + value
+
+
+def record_of(
+    method: Method | OutsideMethod, adapters: Sequence[Adapter], ranks: Mapping[str, int], dropped: int, norms: Norms
+) -> dict[str, Any]:
+    """What went in, what came out, what was left out. ranks: module -> rank; empty where no adapter was written."""
+    strength = getattr(method, "strength", None)
+    return {
+        "experts": [a.name for a in adapters],
+        "modules": len(adapters[0].modules),
+        "ranks": sorted(set(ranks.values())),
+        "extras": len(adapters[0].extras),
+        "dropped_rows": dropped,
+        "strength": strength,
+        "effective_strength": None if strength is None else method.effective_strength,
+        "norm": math.sqrt(max(norms.merged, 0.0)),
+        "expert_norms": {name: math.sqrt(max(value, 0.0)) for name, value in sorted(norms.experts.items())},
+    }
+
+
+def summary_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> str:
+    """What was merged, in one line."""
+    ranks = record["ranks"]
+    told = [f"{record['modules']} modules"]
+    told.append("dense" if not ranks else f"rank {ranks[0]}" if len(ranks) == 1 else f"rank {ranks[0]} to {ranks[-1]}")
+    if record["strength"] is not None:
+        times = f" (the update is multiplied by {record['effective_strength']:g})"
+        told.append(f"strength {record['strength']:g} in {method.space}{times}")
+    norms = sorted(record["expert_norms"].values())
+    told.append(f"norm {record['norm']:.3g}, the experts' {norms[0]:.3g} to {norms[-1]:.3g}")
+    if record["extras"]:
+        told.append(f"modules_to_save averaged ({record['extras']} tensors)")
+    if record["dropped_rows"]:
+        told.append(f"{record['dropped_rows']} empty rank rows left out")
+    return f"{method.title or method.name}: {len(record['experts'])} experts merged; " + ", ".join(told)
+
+
+def card_for(method: Method | OutsideMethod, out: Out, adapters: Sequence[Adapter]) -> str:
+    """The README of the folder: what it is and how to load it; the same bytes for the same merge."""
+    how = f"strength {method.strength:g} in {method.space}" if isinstance(method, Method) else method.target
+    names = ", ".join(a.name for a in adapters)
+    paper = f" ({method.paper})" if method.paper else ""
+    dora = "DoRA magnitudes are the mean of the experts'. " if adapters[0].is_dora else ""
+    return (
+        "---\nlibrary_name: peft\ntags: [lora, model-merging]\n---\n\n"
+        f"# {method.title or method.name} of {len(adapters)} LoRA experts\n\n"
+        f"Method: {method.title or method.name}{paper}, {how}.\nExperts: {names}.\n"
+        f"Base model: `{adapters[0].config.get('base_model_name_or_path')}`.\n\n"
+        f"```python\n{how_to_load(out.format or 'adapter')}```\n\n"
+        f"alpha/r is folded into the update, so the scaling is 1. {dora}All settings are in `manifest.json`.\n"
+    )
