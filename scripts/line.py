@@ -22,14 +22,15 @@ from robustmerge.runs import Address, address_file, address_folder, foreign
 from robustmerge.settings import UserError, suggest
 from scripts.config import Config
 
+SOURCE_FILES = ("adapter_config.json", "delta_config.json")
 SCHEMAS = {"prepare": 1, "corpus": 1, "base": 1, "train": 1, "merge": 1, "predict": 1, "score": 1}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is evaluated: zero_shot | expert/<task> | multi_task | merged/<method> | any adapter folder.
+    """What is evaluated: zero_shot | expert/<task> | multi_task | merged/<method> | any adapter or delta folder.
 
-    address: of the adapter; of the base for zero_shot. tasks: what it is evaluated on.
+    address: of the adapter or the deltas; of the base for zero_shot. tasks: what it is evaluated on.
     """
 
     name: str
@@ -125,7 +126,7 @@ class Line:
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
-        """Everything that the table compares, in its order."""
+        """Everything that the table compares, in its order. Raises UserError for a method that writes full models."""
         tasks = {task.name: task for task in self.config.tasks}
         everything = self.config.tasks
         found = [Source("zero_shot", "zero_shot", self.base, everything)]
@@ -136,27 +137,30 @@ class Line:
         ]
         if self.multi_task is not None:
             found.append(Source("multi_task", "multi_task", self.multi_task, everything))
-        found += [
-            Source(f"merged/{method.name}", "merged", self.merged(method), everything, method)
-            for method in self.config.methods
-        ]
+        for method in self.config.methods:
+            if method.out.format == "model":
+                raise UserError(full_model(f"merged/{method.name}"))
+            found.append(Source(f"merged/{method.name}", "merged", self.merged(method), everything, method))
         return tuple(found)
 
     def find_source(self, name: str | None) -> Source:
         """The source of that name, address or folder. Raises UserError with the choices."""
         choices = suggest(name or "", (source.name for source in self.sources))
+        choices += f", or give a folder with {' or '.join(SOURCE_FILES)}"
         if name is None:
-            raise UserError(f"source=NAME is needed; {choices}, or give a folder with adapter_config.json")
+            raise UserError(f"source=NAME is needed; {choices}")
         for source in self.sources:
             if name in (source.name, source.address.short):
                 return dataclasses.replace(source, tasks=self.config.tasks)
         for path in (Path(name).expanduser(), self.root / name):
-            if (path / "adapter_config.json").exists():
+            if any((path / file).exists() for file in SOURCE_FILES):
                 return self._source_of_folder(foreign(path, self.root))
-        raise UserError(f"unknown source '{name}'; {choices}, or give a folder with adapter_config.json")
+            if (path / "config.json").exists():
+                raise UserError(full_model(str(path)))
+        raise UserError(f"unknown source '{name}'; {choices}")
 
     def _source_of_folder(self, address: Address) -> Source:
-        """An adapter folder as a source; a result of this run keeps its own name."""
+        """An adapter or delta folder as a source; a result of this run keeps its own name."""
         kind, _, rest = address.short.partition("/")
         name = rest.removesuffix(f"-{address.hash8}")
         if kind == "merged" and name != rest:
@@ -181,6 +185,14 @@ class Line:
     def questions(self, task: Task) -> Path:
         """The test questions of a task."""
         return self.data(task).path / "test.jsonl"
+
+
+def full_model(name: str) -> str:
+    """Why a full model is no source, and what to do."""
+    return (
+        f"{name} is a full model, and a source is an adapter or delta folder for the base. Evaluate it as a base of "
+        "its own (model.checkpoint=FOLDER source=zero_shot), or merge with merge.out.format=adapter or delta"
+    )
 
 
 def unfinished(addresses: Iterable[Address | None]) -> list[Address]:
