@@ -100,7 +100,7 @@ def draw_seen_unseen(main: Table) -> Drawn:
     axes.set_axisbelow(True)
     axes.margins(0.08)
     _add_legend(figure, axes, main, title="95 % intervals")
-    return _render(figure, "seen_unseen", "Average over seen against average over unseen tasks, a point a source")
+    return render(figure, "seen_unseen", "Average over seen against average over unseen tasks, a point a source")
 
 
 def _cross(axes: Axes, seen: Cell, unseen: Cell, look: _Look, title: str) -> None:
@@ -140,7 +140,7 @@ def draw_tasks(main: Table) -> Drawn:
     axes.grid(axis="x", color="#e6e9ed", lw=0.8)
     axes.set_axisbelow(True)
     _add_legend(figure, axes, main)
-    return _render(figure, "tasks", "Score of every source on every task")
+    return render(figure, "tasks", "Score of every source on every task")
 
 
 def _dots(axes: Axes, line: int, main: Table, index: int, looks: Sequence[_Look]) -> None:
@@ -188,7 +188,8 @@ def _add_legend(figure: Figure, axes: Axes, main: Table, title: str | None = Non
     figure.legend([found[label] for label in labels], shown, loc=place, title=title, alignment="left")
 
 
-def _render(figure: Figure, name: str, alt: str) -> Drawn:
+def render(figure: Figure, name: str, alt: str) -> Drawn:
+    """The figure as PNG and SVG."""
     files = {}
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         file = io.BytesIO()

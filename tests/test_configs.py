@@ -13,6 +13,7 @@ import yaml
 from robustmerge.runs import REPOSITORY
 from robustmerge.settings import UserError
 from scripts.config import read_config
+from scripts.inspection import read_request
 from scripts.program import CONFIGS, compose, list_groups, list_options
 from scripts.steps import plan
 
@@ -31,14 +32,16 @@ GROUPS = {
 
 
 def test_there_are_configs_to_test():
-    assert len(PROGRAMS) == 8
+    assert len(PROGRAMS) == 9
     assert {group: len(list_options(group)) for group in GROUPS} == GROUPS
     assert set(list_groups()) == {*GROUPS, "task"}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_program_composes_into_a_checked_configuration(program):
-    assert read_config(compose(program, ["source=zero_shot"])).tasks
+    point = compose(program, ["source=zero_shot"])
+    config = read_request(point)[0].config if program == "inspect_adapters" else read_config(point)
+    assert config.tasks
 
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])
