@@ -25,7 +25,7 @@ from torch import Tensor
 
 from robustmerge.adapter import LoraPair
 from robustmerge.empty_rows import EmptyRowsError, find_empty_rows
-from robustmerge.measure import Known, measure, pruned_blocks
+from robustmerge.measure import Known, measure, pruned_blocks, weigh
 from robustmerge.method import Method, Prune
 from robustmerge.rules import COMBINE, RANK_AXIS, Election, normalize_scales, rank_scale
 from robustmerge.settings import UserError
@@ -147,7 +147,6 @@ def merge_module(module: Module, known: Known) -> Merged:
 def _merge_part(module: Module, part: str, blocks: Blocks, known: Known) -> tuple[Tensor, Election]:
     """strength * combine(prune(x_1), ..., prune(x_T)) of one part, block by block."""
     method = module.method
-    weights = [1.0] * len(module.pairs) if part == "A" else module.weights  # once on the update: on B, not on A
     of_tensor = method.prune.scope == "tensor"
     if of_tensor and (len(blocks) > 1 or method.combine == "balanced"):
         known = measure(method, module.experts, lambda add: add(module.name, part, blocks))
@@ -155,8 +154,8 @@ def _merge_part(module: Module, part: str, blocks: Blocks, known: Known) -> tupl
     def merge_blocks(known: Known) -> tuple[Tensor, Election]:
         merged, elections = [], []
         for xs in pruned_blocks(blocks, method, module.experts, (module.name, part), known):
-            weighted = [x if w == 1 else x * w for x, w in zip(xs, weights, strict=True)]
-            x, election = COMBINE[method.combine](weighted, method, known)
+            xs = weigh(xs, method, module.experts, part)
+            x, election = COMBINE[method.combine](xs, method, known)
             merged.append(x.mul_(method.strength))
             elections.append(election)
         return merged[0] if len(merged) == 1 else torch.cat(merged), Election.of(elections)

@@ -109,6 +109,11 @@ def _meaningless_cells(method: Method) -> list[str]:
         )
     if method.strength_key == "each" and method.combine not in ("sum", "mean"):
         problems.append(f"product=each is a sum of products, got combine {method.combine} (merge.product)")
+    if method.combine == "balanced" and method.scaled_parts and prune.scope == "model":
+        problems.append(
+            "scores over the whole model are measured before anything is scaled; with combine=balanced take "
+            "merge.prune.scope=tensor, or scale nothing (merge.scale)"
+        )
     if method.space != "factors":
         needs = f"needs merge.space=factors, got space {method.space}"
         problems += [f"scaling {needs} (merge.scale.{part})" for part in method.scaled_parts]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from robustmerge.balance import merge_balanced
 from robustmerge.method import Method, Prune
 from robustmerge.selection import kth_smallest
 
@@ -205,6 +206,11 @@ def combine_elected(xs: Sequence[Tensor], method: Method, known: Known) -> tuple
     return elect(xs, method.disjoint, known.majority)
 
 
+def combine_balanced(xs: Sequence[Tensor], method: Method, known: Known) -> tuple[Tensor, Election]:
+    """The mean weighted by scores, see `balance.py`."""
+    return merge_balanced(xs, method.balance, known.bounds), Election()
+
+
 PRUNE: dict[str, Callable[[list[Tensor], Prune, Limits | None, Draws], list[Tensor]]] = {
     "none": keep_all,
     "magnitude": keep_largest,
@@ -215,4 +221,5 @@ COMBINE: dict[str, Callable[[Sequence[Tensor], Method, Known], tuple[Tensor, Ele
     "sum": combine_sum,
     "mean": combine_mean,
     "elected": combine_elected,
+    "balanced": combine_balanced,
 }
