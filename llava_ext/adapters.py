@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llava_ext.data import seed_of
 from llava_ext.settings import Peft
 from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, open_tensors
-from robustmerge.deltas import Delta, open_delta
+from robustmerge.deltas import Delta, all_finite, open_delta
 from robustmerge.runs import UserError, write_atomically
 
 
@@ -178,11 +178,11 @@ def add_delta(weights: Mapping[str, Tensor], delta: Delta) -> None:
     """
     for name, kind, tensor in delta.changes():
         weight = weights[name]
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise UserError(f"the delta {delta.folder} holds numbers that are not finite: {name}")
-        new = tensor.to(weight.device)
-        new = (weight.float() + new.float() if kind == "add" else new).to(weight.dtype)
-        if not torch.isfinite(new).all():
+        new = tensor.to(weight.device, torch.float32) if kind == "add" else tensor.to(weight.device)
+        new = (new + weight if kind == "add" else new).to(weight.dtype)
+        if not all_finite(new):
             raise UserError(
                 f"the delta {delta.folder} cannot be merged into the base: {name} does not fit {weight.dtype}"
             )

@@ -8,6 +8,7 @@ parameter. `delta_config.json` names the base model.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,13 @@ def dense(update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
     return whole.T if fan_in_fan_out else whole
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, in one pass without a copy, so fit for whole weights."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    return all(math.isfinite(bound) for bound in torch.aminmax(tensor))
+
+
 class DeltaWriter:
     """Writes a delta folder module by module; nothing is there before the block has ended well."""
 
@@ -109,7 +117,7 @@ class DeltaWriter:
         self._put(f"set.{name}", tensor, f"'{name}'")
 
     def _put(self, name: str, tensor: Tensor, what: str) -> None:
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise UserError(f"{what}: the merged values do not fit {tensor.dtype}; take merge.out.dtype=float32")
         self._tensors.put(name, tensor)
 

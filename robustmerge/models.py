@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustmerge.adapter import Adapter, LoraPair
 from robustmerge.checkpoints import SMALL, Checkpoint, open_checkpoint
+from robustmerge.deltas import all_finite
 from robustmerge.runs import write_atomically
 from robustmerge.settings import UserError
 from robustmerge.slots import SlotWriter
@@ -56,7 +57,8 @@ class ModelWriter:
         """
 
         def change(weight: Tensor) -> Tensor:
-            return rescale_rows(plus(weight.float(), update, self._fan), magnitude, self._fan)
+            weight = add_to(weight.to(torch.float32, copy=True), update, self._fan)
+            return weight if magnitude is None else rescale_rows(weight, magnitude, self._fan)
 
         self._change(f"{module}.weight", change)
         if bias is not None and f"{module}.bias" in self._extras:
@@ -72,7 +74,7 @@ class ModelWriter:
         name = self._places[parameter]
         before = self.base.get(name)
         after = change(before).to(before.dtype)
-        if not torch.isfinite(after).all():
+        if not all_finite(after):
             raise UserError(f"'{parameter}': the merged values do not fit {before.dtype}, the dtype of {self.base}")
         self._writers[self.base.where[name]].put(name, after)
 
@@ -114,21 +116,19 @@ class ModelWriter:
             write_atomically(self.folder / file.name, file.read_bytes())
 
 
-def plus(weight: Tensor, update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
-    """weight + update in a new tensor; the product of a pair is never kept apart from the sum."""
+def add_to(weight: Tensor, update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
+    """weight += update in place; the product of a pair is never kept apart from the sum."""
     if isinstance(update, LoraPair):
         left, right = (update.A.T, update.B.T) if fan_in_fan_out else (update.B, update.A)
-        return torch.addmm(weight, left, right)
-    return weight + (update.T if fan_in_fan_out else update)
+        return weight.addmm_(left, right)
+    return weight.add_(update.T if fan_in_fan_out else update)
 
 
-def rescale_rows(weight: Tensor, magnitude: Tensor | None, fan_in_fan_out: bool) -> Tensor:
-    """The rows of [d_out, d_in] (the columns of its transpose) at the lengths `magnitude`; as they are for None."""
-    if magnitude is None:
-        return weight
+def rescale_rows(weight: Tensor, magnitude: Tensor, fan_in_fan_out: bool) -> Tensor:
+    """The rows of [d_out, d_in] (the columns of its transpose) at the lengths `magnitude`, in place."""
     rows = weight.T if fan_in_fan_out else weight
-    rows = rows * (magnitude.float() / torch.linalg.norm(rows, dim=1)).unsqueeze(1)
-    return rows.T if fan_in_fan_out else rows
+    rows.mul_((magnitude / torch.linalg.norm(rows, dim=1)).unsqueeze(1))
+    return weight
 
 
 def find_places(base: Checkpoint, adapters: Sequence[Adapter], fan_in_fan_out: bool) -> dict[str, str]:
