@@ -71,6 +71,5 @@ def _keep_largest(x: Tensor, density: float) -> Tensor:
 
 def elected_mean(stack: Tensor) -> Tensor:
     """Of each entry the mean over the experts that have the sign of the sum; 0 where the sum is. [N, ...] -> [...]."""
-    sign = stack.sum(0).sign()
-    agree = (stack.sign() == sign) & (sign != 0)
+    agree = stack.sign() == stack.sum(0).sign()  # where the sum is 0 only zeros agree
     return (stack * agree).sum(0) / agree.sum(0).clamp(min=1)
