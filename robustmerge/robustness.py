@@ -1,7 +1,7 @@
 """Direction robustness: what a merge leaves of the singular directions of an expert (figures 3 and 7 of the paper,
 https://arxiv.org/abs/2502.17159).
 
-The paper draws these figures without formulas; the formulas here are our reading of them.
+The formulas are our reading of these figures: they fix what is compared with what.
 """
 
 from __future__ import annotations
