@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
@@ -68,12 +69,13 @@ def keep_largest(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: D
 
 
 def _largest(x: Tensor, prune: Prune) -> Tensor:
-    n, magnitudes = x.numel(), x.abs()
+    n = x.numel()
     k = threshold_index(n, prune.density, prune.count)
     if k < 1:
         return x
     if k > n:
         return torch.zeros_like(x)
+    magnitudes = x.abs()
     threshold = kth_smallest(magnitudes, k)
     if prune.count != "exact":
         return _at_least(x, threshold)
@@ -85,7 +87,7 @@ def _largest(x: Tensor, prune: Prune) -> Tensor:
 
 def _at_least(x: Tensor, limit: float) -> Tensor:
     """x where |x| >= limit, 0 elsewhere; hardshrink keeps what is larger than its argument, in one pass."""
-    return x if limit <= 0 else hardshrink(x, float(torch.tensor(limit).nextafter(torch.tensor(0.0))))
+    return x if limit <= 0 else hardshrink(x, float(np.nextafter(np.float32(limit), np.float32(0))))
 
 
 def keep_random(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
@@ -128,9 +130,10 @@ def rank_scale(full: Tensor, pruned: Tensor, rank_axis: int, floor: float) -> tu
     after = pruned.abs().sum(1 - rank_axis)
     empty = after == 0
     scale = torch.where(empty, 0.0, before / after)  # >= 1 elsewhere
-    there = scale[~empty].sort().values
-    if len(there) and floor:
-        scale = torch.where(empty, 0.0, scale.clamp(min=float(there[int(floor * len(there))])))
+    if floor:
+        there = sorted(scale[~empty].tolist())
+        lowest = there[int(floor * len(there))] if there else 0.0
+        scale = torch.where(empty, 0.0, scale.clamp(min=lowest))
     return scale, empty
 
 
