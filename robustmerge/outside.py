@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,9 +24,18 @@ def collect(method: OutsideMethod, modules: Iterable[tuple[str, Sequence[LoraPai
 
 
 def merge_outside(module: Module, told: dict[str, Any]) -> Merged:
-    """Merge one module with the method's function. Raises UserError if it returns no update of the module's shape."""
+    """Merge one module with the method's function.
+
+    Raises UserError if it does not have these settings, or returns no update of the module's shape.
+    """
     method: OutsideMethod = module.method
-    update = find_function(method.target, "_target_")(module.pairs, **method.params, **told)
+    function = find_function(method.target, "_target_")
+    try:
+        inspect.signature(function).bind(module.pairs, **method.params, **told)
+    except TypeError as error:
+        settings = ", ".join(list(inspect.signature(function).parameters)[1:])
+        raise UserError(f"{method.target}: {error}; it takes {settings} (merge.params)") from error
+    update = function(module.pairs, **method.params, **told)
     shape = (module.pairs[0].B.shape[0], module.pairs[0].A.shape[1])
     if isinstance(update, LoraPair) and (update.B.shape[0], update.A.shape[1]) == shape:
         return Merged(truncate(update, module.rank))

@@ -1,4 +1,4 @@
-"""The methods beyond the paper against what their authors' own code makes of the same experts.
+"""The methods beyond the paper against what their authors' own code makes of the same experts, and through the files.
 
 The cases in tests/golden/merging say where they come from, with which settings and within which tolerance.
 `pytest tests/test_golden_beyond.py`
@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from peft import PeftModel
 
-from robustmerge.adapter import LoraPair
+from robustmerge.adapter import WEIGHTS, LoraPair, open_adapter
 from robustmerge.algebra import merge_pairs
 from robustmerge.beyond import compress_then_merge, dc_merge, iso_c, swudi, tsv_m
+from robustmerge.merging import merge_folders
 from robustmerge.method_files import read_method
-from tests.merge_cases import REPOSITORY, Case, assert_within, cases
+from robustmerge.settings import UserError
+from tests.merge_cases import QUIET, REPOSITORY, Case, Tiny, assert_within, cases, save_expert
 
 Merge = Callable[..., LoraPair]
 METHODS: dict[str, Merge] = {
@@ -92,3 +96,26 @@ def test_a_methods_file_lists_the_settings_of_its_function_with_their_defaults(n
     parameters = list(inspect.signature(METHODS[name]).parameters.values())[1:]
     assert values["params"] == {parameter.name: parameter.default for parameter in parameters}
     assert values["_target_"] == f"robustmerge.beyond.{name}.merge"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_from_folders_to_an_adapter_that_peft_loads(name: str, tmp_path: Path) -> None:
+    """Ranks 3 and 2, other alphas, rsLoRA; the same bytes with one worker and with two."""
+    save_expert(tmp_path / "a", seed=1)
+    save_expert(tmp_path / "b", seed=2, r=2, lora_alpha=8, use_rslora=True)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    merged, again = (merge_folders(folders, name, tmp_path / f"{n} workers", n, **QUIET) for n in (1, 2))
+    assert (merged / WEIGHTS).read_bytes() == (again / WEIGHTS).read_bytes()
+    model = PeftModel.from_pretrained(Tiny(), merged).eval()
+    pair = open_adapter(merged).pair("layers.0.q")
+    layer = model.get_submodule("base_model.model.layers.0.q")
+    torch.testing.assert_close(layer.get_delta_weight("default"), pair.delta())
+
+
+def test_wrong_settings_are_told_once_and_nothing_is_written(tmp_path: Path) -> None:
+    save_expert(tmp_path / "a")
+    for key, said in (("variant", "unknown variant"), ("tme", "unexpected keyword argument 'tme'; it takes variant")):
+        with pytest.raises(UserError, match=said) as refused:
+            merge_folders([tmp_path / "a"], read_method("swudi", **{f"params__{key}": "x"}), tmp_path / "out", **QUIET)
+        assert len(str(refused.value).splitlines()) == 1
+        assert not list((tmp_path / "out").glob("*"))
