@@ -96,12 +96,15 @@ class Adapter:
         return LoraPair(self._part(module, "A"), B)
 
     def magnitude(self, module: str) -> Tensor | None:
-        """DoRA's magnitude m of one module in float32 [d_out]; None for an adapter without."""
-        return self._part(module, "magnitude") if self.is_dora else None
+        """DoRA's magnitude m of one module in float32 [d_out]; None for an adapter without.
+
+        Raises UserError if a value is not finite; the same holds for `bias`.
+        """
+        return self._finite(module, "magnitude") if self.is_dora else None
 
     def bias(self, module: str) -> Tensor | None:
         """The bias of the update (lora_bias) in float32 [d_out], scaled as B is; None for an adapter without."""
-        return self._part(module, "bias") * self._scaling(module) if self.has_lora_bias else None
+        return self._finite(module, "bias") * self._scaling(module) if self.has_lora_bias else None
 
     def extra(self, name: str) -> Tensor:
         return self.file.get(self.extra_names[name])
@@ -111,6 +114,12 @@ class Adapter:
 
     def _part(self, module: str, part: str) -> Tensor:
         return self.file.get(self.lora[module][part]).float()
+
+    def _finite(self, module: str, part: str) -> Tensor:
+        x = self._part(module, part)
+        if not torch.isfinite(x).all():
+            raise UserError(f"expert '{self.name}', module '{module}': {PARTS[part]} holds NaN or infinity")
+        return x
 
     def _scaling(self, module: str) -> float:
         return scaling_of(self.config, module, self.shapes[module][1])

@@ -24,7 +24,7 @@ from robustmerge.adapter import Adapter, open_adapter
 from robustmerge.agreement import disagreements
 from robustmerge.algebra import Merged, Module, check_module, merge_module, needs_another_majority, parts_of
 from robustmerge.empty_rows import EmptyRow, EmptyRowsError
-from robustmerge.hub import find_folder
+from robustmerge.hub import find_folder, name_of
 from robustmerge.measure import Known, measure
 from robustmerge.merge_record import Norms, card_for, record_of, squared_norm, summary_of
 from robustmerge.method import Method, OutsideMethod
@@ -65,7 +65,7 @@ def merge_folders(
     Raises UserError with all problems at once; nothing is written then.
     """
     method = read_method(method) if isinstance(method, str) else method
-    named = experts.items() if isinstance(experts, Mapping) else [(Path(e).name, e) for e in experts]
+    named = experts.items() if isinstance(experts, Mapping) else [(name_of(e), e) for e in experts]
     folders: dict[str, Path] = {}
     for name, folder in named:
         if name in folders:
@@ -174,7 +174,7 @@ class Merging:
         if empty:
             problems.append(str(EmptyRowsError(empty, self.method.prune.rule)))
         if problems:
-            raise UserError("\n".join(problems))
+            raise UserError("\n".join(dict.fromkeys(problems)))
 
     def look_at_whole_model(self) -> Known | dict[str, Any]:
         """What the method must know before it can merge a module: thresholds, or what a function collects."""

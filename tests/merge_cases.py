@@ -15,11 +15,13 @@ from transformers.pytorch_utils import Conv1D
 
 from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, LoraPair
 from robustmerge.method import Method
+from robustmerge.method_files import read_method
 from robustmerge.runs import Address, address_folder, foreign
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = REPOSITORY / "tests" / "golden" / "merging"
 QUIET = {"say": lambda text: None}
+method_of = read_method
 
 
 class Case:

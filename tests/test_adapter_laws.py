@@ -15,7 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from robustmerge.adapter import AdapterWriter, open_adapter
-from tests.merge_cases import load_with_peft, rewrite_tensors, save_expert
+from robustmerge.merging import write_merged
+from robustmerge.method import Method, Out
+from robustmerge.settings import UserError
+from tests.merge_cases import QUIET, load_with_peft, method_of, rewrite_tensors, save_expert
 
 # peft takes the bias of lora_B for a damaged matrix; a drawn pattern may name nothing
 pytestmark = pytest.mark.filterwarnings("ignore:Adapter 'default'", "ignore:The following .*_pattern keys")
@@ -62,7 +65,7 @@ def write_again(source: Path, target: Path) -> None:
             writer.add_extra(name, adapter.extra(name))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(config=lora_configs(), dtype=st.sampled_from(DTYPES), bin_file=st.booleans())
 def test_what_is_read_and_written_again_is_the_same_function(
     config: dict[str, Any], dtype: torch.dtype, bin_file: bool
@@ -75,3 +78,70 @@ def test_what_is_read_and_written_again_is_the_same_function(
         assert_same(load_with_peft(target), expected)
         adapter = open_adapter(target)
         assert (adapter.is_dora, adapter.has_lora_bias) == (bool(config.get("use_dora")), bool(config.get("lora_bias")))
+
+
+ELECTED = {"combine": "elected", "strength": 1.0}
+NEUTRAL = {
+    "factors": Method("neutral", strength=1.0),
+    "each": Method("neutral", product="each", strength=1.0),
+    "delta": Method("neutral", space="delta", strength=1.0),
+    "delta, cut": Method("neutral", space="delta", out=Out(rank="experts"), **ELECTED),
+    "knots": Method("neutral", space="knots", **ELECTED),
+    "core": Method("neutral", space="core", **ELECTED),
+    "mean": Method("neutral", space="core", combine="mean", strength=1.0),
+}
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(config=lora_configs(), neutral=st.sampled_from(sorted(NEUTRAL)), dtype=st.sampled_from(DTYPES))
+def test_one_expert_and_a_neutral_method_give_back_the_same_function_in_every_space(
+    config: dict[str, Any], neutral: str, dtype: torch.dtype
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        expected = save_expert(Path(folder) / "expert", dtype=dtype, **config)
+        write_merged(Path(folder) / "merged", NEUTRAL[neutral], {"expert": Path(folder) / "expert"}, **QUIET)
+        assert_same(load_with_peft(Path(folder) / "merged"), expected)
+
+
+METHODS = {
+    "robustmerge": method_of("robustmerge", scale__empty_row="drop"),
+    "robustmerge_eq5": method_of("robustmerge_eq5", scale__empty_row="drop"),
+    "ties": method_of("ties", space="delta", out__rank="experts"),
+    "knots_ties": method_of("knots_ties"),
+    "task_arithmetic": method_of("task_arithmetic", space="core", strength=0.5, weights={"b": -2.0}),
+    "svd": method_of("svd"),
+}
+OWN = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")  # what experts need not have in common
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(configs=st.tuples(lora_configs(), lora_configs(), lora_configs()), name=st.sampled_from(sorted(METHODS)))
+def test_experts_of_any_ranks_and_alphas_merge_into_what_peft_loads_or_are_refused(
+    configs: tuple[dict[str, Any], ...], name: str
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        folders = {expert: Path(root) / expert for expert in "abc"}
+        for (expert, folder), dtype, config in zip(folders.items(), DTYPES, configs, strict=True):
+            own = {key: config[key] for key in OWN}
+            save_expert(folder, seed=ord(expert), **{**configs[0], **own})
+            rewrite_tensors(folder, lambda tensors, dtype=dtype: {k: x.to(dtype) for k, x in tensors.items()})
+        adapters = [open_adapter(folder) for folder in folders.values()]
+        try:
+            write_merged(Path(root) / "merged", METHODS[name], folders, **QUIET)
+        except UserError as error:
+            assert "robustmerge" in name, error
+            assert "rank" in str(error)
+            assert any(adapters[0].ranks != a.ranks for a in adapters)
+            return
+        assert torch.isfinite(load_with_peft(Path(root) / "merged")).all()
+        merged = open_adapter(Path(root) / "merged")
+        for extra in merged.extras:
+            mean = sum(a.extra(extra).float() for a in adapters) / 3
+            torch.testing.assert_close(merged.extra(extra), mean)
+        for module in merged.modules if merged.is_dora else ():
+            mean = sum(a.magnitude(module) for a in adapters) / 3
+            torch.testing.assert_close(merged.magnitude(module), mean)
+        for module in merged.modules if merged.has_lora_bias else ():
+            shares = (0.5, -1.0, 0.5) if name == "task_arithmetic" else (1 / 3, 1 / 3, 1 / 3)
+            expected = sum(share * a.bias(module) for share, a in zip(shares, adapters, strict=True))
+            torch.testing.assert_close(merged.bias(module), expected)
