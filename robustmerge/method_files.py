@@ -10,7 +10,7 @@ import yaml
 
 from robustmerge.method import Method, OutsideMethod, build_method
 from robustmerge.runs import REPOSITORY
-from robustmerge.settings import choose
+from robustmerge.settings import UserError, choose
 
 METHODS = REPOSITORY / "configs" / "merge"
 
@@ -24,11 +24,13 @@ def read_method(name: str | Path, **changes: Any) -> Method | OutsideMethod:
     """The method of `configs/merge/<name>.yaml`, or of a file elsewhere.
 
     changes: values by key, `__` for a dot, as in read_method("ties", space="delta", prune__density=0.1).
-    Raises UserError for an unknown name, ConfigError for what is wrong in the file or the changes.
+    Raises UserError for an unknown name or file, ConfigError for what is wrong in the file or the changes.
     """
     file = Path(name)
     if file.suffix != ".yaml":
         file = METHODS / f"{choose(str(name), list_methods(), 'method')}.yaml"
+    elif not file.is_file():
+        raise UserError(f"there is no method file {file}")
     values = _read(file)
     for key, value in changes.items():
         for part in reversed(key.split("__")):

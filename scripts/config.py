@@ -14,9 +14,9 @@ from eval.settings import Bootstrap, Logger, Task
 from llava_ext.settings import Expert, Model, Peft, Trainer
 from robustmerge.hub import find_folder, name_of
 from robustmerge.method import Method, OutsideMethod, build_method
+from robustmerge.method_files import list_methods, read_method
 from robustmerge.runs import REPOSITORY
 from robustmerge.settings import ConfigError, UserError, build, choose, suggest
-from scripts.program import list_options, load_method
 
 EXPERT_SETS = ("trained",)
 
@@ -180,8 +180,12 @@ def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> t
     """`merge=NAME` narrows the table to one method; otherwise `methods` names its rows."""
     if merge is not None:
         return (build_method(merge),)
-    names = list_options("merge") if names == "all" else _listed(names, "methods")
-    return tuple(build_method(load_method(name)) for name in names)
+    problems: list[str] = []
+    names = list_methods() if names == "all" else _listed(names, "methods")
+    methods = tuple(_collect(problems, read_method, name) for name in names)
+    if problems:
+        raise ConfigError(problems)
+    return methods
 
 
 def _read_experts(named: list[str] | str | None, expert_set: str) -> tuple[tuple[str, Path], ...] | None:

@@ -23,7 +23,7 @@ from robustmerge.settings import UserError, suggest
 from scripts.config import Config
 
 SOURCE_FILES = ("adapter_config.json", "delta_config.json")
-SCHEMAS = {"prepare": 1, "corpus": 1, "base": 1, "train": 1, "merge": 1, "predict": 1, "score": 1}
+SCHEMAS = {"prepare": 1, "corpus": 1, "base": 1, "train": 1, "merge": 2, "predict": 1, "score": 1}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustmerge.runs import REPOSITORY
-from robustmerge.settings import UserError, choose, suggest
+from robustmerge.settings import UserError, suggest
 from scripts.commands import command
 from scripts.guard import guarded
 
@@ -32,6 +31,7 @@ OmegaConf.register_new_resolver("repository", lambda path: str(REPOSITORY / Path
 OmegaConf.register_new_resolver(
     "cores", lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 )
+OmegaConf.register_new_resolver("groups", lambda: show_groups())
 
 
 def run(program: str, walk: Callable[[list[dict]], None]) -> None:
@@ -85,7 +85,8 @@ def _explain(program: str, error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         what = {"merge": "method", "": "config"}.get(group, group)
-        return f"unknown {what} '{name}'; {suggest(name, error.options or [])}"
+        options = [option for option in error.options or [] if not option.startswith("_")]
+        return f"unknown {what} '{name}'; {suggest(name, options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read the override: {error}. Lists and spaces need quotes: 'tasks=[vqav2,rec]'"
     found = re.search(r"Could not override '([^']+)'", str(error))
@@ -125,12 +126,12 @@ def list_groups() -> list[str]:
 
 
 def list_options(group: str) -> list[str]:
-    """The files of a config group, without their ending."""
-    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+    """The files of a config group, without their ending; what begins with _ is for other files to build on."""
+    return sorted(file.stem for file in (CONFIGS / group).glob("[!_]*.yaml"))
 
 
-@lru_cache
-def load_method(name: str) -> dict:
-    """A merge method as its file describes it, composed once; not to be changed. Raises UserError with the choices."""
-    choose(name, list_options("merge"), "method")
-    return compose("merge", [f"merge={name}"])["merge"]
+def show_groups() -> str:
+    """Every group with its options, for --help."""
+    groups = [*list_groups(), *(f"task/{folder.name}" for folder in (CONFIGS / "task").iterdir() if folder.is_dir())]
+    options = {group: list_options(group) for group in sorted(groups)}
+    return "".join(f"{group}: {', '.join(names)}\n" for group, names in options.items() if names)

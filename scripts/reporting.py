@@ -11,13 +11,13 @@ from typing import Any
 
 from eval.report import make_report, show_summary, write_files
 from eval.results import Context, SourceResult
-from robustmerge.method import Method, OutsideMethod, build_method
+from robustmerge.method import Method, OutsideMethod
+from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import read_score
 from robustmerge.runs import Address, commit, settings_in_identity, write_atomically
 from scripts.commands import command
 from scripts.config import differences
 from scripts.line import Line, Source
-from scripts.program import list_options, load_method
 
 TITLES = {"zero_shot": "Zero-shot", "multi_task": "Multi-task"}
 UNNAMED = ("paths.", "logger", "jobs", "report", "profile", "hydra.", "benchmark=", "model=")
@@ -151,9 +151,9 @@ def _result(line: Line, source: Source, point: Mapping[str, str]) -> SourceResul
 
 def changed_settings(method: Method | OutsideMethod) -> dict[str, Any]:
     """What differs from the method's own file, flat: `{"prune.density": 0.3}`."""
-    if method.name not in list_options("merge"):
+    if method.name not in list_methods():
         return {}
-    published = settings_in_identity(build_method(load_method(method.name)))
+    published = settings_in_identity(read_method(method.name))
     return dict(differences(settings_in_identity(method), published))
 
 
