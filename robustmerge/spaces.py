@@ -101,20 +101,26 @@ def concatenate(pairs: Sequence[LoraPair], weights: Sequence[float]) -> LoraPair
 
 
 def truncate(update: LoraPair | Tensor, rank: int | None) -> LoraPair | Tensor:
-    """The best approximation of the given rank, by singular values; unchanged if its rank is not above that.
-
-    A pair goes through two QR decompositions and an SVD of its core, so that the dense update is never formed.
-    """
+    """The best approximation of the given rank, by singular values; unchanged if its rank is not above that."""
     if rank is None or (isinstance(update, LoraPair) and update.rank <= rank):
         return update
     if isinstance(update, LoraPair):
-        left, core_left = qr(update.B.double())  # [d_out, p], [p, R]
-        right, core_right = qr(update.A.double().T)  # [d_in, q], [q, R]
-        u, s, v = svd(core_left @ core_right.T, full_matrices=False)
-        u, v = left @ u[:, :rank], v[:rank] @ right.T
+        U, s, V = svd_of_pair(update)
     else:
-        u, s, v = svd(update.double(), full_matrices=False)
-    return LoraPair(v[:rank].float().contiguous(), (u[:, :rank] * s[:rank]).float().contiguous())
+        U, s, Vh = svd(update.double(), full_matrices=False)
+        V = Vh.T
+    return LoraPair(V[:, :rank].T.float().contiguous(), (U[:, :rank] * s[:rank]).float())
+
+
+def svd_of_pair(pair: LoraPair) -> tuple[Tensor, Tensor, Tensor]:
+    """U [d_out, k], s [k], V [d_in, k] in float64 of B A = U diag(s) V^T, k = min(r, d_out, d_in); never dense.
+
+    B = Q_B R_B, A^T = Q_A R_A and R_B R_A^T = U' diag(s) V'^T give U = Q_B U', V = Q_A V'.
+    """
+    left, core_left = qr(pair.B.double())  # [d_out, p], [p, r]
+    right, core_right = qr(pair.A.double().T)  # [d_in, q], [q, r]
+    u, s, vh = svd(core_left @ core_right.T, full_matrices=False)
+    return left @ u, s, right @ vh.T
 
 
 SPACES: dict[str, Callable[[Sequence[LoraPair], Method], Coded]] = {

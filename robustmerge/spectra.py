@@ -1,8 +1,4 @@
-"""Spectra of low-rank updates D = B A, exact and without ever forming the dense update.
-
-Two QR decompositions shrink the problem to one of the size of the rank: B = Q_B R_B, A^T = Q_A R_A and
-R_B R_A^T = U' diag(s) V'^T give D = (Q_B U') diag(s) (Q_A V')^T.
-"""
+"""Spectra of low-rank updates D = B A, exact and without ever forming the dense update (`spaces.svd_of_pair`)."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustmerge.adapter import LoraPair
-from robustmerge.spaces import concatenate
+from robustmerge.spaces import concatenate, svd_of_pair
 
 CUT = 1e-6  # directions below this fraction of the largest singular value are rounding of float32 factors
 
@@ -39,11 +35,9 @@ def decompose(pair: LoraPair) -> Spectrum:
     >>> decompose(LoraPair(A=torch.tensor([[0.0, 3.0]]), B=torch.tensor([[0.0], [2.0]]))).s
     tensor([6.], dtype=torch.float64)
     """
-    left, core_left = torch.linalg.qr(pair.B.double())  # [d_out, p], [p, r]
-    right, core_right = torch.linalg.qr(pair.A.double().T)  # [d_in, q], [q, r]
-    u, s, v = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
+    U, s, V = svd_of_pair(pair)
     there = s > CUT * s[0]  # nothing at all where s[0] is 0
-    return Spectrum(left @ u[:, there], s[there], right @ v[there].T)
+    return Spectrum(U[:, there], s[there], V[:, there])
 
 
 def decompose_sum(pairs: Sequence[LoraPair], weights: Sequence[float] | None = None) -> Spectrum:

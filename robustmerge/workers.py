@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -14,9 +16,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Torch works with one thread inside: sums are then the same on every machine, and small tensors are faster."""
+    """Torch works with one thread inside: the same sums for any number of cores, and small tensors are faster."""
+    keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -38,3 +44,14 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have glibc keep some freed memory for the next tensors: to fetch it anew costs more than most rules do."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(M_TRIM_THRESHOLD, 256 << 20)
