@@ -2,7 +2,7 @@
 
 The bits of a float32 order like the number itself. A first pass counts the numbers by their upper 19 bits, a second
 one counts the lower 13 bits of those that share the upper bits of an answer. Numbers that came from half precision
-have no lower bits, so they need one pass.
+have no lower bits, so they need one pass; so do numbers that are few.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 LOWER = 13
 LOWER_MASK = (1 << LOWER) - 1
 OFFSET = 1 << (31 - LOWER)  # upper bits of negative numbers are negative
-BATCH = 1 << 20  # numbers counted at once: a count has a bin for each upper value, so small pieces are gathered
+BATCH = 1 << 20  # numbers counted at once: a count has a bin for each upper value, so small pieces are gathered; a
+# stream that ends before there are so many is held and never counted
 
 
 def kth_smallest(x: Tensor, k: int) -> float:
@@ -47,7 +48,7 @@ class Selector:
         self.n = 0
         self.values: list[float] | None = None
         self._ranks = ranks
-        self._upper = torch.zeros(2 * OFFSET, dtype=torch.int64)
+        self._upper: Tensor | None = None  # counts by upper bits
         self._lower: dict[int, Tensor] = {}  # upper bits -> counts by lower bits
         self._within: list[tuple[int, int]] = []  # of each answer: its upper bits, its rank among those
         self._has_lower = False
@@ -76,14 +77,18 @@ class Selector:
                 counts += torch.bincount(bits[bits >> LOWER == upper] & LOWER_MASK, minlength=LOWER_MASK + 1)
             return
         self.n += bits.numel()
-        self._upper += torch.bincount((bits >> LOWER) + OFFSET, minlength=2 * OFFSET)
+        counts = torch.bincount((bits >> LOWER) + OFFSET, minlength=2 * OFFSET)
+        self._upper = counts if self._upper is None else self._upper.add_(counts)
         self._has_lower = self._has_lower or bool(np.bitwise_or.reduce(bits.numpy()) & LOWER_MASK)
 
     def end_pass(self) -> None:
         """Say that every number has been given."""
-        self._count()
         if self.is_done:
             return
+        if self._upper is None:
+            self.values = self._select_held()
+            return
+        self._count()
         if not self._within:
             self._within = [_locate(self._upper, k) for k in self._ranks(self.n)]
             self._within = [(upper - OFFSET, k) for upper, k in self._within]
@@ -92,6 +97,13 @@ class Selector:
                 return
         lower = [_locate(self._lower[upper], k)[0] if self._lower else 0 for upper, k in self._within]
         self.values = [_number((upper << LOWER) | low) for (upper, _), low in zip(self._within, lower, strict=True)]
+
+    def _select_held(self) -> list[float]:
+        bits = torch.cat(self._waiting).numpy()
+        self._waiting = []
+        self.n = len(bits)
+        places = [k - 1 for k in self._ranks(self.n)]
+        return [_number(int(bit)) for bit in np.partition(bits, places)[places]]
 
 
 def _locate(counts: Tensor, k: int) -> tuple[int, int]:

@@ -1,56 +1,31 @@
-"""Methods as data and the rules they name: tables, configs, thresholds, cuts to a rank, functions of one's own.
+"""Methods as data and the rules they name: tables, configs, ablations, cuts to a rank, functions of one's own.
 
 `pytest tests/test_methods.py`
 """
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from robustmerge import algebra
+from robustmerge import algebra, balance, method_checks
 from robustmerge import method as method_file
 from robustmerge.adapter import open_adapter
 from robustmerge.algebra import merge_pairs
 from robustmerge.merging import write_merged
 from robustmerge.method import Method, Prune, build_method
-from robustmerge.rules import COMBINE, PRUNE, kth_smallest, threshold_index
+from robustmerge.method_files import METHODS, list_methods, read_method
+from robustmerge.rules import COMBINE, PRUNE
 from robustmerge.runs import UserError
 from robustmerge.settings import ConfigError
 from robustmerge.spaces import SPACES, concatenate, truncate
-from tests.merge_cases import QUIET, REPOSITORY, address_of, keep_largest, method_of, random_experts, write_expert
-
-NUMBERS = st.floats(0, 2.0**100, width=32)
-
-
-@settings(max_examples=50, deadline=None)
-@given(values=st.lists(NUMBERS, min_size=1, max_size=40), share=st.floats(0, 1))
-def test_the_kth_smallest_is_what_sorting_gives(values: list[float], share: float) -> None:
-    k = 1 + int(share * (len(values) - 1))
-    assert kth_smallest(torch.tensor(values), k) == sorted(np.float32(values))[k - 1]
-
-
-@settings(max_examples=50, deadline=None)
-@given(n=st.integers(2, 300), density=st.floats(0.01, 1), levels=st.integers(1, 50))
-def test_exact_keeps_exactly_the_fraction_and_the_others_keep_equal_values_together(
-    n: int, density: float, levels: int
-) -> None:
-    x = torch.randint(1, levels + 1, (1, n), generator=torch.Generator().manual_seed(n)).float()
-    kept = {count: PRUNE["magnitude"](x, Prune("magnitude", density, count=count), [])[0] for count in
-            ("exact", "authors", "released")}  # fmt: skip
-    assert int(kept["exact"].sum()) == int(n * density)
-    for count in ("authors", "released"):
-        assert int(kept[count].sum()) >= int(n * density)
-        if kept[count].any() and not kept[count].all():
-            assert x[0][kept[count]].min() > x[0][~kept[count]].max()
-    assert threshold_index(n, density, "authors") == n - int(n * density)
+from scripts.program import compose
+from tests.merge_cases import QUIET, address_of, keep_largest, random_experts, write_expert
 
 
 def test_a_cut_to_rank_is_the_best_approximation_for_pairs_and_dense_updates() -> None:
@@ -69,44 +44,86 @@ def test_pruned_updates_in_delta_space_are_cut_to_the_rank_asked_for() -> None:
     torch.testing.assert_close(merge_pairs(pairs, method).delta(), expected)
 
 
-def test_every_merge_config_builds_and_has_a_first_line_that_uses_it() -> None:
-    files = sorted((REPOSITORY / "configs" / "merge").glob("*.yaml"))
-    assert len(files) >= 2
-    for file in files:
-        text = file.read_text()
-        assert text.startswith(f"# bash scripts/merge_eval.sh merge={file.stem}\n")
-        assert build_method(yaml.safe_load(text)).name == file.stem
+@pytest.mark.parametrize("name", list_methods())
+def test_a_method_file_is_the_same_method_with_and_without_hydra(name: str) -> None:
+    text = (METHODS / f"{name}.yaml").read_text()
+    assert text.startswith(f"# bash scripts/merge_eval.sh merge={name}\n")
+    method = read_method(name)
+    assert build_method(compose("merge", [f"merge={name}"])["merge"]) == method
+    assert method.name == name
+    assert method.title
+    assert method.paper.startswith("https://")
+
+
+def test_the_methods_of_the_paper_and_beyond_are_here() -> None:
+    paper = "robustmerge robustmerge_eq5 average task_arithmetic ties dare dare_ties pcb knots_ties knots_dare_ties svd"
+    beyond = "tsv_m iso_c swudi dc_merge compress_then_merge"
+    assert set(list_methods()) >= {*paper.split(), *beyond.split()}
+
+
+def test_the_neutral_file_lists_every_key_at_its_default() -> None:
+    """A method file that forgets a key gets what the dataclass says, and what the file shows is what holds."""
+    neutral = yaml.safe_load((METHODS / "_neutral.yaml").read_text())
+    method = build_method({**neutral, "name": "neutral", "strength": 1.0})
+    assert method == Method(name="neutral", strength=1.0)
+    assert set(neutral) | {"name", "title", "paper"} == {field.name for field in dataclasses.fields(Method)}
+    for key in ("prune", "scale", "balance", "basis", "out"):
+        assert neutral[key] == dataclasses.asdict(getattr(method, key))
+
+
+def test_a_change_in_python_is_the_same_override_on_the_command_line() -> None:
+    composed = compose("merge", ["merge=ties", "merge.space=delta", "merge.prune.density=0.1"])["merge"]
+    assert build_method(composed) == read_method("ties", space="delta", prune__density=0.1)
 
 
 def test_the_tables_hold_what_the_choices_say() -> None:
-    assert tuple(SPACES) == method_file.SPACES
-    assert tuple(PRUNE) == method_file.PRUNE_RULES
-    assert tuple(COMBINE) == method_file.COMBINE_RULES
+    assert tuple(SPACES) == method_checks.SPACES
+    assert tuple(PRUNE) == method_checks.PRUNE_RULES
+    assert tuple(COMBINE) == method_checks.COMBINE_RULES
+    assert tuple(balance.CLAMP) == method_checks.VARIANTS
 
 
 def test_all_mistakes_in_a_method_are_told_at_once_with_their_keys() -> None:
     with pytest.raises(ConfigError) as refused:
-        method_of("robustmerge", prune__density=1.2, combine="summ", scale__floor=1.0, space="delta")
+        read_method("robustmerge", prune__density=1.2, combine="summ", scale__floor=1.0, space="delta",
+                  out__format="adapter")  # fmt: skip
     assert refused.value.problems == [
-        "unknown combine 'summ'; choose one of mean, sum (did you mean 'sum'?) (merge.combine)",
+        "unknown combine 'summ'; choose one of balanced, elected, mean, sum (did you mean 'sum'?) (merge.combine)",
         "density must be in (0, 1], got 1.2 (merge.prune.density)",
         "floor must be in [0, 1), got 1.0 (merge.scale.floor)",
         "strength must be given: merge.strengths lists no default for delta (merge.strength)",
         "scaling needs merge.space=factors, got space delta (merge.scale.B)",
-        "a pruned update in space delta has full rank, which no adapter holds exactly; give the rank to cut it to, or "
-        "merge in factors (merge.out.rank)",
+        "a pruned or elected update in space delta has full rank, which no adapter holds exactly; give the rank to cut "
+        "it to (merge.out.rank), or take merge.out.format=delta (merge.out.format)",
     ]
-    with pytest.raises(ConfigError, match="density 0.3 prunes nothing while prune.rule is none"):
-        method_of("task_arithmetic", prune__density=0.3)
-    with pytest.raises(ConfigError, match=r"unknown key 'densty'.*did you mean 'density'.*\(merge.prune.densty\)"):
-        method_of("robustmerge", prune__densty=0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("task_arithmetic", {"prune__density": 0.3}, "density 0.3 prunes nothing while prune.rule is none"),
+        ("robustmerge", {"prune__densty": 0.3}, r"did you mean 'density'.*\(merge.prune.densty\)"),
+        ("ties", {"prune__count": "exact"}, r"count=exact needs a tensor that is held whole.*\(merge.prune.count\)"),
+        ("ties", {"product": "each", "strength": 1.0}, "product=each is a sum of products, got combine elected"),
+        ("dare_ties", {"first__rule": "magnitude"}, r"unknown rule 'magnitude'.*\(merge.first.rule\)"),
+        ("pcb", {"balance__variant": "es"}, r"unknown variant 'es'.*\(merge.balance.variant\)"),
+        ("pcb", {"balance__density": 0}, r"density must be in \(0, 1\], got 0.0 \(merge.balance.density\)"),
+        ("pcb", {"scale__B": "A"}, "scores over the whole model are measured before anything is scaled"),
+        ("knots_ties", {"basis__cut": -1}, r"cut must be at least 0, got -1.0 \(merge.basis.cut\)"),
+        ("ties", {"strength": float("nan")}, r"strength must be a finite number, got nan \(merge.strength\)"),
+        ("svd", {"out__rank": 0}, r"rank must be at least 1, got 0 \(merge.out.rank\)"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told(name: str, changes: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_method(name, **changes)
 
 
 def test_another_space_brings_the_strength_listed_beside_it_unless_one_is_given() -> None:
-    assert method_of("task_arithmetic").strength == 0.55
-    assert method_of("task_arithmetic", space="delta").strength == 0.3
-    assert method_of("task_arithmetic", product="each").strength == 0.3
-    assert method_of("task_arithmetic", space="delta", strength=0.7).strength == 0.7
+    assert read_method("task_arithmetic").strength == 0.55
+    assert read_method("task_arithmetic", space="delta").strength == 0.3
+    assert read_method("task_arithmetic", product="each").strength == 0.3
+    assert read_method("task_arithmetic", space="delta", strength=0.7).strength == 0.7
 
 
 MINE = """
@@ -127,7 +144,7 @@ def test_a_function_of_ones_own_is_a_method(tmp_path: Path, monkeypatch: pytest.
     torch.testing.assert_close(open_adapter(tmp_path / "merged").pair("layers.0.q").delta(), expected)
     dense = build_method({"name": "dense", "_target_": "my_methods.dense", "out": {"rank": 2}})
     assert write_merged(tmp_path / "cut", dense, folders, **QUIET)["ranks"] == [2]
-    with pytest.raises(UserError, match=r"my_methods.dense returned Tensor \[7, 10\]; an adapter needs a LoraPair"):
+    with pytest.raises(UserError, match=r"a dense update \[7, 10\] is no adapter; give the rank to cut it to"):
         write_merged(tmp_path / "no", build_method({"name": "d", "_target_": "my_methods.dense"}), folders, **QUIET)
     before = address_of(tmp_path, method, folders)
     (tmp_path / "my_methods.py").write_text(MINE + "# edited\n")
