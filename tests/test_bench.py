@@ -1,0 +1,59 @@
+"""The benchmark on tiny experts: that it measures, tells and keeps; never how long anything takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from robustmerge.method_files import list_methods
+from robustmerge.runs import REPOSITORY
+from robustmerge.settings import UserError
+from scripts.bench_experts import Shape
+from scripts.bench_merge import choose_rows
+from scripts.bench_rows import all_rows
+from scripts.bench_table import keep
+
+TINY = ["--layers", "1", "--hidden", "16", "--wide", "24", "--rank", "4", "--experts", "2", "--runs", "1"]
+
+
+def test_a_tiny_run_prints_and_saves_every_row_it_measured(tmp_path):
+    folders = ["--folder", tmp_path / "work", "--out", tmp_path / "out"]
+    command = [sys.executable, "scripts/bench_merge.py", *TINY, *folders, "--rows", "lower", "task_arithmetic,"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "table.json").read_text())["rows"]}
+    assert list(rows) == ["lower bound", "task_arithmetic, delta"]
+    assert rows["task_arithmetic, delta"]["peft"]["kind"] == "cat"
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table in done.stdout
+    assert all(f"| {name} " in table for name in rows)
+    assert not list((tmp_path / "work").glob("merged-*"))
+
+
+def test_an_unknown_row_is_refused_before_anything_is_measured():
+    with pytest.raises(UserError, match="no row begins with 'robust_merge'"):
+        choose_rows(["robust_merge"], delta=False)
+
+
+def test_every_method_file_has_a_row():
+    assert {row.method for row in all_rows()} - {""} == set(list_methods())
+
+
+def test_the_default_shape_is_that_of_the_7b_model():
+    modules = Shape().modules()
+    assert len(modules) == 224
+    assert sum(count for _, count in Shape().one_of_each().values()) == 224
+    assert sum(16 * (d_out + d_in) for d_out, d_in in modules.values()) == 39_976_960
+
+
+def test_a_row_that_is_not_measured_again_stays_in_the_table(tmp_path):
+    made = {"processor": "x", "cores": 2, "python": "3", "versions": {}, "commit": None, "dirty": None}
+    first = [{"name": name, "made": made, "failed": "for a reason"} for name in ("a", "b")]
+    keep(tmp_path, {**vars(Shape())}, first, ["a", "b"])
+    again = {"name": "b", "made": made, "cpu": 2.0, "wall": 2.0, "private": 1.0, "bound": 1.0}
+    kept = keep(tmp_path, {**vars(Shape())}, [again], ["a", "b"])
+    assert kept == [first[0], again]
+    assert keep(tmp_path, {**vars(Shape()), "layers": 2}, [again], ["a", "b"]) == [again]
