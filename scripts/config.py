@@ -53,6 +53,7 @@ class General:
     jobs: int
     source: str | None
     report: str | None
+    out: str | None = None
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

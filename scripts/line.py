@@ -124,9 +124,16 @@ class Line:
         """The adapter that a method makes of the experts."""
         return self._folder("merged", method.name, "merge", method, self.experts)
 
+    def check_methods(self) -> None:
+        """Raises UserError for a method that writes full models: nothing here could be asked of one."""
+        for method in self.config.methods:
+            if method.out.format == "model":
+                raise UserError(full_model(f"merged/{method.name}"))
+
     @cached_property
     def sources(self) -> tuple[Source, ...]:
         """Everything that the table compares, in its order. Raises UserError for a method that writes full models."""
+        self.check_methods()
         tasks = {task.name: task for task in self.config.tasks}
         everything = self.config.tasks
         found = [Source("zero_shot", "zero_shot", self.base, everything)]
@@ -138,8 +145,6 @@ class Line:
         if self.multi_task is not None:
             found.append(Source("multi_task", "multi_task", self.multi_task, everything))
         for method in self.config.methods:
-            if method.out.format == "model":
-                raise UserError(full_model(f"merged/{method.name}"))
             found.append(Source(f"merged/{method.name}", "merged", self.merged(method), everything, method))
         return tuple(found)
 

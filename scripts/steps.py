@@ -114,6 +114,7 @@ def train(lines: Sequence[Line]) -> None:
 def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:
     """Raises UserError naming the trained models that are not there and the command that makes them."""
     for line in lines:
+        line.check_methods()
         if not line.experts:
             raise UserError("there is no expert to merge: none of the chosen tasks is a seen one (tasks)")
         models = [*line.experts.values(), line.multi_task if multi_task else None]
@@ -124,12 +125,13 @@ def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:
 
 
 def merge(lines: Sequence[Line]) -> None:
-    """Merge the experts, once a method and point."""
+    """Merge the experts, once a method and point: side by side, and each on the cores that are left."""
     todo = _once(lines, lambda line: [(line.merged(method), (line, method)) for method in line.config.methods])
     items = []
+    workers = max(1, lines[0].config.jobs // max(1, len(todo)))
     for address, (line, method) in todo:
         experts = {name: str(expert.path) for name, expert in line.experts.items()}
-        items.append(_item("merge", address, method, experts=experts))
+        items.append(_item("merge", address, method, experts=experts, workers=workers))
     _share(lines, "merge", items, [1.0] * len(items))
 
 

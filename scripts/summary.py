@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from robustmerge.method import Method, OutsideMethod
 from robustmerge.records import read_score
 from robustmerge.runs import REPOSITORY, Address, read_manifest
 from scripts.commands import command
@@ -42,6 +45,44 @@ def tell_report(lines: Sequence[Line], reports: Sequence[tuple[Path, str]], star
     for folder, table in reports:
         print(f"\n{table}\n\nreport: {shown(folder / 'report.md')} (and report.html)")
     print(f"took {_minutes(time.monotonic() - started)}; everything that exists: python scripts/runs.py")
+
+
+def tell_merged(address: Address, method: Method | OutsideMethod, out: str) -> None:
+    """After one merge to a folder of one's own, `out`: what went in, what came out, how to go on."""
+    record = read_manifest(address.manifest)["record"]
+    title = method.title or method.name
+    print(f"\n{title}: {len(record['experts'])} experts merged into {out}\n")
+    rows = merge_rows(method, record)
+    size = sum(file.stat().st_size for file in address.path.glob("*.safetensors"))
+    rows |= {"size": f"{size / 1e6:.1f} MB", "time": f"{record['seconds']:.1f} s"}
+    for key, value in rows.items():
+        print(f"  {key:<20} {value}")
+    model = (address.path / "config.json").exists()
+    use = f"model.checkpoint={out} source=zero_shot" if model else f"source={out}"
+    print(
+        f"\nload it as its README.md says, or answer with it: {shlex.join(['python', 'scripts/predict.py', *use.split()])}"
+    )
+
+
+def merge_rows(method: Method | OutsideMethod, record: Mapping[str, Any]) -> dict[str, str]:
+    """What the record of a merge tells, as lines of a table."""
+    names, ranks, norms = record["experts"], record["ranks"], list(record["expert_norms"].values())
+    mean = sum(norms) / len(norms)
+    own = getattr(method, "params", {}).get("strength", "as the method sets it")
+    factor = str(own) if record["strength"] is None else f"{record['effective_strength']:g}"
+    if getattr(method, "strength_key", None) == "factors":
+        factor += f" (strength {record['strength']:g} on A and on B)"
+    ratio = f"{record['norm'] / mean:.3g} x the experts' mean of {mean:.3g}" if mean else "and the experts' too"
+    ratio += ": nothing is left of the updates" if mean and not record["norm"] else ""
+    return {
+        "experts": ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else ""),
+        "modules": str(record["modules"]),
+        "rank": "none: dense updates" if not ranks else "-".join(str(rank) for rank in {ranks[0]: 0, ranks[-1]: 0}),
+        "effective factor": factor,
+        "norm of the update": f"{record['norm']:.3g}, {ratio}",
+        "rank rows dropped": str(record["dropped_rows"]),
+        "modules_to_save": f"{record['extras']} tensors averaged" if record["extras"] else "none",
+    }
 
 
 def shown(path: Path) -> str:
