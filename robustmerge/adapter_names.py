@@ -22,10 +22,18 @@ PARTS = {
     "bias": "lora_B.bias",
     "magnitude": "lora_magnitude_vector",
 }
-_LORA = re.compile(
-    r"(?P<module>.+)\.(?:lora_(?P<part>[AB])(?:\.default)?\.weight|(?P<bias>lora_B)(?:\.default)?\.bias"
-    r"|(?P<magnitude>lora_magnitude_vector)(?:\.default)?(?:\.weight)?)"
-)
+_SPELLINGS = {  # what follows `.lora_` in a name -> part
+    "A.weight": "A",
+    "A.default.weight": "A",
+    "B.weight": "B",
+    "B.default.weight": "B",
+    "B.bias": "bias",
+    "B.default.bias": "bias",
+    "magnitude_vector": "magnitude",
+    "magnitude_vector.weight": "magnitude",
+    "magnitude_vector.default": "magnitude",
+    "magnitude_vector.default.weight": "magnitude",
+}
 
 
 @dataclass
@@ -44,12 +52,11 @@ def sort_names(file: TensorFile, config: Mapping[str, Any]) -> Contents:
     """Tell LoRA from trained values of the base model (modules_to_save, bias), and check LoRA's shapes."""
     contents = Contents()
     for stored in file.names:
-        lora = _LORA.fullmatch(stored.removeprefix(PREFIX))
-        extra = None if lora else _name_in_model(stored.removeprefix(PREFIX), config)
-        place, key = contents.extras, extra
-        if lora:
-            place = contents.lora.setdefault(lora["module"], {})
-            key = lora["part"] or ("bias" if lora["bias"] else "magnitude")
+        module, _, spelling = stored.removeprefix(PREFIX).rpartition(".lora_")
+        if module and spelling in _SPELLINGS:
+            place, key = contents.lora.setdefault(module, {}), _SPELLINGS[spelling]
+        else:
+            place, key = contents.extras, _name_in_model(stored.removeprefix(PREFIX), config)
         if not stored.startswith(PREFIX) or key is None:
             contents.problems.append(_not_understood(stored))
         elif key in place:
@@ -76,8 +83,7 @@ def _name_in_model(name: str, config: Mapping[str, Any]) -> str | None:
     if any(re.search(rf"{re.escape(module)}\.", plain) for module in saved_modules(config)):
         inner = re.search(r"\.(base_layer|original_module|lora_\w+)\.", plain)
         return None if inner else plain
-    bias = config.get("bias") or "none"
-    if bias == "all" and plain.endswith(".bias") or bias == "lora_only" and plain.endswith(".base_layer.bias"):
+    if config.get("bias") in ("all", "lora_only") and plain.endswith(".bias"):
         return plain.replace(".base_layer.bias", ".bias")
     return None
 

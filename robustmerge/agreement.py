@@ -53,10 +53,8 @@ def _mixed(key: str, what: str, adapters: Sequence[Adapter]) -> Iterator[str]:
     having = [a.name for a in adapters if a.config.get(key)]
     if having and len(having) < len(adapters):
         without = [a.name for a in adapters if not a.config.get(key)]
-        yield (
-            f"only some experts have {what} ({key}): {', '.join(having)} have it, {', '.join(without)} do not; "
-            "merge them apart"
-        )
+        names = f"{', '.join(having)}; without: {', '.join(without)}"
+        yield f"only some experts have {what} ({key}): {names}; merge them apart"
 
 
 def _ranks_of(adapter: Adapter) -> str:
