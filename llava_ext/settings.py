@@ -120,8 +120,6 @@ class Peft:
         problems = _positive(self, "r", "alpha")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout must be in [0, 1), got {self.dropout} (dropout)")
-        if self.use_dora:
-            problems.append("DoRA experts cannot be merged yet (use_dora)")
         refuse(problems)
 
 

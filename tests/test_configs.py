@@ -121,7 +121,6 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
         ("predict", ["source=expert/vqav2"], "experts/vqav2-"),
         ("train_all", ["trainer=zero2", "trainer.processes=5"], "5 processes cannot share a global batch of 32"),
         ("train_all", ["trainer=zero2"], "trainer=zero2 needs 8 GPUs and this machine shows 0"),
-        ("train_all", ["peft.use_dora=true"], "DoRA experts cannot be merged yet (peft.use_dora)"),
         ("train_all", ["jobs=0"], "jobs must be at least 1, got 0 (jobs)"),
     ],
 )
