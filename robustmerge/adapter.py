@@ -21,7 +21,7 @@ from robustmerge.adapter_config import CONFIG, config_for, read_config, refusals
 from robustmerge.adapter_names import PARTS, PREFIX, name_in_file, sort_names
 from robustmerge.runs import write_atomically
 from robustmerge.settings import UserError
-from robustmerge.tensor_files import TensorFile, TensorWriter
+from robustmerge.tensor_files import TensorFile, TensorWriter, all_finite, room_for
 
 __all__ = [
     "CONFIG", "PREFIX", "WEIGHTS", "Adapter", "AdapterWriter", "LoraPair", "common_dtype", "open_adapter",
@@ -92,8 +92,8 @@ class Adapter:
 
     def pair(self, module: str) -> LoraPair:
         """The pair of one module in float32, its scaling folded into B."""
-        B = self._part(module, "B") * self._scaling(module)
-        return LoraPair(self._part(module, "A"), B)
+        B, scaling = self._part(module, "B"), self._scaling(module)
+        return LoraPair(self._part(module, "A"), B if scaling == 1 else B * scaling)
 
     def magnitude(self, module: str) -> Tensor | None:
         """DoRA's magnitude m of one module in float32 [d_out]; None for an adapter without.
@@ -117,7 +117,7 @@ class Adapter:
 
     def _finite(self, module: str, part: str) -> Tensor:
         x = self._part(module, part)
-        if not torch.isfinite(x).all():
+        if not all_finite(x):
             raise UserError(f"expert '{self.name}', module '{module}': {PARTS[part]} holds NaN or infinity")
         return x
 
@@ -173,14 +173,14 @@ def open_tensors(folder: Path, name: str) -> TensorFile:
 class AdapterWriter:
     """Writes an adapter folder pair by pair; nothing is there before the block has ended well.
 
-    like: the config of an expert, whose base model and targets the new adapter has.
+    like: an expert, whose base model, targets and modules the new adapter has.
     """
 
-    def __init__(self, folder: Path, like: Mapping[str, Any], dtype: torch.dtype = torch.float32, card: str = ""):
-        self.folder, self.like, self.dtype, self.card = folder, like, dtype, card
+    def __init__(self, folder: Path, like: Adapter, dtype: torch.dtype = torch.float32, card: str = ""):
+        self.folder, self.like, self.dtype, self.card = folder, like.config, dtype, card
         self.ranks: dict[str, int] = {}
         self._parts: list[str] = []  # what every module has
-        self._tensors = TensorWriter(folder / WEIGHTS)
+        self._tensors = TensorWriter(folder / WEIGHTS, room_for(like.file.names))
 
     def __enter__(self) -> AdapterWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ class AdapterWriter:
         self._add(name_in_file(name, self.ranks), tensor, f"'{name}'")
 
     def _add(self, key: str, tensor: Tensor, what: str) -> None:
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise UserError(f"{what}: the merged values do not fit {tensor.dtype}; take merge.out.dtype=float32")
         self._tensors.add(key, tensor)
 

@@ -8,7 +8,6 @@ parameter. `delta_config.json` names the base model.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from robustmerge.adapter_config import SAME_BASE
 from robustmerge.runs import write_atomically
 from robustmerge.settings import UserError
 from robustmerge.slots import SlotWriter
-from robustmerge.tensor_files import TensorFile
+from robustmerge.tensor_files import TensorFile, all_finite
 
 WEIGHTS = "delta.safetensors"
 CONFIG = "delta_config.json"
@@ -73,13 +72,6 @@ def dense(update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
     return whole.T if fan_in_fan_out else whole
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite, in one pass without a copy, so fit for whole weights."""
-    if tensor.numel() == 0 or not tensor.is_floating_point():
-        return True
-    return all(math.isfinite(bound) for bound in torch.aminmax(tensor))
-
-
 class DeltaWriter:
     """Writes a delta folder module by module; nothing is there before the block has ended well."""
 
@@ -107,8 +99,6 @@ class DeltaWriter:
         self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
     ) -> None:
         """update: a pair, or dense [d_out, d_in]. Raises UserError if a value is too large for the dtype."""
-        if magnitude is not None or bias is not None:
-            raise UserError(f"module '{module}': {what_a_delta_cannot_hold(magnitude is not None)}")
         self._put(f"add.{module}.weight", dense(update, self._fan).to(self.dtype), f"module '{module}'")
 
     def add_extra(self, name: str, tensor: Tensor) -> None:

@@ -27,14 +27,15 @@ from robustmerge.empty_rows import EmptyRow, EmptyRowsError
 from robustmerge.hub import find_folder, name_of
 from robustmerge.measure import Known, measure
 from robustmerge.merge_record import Norms, card_for, record_of, squared_norm, summary_of
-from robustmerge.method import Method, OutsideMethod
+from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
 from robustmerge.method_files import read_method
-from robustmerge.outputs import open_writer
+from robustmerge.outputs import open_writer, problems_of_format
 from robustmerge.outside import collect, merge_outside
 from robustmerge.rules import sum_of
-from robustmerge.runs import Address, run_stage
+from robustmerge.runs import Address, address_folder, foreign, run_stage
 from robustmerge.settings import UserError, suggest
 from robustmerge.spaces import Blocks
+from robustmerge.tensor_files import all_finite
 from robustmerge.workers import in_order, one_thread_each
 
 Say = Callable[[str], None]
@@ -62,6 +63,7 @@ def merge_folders(
 
     experts: named, or in a list, each under its folder's name. method: one, or the name of its file in configs/merge.
     workers: modules merged side by side, by threads; the result is the same for any number.
+    A manifest in the folder says what it was made of; the same merge into the same folder is not made again.
     Raises UserError with all problems at once; nothing is written then.
     """
     method = read_method(method) if isinstance(method, str) else method
@@ -71,11 +73,18 @@ def merge_folders(
         if name in folders:
             raise UserError(f"two experts are called '{name}'; give a mapping of names to folders")
         folders[name] = find_folder(str(folder))
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    merge(address_at(Path(out), method, folders), method, folders, say, workers)
+    return Path(out)
+
+
+def address_at(out: Path, method: Method | OutsideMethod, experts: Mapping[str, Path]) -> Address:
+    """The address of a merge into a folder of the user's choice. Raises UserError if something else is there."""
+    inputs = {name: foreign(folder) for name, folder in experts.items()}
+    address = address_folder(out.parent, "merged", method.name, "merge", MERGE_SCHEMA, method, inputs)
+    address = replace(address, path=out)
+    if out.exists() and not address.is_complete() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already and is not empty; choose another folder, or remove it (out)")
-    write_merged(out, method, folders, say, workers)
-    return out
+    return address
 
 
 def write_merged(
@@ -109,6 +118,7 @@ def open_experts(experts: Mapping[str, Path], method: Method | OutsideMethod) ->
             problems.append(str(error))
     if not problems:
         problems = disagreements(adapters, getattr(method, "needs_equal_ranks", False), method.check_base)
+        problems += problems_of_format(method.output_format, adapters)
     for name in getattr(method, "weights", None) or ():
         if name not in experts:
             problems.append(f"weights names an unknown expert '{name}'; {suggest(name, experts)} (merge.weights)")
@@ -204,9 +214,7 @@ class Merging:
     def write(self, folder: Path, known: Known | dict[str, Any]) -> dict[str, Any]:
         """Merge all modules into the folder, and return the record."""
         method, norms, told = self.method, Norms(), []
-        out = method.out
-        if out.format is None and isinstance(method, Method) and not method.is_low_rank:
-            out = replace(out, format="delta")
+        out = replace(method.out, format=method.output_format)
         with open_writer(folder, out, self.adapters, card_for(method, out, self.adapters)) as writer:
             for name, one in self.each("merge", lambda name: (name, self.merge(name, known))):
                 writer.add_update(name, one.merged.update, magnitude=one.magnitude, bias=one.bias)
@@ -256,7 +264,7 @@ def problems_of_extras(adapters: Sequence[Adapter]) -> Iterator[str]:
     for name in adapters[0].extras:
         tensors = [a.extra(name) for a in adapters]
         if tensors[0].is_floating_point():
-            bad = [a.name for a, x in zip(adapters, tensors, strict=True) if not torch.isfinite(x).all()]
+            bad = [a.name for a, x in zip(adapters, tensors, strict=True) if not all_finite(x)]
             yield from (f"expert '{expert}', '{name}' holds NaN or infinity" for expert in bad)
         elif any(not torch.equal(tensors[0], x) for x in tensors[1:]):
             yield f"'{name}' differs between the experts and is not a number that can be averaged"

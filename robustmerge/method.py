@@ -18,6 +18,8 @@ from typing import Any
 from robustmerge.method_checks import PARTS, problems_of, problems_of_out
 from robustmerge.settings import ConfigError, build, later, outside_identity
 
+MERGE_SCHEMA = 2  # of what a merge writes: raised where the same method gives other numbers than before
+
 
 @dataclass(frozen=True)
 class Prune:
@@ -163,6 +165,11 @@ class Method:
         return self.space != "delta" or self.is_linear or self.out.rank is not None
 
     @property
+    def output_format(self) -> str:
+        """What is written: adapter, delta or model."""
+        return self.out.format or ("adapter" if self.is_low_rank else "delta")
+
+    @property
     def needs_equal_ranks(self) -> bool:
         return self.strength_key == "factors" or (self.space == "factors" and self.prune.rule == "sign")
 
@@ -207,6 +214,11 @@ class OutsideMethod:
         object.__setattr__(self, "source", "+".join(dict.fromkeys(digests)))
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def output_format(self) -> str:
+        """What is written: adapter, delta or model."""
+        return self.out.format or "adapter"
 
 
 def build_method(values: Mapping[str, Any], where: str = "merge") -> Method | OutsideMethod:

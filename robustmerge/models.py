@@ -12,10 +12,10 @@ from torch import Tensor
 
 from robustmerge.adapter import Adapter, LoraPair
 from robustmerge.checkpoints import SMALL, Checkpoint, open_checkpoint
-from robustmerge.deltas import all_finite
 from robustmerge.runs import write_atomically
 from robustmerge.settings import UserError
 from robustmerge.slots import SlotWriter
+from robustmerge.tensor_files import all_finite
 
 NOT_COPIED = ("manifest.json", "adapter_config.json")
 INDEX = "model.safetensors.index.json"

@@ -43,15 +43,22 @@ def open_writer(
     Raises UserError with all problems at once, before anything is written.
     """
     kind = out.format or "adapter"
+    if problems := problems_of_format(kind, adapters):
+        raise UserError("\n".join(problems))
     if kind == "model":
         return ModelWriter(folder, base or find_model(out.base or base_of(adapters[0])), adapters, card)
     dtype = output_dtype(out, adapters)
     if kind == "adapter":
-        return AdapterOutput(folder, adapters[0].config, dtype, card)
-    problems = [(a.name, dora) for dora in (True, False) for a in adapters if (a.is_dora if dora else a.has_lora_bias)]
-    if problems:
-        raise UserError("\n".join(f"expert '{name}': {what_a_delta_cannot_hold(dora)}" for name, dora in problems))
+        return AdapterOutput(folder, adapters[0], dtype, card)
     return DeltaWriter(folder, adapters, dtype, card)
+
+
+def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
+    """Why these experts cannot be written in a format; known before anything is merged."""
+    if kind != "delta":
+        return []
+    found = [(a.name, dora) for dora in (True, False) for a in adapters if (a.is_dora if dora else a.has_lora_bias)]
+    return [f"expert '{name}': {what_a_delta_cannot_hold(dora)}" for name, dora in found]
 
 
 def base_of(adapter: Adapter) -> str | None:

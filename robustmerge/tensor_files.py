@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -12,12 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from robustmerge.runs import BESIDE
 from robustmerge.settings import UserError
 
 CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+ENTRY = 160  # bytes that a tensor's dtype, shape and place take in a header, and more
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
@@ -75,23 +78,37 @@ def _unpickle_tensors(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-class TensorWriter:
-    """Writes a .safetensors file tensor by tensor, so that no more than one is in memory.
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, in one pass without a copy."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    return all(math.isfinite(bound) for bound in torch.aminmax(tensor))
 
-    The bytes depend on the tensors and their order only. The file appears under its name when the block ends well.
+
+def room_for(names: Iterable[str]) -> int:
+    """Bytes that hold the header of a file with tensors of these names, or others as long, whatever their shapes."""
+    return sum(len(name) + ENTRY for name in names) + ENTRY
+
+
+class TensorWriter:
+    """Writes a .safetensors file tensor by tensor, so that no more than one is in memory and no byte is moved again.
+
+    room: bytes kept for the header, which is known at the end (`room_for`); what it leaves free is filled with spaces.
+    The bytes depend on the tensors, their order and the room only. The file appears under its name when the block
+    ends well.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, room: int):
+        self.path, self._room = path, room + -room % 8
         self._header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
         self._written = 0
-        self._body = path.with_name(f".{path.name}.{os.getpid()}.body")
-        self._whole = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._beside = path.with_name(f".{path.name}.{os.getpid()}{BESIDE}")
 
     def __enter__(self) -> TensorWriter:
-        for left in self.path.parent.glob(f".{self.path.name}.*"):  # by a run that was killed
+        for left in self.path.parent.glob(f".{self.path.name}.*{BESIDE}"):  # by a run that was killed
             left.unlink()
-        self._file = open(self._body, "wb")  # noqa: SIM115  (closed in __exit__)
+        self._file = open(self._beside, "wb")  # noqa: SIM115  (closed in __exit__)
+        self._file.seek(8 + self._room)
         return self
 
     def add(self, name: str, tensor: Tensor) -> None:
@@ -108,20 +125,19 @@ class TensorWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
         try:
             if kind is None:
-                self._assemble()
+                self._finish()
+                os.replace(self._beside, self.path)
         finally:
-            self._body.unlink(missing_ok=True)
-            self._whole.unlink(missing_ok=True)
+            self._file.close()
+            self._beside.unlink(missing_ok=True)
 
-    def _assemble(self) -> None:
+    def _finish(self) -> None:
         header = json.dumps(self._header, separators=(",", ":")).encode()
-        header += b" " * (-len(header) % 8)
-        with open(self._whole, "wb") as whole, open(self._body, "rb") as body:
-            whole.write(len(header).to_bytes(8, "little") + header)
-            shutil.copyfileobj(body, whole, 1 << 20)
-            whole.flush()
-            os.fsync(whole.fileno())
-        os.replace(self._whole, self.path)
+        if len(header) > self._room:
+            raise ValueError(f"{self.path}: a header of {len(header)} bytes, room for {self._room}")
+        self._file.seek(0)
+        self._file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
+        self._file.flush()
+        os.fsync(self._file.fileno())

@@ -164,7 +164,7 @@ def test_a_complete_merge_is_not_made_again_and_strength_given_or_default_is_one
 def test_what_a_killed_run_left_is_taken_away(tmp_path: Path) -> None:
     experts = {k: write_expert(tmp_path / k, p) for k, p in random_experts().items()}
     (tmp_path / "merged").mkdir()
-    (tmp_path / "merged" / f".{WEIGHTS}.1.body").write_bytes(b"cut")
+    (tmp_path / "merged" / f".{WEIGHTS}.1.part").write_bytes(b"cut")
     write_merged(tmp_path / "merged", NEUTRAL["factors"], experts, **QUIET)
     assert set(bytes_of(tmp_path / "merged")) == {WEIGHTS, CONFIG, "README.md"}
 
