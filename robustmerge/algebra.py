@@ -30,6 +30,7 @@ from robustmerge.method import Method, Prune
 from robustmerge.rules import COMBINE, RANK_AXIS, Election, normalize_scales, rank_scale
 from robustmerge.settings import UserError
 from robustmerge.spaces import SPACES, Blocks, concatenate, truncate
+from robustmerge.tensor_files import all_finite
 
 
 class Merged(NamedTuple):
@@ -62,8 +63,7 @@ class Module(NamedTuple):
 def merge_pairs(experts: Mapping[str, LoraPair], method: Method, module: str = "") -> LoraPair | Tensor:
     """Merge one module. experts: name -> pair, A [r, d_in] and B [d_out, r]; module: its name, for random pruning.
 
-    Returns a pair, or the dense update [d_out, d_in] where it has no low rank.
-    Raises UserError if a value is not finite, or where a scale is undefined.
+    Returns a pair, or the dense update [d_out, d_in] where it has no low rank. Raises UserError as `merge_models` does.
     """
     return merge_models({name: {module: pair} for name, pair in experts.items()}, method)[module]
 
@@ -71,9 +71,11 @@ def merge_pairs(experts: Mapping[str, LoraPair], method: Method, module: str = "
 def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: Method) -> dict[str, LoraPair | Tensor]:
     """Merge whole models that are in memory. experts: name -> module -> pair; returns module -> update.
 
-    Raises UserError if a value is not finite, or where a scale is undefined.
+    Raises UserError if the experts do not fit together, where a scale is undefined, and if a value given or merged is
+    not finite.
     """
     names = sorted(experts)
+    _check_alike(experts, method)
     modules = [
         check_module(Module(name, names, [experts[expert][name] for expert in names], method))
         for name in sorted(experts[names[0]])
@@ -84,7 +86,35 @@ def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: Method) 
     merged = {module.name: merge_module(module, known) for module in modules}
     if needs_another_majority(known, [found.election for found in merged.values()]):
         merged = {module.name: merge_module(module, replace(known, majority=-1)) for module in modules}
+    for name, found in merged.items():
+        update = found.update
+        if not all(map(all_finite, (update.A, update.B) if isinstance(update, LoraPair) else (update,))):
+            raise UserError(f"module '{name}': the merged update is too large for float32")
     return {name: found.update for name, found in merged.items()}
+
+
+def _check_alike(experts: Mapping[str, Mapping[str, LoraPair]], method: Method) -> None:
+    """Raises UserError naming every expert that differs from the first in its modules, shapes or, if need be, ranks."""
+    first, *others = sorted(experts)
+    problems = []
+    for other in others:
+        odd = sorted(set(experts[first]) ^ set(experts[other]))
+        if odd:
+            problems.append(f"only one of the experts '{first}' and '{other}' has module '{odd[0]}'")
+            continue
+        for module, pair in experts[first].items():
+            (rank, d_in), d_out = pair.A.shape, pair.B.shape[0]
+            (other_rank, other_in), other_out = experts[other][module].A.shape, experts[other][module].B.shape[0]
+            where = f"module '{module}' of the experts '{first}' and '{other}'"
+            if (d_out, d_in) != (other_out, other_in):
+                problems.append(f"{where} has shapes {d_out} x {d_in} and {other_out} x {other_in}")
+            elif method.needs_equal_ranks and rank != other_rank:
+                problems.append(
+                    f"{where} has ranks {rank} and {other_rank}, but A and B are merged apart; take another space than "
+                    "factors, or product=each"
+                )
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def check_module(module: Module) -> Module:
@@ -192,8 +222,9 @@ def _prune_and_scale(module: Module, known: Known) -> tuple[dict[str, list[Tenso
             rank_scale(x, kept, axis, method.scale.floor) for x, kept in zip(full[source], pruned[source], strict=True)
         ]
         scales, empty = [scale * gain for scale, _ in found], [gone for _, gone in found]
-        if method.scale.empty_row == "error" and any(gone.any() for gone in empty):
-            raise EmptyRowsError(find_empty_rows(module, source, full[source], empty), method.prune.rule)
+        undefined = [gone & bool(x.any()) for gone, x in zip(empty, full[source], strict=True)]  # not of zeros alone
+        if method.scale.empty_row == "error" and any(gone.any() for gone in undefined):
+            raise EmptyRowsError(find_empty_rows(module, source, full[source], undefined), method.prune.rule)
         dropped += sum(int(gone.sum()) for gone in empty)
         scales = normalize_scales(scales) if method.scale.normalize else scales
         scaled[part] = [x * (s if part == "B" else s[:, None]) for x, s in zip(pruned[part], scales, strict=True)]

@@ -8,7 +8,8 @@ and minmax(x) = (x - min x) / (max x - min x):
     S_n    = minmax(beta_n, clamped from below at its 1 - density quantile)
     merged = sum_n S_n sign(X_n) a_n / sum_n S_n                                0 where all scores are 0
 
-Published code: two programs that differ as said; where max = min (an expert of zeros) it gives NaN, here minmax is 0.
+Published code: two programs that differ as said; where max = min it gives NaN, while here minmax is 1 for what is
+positive and 0 for zeros, so that an expert of zeros scores 0.
 """
 
 from __future__ import annotations
@@ -66,5 +67,5 @@ def merge_balanced(xs: Sequence[Tensor], balance: Balance, bounds: Sequence[Boun
 
 
 def _minmax(x: Tensor, low: float, high: float) -> Tensor:
-    """x clamped to [low, high], which becomes [0, 1]; 0 where they are equal."""
-    return (x.clamp(low, high) - low) / (high - low) if high > low else torch.zeros_like(x)
+    """x clamped to [low, high], which becomes [0, 1]; where they are equal, 1 for what is positive and as large."""
+    return (x.clamp(low, high) - low) / (high - low) if high > low else ((x >= high) & (x > 0)).float()
