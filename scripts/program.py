@@ -101,7 +101,10 @@ def _explain_key(program: str, key: str) -> str:
     for depth, parent in enumerate(parents):
         if parent == "merge" and node.get("merge") is None:
             return f"{key} can be set for one method only: add merge=NAME; {suggest('', list_options('merge'))}"
-        if not isinstance(node, dict) or not isinstance(node.get(parent), dict):
+        if parent in node and not isinstance(node[parent], dict):
+            whole = ".".join(parents[: depth + 1])
+            return f"{whole} has no keys of its own; give it whole, as '{whole}={{{last}: VALUE}}'"
+        if parent not in node:
             last, parents = parent, parents[:depth]
             break
         node = node[parent]

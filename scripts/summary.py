@@ -57,11 +57,10 @@ def tell_merged(address: Address, method: Method | OutsideMethod, out: str) -> N
     rows |= {"size": f"{size / 1e6:.1f} MB", "time": f"{record['seconds']:.1f} s"}
     for key, value in rows.items():
         print(f"  {key:<20} {value}")
-    model = (address.path / "config.json").exists()
-    use = f"model.checkpoint={out} source=zero_shot" if model else f"source={out}"
-    print(
-        f"\nload it as its README.md says, or answer with it: {shlex.join(['python', 'scripts/predict.py', *use.split()])}"
-    )
+    is_model = (address.path / "config.json").exists()
+    words = [f"model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
+    answer = shlex.join(["python", "scripts/predict.py", *words])
+    print(f"\nload it as its README.md says, or answer with it: {answer}")
 
 
 def merge_rows(method: Method | OutsideMethod, record: Mapping[str, Any]) -> dict[str, str]:

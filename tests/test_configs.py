@@ -27,7 +27,7 @@ GROUPS = {
     "logger": 2,
     "profile": 2,
     "paths": 1,
-    "experiment": 2,
+    "experiment": 1,
 }  # how many files each has
 
 
@@ -47,18 +47,19 @@ def test_every_program_composes_into_a_checked_configuration(program):
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])
 def test_every_option_of_every_group_becomes_its_dataclass(choice):
     config = read_config(compose("train_all", [choice]))
-    assert len(config.methods) == (1 if choice.startswith("merge=") or choice == "experiment=equations" else 2)
+    assert len(config.methods) == (1 if choice.startswith("merge=") else 5)
+
+
+def test_all_methods_are_the_files_of_their_folder_but_what_they_build_on():
+    config = read_config(compose("merge_eval", ["methods=all"]))
+    assert [method.name for method in config.methods] == list_options("merge")
+    assert "_neutral" not in list_options("merge")
 
 
 def test_every_task_file_of_a_benchmark_is_part_of_it():
     for folder in (path for path in (CONFIGS / "task").iterdir() if path.is_dir()):
         listed = compose("train_all", [f"benchmark={folder.name}"])["task"]
         assert sorted(listed) == sorted(file.stem for file in folder.glob("*.yaml"))
-
-
-def test_the_equations_of_the_paper_are_an_experiment():
-    (method,) = read_config(compose("merge_eval", ["experiment=equations"])).methods
-    assert (method.product, method.scale.floor, method.effective_strength) == ("each", 0, 2)
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONFIGS)))
@@ -109,11 +110,13 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
         ("train_all", ["tasks=[vqa2]"], "unknown task 'vqa2'; choose one of"),
         ("train_all", ["tasks=[vqav2"], "Lists and spaces need quotes"),
         ("train_all", ["model=tny"], "unknown model 'tny'; choose one of tiny (did you mean 'tiny'?)"),
-        ("merge_eval", ["merge=robust"], "unknown method 'robust'; choose one of"),
-        ("merge_eval", ["methods=[tais]"], "unknown method 'tais'; choose one of"),
+        ("merge_eval", ["merge=robust"], "unknown method 'robust'; choose one of average, compress_then_merge"),
+        ("merge_eval", ["methods=[tais]"], "unknown method 'tais'; choose one of average, compress_then_merge"),
+        ("merge_eval", ["merge=ties", "merge.out.format=model"], "merged/ties is a full model, and a source is"),
         ("merge_eval", ["merge.strength=1"], "can be set for one method only: add merge=NAME"),
         ("merge_eval", ["merge=robustmerge", "merge.prune.density=1.2"], "(merge.prune.density)"),
         ("merge_eval", ["merge=robustmerge", "merge.prune.densty=1"], "did you mean 'density'?"),
+        ("merge_eval", ["merge=ties", "merge.weights.rec=2"], "give it whole, as 'merge.weights={rec: VALUE}'"),
         ("merge_eval", ["experts=[a:nowhere]"], "expert 'a': there is no folder nowhere"),
         ("merge_eval", ["peft.r=8", "merge=robustmerge"], "Make them with: bash scripts/train_all.sh"),
         ("predict", ["source=expert/vqa"], "unknown source 'expert/vqa'; choose one of"),
@@ -147,6 +150,7 @@ def test_help_shows_how_to_use_it(program, tmp_path):
     assert shown.returncode == 0
     assert f"scripts/{program}." in shown.stdout
     assert "benchmark: mini" in shown.stdout
+    assert "merge: average, " in shown.stdout
 
 
 def test_the_configuration_can_be_printed(tmp_path):

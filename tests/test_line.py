@@ -38,7 +38,7 @@ def test_training_makes_an_expert_a_task_and_the_multi_task_model(smoke):
 def test_every_source_answers_every_question_it_is_asked(smoke):
     n_questions = [len(read_predictions(path)) for path in smoke.predictions()]
     assert set(n_questions) == {N_TEST}
-    assert len(n_questions) == 12 * 4 + 8  # zero-shot, multi-task and two methods on all; each expert on its own
+    assert len(n_questions) == 12 * 7 + 8  # zero-shot, multi-task and five methods on all; each expert on its own
     for file in (smoke.root / "scores").rglob("*.json"):
         if not file.name.endswith(".manifest.json"):
             score = read_score(file)
@@ -49,7 +49,8 @@ def test_every_source_answers_every_question_it_is_asked(smoke):
 
 def test_the_report_has_every_row_every_task_and_the_published_values_apart(smoke):
     report = (smoke.root / "reports" / "main" / "report.md").read_text()
-    for row in ("Zero-shot", "Individual", "Multi-task", "Task Arithmetic", "RobustMerge"):
+    methods = ("Task Arithmetic", "TIES", "DARE", "KnOTS-TIES", "RobustMerge")
+    for row in ("Zero-shot", "Individual", "Multi-task", *methods):
         assert f"| {row}" in report
     assert "published" in report.lower()
     assert "69.23" in report, "the paper's individual average"
@@ -73,12 +74,13 @@ def test_the_manifest_tells_what_a_result_is_and_how_it_was_made(smoke):
     assert {"commit", "dirty", "versions", "host", "seconds", "outputs"} <= set(manifest["record"])
 
 
-def test_one_method_can_be_changed_and_a_sweep_shares_one_table(smoke):
+def test_a_sweep_shares_one_table_and_dense_deltas_are_a_row_of_it(smoke):
     subset = ["tasks=[vqav2,rec]", "multi_task=false", "report=sweep"]
-    type_command("merge_eval", "-m", "merge=task_arithmetic", "merge.strength=0.2,0.4", *subset, runs=smoke.runs)
+    type_command("merge_eval", "-m", "merge=ties", "merge.space=delta,core", *subset, runs=smoke.runs)
     report = (smoke.root / "reports" / "sweep" / "report.md").read_text()
-    assert "strength=0.2" in report
-    assert "strength=0.4" in report
+    assert "space=delta" in report
+    assert "space=core" in report
+    assert len(list((smoke.root / "merged").glob("ties-*/delta.safetensors"))) == 1
 
 
 def test_any_adapter_folder_is_a_source_and_can_be_merged(smoke):

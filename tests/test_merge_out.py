@@ -1,0 +1,110 @@
+"""`merge.py out=FOLDER`: any adapters, one merge, a closing table. `pytest tests/test_merge_out.py`"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustmerge.adapter import LoraPair
+from robustmerge.merging import merge_folders
+from robustmerge.runs import BESIDE, REPOSITORY
+from robustmerge.settings import UserError
+from scripts import merge_out, steps
+from scripts.program import compose
+from scripts.summary import merge_rows
+from tests.merge_cases import QUIET, load_with_peft, method_of, random_experts, save_expert, write_expert
+
+
+@pytest.fixture
+def experts(tmp_path: Path) -> list[Path]:
+    return [write_expert(tmp_path / name, pairs) for name, pairs in random_experts("ab").items()]
+
+
+def merge_to(out: Path | str, experts: list[Path], *words: str) -> None:
+    """What `python scripts/merge.py` does with these words."""
+    named = f"experts=[{','.join(map(str, experts))}]"
+    merge_out.merge_out(steps.plan([compose("merge", [named, f"out={out}", *words])]))
+
+
+def test_the_command_merges_any_adapters_and_says_what_came_of_it(tmp_path):
+    for number, name in enumerate(("one", "two")):
+        save_expert(tmp_path / name, seed=number, modules_to_save=["projector"])
+    words = ["merge=knots_ties", "experts=[first:one,two]", "out=made/here", "merge.weights={first: 0.5}", "jobs=2"]
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / "merge.py"), *words],
+        cwd=tmp_path,
+        env={**os.environ, "ROBUSTMERGE_RUNS": str(tmp_path / "runs")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = {line[:22].strip(): line[22:].strip() for line in done.stdout.splitlines()}
+    assert "KnOTS-TIES: 2 experts merged into made/here" in done.stdout
+    assert (told["experts"], told["modules"], told["rank"]) == ("first, two", "4", "6")
+    assert told["effective factor"] == "0.6"
+    assert told["modules_to_save"] == "2 tensors averaged"
+    assert "x the experts' mean of" in told["norm of the update"]
+    assert {"rank rows dropped", "size", "time"} <= set(told)
+    assert "source=made/here" in done.stdout
+    assert torch.isfinite(load_with_peft(tmp_path / "made" / "here")).all()
+    manifest = json.loads((tmp_path / "made" / "here" / "manifest.json").read_text())
+    assert set(manifest["identity"]["inputs"]) == {"first", "two"}
+    assert manifest["identity"]["settings"]["weights"] == {"first": 0.5}
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["here"]
+
+
+def test_the_folder_has_the_bytes_of_merge_folders(tmp_path, experts):
+    merge_to(tmp_path / "typed", experts, "merge=ties", "jobs=2")
+    merge_folders(experts, "ties", tmp_path / "called", **QUIET)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
+        assert (tmp_path / "typed" / name).read_bytes() == (tmp_path / "called" / name).read_bytes()
+
+
+def test_dense_deltas_are_written_where_no_adapter_is_exact(tmp_path, experts, capsys):
+    merge_to(tmp_path / "dense", experts, "merge=ties", "merge.space=delta")
+    assert (tmp_path / "dense" / "delta.safetensors").exists()
+    assert "none: dense updates" in capsys.readouterr().out
+
+
+def test_a_folder_is_never_overwritten_and_what_a_kill_left_is_no_hindrance(tmp_path, experts):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f".adapter_model.safetensors.1{BESIDE}").write_text("half")
+    merge_to(out, experts, "merge=average")
+    assert not list(out.glob(f".*{BESIDE}"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UserError, match="is there already and is not empty"):
+        merge_to(out, experts, "merge=ties")
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ([["out=x"]], r"one merge: add merge=NAME; choose one of average"),
+        ([["merge=ties", "out=x"], ["merge=dare", "out=x"]], "a sweep makes several merges"),
+        ([["merge=ties", f"out={Path(__file__)}"]], "is a file; give a folder"),
+        ([["merge=ties", "merge.weights={c: 1}", "out=x"]], "weights names an unknown expert 'c'"),
+    ],
+)
+def test_what_cannot_be_written_to_one_folder_is_refused(tmp_path, monkeypatch, experts, points, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        merge_out.merge_out(steps.plan([compose("merge", ["experts=[a,b]", *words]) for words in points]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_an_update_of_which_nothing_is_left_is_told(tmp_path, experts):
+    pair = LoraPair(torch.ones(4, 10), torch.full((7, 4), 1e-6))  # the threshold over both parts lies within A
+    for name in "cd":
+        write_expert(tmp_path / name, {"layers.0.q": pair})
+    merge_to(tmp_path / "out", [tmp_path / "c", tmp_path / "d"], "merge=ties")
+    record = json.loads((tmp_path / "out" / "manifest.json").read_text())["record"]
+    assert "nothing is left of the updates" in merge_rows(method_of("ties"), record)["norm of the update"]
