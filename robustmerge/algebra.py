@@ -27,7 +27,7 @@ from robustmerge.adapter import LoraPair
 from robustmerge.empty_rows import EmptyRowsError, find_empty_rows
 from robustmerge.measure import Known, measure, pruned_blocks, weigh
 from robustmerge.method import Method, Prune
-from robustmerge.rules import COMBINE, RANK_AXIS, Election, normalize_scales, rank_scale
+from robustmerge.rules import COMBINE, RANK_AXIS, Election, rank_scales, rank_sums
 from robustmerge.settings import UserError
 from robustmerge.spaces import SPACES, Blocks, concatenate, truncate
 from robustmerge.tensor_files import all_finite
@@ -217,15 +217,21 @@ def _prune_and_scale(module: Module, known: Known) -> tuple[dict[str, list[Tenso
     scaled = dict(pruned)
     gain = math.prod(1 / step.density for step in method.prunings if step.rescale)
     for part, source in method.scaled_parts.items():
-        axis = RANK_AXIS[source]
-        found = [
-            rank_scale(x, kept, axis, method.scale.floor) for x, kept in zip(full[source], pruned[source], strict=True)
-        ]
-        scales, empty = [scale * gain for scale, _ in found], [gone for _, gone in found]
-        undefined = [gone & bool(x.any()) for gone, x in zip(empty, full[source], strict=True)]  # not of zeros alone
-        if method.scale.empty_row == "error" and any(gone.any() for gone in undefined):
+        before, after = (rank_sums(xs[source], RANK_AXIS[source]) for xs in (full, pruned))
+        empty = (after == 0) & _there(module)
+        undefined = empty & before.any(1, keepdim=True)  # an expert of zeros needs no scale
+        if method.scale.empty_row == "error" and undefined.any():
             raise EmptyRowsError(find_empty_rows(module, source, full[source], undefined), method.prune.rule)
-        dropped += sum(int(gone.sum()) for gone in empty)
-        scales = normalize_scales(scales) if method.scale.normalize else scales
-        scaled[part] = [x * (s if part == "B" else s[:, None]) for x, s in zip(pruned[part], scales, strict=True)]
+        dropped += int(empty.sum())
+        scales = rank_scales(before * gain, after, method.scale)
+        scaled[part] = [
+            x * (s[: pair.rank] if part == "B" else s[: pair.rank, None])
+            for x, s, pair in zip(pruned[part], scales, module.pairs, strict=True)
+        ]
     return scaled, dropped
+
+
+def _there(module: Module) -> Tensor:
+    """Which rank indices each expert has [T, R]; R: the largest rank."""
+    ranks = torch.tensor([pair.rank for pair in module.pairs])
+    return torch.arange(int(ranks.max())) < ranks[:, None]

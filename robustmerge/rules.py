@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
+from torch.nn.utils.rnn import pad_sequence
 
 from robustmerge.balance import merge_balanced
-from robustmerge.method import Method, Prune
+from robustmerge.method import Method, Prune, Scale
 from robustmerge.selection import kth_smallest
 
 if TYPE_CHECKING:
@@ -119,30 +120,33 @@ def smallest_density(x: Tensor, rank_axis: int, count: str) -> float | None:
 # --- scale: by how much each rank index is multiplied ------------------------------------------------------------
 
 
-def rank_scale(full: Tensor, pruned: Tensor, rank_axis: int, floor: float) -> tuple[Tensor, Tensor]:
-    """What pruning took from each rank index of one expert: S[i] = sum_j |x[i, j]| / sum_j |x~[i, j]| (equation 3).
+def rank_sums(xs: Sequence[Tensor], rank_axis: int) -> Tensor:
+    """sum_j |x_n[i, j]| for every rank index [T, R]; experts of a smaller rank than R have zeros behind it.
 
-    full, pruned: [r, d] with rank_axis 0, or [d, r] with rank_axis 1.
-    Returns the scale [r] and where a row is empty, so that it has none [r]; there the scale is 0.
-    Published code: all scales are then raised to sorted(S)[int(0.8 r)], our `floor`; the paper has no floor.
+    xs: [r_n, d] with rank_axis 0, or [d, r_n] with rank_axis 1.
     """
-    before = full.abs().sum(1 - rank_axis)  # [r]
-    after = pruned.abs().sum(1 - rank_axis)
-    empty = after == 0
-    scale = torch.where(empty, 0.0, before / after)  # >= 1 elsewhere
-    if floor:
-        there = sorted(scale[~empty].tolist())
-        lowest = there[int(floor * len(there))] if there else 0.0
-        scale = torch.where(empty, 0.0, scale.clamp(min=lowest))
-    return scale, empty
+    return pad_sequence([x.abs().sum(1 - rank_axis) for x in xs], batch_first=True)
 
 
-def normalize_scales(scales: Sequence[Tensor]) -> list[Tensor]:
-    """S_n[i] / sum_m S_m[i] over the experts m that have a rank index i (equation 4). Scales [r_n] -> [r_n]."""
-    total = torch.zeros(max(len(s) for s in scales))
-    for s in scales:
-        total[: len(s)] += s
-    return [torch.where(total[: len(s)] > 0, s / total[: len(s)], 0.0) for s in scales]
+def rank_scales(before: Tensor, after: Tensor, scale: Scale) -> Tensor:
+    """What pruning took from each rank index: S_n[i] = sum_j |x_n[i, j]| / sum_j |x~_n[i, j]| (equation 3), [T, R].
+
+    before, after: the two sums [T, R]; the scale is 0 where nothing is left, or where an expert has no such index.
+    normalize: S_n[i] / sum_m S_m[i] (equation 4).
+    Published code: before equation 4 the scales of an expert are raised to sorted(S_n)[int(0.8 r)], our `floor`, which
+    the paper does not have.
+    """
+    there = after > 0
+    scales = torch.where(there, before / after, 0.0)  # >= 1 where there is one
+    if scale.floor:
+        n = there.sum(1)
+        place = scales.shape[1] - n + (scale.floor * n.double()).long()  # after the zeros
+        lowest = scales.sort(1).values.gather(1, place.clamp(max=scales.shape[1] - 1)[:, None])
+        scales = torch.where(there, scales.maximum(lowest), 0.0)
+    if scale.normalize:
+        total = scales.sum(0)
+        scales = torch.where(total > 0, scales / total, 0.0)
+    return scales
 
 
 # --- combine: from T experts to one ------------------------------------------------------------------------------
