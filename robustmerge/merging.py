@@ -32,7 +32,7 @@ from robustmerge.method_files import read_method
 from robustmerge.outputs import open_writer, problems_of_format
 from robustmerge.outside import collect, merge_outside
 from robustmerge.rules import sum_of
-from robustmerge.runs import Address, address_folder, foreign, run_stage
+from robustmerge.runs import BESIDE, Address, address_folder, foreign, run_stage
 from robustmerge.settings import UserError, suggest
 from robustmerge.spaces import Blocks
 from robustmerge.tensor_files import all_finite
@@ -82,7 +82,8 @@ def address_at(out: Path, method: Method | OutsideMethod, experts: Mapping[str, 
     inputs = {name: foreign(folder) for name, folder in experts.items()}
     address = address_folder(out.parent, "merged", method.name, "merge", MERGE_SCHEMA, method, inputs)
     address = replace(address, path=out)
-    if out.exists() and not address.is_complete() and (not out.is_dir() or any(out.iterdir())):
+    found = [out] if out.exists() and not out.is_dir() else out.glob("*")
+    if any(not path.name.endswith(BESIDE) for path in found) and not address.is_complete():
         raise UserError(f"{out} is there already and is not empty; choose another folder, or remove it (out)")
     return address
 

@@ -17,13 +17,13 @@ from typing import Any
 
 from data_prep.own import list_pictures
 from eval.settings import Task
-from robustmerge.method import Method, OutsideMethod
+from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
 from robustmerge.runs import Address, address_file, address_folder, foreign
 from robustmerge.settings import UserError, suggest
 from scripts.config import Config
 
 SOURCE_FILES = ("adapter_config.json", "delta_config.json")
-SCHEMAS = {"prepare": 1, "corpus": 1, "base": 1, "train": 1, "merge": 2, "predict": 1, "score": 1}
+SCHEMAS = {"prepare": 1, "corpus": 1, "base": 1, "train": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 1}
 
 
 @dataclass(frozen=True)

@@ -47,17 +47,17 @@ def tell_report(lines: Sequence[Line], reports: Sequence[tuple[Path, str]], star
     print(f"took {_minutes(time.monotonic() - started)}; everything that exists: python scripts/runs.py")
 
 
-def tell_merged(address: Address, method: Method | OutsideMethod, out: str) -> None:
-    """After one merge to a folder of one's own, `out`: what went in, what came out, how to go on."""
-    record = read_manifest(address.manifest)["record"]
+def tell_merged(folder: Path, method: Method | OutsideMethod, out: str) -> None:
+    """After one merge to a folder of one's own, typed as `out`: what went in, what came out, how to go on."""
+    record = read_manifest(folder / "manifest.json")["record"]
     title = method.title or method.name
     print(f"\n{title}: {len(record['experts'])} experts merged into {out}\n")
     rows = merge_rows(method, record)
-    size = sum(file.stat().st_size for file in address.path.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     rows |= {"size": f"{size / 1e6:.1f} MB", "time": f"{record['seconds']:.1f} s"}
     for key, value in rows.items():
         print(f"  {key:<20} {value}")
-    is_model = (address.path / "config.json").exists()
+    is_model = (folder / "config.json").exists()
     words = [f"model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
     answer = shlex.join(["python", "scripts/predict.py", *words])
     print(f"\nload it as its README.md says, or answer with it: {answer}")

@@ -80,7 +80,8 @@ def test_a_folder_is_never_overwritten_and_what_a_kill_left_is_no_hindrance(tmp_
     merge_to(out, experts, "merge=average")
     assert not list(out.glob(f".*{BESIDE}"))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(UserError, match="is there already and is not empty"):
+    merge_to(out, experts, "merge=average")  # made already
+    with pytest.raises(UserError, match="describes another result"):
         merge_to(out, experts, "merge=ties")
     assert before == {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -90,7 +91,8 @@ def test_a_folder_is_never_overwritten_and_what_a_kill_left_is_no_hindrance(tmp_
     [
         ([["out=x"]], r"one merge: add merge=NAME; choose one of average"),
         ([["merge=ties", "out=x"], ["merge=dare", "out=x"]], "a sweep makes several merges"),
-        ([["merge=ties", f"out={Path(__file__)}"]], "is a file; give a folder"),
+        ([["merge=ties", f"out={Path(__file__).parent}"]], "is there already and is not empty"),
+        ([["merge=ties", f"out={Path(__file__)}"]], "is there already"),
         ([["merge=ties", "merge.weights={c: 1}", "out=x"]], "weights names an unknown expert 'c'"),
     ],
 )
