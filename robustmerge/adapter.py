@@ -92,8 +92,7 @@ class Adapter:
 
     def pair(self, module: str) -> LoraPair:
         """The pair of one module in float32, its scaling folded into B."""
-        B, scaling = self._part(module, "B"), self._scaling(module)
-        return LoraPair(self._part(module, "A"), B if scaling == 1 else B * scaling)
+        return LoraPair(self._part(module, "A"), self._part(module, "B", self._scaling(module)))
 
     def magnitude(self, module: str) -> Tensor | None:
         """DoRA's magnitude m of one module in float32 [d_out]; None for an adapter without.
@@ -112,8 +111,11 @@ class Adapter:
     def extra_shape(self, name: str) -> tuple[int, ...]:
         return self.file.shape(self.extra_names[name])
 
-    def _part(self, module: str, part: str) -> Tensor:
-        return self.file.get(self.lora[module][part]).float()
+    def _part(self, module: str, part: str, scaling: float = 1.0) -> Tensor:
+        x = self.file.get(self.lora[module][part])
+        if scaling == 1:
+            return x.float()
+        return x * scaling if x.dtype == torch.float32 else x.float().mul_(scaling)  # never in the file's own memory
 
     def _finite(self, module: str, part: str) -> Tensor:
         x = self._part(module, part)

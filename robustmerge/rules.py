@@ -76,10 +76,10 @@ def _largest(x: Tensor, prune: Prune) -> Tensor:
         return x
     if k > n:
         return torch.zeros_like(x)
-    magnitudes = x.abs()
-    threshold = kth_smallest(magnitudes, k)
+    threshold = kth_smallest(x.abs().contiguous(), k)
     if prune.count != "exact":
         return _at_least(x, threshold)
+    magnitudes = x.abs()
     kept = (magnitudes > threshold).flatten()
     equal = (magnitudes == threshold).flatten().nonzero().flatten()
     kept[equal[: n - k + 1 - int(kept.sum())]] = True  # of equal values the first ones
@@ -167,8 +167,9 @@ class Election:
 
 def sum_of(xs: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
     """sum_n w_n x_n, added in the order of the experts' names: the same bytes on every run."""
-    total = torch.zeros_like(xs[0])
-    for x, weight in zip(xs, weights or [1.0] * len(xs), strict=True):
+    first, *others = weights or [1.0] * len(xs)
+    total = xs[0] * first
+    for x, weight in zip(xs[1:], others, strict=True):
         total.add_(x, alpha=weight)
     return total
 
