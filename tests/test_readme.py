@@ -9,9 +9,11 @@ import subprocess
 import pytest
 import yaml
 
+from robustmerge.method_files import read_method
 from robustmerge.runs import REPOSITORY
 from scripts.config import read_config
-from scripts.program import CONFIGS, compose
+from scripts.program import CONFIGS, compose, list_options
+from tests.test_ablations import ROWS
 
 README = (REPOSITORY / "README.md").read_text()
 SKIPPED = ("# needs GPUs", "scripts/test.sh", "scripts/setup.sh")  # the last two are what runs this test
@@ -27,8 +29,22 @@ def commands() -> list[str]:
     return [line for line in lines if not any(mark in line for mark in SKIPPED)]
 
 
+@pytest.fixture(scope="session")
+def places(smoke, tmp_path_factory) -> dict[str, str]:
+    """What stands for the README's path/to/...: two experts of the smoke run, a folder for the rest."""
+    (vqav2,), (rec,) = ((smoke.root / "experts").glob(f"{task}-*") for task in ("vqav2", "rec"))
+    return {"path/to/vqav2": str(vqav2), "path/to/rec": str(rec), "path/to": str(tmp_path_factory.mktemp("readme"))}
+
+
+def put(places: dict[str, str], text: str) -> str:
+    for place, found in places.items():
+        text = text.replace(place, found)
+    return text
+
+
 @pytest.mark.parametrize("line", commands())
-def test_a_command_of_the_readme_runs(line, smoke):
+def test_a_command_of_the_readme_runs(line, smoke, places):
+    line = put(places, line)
     if not any(word in line for word in ("profile=smoke", "--help", "runs.py")):
         line += " profile=smoke"
     done = subprocess.run(
@@ -61,6 +77,23 @@ def test_the_task_of_the_readme_is_a_task(tmp_path):
     assert not (CONFIGS / "task" / "mine.yaml").exists()
 
 
-def test_the_python_of_the_readme_runs():
+def test_the_python_of_the_readme_runs(places):
     for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(put(places, block), "README.md", "exec"), {})
+
+
+def test_every_method_is_in_the_table_with_its_file_and_the_code_of_its_formula():
+    rows = re.findall(r"^\| \[`(\w+)`\]\(configs/merge/(\w+)\.yaml\) \|.*\]\((https:.*?)\)", README, flags=re.M)
+    assert sorted(name for name, _, _ in rows) == list_options("merge")
+    for name, file, paper in rows:
+        assert (file, paper) == (name, read_method(name).paper)
+    named = re.findall(r"\[`(\w+)`\]\((robustmerge/\w+\.py)\)", README)
+    assert len(named) > 8
+    for function, place in named:
+        assert f"def {function}(" in (REPOSITORY / place).read_text(), (function, place)
+
+
+def test_the_ablations_of_the_paper_are_those_that_are_tested():
+    rows = re.findall(r"^\| (?:table|figure) \w+, [^|]+ \| (.+) \|$", README, flags=re.M)
+    typed = {tuple(row.strip("`").split()) if row != "none" else () for row in rows}
+    assert typed == {tuple(words) for words in ROWS.values()} - {("merge.prune.rule=magnitude",)}
