@@ -94,8 +94,10 @@ def _tell(title: str, addresses: Iterable[Address], root: Path) -> None:
     for address in addresses:
         record = read_manifest(address.manifest)["record"] if address.manifest.exists() else {}
         told = [f"{record['seconds']:.0f} s"] if "seconds" in record else []
-        if "effective_strength" in record:
-            told.append(f"{record['modules']} modules, update times {record['effective_strength']:g}")
+        if "modules" in record:
+            told.append(f"{record['modules']} modules")
+        if record.get("effective_strength") is not None:
+            told.append(f"update times {record['effective_strength']:g}")
         print(f"  {address.short}" + (f"  ({', '.join(told)})" if told else ""))
 
 

@@ -13,11 +13,11 @@ import torch
 
 from robustmerge.adapter import LoraPair
 from robustmerge.merging import merge_folders
-from robustmerge.runs import BESIDE, REPOSITORY
+from robustmerge.runs import BESIDE, REPOSITORY, foreign
 from robustmerge.settings import UserError
 from scripts import merge_out, steps
 from scripts.program import compose
-from scripts.summary import merge_rows
+from scripts.summary import merge_rows, tell_made
 from tests.merge_cases import QUIET, load_with_peft, method_of, random_experts, save_expert, write_expert
 
 
@@ -110,3 +110,10 @@ def test_an_update_of_which_nothing_is_left_is_told(tmp_path, experts):
     merge_to(tmp_path / "out", [tmp_path / "c", tmp_path / "d"], "merge=ties")
     record = json.loads((tmp_path / "out" / "manifest.json").read_text())["record"]
     assert "nothing is left of the updates" in merge_rows(method_of("ties"), record)["norm of the update"]
+
+
+def test_a_method_without_a_strength_is_told_too(tmp_path, experts, capsys):
+    merge_to(tmp_path / "out", experts, "merge=tsv_m")
+    assert "effective factor     1.0" in capsys.readouterr().out
+    tell_made([foreign(tmp_path / "out", tmp_path)])
+    assert "(0 s, 2 modules)" in capsys.readouterr().out
