@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Adapter 'default'", "ignore:The 
 # the first pattern that matches counts, and peft sorts them when it saves: what a file says is the order of the file
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PATTERNS = st.dictionaries(
-    st.sampled_from(["layers.0.q", r"\d\.v", "q", "^layers.1.v"]), st.integers(1, 5), max_size=2
+    st.sampled_from(["layers.0.q", r"\d\.v", "q", "^layers.1.v", "s.0.q"]), st.integers(1, 5), max_size=2
 ).map(lambda pattern: dict(sorted(pattern.items())))
 
 
@@ -43,11 +43,9 @@ def lora_configs(draw: st.DrawFn) -> dict[str, Any]:
     kind = draw(st.sampled_from(["plain", "use_dora", "lora_bias"]))
     if kind != "plain":
         config[kind] = True
-    kept = draw(st.sampled_from(["nothing", "projector", "lora_only", "all"]))
-    if kept == "projector" and isinstance(config["target_modules"], list):
+    config["bias"] = draw(st.sampled_from(["none", "lora_only", "all"]))
+    if config["bias"] != "all" and isinstance(config["target_modules"], list) and draw(st.booleans()):
         config["modules_to_save"] = ["projector"]
-    elif kept in ("lora_only", "all"):
-        config["bias"] = kept
     return config
 
 
