@@ -7,6 +7,7 @@ agree in every space; merging in blocks changes nothing; thresholds grow with th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,6 +72,13 @@ def times(factor_A: float, factor_B: float, expert: Mapping[str, LoraPair]) -> d
     return {m: LoraPair(pair.A * factor_A, pair.B * factor_B) for m, pair in expert.items()}
 
 
+def dropping(method: Method | OutsideMethod) -> Method | OutsideMethod:
+    """The method, leaving out the rank rows that pruning may empty in tensors as small as these."""
+    if isinstance(method, OutsideMethod):
+        return method
+    return replace(method, scale=replace(method.scale, empty_row="drop"))
+
+
 def merge(experts: Experts, method: Method | OutsideMethod) -> dict[str, Tensor]:
     """The dense merged updates, which are seen to be finite."""
     if isinstance(method, Method):
@@ -109,9 +117,7 @@ def test_experts_of_zeros_alone_merge_to_zero(name: str, factor_A: float) -> Non
 
 @every_method
 def test_one_expert_alone_two_repeated_and_many_merge_to_finite_values(name: str) -> None:
-    method, experts = EVERYWHERE[name], draw(1, "abcdefghijkl", (2,) * 12)
-    if name.startswith("robustmerge") and name.endswith("model"):
-        method = read_method(METHODS[name.partition("-")[0]].name, prune__scope="model", scale__empty_row="drop")
+    method, experts = dropping(EVERYWHERE[name]), draw(1, "abcdefghijkl", (2,) * 12)
     for chosen in (["a"], ["a", "b"]):
         assert any(x.any() for x in merge({e: experts[e] for e in chosen}, method).values())
     merge({"a": experts["a"], "b": experts["a"], "c": experts["a"]}, method)
@@ -142,7 +148,7 @@ def test_the_order_of_experts_and_modules_does_not_change_a_byte(seed: int, orde
     experts = draw(seed, "abcd", (3,) * 4)
     other = {name: dict(reversed(experts[name].items())) for name in order}
     for name, method in METHODS.items():
-        there, back = merge(experts, method), merge(other, method)
+        there, back = (merge(given, dropping(method)) for given in (experts, other))
         assert all(torch.equal(there[m], back[m]) for m in MODULES), name
 
 
@@ -197,12 +203,16 @@ def test_one_expert_and_a_neutral_method_give_back_its_update(space: str, combin
 @given(seed=SEEDS, block=st.sampled_from([1, 50, 200]))
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_merging_a_dense_update_block_by_block_changes_nothing(name: str, seed: int, block: int) -> None:
-    experts = draw(seed, grid=True)
+    balanced = EVERYWHERE[name].combine == "balanced"  # rounding decides between equal scores, so there should be none
+    experts = draw(seed, grid=not balanced)
     whole = merge(experts, EVERYWHERE[name])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spaces, "BLOCK", block)
         blocks = merge(experts, EVERYWHERE[name])
-    assert all(torch.equal(whole[m], blocks[m]) for m in MODULES)
+    if balanced:
+        assert_same(blocks, whole)
+    else:
+        assert all(torch.equal(whole[m], blocks[m]) for m in MODULES)
 
 
 # --- scale -------------------------------------------------------------------------------------------------------
@@ -215,9 +225,7 @@ def test_larger_experts_merge_to_what_is_as_much_larger(name: str, seed: int, po
     """PCB is left out: its tanh makes the scores of large updates equal."""
     experts, c = draw(seed), 2.0**power
     larger = {name: times(c, c, modules) for name, modules in experts.items()}
-    method = EVERYWHERE[name]
-    if name.startswith("robustmerge"):
-        method = read_method(METHODS[name.partition("-")[0]].name, scale__empty_row="drop")
+    method = dropping(EVERYWHERE[name])
     assert_same(merge(larger, method), merge(experts, method), times=c * c)
 
 
