@@ -214,8 +214,8 @@ def _prune_and_scale(module: Module, known: Known) -> tuple[dict[str, list[Tenso
     for part, xs in full.items():
         blocks = pruned_blocks([lambda xs=xs: xs], method, module.experts, (module.name, part), known)
         (pruned[part],) = blocks
-    scaled = dict(pruned)
     gain = math.prod(1 / step.density for step in method.prunings if step.rescale)
+    scales = {}
     for part, source in method.scaled_parts.items():
         before, after = (rank_sums(xs[source], RANK_AXIS[source]) for xs in (full, pruned))
         empty = (after == 0) & _there(module)
@@ -223,12 +223,14 @@ def _prune_and_scale(module: Module, known: Known) -> tuple[dict[str, list[Tenso
         if method.scale.empty_row == "error" and undefined.any():
             raise EmptyRowsError(find_empty_rows(module, source, full[source], undefined), method.prune.rule)
         dropped += int(empty.sum())
-        scales = rank_scales(before * gain, after, method.scale)
-        scaled[part] = [
-            x * (s[: pair.rank] if part == "B" else s[: pair.rank, None])
-            for x, s, pair in zip(pruned[part], scales, module.pairs, strict=True)
+        scales[part] = rank_scales(before * gain, after, method.scale)
+    multiply = Tensor.mul_ if method.prunings else Tensor.mul  # what pruning made is nobody else's
+    for part, of_experts in scales.items():
+        pruned[part] = [
+            multiply(x, s[: pair.rank] if part == "B" else s[: pair.rank, None])
+            for x, s, pair in zip(pruned[part], of_experts, module.pairs, strict=True)
         ]
-    return scaled, dropped
+    return pruned, dropped
 
 
 def _there(module: Module) -> Tensor:

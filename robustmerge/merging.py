@@ -36,7 +36,7 @@ from robustmerge.runs import BESIDE, Address, address_folder, foreign, run_stage
 from robustmerge.settings import UserError, suggest
 from robustmerge.spaces import Blocks
 from robustmerge.tensor_files import all_finite
-from robustmerge.workers import in_order, one_thread_each
+from robustmerge.workers import in_order, set_up_for_merging
 
 Say = Callable[[str], None]
 R = TypeVar("R")
@@ -96,8 +96,8 @@ def write_merged(
     workers: int = 1,
 ) -> dict[str, Any]:
     """Merge into `folder` and return the record: what went in, what came out, what was left out."""
-    merging = Merging(open_experts(experts, method), method, workers)
-    with one_thread_each():
+    with set_up_for_merging():
+        merging = Merging(open_experts(experts, method), method, workers)
         known = merging.look_at_whole_model()
         try:
             record = merging.write(folder, known)

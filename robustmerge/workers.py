@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +21,21 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Torch works with one thread inside: the same sums for any number of cores, and small tensors are faster."""
+def set_up_for_merging() -> Iterator[None]:
+    """Torch works with one thread inside: the same sums for any number of cores, and small tensors are faster.
+
+    Nothing that a merge makes is in a cycle, so the garbage collector, which would walk over all of torch, rests.
+    """
     keep_freed_memory()
-    before = torch.get_num_threads()
+    threads, collecting = torch.get_num_threads(), gc.isenabled()
     torch.set_num_threads(1)
+    gc.disable()
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        if collecting:
+            gc.enable()
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
