@@ -149,7 +149,9 @@ def needs_another_majority(known: Known, elections: Sequence[Election]) -> bool:
 
 
 def merge_module(module: Module, known: Known) -> Merged:
-    """Merge one module that `check_module` gave. known: what was measured over the whole model, if the method asks.
+    """Merge one module, in float32 and without NaN (`check_module`).
+
+    known: what was measured over the whole model, if the method looks at it.
 
     In factor space RobustMerge is A = lambda sum_n A~_n, B = lambda sum_n B~_n diag(S~_n) (released code), and with
     product=each D = lambda sum_n B~_n diag(S~_n) A~_n (equation 5). In the other spaces every block of coordinates is

@@ -14,6 +14,8 @@ from robustmerge.adapter import Adapter, LoraPair
 from robustmerge.method import Method, Out, OutsideMethod
 from robustmerge.outputs import how_to_load
 
+ALMOST_NOTHING = 0.01  # of the largest expert's norm
+
 
 def squared_norm(update: LoraPair | Tensor) -> float:
     """||D||_F^2; of a pair by ||B A||_F^2 = sum((B^T B) * (A A^T)), r x r instead of d_out x d_in."""
@@ -67,7 +69,16 @@ def summary_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> str
         told.append(f"modules_to_save averaged ({record['extras']} tensors)")
     if record["dropped_rows"]:
         told.append(f"{record['dropped_rows']} empty rank rows left out")
+    if record["norm"] < ALMOST_NOTHING * norms[-1]:
+        told.append(f"so almost nothing is left of the updates{_why(method)}")
     return f"{method.title or method.name}: {len(record['experts'])} experts merged; " + ", ".join(told)
+
+
+def _why(method: Method | OutsideMethod) -> str:
+    """What may have taken it: B is often much smaller than A, so that a threshold over both leaves no B."""
+    if getattr(method, "space", None) == "factors" and method.prune.scope == "model":
+        return ": one threshold covers A and B of the whole model; try merge.prune.scope=tensor or merge.space=delta"
+    return ""
 
 
 def card_for(method: Method | OutsideMethod, out: Out, adapters: Sequence[Adapter]) -> str:

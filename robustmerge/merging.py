@@ -9,6 +9,7 @@ experts (one a worker) is read, merged and written at a time. In a notebook:
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ from robustmerge.adapter import Adapter, open_adapter
 from robustmerge.agreement import disagreements
 from robustmerge.algebra import Merged, Module, check_module, merge_module, needs_another_majority, parts_of
 from robustmerge.empty_rows import EmptyRow, EmptyRowsError
+from robustmerge.extras import mean_extras, mean_of, merge_biases, problems_of_extras
 from robustmerge.hub import find_folder, name_of
 from robustmerge.measure import Known, measure
 from robustmerge.merge_record import Norms, card_for, record_of, squared_norm, summary_of
@@ -31,11 +32,9 @@ from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
 from robustmerge.method_files import read_method
 from robustmerge.outputs import open_writer, problems_of_format
 from robustmerge.outside import collect, merge_outside
-from robustmerge.rules import sum_of
 from robustmerge.runs import BESIDE, Address, address_folder, foreign, run_stage
 from robustmerge.settings import UserError, suggest
 from robustmerge.spaces import Blocks
-from robustmerge.tensor_files import all_finite
 from robustmerge.workers import in_order, set_up_for_merging
 
 Say = Callable[[str], None]
@@ -160,8 +159,8 @@ class Merging:
         return [a.name for a in self.adapters]
 
     def read(self, name: str) -> Module:
-        """One module of all experts. Raises UserError if a value is not finite."""
-        return check_module(Module(name, self.names, [a.pair(name) for a in self.adapters], self.method))
+        """One module of all experts, not checked yet."""
+        return Module(name, self.names, [a.pair(name) for a in self.adapters], self.method)
 
     def each(self, title: str, function: Callable[[str], R]) -> Iterator[R]:
         """function(module) for all modules, in order, with a progress bar. Raises UserError with all problems."""
@@ -190,13 +189,13 @@ class Merging:
     def look_at_whole_model(self) -> Known | dict[str, Any]:
         """What the method must know before it can merge a module: thresholds, or what a function collects."""
         if isinstance(self.method, OutsideMethod):
-            return collect(self.method, self.each("collect", lambda name: (name, self.read(name).pairs)))
+            return collect(self.method, self.each("collect", lambda name: (name, check_module(self.read(name)).pairs)))
         if not self.method.looks_at_whole_model:
             return Known()
 
         def visit(add: Callable[[str, str, Blocks], None]) -> None:
             def add_all(name: str) -> None:
-                for part in parts_of(self.read(name)):
+                for part in parts_of(check_module(self.read(name))):
                     add(*part)
 
             deque(self.each("measure", add_all), maxlen=0)
@@ -204,10 +203,12 @@ class Merging:
         return measure(self.method, self.names, visit)
 
     def merge(self, name: str, known: Known | dict[str, Any]) -> Told:
-        """Merge one module: its update, and what goes with it."""
+        """Merge one module: its update, and what goes with it. Raises UserError if a value is not finite."""
         module = self.read(name)
-        merged = merge_module(module, known) if isinstance(known, Known) else merge_outside(module, known)
         norms = {expert: squared_norm(pair) for expert, pair in zip(module.experts, module.pairs, strict=True)}
+        if not all(map(math.isfinite, norms.values())):  # they are, where every value is and none is huge
+            check_module(module)
+        merged = merge_module(module, known) if isinstance(known, Known) else merge_outside(module, known)
         bias = merge_biases([a.bias(name) for a in self.adapters], module)
         magnitude = mean_of([a.magnitude(name) for a in self.adapters])
         return Told(merged, squared_norm(merged.update), norms, bias, magnitude)
@@ -226,46 +227,3 @@ class Merging:
             for name, mean in mean_extras(self.adapters):
                 writer.add_extra(name, mean)
         return record_of(method, self.adapters, writer.ranks, sum(one.dropped for one in told), norms)
-
-
-def merge_biases(biases: Sequence[Tensor | None], module: Module) -> Tensor | None:
-    """The merged bias of the update (lora_bias) [d_out]: it takes part in a method that is a plain sum.
-
-    Linear methods: strength sum_n w_n b_n (a mean: / T), as B A is merged; other methods say nothing of a bias, so it
-    is the plain mean.
-    """
-    if biases[0] is None:
-        return None
-    method = module.method
-    if not getattr(method, "is_linear", False):
-        return mean_of(biases)
-    share = method.effective_strength / (len(biases) if method.combine == "mean" else 1)
-    return sum_of(biases, [share * weight for weight in module.weights])
-
-
-def mean_of(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """The plain mean in float32; None of None."""
-    if tensors[0] is None:
-        return None
-    return sum_of([x.float() for x in tensors]) / len(tensors)
-
-
-def mean_extras(adapters: Sequence[Adapter]) -> Iterator[tuple[str, Tensor]]:
-    """The plain mean of every trained value of the base, in float32, whatever the method and its strength.
-
-    Published code: the same mean, summed in the tensors' own dtype. Counters and the like are equal and stay.
-    """
-    for name in adapters[0].extras:
-        tensors = [a.extra(name) for a in adapters]
-        yield name, mean_of(tensors) if tensors[0].is_floating_point() else tensors[0]
-
-
-def problems_of_extras(adapters: Sequence[Adapter]) -> Iterator[str]:
-    """The trained values of the base that cannot be averaged."""
-    for name in adapters[0].extras:
-        tensors = [a.extra(name) for a in adapters]
-        if tensors[0].is_floating_point():
-            bad = [a.name for a, x in zip(adapters, tensors, strict=True) if not all_finite(x)]
-            yield from (f"expert '{expert}', '{name}' holds NaN or infinity" for expert in bad)
-        elif any(not torch.equal(tensors[0], x) for x in tensors[1:]):
-            yield f"'{name}' differs between the experts and is not a number that can be averaged"

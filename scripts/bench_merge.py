@@ -72,7 +72,13 @@ def _run(row: Row, experts: Sequence[Path], folder: Path) -> Cost:
         return measure(work)
     made = Path(tempfile.mkdtemp(prefix="merged-", dir=folder))
     try:
-        work |= {"method": row.method, "changes": row.changes, "workers": row.workers, "out": str(made / "out")}
+        work |= {
+            "method": row.method,
+            "changes": row.changes,
+            "workers": row.workers,
+            "as_stage": row.as_stage,
+            "out": str(made / "out"),
+        }
         return measure(work)
     finally:
         shutil.rmtree(made)

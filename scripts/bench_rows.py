@@ -15,6 +15,7 @@ class Row:
     """work: of bench_work.py. peft: the kind of `add_weighted_adapter` that does the same, if there is one.
 
     changes: keys of the method's file that are set, with __ for a dot. by_hand: measured with --delta only.
+    as_stage: with the sha256 of everything that goes in and comes out, as a manifest has them.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Row:
     workers: int = 1
     peft: str | None = None
     by_hand: bool = False
+    as_stage: bool = False
 
 
 def _row(name: str, peft: str | None = None, method: str | None = None, **rest: Any) -> Row:
@@ -40,6 +42,7 @@ ROWS = (
     _row("task_arithmetic, delta", "cat", changes=DELTA),
     _row("robustmerge"),
     _row("robustmerge, 2 workers", workers=2),
+    _row("robustmerge, with manifest", as_stage=True),
     _row("robustmerge, out as experts", changes={"out__dtype": "experts"}),
     _row("robustmerge_eq5"),
     _row("ties", "ties"),

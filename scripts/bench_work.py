@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from robustmerge.merging import merge_folders
+from robustmerge.merging import merge_folders, write_merged
 from robustmerge.method_files import read_method
 
 
@@ -40,9 +40,15 @@ def sum_files(experts: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
-def merge(experts: Sequence[str], method: str, changes: dict[str, Any], workers: int, out: str) -> dict[str, Any]:
-    """The library on whole folders, its result written to `out`."""
-    merge_folders(experts, read_method(method, **changes), out, workers=workers, say=lambda text: None)
+def merge(
+    experts: Sequence[str], method: str, changes: dict[str, Any], workers: int, out: str, as_stage: bool = False
+) -> dict[str, Any]:
+    """The library on whole folders, its result written to `out`; as a stage, with the sha256 of all files."""
+    chosen = read_method(method, **changes)
+    if as_stage:
+        merge_folders(experts, chosen, out, workers, say=lambda text: None)
+    else:
+        write_merged(Path(out), chosen, {Path(e).name: Path(e) for e in experts}, lambda text: None, workers)
     return {}
 
 

@@ -237,3 +237,17 @@ def test_a_weight_multiplies_the_update_of_its_expert_once() -> None:
     for kind in ({"space": "factors"}, {"product": "each"}, {"space": "delta"}):
         merged = merge_pairs(pairs, method_of("task_arithmetic", strength=1.0, weights={"a": -3.0}, **kind))
         torch.testing.assert_close(merged.delta(), -3 * pairs["a"].delta())
+
+
+def test_a_merge_that_leaves_almost_nothing_says_so(tmp_path: Path) -> None:
+    """One threshold over A and B of the whole model prunes a B that is much smaller than A."""
+    experts = random_experts()
+    folders = {
+        name: write_expert(tmp_path / name, {m: LoraPair(p.A, 1e-4 * p.B) for m, p in modules.items()})
+        for name, modules in experts.items()
+    }
+    said: list[str] = []
+    write_merged(tmp_path / "merged", method_of("ties"), folders, said.append)
+    write_merged(tmp_path / "better", method_of("ties", prune__scope="tensor"), folders, said.append)
+    assert "so almost nothing is left of the updates: one threshold covers A and B" in said[0]
+    assert "nothing is left" not in said[1]
