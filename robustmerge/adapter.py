@@ -21,7 +21,7 @@ from robustmerge.adapter_config import CONFIG, config_for, read_config, refusals
 from robustmerge.adapter_names import PARTS, PREFIX, name_in_file, sort_names
 from robustmerge.runs import write_atomically
 from robustmerge.settings import UserError
-from robustmerge.tensor_files import TensorFile, TensorWriter, all_finite, room_for
+from robustmerge.tensor_files import TensorFile, TensorWriter, all_finite, refuse_overflow, room_for
 
 __all__ = [
     "CONFIG", "PREFIX", "WEIGHTS", "Adapter", "AdapterWriter", "LoraPair", "common_dtype", "open_adapter",
@@ -210,8 +210,7 @@ class AdapterWriter:
         self._add(name_in_file(name, self.ranks), tensor, f"'{name}'")
 
     def _add(self, key: str, tensor: Tensor, what: str) -> None:
-        if not all_finite(tensor):
-            raise UserError(f"{what}: the merged values do not fit {tensor.dtype}; take merge.out.dtype=float32")
+        refuse_overflow(tensor, what)
         self._tensors.add(key, tensor)
 
     def __exit__(self, *raised: Any) -> None:

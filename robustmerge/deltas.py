@@ -21,7 +21,7 @@ from robustmerge.adapter_config import SAME_BASE
 from robustmerge.runs import write_atomically
 from robustmerge.settings import UserError
 from robustmerge.slots import SlotWriter
-from robustmerge.tensor_files import TensorFile, all_finite
+from robustmerge.tensor_files import TensorFile, refuse_overflow
 
 WEIGHTS = "delta.safetensors"
 CONFIG = "delta_config.json"
@@ -107,8 +107,7 @@ class DeltaWriter:
         self._put(f"set.{name}", tensor, f"'{name}'")
 
     def _put(self, name: str, tensor: Tensor, what: str) -> None:
-        if not all_finite(tensor):
-            raise UserError(f"{what}: the merged values do not fit {tensor.dtype}; take merge.out.dtype=float32")
+        refuse_overflow(tensor, what)
         self._tensors.put(name, tensor)
 
     def __exit__(self, *raised: Any) -> None:

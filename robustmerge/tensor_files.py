@@ -85,6 +85,13 @@ def all_finite(tensor: Tensor) -> bool:
     return all(math.isfinite(bound) for bound in torch.aminmax(tensor))
 
 
+def refuse_overflow(tensor: Tensor, what: str) -> None:
+    """Raises UserError if the merged values of `what`, already in the dtype they are written in, do not fit it."""
+    if not all_finite(tensor):
+        remedy = "take a smaller strength" if tensor.dtype == torch.float32 else "take merge.out.dtype=float32"
+        raise UserError(f"{what}: the merged values do not fit {tensor.dtype}; {remedy}")
+
+
 def room_for(names: Iterable[str]) -> int:
     """Bytes that hold the header of a file with tensors of these names, or others as long, whatever their shapes."""
     return sum(len(name) + ENTRY for name in names) + ENTRY
