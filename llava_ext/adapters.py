@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from llava_ext.data import seed_of
 from llava_ext.settings import Peft
 from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, open_tensors
-from robustmerge.deltas import Delta, all_finite, open_delta
+from robustmerge.deltas import Delta, open_delta
 from robustmerge.runs import UserError, write_atomically
+from robustmerge.tensor_files import all_finite
 
 
 def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: str, float32: bool = True) -> PeftModel:

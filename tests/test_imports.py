@@ -16,7 +16,7 @@ OURS = {"robustmerge", "llava_ext", "eval", "data_prep", "scripts"}
 SHARED = {"robustmerge.records", "robustmerge.runs", "robustmerge.settings", "robustmerge.prompts"}
 ALLOWED = {
     "robustmerge": {"robustmerge"},
-    "llava_ext": {"llava_ext", "robustmerge.adapter", "robustmerge.deltas"} | SHARED,
+    "llava_ext": {"llava_ext", "robustmerge.adapter", "robustmerge.deltas", "robustmerge.tensor_files"} | SHARED,
     "eval": {"eval"} | SHARED,
     "data_prep": {"data_prep"} | SHARED,
 }
