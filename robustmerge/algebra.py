@@ -226,12 +226,13 @@ def _prune_and_scale(module: Module, known: Known) -> tuple[dict[str, list[Tenso
             raise EmptyRowsError(find_empty_rows(module, source, full[source], undefined), method.prune.rule)
         dropped += int(empty.sum())
         scales[part] = rank_scales(before * gain, after, method.scale)
-    multiply = Tensor.mul_ if method.prunings else Tensor.mul  # what pruning made is nobody else's
     for part, of_experts in scales.items():
-        pruned[part] = [
-            multiply(x, s[: pair.rank] if part == "B" else s[: pair.rank, None])
-            for x, s, pair in zip(pruned[part], of_experts, module.pairs, strict=True)
-        ]
+        axis = RANK_AXIS[part]
+        scaled = []
+        for x, own, s in zip(pruned[part], full[part], of_experts, strict=True):
+            s = s[: x.shape[axis]].unsqueeze(1 - axis)
+            scaled.append(x * s if x is own else x.mul_(s))  # where nothing was pruned, x is the expert's own
+        pruned[part] = scaled
     return pruned, dropped
 
 
