@@ -33,10 +33,18 @@ WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The low-rank update B @ A of one linear layer. A: [r, d_in], B: [d_out, r], alpha/r included in B."""
+    """The low-rank update B @ A of one linear layer. A: [r, d_in], B: [d_out, r], alpha/r included in B.
+
+    Raises UserError if they are no pair.
+    """
 
     A: Tensor
     B: Tensor
+
+    def __post_init__(self) -> None:
+        if self.A.dim() != 2 or self.B.dim() != 2 or self.A.shape[0] != self.B.shape[1]:
+            found = f"A {list(self.A.shape)} and B {list(self.B.shape)}"
+            raise UserError(f"a pair is A [rank, d_in] and B [d_out, rank] of one rank, got {found}")
 
     @property
     def rank(self) -> int:

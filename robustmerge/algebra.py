@@ -27,6 +27,7 @@ from robustmerge.adapter import LoraPair
 from robustmerge.empty_rows import EmptyRowsError, find_empty_rows
 from robustmerge.measure import Known, measure, pruned_blocks, weigh
 from robustmerge.method import Method, Prune
+from robustmerge.method_checks import problems_of_weights
 from robustmerge.rules import COMBINE, RANK_AXIS, Election, rank_scales, rank_sums
 from robustmerge.settings import UserError
 from robustmerge.spaces import SPACES, Blocks, concatenate, truncate
@@ -71,9 +72,11 @@ def merge_pairs(experts: Mapping[str, LoraPair], method: Method, module: str = "
 def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: Method) -> dict[str, LoraPair | Tensor]:
     """Merge whole models that are in memory. experts: name -> module -> pair; returns module -> update.
 
-    Raises UserError if the experts do not fit together, where a scale is undefined, and if a value given or merged is
-    not finite.
+    Raises UserError if the experts do not fit together, where a scale is undefined, if a value given or merged is not
+    finite, and for a method outside the algebra, which is a function to be called as it is.
     """
+    if not isinstance(method, Method):
+        raise UserError(f"'{method.name}' is a function by itself: call {method.target}, or merge folders with it")
     names = sorted(experts)
     _check_alike(experts, method)
     modules = [
@@ -95,8 +98,10 @@ def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: Method) 
 
 def _check_alike(experts: Mapping[str, Mapping[str, LoraPair]], method: Method) -> None:
     """Raises UserError naming every expert that differs from the first in its modules, shapes or, if need be, ranks."""
+    if not experts or not all(experts.values()):
+        raise UserError("there are no experts to merge, or one has no modules")
     first, *others = sorted(experts)
-    problems = []
+    problems = problems_of_weights(method.weights, experts)
     for other in others:
         odd = sorted(set(experts[first]) ^ set(experts[other]))
         if odd:

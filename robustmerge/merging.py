@@ -29,11 +29,12 @@ from robustmerge.hub import find_folder, name_of
 from robustmerge.measure import Known, measure
 from robustmerge.merge_record import Norms, card_for, record_of, squared_norm, summary_of
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
+from robustmerge.method_checks import problems_of_weights
 from robustmerge.method_files import read_method
 from robustmerge.outputs import open_writer, problems_of_format
 from robustmerge.outside import collect, merge_outside
 from robustmerge.runs import BESIDE, Address, address_folder, foreign, run_stage
-from robustmerge.settings import UserError, suggest
+from robustmerge.settings import UserError
 from robustmerge.spaces import Blocks
 from robustmerge.workers import in_order, set_up_for_merging
 
@@ -119,9 +120,7 @@ def open_experts(experts: Mapping[str, Path], method: Method | OutsideMethod) ->
     if not problems:
         problems = disagreements(adapters, getattr(method, "needs_equal_ranks", False), method.check_base)
         problems += problems_of_format(method.output_format, adapters)
-    for name in getattr(method, "weights", None) or ():
-        if name not in experts:
-            problems.append(f"weights names an unknown expert '{name}'; {suggest(name, experts)} (merge.weights)")
+    problems += problems_of_weights(getattr(method, "weights", None), experts)
     if problems:
         raise UserError("\n".join(problems))
     return adapters

@@ -5,7 +5,7 @@ The choices are written here and again as the tables of rules and spaces, becaus
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from robustmerge.settings import suggest
@@ -86,8 +86,10 @@ def _wrong_numbers(method: Method) -> list[str]:
             problems.append(f"density must be in (0, 1], got {density} (merge.{key}.density)")
     if not 0 <= method.scale.floor < 1:
         problems.append(f"floor must be in [0, 1), got {method.scale.floor} (merge.scale.floor)")
-    if not method.basis.cut >= 0:
-        problems.append(f"cut must be at least 0, got {method.basis.cut} (merge.basis.cut)")
+    most = 1.0 if method.basis.relative else float("inf")
+    if not 0 <= method.basis.cut < most:
+        below = f" and below {most:g}" if method.basis.cut >= most else ""
+        problems.append(f"cut must be at least 0{below}, got {method.basis.cut} (merge.basis.cut)")
     if method.strength is None:
         problems.append(
             f"strength must be given: merge.strengths lists no default for {method.strength_key} (merge.strength)"
@@ -101,11 +103,16 @@ def _wrong_numbers(method: Method) -> list[str]:
 
 
 def _meaningless_cells(method: Method) -> list[str]:
-    problems, prune = _unused_density(method.prune), method.prune
+    problems, prune = [*_unused_settings(method.prune), *_unused_range(method.first)], method.prune
     if prune.count == "exact" and (prune.scope == "model" or method.space == "delta") and prune.rule == "magnitude":
         problems.append(
             "count=exact needs a tensor that is held whole, so scope=tensor and a space other than delta; choose "
             "count=authors or released (merge.prune.count)"
+        )
+    if method.strength_key == "factors" and method.strength is not None and method.strength < 0:
+        problems.append(
+            "strength multiplies A and B each, so that a negative one does not turn the update round; take another "
+            f"space than factors, or product=each; got {method.strength} (merge.strength)"
         )
     if method.strength_key == "each" and method.combine not in ("sum", "mean"):
         problems.append(f"product=each is a sum of products, got combine {method.combine} (merge.product)")
@@ -126,12 +133,42 @@ def _meaningless_cells(method: Method) -> list[str]:
     return problems
 
 
-def _unused_density(prune: Prune) -> list[str]:
-    if prune.rule not in ("none", "sign") or prune.density == 1:
+def _unused_settings(prune: Prune) -> list[str]:
+    """What is said of a density that the rule does not use."""
+    if prune.rule not in ("none", "sign"):
         return []
     others = ", ".join(rule for rule in PRUNE_RULES if rule not in ("none", "sign"))
-    what = "prunes nothing" if prune.rule == "none" else "is not used"
+    unused = f"while prune.rule is {prune.rule}; set"
+    problems = []
+    if prune.density != 1:
+        what = "prunes nothing" if prune.rule == "none" else "is not used"
+        problems.append(
+            f"density {prune.density} {what} {unused} prune.density=1, or prune.rule to one of {others} "
+            "(merge.prune.density)"
+        )
+    if prune.rescale:
+        problems.append(
+            f"rescale divides by a density that is not used {unused} prune.rescale=false, or prune.rule to one of "
+            f"{others} (merge.prune.rescale)"
+        )
+    return problems
+
+
+def _unused_range(first: Prune | None) -> list[str]:
+    """A random pruning has no threshold, so neither the range of one nor a way to count."""
+    keys = {"scope": "tensor", "count": "released"}  # as they are if nothing is said
     return [
-        f"density {prune.density} {what} while prune.rule is {prune.rule}; set prune.density=1, or prune.rule to one "
-        f"of {others} (merge.prune.density)"
+        f"{key} is of thresholds, and a random pruning has none; leave it out (merge.first.{key})"
+        for key, value in keys.items()
+        if first is not None and getattr(first, key) != value
+    ]
+
+
+def problems_of_weights(weights: Mapping[str, float] | None, experts: Iterable[str]) -> list[str]:
+    """Weights of experts that are not there."""
+    experts = tuple(experts)
+    return [
+        f"weights names an unknown expert '{name}'; {suggest(name, experts)} (merge.weights)"
+        for name in weights or ()
+        if name not in experts
     ]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from robustmerge.adapter import WEIGHTS, LoraPair, open_adapter
-from robustmerge.algebra import EmptyRowsError, merge_pairs
+from robustmerge.algebra import EmptyRowsError, merge_models, merge_pairs
 from robustmerge.merging import write_merged
 from robustmerge.method import Method, Out
 from robustmerge.runs import UserError
@@ -89,6 +89,32 @@ def test_experts_that_do_not_fit_together_are_all_named_at_once(tmp_path: Path) 
         "weights names an unknown expert 'g'; choose one of a, b, c, d, e, f (merge.weights)",
     ]
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"weights": {"aa": 2.0}}, "weights names an unknown expert 'aa'; choose one of a, b, c"),
+        ({"strength": -1.0}, r"strength multiplies A and B each, .* got -1.0 \(merge.strength\)"),
+        ({"prune__rule": "none", "prune__density": 1.0, "prune__rescale": True}, r"rescale .* \(merge.prune.rescale\)"),
+        ({"first": {"rule": "random", "scope": "model"}}, r"scope is of thresholds, .* \(merge.first.scope\)"),
+        ({"basis__cut": 1.0, "basis__relative": True}, r"cut must .* below 1, got 1.0 \(merge.basis.cut\)"),
+    ],
+    ids=str,
+)
+def test_settings_that_would_do_nothing_or_something_else_are_refused(changes: dict, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        merge_models(random_experts(), method_of("ties", **changes))
+
+
+def test_what_is_no_model_no_pair_or_no_method_of_the_algebra_is_refused_in_memory() -> None:
+    for nothing in ({}, {"a": {}}):
+        with pytest.raises(UserError, match="there are no experts to merge, or one has no modules"):
+            merge_models(nothing, SUM)
+    with pytest.raises(UserError, match=r"of one rank, got A \[3, 5\] and B \[4, 2\]"):
+        LoraPair(torch.ones(3, 5), torch.ones(4, 2))
+    with pytest.raises(UserError, match="'tsv_m' is a function by itself: call robustmerge.beyond.tsv_m.merge"):
+        merge_models(random_experts(), method_of("tsv_m"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
