@@ -69,16 +69,22 @@ def summary_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> str
         told.append(f"modules_to_save averaged ({record['extras']} tensors)")
     if record["dropped_rows"]:
         told.append(f"{record['dropped_rows']} empty rank rows left out")
-    if record["norm"] < ALMOST_NOTHING * norms[-1]:
-        told.append(f"so almost nothing is left of the updates{_why(method)}")
+    if warning := warning_of(method, record):
+        told.append(f"so {warning}")
     return f"{method.title or method.name}: {len(record['experts'])} experts merged; " + ", ".join(told)
 
 
-def _why(method: Method | OutsideMethod) -> str:
-    """What may have taken it: B is often much smaller than A, so that a threshold over both leaves no B."""
+def warning_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> str | None:
+    """That almost nothing is left, and what may have taken it; None where enough is.
+
+    B is often much smaller than A, so that a threshold over both leaves no B.
+    """
+    if record["norm"] >= ALMOST_NOTHING * max(record["expert_norms"].values()):
+        return None
+    lost = "almost nothing is left of the updates"
     if getattr(method, "space", None) == "factors" and method.prune.scope == "model":
-        return ": one threshold covers A and B of the whole model; try merge.prune.scope=tensor or merge.space=delta"
-    return ""
+        lost += ": one threshold covers A and B of the whole model; try merge.prune.scope=tensor or merge.space=delta"
+    return lost
 
 
 def card_for(method: Method | OutsideMethod, out: Out, adapters: Sequence[Adapter]) -> str:

@@ -57,6 +57,11 @@ def tell_merged(folder: Path, method: Method | OutsideMethod, out: str) -> None:
     rows |= {"size": f"{size / 1e6:.1f} MB", "time": f"{record['seconds']:.1f} s"}
     for key, value in rows.items():
         print(f"  {key:<20} {value}")
+
+    from robustmerge.merge_record import warning_of  # needs torch, which a merge has loaded and planning has not
+
+    if warning := warning_of(method, record):
+        print(f"\nwarning: {warning}")
     is_model = (folder / "config.json").exists()
     words = [f"model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
     answer = shlex.join(["python", "scripts/predict.py", *words])
@@ -72,7 +77,6 @@ def merge_rows(method: Method | OutsideMethod, record: Mapping[str, Any]) -> dic
     if getattr(method, "strength_key", None) == "factors":
         factor += f" (strength {record['strength']:g} on A and on B)"
     ratio = f"{record['norm'] / mean:.3g} x the experts' mean of {mean:.3g}" if mean else "and the experts' too"
-    ratio += ": nothing is left of the updates" if mean and not record["norm"] else ""
     return {
         "experts": ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else ""),
         "modules": str(record["modules"]),
