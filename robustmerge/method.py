@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from robustmerge.method_checks import PARTS, problems_of, problems_of_out
+from robustmerge.method_checks import PARTS, USUAL_SCOPE, problems_of, problems_of_out
 from robustmerge.settings import ConfigError, build, later, outside_identity
 
 MERGE_SCHEMA = 2  # of what a merge writes: raised where the same method gives other numbers than before
@@ -25,14 +25,15 @@ MERGE_SCHEMA = 2  # of what a merge writes: raised where the same method gives o
 class Prune:
     """Which entries of each expert survive.
 
-    density: the fraction kept. scope: what one threshold covers: each tensor, or the whole model; what `elected` and
-    `balanced` measure follows it. count: which order statistic is the threshold, see `rules.threshold_index`.
+    density: the fraction kept. scope: what one threshold covers: each tensor, or the whole model; null: what is usual
+    in the space, see `method_checks.USUAL_SCOPE`. What `elected` and `balanced` measure follows it. count: which order
+    statistic is the threshold, see `rules.threshold_index`.
     rescale: divide what is kept by the density, as DARE does.
     """
 
     rule: str = "none"
     density: float = 1.0
-    scope: str = "tensor"
+    scope: str | None = None
     count: str = "released"
     rescale: bool = False
 
@@ -126,6 +127,8 @@ class Method:
     def __post_init__(self) -> None:
         if self.strength is None and self.strength_key in self.strengths:
             object.__setattr__(self, "strength", self.strengths[self.strength_key])
+        if self.prune.scope is None and self.space in USUAL_SCOPE:
+            object.__setattr__(self, "prune", replace(self.prune, scope=USUAL_SCOPE[self.space]))
         problems = problems_of(self)
         if problems:
             raise ConfigError(problems)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 SPACES = ("factors", "delta", "knots", "core")
 PRUNE_RULES = ("none", "magnitude", "random", "sign")
 SCOPES = ("tensor", "model")
+# What thresholds cover where nothing is said. Authors of TIES, PCB and KnOTS: the whole model; of Core Space: a module.
+# A and B differ in size, so that one threshold over both would leave little of B: in factor space each has its own.
+USUAL_SCOPE = {"factors": "tensor", "delta": "model", "knots": "model", "core": "tensor"}
 COUNTS = ("authors", "released", "exact")
 PARTS = ("A", "B")
 EMPTY_ROWS = ("error", "drop")
@@ -156,7 +159,7 @@ def _unused_settings(prune: Prune) -> list[str]:
 
 def _unused_range(first: Prune | None) -> list[str]:
     """A random pruning has no threshold, so neither the range of one nor a way to count."""
-    keys = {"scope": "tensor", "count": "released"}  # as they are if nothing is said
+    keys = {"scope": None, "count": "released"}  # as they are if nothing is said
     return [
         f"{key} is of thresholds, and a random pruning has none; leave it out (merge.first.{key})"
         for key, value in keys.items()

@@ -39,6 +39,7 @@ def ties(space: str) -> Callable[[Settings], Method]:
     return lambda h: read_method(
         "ties",
         space=space,
+        prune__scope="model",
         prune__density=h["topk_percent"] / 100,
         disjoint=h["merge_func"].removeprefix("dis-"),
         strength=h["lambda"],

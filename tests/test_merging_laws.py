@@ -259,7 +259,7 @@ def test_a_merge_that_leaves_almost_nothing_says_so(tmp_path: Path) -> None:
         for name, modules in experts.items()
     }
     said: list[str] = []
-    write_merged(tmp_path / "merged", method_of("ties"), folders, said.append)
-    write_merged(tmp_path / "better", method_of("ties", prune__scope="tensor"), folders, said.append)
+    write_merged(tmp_path / "merged", method_of("ties", prune__scope="model"), folders, said.append)
+    write_merged(tmp_path / "better", method_of("ties"), folders, said.append)
     assert "so almost nothing is left of the updates: one threshold covers A and B" in said[0]
     assert "nothing is left" not in said[1]

@@ -18,7 +18,7 @@ from robustmerge import method as method_file
 from robustmerge.adapter import open_adapter
 from robustmerge.algebra import merge_pairs
 from robustmerge.merging import write_merged
-from robustmerge.method import Method, Prune, build_method
+from robustmerge.method import Balance, Basis, Method, Out, Prune, Scale, build_method
 from robustmerge.method_files import METHODS, list_methods, read_method
 from robustmerge.rules import COMBINE, PRUNE
 from robustmerge.runs import UserError
@@ -67,8 +67,15 @@ def test_the_neutral_file_lists_every_key_at_its_default() -> None:
     method = build_method({**neutral, "name": "neutral", "strength": 1.0})
     assert method == Method(name="neutral", strength=1.0)
     assert set(neutral) | {"name", "title", "paper"} == {field.name for field in dataclasses.fields(Method)}
-    for key in ("prune", "scale", "balance", "basis", "out"):
-        assert neutral[key] == dataclasses.asdict(getattr(method, key))
+    nested = {"prune": Prune(), "scale": Scale(), "balance": Balance(), "basis": Basis(), "out": Out()}
+    for key, default in nested.items():
+        assert neutral[key] == dataclasses.asdict(default)
+
+
+def test_thresholds_cover_what_is_usual_in_a_space_unless_it_is_said() -> None:
+    usual = {space: read_method("ties", space=space).prune.scope for space in method_checks.SPACES}
+    assert usual == {"factors": "tensor", "delta": "model", "knots": "model", "core": "tensor"}
+    assert read_method("ties", prune__scope="model").prune.scope == "model"
 
 
 def test_a_change_in_python_is_the_same_override_on_the_command_line() -> None:
@@ -103,12 +110,12 @@ def test_all_mistakes_in_a_method_are_told_at_once_with_their_keys() -> None:
     [
         ("task_arithmetic", {"prune__density": 0.3}, "density 0.3 prunes nothing while prune.rule is none"),
         ("robustmerge", {"prune__densty": 0.3}, r"did you mean 'density'.*\(merge.prune.densty\)"),
-        ("ties", {"prune__count": "exact"}, r"count=exact needs a tensor that is held whole.*\(merge.prune.count\)"),
+        ("knots_ties", {"prune__count": "exact"}, r"count=exact needs a tensor that is held whole.*\(merge.prune.count\)"),
         ("ties", {"product": "each", "strength": 1.0}, "product=each is a sum of products, got combine elected"),
         ("dare_ties", {"first__rule": "magnitude"}, r"unknown rule 'magnitude'.*\(merge.first.rule\)"),
         ("pcb", {"balance__variant": "es"}, r"unknown variant 'es'.*\(merge.balance.variant\)"),
         ("pcb", {"balance__density": 0}, r"density must be in \(0, 1\], got 0.0 \(merge.balance.density\)"),
-        ("pcb", {"scale__B": "A"}, "scores over the whole model are measured before anything is scaled"),
+        ("pcb", {"scale__B": "A", "prune__scope": "model"}, "scores over the whole model are measured before anything is scaled"),
         ("knots_ties", {"basis__cut": -1}, r"cut must be at least 0, got -1.0 \(merge.basis.cut\)"),
         ("ties", {"strength": float("nan")}, r"strength must be a finite number, got nan \(merge.strength\)"),
         ("svd", {"out__rank": 0}, r"rank must be at least 1, got 0 \(merge.out.rank\)"),
