@@ -32,8 +32,7 @@ def _row(name: str, peft: str | None = None, method: str | None = None, **rest: 
     return Row(name, method=method or name.partition(",")[0], peft=peft, **rest)
 
 
-TENSOR, DELTA = {"prune__scope": "tensor"}, {"space": "delta"}
-WHOLE_DELTA = {"space": "delta", "prune__scope": "model", "out__format": "delta"}
+MODEL, DELTA = {"prune__scope": "model"}, {"space": "delta"}
 
 ROWS = (
     Row(BOUND, work="sum"),
@@ -46,17 +45,17 @@ ROWS = (
     _row("robustmerge, out as experts", changes={"out__dtype": "experts"}),
     _row("robustmerge_eq5"),
     _row("ties", "ties"),
-    _row("ties, per tensor", "ties", changes=TENSOR),
+    _row("ties, whole model", "ties", changes=MODEL),
     _row("dare", "dare_linear"),
     _row("dare_ties", "dare_ties"),
-    _row("dare_ties, per tensor", "dare_ties", changes=TENSOR),
+    _row("dare_ties, whole model", "dare_ties", changes=MODEL),
     _row("pcb"),
     _row("svd", "svd"),
     _row("knots_ties"),
     _row("knots_ties, 2 workers", workers=2),
     _row("knots_dare_ties"),
-    _row("ties, core", changes={"space": "core"} | TENSOR),
-    _row("ties, delta, whole model", changes=WHOLE_DELTA, by_hand=True),
+    _row("ties, core", changes={"space": "core"}),
+    _row("ties, delta, whole model", changes=DELTA | MODEL, by_hand=True),
 )
 
 
