@@ -98,8 +98,8 @@ def keep_random(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Dr
 
 def keep_agreeing(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
     """The entries that have the sign of their sum over experts (figure 5b, "aggregated sign")."""
-    total = sum_of(xs)
-    return [x * (x * total > 0) for x in xs]
+    signs = torch.sign(sum_of(xs))
+    return [x * (torch.sign(x) == signs) for x in xs]
 
 
 def smallest_density(x: Tensor, rank_axis: int, count: str) -> float | None:
