@@ -1,4 +1,4 @@
-"""Laws of pruning and scaling that no published method shows by itself. `pytest tests/test_prune_and_scale.py`"""
+"""Laws of rules and spaces that no published method shows by itself. `pytest tests/test_rules_and_spaces.py`"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from robustmerge.adapter import LoraPair
 from robustmerge.algebra import merge_models, merge_pairs
 from robustmerge.method import Method, Prune, Scale
 from robustmerge.rules import keep_agreeing, rank_scales
+from robustmerge.spaces import SPACES
 from tests.merge_cases import method_of, random_experts
 
 
@@ -53,3 +54,13 @@ def test_a_merge_leaves_the_experts_as_they_were(density: float, scope: str) -> 
         for module, pair in modules.items():
             assert torch.equal(pair.A, untouched[name][module].A)
             assert torch.equal(pair.B, untouched[name][module].B)
+
+
+def test_directions_that_no_expert_uses_have_no_vote_in_core_space() -> None:
+    pair = random_experts()["a"]["layers.0.q"]  # of rank 4: of 7 and 8 directions of two, only 4 are there
+    (block,) = SPACES["core"]([pair, pair], Method("core", "core", 1.0)).parts["M"]
+    for coordinates in block():
+        assert coordinates.shape == (7, 8)
+        assert coordinates[:4, :4].any()
+        assert not coordinates[4:].any()
+        assert not coordinates[:, 4:].any()
