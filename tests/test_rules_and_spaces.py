@@ -7,7 +7,7 @@ import torch
 
 from robustmerge.adapter import LoraPair
 from robustmerge.algebra import merge_models, merge_pairs
-from robustmerge.method import Method, Prune, Scale
+from robustmerge.method import Basis, Method, Prune, Scale
 from robustmerge.rules import keep_agreeing, rank_scales
 from robustmerge.spaces import SPACES
 from tests.merge_cases import method_of, random_experts
@@ -64,3 +64,12 @@ def test_directions_that_no_expert_uses_have_no_vote_in_core_space() -> None:
         assert coordinates[:4, :4].any()
         assert not coordinates[4:].any()
         assert not coordinates[:, 4:].any()
+
+
+@pytest.mark.parametrize(("basis", "counts"), [((1e-5, True), (2, 2)), ((0.3, True), (1, 1)), ((0.3, False), (2, 1))])
+def test_knots_drops_directions_by_their_size_or_in_proportion_to_the_largest(basis: tuple, counts: tuple) -> None:
+    method = Method("knots", "knots", 1.0, basis=Basis(*basis))
+    B = torch.tensor([[2.0, 0.0], [0.0, 0.5]])  # singular values 2 and 0.5
+    for size, count in zip((1.0, 0.1), counts, strict=True):
+        (block,) = SPACES["knots"]([LoraPair(torch.eye(2, 3), size * B)], method).parts["P"]
+        assert [len(coordinates) for coordinates in block()] == [count]
