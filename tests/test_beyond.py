@@ -223,6 +223,10 @@ def test_settings_that_mean_nothing_are_refused_with_the_choices() -> None:
         dc_merge.merge(pairs, smoothing="average")
     with pytest.raises(UserError, match=r"density must be in \(0, 1\], got 10"):
         dc_merge.merge(pairs, density=10)
+    with pytest.raises(UserError, match="rho must be at least 1, got 0.5 .*\nrank must be at least 1, got -1"):
+        dc_merge.merge(pairs, rho=0.5, rank=-1)
+    with pytest.raises(UserError, match=r"share must be in \[0, 1\], got 65 .*\ntime must be at least 0, got -1"):
+        swudi.merge(pairs, share=65, time=-1)
     with pytest.raises(UserError, match="unknown rule .*'dare'; choose one of sum, ties"):
         compress_then_merge.merge(pairs, rule="dare")
     with pytest.raises(UserError) as refused:

@@ -39,11 +39,15 @@ def merge(
     """Merge one module. Ranks may differ; an all-zero expert changes nothing.
 
     smoothing: avg | linear (with rho). density: of each M_n, the fraction kept. rank: directions of each expert, all
-    if null. Raises UserError for another name or a density that is no fraction.
+    if null. Raises UserError for another name or a number out of range.
     """
     choose(smoothing, ("avg", "linear"), "smoothing of dc_merge (merge.params.smoothing)")
-    if not 0 < density <= 1:
-        raise UserError(f"density must be in (0, 1], got {density} (merge.params.density)")
+    problems = [] if 0 < density <= 1 else [f"density must be in (0, 1], got {density} (merge.params.density)"]
+    problems += [] if rho >= 1 else [f"rho must be at least 1, got {rho} (merge.params.rho)"]
+    if rank is not None and rank < 1:
+        problems.append(f"rank must be at least 1, got {rank} (merge.params.rank)")
+    if problems:
+        raise UserError("\n".join(problems))
     spectra = [leading(pair, rank) for pair in pairs]
     every = side_by_side(spectra)
     left, right = polar(every.U), polar(every.V)  # [d_out, R], [d_in, R], R = N r

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from robustmerge.adapter import LoraPair
 from robustmerge.beyond.low_rank import basis_of, pair_of, side_by_side
-from robustmerge.settings import choose
+from robustmerge.settings import UserError, choose
 from robustmerge.spectra import decompose
 
 SMALLEST = 1e-8  # eigenvalue
@@ -44,10 +44,15 @@ def merge(
 ) -> LoraPair:
     """Merge one module. Ranks may differ; an all-zero expert counts in the mean of init and changes nothing else.
 
-    variant: swudi | aswudi. init: sum | mean, of T_0. time, share: of swudi. Raises UserError for another name.
+    variant: swudi | aswudi. init: sum | mean, of T_0. time, share: of swudi.
+    Raises UserError for another name or a number out of range.
     """
     choose(variant, ("swudi", "aswudi"), "variant of swudi (merge.params.variant)")
     choose(init, ("sum", "mean"), "init of swudi (merge.params.init)")
+    problems = [] if 0 <= share <= 1 else [f"share must be in [0, 1], got {share} (merge.params.share)"]
+    problems += [] if time >= 0 else [f"time must be at least 0, got {time} (merge.params.time)"]
+    if problems:
+        raise UserError("\n".join(problems))
     spectra = [decompose(pair) for pair in pairs]
     energy = torch.cat([(x.s / x.norm) ** 2 for x in spectra])  # [R]: w_n s^2, R = sum of the ranks
     every = side_by_side(spectra)
