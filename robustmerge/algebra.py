@@ -1,4 +1,4 @@
-"""One module of T experts through a merge method. Every method of the paper is these few lines.
+"""Modules of T experts through a merge method. Every method of the paper is these few lines.
 
 In a notebook:
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,42 +25,16 @@ from torch import Tensor
 from robustmerge.adapter import LoraPair
 from robustmerge.empty_rows import EmptyRowsError, find_empty_rows
 from robustmerge.measure import Known, measure, pruned_blocks, weigh
-from robustmerge.method import Method, Prune
-from robustmerge.method_checks import problems_of_weights
+from robustmerge.method import Method, OutsideMethod, Prune
+from robustmerge.module import Merged, Module, check_alike, check_module
+from robustmerge.outside import collect, merge_outside
 from robustmerge.rules import COMBINE, RANK_AXIS, Election, rank_scales, rank_sums
 from robustmerge.settings import UserError
 from robustmerge.spaces import SPACES, Blocks, concatenate, truncate
 from robustmerge.tensor_files import all_finite
 
 
-class Merged(NamedTuple):
-    """The update of one module. dropped: rank rows of experts left out of its scales. election: how signs fell."""
-
-    update: LoraPair | Tensor
-    dropped: int = 0
-    election: Election = Election()
-
-
-class Module(NamedTuple):
-    """One module of all experts, in the order of their sorted names: what every step of a merge looks at."""
-
-    name: str
-    experts: Sequence[str]
-    pairs: Sequence[LoraPair]
-    method: Method
-
-    @property
-    def weights(self) -> list[float]:
-        return [(self.method.weights or {}).get(name, 1.0) for name in self.experts]
-
-    @property
-    def rank(self) -> int | None:
-        """The rank to cut the merged update to."""
-        rank = self.method.out.rank
-        return max(pair.rank for pair in self.pairs) if rank == "experts" else rank
-
-
-def merge_pairs(experts: Mapping[str, LoraPair], method: Method, module: str = "") -> LoraPair | Tensor:
+def merge_pairs(experts: Mapping[str, LoraPair], method: Method | OutsideMethod, module: str = "") -> LoraPair | Tensor:
     """Merge one module. experts: name -> pair, A [r, d_in] and B [d_out, r]; module: its name, for random pruning.
 
     Returns a pair, or the dense update [d_out, d_in] where it has no low rank. Raises UserError as `merge_models` does.
@@ -69,76 +42,42 @@ def merge_pairs(experts: Mapping[str, LoraPair], method: Method, module: str = "
     return merge_models({name: {module: pair} for name, pair in experts.items()}, method)[module]
 
 
-def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: Method) -> dict[str, LoraPair | Tensor]:
+def merge_models(
+    experts: Mapping[str, Mapping[str, LoraPair]], method: Method | OutsideMethod
+) -> dict[str, LoraPair | Tensor]:
     """Merge whole models that are in memory. experts: name -> module -> pair; returns module -> update.
 
-    Raises UserError if the experts do not fit together, where a scale is undefined, if a value given or merged is not
-    finite, and for a method outside the algebra, which is a function to be called as it is.
+    Raises UserError if the experts do not fit together, where a scale is undefined, and if a value given or merged is
+    not finite.
     """
-    if not isinstance(method, Method):
-        raise UserError(f"'{method.name}' is a function by itself: call {method.target}, or merge folders with it")
     names = sorted(experts)
-    _check_alike(experts, method)
+    check_alike(experts, method)
     modules = [
         check_module(Module(name, names, [experts[expert][name] for expert in names], method))
         for name in sorted(experts[names[0]])
     ]
-    known = Known()
-    if method.looks_at_whole_model:
-        known = measure(method, names, lambda add: [add(*part) for module in modules for part in parts_of(module)])
-    merged = {module.name: merge_module(module, known) for module in modules}
-    if needs_another_majority(known, [found.election for found in merged.values()]):
-        merged = {module.name: merge_module(module, replace(known, majority=-1)) for module in modules}
-    for name, found in merged.items():
-        update = found.update
+    if isinstance(method, Method):
+        merged = _merge_modules(modules, method)
+    else:
+        told = collect(method, ((module.name, module.pairs) for module in modules))
+        merged = [merge_outside(module, told) for module in modules]
+    updates = {module.name: found.update for module, found in zip(modules, merged, strict=True)}
+    for name, update in updates.items():
         if not all(map(all_finite, (update.A, update.B) if isinstance(update, LoraPair) else (update,))):
             raise UserError(f"module '{name}': the merged update is too large for float32")
-    return {name: found.update for name, found in merged.items()}
+    return updates
 
 
-def _check_alike(experts: Mapping[str, Mapping[str, LoraPair]], method: Method) -> None:
-    """Raises UserError naming every expert that differs from the first in its modules, shapes or, if need be, ranks."""
-    if not experts or not all(experts.values()):
-        raise UserError("there are no experts to merge, or one has no modules")
-    first, *others = sorted(experts)
-    problems = problems_of_weights(method.weights, experts)
-    for other in others:
-        odd = sorted(set(experts[first]) ^ set(experts[other]))
-        if odd:
-            problems.append(f"only one of the experts '{first}' and '{other}' has module '{odd[0]}'")
-            continue
-        for module, pair in experts[first].items():
-            (rank, d_in), d_out = pair.A.shape, pair.B.shape[0]
-            (other_rank, other_in), other_out = experts[other][module].A.shape, experts[other][module].B.shape[0]
-            where = f"module '{module}' of the experts '{first}' and '{other}'"
-            if (d_out, d_in) != (other_out, other_in):
-                problems.append(f"{where} has shapes {d_out} x {d_in} and {other_out} x {other_in}")
-            elif method.needs_equal_ranks and rank != other_rank:
-                problems.append(
-                    f"{where} has ranks {rank} and {other_rank}, but A and B are merged apart; take another space than "
-                    "factors, or product=each"
-                )
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def check_module(module: Module) -> Module:
-    """The module in float32. Raises UserError naming every expert and row of A or B that holds NaN or infinity."""
-    pairs = [LoraPair(pair.A.float(), pair.B.float()) for pair in module.pairs]
-    problems = []
-    for expert, pair in zip(module.experts, pairs, strict=True):
-        for part, x in (("A", pair.A), ("B", pair.B)):
-            if math.isfinite(x.sum()):  # a sum is many times faster, and not finite if a value is not
-                continue
-            bad = (~torch.isfinite(x)).any(1)
-            if bad.any():
-                row, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
-                also = f" (and {more} rows more)" if more else ""
-                where = f"expert '{expert}', module '{module.name}': row {row} of {part}"
-                problems.append(f"{where} holds NaN or infinity{also}")
-    if problems:
-        raise UserError("\n".join(problems))
-    return module._replace(pairs=pairs)
+def _merge_modules(modules: Sequence[Module], method: Method) -> list[Merged]:
+    """Merge all modules of a model by a method of the algebra."""
+    known = Known()
+    if method.looks_at_whole_model:
+        names = modules[0].experts
+        known = measure(method, names, lambda add: [add(*part) for module in modules for part in parts_of(module)])
+    merged = [merge_module(module, known) for module in modules]
+    if needs_another_majority(known, [found.election for found in merged]):
+        merged = [merge_module(module, replace(known, majority=-1)) for module in modules]
+    return merged
 
 
 def parts_of(module: Module) -> list[tuple[str, str, Blocks]]:
@@ -225,7 +164,7 @@ def _prune_and_scale(module: Module, known: Known) -> tuple[dict[str, list[Tenso
     scales = {}
     for part, source in method.scaled_parts.items():
         before, after = (rank_sums(xs[source], RANK_AXIS[source]) for xs in (full, pruned))
-        empty = (after == 0) & _there(module)
+        empty = (after == 0) & module.there
         undefined = empty & before.any(1, keepdim=True)  # an expert of zeros needs no scale
         if method.scale.empty_row == "error" and undefined.any():
             raise EmptyRowsError(find_empty_rows(module, source, full[source], undefined), method.prune.rule)
@@ -239,9 +178,3 @@ def _prune_and_scale(module: Module, known: Known) -> tuple[dict[str, list[Tenso
             scaled.append(x * s if x is own else x.mul_(s))  # where nothing was pruned, x is the expert's own
         pruned[part] = scaled
     return pruned, dropped
-
-
-def _there(module: Module) -> Tensor:
-    """Which rank indices each expert has [T, R]; R: the largest rank."""
-    ranks = torch.tensor([pair.rank for pair in module.pairs])
-    return torch.arange(int(ranks.max())) < ranks[:, None]

@@ -12,7 +12,7 @@ from robustmerge.rules import RANK_AXIS, smallest_density
 from robustmerge.settings import UserError
 
 if TYPE_CHECKING:
-    from robustmerge.algebra import Module
+    from robustmerge.module import Module
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustmerge.adapter import Adapter
-from robustmerge.algebra import Module
+from robustmerge.module import Module
 from robustmerge.rules import sum_of
 from robustmerge.tensor_files import all_finite
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from robustmerge.adapter import Adapter, LoraPair, open_adapter
 from robustmerge.adapter_config import scaling_of
 from robustmerge.agreement import disagreements
-from robustmerge.algebra import Module, check_module
 from robustmerge.method import Method
+from robustmerge.module import Module, check_module
 from robustmerge.robustness import compare_directions, prune_pair
 from robustmerge.settings import UserError
 from robustmerge.spectra import Spectrum, compare, compare_A, decompose, effective_rank, energy_of_first

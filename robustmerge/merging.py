@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from robustmerge.adapter import Adapter, open_adapter
 from robustmerge.agreement import disagreements
-from robustmerge.algebra import Merged, Module, check_module, merge_module, needs_another_majority, parts_of
+from robustmerge.algebra import merge_module, needs_another_majority, parts_of
 from robustmerge.empty_rows import EmptyRow, EmptyRowsError
 from robustmerge.extras import mean_extras, mean_of, merge_biases, problems_of_extras
 from robustmerge.hub import find_folder, name_of
@@ -31,11 +31,13 @@ from robustmerge.merge_record import Norms, card_for, record_of, squared_norm, s
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
 from robustmerge.method_checks import problems_of_weights
 from robustmerge.method_files import read_method
+from robustmerge.module import Merged, Module, check_module
 from robustmerge.outputs import open_writer, problems_of_format
 from robustmerge.outside import collect, merge_outside
-from robustmerge.runs import BESIDE, Address, address_folder, foreign, run_stage
+from robustmerge.runs import Address, address_folder, foreign, run_stage
 from robustmerge.settings import UserError
 from robustmerge.spaces import Blocks
+from robustmerge.whole_files import BESIDE
 from robustmerge.workers import in_order, set_up_for_merging
 
 Say = Callable[[str], None]

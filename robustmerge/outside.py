@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from robustmerge.adapter import LoraPair
-from robustmerge.algebra import Merged, Module
 from robustmerge.method import OutsideMethod
+from robustmerge.module import Merged, Module
 from robustmerge.settings import UserError
 from robustmerge.spaces import truncate
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from robustmerge import spaces
 from robustmerge.adapter import LoraPair
-from robustmerge.algebra import Module, merge_models, parts_of
+from robustmerge.algebra import merge_models, parts_of
 from robustmerge.measure import Known, measure
 from robustmerge.method import Method, OutsideMethod, Prune
 from robustmerge.method_files import list_methods, read_method
-from robustmerge.outside import merge_outside
+from robustmerge.module import Module
 from robustmerge.settings import ConfigError, UserError
 from robustmerge.spaces import SPACES
 
@@ -81,12 +81,7 @@ def dropping(method: Method | OutsideMethod) -> Method | OutsideMethod:
 
 def merge(experts: Experts, method: Method | OutsideMethod) -> dict[str, Tensor]:
     """The dense merged updates, which are seen to be finite."""
-    if isinstance(method, Method):
-        updates = merge_models(experts, method)
-    else:
-        names = sorted(experts)
-        modules = [Module(m, names, [experts[name][m] for name in names], method) for m in MODULES]
-        updates = {module.name: merge_outside(module, {}).update for module in modules}
+    updates = merge_models(experts, method)
     found = {m: u.delta() if isinstance(u, LoraPair) else u for m, u in updates.items()}
     assert all(torch.isfinite(x).all() for x in found.values())
     return found
@@ -261,7 +256,7 @@ def test_updates_too_large_for_float32_never_become_nan(name: str) -> None:
     method = EVERYWHERE[name]
     experts = {expert: times(1e19, 1e19, modules) for expert, modules in draw(4).items()}
     try:
-        updates = merge_models(experts, method) if isinstance(method, Method) else {}
+        updates = merge_models(experts, method)
     except UserError as refused:
         assert "too large for float32" in str(refused)  # noqa: PT017  one of the two must hold
     else:

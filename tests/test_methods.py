@@ -16,7 +16,7 @@ import yaml
 from robustmerge import algebra, balance, method_checks
 from robustmerge import method as method_file
 from robustmerge.adapter import open_adapter
-from robustmerge.algebra import merge_pairs
+from robustmerge.algebra import merge_models, merge_pairs
 from robustmerge.merging import write_merged
 from robustmerge.method import Balance, Basis, Method, Out, Prune, Scale, build_method
 from robustmerge.method_files import METHODS, list_methods, read_method
@@ -137,6 +137,8 @@ MINE = """
 from robustmerge.spaces import concatenate
 def first(pairs, times): return concatenate(pairs[:1], [times])
 def dense(pairs): return pairs[0].delta()
+def count(modules, share): return sum(len(pairs) for _, pairs in modules) * share
+def counted(pairs, share, collected): return concatenate(pairs[:1], [collected])
 """
 
 
@@ -157,6 +159,29 @@ def test_a_function_of_ones_own_is_a_method(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "my_methods.py").write_text(MINE + "# edited\n")
     edited = build_method({"name": "first", "_target_": "my_methods.first", "params": {"times": 3.0}})
     assert address_of(tmp_path, edited, folders).path != before.path
+
+
+def test_what_a_function_collects_over_the_model_is_the_same_in_memory_and_in_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_counting.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    functions = {"_target_": "my_counting.counted", "collect": "my_counting.count"}
+    method = build_method({"name": "counted", **functions, "params": {"share": 0.5}})
+    experts = random_experts()
+    merged = merge_models(experts, method)
+    write_merged(tmp_path / "merged", method, {k: write_expert(tmp_path / k, p) for k, p in experts.items()}, **QUIET)
+    for module, pair in experts["a"].items():
+        torch.testing.assert_close(merged[module].delta(), 3 * pair.delta())  # two modules of three experts, halved
+        assert torch.equal(open_adapter(tmp_path / "merged").pair(module).delta(), merged[module].delta())
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_every_method_file_merges_one_module_in_a_notebook(name: str) -> None:
+    pairs = {expert: modules["layers.0.q"] for expert, modules in random_experts(rank=2).items()}
+    method = read_method(name, **({"prune__density": 1.0} if name.startswith("robustmerge") else {}))
+    update = merge_pairs(pairs, method)
+    assert (update.delta() if hasattr(update, "delta") else update).shape == (7, 10)
 
 
 def test_a_function_that_is_not_there_is_refused() -> None:
