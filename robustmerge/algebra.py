@@ -150,25 +150,24 @@ def _shares(module: Module) -> list[float]:
 
 
 def _prune_and_scale(module: Module, known: Known) -> tuple[dict[str, list[Tensor]], int]:
-    """The pruned and scaled A and B of each expert, and how many empty rank rows were left out of the scales.
+    """The pruned and scaled A and B of each expert, and how many rank rows have no scale.
 
     Raises EmptyRowsError unless empty rows are to be left out.
     """
-    method, dropped = module.method, 0
+    method = module.method
     full = {"A": [pair.A for pair in module.pairs], "B": [pair.B for pair in module.pairs]}
     pruned = {}
     for part, xs in full.items():
         blocks = pruned_blocks([lambda xs=xs: xs], method, module.experts, (module.name, part), known)
         (pruned[part],) = blocks
     gain = math.prod(1 / step.density for step in method.prunings if step.rescale)
-    scales = {}
+    scales, dropped = {}, {}
     for part, source in method.scaled_parts.items():
         before, after = (rank_sums(xs[source], RANK_AXIS[source]) for xs in (full, pruned))
-        empty = (after == 0) & module.there
-        undefined = empty & before.any(1, keepdim=True)  # an expert of zeros needs no scale
-        if method.scale.empty_row == "error" and undefined.any():
+        undefined = (after == 0) & module.there & before.any(1, keepdim=True)  # an expert of zeros needs no scale
+        dropped[source] = int(undefined.sum())
+        if method.scale.empty_row == "error" and dropped[source]:
             raise EmptyRowsError(find_empty_rows(module, source, full[source], undefined), method.prune.rule)
-        dropped += int(empty.sum())
         scales[part] = rank_scales(before * gain, after, method.scale)
     for part, of_experts in scales.items():
         axis = RANK_AXIS[part]
@@ -177,4 +176,4 @@ def _prune_and_scale(module: Module, known: Known) -> tuple[dict[str, list[Tenso
             s = s[: x.shape[axis]].unsqueeze(1 - axis)
             scaled.append(x * s if x is own else x.mul_(s))  # where nothing was pruned, x is the expert's own
         pruned[part] = scaled
-    return pruned, dropped
+    return pruned, sum(dropped.values())

@@ -17,7 +17,7 @@ from robustmerge.settings import UserError
 
 
 class Merged(NamedTuple):
-    """The update of one module. dropped: rank rows of experts left out of its scales. election: how signs fell."""
+    """The update of one module. dropped: rank rows without a scale, left out. election: how signs fell."""
 
     update: LoraPair | Tensor
     dropped: int = 0

@@ -72,6 +72,19 @@ def test_every_module_with_an_empty_row_counts_in_the_density_that_is_told(tmp_p
     assert write_merged(tmp_path / "dropped", drop, folders, **QUIET)["dropped_rows"] == empty
 
 
+def test_what_is_dropped_is_every_row_without_a_scale_once_and_an_expert_of_zeros_has_none(tmp_path: Path) -> None:
+    experts = random_experts()
+    experts["a"]["layers.0.q"].A[1] *= 0.3
+    for pair in experts["b"].values():
+        pair.A.zero_()
+        pair.B.zero_()
+    folders = {k: write_expert(tmp_path / k, p) for k, p in experts.items()}
+    for by, rows in ({"A": None, "B": "A"}, 1), ({"A": "A", "B": "A"}, 1), ({"A": None, "B": None}, 0):
+        scale = {f"scale__{part}": source for part, source in by.items()}
+        method = method_of("robustmerge", scale__empty_row="drop", prune__density=0.4, **scale)
+        assert write_merged(tmp_path / f"{by}", method, folders, **QUIET)["dropped_rows"] == rows
+
+
 def test_experts_that_do_not_fit_together_are_all_named_at_once(tmp_path: Path) -> None:
     experts = {k: write_expert(tmp_path / k, p) for k, p in random_experts("abc").items()}
     experts["d"] = write_expert(tmp_path / "d", random_experts("d", rank=2)["d"], base_model_name_or_path="other")
