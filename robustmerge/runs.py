@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from robustmerge.settings import LATER, OUTSIDE_IDENTITY, ConfigError, UserError
+from robustmerge.whole_files import BESIDE, left_beside, write_atomically
 
 __all__ = [
     "Address", "ConfigError", "UserError", "address_file", "address_folder", "end_with_process", "foreign", "is_locked",
@@ -34,7 +35,6 @@ __all__ = [
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 UNFINISHED = "unfinished"  # the folder inside a result in which a stage keeps what it goes on from
-BESIDE = ".part"  # ending of a file that is being written
 FILE_SUFFIXES = (".json", ".jsonl")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "numpy", "safetensors", "pillow")
 
@@ -221,7 +221,7 @@ def _remove_if_empty(address: Address) -> None:
 
 def _remove_cut_files(path: Path) -> None:
     """What a kill left of files that were being written beside their name."""
-    for file in path.rglob(f".*{BESIDE}") if path.is_dir() else path.parent.glob(f".{path.name}.*{BESIDE}"):
+    for file in path.rglob(f".*{BESIDE}") if path.is_dir() else left_beside(path):
         file.unlink(missing_ok=True)
 
 
@@ -275,22 +275,6 @@ def _holder(lock: Path) -> str:
         return f"process {held['pid']} on {held['host']}"
     except (OSError, ValueError, KeyError):
         return "another process"
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write beside `path`, then rename: the file is there whole or not at all."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}{BESIDE}")
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def sha256_of(path: Path) -> str:

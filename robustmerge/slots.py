@@ -1,43 +1,31 @@
-"""A .safetensors file whose names, dtypes and shapes are known beforehand: its tensors are put in any order."""
+"""Writing a .safetensors file whose names, dtypes and shapes are known beforehand: its tensors come in any order."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from robustmerge.runs import BESIDE
 from robustmerge.tensor_files import CODES
+from robustmerge.whole_files import WholeFile
 
 Layout = Mapping[str, tuple[torch.dtype, Sequence[int]]]
 
 
-class SlotWriter:
+class SlotWriter(WholeFile):
     """Writes every tensor straight to its place, so that no byte is written twice and one tensor is in memory.
 
-    Nothing is there before the block has ended well. `finish` and `publish` by hand are for several files that are
-    to appear together.
+    The file appears under its name when the block ends well.
     """
 
     def __init__(self, path: Path, layout: Layout):
-        self.path = path
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}{BESIDE}")
+        super().__init__(path, alone=True)
         self._header, self._slots = _lay_out(layout)
         self.missing = set(layout)
-
-    def __enter__(self) -> SlotWriter:
-        for left in self.path.parent.glob(f".{self.path.name}.*{BESIDE}"):  # by a run that was killed
-            left.unlink()
-        self._file = open(self._beside, "wb")  # noqa: SIM115  (closed in finish or drop)
-        self._file.write(self._header)
-        self._file.truncate(max([len(self._header), *(stop for _, stop in self._slots.values())]))
-        return self
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor, which must have the dtype and shape that were announced, once."""
@@ -45,36 +33,17 @@ class SlotWriter:
         data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
         if name not in self.missing or data.nbytes != stop - start:
             raise ValueError(f"{name} does not fit its slot, or is there already")
-        self._file.seek(start)
-        self._file.write(data.data)
+        self.file.seek(start)
+        self.file.write(data.data)
         self.missing.remove(name)
 
     def finish(self) -> None:
-        """Bring all bytes to the disk. Raises ValueError if a tensor is missing."""
+        """Write the header and bring all bytes to the disk. Raises ValueError if a tensor is missing."""
         if self.missing:
             raise ValueError(f"{self.path} lacks {len(self.missing)} tensors, as {min(self.missing)}")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def publish(self) -> None:
-        """Give the finished file its name."""
-        os.replace(self._beside, self.path)
-
-    def drop(self) -> None:
-        """Leave nothing of an unpublished file."""
-        self._file.close()
-        self._beside.unlink(missing_ok=True)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self.finish()
-                self.publish()
-        finally:
-            self.drop()
+        self.file.seek(0)
+        self.file.write(self._header)
+        super().finish()
 
 
 def _lay_out(layout: Layout) -> tuple[bytes, dict[str, tuple[int, int]]]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from robustmerge.runs import BESIDE
 from robustmerge.settings import UserError
+from robustmerge.whole_files import WholeFile
 
 CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -97,7 +96,7 @@ def room_for(names: Iterable[str]) -> int:
     return sum(len(name) + ENTRY for name in names) + ENTRY
 
 
-class TensorWriter:
+class TensorWriter(WholeFile):
     """Writes a .safetensors file tensor by tensor, so that no more than one is in memory and no byte is moved again.
 
     room: bytes kept for the header, which is known at the end (`room_for`); what it leaves free is filled with spaces.
@@ -106,22 +105,20 @@ class TensorWriter:
     """
 
     def __init__(self, path: Path, room: int):
-        self.path, self._room = path, room + -room % 8
+        super().__init__(path, alone=True)
+        self._room = room + -room % 8
         self._header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
         self._written = 0
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}{BESIDE}")
 
-    def __enter__(self) -> TensorWriter:
-        for left in self.path.parent.glob(f".{self.path.name}.*{BESIDE}"):  # by a run that was killed
-            left.unlink()
-        self._file = open(self._beside, "wb")  # noqa: SIM115  (closed in __exit__)
-        self._file.seek(8 + self._room)
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.file.seek(8 + self._room)
         return self
 
     def add(self, name: str, tensor: Tensor) -> None:
         tensor = tensor.detach().contiguous()
         data = tensor.flatten().view(torch.uint8).numpy()
-        self._file.write(data.data)
+        self.file.write(data.data)
         self._header[name] = {
             "dtype": CODES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -129,22 +126,11 @@ class TensorWriter:
         }
         self._written += data.nbytes
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-                os.replace(self._beside, self.path)
-        finally:
-            self._file.close()
-            self._beside.unlink(missing_ok=True)
-
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write the header and bring all bytes to the disk. Raises ValueError if there is no room for it."""
         header = json.dumps(self._header, separators=(",", ":")).encode()
         if len(header) > self._room:
             raise ValueError(f"{self.path}: a header of {len(header)} bytes, room for {self._room}")
-        self._file.seek(0)
-        self._file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.file.seek(0)
+        self.file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
+        super().finish()

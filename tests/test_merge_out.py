@@ -13,8 +13,9 @@ import torch
 
 from robustmerge.adapter import LoraPair
 from robustmerge.merging import merge_folders
-from robustmerge.runs import BESIDE, REPOSITORY, foreign
+from robustmerge.runs import REPOSITORY, foreign
 from robustmerge.settings import UserError
+from robustmerge.whole_files import BESIDE
 from scripts import merge_out, steps
 from scripts.program import compose
 from scripts.summary import tell_made
