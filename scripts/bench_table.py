@@ -39,17 +39,25 @@ def _processor() -> str:
 def keep(folder: Path, shape: dict[str, int], measured: Sequence[dict[str, Any]], order: Sequence[str]) -> list[dict]:
     """Write table.json and table.md, and return all rows: a row that was not measured again stays as it was.
 
-    Rows of other shapes of experts are dropped. order: the names of all rows.
+    One that fails keeps the numbers it has, and notes the failure. Rows of other shapes of experts are dropped.
+    order: the names of all rows.
     """
     file = folder / "table.json"
     known = json.loads(file.read_text()) if file.exists() else {"shape": shape, "rows": []}
     rows = {row["name"]: row for row in known["rows"] if known["shape"] == shape}
-    rows |= {row["name"]: row for row in measured}
+    rows |= {row["name"]: _over(rows.get(row["name"]), row) for row in measured}
     sorted_rows = [rows[name] for name in order if name in rows]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps({"shape": shape, "rows": sorted_rows}, indent=1) + "\n")
     write_atomically(folder / "table.md", table_of(shape, sorted_rows))
     return sorted_rows
+
+
+def _over(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, Any]:
+    """The row in the place of the one before, whose numbers outlive a failure."""
+    if before is None or "cpu" not in before or "failed" not in row:
+        return row
+    return {**before, "failed": row["failed"], "failed_on": row["made"]}
 
 
 def table_of(shape: dict[str, int], rows: Sequence[dict[str, Any]]) -> str:
@@ -66,7 +74,7 @@ def table_of(shape: dict[str, int], rows: Sequence[dict[str, Any]]) -> str:
         "up in float32, write nothing). Of peft: against `add_weighted_adapter` of the kind named, measured on one "
         "module of each size and multiplied by how many there are.\n"
     )
-    return f"{table}\n\n{about}{_places(rows)}"
+    return f"{table}\n\n{about}{_places(rows)}{_failures(rows)}"
 
 
 def _pad(line: Sequence[str], widths: Sequence[int]) -> list[str]:
@@ -76,12 +84,13 @@ def _pad(line: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    if "failed" in row:
+    if "cpu" not in row:
         return [row["name"], "failed", *[MISSING] * 4]
     peft = row.get("peft")
     against = f"{row['cpu'] / peft['cpu']:.2g} of {peft['cpu']:.3g} s ({peft['kind']})" if peft else MISSING
     bound = f"{row['cpu'] / row['bound']:.1f}" if row["bound"] > 0 else MISSING
-    return [row["name"], f"{row['cpu']:.2f}", f"{row['wall']:.2f}", f"{row['private']:.0f}", bound, against]
+    name = row["name"] + (" (older: failed since)" if "failed" in row else "")
+    return [name, f"{row['cpu']:.2f}", f"{row['wall']:.2f}", f"{row['private']:.0f}", bound, against]
 
 
 def _places(rows: Sequence[dict[str, Any]]) -> str:
@@ -90,9 +99,18 @@ def _places(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         made = row["made"]
         libraries = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-        changed = " with changes" if made["dirty"] else ""
         place = f"{made['processor']}, {made['cores']} cores, Python {made['python']}, {libraries}, "
-        found.setdefault(f"{place}commit {(made['commit'] or 'unknown')[:7]}{changed}", []).append(row["name"])
+        found.setdefault(place + _commit_of(made), []).append(row["name"])
     if len(found) == 1:
         return f"\nMeasured on {next(iter(found))}.\n"
     return "".join(f"\n{', '.join(f'`{name}`' for name in names)}: on {place}.\n" for place, names in found.items())
+
+
+def _failures(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for every row that failed when it was last measured."""
+    failed = [(row["name"], _commit_of(row.get("failed_on", row["made"])), row) for row in rows if "failed" in row]
+    return "".join(f"\n`{name}` failed on {commit}: {row['failed']}\n" for name, commit, row in failed)
+
+
+def _commit_of(made: dict[str, Any]) -> str:
+    return f"commit {(made['commit'] or 'unknown')[:7]}{' with changes' if made['dirty'] else ''}"

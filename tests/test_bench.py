@@ -57,3 +57,18 @@ def test_a_row_that_is_not_measured_again_stays_in_the_table(tmp_path):
     kept = keep(tmp_path, {**vars(Shape())}, [again], ["a", "b"])
     assert kept == [first[0], again]
     assert keep(tmp_path, {**vars(Shape()), "layers": 2}, [again], ["a", "b"]) == [again]
+
+
+def test_a_row_that_fails_keeps_its_numbers_and_tells_of_the_failure_until_it_is_measured(tmp_path):
+    made = {"processor": "x", "cores": 2, "python": "3", "versions": {}, "commit": "first", "dirty": None}
+    good = {"name": "a", "made": made, "cpu": 2.0, "wall": 2.5, "private": 1.0, "bound": 1.0}
+    failed = {"name": "a", "made": {**made, "commit": "later"}, "failed": "no memory"}
+    keep(tmp_path, vars(Shape()), [good], ["a"])
+    for _ in range(2):
+        kept = keep(tmp_path, vars(Shape()), [failed], ["a"])
+        assert kept == [{**good, "failed": "no memory", "failed_on": failed["made"]}]
+        assert json.loads((tmp_path / "table.json").read_text())["rows"] == kept
+    table = (tmp_path / "table.md").read_text()
+    assert "| a (older: failed since) |  2.00 |   2.50 |" in table
+    assert "commit first" in table and "`a` failed on commit later: no memory" in table
+    assert keep(tmp_path, vars(Shape()), [good], ["a"]) == [good]
