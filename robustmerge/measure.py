@@ -14,7 +14,7 @@ from torch import Tensor
 from robustmerge.balance import Bounds, magnitude_ranks, score, score_ranks
 from robustmerge.method import Method, Prune
 from robustmerge.rules import PRUNE, generator_for, threshold_index
-from robustmerge.selection import Selector
+from robustmerge.selection import Selector, batch_of
 from robustmerge.spaces import Blocks
 
 
@@ -110,7 +110,7 @@ def _select(
     ranks: Callable[[int], Sequence[int]], names: Sequence[str], visit: Visit, values: Values
 ) -> list[tuple[int, list[float]]]:
     """Of each expert: how many values there are, and those of the given ranks, see `Selector`."""
-    selectors = [Selector(ranks) for _ in names]
+    selectors = [Selector(ranks, batch_of(len(names))) for _ in names]
 
     def add(module: str, part: str, blocks: Blocks) -> None:
         for xs in values(module, part, blocks):

@@ -16,9 +16,9 @@ from torch import Tensor
 
 LOWER = 13
 LOWER_MASK = (1 << LOWER) - 1
-OFFSET = 1 << (31 - LOWER)  # upper bits of negative numbers are negative
-BATCH = 1 << 20  # numbers counted at once: a count has a bin for each upper value, so small pieces are gathered; a
-# stream that ends before there are so many is held and never counted
+ROW = 1 << (23 - LOWER)  # upper values of one sign and exponent, whose counts are kept side by side
+BATCH = 1 << 20  # numbers counted at once, since many at a time are faster; fewer than that are held and never counted
+WAITING = 1 << 23  # numbers that all streams together hold until they are counted, 4 bytes each
 
 
 def kth_smallest(x: Tensor, k: int) -> float:
@@ -31,10 +31,16 @@ def kth_smallest(x: Tensor, k: int) -> float:
     return float(bits[k - 1 : k].view(np.float32)[0])
 
 
+def batch_of(streams: int) -> int:
+    """How many numbers each of so many streams side by side may hold."""
+    return max(1, min(BATCH, WAITING // streams))
+
+
 class Selector:
     """Order statistics of a stream that is given once or twice, as `is_done` says.
 
-    ranks: from how many numbers there were to the k of each answer, from 1.
+    ranks: from how many numbers there were to the k of each answer, from 1. batch: numbers counted at once.
+    Only the exponents that occur have counts, 8 kB each: magnitudes need some 0.3 MB, scores from 1 to e^-50 1.5 MB.
 
     >>> selector = Selector(lambda n: [1, n])
     >>> while not selector.is_done:
@@ -45,11 +51,13 @@ class Selector:
     [-2.0, 7.0]
     """
 
-    def __init__(self, ranks: Callable[[int], Sequence[int]]):
+    def __init__(self, ranks: Callable[[int], Sequence[int]], batch: int = BATCH):
         self.n = 0
         self.values: list[float] | None = None
         self._ranks = ranks
-        self._upper: Tensor | None = None  # counts by upper bits
+        self._batch = batch
+        self._rows: dict[int, int] = {}  # sign and exponent -> its row in the counts
+        self._upper = torch.zeros(0, ROW, dtype=torch.int64)  # counts by upper bits
         self._lower: dict[int, Tensor] = {}  # upper bits -> counts by lower bits
         self._within: list[tuple[int, int]] = []  # of each answer: its upper bits, its rank among those
         self._has_lower = False
@@ -62,10 +70,12 @@ class Selector:
 
     def add(self, x: Tensor) -> None:
         """Take the numbers of x, float32 of any shape; several threads may give some at once."""
+        if not x.numel():
+            return
         bits = _ordered_bits(x.reshape(-1))
         with self._lock:
             self._waiting.append(bits)
-            if sum(piece.numel() for piece in self._waiting) >= BATCH:
+            if sum(piece.numel() for piece in self._waiting) >= self._batch:
                 self._count()
 
     def _count(self) -> None:
@@ -78,26 +88,39 @@ class Selector:
                 counts += torch.bincount(bits[bits >> LOWER == upper] & LOWER_MASK, minlength=LOWER_MASK + 1)
             return
         self.n += bits.numel()
-        counts = torch.bincount((bits >> LOWER) + OFFSET, minlength=2 * OFFSET)
-        self._upper = counts if self._upper is None else self._upper.add_(counts)
         self._has_lower = self._has_lower or bool(np.bitwise_or.reduce(bits.numpy()) & LOWER_MASK)
+        upper = bits >> LOWER
+        first, last = (int(x) // ROW for x in upper.aminmax())
+        counts = torch.bincount(upper.sub_(first * ROW), minlength=(last - first + 1) * ROW).view(-1, ROW)
+        found = counts.any(1).nonzero().flatten()
+        rows = [self._rows.setdefault(first + row, len(self._rows)) for row in found.tolist()]
+        new = torch.zeros(len(self._rows) - len(self._upper), ROW, dtype=torch.int64)
+        self._upper = torch.cat([self._upper, new]) if len(new) else self._upper
+        self._upper.index_add_(0, torch.tensor(rows), counts[found])
 
     def end_pass(self) -> None:
         """Say that every number has been given."""
         if self.is_done:
             return
-        if self._upper is None:
+        if not self.n:  # nothing was counted
             self.values = self._select_held()
             return
         self._count()
         if not self._within:
-            self._within = [_locate(self._upper, k) for k in self._ranks(self.n)]
-            self._within = [(upper - OFFSET, k) for upper, k in self._within]
+            self._within = self._locate_upper()
             if self._has_lower:
                 self._lower = {upper: torch.zeros(LOWER_MASK + 1, dtype=torch.int64) for upper, _ in self._within}
                 return
         lower = [_locate(self._lower[upper], k)[0] if self._lower else 0 for upper, k in self._within]
         self.values = [_number((upper << LOWER) | low) for (upper, _), low in zip(self._within, lower, strict=True)]
+
+    def _locate_upper(self) -> list[tuple[int, int]]:
+        """Of each answer: its upper bits, its rank among the numbers that have them."""
+        rows = sorted(self._rows)
+        counts = self._upper[[self._rows[row] for row in rows]].flatten()
+        self._upper = self._upper[:0].clone()  # not needed in a second pass
+        found = [_locate(counts, k) for k in self._ranks(self.n)]
+        return [(rows[place // ROW] * ROW + place % ROW, k) for place, k in found]
 
     def _select_held(self) -> list[float]:
         bits = torch.cat(self._waiting).numpy()

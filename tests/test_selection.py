@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from robustmerge import selection
 from robustmerge.method import Prune
 from robustmerge.rules import PRUNE, threshold_index
-from robustmerge.selection import Selector, kth_smallest
+from robustmerge.selection import Selector, batch_of, kth_smallest
 
 POSITIVE = st.floats(0, 2.0**100, width=32)
 NUMBERS = st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0**-140])
@@ -23,14 +23,12 @@ HALVES = st.floats(-60000, 60000, width=16)
 
 def select(pieces: list[list[float]], ranks: list[int], batch: int) -> tuple[list[float], int]:
     """The numbers of those ranks among all pieces, and how often the pieces were given."""
-    selector, passes = Selector(lambda n: ranks), 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "BATCH", batch)
-        while not selector.is_done:
-            for piece in pieces:
-                selector.add(torch.tensor(piece, dtype=torch.float32))
-            selector.end_pass()
-            passes += 1
+    selector, passes = Selector(lambda n: ranks, batch), 0
+    while not selector.is_done:
+        for piece in pieces:
+            selector.add(torch.tensor(piece, dtype=torch.float32))
+        selector.end_pass()
+        passes += 1
     assert selector.n == sum(map(len, pieces))
     return selector.values, passes
 
@@ -67,14 +65,27 @@ def test_numbers_of_half_precision_need_one_pass(values: list[float], share: flo
 
 def test_threads_may_add_at_once() -> None:
     x = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
-    selector = Selector(lambda n: [1, n // 2, n])
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as pool:
-        patch.setattr(selection, "BATCH", 5000)
+    selector = Selector(lambda n: [1, n // 2, n], batch=5000)
+    with ThreadPoolExecutor(4) as pool:
         while not selector.is_done:
             list(pool.map(selector.add, x))
             selector.end_pass()
     everything = x.flatten().sort().values
     assert selector.values == [float(everything[k - 1]) for k in (1, 32000, 64000)]
+
+
+@pytest.mark.parametrize("lowest", [-2.0, -50.0], ids=["magnitudes", "scores"])
+def test_fifty_streams_hold_less_than_150_mb(lowest: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    selector = Selector(lambda n: [1, n], batch_of(50))
+    while not selector.is_done:
+        for _ in range(3):
+            x = torch.randn(1 << 18, generator=draw)
+            x = x.abs() if lowest > -50 else torch.exp(lowest * torch.rand(1 << 18, generator=draw)) * torch.tanh(x)
+            selector.add(x)
+            held = [selector._upper, *selector._lower.values(), *selector._waiting]
+            assert sum(part.nbytes for part in held) < 3e6
+        selector.end_pass()
 
 
 @settings(max_examples=50, deadline=None)
