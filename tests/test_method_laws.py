@@ -1,96 +1,36 @@
 """Laws of every method in `configs/merge`, in memory. `pytest tests/test_method_laws.py`
 
-Whatever the experts are (zero, repeated, two or many, of different ranks), what comes out is finite or refused; sums
-agree in every space; merging in blocks changes nothing; thresholds grow with the experts.
+Whatever the experts are (zero, repeated, two or many, of different ranks), what comes out is finite or refused; larger
+experts merge to what is as much larger, and thresholds grow with the experts. Spaces: test_space_laws.py
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from robustmerge import spaces
 from robustmerge.adapter import LoraPair
 from robustmerge.algebra import merge_models, parts_of
 from robustmerge.measure import Known, measure
-from robustmerge.method import Method, OutsideMethod, Prune
-from robustmerge.method_files import list_methods, read_method
+from robustmerge.method import Method
+from robustmerge.method_files import read_method
 from robustmerge.module import Module
-from robustmerge.settings import ConfigError, UserError
-from robustmerge.spaces import SPACES
-
-Experts = dict[str, dict[str, LoraPair]]
-MODULES = ("layers.0.q", "layers.1.v")
-SHAPES = {"layers.0.q": (20, 24), "layers.1.v": (28, 18)}  # d_out, d_in
-SEEDS = st.integers(0, 2**31)
-METHODS = {name: read_method(name) for name in list_methods()}
-
-
-def everywhere() -> dict[str, Method | OutsideMethod]:
-    """Every method as its file has it, and in every other space and scope that it can be in."""
-    found = dict(METHODS)
-    for name, method in METHODS.items():
-        if isinstance(method, OutsideMethod) or method.is_linear:
-            continue
-        for space in SPACES:
-            for scope in ("tensor", "model"):
-                try:
-                    found[f"{name}-{space}-{scope}"] = read_method(name, space=space, prune__scope=scope)
-                except ConfigError:  # scaling is for factors, and needs a strength for them
-                    assert name.startswith("robustmerge")
-    return found
-
-
-EVERYWHERE = everywhere()
-ELEMENTWISE = [name for name, m in EVERYWHERE.items() if isinstance(m, Method) and m.space == "delta"
-               and not m.is_linear]  # fmt: skip
-every_method = pytest.mark.parametrize("name", EVERYWHERE)
-
-
-def draw(seed: int, names: str = "abc", ranks: tuple[int, ...] = (3, 3, 3), grid: bool = False) -> Experts:
-    """Random experts; on a grid their updates are exact in float32 and have equal values and zeros."""
-    source = torch.Generator().manual_seed(seed)
-
-    def values(*shape: int) -> Tensor:
-        if grid:
-            return torch.randint(-3, 4, shape, generator=source) / 8
-        return torch.randn(shape, generator=source)
-
-    return {
-        name: {m: LoraPair(values(rank, d_in), values(d_out, rank)) for m, (d_out, d_in) in SHAPES.items()}
-        for name, rank in zip(names, ranks, strict=True)
-    }
-
-
-def times(factor_A: float, factor_B: float, expert: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
-    return {m: LoraPair(pair.A * factor_A, pair.B * factor_B) for m, pair in expert.items()}
-
-
-def dropping(method: Method | OutsideMethod) -> Method | OutsideMethod:
-    """The method, leaving out the rank rows that pruning may empty in tensors as small as these."""
-    if isinstance(method, OutsideMethod):
-        return method
-    return replace(method, scale=replace(method.scale, empty_row="drop"))
-
-
-def merge(experts: Experts, method: Method | OutsideMethod) -> dict[str, Tensor]:
-    """The dense merged updates, which are seen to be finite."""
-    updates = merge_models(experts, method)
-    found = {m: u.delta() if isinstance(u, LoraPair) else u for m, u in updates.items()}
-    assert all(torch.isfinite(x).all() for x in found.values())
-    return found
-
-
-def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], times: float = 1.0) -> None:
-    for module, x in expected.items():
-        torch.testing.assert_close(found[module], times * x, rtol=1e-4, atol=1e-4 * float((times * x).abs().max()))
-
+from robustmerge.settings import UserError
+from tests.law_cases import (
+    EVERYWHERE,
+    METHODS,
+    MODULES,
+    SEEDS,
+    Experts,
+    assert_same,
+    draw,
+    dropping,
+    every_method,
+    merge,
+    times,
+)
 
 # --- which experts there are -------------------------------------------------------------------------------------
 
@@ -145,69 +85,6 @@ def test_the_order_of_experts_and_modules_does_not_change_a_byte(seed: int, orde
     for name, method in METHODS.items():
         there, back = (merge(given, dropping(method)) for given in (experts, other))
         assert all(torch.equal(there[m], back[m]) for m in MODULES), name
-
-
-# --- spaces ------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    seed=SEEDS,
-    ranks=st.lists(st.integers(1, 6), min_size=1, max_size=5),
-    weights=st.lists(st.sampled_from([1.0, 0.0, -0.5, 3.0]), min_size=5, max_size=5),
-    combine=st.sampled_from(["sum", "mean"]),
-)
-def test_sums_agree_in_delta_knots_core_and_as_sums_of_products(
-    seed: int, ranks: list[int], weights: list[float], combine: str
-) -> None:
-    experts = draw(seed, "abcde"[: len(ranks)], tuple(ranks))
-    share = dict(zip(experts, weights, strict=False))
-    expected = {m: sum(share[name] * experts[name][m].delta() for name in experts) for m in MODULES}
-    for changes in ({"space": "delta"}, {"space": "knots"}, {"space": "core"}, {"product": "each"}):
-        method = Method("sum", strength=0.7, combine=combine, weights=share, **changes)
-        assert_same(merge(experts, method), expected, times=0.7 / (len(ranks) if combine == "mean" else 1))
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=SEEDS, ranks=st.lists(st.integers(1, 25), min_size=1, max_size=4), zero=st.booleans())
-@pytest.mark.parametrize("space", ["delta", "knots", "core"])
-def test_the_sum_of_coordinates_is_the_sum_of_the_updates(space: str, seed: int, ranks: list[int], zero: bool) -> None:
-    """Whatever the ranks: together more or less than the module has dimensions, or without a direction at all."""
-    experts = draw(seed, "abcd"[: len(ranks)], tuple(ranks))
-    for module in MODULES:
-        pairs = [experts[name][module] for name in experts]
-        pairs[0] = LoraPair(pairs[0].A * (not zero), pairs[0].B)
-        coded = SPACES[space](pairs, Method("sum", space, 1.0))
-        merged = {part: torch.cat([sum(block()) for block in blocks]) for part, blocks in coded.parts.items()}
-        update = coded.decode(merged)
-        found = update.delta() if isinstance(update, LoraPair) else update
-        assert_same({module: found}, {module: sum(pair.delta() for pair in pairs)})
-
-
-@settings(max_examples=10, deadline=None)
-@given(seed=SEEDS, rank=st.integers(1, 30))
-@pytest.mark.parametrize("combine", ["sum", "mean", "elected"])
-@pytest.mark.parametrize("space", SPACES)
-def test_one_expert_and_a_neutral_method_give_back_its_update(space: str, combine: str, seed: int, rank: int) -> None:
-    (name, expert), *_ = draw(seed, "a", (rank,)).items()
-    method = Method("neutral", space, 1.0, prune=Prune("magnitude", 1.0), combine=combine)
-    assert_same(merge({name: expert}, method), {m: pair.delta() for m, pair in expert.items()})
-
-
-@settings(max_examples=3, deadline=None)
-@given(seed=SEEDS, block=st.sampled_from([1, 50, 200]))
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_merging_a_dense_update_block_by_block_changes_nothing(name: str, seed: int, block: int) -> None:
-    balanced = EVERYWHERE[name].combine == "balanced"  # rounding decides between equal scores, so there should be none
-    experts = draw(seed, grid=not balanced)
-    whole = merge(experts, EVERYWHERE[name])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spaces, "BLOCK", block)
-        blocks = merge(experts, EVERYWHERE[name])
-    if balanced:
-        assert_same(blocks, whole)
-    else:
-        assert all(torch.equal(whole[m], blocks[m]) for m in MODULES)
 
 
 # --- scale -------------------------------------------------------------------------------------------------------
