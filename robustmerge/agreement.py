@@ -10,7 +10,7 @@ from typing import Any
 from robustmerge.adapter import Adapter
 from robustmerge.adapter_config import SAME_BASE, SAME_TARGETS
 
-KINDS = {"use_dora": "a DoRA magnitude", "lora_bias": "a bias of its update"}
+KINDS = {"use_dora": "a DoRA magnitude", "lora_bias": "a bias of the update"}
 
 
 def disagreements(adapters: Sequence[Adapter], equal_ranks: bool, check_base: bool = True) -> list[str]:
