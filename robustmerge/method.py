@@ -8,15 +8,13 @@ imports no torch, so that a whole run can be planned in a moment.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from robustmerge.method_checks import PARTS, USUAL_SCOPE, problems_of, problems_of_out
 from robustmerge.settings import ConfigError, build, later, outside_identity
+from robustmerge.signatures import read_functions
 
 MERGE_SCHEMA = 2  # of what a merge writes: raised where the same method gives other numbers than before
 
@@ -205,16 +203,9 @@ class OutsideMethod:
     def __post_init__(self) -> None:
         problems = problems_of_out(self.out)
         problems += [] if self.name else ["name must not be empty (merge.name)"]
-        digests = []
-        for key, target in (("_target_", self.target), ("collect", self.collect)):
-            try:
-                digests += [] if target is None else [_sha256_of_module(target)]
-            except (ImportError, ValueError, AttributeError) as error:
-                problems.append(
-                    f"cannot find '{target}': {error}. Give the dotted path of a function in robustmerge or in a "
-                    f"module that Python can import, as in my_methods.merge (merge.{key})"
-                )
-        object.__setattr__(self, "source", "+".join(dict.fromkeys(digests)))
+        source, more = read_functions({"_target_": self.target, "collect": self.collect}, self.params)
+        object.__setattr__(self, "source", source)
+        problems += more
         if problems:
             raise ConfigError(problems)
 
@@ -230,13 +221,3 @@ def build_method(values: Mapping[str, Any], where: str = "merge") -> Method | Ou
     if "_target_" in values:
         values["target"] = values.pop("_target_")
     return build(OutsideMethod if "target" in values else Method, values, where)
-
-
-def _sha256_of_module(target: str) -> str:
-    module, _, function = target.rpartition(".")
-    if not module or not function:
-        raise ValueError("it names no function of a module")
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.origin or not Path(spec.origin).is_file():
-        raise ImportError(f"there is no module '{module}'")
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()

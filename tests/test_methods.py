@@ -189,6 +189,57 @@ def test_a_function_that_is_not_there_is_refused() -> None:
         build_method({"name": "x", "_target_": "nowhere.merge"})
     with pytest.raises(ConfigError, match="it names no function of a module"):
         build_method({"name": "x", "_target_": "merge"})
+    with pytest.raises(ConfigError, match=r"no function 'mrge'; .*\(did you mean 'merge'\?\) \(merge._target_\)"):
+        read_method("swudi", _target_="robustmerge.beyond.swudi.mrge")
+
+
+FUNCTIONS = """
+import functools
+def plain(pairs, times, *, share=1.0): ...
+def many(pairs, **params): ...
+def collect(modules, times): ...
+def told(pairs, times, collected): ...
+@functools.cache
+def decorated(pairs): ...
+assigned = functools.partial(plain, times=2.0)
+def again(pairs): ...
+again = plain
+from math import sqrt as imported
+if True:
+    def inside(pairs, **params): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("described", "problems"),
+    [
+        ({"_target_": "plain", "params": {"time": 1.0, "share": 2.0}},
+         ["unknown key 'time' of my_functions.plain; choose one of share, times (did you mean 'times'?) "
+          "(merge.params.time)", "missing value, which my_functions.plain needs (merge.params.times)"]),
+        ({"_target_": "plain", "params": {"times": 1.0}}, []),
+        ({"_target_": "plain", "collect": "collect", "params": {"times": 1.0}},
+         ["my_functions.plain must take 'collected', which it is given where there is a collect (merge.collect)"]),
+        ({"_target_": "told", "collect": "collect", "params": {"times": 1.0}}, []),
+        ({"_target_": "told", "collect": "colect", "params": {"times": 1.0}},
+         ["module 'my_functions' has no function 'colect'; choose one of again, collect, decorated, many, plain, told "
+          "(did you mean 'collect'?) (merge.collect)"]),
+        *(({"_target_": name, "params": {"anything": 1.0}}, [])
+          for name in ("many", "decorated", "assigned", "again", "imported", "inside")),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_settings_of_a_function_are_checked_before_anything_runs(
+    described: dict, problems: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_functions.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {key: f"my_functions.{described[key]}" for key in ("_target_", "collect") if key in described}
+    try:
+        build_method({"name": "x", **described, **names})
+        found = []
+    except ConfigError as refused:
+        found = refused.problems
+    assert found == problems
 
 
 @pytest.mark.parametrize("module", [algebra, method_file], ids=lambda module: module.__name__)
