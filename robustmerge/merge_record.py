@@ -13,6 +13,7 @@ from torch import Tensor
 from robustmerge.adapter import Adapter, LoraPair
 from robustmerge.method import Method, Out, OutsideMethod
 from robustmerge.outputs import how_to_load
+from robustmerge.unused import find_unused
 
 ALMOST_NOTHING = 0.01  # of the largest expert's norm
 
@@ -69,6 +70,8 @@ def summary_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> str
         told.append(f"modules_to_save averaged ({record['extras']} tensors)")
     if record["dropped_rows"]:
         told.append(f"{record['dropped_rows']} empty rank rows left out")
+    if unused := find_unused(method):
+        told.append(f"not used: {', '.join(unused)}")
     if warning := warning_of(method, record):
         told.append(f"so {warning}")
     return f"{method.title or method.name}: {len(record['experts'])} experts merged; " + ", ".join(told)

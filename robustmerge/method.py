@@ -15,6 +15,7 @@ from typing import Any
 from robustmerge.method_checks import PARTS, USUAL_SCOPE, problems_of, problems_of_out
 from robustmerge.settings import ConfigError, build, later, outside_identity
 from robustmerge.signatures import read_functions
+from robustmerge.unused import without_unused
 
 MERGE_SCHEMA = 2  # of what a merge writes: raised where the same method gives other numbers than before
 
@@ -171,6 +172,11 @@ class Method:
         return self.out.format or ("adapter" if self.is_low_rank else "delta")
 
     @property
+    def as_used(self) -> Method:
+        """What the result is known by: without settings that nothing uses."""
+        return without_unused(self)
+
+    @property
     def needs_equal_ranks(self) -> bool:
         return self.strength_key == "factors" or (self.space == "factors" and self.prune.rule == "sign")
 
@@ -213,6 +219,11 @@ class OutsideMethod:
     def output_format(self) -> str:
         """What is written: adapter, delta or model."""
         return self.out.format or "adapter"
+
+    @property
+    def as_used(self) -> OutsideMethod:
+        """What the result is known by: without settings that nothing uses."""
+        return without_unused(self)
 
 
 def build_method(values: Mapping[str, Any], where: str = "merge") -> Method | OutsideMethod:

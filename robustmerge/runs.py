@@ -114,8 +114,12 @@ def _identity_of(stage: str, schema: int, settings: Any, inputs: Mapping[str, Ad
 
 
 def settings_in_identity(settings: Any) -> Any:
-    """The part of a settings dataclass that changes the result, as plain JSON values."""
+    """The part of a settings dataclass that changes the result, as plain JSON values.
+
+    A dataclass may say `as_used`: itself, with whatever it does not use at its default.
+    """
     if dataclasses.is_dataclass(settings):
+        settings = getattr(settings, "as_used", settings)
         return {
             field.name: settings_in_identity(getattr(settings, field.name))
             for field in dataclasses.fields(settings)
