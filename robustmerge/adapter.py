@@ -1,8 +1,8 @@
 """PEFT adapter folders in and out.
 
 Reading folds alpha/r (rsLoRA: alpha/sqrt(r)) into B, so that the update of a pair is B @ A and nothing else;
-writing gives adapters of scaling 1. An adapter with anything in it that is not read here is refused: never a wrong
-one in silence.
+writing gives adapters of scaling 1, whose alpha is always their rank. An adapter with anything in it that is not read
+here is refused: never a wrong one in silence.
 """
 
 from __future__ import annotations
