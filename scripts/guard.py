@@ -10,7 +10,7 @@ from collections.abc import Callable
 from robustmerge.settings import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def guarded(action: Callable[[], None], again: str, mark_lines: bool = False) -> None:
@@ -39,7 +39,8 @@ def _explain(error: Exception) -> str | None:
     if getattr(error, "errno", None) in FULL or wrapped:
         return f"the disk is full{place}. Nothing finished is lost: free some space and type the same command"
     if isinstance(error, OSError) and error.errno in FORBIDDEN:
-        return f"{error.strerror}: {error.filename}. Choose another place with paths.runs=FOLDER, or mend its rights"
+        elsewhere = "Choose another place (paths.runs=FOLDER, or out=FOLDER), or mend its rights"
+        return f"{error.strerror}: {error.filename}. {elsewhere}"
     return None
 
 

@@ -86,6 +86,8 @@ def _explain(program: str, error: Exception) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         what = {"merge": "method", "": "config"}.get(group, group)
         options = [option for option in error.options or [] if not option.startswith("_")]
+        if group.partition("/")[0] == "merge" and name.endswith(".yaml"):
+            return "merge= takes a name in configs/merge; a file elsewhere is given as 'methods=[path/to/file.yaml]'"
         return f"unknown {what} '{name}'; {suggest(name, options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read the override: {error}. Lists and spaces need quotes: 'tasks=[vqav2,rec]'"
@@ -110,7 +112,7 @@ def _explain_key(program: str, key: str) -> str:
         node = node[parent]
     choices = [name for name in node if parents or name != "hydra"]
     where = f" under {'.'.join(parents)}" if parents else ""
-    return f"unknown key '{last}'{where}; {suggest(last, choices + ([] if parents else list_groups()))}"
+    return f"unknown key '{last}'{where}; {suggest(last, {*choices, *([] if parents else list_groups())})}"
 
 
 def _compose_chosen(program: str) -> dict:

@@ -118,7 +118,8 @@ def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:
         if not line.experts:
             raise UserError("there is no expert to merge: none of the chosen tasks is a seen one (tasks)")
         models = [*line.experts.values(), line.multi_task if multi_task else None]
-        train_all = command("train_all", lambda word: not word.startswith(("merge", "methods", "report", "source")))
+        others = ("merge", "methods", "out=", "report", "source")
+        train_all = command("train_all", lambda word: not word.startswith(others))
         if unfinished(models) == [line.multi_task]:
             train_all += "\nor leave it out: multi_task=false"
         require(models, "trained models are", train_all)

@@ -11,6 +11,7 @@ from typing import Any
 from robustmerge.method import Method, OutsideMethod
 from robustmerge.records import read_score
 from robustmerge.runs import REPOSITORY, Address, read_manifest
+from robustmerge.unused import find_unused
 from scripts.commands import command
 from scripts.line import Line
 
@@ -54,7 +55,8 @@ def tell_merged(folder: Path, method: Method | OutsideMethod, out: str) -> None:
     print(f"\n{title}: {len(record['experts'])} experts merged into {out}\n")
     rows = merge_rows(method, record)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    rows |= {"size": f"{size / 1e6:.1f} MB", "time": f"{record['seconds']:.1f} s"}
+    written = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    rows |= {"size": written, "time": f"{record['seconds']:.1f} s"}
     for key, value in rows.items():
         print(f"  {key:<20} {value}")
 
@@ -63,9 +65,9 @@ def tell_merged(folder: Path, method: Method | OutsideMethod, out: str) -> None:
     if warning := warning_of(method, record):
         print(f"\nwarning: {warning}")
     is_model = (folder / "config.json").exists()
-    words = [f"model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
+    words = ["model.base=null", f"+model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
     answer = shlex.join(["python", "scripts/predict.py", *words])
-    print(f"\nload it as its README.md says, or answer with it: {answer}")
+    print(f"\nload it as its README.md says; on the line's base, answer with it: {answer}")
 
 
 def merge_rows(method: Method | OutsideMethod, record: Mapping[str, Any]) -> dict[str, str]:
@@ -76,6 +78,7 @@ def merge_rows(method: Method | OutsideMethod, record: Mapping[str, Any]) -> dic
     factor = str(own) if record["strength"] is None else f"{record['effective_strength']:g}"
     if getattr(method, "strength_key", None) == "factors":
         factor += f" (strength {record['strength']:g} on A and on B)"
+    unused = find_unused(method)
     ratio = f"{record['norm'] / mean:.3g} x the experts' mean of {mean:.3g}" if mean else "and the experts' too"
     return {
         "experts": ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else ""),
@@ -85,6 +88,7 @@ def merge_rows(method: Method | OutsideMethod, record: Mapping[str, Any]) -> dic
         "norm of the update": f"{record['norm']:.3g}, {ratio}",
         "rank rows dropped": str(record["dropped_rows"]),
         "modules_to_save": f"{record['extras']} tensors averaged" if record["extras"] else "none",
+        **({"not used": ", ".join(unused)} if unused else {}),
     }
 
 
