@@ -169,6 +169,7 @@ def find_model(named: str | Path | None) -> Path:
     if folder.is_dir():
         return folder.resolve()
     if folder.exists() or not REPOSITORY.fullmatch(str(named)):
-        raise UserError(f"the base model must be a folder, or user/repo[@revision] of the hub, got '{named}' {key}")
+        wrong = f"the base model must be a folder, or user/repo[@revision] of the hub, got '{named}'"
+        raise UserError(f"{wrong}; name it {key}")
     fetched = fetch(str(named), [*SMALL, "model*.safetensors"])
     return fetched if list(fetched.glob("*.safetensors")) else fetch(str(named), ["pytorch_model*.bin"])

@@ -45,13 +45,19 @@ R = TypeVar("R")
 
 
 def merge(
-    address: Address, method: Method | OutsideMethod, experts: Mapping[str, Path], say: Say = print, workers: int = 1
+    address: Address,
+    method: Method | OutsideMethod,
+    experts: Mapping[str, Path],
+    say: Say = print,
+    workers: int = 1,
+    progress: bool | None = None,
 ) -> Path:
     """Merge the experts (name -> adapter folder) into the folder at `address`, and return its path.
 
+    progress: whether progress bars are shown; None where there is a terminal.
     Raises UserError with all problems at once; nothing is written then.
     """
-    return run_stage(address, lambda folder: write_merged(folder, method, experts, say, workers), say)
+    return run_stage(address, lambda folder: write_merged(folder, method, experts, say, workers, progress), say)
 
 
 def merge_folders(
@@ -85,8 +91,14 @@ def address_at(out: Path, method: Method | OutsideMethod, experts: Mapping[str, 
     address = address_folder(out.parent, "merged", method.name, "merge", MERGE_SCHEMA, method, inputs)
     address = replace(address, path=out)
     found = [out] if out.exists() and not out.is_dir() else out.glob("*")
-    if any(not path.name.endswith(BESIDE) for path in found) and not address.is_complete():
-        raise UserError(f"{out} is there already and is not empty; choose another folder, or remove it (out)")
+    if any(not path.name.endswith(BESIDE) for path in found):
+        others = f"{out} is there already and is not empty; choose another folder, or remove it (out)"
+        try:
+            complete = address.is_complete()
+        except UserError as error:
+            raise UserError(f"{others}. What it holds was made of other experts or settings") from error
+        if not complete:
+            raise UserError(others)
     return address
 
 
@@ -96,10 +108,11 @@ def write_merged(
     experts: Mapping[str, Path],
     say: Say = print,
     workers: int = 1,
+    progress: bool | None = None,
 ) -> dict[str, Any]:
     """Merge into `folder` and return the record: what went in, what came out, what was left out."""
     with set_up_for_merging():
-        merging = Merging(open_experts(experts, method), method, workers)
+        merging = Merging(open_experts(experts, method), method, workers, progress)
         known = merging.look_at_whole_model()
         try:
             record = merging.write(folder, known)
@@ -149,6 +162,7 @@ class Merging:
     adapters: Sequence[Adapter]
     method: Method | OutsideMethod
     workers: int = 1
+    progress: bool | None = None
 
     @cached_property
     def problems(self) -> list[str]:
@@ -158,6 +172,12 @@ class Merging:
     @property
     def names(self) -> list[str]:
         return [a.name for a in self.adapters]
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether the method walks over the modules before it merges them."""
+        method = self.method
+        return method.collect is not None if isinstance(method, OutsideMethod) else method.looks_at_whole_model
 
     def read(self, name: str) -> Module:
         """One module of all experts, not checked yet."""
@@ -174,7 +194,8 @@ class Merging:
             except UserError as error:
                 return error
 
-        modules = tqdm(self.adapters[0].modules, desc=f"{title} {self.method.name}", unit="module", disable=None)
+        hide = None if self.progress is None else not self.progress
+        modules = tqdm(self.adapters[0].modules, f"{title} {self.method.name}", unit="module", disable=hide)
         for found in in_order(attempt, modules, self.workers):
             if isinstance(found, EmptyRowsError):
                 empty += found.rows
@@ -190,7 +211,7 @@ class Merging:
     def look_at_whole_model(self) -> Known | dict[str, Any]:
         """What the method must know before it can merge a module: thresholds, or what a function collects."""
         if isinstance(self.method, OutsideMethod):
-            return collect(self.method, self.each("collect", lambda name: (name, check_module(self.read(name)).pairs)))
+            return collect(self.method, self.each("part 1/2 collect", lambda n: (n, check_module(self.read(n)).pairs)))
         if not self.method.looks_at_whole_model:
             return Known()
 
@@ -199,7 +220,7 @@ class Merging:
                 for part in parts_of(check_module(self.read(name))):
                     add(*part)
 
-            deque(self.each("measure", add_all), maxlen=0)
+            deque(self.each("part 1/2 measure", add_all), maxlen=0)
 
         return measure(self.method, self.names, visit)
 
@@ -218,8 +239,9 @@ class Merging:
         """Merge all modules into the folder, and return the record."""
         method, norms, told = self.method, Norms(), []
         out = replace(method.out, format=method.output_format)
+        title = "part 2/2 merge" if self.looks_first else "merge"
         with open_writer(folder, out, self.adapters, card_for(method, out, self.adapters)) as writer:
-            for name, one in self.each("merge", lambda name: (name, self.merge(name, known))):
+            for name, one in self.each(title, lambda name: (name, self.merge(name, known))):
                 writer.add_update(name, one.merged.update, magnitude=one.magnitude, bias=one.bias)
                 norms.add(one.norm, one.norms)
                 told.append(one.merged._replace(update=None))

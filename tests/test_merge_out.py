@@ -82,7 +82,7 @@ def test_a_folder_is_never_overwritten_and_what_a_kill_left_is_no_hindrance(tmp_
     assert not list(out.glob(f".*{BESIDE}"))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     merge_to(out, experts, "merge=average")  # made already
-    with pytest.raises(UserError, match="describes another result"):
+    with pytest.raises(UserError, match="choose another folder.* made of other experts or settings"):
         merge_to(out, experts, "merge=ties")
     assert before == {path.name: path.read_bytes() for path in out.iterdir()}
 
