@@ -2,7 +2,7 @@
 
 Every rule takes the experts' tensors as a list of T float32 tensors of one shape: a part (A or B) in factor space,
 a block of the dense update, or its coordinates in another basis. To add a rule: a function here, an entry in its
-table, its name in `method.py`, a test, a config.
+table, its name in `method_checks.py`, a test, a config.
 """
 
 from __future__ import annotations
