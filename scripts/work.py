@@ -54,7 +54,7 @@ def work_merge(item: dict) -> None:
     from robustmerge.method import build_method
 
     experts = {name: Path(folder) for name, folder in item["experts"].items()}
-    merge(Address.from_json(item["address"]), build_method(item["settings"]), experts, say, item["workers"])
+    merge(Address.from_json(item["address"]), build_method(item["settings"]), experts, say, item["workers"], True)
 
 
 def work_predict(item: dict) -> None:
