@@ -22,6 +22,8 @@ from scripts.line import Line, Source, require, unfinished
 
 SHARED_BY_POINTS = ("profile", "jobs", "report", "logger", "bootstrap", "trainer")
 
+NOT_OF_TRAINING = ("merge", "methods", "out=", "report", "source")  # how words begin that train_all need not have
+
 
 def plan(points: Sequence[Mapping[str, Any]]) -> list[Line]:
     """The lines of all points of a sweep. Raises UserError for everything wrong in their configs, each thing once."""
@@ -118,8 +120,7 @@ def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:
         if not line.experts:
             raise UserError("there is no expert to merge: none of the chosen tasks is a seen one (tasks)")
         models = [*line.experts.values(), line.multi_task if multi_task else None]
-        others = ("merge", "methods", "out=", "report", "source")
-        train_all = command("train_all", lambda word: not word.startswith(others))
+        train_all = command("train_all", lambda word: not word.startswith(NOT_OF_TRAINING))
         if unfinished(models) == [line.multi_task]:
             train_all += "\nor leave it out: multi_task=false"
         require(models, "trained models are", train_all)
