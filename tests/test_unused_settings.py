@@ -19,6 +19,7 @@ from robustmerge.method import build_method
 from robustmerge.method_files import list_methods, read_method
 from robustmerge.runs import settings_in_identity
 from robustmerge.unused import find_unused
+from scripts.summary import merge_rows
 from tests.merge_cases import random_experts, write_expert
 
 SIGN = {"rule": "sign", "density": 1.0, "count": "released"}
@@ -95,10 +96,12 @@ def test_a_setting_waits_for_the_rule_that_uses_it_also_on_the_way_to_another_pr
     assert dataclasses.replace(sent, combine="elected").as_used.disjoint == "sum"
 
 
-def test_the_line_that_ends_a_merge_says_what_was_not_used(tmp_path: Path) -> None:
+def test_the_line_and_the_table_that_end_a_merge_say_what_was_not_used(tmp_path: Path) -> None:
     folders = {name: write_expert(tmp_path / name, pairs) for name, pairs in random_experts().items()}
     said: list[str] = []
     for number, changes in enumerate(({}, {"balance__density": 0.2, "seed": 3})):
-        write_merged(tmp_path / f"{number}", read_method("average", **changes), folders, say=said.append)
+        method = read_method("average", **changes)
+        record = write_merged(tmp_path / f"{number}", method, folders, say=said.append)
+        assert merge_rows(method, record).get("not used", "") == ", ".join(find_unused(method))
     assert "not used" not in said[0]
     assert said[1].endswith("not used: balance.density, seed")
