@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from robustmerge.settings import suggest
 
 if TYPE_CHECKING:
-    from robustmerge.method import Method, Out, Prune
+    from robustmerge.method import Method, Out, OutsideMethod, Prune
 
 SPACES = ("factors", "delta", "knots", "core")
 PRUNE_RULES = ("none", "magnitude", "random", "sign")
@@ -60,7 +60,6 @@ def _unknown_names(method: Method) -> list[str]:
     chosen = [
         (method.space, SPACES, "space"),
         (method.prune.rule, PRUNE_RULES, "prune.rule"),
-        (method.prune.scope, SCOPES, "prune.scope"),
         (method.prune.count, COUNTS, "prune.count"),
         (method.scale.empty_row, EMPTY_ROWS, "scale.empty_row"),
         (method.combine, COMBINE_RULES, "combine"),
@@ -68,6 +67,8 @@ def _unknown_names(method: Method) -> list[str]:
         (method.balance.variant, VARIANTS, "balance.variant"),
         (method.product, PRODUCTS, "product"),
     ]
+    if method.prune.scope is not None:  # an unknown space has no usual one
+        chosen.append((method.prune.scope, SCOPES, "prune.scope"))
     if method.first is not None:
         chosen.append((method.first.rule, ("random",), "first.rule"))
     problems = [line for value, choices, key in chosen for line in choice(value, choices, key)]
@@ -93,7 +94,7 @@ def _wrong_numbers(method: Method) -> list[str]:
     if not 0 <= method.basis.cut < most:
         below = f" and below {most:g}" if method.basis.cut >= most else ""
         problems.append(f"cut must be at least 0{below}, got {method.basis.cut} (merge.basis.cut)")
-    if method.strength is None:
+    if method.strength is None and method.space in SPACES and not _needs_factors(method):
         problems.append(
             f"strength must be given: merge.strengths lists no default for {method.strength_key} (merge.strength)"
         )
@@ -117,23 +118,40 @@ def _meaningless_cells(method: Method) -> list[str]:
             "strength multiplies A and B each, so that a negative one does not turn the update round; take another "
             f"space than factors, or product=each; got {method.strength} (merge.strength)"
         )
-    if method.strength_key == "each" and method.combine not in ("sum", "mean"):
+    if method.strength_key == "each" and method.combine in ("elected", "balanced"):
         problems.append(f"product=each is a sum of products, got combine {method.combine} (merge.product)")
     if method.combine == "balanced" and method.scaled_parts and prune.scope == "model":
         problems.append(
             "scores over the whole model are measured before anything is scaled; with combine=balanced take "
             "merge.prune.scope=tensor, or scale nothing (merge.scale)"
         )
-    if method.space != "factors":
-        needs = f"needs merge.space=factors, got space {method.space}"
-        problems += [f"scaling {needs} (merge.scale.{part})" for part in method.scaled_parts]
-        problems += [f"product={method.product} {needs} (merge.product)"] if method.product != "of_sums" else []
+    if method.space in SPACES:
+        problems += _needs_factors(method)
     if method.out.format == "adapter" and not method.is_low_rank:
         problems.append(
             f"a pruned or elected update in space {method.space} has full rank, which no adapter holds exactly; give "
-            "the rank to cut it to (merge.out.rank), or take merge.out.format=delta (merge.out.format)"
+            "the rank to cut it to, merge.out.rank=R, or take delta (merge.out.format)"
         )
     return problems
+
+
+def _needs_factors(method: Method) -> list[str]:
+    """What works on A and B apart, and so in no other space than factors."""
+    if method.space == "factors":
+        return []
+    needs = f"needs merge.space=factors, got space {method.space}"
+    problems = [f"scaling works on A and B apart, so it {needs} (merge.scale.{part})" for part in method.scaled_parts]
+    return [*problems, *([f"product=each {needs} (merge.product)"] if method.product == "each" else [])]
+
+
+def ways_past_ranks(method: Method | OutsideMethod) -> str:
+    """What to set so that a method in factor space takes experts of different ranks; empty if nothing helps."""
+    ways = []
+    if not getattr(method, "scaled_parts", True):
+        ways.append("merge.space=delta, knots or core")
+    if getattr(method, "combine", None) in ("sum", "mean") and method.prune.rule != "sign":
+        ways.append("merge.product=each")
+    return f"in factor space ranks must be equal: take {', or '.join(ways)}" if ways else ""
 
 
 def _unused_settings(prune: Prune) -> list[str]:

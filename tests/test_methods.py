@@ -98,11 +98,32 @@ def test_all_mistakes_in_a_method_are_told_at_once_with_their_keys() -> None:
         "unknown combine 'summ'; choose one of balanced, elected, mean, sum (did you mean 'sum'?) (merge.combine)",
         "density must be in (0, 1], got 1.2 (merge.prune.density)",
         "floor must be in [0, 1), got 1.0 (merge.scale.floor)",
-        "strength must be given: merge.strengths lists no default for delta (merge.strength)",
-        "scaling needs merge.space=factors, got space delta (merge.scale.B)",
+        "scaling works on A and B apart, so it needs merge.space=factors, got space delta (merge.scale.B)",
         "a pruned or elected update in space delta has full rank, which no adapter holds exactly; give the rank to cut "
-        "it to (merge.out.rank), or take merge.out.format=delta (merge.out.format)",
+        "it to, merge.out.rank=R, or take delta (merge.out.format)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "problems"),
+    [
+        ("robustmerge", {"space": "dleta"},
+         ["unknown space 'dleta'; choose one of core, delta, factors, knots (did you mean 'delta'?) (merge.space)"]),
+        ("robustmerge_eq5", {"product": "eahc"},
+         ["unknown product 'eahc'; choose one of each, of_sums (did you mean 'each'?) (merge.product)"]),
+        ("robustmerge_eq5", {"combine": "summ"},
+         ["unknown combine 'summ'; choose one of balanced, elected, mean, sum (did you mean 'sum'?) (merge.combine)"]),
+        ("robustmerge", {"space": "core"},
+         ["scaling works on A and B apart, so it needs merge.space=factors, got space core (merge.scale.B)"]),
+        ("dc_merge", {"out__rank": 0}, ["rank must be at least 1, got 0 (merge.out.rank)"]),
+    ],
+)  # fmt: skip
+def test_one_mistake_is_told_once_and_nothing_that_follows_from_it(
+    name: str, changes: dict, problems: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_method(name, **changes)
+    assert refused.value.problems == problems
 
 
 @pytest.mark.parametrize(
