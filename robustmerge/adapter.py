@@ -20,7 +20,7 @@ from torch import Tensor
 from robustmerge.adapter_config import CONFIG, config_for, read_config, refusals, scaling_of
 from robustmerge.adapter_names import PARTS, PREFIX, name_in_file, sort_names
 from robustmerge.runs import write_atomically
-from robustmerge.settings import UserError
+from robustmerge.settings import UserError, first_few
 from robustmerge.tensor_files import TensorFile, TensorWriter, all_finite, refuse_overflow, room_for
 
 __all__ = [
@@ -154,7 +154,7 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     config = read_config(folder, name)
     file = open_tensors(folder, name)
     found = sort_names(file, config)
-    problems = [*refusals(config), *found.problems]
+    problems = [*refusals(config), *first_few(found.problems)]
     if (folder / "non_lora_trainables.bin").exists():
         problems.append("non_lora_trainables.bin must be converted to modules_to_save first; it would be lost")
     if problems:

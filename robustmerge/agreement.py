@@ -9,14 +9,18 @@ from typing import Any
 
 from robustmerge.adapter import Adapter
 from robustmerge.adapter_config import SAME_BASE, SAME_TARGETS
+from robustmerge.settings import first_few
 
 KINDS = {"use_dora": "a DoRA magnitude", "lora_bias": "a bias of the update"}
 
 
-def disagreements(adapters: Sequence[Adapter], equal_ranks: bool, check_base: bool = True) -> list[str]:
+def disagreements(
+    adapters: Sequence[Adapter], equal_ranks: bool, check_base: bool = True, remedy: str = ""
+) -> list[str]:
     """Why these experts cannot be merged with one another: a line for every one that differs from most.
 
     Ranks (unless equal_ranks), alphas, rsLoRA and dtypes may differ. check_base: another base model is a reason.
+    remedy: what is said after different ranks.
     """
     problems = []
     for key in SAME_BASE if check_base else ():
@@ -33,10 +37,18 @@ def disagreements(adapters: Sequence[Adapter], equal_ranks: bool, check_base: bo
     for a in adapters:
         problems += _missing(a.name, "tensor", extras, a.extras)
     if equal_ranks:
-        problems += _odd_ones("rank", {a.name: _ranks_of(a) for a in adapters})
+        problems += _with(remedy, _odd_ones("rank", {a.name: _ranks_of(a) for a in adapters}))
+    if not problems and equal_ranks:
+        problems += _with(remedy, _odd_ranks(adapters))
     if not problems:
-        problems += _odd_shapes(adapters, equal_ranks)
+        problems += first_few(list(_odd_shapes(adapters)))
     return problems
+
+
+def _with(remedy: str, lines: Iterator[str]) -> list[str]:
+    """A few of the lines, the last with what to do."""
+    few = first_few(list(lines))
+    return [*few[:-1], f"{few[-1]}; {remedy}"] if few and remedy else few
 
 
 def _comparable(value: Any) -> str:
@@ -65,7 +77,9 @@ def _odd_ones(what: str, values: Mapping[str, str]) -> Iterator[str]:
     usual = Counter(values.values()).most_common(1)[0][0]
     for name, value in values.items():
         if value != usual:
-            yield f"expert '{name}' has {what} {value}, the others {usual}"
+            others = [other for other in values if other != name]
+            who = f"expert '{others[0]}'" if len(others) == 1 else "the others"
+            yield f"expert '{name}' has {what} {value}, {who} {usual}"
 
 
 def _missing(name: str, what: str, usual: Sequence[str], found: Sequence[str]) -> Iterator[str]:
@@ -75,12 +89,14 @@ def _missing(name: str, what: str, usual: Sequence[str], found: Sequence[str]) -
             yield f"expert '{name}' {verb} {what} '{min(names)}'{more}"
 
 
-def _odd_shapes(adapters: Sequence[Adapter], equal_ranks: bool) -> Iterator[str]:
+def _odd_ranks(adapters: Sequence[Adapter]) -> Iterator[str]:
+    for module in adapters[0].modules:
+        yield from _odd_ones(f"rank in module '{module}'", {a.name: str(a.ranks[module]) for a in adapters})
+
+
+def _odd_shapes(adapters: Sequence[Adapter]) -> Iterator[str]:
     for module in adapters[0].modules:
         shapes = {a.name: a.shapes[module] for a in adapters}
-        if equal_ranks:
-            ranks = {name: str(shape[1]) for name, shape in shapes.items()}
-            yield from _odd_ones(f"rank in module '{module}'", ranks)
         sizes = {name: f"{shape[0]} x {shape[2]}" for name, shape in shapes.items()}
         yield from _odd_ones(f"shape of module '{module}'", sizes)
     for extra in adapters[0].extras:

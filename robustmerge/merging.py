@@ -29,7 +29,7 @@ from robustmerge.hub import find_folder, name_of
 from robustmerge.measure import Known, measure
 from robustmerge.merge_record import Norms, card_for, record_of, squared_norm, summary_of
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
-from robustmerge.method_checks import problems_of_weights
+from robustmerge.method_checks import problems_of_weights, ways_past_ranks
 from robustmerge.method_files import read_method
 from robustmerge.module import Merged, Module, check_module
 from robustmerge.outputs import open_writer, problems_of_format
@@ -133,7 +133,8 @@ def open_experts(experts: Mapping[str, Path], method: Method | OutsideMethod) ->
         except UserError as error:
             problems.append(str(error))
     if not problems:
-        problems = disagreements(adapters, getattr(method, "needs_equal_ranks", False), method.check_base)
+        equal_ranks = getattr(method, "needs_equal_ranks", False)
+        problems = disagreements(adapters, equal_ranks, method.check_base, ways_past_ranks(method))
         problems += problems_of_format(method.output_format, adapters)
     problems += problems_of_weights(getattr(method, "weights", None), experts)
     if problems:

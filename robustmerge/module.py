@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustmerge.adapter import LoraPair
 from robustmerge.method import Method, OutsideMethod
-from robustmerge.method_checks import problems_of_weights
+from robustmerge.method_checks import problems_of_weights, ways_past_ranks
 from robustmerge.rules import Election
 from robustmerge.settings import UserError
 
@@ -67,10 +67,7 @@ def check_alike(experts: Mapping[str, Mapping[str, LoraPair]], method: Method | 
             if (d_out, d_in) != (other_out, other_in):
                 problems.append(f"{where} has shapes {d_out} x {d_in} and {other_out} x {other_in}")
             elif getattr(method, "needs_equal_ranks", False) and rank != other_rank:
-                problems.append(
-                    f"{where} has ranks {rank} and {other_rank}, but A and B are merged apart; take another space than "
-                    "factors, or product=each"
-                )
+                problems.append(f"{where} has ranks {rank} and {other_rank}; {ways_past_ranks(method)}".rstrip("; "))
     if problems:
         raise UserError("\n".join(problems))
 

@@ -63,6 +63,11 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     return f"choose one of {', '.join(choices)}{hint}"
 
 
+def first_few(lines: Sequence[str], most: int = 5) -> list[str]:
+    """The first lines, and how many more there are."""
+    return [*lines[:most], *([f"(and {len(lines) - most} more)"] if len(lines) > most else [])]
+
+
 def choose(name: str, choices: Iterable[str], what: str) -> str:
     """Return `name` if it is among the choices. Raises UserError that lists them."""
     choices = list(choices)

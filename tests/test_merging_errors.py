@@ -98,7 +98,7 @@ def test_experts_that_do_not_fit_together_are_all_named_at_once(tmp_path: Path) 
         "expert 'f' has target_modules q, v, the others q",
         "expert 'e' lacks module 'layers.1.q'",
         "expert 'e' alone has module 'layers.9.q'",
-        "expert 'd' has rank 2, the others 4",
+        "expert 'd' has rank 2, the others 4; in factor space ranks must be equal: take merge.product=each",
         "weights names an unknown expert 'g'; choose one of a, b, c, d, e, f (merge.weights)",
     ]
     assert not (tmp_path / "merged").exists()
@@ -165,6 +165,15 @@ def test_a_folder_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
         open_adapter(write_expert(tmp_path / "rank", pairs, r=9))
     with pytest.raises(UserError, match="tensor base_model.model.x.bias is neither lora_A or lora_B"):
         open_adapter(write_expert(tmp_path / "more", pairs, {"base_model.model.x.bias": torch.ones(1)}))
+
+
+def test_a_config_that_contradicts_every_tensor_is_told_in_a_few_lines(tmp_path: Path) -> None:
+    pairs = random_experts("a", tuple(f"layers.{n}.q" for n in range(30)))["a"]
+    with pytest.raises(UserError) as refused:
+        open_adapter(write_expert(tmp_path / "rank", pairs, r=9))
+    told = str(refused.value).splitlines()
+    assert len(told) == 6
+    assert told[-1].endswith("(and 25 more)")
 
 
 def test_a_pickle_that_runs_code_is_not_unpickled(tmp_path: Path) -> None:
