@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ from robustmerge.outputs import how_to_load
 from robustmerge.unused import find_unused
 
 ALMOST_NOTHING = 0.01  # of the largest expert's norm
+FRONT = {  # of a card, by format; no library loads a delta folder
+    "adapter": "library_name: peft\ntags: [lora, model-merging]\n",
+    "delta": "tags: [model-merging]\n",
+    "model": "library_name: transformers\ntags: [model-merging]\n",
+}
 
 
 def squared_norm(update: LoraPair | Tensor) -> float:
@@ -72,22 +78,29 @@ def summary_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> str
         told.append(f"{record['dropped_rows']} empty rank rows left out")
     if unused := find_unused(method):
         told.append(f"not used: {', '.join(unused)}")
-    if warning := warning_of(method, record):
-        told.append(f"so {warning}")
-    return f"{method.title or method.name}: {len(record['experts'])} experts merged; " + ", ".join(told)
+    told += [f"so {warning}" for warning in warnings_of(method, record)]
+    return f"{method.title or method.name}: {count_experts(record['experts'])} merged; " + ", ".join(told)
 
 
-def warning_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> str | None:
-    """That almost nothing is left, and what may have taken it; None where enough is.
+def count_experts(experts: Sequence[Any]) -> str:
+    """`1 expert`, `2 experts`."""
+    return f"{len(experts)} expert{'' if len(experts) == 1 else 's'}"
+
+
+def warnings_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> list[str]:
+    """What may not be meant: one expert alone; almost nothing left, and what may have taken it.
 
     B is often much smaller than A, so that a threshold over both leaves no B.
     """
+    found = []
+    if len(record["experts"]) == 1:
+        found.append("there is nothing to merge with: this is one expert alone, as the method changes it")
     if record["norm"] >= ALMOST_NOTHING * max(record["expert_norms"].values()):
-        return None
+        return found
     lost = "almost nothing is left of the updates"
     if getattr(method, "space", None) == "factors" and method.prune.scope == "model":
         lost += ": one threshold covers A and B of the whole model; try merge.prune.scope=tensor or merge.space=delta"
-    return lost
+    return [*found, lost]
 
 
 def card_for(method: Method | OutsideMethod, out: Out, adapters: Sequence[Adapter]) -> str:
@@ -95,12 +108,15 @@ def card_for(method: Method | OutsideMethod, out: Out, adapters: Sequence[Adapte
     how = f"strength {method.strength:g} in {method.space}" if isinstance(method, Method) else method.target
     names = ", ".join(a.name for a in adapters)
     paper = f" ({method.paper})" if method.paper else ""
-    dora = "DoRA magnitudes are the mean of the experts'. " if adapters[0].is_dora else ""
+    kind = out.format or "adapter"
+    base = out.base if kind == "model" and out.base else adapters[0].config.get("base_model_name_or_path")
+    told = ["alpha/r is folded into the update, so the scaling is 1."] if kind == "adapter" else []
+    told += ["DoRA magnitudes are the mean of the experts'."] if adapters[0].is_dora else []
     return (
-        "---\nlibrary_name: peft\ntags: [lora, model-merging]\n---\n\n"
-        f"# {method.title or method.name} of {len(adapters)} LoRA experts\n\n"
+        f"---\n{FRONT[kind]}---\n\n"
+        f"# {method.title or method.name} of {count_experts(adapters).replace(' ', ' LoRA ')}\n\n"
         f"Method: {method.title or method.name}{paper}, {how}.\nExperts: {names}.\n"
-        f"Base model: `{adapters[0].config.get('base_model_name_or_path')}`.\n\n"
-        f"```python\n{how_to_load(out.format or 'adapter')}```\n\n"
-        f"alpha/r is folded into the update, so the scaling is 1. {dora}All settings are in `manifest.json`.\n"
+        f"Base model: `{Path(base).name if base and Path(base).is_dir() else base}`.\n\n"
+        f"```python\n{how_to_load(kind)}```\n\n"
+        f"{' '.join([*told, 'All settings are in `manifest.json`.'])}\n"
     )

@@ -91,7 +91,9 @@ LOADING: dict[str, Any] = {
         "            weights[parameter].copy_(file.get_tensor(name))\n"
     ),
     "model": (
-        "from transformers import AutoModelForImageTextToText  # or the class of the base model\n\n"
-        'model = AutoModelForImageTextToText.from_pretrained("path/of/this/folder")\n'
+        "import transformers\n\n"
+        'config = transformers.AutoConfig.from_pretrained("path/of/this/folder")\n'
+        "model = getattr(transformers, config.architectures[0])"
+        '.from_pretrained("path/of/this/folder", dtype="auto")\n'
     ),
 }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from robustmerge.method import Method, OutsideMethod
 from robustmerge.method_files import list_methods
 from robustmerge.settings import UserError, suggest
 from scripts import steps, summary
-from scripts.line import Line
+from scripts.line import Line, require
 
 
 def merge_out(lines: Sequence[Line]) -> None:
@@ -29,5 +31,19 @@ def merge_out(lines: Sequence[Line]) -> None:
 
     experts = {name: address.path for name, address in line.experts.items()}
     folder = Path(config.out).expanduser().absolute()
-    merge_folders(experts, config.methods[0], folder, config.jobs, say=lambda told: None)
-    summary.tell_merged(folder, config.methods[0], config.out)
+    method = with_base(line, config.methods[0])
+    was_there = (folder / "manifest.json").exists()  # of another merge: then it is refused
+    merge_folders(experts, method, folder, config.jobs, say=lambda told: None)
+    summary.tell_merged(folder, method, config.out, was_there)
+
+
+def with_base(line: Line, method: Method | OutsideMethod) -> Method | OutsideMethod:
+    """The method, for a full model of the line's own experts with the line's base: they name it, but not where it is.
+
+    Raises UserError if that base is not there.
+    """
+    if method.out.format != "model" or method.out.base is not None or line.config.experts is not None:
+        return method
+    if line.config.model.base is not None:
+        require([line.base], "base model is", steps.train_all_command())
+    return dataclasses.replace(method, out=dataclasses.replace(method.out, base=str(line.base.path)))

@@ -116,14 +116,20 @@ def train(lines: Sequence[Line]) -> None:
 def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:
     """Raises UserError naming the trained models that are not there and the command that makes them."""
     for line in lines:
-        line.check_methods()
+        if not line.config.out:  # a folder of the user's own may hold a full model
+            line.check_methods()
         if not line.experts:
             raise UserError("there is no expert to merge: none of the chosen tasks is a seen one (tasks)")
         models = [*line.experts.values(), line.multi_task if multi_task else None]
-        train_all = command("train_all", lambda word: not word.startswith(NOT_OF_TRAINING))
+        train_all = train_all_command()
         if unfinished(models) == [line.multi_task]:
             train_all += "\nor leave it out: multi_task=false"
         require(models, "trained models are", train_all)
+
+
+def train_all_command() -> str:
+    """The command that makes the base and the experts which this command line asks for."""
+    return command("train_all", lambda word: not word.startswith(NOT_OF_TRAINING))
 
 
 def merge(lines: Sequence[Line]) -> None:

@@ -48,21 +48,24 @@ def tell_report(lines: Sequence[Line], reports: Sequence[tuple[Path, str]], star
     print(f"took {_minutes(time.monotonic() - started)}; everything that exists: python scripts/runs.py")
 
 
-def tell_merged(folder: Path, method: Method | OutsideMethod, out: str) -> None:
-    """After one merge to a folder of one's own, typed as `out`: what went in, what came out, how to go on."""
+def tell_merged(folder: Path, method: Method | OutsideMethod, out: str, was_there: bool = False) -> None:
+    """After one merge to a folder of one's own, typed as `out`: what went in, what came out, how to go on.
+
+    was_there: the same merge had been made there before, so that nothing was done.
+    """
+    from robustmerge.merge_record import count_experts, warnings_of  # needs torch, which planning has not loaded
+
     record = read_manifest(folder / "manifest.json")["record"]
     title = method.title or method.name
-    print(f"\n{title}: {len(record['experts'])} experts merged into {out}\n")
+    print(f"\n{title}: {count_experts(record['experts'])} merged into {out}")
+    print("it was there already, from the same experts and settings: nothing was done again\n" if was_there else "")
     rows = merge_rows(method, record)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     written = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-    rows |= {"size": written, "time": f"{record['seconds']:.1f} s"}
+    rows |= {"size": written, "time": f"{record['seconds']:.1f} s" + (" when it was made" if was_there else "")}
     for key, value in rows.items():
         print(f"  {key:<20} {value}")
-
-    from robustmerge.merge_record import warning_of  # needs torch, which a merge has loaded and planning has not
-
-    if warning := warning_of(method, record):
+    for warning in warnings_of(method, record):
         print(f"\nwarning: {warning}")
     is_model = (folder / "config.json").exists()
     words = ["model.base=null", f"+model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
@@ -75,7 +78,8 @@ def merge_rows(method: Method | OutsideMethod, record: Mapping[str, Any]) -> dic
     names, ranks, norms = record["experts"], record["ranks"], list(record["expert_norms"].values())
     mean = sum(norms) / len(norms)
     own = getattr(method, "params", {}).get("strength", "as the method sets it")
-    factor = str(own) if record["strength"] is None else f"{record['effective_strength']:g}"
+    factor = own if record["strength"] is None else record["effective_strength"]
+    factor = f"{factor:g}" if isinstance(factor, (int, float)) else str(factor)
     if getattr(method, "strength_key", None) == "factors":
         factor += f" (strength {record['strength']:g} on A and on B)"
     unused = find_unused(method)

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
 from robustmerge.adapter import LoraPair
 from robustmerge.merging import merge_folders
-from robustmerge.runs import REPOSITORY, foreign
+from robustmerge.runs import REPOSITORY, foreign, run_stage
 from robustmerge.settings import UserError
 from robustmerge.whole_files import BESIDE
 from scripts import merge_out, steps
@@ -71,10 +74,13 @@ def test_the_folder_has_the_bytes_of_merge_folders(tmp_path, experts):
 def test_dense_deltas_are_written_where_no_adapter_is_exact(tmp_path, experts, capsys):
     merge_to(tmp_path / "dense", experts, "merge=ties", "merge.space=delta")
     assert (tmp_path / "dense" / "delta.safetensors").exists()
+    card = (tmp_path / "dense" / "README.md").read_text()
+    assert "library_name" not in card
+    assert "alpha/r" not in card
     assert "none: dense updates" in capsys.readouterr().out
 
 
-def test_a_folder_is_never_overwritten_and_what_a_kill_left_is_no_hindrance(tmp_path, experts):
+def test_a_folder_is_never_overwritten_and_what_a_kill_left_is_no_hindrance(tmp_path, experts, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / f".adapter_model.safetensors.1{BESIDE}").write_text("half")
@@ -82,6 +88,7 @@ def test_a_folder_is_never_overwritten_and_what_a_kill_left_is_no_hindrance(tmp_
     assert not list(out.glob(f".*{BESIDE}"))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     merge_to(out, experts, "merge=average")  # made already
+    assert capsys.readouterr().out.count("it was there already, from the same experts and settings") == 1
     with pytest.raises(UserError, match="choose another folder.* made of other experts or settings"):
         merge_to(out, experts, "merge=ties")
     assert before == {path.name: path.read_bytes() for path in out.iterdir()}
@@ -114,6 +121,44 @@ def test_an_update_of_which_nothing_is_left_is_told(tmp_path, capsys):
 
 def test_a_method_without_a_strength_is_told_too(tmp_path, experts, capsys):
     merge_to(tmp_path / "out", experts, "merge=tsv_m")
-    assert "effective factor     1.0" in capsys.readouterr().out
+    assert "effective factor     1\n" in capsys.readouterr().out
     tell_made([foreign(tmp_path / "out", tmp_path)])
     assert "(0 s, 2 modules)" in capsys.readouterr().out
+
+
+def test_one_expert_alone_is_merged_with_a_warning(tmp_path, experts, capsys):
+    merge_to(tmp_path / "out", experts[:1], "merge=task_arithmetic")
+    said = capsys.readouterr().out
+    assert "1 expert merged into" in said
+    assert "warning: there is nothing to merge with" in said
+
+
+def test_a_full_model_of_the_lines_own_experts_is_made_from_the_lines_base_and_loads_as_its_card_says(tmp_path):
+    """The experts name the base by the name of its folder, which alone is no path."""
+    shape = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=16, **shape))
+    llama.save_pretrained(tmp_path / "short-name")
+    words = ["merge=average", "merge.out.format=model", f"out={tmp_path / 'out'}", "tasks=[vqav2,rec]"]
+    words += [f"paths.runs={tmp_path / 'runs'}", "model.base=null", f"+model.checkpoint={tmp_path / 'short-name'}"]
+    (line,) = lines = steps.plan([compose("merge", words)])
+    expert = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+
+    def save(folder: Path) -> None:
+        expert.save_pretrained(folder)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "short-name"}))
+
+    for address in line.experts.values():
+        run_stage(address, save, **QUIET)
+    merge_out.merge_out(lines)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "Base model: `short-name`" in card
+    assert "alpha/r" not in card
+    found = {}
+    exec(card.split("```python")[1].split("```")[0].replace("path/of/this/folder", str(tmp_path / "out")), found)
+    assert type(found["model"]) is transformers.LlamaForCausalLM
+    whole = expert.merge_and_unload().state_dict()
+    for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
+        torch.testing.assert_close(found["model"].state_dict()[name], tensor)
+        torch.testing.assert_close(tensor, whole[name])  # the mean of two that are the same
