@@ -1,7 +1,8 @@
 """What merging costs: CPU seconds, wall seconds and memory of every method, on experts of the shape of LLaVA-1.5-7B.
 
 python scripts/bench_merge.py                       all rows; about 20 minutes, 1 GB of disk
-python scripts/bench_merge.py --small               two layers instead of 32; a quick look, saved in runs/bench/small
+python scripts/bench_merge.py --small               two layers instead of 32, ten rows, one run each: within a minute,
+                                                    saved in runs/bench/small
 python scripts/bench_merge.py --rows ties knots     rows whose names begin so; the others keep their numbers
 python scripts/bench_merge.py --delta               also the dense updates of the whole model: long, 26 GB of disk
 
@@ -25,7 +26,7 @@ from robustmerge.runs import REPOSITORY  # noqa: E402
 from robustmerge.settings import UserError, suggest  # noqa: E402
 from scripts.bench_experts import Shape, find_experts  # noqa: E402
 from scripts.bench_measure import Cost, measure, median, warm  # noqa: E402
-from scripts.bench_rows import BOUND, Row, all_rows  # noqa: E402
+from scripts.bench_rows import BOUND, SMALL, Row, all_rows  # noqa: E402
 from scripts.bench_table import describe_machine, keep, table_of  # noqa: E402
 from scripts.guard import guarded  # noqa: E402
 
@@ -92,11 +93,14 @@ def _measure_peft(kind: str, experts: Sequence[Path], shape: Shape, runs: int) -
     return {"kind": kind, **cost.answer}
 
 
-def choose_rows(named: Sequence[str] | None, delta: bool) -> list[Row]:
-    """The rows whose names begin with one of the words. Raises UserError for a word that begins none."""
+def choose_rows(named: Sequence[str] | None, delta: bool, small: bool = False) -> list[Row]:
+    """The rows whose names begin with one of the words; without words all, or those of a quick look.
+
+    Raises UserError for a word that begins none.
+    """
     rows = [row for row in all_rows() if delta or not row.by_hand]
     if named is None:
-        return rows
+        return [row for row in rows if row.name in SMALL] if small else rows
     for word in named:
         if not any(row.name.startswith(word) for row in rows):
             raise UserError(f"no row begins with '{word}'; {suggest(word, [row.name for row in rows])} (--rows)")
@@ -105,10 +109,10 @@ def choose_rows(named: Sequence[str] | None, delta: bool) -> list[Row]:
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="two layers; saved in runs/bench/small")
+    parser.add_argument("--small", action="store_true", help="a quick look: two layers, few rows, one run")
     parser.add_argument("--delta", action="store_true", help="also the rows that take long and much disk")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only the rows whose names begin with one of these")
-    parser.add_argument("--runs", type=int, default=3, help="of each row, whose median counts (default 3)")
+    parser.add_argument("--runs", type=int, help="of each row, whose median counts (default 3; of a quick look 1)")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "runs" / "bench", help="for experts and results")
     parser.add_argument("--out", type=Path, help="for the table (default results/bench_merge)")
     for key in ("layers", "hidden", "wide", "rank", "experts"):
@@ -120,12 +124,13 @@ def main() -> None:
     asked = read_arguments()
     sizes = {key: getattr(asked, key) for key in asdict(Shape()) if getattr(asked, key) is not None}
     shape = Shape(**({"layers": 2} if asked.small else {}) | sizes)
-    rows = choose_rows(asked.rows, asked.delta)
+    rows = choose_rows(asked.rows, asked.delta, asked.small)
+    runs = asked.runs or (1 if asked.small else 3)
     if asked.small:  # minutes for each module
         rows = [replace(row, peft=None) if row.peft == "svd" else row for row in rows]
     out = asked.out or (REPOSITORY / "results" / "bench_merge" if shape == Shape() else asked.folder / "small")
     order, found, kept = [row.name for row in all_rows()], [], []
-    for told in bench(shape, rows, asked.folder, asked.runs, lambda text: print(text, file=sys.stderr, flush=True)):
+    for told in bench(shape, rows, asked.folder, runs, lambda text: print(text, file=sys.stderr, flush=True)):
         found.append(told)
         kept = keep(out, asdict(shape), [told], order)
     print(table_of(asdict(shape), kept))

@@ -59,6 +59,9 @@ ROWS = (
 )
 
 
+SMALL = (BOUND, "average", "robustmerge", "robustmerge_eq5", "ties", "dare_ties", "pcb", "svd", "knots_ties", "tsv_m")
+
+
 def all_rows() -> list[Row]:
     """The rows above, and one at its defaults for every other method file."""
     listed = {row.method for row in ROWS}

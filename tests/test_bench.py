@@ -13,7 +13,7 @@ from robustmerge.runs import REPOSITORY
 from robustmerge.settings import UserError
 from scripts.bench_experts import Shape
 from scripts.bench_merge import choose_rows
-from scripts.bench_rows import all_rows
+from scripts.bench_rows import SMALL, all_rows
 from scripts.bench_table import keep
 
 TINY = ["--layers", "1", "--hidden", "16", "--wide", "24", "--rank", "4", "--experts", "2", "--runs", "1"]
@@ -36,6 +36,11 @@ def test_a_tiny_run_prints_and_saves_every_row_it_measured(tmp_path):
 def test_an_unknown_row_is_refused_before_anything_is_measured():
     with pytest.raises(UserError, match="no row begins with 'robust_merge'"):
         choose_rows(["robust_merge"], delta=False)
+
+
+def test_a_quick_look_has_few_rows_and_any_that_is_named():
+    assert [row.name for row in choose_rows(None, delta=False, small=True)] == list(SMALL)
+    assert [row.name for row in choose_rows(["knots_dare"], delta=False, small=True)] == ["knots_dare_ties"]
 
 
 def test_every_method_file_has_a_row():
