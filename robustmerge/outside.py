@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +21,8 @@ def collect(method: OutsideMethod, modules: Iterable[tuple[str, Sequence[LoraPai
     """What `merge` is told besides the params: nothing, or `collected`, made of every module."""
     if method.collect is None:
         return {}
-    return {"collected": find_function(method.collect, "collect")(modules, **method.params)}
+    with _noting(method.collect):
+        return {"collected": find_function(method.collect, "collect")(modules, **method.params)}
 
 
 def merge_outside(module: Module, told: dict[str, Any]) -> Merged:
@@ -35,7 +37,8 @@ def merge_outside(module: Module, told: dict[str, Any]) -> Merged:
     except TypeError as error:
         settings = ", ".join(list(inspect.signature(function).parameters)[1:])
         raise UserError(f"{method.target}: {error}; it takes {settings} (merge.params)") from error
-    update = function(module.pairs, **method.params, **told)
+    with _noting(f"{method.target}, module '{module.name}'"):
+        update = function(module.pairs, **method.params, **told)
     shape = (module.pairs[0].B.shape[0], module.pairs[0].A.shape[1])
     if isinstance(update, LoraPair) and (update.B.shape[0], update.A.shape[1]) == shape:
         return Merged(truncate(update, module.rank))
@@ -46,6 +49,18 @@ def merge_outside(module: Module, told: dict[str, Any]) -> Merged:
         f"module '{module.name}': {method.target} returned {found}; it must return a LoraPair or a Tensor of shape "
         f"{list(shape)}"
     )
+
+
+@contextlib.contextmanager
+def _noting(where: str) -> Iterator[None]:
+    """Put a note on the errors of a function of the user's, whose traceback is kept."""
+    try:
+        yield
+    except UserError:  # one message, without a traceback
+        raise
+    except Exception as error:
+        error.add_note(f"raised in the method's function {where}")
+        raise
 
 
 def find_function(target: str, key: str) -> Callable[..., Any]:

@@ -214,6 +214,22 @@ def test_a_function_that_is_not_there_is_refused() -> None:
         read_method("swudi", _target_="robustmerge.beyond.swudi.mrge")
 
 
+def test_an_error_in_a_function_of_ones_own_keeps_its_type_and_says_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "def merge(pairs): return {}[1]", "def count(modules): return 1 / 0", "def given(pairs, collected): ..."
+    (tmp_path / "my_errors.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    folders = {k: write_expert(tmp_path / k, p) for k, p in random_experts().items()}
+    described = {"_target_": "my_errors.merge"}, {"_target_": "my_errors.given", "collect": "my_errors.count"}
+    notes = "my_errors.merge, module 'layers.0.q'", "my_errors.count"
+    for functions, kind, note in zip(described, (KeyError, ZeroDivisionError), notes, strict=True):
+        with pytest.raises(kind) as raised:
+            write_merged(tmp_path / "no", build_method({"name": "x", **functions}), folders, workers=2, **QUIET)
+        assert raised.value.__notes__ == [f"raised in the method's function {note}"]
+        assert "my_errors.py" in str(raised.traceback[-1].path)
+
+
 FUNCTIONS = """
 import functools
 def plain(pairs, times, *, share=1.0): ...
