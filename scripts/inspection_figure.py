@@ -106,7 +106,7 @@ def _draw_pairs(axes: Sequence[Axes], found: Inspection, names: Sequence[str]) -
     panels = (
         ("Cosine of A", "a_cosine", "a_cosine", (-1, 1), "RdBu_r"),
         ("Cosine of B A", "update_cosine", "update_cosine", (-1, 1), "RdBu_r"),
-        ("Overlap of subspaces\n(above: columns, below: rows)", "columns", "rows", (0, 1), "Blues"),
+        ("Overlap of subspaces\ncolumns above, rows below", "columns", "rows", (0, 1), "Blues"),
     )
     place = {name: i for i, name in enumerate(names)}
     shorter = [name if len(name) <= LONG else name[: LONG - 1] + "…" for name in names]
@@ -116,7 +116,7 @@ def _draw_pairs(axes: Sequence[Axes], found: Inspection, names: Sequence[str]) -
             i, j = place[row["one"]], place[row["other"]]
             values[i, j], values[j, i] = row[upper], row[lower]
         shown = ax.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
-        ax.figure.colorbar(shown, ax=ax, shrink=0.75, aspect=15)
+        ax.figure.colorbar(shown, cax=ax.inset_axes([1.05, 0, 0.06, 1]))  # as high as the squares, below the title
         ax.set_title(title)
         size = 8 if len(names) <= MANY else 8 * max(0.4, MANY / len(names))
         ax.set_xticks(range(len(names)), shorter, rotation=90, fontsize=size)
@@ -130,7 +130,7 @@ def _draw_pairs(axes: Sequence[Axes], found: Inspection, names: Sequence[str]) -
 
 
 def _draw_merged(axes: Sequence[Axes], found: Inspection) -> None:
-    """A line a merged adapter, the mean over experts; the band is from the lowest to the highest expert."""
+    """A line a merged adapter, the mean over experts; the band is from the lowest expert to the highest."""
     for i, name in enumerate(dict.fromkeys(row["merged"] for row in found.merged)):
         rows = [row for row in found.merged if row["merged"] == name]
         indices = sorted({row["k"] for row in rows})
@@ -142,7 +142,7 @@ def _draw_merged(axes: Sequence[Axes], found: Inspection) -> None:
             ax.plot(indices, [np.mean(x) for x in values], ms=4, lw=1.3, label=name, **_look(i))
     for ax, title in zip(axes, DIRECTIONS.values(), strict=True):
         ax.set_title(title)
-        ax.set_xlabel("index of the expert's singular direction")
+        ax.set_xlabel("index of the expert's singular direction\nmean of the experts; band: their range")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.axhline(1, color=GREY, lw=0.8, ls="--")
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))

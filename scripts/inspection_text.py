@@ -10,6 +10,7 @@ from robustmerge.inspection import Inspection, Row
 
 SAME_A, OTHER_A = 0.9, 0.1  # cosines of A from which experts share their initial A, below which they do not
 MUCH = 2.0  # an overlap this many times the chance one is worth a word
+NOTHING = 1e-6  # of the largest singular value: what is below is rounding
 UNEQUAL = 3.0  # a norm this many times another's is worth a word
 MEASURES = {  # of a pair: key -> (title, key of what two random subspaces would have)
     "a_cosine": ("cosine of A", None),
@@ -84,7 +85,8 @@ def tell_pairs(found: Inspection) -> list[str]:
         low, high = (choose(found.pairs, key=lambda row: row[key]) for choose in (min, max))  # noqa: B023
         by_chance = f"{fmean(row[chance] for row in found.pairs):.3f}" if chance else "0"
         rows.append((title, f"{mean_of(found.pairs, key):.3f}", by_chance, _pair(low, key), _pair(high, key)))
-    return [f"{len(found.pairs)} pairs of experts", *table(("", "mean", "by chance", "lowest", "highest"), rows)]
+    title = f"{len(found.pairs)} pairs of experts" if len(found.pairs) > 1 else "The pair of experts"
+    return [title, *table(("", "mean", "by chance", "lowest", "highest"), rows)]
 
 
 def _pair(row: Row, key: str) -> str:
@@ -157,7 +159,8 @@ def _conclude_pairs(found: Inspection) -> Iterator[str]:
             "terms B_n A_m that no expert learned; the exact sum is merge.space=delta"
         )
     else:
-        yield f"their A are alike in part (cosine from {low:.2f} to {high:.2f}): see pairs.csv for who shares with whom"
+        told = f"from {low:.2f} to {high:.2f}): see pairs.csv for who shares with whom" if len(found.pairs) > 1 else ""
+        yield f"their A are alike in part (cosine {told or f'{low:.2f})'}"
     told, times = [], []
     for key, by_chance in (("columns", "column_chance"), ("rows", "row_chance")):
         value, chance = mean_of(found.pairs, key), mean_of(found.pairs, by_chance)
@@ -175,9 +178,11 @@ def _conclude_pairs(found: Inspection) -> Iterator[str]:
 def _room(found: Inspection) -> str:
     fullest = max(found.kinds, key=lambda row: row["share"])
     room = f"{fullest['directions']} directions in {min(fullest['d_out'], fullest['d_in'])} ({fullest['share']:.0%})"
+    alike = len({(row["directions"], row["share"]) for row in found.kinds}) == 1 < len(found.kinds)
+    kind = "every kind of module" if alike else fullest["kind"]
     if fullest["share"] > 1:
-        return f"together they have more directions than there is room: {room} in {fullest['kind']}; they must overlap"
-    return f"together they have at most {room}, in {fullest['kind']}"
+        return f"together they have more directions than there is room: {room} in {kind}; they must overlap"
+    return f"together they have at most {room}, in {kind}"
 
 
 def _conclude_norms(found: Inspection) -> Iterator[str]:
@@ -203,7 +208,8 @@ def _conclude_spectra(found: Inspection) -> Iterator[str]:
     yield f"one direction holds {energy:.0%} of a module's energy; the effective rank is {effective:.1f}"
     gaps = {}
     for key in ("trained", "pruned", "scaled"):
-        ends = [(rows[0][key], rows[-1][key]) for rows in _by_expert(found) if len(rows) > 1 and rows[-1][key] > 0]
+        ends = [(rows[0][key], rows[-1][key]) for rows in _by_expert(found) if len(rows) > 1]
+        ends = [(first, last) for first, last in ends if last > NOTHING * first]
         gaps[key] = fmean(first / last for first, last in ends) if ends else None
     if None not in gaps.values():
         yield (

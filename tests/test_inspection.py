@@ -191,6 +191,19 @@ def test_what_cannot_be_inspected_is_told_whole(tmp_path: Path) -> None:
         inspect_folders({"b": folders["b"], "other": other})
 
 
+def test_one_pair_is_no_pairs_and_a_share_that_every_kind_has_is_of_no_kind(tmp_path: Path) -> None:
+    alike, different = ("layers.0.q", "layers.0.v"), None
+    for experts, said in ((random_experts("ab", alike, rank=2), "in every kind of module"), (different, "in v")):
+        if experts is None:
+            draw = {"q": (30, 40), "v": (20, 12)}
+            experts = {n: {f"layers.0.{k}": pair_of(2, *sizes) for k, sizes in draw.items()} for n in "ab"}
+        folder = tmp_path / said.split()[-1]
+        folders = {name: write_expert(folder / name, pairs) for name, pairs in experts.items()}
+        text = tell(inspect_folders(folders))
+        assert "The pair of experts" in text
+        assert f"({4 / 7 if said != 'in v' else 4 / 12:.0%}), {said}\n" in text
+
+
 def test_a_wrong_density_is_told_with_the_other_mistakes() -> None:
     with pytest.raises(UserError) as told:
         read_request(compose("inspect_adapters", ["density=2", "peft.r=0"]))
