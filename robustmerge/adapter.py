@@ -166,6 +166,17 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     return Adapter(name, folder, config, file, shapes, found.lora, found.extras)
 
 
+def open_adapters(folders: Mapping[str, Path | str]) -> tuple[list[Adapter], list[str]]:
+    """Those of the folders (name -> folder) that can be opened, sorted by name, and why the others cannot."""
+    adapters, problems = [], []
+    for name, folder in sorted(folders.items()):
+        try:
+            adapters.append(open_adapter(folder, name))
+        except UserError as error:
+            problems.append(str(error))
+    return adapters, problems
+
+
 def open_tensors(folder: Path, name: str) -> TensorFile:
     """The tensors of an adapter folder of any kind, not yet read. Raises UserError if there are none to read."""
     for file in (folder / WEIGHTS, folder / "adapter_model.bin"):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from robustmerge.adapter import Adapter, LoraPair, open_adapter
+from robustmerge.adapter import Adapter, LoraPair, open_adapters
 from robustmerge.adapter_config import scaling_of
 from robustmerge.agreement import disagreements
 from robustmerge.method import Method
@@ -93,12 +93,7 @@ def inspect_folders(
 
 def open_all(folders: Mapping[str, Path | str]) -> list[Adapter]:
     """Open adapter folders, sorted by name. Raises UserError with the problems of all."""
-    adapters, problems = [], []
-    for name, folder in sorted(folders.items()):
-        try:
-            adapters.append(open_adapter(folder, name))
-        except UserError as error:
-            problems.append(str(error))
+    adapters, problems = open_adapters(folders)
     if problems:
         raise UserError("\n".join(problems))
     return adapters

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 from tqdm import tqdm
 
-from robustmerge.adapter import Adapter, open_adapter
+from robustmerge.adapter import Adapter, open_adapters
 from robustmerge.agreement import disagreements
 from robustmerge.algebra import merge_module, needs_another_majority, parts_of
 from robustmerge.empty_rows import EmptyRow, EmptyRowsError
@@ -126,12 +126,7 @@ def open_experts(experts: Mapping[str, Path], method: Method | OutsideMethod) ->
     """Open all experts, sorted by name. Raises UserError if one is refused or they do not fit together."""
     if not experts:
         raise UserError("there are no experts to merge")
-    adapters, problems = [], []
-    for name, folder in sorted(experts.items()):
-        try:
-            adapters.append(open_adapter(folder, name))
-        except UserError as error:
-            problems.append(str(error))
+    adapters, problems = open_adapters(experts)
     if not problems:
         equal_ranks = getattr(method, "needs_equal_ranks", False)
         problems = disagreements(adapters, equal_ranks, method.check_base, ways_past_ranks(method))
