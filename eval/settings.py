@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from robustmerge.settings import outside_identity, refuse, suggest
+from robustmerge.settings import later, outside_identity, refuse, suggest
 
 # The names of eval.parse.PARSERS, eval.metrics.METRICS; a test keeps them equal.
 PARSER_NAMES = ("box", "letter", "number", "text")
 METRIC_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "vqa_soft")
 LOGGER_NAMES = ("none", "wandb")
 WANDB_MODES = ("auto", "offline", "online")
+ASKED_SPLITS = ("test", "val")
 PLACEHOLDERS = ("choices", "text")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")  # any other word in braces is refused as misspelt; other braces stay
 
@@ -46,9 +47,9 @@ class Task:
             ]
         )
 
-    def generation(self, template: str, batch_size: int) -> Generation:
+    def generation(self, template: str, batch_size: int, split: str = "test") -> Generation:
         """What the predict stage needs of this task; template and batch size are the model's."""
-        return Generation(self.name, self.prompt, template, self.max_new_tokens, batch_size)
+        return Generation(self.name, self.prompt, template, self.max_new_tokens, batch_size, split)
 
     def scoring(self) -> Scoring:
         """What the score stage needs of this task."""
@@ -59,7 +60,8 @@ class Task:
 class Generation:
     """Everything that changes predictions. The batch size does, by the rounding of padded batches.
 
-    template: name of the conversation template around the prompt.
+    template: name of the conversation template around the prompt. split: whose questions are asked; test for what is
+    reported, val for what is chosen.
     """
 
     task: str
@@ -67,6 +69,7 @@ class Generation:
     template: str
     max_new_tokens: int
     batch_size: int
+    split: str = later("test")
 
     def __post_init__(self) -> None:
         refuse(
@@ -74,6 +77,7 @@ class Generation:
                 *_problems_of_prompt(self.prompt),
                 *_problems_of_count("max_new_tokens", self.max_new_tokens),
                 *_problems_of_count("batch_size", self.batch_size),
+                *_problems_of_choice("split", self.split, ASKED_SPLITS),
             ]
         )
 

@@ -8,12 +8,13 @@ imports no torch, so that a whole run can be planned in a moment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from robustmerge.method_checks import PARTS, USUAL_SCOPE, problems_of, problems_of_out
-from robustmerge.settings import ConfigError, build, later, outside_identity
+from robustmerge.settings import ConfigError, UserError, build, later, outside_identity
 from robustmerge.signatures import read_functions
 from robustmerge.unused import without_unused
 
@@ -224,6 +225,30 @@ class OutsideMethod:
     def as_used(self) -> OutsideMethod:
         """What the result is known by: without settings that nothing uses."""
         return without_unused(self)
+
+
+def strength_of(method: Method | OutsideMethod) -> float | None:
+    """What multiplies the method's update: its strength, or a function's `params.strength`; None where it has none."""
+    found = method.strength if isinstance(method, Method) else method.params.get("strength")
+    return found if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+
+
+def times(method: Method | OutsideMethod, factor: float) -> Method | OutsideMethod:
+    """The method, its update multiplied by `factor` (> 0): in factor space A and B each by the square root.
+
+    Raises UserError for a method without a strength.
+
+    >>> times(Method(name="mine", space="factors", strength=2.0), 0.25).strength
+    1.0
+    """
+    strength = strength_of(method)
+    if strength is None:
+        raise UserError(f"{method.name} has no strength to multiply (merge.strength)")
+    if factor == 1:
+        return method
+    if isinstance(method, OutsideMethod):
+        return replace(method, params={**method.params, "strength": strength * factor})
+    return replace(method, strength=strength * (math.sqrt(factor) if method.strength_key == "factors" else factor))
 
 
 def build_method(values: Mapping[str, Any], where: str = "merge") -> Method | OutsideMethod:

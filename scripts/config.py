@@ -16,7 +16,8 @@ from robustmerge.hub import find_folder, name_of
 from robustmerge.method import Method, OutsideMethod, build_method
 from robustmerge.method_files import list_methods, read_method
 from robustmerge.runs import REPOSITORY
-from robustmerge.settings import ConfigError, UserError, build, choose, suggest
+from robustmerge.settings import ConfigError, UserError, build, choose, refuse, suggest
+from scripts.choosing import is_set_by_user, problems_of_grid
 
 EXPERT_SETS = ("trained",)
 
@@ -53,6 +54,7 @@ class General:
     jobs: int
     source: str | None
     report: str | None
+    strength_grid: tuple[float, ...] | None = None
     out: str | None = None
     overrides: tuple[str, ...] = ()
 
@@ -61,11 +63,15 @@ class General:
             raise ConfigError([f"jobs must be at least 1, got {self.jobs} (jobs)"])
         if self.report is not None and not re.fullmatch(r"[\w.=-]+", self.report):
             raise ConfigError([f"a report's name is made of letters, digits and _.=-, got '{self.report}' (report)"])
+        refuse(problems_of_grid(self.strength_grid))
 
 
 @dataclass(frozen=True)
 class Config(General):
-    """One point: everything that a run is told. Tasks and methods are in the order of the tables."""
+    """One point: everything that a run is told. Tasks and methods are in the order of the tables.
+
+    fixed: the methods whose strength the user gives, so that none is chosen.
+    """
 
     _: KW_ONLY
     paths: Paths
@@ -78,6 +84,7 @@ class Config(General):
     tasks: tuple[Task, ...]
     methods: tuple[Method | OutsideMethod, ...]
     experts: tuple[tuple[str, Path], ...] | None
+    fixed: tuple[str, ...] = ()
 
     @property
     def seen(self) -> tuple[Task, ...]:
@@ -95,10 +102,12 @@ class Config(General):
 
     def expert(self, *tasks: Task) -> Expert:
         """How the expert of one task, or the multi-task model of several, is trained."""
+        # One adapter shares its initial A with nobody: a sweep over shared_a_init trains the multi-task model once.
+        peft = self.peft if len(tasks) == 1 else dataclasses.replace(self.peft, shared_a_init=False)
         return Expert(
             tasks=tuple(task.name for task in tasks),
             prompts={task.name: task.prompt for task in tasks},
-            peft=self.peft,
+            peft=peft,
             recipe=self.model.recipe,
             trainer=self.trainer,
             template=self.model.template,
@@ -114,12 +123,14 @@ def read_config(point: Mapping[str, Any]) -> Config:
     parts |= {"logger": Logger, "bootstrap": Bootstrap}
     built = {key: _collect(problems, build, cls, point.pop(key), key) for key, cls in parts.items()}
     tasks = _collect(problems, _build_tasks, point.pop("task"), point.pop("tasks"))
-    methods = _collect(problems, _build_methods, point.pop("merge", None), point.pop("methods"))
+    merge = point.pop("merge", None)
+    methods = _collect(problems, _build_methods, merge, point.pop("methods"))
     experts = _collect(problems, _read_experts, point.pop("experts"), point.pop("expert_set"))
     general = _collect(problems, build, General, point, "")
     if problems:
         raise ConfigError(problems)
-    config = Config(**built, tasks=tasks, methods=methods, experts=experts, **vars(general))
+    fixed = tuple(method.name for method in methods if merge is not None and is_set_by_user(merge, method))
+    config = Config(**built, tasks=tasks, methods=methods, experts=experts, fixed=fixed, **vars(general))
     if problems := _problems_of(config):
         raise ConfigError(problems)
     return config

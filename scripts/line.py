@@ -10,43 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from data_prep.own import list_pictures
-from eval.settings import Task
-from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
+from eval.settings import Generation, Task
+from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod, strength_of, times
+from robustmerge.records import read_score
 from robustmerge.runs import Address, address_file, address_folder, foreign
 from robustmerge.settings import UserError, suggest
+from scripts.choosing import CHOSEN, Choice, choose
+from scripts.commands import command
 from scripts.config import Config
+from scripts.sources import SOURCE_FILES, Source, full_model, source_of_folder
 
-SOURCE_FILES = ("adapter_config.json", "delta_config.json")
 SCHEMAS = {"prepare": 1, "corpus": 1, "base": 1, "train": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 1}
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is evaluated: zero_shot | expert/<task> | multi_task | merged/<method> | any adapter or delta folder.
-
-    address: of the adapter or the deltas; of the base for zero_shot. tasks: what it is evaluated on.
-    """
-
-    name: str
-    kind: str
-    address: Address
-    tasks: tuple[Task, ...]
-    method: Method | OutsideMethod | None = None
-
-    @property
-    def folder(self) -> str:
-        """Where its predictions and scores lie: the name, with the hash of what it is."""
-        return f"{self.name}-{self.address.hash8}"
-
-    @property
-    def adapter(self) -> Path | None:
-        return None if self.kind == "zero_shot" else self.address.path
 
 
 class Line:
@@ -131,8 +111,8 @@ class Line:
                 raise UserError(full_model(f"merged/{method.name}"))
 
     @cached_property
-    def sources(self) -> tuple[Source, ...]:
-        """Everything that the table compares, in its order. Raises UserError for a method that writes full models."""
+    def configured(self) -> tuple[Source, ...]:
+        """What the table compares, but for what is chosen. Raises UserError for a method that writes full models."""
         self.check_methods()
         tasks = {task.name: task for task in self.config.tasks}
         everything = self.config.tasks
@@ -145,60 +125,110 @@ class Line:
         if self.multi_task is not None:
             found.append(Source("multi_task", "multi_task", self.multi_task, everything))
         for method in self.config.methods:
-            found.append(Source(f"merged/{method.name}", "merged", self.merged(method), everything, method))
+            found.append(self._merged_source(method, everything))
         return tuple(found)
+
+    def _merged_source(self, method: Method | OutsideMethod, tasks: tuple[Task, ...], variant: str = "") -> Source:
+        return Source(f"merged/{method.name}", "merged", self.merged(method), tasks, method, variant)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Everything that the table compares, in its order: behind each method the same at its chosen strength.
+
+        Raises UserError for a method that writes full models, and where val scores are missing.
+        """
+        chosen = {name: self._chosen_source(name) for name in self.choices}
+        pairs = [(source, chosen.get(source.method.name) if source.method else None) for source in self.configured]
+        return tuple(source for pair in pairs for source in pair if source is not None)
+
+    @cached_property
+    def candidates(self) -> dict[str, dict[float, Source]]:
+        """By method, by factor of the update: what is asked the val questions. Planned once the data is there."""
+        asked = tuple(task for task in self.config.seen if _is_filled(self.questions(task, "val")))
+        grid = self.config.strength_grid if asked else None
+        free = [m for m in self.config.methods if strength_of(m) is not None and m.name not in self.config.fixed]
+        return {m.name: {f: self._merged_source(times(m, f), asked) for f in grid} for m in free if grid}
+
+    @property
+    def tried(self) -> list[Source]:
+        """All candidates of all methods."""
+        return [source for by_factor in self.candidates.values() for source in by_factor.values()]
+
+    @cached_property
+    def choices(self) -> dict[str, Choice]:
+        """By method: the strength with the best mean val score. Raises UserError where val scores are missing."""
+        missing = unfinished(self.score(source, task, "val") for source in self.tried for task in source.tasks)
+        if missing:
+            make = command("merge_eval", lambda word: not word.startswith("source"))
+            raise UserError(
+                f"{len(missing)} val scores are missing, by which strengths are chosen; the first is "
+                f"{missing[0].short}\nMake them with: {make}\nor leave the chosen strengths out: strength_grid=null"
+            )
+        return {
+            name: choose({f: (strength_of(source.method), self._val_mean(source)) for f, source in by_factor.items()})
+            for name, by_factor in self.candidates.items()
+        }
+
+    def _val_mean(self, source: Source) -> float:
+        return fmean(read_score(self.score(source, task, "val").path).value for task in source.tasks)
+
+    def _chosen_source(self, name: str) -> Source:
+        source = self.candidates[name][self.choices[name].factor]
+        return dataclasses.replace(source, tasks=self.config.tasks, variant=CHOSEN)
+
+    def choosing_addresses(self) -> list[Address]:
+        """Everything that the choices rest on: merges, val answers and val scores."""
+        pairs = [(source, task) for source in self.tried for task in source.tasks]
+        asked = [address(*pair, "val") for pair in pairs for address in (self.predictions, self.score)]
+        return [*(source.address for source in self.tried), *asked]
 
     def find_source(self, name: str | None) -> Source:
         """The source of that name, address or folder. Raises UserError with the choices."""
-        choices = suggest(name or "", (source.name for source in self.sources))
+        names = [source.name for source in self.configured]
+        choices = suggest(name or "", [*names, *(f"merged/{method}@{CHOSEN}" for method in self.candidates)])
         choices += f", or give a folder with {' or '.join(SOURCE_FILES)}"
         if name is None:
             raise UserError(f"source=NAME is needed; {choices}")
-        for source in self.sources:
+        for method in self.candidates:
+            if name == f"merged/{method}@{CHOSEN}":
+                return self._chosen_source(method)
+        for source in self.configured:
             if name in (source.name, source.address.short):
                 return dataclasses.replace(source, tasks=self.config.tasks)
         for path in (Path(name).expanduser(), self.root / name):
             if any((path / file).exists() for file in SOURCE_FILES):
-                return self._source_of_folder(foreign(path, self.root))
+                return source_of_folder(foreign(path, self.root), self.config.tasks)
             if (path / "config.json").exists():
                 raise UserError(full_model(str(path)))
         raise UserError(f"unknown source '{name}'; {choices}")
 
-    def _source_of_folder(self, address: Address) -> Source:
-        """An adapter or delta folder as a source; a result of this run keeps its own name."""
-        kind, _, rest = address.short.partition("/")
-        name = rest.removesuffix(f"-{address.hash8}")
-        if kind == "merged" and name != rest:
-            return Source(f"merged/{name}", "merged", address, self.config.tasks)
-        if kind == "experts" and name != rest:
-            multi_task = name == "multi_task"
-            found = ("multi_task", "multi_task") if multi_task else (f"expert/{name}", "expert")
-            return Source(*found, address, self.config.tasks)
-        return Source(f"adapter/{address.path.name}", "adapter", address, self.config.tasks)
-
-    def predictions(self, source: Source, task: Task) -> Address:
-        """The answers of a source to a task's test questions."""
-        settings = task.generation(self.config.model.template, self.config.model.generation_batch)
+    def predictions(self, source: Source, task: Task, split: str = "test") -> Address:
+        """The answers of a source to a task's test questions, or its val questions."""
+        settings = self.generation(task, split)
         inputs = {"source": source.address, "base": self.base, "data": self.data(task)}
-        return self._file("predictions", source, task, ".jsonl", "predict", settings, inputs)
+        return self._file(_kind("predictions", split), source, task, ".jsonl", "predict", settings, inputs)
 
-    def score(self, source: Source, task: Task) -> Address:
+    def generation(self, task: Task, split: str = "test") -> Generation:
+        """How a task's questions are asked."""
+        return task.generation(self.config.model.template, self.config.model.generation_batch, split)
+
+    def score(self, source: Source, task: Task, split: str = "test") -> Address:
         """The score of a source on a task."""
-        inputs = {"predictions": self.predictions(source, task), "data": self.data(task)}
-        return self._file("scores", source, task, ".json", "score", task.scoring(), inputs)
+        inputs = {"predictions": self.predictions(source, task, split), "data": self.data(task)}
+        return self._file(_kind("scores", split), source, task, ".json", "score", task.scoring(), inputs)
 
-    def questions(self, task: Task) -> Path:
-        """The test questions of a task."""
-        return self.data(task).path / "test.jsonl"
+    def questions(self, task: Task, split: str = "test") -> Path:
+        """The test or val questions of a task."""
+        return self.data(task).path / f"{split}.jsonl"
 
 
-def full_model(name: str) -> str:
-    """Why a full model is no source, and what to do."""
-    return (
-        f"{name} is a full model, and a source is an adapter or delta folder for the base. Evaluate it as a base of "
-        "its own (model.base=null +model.checkpoint=FOLDER source=zero_shot), "
-        "or merge with merge.out.format=adapter or delta"
-    )
+def _kind(kind: str, split: str) -> str:
+    """The folder of answers or scores: those on val lie apart, so that nobody takes them for results."""
+    return kind if split == "test" else f"{kind}/{split}"
+
+
+def _is_filled(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
 
 
 def unfinished(addresses: Iterable[Address | None]) -> list[Address]:

@@ -22,7 +22,8 @@ from scripts.line import Line, Source, require, unfinished
 
 SHARED_BY_POINTS = ("profile", "jobs", "report", "logger", "bootstrap", "trainer")
 
-NOT_OF_TRAINING = ("merge", "methods", "out=", "report", "source")  # how words begin that train_all need not have
+# How words begin that train_all need not have.
+NOT_OF_TRAINING = ("merge", "methods", "out=", "report", "source", "strength_grid")
 
 
 def plan(points: Sequence[Mapping[str, Any]]) -> list[Line]:
@@ -132,9 +133,17 @@ def train_all_command() -> str:
     return command("train_all", lambda word: not word.startswith(NOT_OF_TRAINING))
 
 
-def merge(lines: Sequence[Line]) -> None:
-    """Merge the experts, once a method and point: side by side, and each on the cores that are left."""
-    todo = _once(lines, lambda line: [(line.merged(method), (line, method)) for method in line.config.methods])
+def merge(lines: Sequence[Line], choose: bool = False) -> None:
+    """Merge the experts, once a method and point: side by side, and each on the cores that are left.
+
+    choose: also at every strength that is to be chosen from.
+    """
+
+    def list_one(line: Line) -> list[tuple[Address, Any]]:
+        methods = [*line.config.methods, *(source.method for source in (line.tried if choose else ()))]
+        return [(line.merged(method), (line, method)) for method in methods]
+
+    todo = _once(lines, list_one)
     items = []
     workers = max(1, lines[0].config.jobs // max(1, len(todo)))
     for address, (line, method) in todo:
@@ -143,22 +152,21 @@ def merge(lines: Sequence[Line]) -> None:
     _share(lines, "merge", items, [1.0] * len(items))
 
 
-def predict(lines: Sequence[Line], sources: Callable[[Line], Sequence[Source]]) -> None:
-    """Answer the test questions of every source; each process loads the base once."""
+def predict(lines: Sequence[Line], sources: Callable[[Line], Sequence[Source]], split: str = "test") -> None:
+    """Answer the questions of a split with every source; each process loads the base once."""
 
     def list_one(line: Line) -> list[tuple[Address, Any]]:
-        return [
-            (line.predictions(source, task), (line, source, task)) for source in sources(line) for task in source.tasks
-        ]
+        pairs = [(source, task) for source in sources(line) for task in source.tasks]
+        return [(line.predictions(source, task, split), (line, source, task)) for source, task in pairs]
 
     items, costs = [], []
     for address, (line, source, task) in _once(lines, list_one):
-        settings = task.generation(line.config.model.template, line.config.model.generation_batch)
         adapter = str(source.adapter) if source.adapter else None
         model = {"base": str(line.base.path), "adapter": adapter}
-        items.append(_item("predict", address, settings, questions=str(line.questions(task)), **model))
-        costs.append(line.config.data(task).counts.test * (task.max_new_tokens + 8.0))
-    _share(lines, "predict", items, costs)
+        settings, questions = line.generation(task, split), str(line.questions(task, split))
+        items.append(_item("predict", address, settings, questions=questions, **model))
+        costs.append(max(1, getattr(line.config.data(task).counts, split)) * (task.max_new_tokens + 8.0))
+    _share(lines, "predict" if split == "test" else f"predict {split}", items, costs)
 
 
 def _share(lines: Sequence[Line], title: str, items: Sequence[dict], costs: Sequence[float]) -> None:
@@ -180,17 +188,24 @@ def _share(lines: Sequence[Line], title: str, items: Sequence[dict], costs: Sequ
     run_jobs(title, jobs, n_processes, _logs(lines))
 
 
-def score(lines: Sequence[Line], sources: Callable[[Line], Sequence[Source]]) -> None:
-    """Score the answers; needs no model."""
+def score(lines: Sequence[Line], sources: Callable[[Line], Sequence[Source]], split: str = "test") -> None:
+    """Score the answers to the questions of a split; needs no model."""
 
     def list_one(line: Line) -> list[tuple[Address, Any]]:
-        return [(line.score(source, task), (line, source, task)) for source in sources(line) for task in source.tasks]
+        pairs = [(source, task) for source in sources(line) for task in source.tasks]
+        return [(line.score(source, task, split), (line, source, task)) for source, task in pairs]
 
     for address, (line, source, task) in tqdm(_once(lines, list_one), desc="score", leave=False, disable=None):
-        predictions = line.predictions(source, task)
+        predictions = line.predictions(source, task, split)
         if not predictions.is_complete():
-            raise UserError(f"{source.name} has no predictions for {task.name}; run scripts/predict.py first")
-        score_answers(address, task.scoring(), line.questions(task), predictions.path)
+            raise UserError(f"{source.label} has no predictions for {task.name}; run scripts/predict.py first")
+        score_answers(address, task.scoring(), line.questions(task, split), predictions.path)
+
+
+def choose_strengths(lines: Sequence[Line]) -> None:
+    """Answer and score the val questions at every strength, so that the lines can choose."""
+    predict(lines, lambda line: line.tried, "val")
+    score(lines, lambda line: line.tried, "val")
 
 
 def chosen_source(line: Line) -> Sequence[Source]:

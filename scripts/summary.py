@@ -12,6 +12,7 @@ from robustmerge.method import Method, OutsideMethod
 from robustmerge.records import read_score
 from robustmerge.runs import REPOSITORY, Address, read_manifest
 from robustmerge.unused import find_unused
+from scripts.choosing import describe
 from scripts.commands import command
 from scripts.line import Line
 
@@ -39,6 +40,16 @@ def tell_scores(lines: Sequence[Line]) -> None:
             print(
                 f"{source.name:<24} {task.name:<16} {score.value:6.2f}  ({score.n_scored} of {score.n_expected} scored)"
             )
+
+
+def tell_choices(lines: Sequence[Line]) -> None:
+    """After the val questions: the strength chosen for every method, by point where there are several."""
+    for line in lines:
+        own = [word for word in line.config.overrides if any(word not in other.config.overrides for other in lines)]
+        point = f"{', '.join(own)}: " if own else ""
+        titles = {method.name: method.title or method.name for method in line.config.methods}
+        for name, choice in line.choices.items():
+            print(f"{point}{titles[name]}: {describe(choice)}")
 
 
 def tell_report(lines: Sequence[Line], reports: Sequence[tuple[Path, str]], started: float) -> None:
