@@ -2,14 +2,15 @@
 
 Part `see` trains the vision tower alone on attribute heads (colour, shape, place, ...) that read its patch features
 with one attention query each, as a language model could. Part `talk` freezes it and trains the projector and the
-language model on dialogues; the loss is over answers only. Each part goes on from its last checkpoint.
+language model on dialogues; the loss is over answers only. Each part goes on from its last checkpoint. Both are
+measured on pictures that they were not trained on.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from transformers import LlavaForConditionalGeneration
 from llava_ext.backend import fast_matmul, quiet_libraries
 from llava_ext.checkpoints import finish, read_finished, remove_work
 from llava_ext.data import Collator, Reader, Row, Rows, group_by_length, seed_of, training_order
-from llava_ext.parts import Collate, Heads, Seer, Speaker, measure_answers, measure_heads
+from llava_ext.parts import Collate, Heads, Seer, Speaker, measure_answers, measure_heads, read_features
 from llava_ext.pixels import PixelReader, open_picture
+from llava_ext.probe import PICTURES, exact_products, probe
 from llava_ext.settings import BaseModel, Part, Trainer
 from llava_ext.tiny import build_model, build_processor, save_base
 from llava_ext.tokenizer import build_tokenizer
@@ -33,10 +35,10 @@ MICRO_ROWS = 8  # dialogues at a time: attention is kept whole for the backward 
 
 
 def train_base(address: Address, settings: BaseModel, corpus: Path, say: Callable[[str], None] = print) -> Path:
-    """Train the base on `corpus` (folders vision/ and instruct/, tokenizer_corpus.txt) and save it at `address`.
+    """Train the base on `corpus` (vision/, instruct/, held_out/, tokenizer_corpus.txt) and save it at `address`.
 
-    The record holds the accuracy on rows kept back: of every head, and of every skill of the dialogues (see
-    `parts.measure_answers`).
+    The record holds accuracies on pictures kept back: `heads`, of the attribute heads that trained the tower; `probe`,
+    of linear probes on the frozen features that the projector reads; `skills`, of the answers to held_out/.
     """
     return run_stage(address, lambda folder: _train(folder, settings, corpus, say), say)
 
@@ -59,19 +61,19 @@ def _train(folder: Path, settings: BaseModel, corpus: Path, say: Callable[[str],
         settings.template,
     )
     with fast_matmul(), eager_attention(model):
-        seen = train_to_see(model, reader.pixels, settings, corpus / "vision", work / "see", say)
-        talked = train_to_talk(model, reader, settings, corpus / "instruct", work / "talk", say)
+        seen = train_to_see(model, reader.pixels, settings, corpus, work / "see", say)
+        talked = train_to_talk(model, reader, settings, corpus, work / "talk", say)
     save_base(folder, model, processor)
     for part in ("see", "talk"):
         os.replace(work / part / LOSSES, folder / f"losses_{part}.jsonl")
     size = sum(weight.numel() for weight in model.parameters())
-    return finish(folder, work, {"heads": seen, "skills": talked, "parameters": size, "vocabulary": len(tokenizer)})
+    return finish(folder, work, {**seen, "skills": talked, "parameters": size, "vocabulary": len(tokenizer)})
 
 
-def split(rows: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """(training rows, rows kept back), drawn by the seed."""
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed_of(seed, "held_out"))).tolist()
-    kept = max(1, round(rows * held_out))
+def split(pictures: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
+    """(training pictures, pictures kept back), drawn by the seed."""
+    order = torch.randperm(pictures, generator=torch.Generator().manual_seed(seed_of(seed, "held_out"))).tolist()
+    kept = max(1, round(pictures * held_out))
     return sorted(order[kept:]), sorted(order[:kept])
 
 
@@ -82,10 +84,13 @@ def train_to_see(
     corpus: Path,
     work: Path,
     say: Callable[[str], None],
-) -> dict[str, float]:
-    """Part 1: the vision tower under attribute heads. Returns the accuracy of each head on the rows kept back."""
-    sizes: dict[str, int] = json.loads((corpus.parent / "heads.json").read_text())
-    table = datasets.load_from_disk(str(corpus))
+) -> dict[str, dict[str, float]]:
+    """Part 1: the vision tower under attribute heads, on vision/.
+
+    Returns accuracies on the pictures kept back: `heads`, of each head; `probe`, of a linear one instead of it.
+    """
+    sizes: dict[str, int] = json.loads((corpus / "heads.json").read_text())
+    table = datasets.load_from_disk(str(corpus / "vision"))
     targets = torch.stack([torch.tensor(table[name][:]) for name in sizes], dim=1)  # [rows, heads], -1: none
     rows = list(zip(table["image"][:], targets, strict=True))
     train, kept = split(len(rows), settings.held_out, settings.seed)
@@ -97,9 +102,14 @@ def train_to_see(
 
     _fit("part 1/2 see", seer, rows, train, collate, settings, settings.see, work, say)
     seer.tower.requires_grad_(False).eval()
-    accuracies = dict(zip(sizes, measure_heads(seer, [rows[index] for index in kept], collate), strict=True))
-    say("sees, on pictures kept back: " + ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
-    return accuracies
+    unseen = [rows[index] for index in kept]
+    heads = measure_heads(seer, unseen, collate, sizes)
+    say(f"sees, on {len(unseen):,} pictures kept back: {_told(heads)}")
+    with exact_products():
+        shown = read_features(seer, [rows[index] for index in train[:PICTURES]], collate)
+        linear = probe(shown, read_features(seer, unseen, collate), sizes)
+    say(f"sees, by a linear probe on the frozen features: {_told(linear)}")
+    return {"heads": heads, "probe": linear}
 
 
 def train_to_talk(
@@ -110,17 +120,24 @@ def train_to_talk(
     work: Path,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """Part 2: projector and language model on dialogues, vision frozen. Returns the accuracy of each skill."""
-    table = datasets.load_from_disk(str(corpus))
-    encoded = [reader.encode([tuple(turn) for turn in turns], True) for turns in table["turns"][:]]
-    rows = [Row(found.ids, found.labels, image) for found, image in zip(encoded, table["image"][:], strict=True)]
-    train, kept = split(len(rows), settings.held_out, settings.seed)
+    """Part 2: projector and language model on instruct/, vision frozen. Returns each skill's accuracy on held_out/."""
+    rows = _dialogues(datasets.load_from_disk(str(corpus / "instruct")), reader)
     speaker, collate = Speaker(model), Collator(reader)
-    _fit("part 2/2 talk", speaker, rows, train, collate, settings, settings.talk, work, say, MICRO_ROWS)
+    _fit("part 2/2 talk", speaker, rows, range(len(rows)), collate, settings, settings.talk, work, say, MICRO_ROWS)
     model.eval()
-    accuracies = measure_answers(speaker, [rows[index] for index in kept], _skills(table, kept), collate)
-    say("answers, in dialogues kept back: " + ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
+    kept = datasets.load_from_disk(str(corpus / "held_out"))
+    accuracies = measure_answers(speaker, _dialogues(kept, reader), kept["skills"][:], collate)
+    say(f"answers, in {len(kept):,} dialogues kept back: {_told(accuracies)}")
     return accuracies
+
+
+def _dialogues(table: datasets.Dataset, reader: Reader) -> list[Row]:
+    encoded = [reader.encode([tuple(turn) for turn in turns], True) for turns in table["turns"][:]]
+    return [Row(found.ids, found.labels, image) for found, image in zip(encoded, table["image"][:], strict=True)]
+
+
+def _told(accuracies: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items())
 
 
 def _fit(
@@ -175,14 +192,3 @@ def eager_attention(model: LlavaForConditionalGeneration) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
-
-
-def _skills(table: datasets.Dataset, kept: Sequence[int]) -> list[list[str | None]] | None:
-    """The skill that each turn of the kept dialogues asks for, None for turns without a tag."""
-    if "skills" not in table.column_names:
-        return None
-    talks = table[list(kept)]
-    return [
-        [skill if tagged else None for skill, tagged in zip(*talk, strict=True)]
-        for talk in zip(talks["skills"], talks["tagged"], strict=True)
-    ]

@@ -5,7 +5,7 @@ Both modules return {"loss": ...}, which is what the Trainer of transformers wan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
 from llava_ext.data import Row
+from llava_ext.probe import accuracies
 
 MEASURE_BATCH = 32
 Collate = Callable[[Sequence], dict[str, Tensor]]
@@ -47,10 +48,13 @@ class Seer(nn.Module):
         self.tower, self.heads = model.model.vision_tower, heads
         self.layer = model.config.vision_feature_layer
 
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """What the projector reads: features [n, patches, width], without the class token."""
+        return self.tower(pixel_values, output_hidden_states=True).hidden_states[self.layer][:, 1:]
+
     def logits(self, pixel_values: Tensor) -> list[Tensor]:
-        """Logits of every head over what the projector reads: patch features without the class token."""
-        hidden = self.tower(pixel_values, output_hidden_states=True).hidden_states
-        return self.heads(hidden[self.layer][:, 1:])
+        """Logits of every head."""
+        return self.heads(self.features(pixel_values))
 
     def forward(self, pixel_values: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """targets: [n, heads], -1 where a head does not apply."""
@@ -82,32 +86,37 @@ class Speaker(nn.Module):
 
 
 @torch.inference_mode()
-def measure_heads(seer: Seer, kept: Sequence, collate: Collate) -> list[float]:
-    """Accuracy of every head over the kept rows to which it applies."""
-    right, asked = 0, 0
+def measure_heads(seer: Seer, kept: Sequence, collate: Collate, names: Iterable[str]) -> dict[str, float]:
+    """Accuracy of every head over the kept rows to which it applies (see `probe.accuracies`)."""
+    found, wanted = [], []
     for start in range(0, len(kept), MEASURE_BATCH):
         batch = collate(kept[start : start + MEASURE_BATCH])
-        found = torch.stack([logits.argmax(-1) for logits in seer.logits(batch["pixel_values"])], dim=1)
-        right = right + (found == batch["targets"]).sum(0)
-        asked = asked + (batch["targets"] >= 0).sum(0)
-    return [round(value, 4) for value in (right / asked.clamp(min=1)).tolist()]
+        found.append(torch.stack([logits.argmax(-1) for logits in seer.logits(batch["pixel_values"])], dim=1))
+        wanted.append(batch["targets"])
+    return accuracies(torch.cat(found), torch.cat(wanted), names)
+
+
+@torch.no_grad()
+def read_features(seer: Seer, rows: Sequence, collate: Collate) -> tuple[Tensor, Tensor]:
+    """Features of every row, flattened [rows, patches x width], and its targets [rows, heads]."""
+    features, targets = [], []
+    for start in range(0, len(rows), MEASURE_BATCH):
+        batch = collate(rows[start : start + MEASURE_BATCH])
+        features.append(seer.features(batch["pixel_values"]).flatten(1))
+        targets.append(batch["targets"])
+    return torch.cat(features), torch.cat(targets)
 
 
 @torch.inference_mode()
 def measure_answers(
-    speaker: Speaker,
-    kept: Sequence[Row],
-    skills: Sequence[Sequence[str | None]] | None,
-    collate: Collate,
+    speaker: Speaker, kept: Sequence[Row], skills: Sequence[Sequence[str]], collate: Collate
 ) -> dict[str, float]:
     """Share of answers whose every token is the most likely one, given the true tokens before it; by skill, and `all`.
 
-    Only tagged questions count: a tag settles which of two conventions answers, so all of them can be right, except
-    that of descriptions (`scene`) the wording is drawn among three, and about a third can be. An untagged question is
-    answered in the first convention six times in ten, and no model can tell when. With `skills` None (a corpus that
-    does not name them) every answer counts, under `all`. A few dozen answers a skill: good to about 0.1.
+    skills: name of what each turn of each row asks for. Every question has to have one right answer, so that all of
+    them can be right.
     """
-    right: dict[str, list[bool]] = {"all": []}
+    right: dict[str, list[bool]] = {}
     for start in range(0, len(kept), MEASURE_BATCH):
         found, wanted, where = speaker.logits(**collate(kept[start : start + MEASURE_BATCH]))
         hits = found.argmax(-1) == wanted
@@ -118,7 +127,6 @@ def measure_answers(
             turns[row, turn] = turns.get((row, turn), True) and hit
             previous = (row, column)
         for (row, turn), hit in turns.items():
-            skill = "all" if skills is None else skills[start + row][turn]
-            for name in {skill, "all"} if skill else ():
+            for name in (skills[start + row][turn], "all"):
                 right.setdefault(name, []).append(hit)
-    return {name: round(sum(hits) / max(1, len(hits)), 4) for name, hits in sorted(right.items())}
+    return {name: round(sum(hits) / len(hits), 4) for name, hits in sorted(right.items())}

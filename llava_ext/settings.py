@@ -77,7 +77,8 @@ class Part:
 class BaseModel:
     """The small LLaVA that is trained here from nothing, and how.
 
-    vocabulary: the most tokens the tokenizer may have; held_out: share of both corpora kept for measuring.
+    vocabulary: the most tokens the tokenizer may have; held_out: share of the labelled pictures that
+    the vision tower is not trained on, to measure it.
     """
 
     vision: Vision = field(default_factory=Vision)
@@ -86,7 +87,7 @@ class BaseModel:
     template: str = "vicuna_v1_short"
     see: Part = field(default_factory=Part)
     talk: Part = field(default_factory=Part)
-    held_out: float = 0.02
+    held_out: float = 0.05
     seed: int = 0
     save_steps: int = outside_identity(100)
 

@@ -255,8 +255,11 @@ def write_corpus(folder: Path, count: int = 48) -> Path:
     columns = {"image": pictures, "colour": colours}
     datasets.Dataset.from_dict(columns).save_to_disk(str(folder / "vision"))
     turns = [[[example.text, example.answer]] * (1 + index % 2) for index, example in enumerate(examples)]
-    skills = {"skills": [["colour"] * len(talk) for talk in turns], "tagged": [[True, False][: len(t)] for t in turns]}
-    datasets.Dataset.from_dict({"image": pictures, "turns": turns, **skills}).save_to_disk(str(folder / "instruct"))
+    skills = [["colour"] * len(talk) for talk in turns]
+    talks = datasets.Dataset.from_dict({"image": pictures, "turns": turns, "skills": skills})
+    kept = count // 12
+    talks.select(range(kept, count)).save_to_disk(str(folder / "instruct"))
+    talks.select(range(kept)).save_to_disk(str(folder / "held_out"))
     (folder / "heads.json").write_text(json.dumps({"colour": len(COLOURS)}))
     lines = [text for example in examples for text in (example.text, example.answer)]
     (folder / "tokenizer_corpus.txt").write_text("\n".join([*lines, "USER: ASSISTANT:"]))
@@ -342,7 +345,7 @@ def test_a_base_keeps_its_losses_and_nothing_to_unpickle(whole_base):
         assert [entry["step"] for entry in losses] == [1, 2, 3, 4]
         assert losses[-1]["loss"] < losses[0]["loss"]
     record = json.loads((whole_base / "manifest.json").read_text())["record"]
-    assert set(record["heads"]) == {"colour"} and set(record["skills"]) == {"all", "colour"}
+    assert set(record["heads"]) == set(record["probe"]) == {"colour"} and set(record["skills"]) == {"all", "colour"}
     assert len(AutoProcessor.from_pretrained(whole_base).tokenizer) == record["vocabulary"]
 
 
@@ -365,6 +368,6 @@ def test_an_answer_counts_for_the_skill_of_its_turn_if_every_token_is_right():
     def collate(drawn):
         return {"labels": torch.tensor(drawn)}
 
-    assert measure_answers(Always(), rows, None, collate) == {"all": 0.5}
-    found = measure_answers(Always(), rows, [["a", "b"], [None, "b"]], collate)
-    assert found == {"all": round(2 / 3, 4), "a": 1.0, "b": 0.5}
+    found = measure_answers(Always(), rows, [["a", "b"], ["a", "b"]], collate)
+    assert found == {"all": 0.5, "a": 0.5, "b": 0.5}
+    assert measure_answers(Always(), rows, [["a", "b"], ["b", "a"]], collate) == {"all": 0.5, "a": 1.0, "b": 0.0}
