@@ -1,0 +1,19 @@
+"""What goes with the ranking of the merge methods: `python scripts/findings.py`, after merge_eval.sh."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.program import run  # noqa: E402
+
+
+def walk(points: list[dict]) -> None:
+    from scripts import findings_page, steps
+
+    for page in findings_page.write(steps.plan(points)):
+        print(f"findings: {page} (tables and figures in findings, beside it)")
+
+
+if __name__ == "__main__":
+    run("findings", walk)

@@ -1,0 +1,243 @@
+"""What the findings rest on: every number of every point of a sweep, as rows of plain tables.
+
+A point's `group` is what it shares with the points that differ from it in nothing but the experts' seed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from robustmerge.adapter import Adapter, LoraPair
+from robustmerge.inspection import open_all, shared_modules
+from robustmerge.method import Method
+from robustmerge.records import read_score
+from robustmerge.retention import (
+    Crossed,
+    Inner,
+    Kept,
+    compare_B,
+    cross_terms,
+    has_cross_terms,
+    inner_products,
+    open_update,
+    what_is_kept,
+)
+from robustmerge.runs import Address
+from robustmerge.settings import UserError
+from robustmerge.spectra import Spectrum, compare_A, decompose
+from scripts.commands import command
+from scripts.line import Line, Source, require
+from scripts.reporting import changed_settings
+
+Row = dict[str, Any]
+
+PLAIN = Method(name="plain_sum", strength=1.0)  # (sum of B)(sum of A), nothing pruned and nothing scaled
+A_INIT = {True: "shared A", False: "independent A"}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Tables, a mapping a row; all begin with group and seed.
+
+    experts: one an expert. spectra: one an expert and index k, s_k / s_1 as the mean over modules. pairs: one a pair
+    of experts. merged: one a merged model (and the multi-task model). kept: one a merged model and expert, with the
+    scores on the expert's own task. cross: one a sum of factors, with what its cross terms weigh.
+    """
+
+    experts: list[Row] = field(default_factory=list)
+    spectra: list[Row] = field(default_factory=list)
+    pairs: list[Row] = field(default_factory=list)
+    merged: list[Row] = field(default_factory=list)
+    kept: list[Row] = field(default_factory=list)
+    cross: list[Row] = field(default_factory=list)
+
+
+def measure(lines: Sequence[Line]) -> Findings:
+    """Everything, each point once. Raises UserError where a merge or a score is missing, naming the command."""
+    found = Findings()
+    groups = groups_of(lines)
+    _check(lines)
+    done: set[tuple] = set()
+    for line, group in zip(lines, groups, strict=True):
+        about = {"group": group, "seed": line.config.seed}
+        experts = tuple(address.hash8 for address in line.experts.values())
+        asked = [source for source in line.sources if source.kind in ("multi_task", "merged")]
+        sources = [s for s in asked if (group, experts, _key(s)) not in done]
+        _measure_line(found, line, sources, about, first=(group, experts) not in done)
+        done |= {(group, experts), *((group, experts, _key(source)) for source in sources)}
+    return found
+
+
+def groups_of(lines: Sequence[Line]) -> list[str]:
+    """`shared A` or `independent A`, and whatever else of the experts the sweep runs over."""
+    points = [dict(word.lstrip("+").split("=", 1) for word in line.config.overrides if "=" in word) for line in lines]
+    swept = sorted({key for point in points for key in point if len({p.get(key) for p in points}) > 1})
+    swept = [key for key in swept if key != "seed" and not key.startswith(("merge", "peft.shared_a_init"))]
+    return [
+        ", ".join(
+            ["experts given" if line.config.experts is not None else A_INIT[line.config.peft.shared_a_init]]
+            + [f"{key}={point.get(key, 'default')}" for key in swept]
+        )
+        for line, point in zip(lines, points, strict=True)
+    ]
+
+
+def title_of(source: Source) -> str:
+    """The method as tables call it, with what differs from its file; `, chosen` where its strength was chosen."""
+    if source.kind == "multi_task":
+        return "Multi-task"
+    method = source.method
+    title = (getattr(method, "title", "") or source.name.partition("/")[2]) if method is not None else source.name
+    if getattr(source, "variant", "") == "chosen":
+        return f"{title}, chosen"
+    changed = changed_settings(method) if method is not None else {}
+    return f"{title} ({', '.join(f'{key}={value}' for key, value in changed.items())})" if changed else title
+
+
+def _key(source: Source) -> tuple[str, str]:
+    return title_of(source), source.address.hash8
+
+
+def _check(lines: Sequence[Line]) -> None:
+    needed: list[Address] = []
+    for line in lines:
+        if not line.experts:
+            raise UserError("there is no expert to look at: none of the chosen tasks is a seen one (tasks)")
+        needed += line.experts.values()
+        for source in line.sources:
+            needed += [source.address, *(line.score(source, task) for task in source.tasks if task.seen)]
+    require(needed, "results are", command("merge_eval"))
+
+
+def _measure_line(found: Findings, line: Line, sources: Sequence[Source], about: Row, first: bool) -> None:
+    """One point. first: whether its experts have not been measured with another point."""
+    adapters = open_all({name: address.path for name, address in line.experts.items()})
+    readers = [open_update(source.address.path, source.name) for source in sources]
+    methods = {repr(plain): plain for source in sources if (plain := _plain(source)) is not None}
+    methods |= {repr(PLAIN): PLAIN} if first and len({r for a in adapters for r in a.ranks.values()}) == 1 else {}
+    gathered = _Sums(names=[adapter.name for adapter in adapters])
+    for module in sorted(shared_modules(adapters)):
+        pairs = [adapter.pair(module) for adapter in adapters]
+        gathered.add(pairs, [read(module) for read in readers], methods, module)
+    kept = what_is_kept(gathered.inner)
+    if first:
+        _tell_experts(found, gathered, adapters, about)
+    _tell_merged(found, line, gathered, sources, kept, about)
+
+
+def _plain(source: Source) -> Method | None:
+    """The method at strength 1, if its cross terms can be told: they do not depend on the strength."""
+    return replace(source.method, strength=1.0) if has_cross_terms(source.method) else None
+
+
+@dataclass
+class _Sums:
+    """What is gathered on the way through the modules."""
+
+    names: list[str]
+    inner: Inner | None = None
+    crossed: dict[str, Crossed] = field(default_factory=dict)
+    spectra: list[list[Spectrum]] = field(default_factory=list)  # of every module
+    a_cosines: list[torch.Tensor] = field(default_factory=list)
+    b_cosines: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, pairs: Sequence[LoraPair], merged: Sequence[Any], methods: Mapping[str, Method], module: str) -> None:
+        inner = inner_products(pairs, merged)
+        self.inner = self.inner.plus(inner) if self.inner else inner
+        self.spectra.append([decompose(pair) for pair in pairs])
+        self.a_cosines.append(compare_A(pairs))
+        self.b_cosines.append(compare_B(pairs))
+        for key, method in methods.items():
+            crossed = cross_terms(dict(zip(self.names, pairs, strict=True)), method, module)
+            self.crossed[key] = self.crossed[key].plus(crossed) if key in self.crossed else crossed
+
+
+def _tell_experts(found: Findings, gathered: _Sums, adapters: Sequence[Adapter], about: Row) -> None:
+    names, norms = gathered.names, gathered.inner.experts.diagonal().sqrt()
+    for i, adapter in enumerate(adapters):
+        s = [spectra[i].s for spectra in gathered.spectra if len(spectra[i].s)]
+        row = about | {"expert": names[i], "rank": max(adapter.ranks.values()), "width": _width(adapter)}
+        row |= {"modules": len(gathered.spectra), "extras": len(adapter.extras), "norm": float(norms[i])}
+        row |= {"norm_over_mean": float(norms[i] / norms.mean())}
+        row |= {"first_over_last": statistics.median([float(x[0] / x[-1]) for x in s] or [float("nan")])}
+        stable = [float(x.square().sum() / x[0] ** 2) for x in s]
+        found.experts.append(row | {"stable_rank": statistics.median(stable or [0.0])})
+        for k in range(max(map(len, s), default=0)):
+            values = [float(x[k] / x[0]) for x in s if len(x) > k]
+            found.spectra.append(about | {"expert": names[i], "k": k + 1, "relative": statistics.fmean(values)})
+    a_cosine, b_cosine = (torch.stack(x).mean(0) for x in (gathered.a_cosines, gathered.b_cosines))
+    for i in range(len(names)):
+        for j in range(i + 1, len(names)):
+            cosine = gathered.inner.experts[i, j] / (norms[i] * norms[j])
+            row = about | {"one": names[i], "other": names[j], "update_cosine": float(cosine)}
+            found.pairs.append(row | {"a_cosine": float(a_cosine[i, j]), "b_cosine": float(b_cosine[i, j])})
+    if repr(PLAIN) in gathered.crossed:
+        found.cross.append(about | {"method": "plain sums of A and B"} | _weights(gathered.crossed[repr(PLAIN)]))
+
+
+def _width(adapter: Adapter) -> int:
+    """The fewest dimensions that an update of it has to lie in."""
+    return min(min(d_out, d_in) for d_out, _, d_in in adapter.shapes.values())
+
+
+def _weights(crossed: Crossed) -> Row:
+    return {"weight": crossed.weight, "cosine": crossed.cosine}
+
+
+def _tell_merged(
+    found: Findings, line: Line, gathered: _Sums, sources: Sequence[Source], kept: Sequence[Kept], about: Row
+) -> None:
+    norms = gathered.inner.experts.diagonal().sqrt()
+    tasks = {task.name: task for task in line.config.seen if task.name in gathered.names}
+    by_kind = {source.kind: source for source in line.sources}
+    own = {source.tasks[0].name: source for source in line.sources if source.kind == "expert"}
+
+    def score(source: Source, task: str) -> float:
+        return read_score(line.score(source, tasks[task]).path).value
+
+    zero = {task: score(by_kind["zero_shot"], task) for task in tasks}
+    best = {task: score(own[task], task) for task in tasks if task in own}
+    for source, one in zip(sources, kept, strict=True):
+        reached = {task: score(source, task) for task in tasks}
+        told = about | {"kind": source.kind, "method": title_of(source), "address": source.address.short}
+        told |= {"chosen": getattr(source, "variant", "") == "chosen"}
+        told |= {"factor": getattr(source.method, "effective_strength", None)}
+        found.merged.append(told | _whole(one, norms) | _scores(zero, best, reached))
+        crossed = gathered.crossed.get(repr(_plain(source)))
+        if crossed is not None:
+            found.cross.append(about | {"method": title_of(source)} | _weights(crossed))
+        for i, name in enumerate(gathered.names):
+            row = told | {"task": name, "share": float(one.share[i]), "interference": float(one.interference[i])}
+            row |= {"distance": float(one.distance[i]), "norm_ratio": one.norm / float(norms[i])}
+            row |= {"expert_norm": float(norms[i] / norms.mean())}
+            if name in best:
+                row |= {"zero_shot": zero[name], "individual": best[name], "merged": reached[name]}
+                found.kept.append(row)
+
+
+def _whole(kept: Kept, norms: torch.Tensor) -> Row:
+    """One number a merged model: means over experts; of interference the median, which a lost expert cannot pull."""
+    share = kept.share
+    return {
+        "norm_over_mean": kept.norm / float(norms.mean()),
+        "share_mean": float(share.mean()),
+        "share_lowest": float(share.min()),
+        "share_highest": float(share.max()),
+        "share_spread": float(share.std(correction=0) / share.mean().abs()),
+        "interference": statistics.median(map(float, kept.interference)),
+        "distance": float(kept.distance.mean()),
+        "outside": kept.outside,
+    }
+
+
+def _scores(zero: Mapping[str, float], best: Mapping[str, float], reached: Mapping[str, float]) -> Row:
+    """Averages over the tasks that have an expert, and which share of the experts' gain is retained."""
+    if not best:
+        return {"seen_avg": float("nan"), "retained": float("nan")}
+    low, high, own = (statistics.fmean(x[task] for task in best) for x in (zero, best, reached))
+    return {"seen_avg": own, "retained": (own - low) / (high - low) if high != low else float("nan")}

@@ -1,0 +1,76 @@
+"""The page of findings: beside the report of the same overrides, with its figures and tables in `findings/`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from robustmerge.runs import write_atomically
+from scripts.findings_figure import draw_findings
+from scripts.findings_measure import Findings, Row, measure
+from scripts.findings_relation import relate
+from scripts.findings_text import tell_experts, tell_kept, tell_relations
+from scripts.findings_words import conclude, limits, varied_alone
+from scripts.inspection import as_csv
+from scripts.line import Line
+from scripts.reporting import name_of
+
+ABOUT = """\
+{points}. Mean ± sample standard deviation over seeds. An update is that of all {modules} adapted layers, as one long \
+vector{extras}. What follows says what goes together in these runs, not what causes what: {varied} varied \
+alone."""
+
+
+def write(lines: Sequence[Line]) -> list[Path]:
+    """Measure, and write a page for every run folder; returns the pages. Raises UserError where results are missing."""
+    roots = {line.root: [other for other in lines if other.root == line.root] for line in lines}
+    return [_write_one(root, alike) for root, alike in roots.items()]
+
+
+def _write_one(root: Path, lines: Sequence[Line]) -> Path:
+    found = measure(lines)
+    relations = relate(found)
+    page = root / "reports" / name_of(lines) / "findings.md"
+    folder = page.parent / "findings"
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in dataclasses.fields(found):
+        write_atomically(folder / f"{table.name}.csv", as_csv(getattr(found, table.name)))
+    write_atomically(folder / "relations.csv", as_csv(relations))
+    drawn = draw_findings(found)
+    for figure in drawn:
+        write_atomically(folder / f"{figure.name}.png", figure.png)
+        write_atomically(folder / f"{figure.name}.svg", figure.svg)
+    pictures = {figure.name: f"![{figure.alt}](findings/{figure.name}.png)" for figure in drawn}
+    write_atomically(page, compose(lines, found, relations, pictures))
+    return page
+
+
+def compose(lines: Sequence[Line], found: Findings, relations: Sequence[Row], pictures: dict[str, str]) -> str:
+    """The page as Markdown."""
+    config = lines[0].config
+    blocks = [f"# What goes with the ranking: {config.benchmark.name}, {config.model.name}", _about(found)]
+    if config.profile != "full":
+        blocks.append(f"**Profile {config.profile}: the numbers mean nothing.**")
+    blocks += ["## In short", *conclude(found, relations)]
+    blocks += ["## The experts", *tell_experts(found), pictures["experts"]]
+    blocks += ["## What a merge leaves of them", *tell_kept(found), pictures["kept"]]
+    blocks += ["## What goes with the scores", *tell_relations(relations), pictures["scores"]]
+    blocks += ["## What this cannot tell", "\n".join(f"- {sentence}" for sentence in limits(lines, found))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _about(found: Findings) -> str:
+    seeds: dict[str, set[int]] = {}
+    for row in found.experts:
+        seeds.setdefault(row["group"], set()).add(row["seed"])
+    points = "; ".join(f"{group}: seeds {', '.join(map(str, sorted(own)))}" for group, own in seeds.items())
+    modules = sorted({row["modules"] for row in found.experts})
+    saved = any(row["extras"] for row in found.experts)
+    extras = " (what was trained in full, the projector, is averaged by every method and is not among them)"
+    return ABOUT.format(
+        points=points[0].upper() + points[1:],
+        modules="-".join(map(str, modules)),
+        extras=extras if saved else "",
+        varied=varied_alone(found),
+    )
