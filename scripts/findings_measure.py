@@ -67,9 +67,10 @@ def measure(lines: Sequence[Line]) -> Findings:
         about = {"group": group, "seed": line.config.seed}
         experts = tuple(address.hash8 for address in line.experts.values())
         asked = [source for source in line.sources if source.kind in ("multi_task", "merged")]
-        sources = [s for s in asked if (group, experts, _key(s)) not in done]
+        titles = {(group, experts, title_of(source), source.address.hash8): source for source in asked}
+        sources = {key[2]: source for key, source in titles.items() if key not in done}
         _measure_line(found, line, sources, about, first=(group, experts) not in done)
-        done |= {(group, experts), *((group, experts, _key(source)) for source in sources)}
+        done |= {(group, experts), *titles}
     return found
 
 
@@ -99,10 +100,6 @@ def title_of(source: Source) -> str:
     return f"{title} ({', '.join(f'{key}={value}' for key, value in changed.items())})" if changed else title
 
 
-def _key(source: Source) -> tuple[str, str]:
-    return title_of(source), source.address.hash8
-
-
 def _check(lines: Sequence[Line]) -> None:
     needed: list[Address] = []
     for line in lines:
@@ -114,11 +111,11 @@ def _check(lines: Sequence[Line]) -> None:
     require(needed, "results are", command("merge_eval"))
 
 
-def _measure_line(found: Findings, line: Line, sources: Sequence[Source], about: Row, first: bool) -> None:
-    """One point. first: whether its experts have not been measured with another point."""
+def _measure_line(found: Findings, line: Line, sources: Mapping[str, Source], about: Row, first: bool) -> None:
+    """One point. sources: by title. first: whether its experts have not been measured with another point."""
     adapters = open_all({name: address.path for name, address in line.experts.items()})
-    readers = [open_update(source.address.path, source.name) for source in sources]
-    methods = {repr(plain): plain for source in sources if (plain := _plain(source)) is not None}
+    readers = [open_update(source.address.path, title) for title, source in sources.items()]
+    methods = {repr(plain): plain for source in sources.values() if (plain := _plain(source)) is not None}
     methods |= {repr(PLAIN): PLAIN} if first and len({r for a in adapters for r in a.ranks.values()}) == 1 else {}
     gathered = _Sums(names=[adapter.name for adapter in adapters])
     for module in sorted(shared_modules(adapters)):
@@ -190,7 +187,7 @@ def _weights(crossed: Crossed) -> Row:
 
 
 def _tell_merged(
-    found: Findings, line: Line, gathered: _Sums, sources: Sequence[Source], kept: Sequence[Kept], about: Row
+    found: Findings, line: Line, gathered: _Sums, sources: Mapping[str, Source], kept: Sequence[Kept], about: Row
 ) -> None:
     norms = gathered.inner.experts.diagonal().sqrt()
     tasks = {task.name: task for task in line.config.seen if task.name in gathered.names}
@@ -202,15 +199,15 @@ def _tell_merged(
 
     zero = {task: score(by_kind["zero_shot"], task) for task in tasks}
     best = {task: score(own[task], task) for task in tasks if task in own}
-    for source, one in zip(sources, kept, strict=True):
+    for (title, source), one in zip(sources.items(), kept, strict=True):
         reached = {task: score(source, task) for task in tasks}
-        told = about | {"kind": source.kind, "method": title_of(source), "address": source.address.short}
+        told = about | {"kind": source.kind, "method": title, "address": source.address.short}
         told |= {"chosen": getattr(source, "variant", "") == "chosen"}
         told |= {"factor": getattr(source.method, "effective_strength", None)}
         found.merged.append(told | _whole(one, norms) | _scores(zero, best, reached))
         crossed = gathered.crossed.get(repr(_plain(source)))
         if crossed is not None:
-            found.cross.append(about | {"method": title_of(source)} | _weights(crossed))
+            found.cross.append(about | {"method": title} | _weights(crossed))
         for i, name in enumerate(gathered.names):
             row = told | {"task": name, "share": float(one.share[i]), "interference": float(one.interference[i])}
             row |= {"distance": float(one.distance[i]), "norm_ratio": one.norm / float(norms[i])}

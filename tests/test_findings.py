@@ -1,0 +1,319 @@
+"""What the findings measure, by laws, and the page that tells them. Needs nothing: `pytest tests/test_findings.py`"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustmerge.adapter import LoraPair
+from robustmerge.merging import merge
+from robustmerge.method import Method
+from robustmerge.method_files import read_method
+from robustmerge.records import Score
+from robustmerge.retention import (
+    cross_terms,
+    has_cross_terms,
+    inner_product,
+    inner_products,
+    open_update,
+    what_is_kept,
+)
+from robustmerge.settings import UserError
+from scripts import steps
+from scripts.findings_figure import draw_findings
+from scripts.findings_measure import Findings, groups_of, measure
+from scripts.findings_page import compose as compose_page
+from scripts.findings_page import write
+from scripts.findings_relation import chance_level, rank_correlation, relate
+from scripts.findings_text import spread
+from scripts.program import compose
+from tests.merge_cases import QUIET, address_of, write_expert
+from tests.smoke_line import SmokeRun
+
+TASKS = ("iconqa", "rec", "vizwiz", "vqav2")
+MODULES = {"layers.0.q_proj": (9, 12), "layers.1.q_proj": (7, 10)}  # d_out, d_in
+METHODS = ("task_arithmetic", "ties", "robustmerge")
+
+
+def random_pair(d_out: int, d_in: int, seed: int, rank: int = 2) -> LoraPair:
+    source = torch.Generator().manual_seed(seed)
+    return LoraPair(torch.randn(rank, d_in, generator=source), torch.randn(d_out, rank, generator=source))
+
+
+def orthogonal_pairs(n: int) -> list[LoraPair]:
+    """Updates that share no direction, of different norms."""
+    eye = torch.eye(2 * n)
+    return [LoraPair(eye[2 * i : 2 * i + 2], (i + 1.0) * eye[:, 2 * i : 2 * i + 2]) for i in range(n)]
+
+
+def kept_of(experts: list[LoraPair], merged: LoraPair | torch.Tensor):
+    (kept,) = what_is_kept(inner_products(experts, [merged]))
+    return kept
+
+
+# --- what is left of an expert ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 4))
+def test_inner_products_of_factors_are_those_of_the_dense_updates(seed, rank, other_rank):
+    one, other = random_pair(6, 8, seed, rank), random_pair(6, 8, seed + 1, other_rank)
+    exact = float((one.delta().double() * other.delta().double()).sum())
+    for x in (one, one.delta()):
+        for y in (other, other.delta()):
+            assert inner_product(x, y) == pytest.approx(exact, rel=1e-4, abs=1e-4)
+
+
+def test_a_sum_of_orthogonal_updates_leaves_its_weight_of_each():
+    experts = orthogonal_pairs(3)
+    kept = kept_of(experts, 0.5 * sum(pair.delta() for pair in experts))
+    squares = torch.tensor([2.0, 8.0, 18.0], dtype=torch.float64)
+    torch.testing.assert_close(kept.share, torch.full((3,), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(kept.interference, ((28 - squares) / squares).sqrt())
+    assert kept.norm == pytest.approx(0.5 * 28**0.5)
+    assert kept.outside == pytest.approx(0, abs=1e-6)
+
+
+def test_a_longer_update_leaves_more_of_an_expert_and_interferes_as_much():
+    experts, merged = [random_pair(9, 12, i) for i in range(3)], random_pair(9, 12, 9, rank=5)
+    once, thrice = kept_of(experts, merged), kept_of(experts, 3 * merged.delta())
+    torch.testing.assert_close(thrice.share, 3 * once.share, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(thrice.interference, once.interference, rtol=1e-3, atol=1e-6)
+    assert (thrice.norm, thrice.outside) == pytest.approx((3 * once.norm, once.outside), rel=1e-5)
+
+
+def test_an_expert_itself_is_left_whole_and_a_stranger_is_of_no_expert():
+    *experts, stranger = orthogonal_pairs(3)
+    own, other = kept_of(experts, experts[0]), kept_of(experts, stranger)
+    assert (float(own.share[0]), float(own.distance[0]), own.outside) == pytest.approx((1, 0, 0), abs=1e-6)
+    assert (float(other.share[0]), float(other.interference[0]), other.outside) == (0, math.inf, 1)
+
+
+def test_modules_add_up_to_one_long_vector():
+    pairs = [[random_pair(5, 6, 10 * i + m) for m in range(2)] for i in range(3)]
+    one, other = (inner_products([x[m] for x in pairs], [pairs[0][1]]) for m in range(2))
+    long = [torch.cat([p.delta().flatten() for p in x])[None] for x in pairs]
+    merged = torch.cat([pairs[0][1].delta().flatten()] * 2)[None]
+    for found, exact in zip(one.plus(other), inner_products(long, [merged]), strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
+
+
+# --- cross terms --------------------------------------------------------------------------------------------------
+
+
+def plain(**changes) -> Method:
+    return Method(name="plain", **{"strength": 1.0, **changes})
+
+
+def test_cross_terms_are_what_summing_factors_adds():
+    experts = {f"e{i}": random_pair(9, 12, i) for i in range(3)}
+    own = sum(pair.delta() for pair in experts.values())
+    whole = sum(p.B for p in experts.values()) @ sum(p.A for p in experts.values())
+    found = cross_terms(experts, plain(), "m")
+    assert found.weight == pytest.approx(float((whole - own).norm() / own.norm()), rel=1e-4)
+    assert found == pytest.approx(cross_terms(experts, plain(strength=0.3), "m"))
+
+
+def test_cross_terms_of_experts_that_share_A_only_lengthen_the_sum():
+    A = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
+    shared = {f"e{i}": LoraPair(A, random_pair(9, 12, i).B) for i in range(4)}
+    found = cross_terms(shared, plain(), "m")
+    assert (found.weight, found.cosine) == pytest.approx((3, 1), rel=1e-4)
+    alone = cross_terms({"e0": shared["e0"]}, plain(), "m")
+    assert alone.weight == 0
+
+
+def test_only_sums_of_factors_have_cross_terms():
+    assert [name for name in METHODS if has_cross_terms(read_method(name))] == ["task_arithmetic", "robustmerge"]
+    assert not has_cross_terms(plain(space="delta"))
+    assert not has_cross_terms(None)
+
+
+# --- rank correlation ---------------------------------------------------------------------------------------------
+
+
+def test_rank_correlation_sees_order_alone():
+    x = [0.1, 5.0, 2.0, 9.0, 7.0]
+    assert rank_correlation(x, [math.exp(v) for v in x]) == pytest.approx(1)
+    assert rank_correlation(x, [-v for v in x]) == pytest.approx(-1)
+    assert rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486833)  # equal values share a rank
+    assert rank_correlation([1, 2, 3, math.inf], [1, 2, 3, 4]) == pytest.approx(1)
+
+
+def test_rank_correlation_of_few_or_of_equal_values_is_not_told():
+    assert math.isnan(rank_correlation([1, 2, 3], [1, 2, 3]))
+    assert math.isnan(rank_correlation([1, 2, 3, math.nan], [1, 2, 3, 4]))
+    assert math.isnan(rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]))
+
+
+def test_chance_orders_fewer_things_more_often():
+    assert 0.6 < chance_level(10) < 0.7  # tables of Spearman's give 0.648
+    assert chance_level(5) > chance_level(10) > chance_level(40)
+    assert math.isnan(chance_level(3))
+
+
+def test_a_spread_tells_its_deviation_where_there_is_one():
+    assert spread([1.0, 2.0]) == "1.50 ± 0.71"
+    assert spread([1.5]) == spread([1.5, 1.5]) == "1.50"
+    assert spread([]) == spread([math.nan]) == "—"
+    assert spread([-0.001]) == "0.00"
+
+
+# --- from lines to the page ---------------------------------------------------------------------------------------
+
+
+def stub_address(path: Path, done: bool = True):
+    return SimpleNamespace(path=path, hash8=path.name, short=path.name, is_complete=lambda: done)
+
+
+def stub_line(root: Path, seed: int, shared: bool, names: tuple[str, ...] = METHODS):
+    """A point of a sweep: experts in folders, merged for real, scores made up so that longer updates score higher."""
+    root.mkdir(parents=True)
+    folders = {}
+    for i, task in enumerate(TASKS):
+        pairs = {m: random_pair(*shape, seed=100 * seed + i) for m, shape in MODULES.items()}
+        start = {m: random_pair(*shape, seed=seed).A for m, shape in MODULES.items()}
+        pairs = {m: LoraPair(start[m] if shared else p.A, (1 + i) * p.B) for m, p in pairs.items()}
+        folders[task] = write_expert(root / f"{task}-{seed}-{shared}", pairs)
+    tasks = [SimpleNamespace(name=task, seen=True) for task in TASKS]
+    found = [SimpleNamespace(name="zero_shot", kind="zero_shot", tasks=tasks, method=None, height=10)]
+    found += [SimpleNamespace(name=f"expert/{t.name}", kind="expert", tasks=[t], method=None, height=90) for t in tasks]
+    for height, name in enumerate(names):
+        method = read_method(name)
+        method = replace(method, prune=replace(method.prune, density=0.5)) if method.prunings else method
+        for variant in ("", "chosen"):
+            method = replace(method, strength=0.5) if variant else method
+            address = address_of(root, method, folders)
+            merge(address, method, folders, **QUIET)
+            about = {"method": method, "variant": variant, "address": address, "height": 20 + 9 * height}
+            found.append(SimpleNamespace(name=f"merged/{name}", kind="merged", tasks=tasks, **about))
+    for source in found:
+        source.address = getattr(source, "address", stub_address(root / source.name.replace("/", "-")))
+
+    def score(source, task):
+        path = root / f"{source.name}-{getattr(source, 'variant', '')}-{task.name}.json".replace("/", "-")
+        value = source.height + 3.0 * TASKS.index(task.name) + seed
+        score = Score(task.name, "m", value, 1, 1, 0, 0, 0, {"q": value / 100})
+        path.write_text(json.dumps(dataclasses.asdict(score)))
+        return stub_address(path)
+
+    swept = (f"seed={seed}", f"peft.shared_a_init={str(shared).lower()}")
+    config = SimpleNamespace(
+        seed=seed, seen=tasks, experts=None, overrides=swept, peft=SimpleNamespace(shared_a_init=shared), profile="full"
+    )
+    config.benchmark, config.model = SimpleNamespace(name="mini"), SimpleNamespace(name="tiny")
+    experts = {task: stub_address(folder) for task, folder in folders.items()}
+    return SimpleNamespace(config=config, experts=experts, sources=tuple(found), score=score, root=root)
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory):
+    root = tmp_path_factory.mktemp("findings")
+    return [stub_line(root / f"{seed}-{shared}", seed, shared) for shared in (False, True) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def found(lines) -> Findings:
+    return measure(lines)
+
+
+def test_every_point_is_measured_once(lines, found):
+    assert len(found.experts) == 4 * len(TASKS)
+    assert len(found.merged) == 4 * 2 * len(METHODS)
+    assert len(found.kept) == len(found.merged) * len(TASKS)
+    assert [getattr(measure([*lines, lines[0]]), f.name) for f in dataclasses.fields(found)] == [
+        getattr(found, f.name) for f in dataclasses.fields(found)
+    ]
+
+
+def test_points_that_differ_in_the_seed_are_one_group(lines):
+    assert groups_of(lines) == ["independent A"] * 2 + ["shared A"] * 2
+    wider = [SimpleNamespace(config=SimpleNamespace(**{**vars(line.config), "overrides": (f"peft.r={i}",)}))
+             for i, line in enumerate(lines[:2])]  # fmt: skip
+    assert groups_of(wider) == ["independent A, peft.r=0", "independent A, peft.r=1"]
+
+
+def test_a_shared_initial_A_is_seen_in_the_cosines_and_cross_terms(found):
+    for group, cosine in (("shared A", 1), ("independent A", 0)):
+        rows = [row for row in found.pairs if row["group"] == group]
+        assert sum(row["a_cosine"] for row in rows) / len(rows) == pytest.approx(cosine, abs=0.2)
+    plain_sums = {row["group"]: row for row in found.cross if row["method"].startswith("plain")}
+    assert plain_sums["shared A"]["cosine"] > 0.99 > plain_sums["independent A"]["cosine"] + 0.5
+
+
+def test_a_dense_merge_is_measured_as_an_adapter_of_it_is(tmp_path):
+    folders = {
+        task: write_expert(tmp_path / task, {m: random_pair(*shape, seed=i) for m, shape in MODULES.items()})
+        for i, task in enumerate(TASKS)
+    }
+    method = read_method("task_arithmetic")
+    updates = {}
+    for form in ("adapter", "delta"):
+        own = replace(method, out=replace(method.out, format=form))
+        address = address_of(tmp_path, own, folders)
+        merge(address, own, folders, **QUIET)
+        updates[form] = open_update(address.path, form)
+    for module in MODULES:
+        dense, pair = updates["delta"](module), updates["adapter"](module)
+        torch.testing.assert_close(dense, pair.delta(), rtol=1e-4, atol=1e-5)
+
+
+def test_correlations_are_within_a_seed_and_count_each_merged_model_once(found):
+    doubled = dataclasses.replace(found, merged=found.merged + [r | {"method": "same again"} for r in found.merged])
+    assert relate(doubled) == relate(found)
+    rows = {(r["group"], r["scope"], r["quantity"]): r for r in relate(found)}
+    points = rows["shared A", "points", "share"]
+    assert (points["n"], points["n_in_all"], points["seeds"]) == (24, 48, 2)
+    assert rows["shared A", "methods", "norm_over_mean"]["n"] == 2 * len(METHODS)
+
+
+def test_a_task_that_the_expert_hardly_gains_on_is_left_out(found):
+    kept = [r | {"individual": r["zero_shot"] + 4.9} if r["task"] == "rec" else r for r in found.kept]
+    rows = relate(dataclasses.replace(found, kept=kept))
+    assert {r["n"] for r in rows if r["scope"] == "points"} == {18}
+
+
+def test_what_is_missing_is_named_with_its_command(lines):
+    one = lines[0]
+    missing = {name: stub_address(Path("experts/gone"), done=name != "rec") for name in one.experts}
+    with pytest.raises(UserError, match=r"experts/gone|gone\n.*merge_eval\.sh"):
+        measure([SimpleNamespace(**{**vars(one), "experts": missing})])
+
+
+def test_the_page_tells_groups_deviations_and_limits(lines, found):
+    page = compose_page(lines, found, relate(found), dict.fromkeys(("experts", "kept", "scores"), "![x](x.png)"))
+    assert "Independent A: seeds 1, 2; shared A: seeds 1, 2" in page
+    assert "From independent A to shared A" in page
+    assert "| RobustMerge, chosen | " in page
+    assert "only the strength and the initial A were varied alone" in page
+    assert "4 experts of rank 2 span at most 8 of 7 dimensions" in page
+    assert "| Task Arithmetic | 26.0 ± 0.7 | " in page  # 20, and 4.5 for the tasks and 1 or 2 for the seed
+    assert "nan" not in page
+
+
+def test_the_same_findings_draw_the_same_bytes(found):
+    first, second = draw_findings(found), draw_findings(found)
+    assert first == second
+    assert [figure.name for figure in first] == ["experts", "kept", "scores"]
+
+
+def test_the_findings_of_a_finished_run_are_written_beside_its_report(smoke: SmokeRun):
+    point = compose("findings", ["profile=smoke", "logger=none", f"paths.runs={smoke.runs}"])
+    (page,) = write(steps.plan([point]))
+    assert page == smoke.root / "reports" / "main" / "findings.md"
+    assert "the numbers mean nothing" in page.read_text()
+    with (page.parent / "findings" / "merged.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"Multi-task", "RobustMerge"} <= {row["method"] for row in rows}
+    for name in ("experts.png", "kept.svg", "scores.png", "relations.csv"):
+        assert (page.parent / "findings" / name).stat().st_size > 0
