@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
@@ -74,7 +75,7 @@ def _draw_experts(found: Findings) -> Drawn:
 
 
 def _finish_experts(axes: Sequence[Axes], names: Sequence[str]) -> None:
-    axes[0].set_yscale("log")
+    _scale_log(axes[0], axes[0].yaxis)
     axes[0].set_title("Spectrum of B A")
     axes[0].set_xlabel("index k of the singular value\nmean; band: lowest and highest expert")
     axes[0].set_ylabel("$s_k\\;/\\;s_1$, mean of modules")
@@ -145,7 +146,10 @@ def _draw_scores(found: Findings) -> Drawn:
         line[0].set_title(group)
     for ax, (key, title) in zip(panels[-1], AGAINST.items(), strict=True):
         ax.set_xlabel(title)
-        (_scale_shares if key == "share" else _scale_lengths)(ax)
+        if key == "share":
+            _scale_shares(ax)
+        else:
+            _scale_log(ax, ax.xaxis)
     varied = any(row["chosen"] for row in rows)
     entries = [(name, _look(i), varied) for i, name in enumerate(names)]
     more = "\nfilled: strength chosen\nhollow: default" if varied else ""
@@ -158,16 +162,18 @@ def _scale_shares(ax: Axes) -> None:
     low, high = ax.get_xlim()
     if high > 3:
         ax.set_xscale("symlog", linthresh=1, linscale=1.5)
-        ax.set_xticks([x for x in (-1, 0, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= x <= high])
+        ax.set_xlim(low, 1.2 * high)  # the margin of the linear scale is narrow here
+        ax.set_xticks([x for x in (-1, 0, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= x <= 1.2 * high])
         ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter("{x:g}")
 
 
-def _scale_lengths(ax: Axes) -> None:
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter("{x:g}")
+def _scale_log(ax: Axes, axis: Axis) -> None:
+    """Logarithmic, with plain numbers at 1, 2, 5, 10, ..."""
+    ax.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def _add_legend(figure: Figure, entries: Sequence[tuple[str, dict[str, str], bool]], title: str) -> None:

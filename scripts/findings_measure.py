@@ -94,10 +94,10 @@ def title_of(source: Source) -> str:
         return "Multi-task"
     method = source.method
     title = (getattr(method, "title", "") or source.name.partition("/")[2]) if method is not None else source.name
-    if getattr(source, "variant", "") == "chosen":
-        return f"{title}, chosen"
     changed = changed_settings(method) if method is not None else {}
-    return f"{title} ({', '.join(f'{key}={value}' for key, value in changed.items())})" if changed else title
+    chosen = getattr(source, "variant", "") == "chosen"
+    told = [f"{key}={value}" for key, value in changed.items() if not (chosen and key.endswith("strength"))]
+    return title + (f" ({', '.join(told)})" if told else "") + (", chosen" if chosen else "")
 
 
 def _check(lines: Sequence[Line]) -> None:

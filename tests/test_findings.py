@@ -294,7 +294,7 @@ def test_the_page_tells_groups_deviations_and_limits(lines, found):
     page = compose_page(lines, found, relate(found), dict.fromkeys(("experts", "kept", "scores"), "![x](x.png)"))
     assert "Independent A: seeds 1, 2; shared A: seeds 1, 2" in page
     assert "From independent A to shared A" in page
-    assert "| RobustMerge, chosen | " in page
+    assert "| RobustMerge (prune.density=0.5), chosen | " in page
     assert "only the strength and the initial A were varied alone" in page
     assert "4 experts of rank 2 span at most 8 of 7 dimensions" in page
     assert "| Task Arithmetic | 26.0 ± 0.7 | " in page  # 20, and 4.5 for the tasks and 1 or 2 for the seed
