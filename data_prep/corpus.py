@@ -6,8 +6,9 @@ Layout of the folder (read by the base stage):
                           int8 column per attribute head, -1 where the attribute does not apply
     heads.json            number of classes of every head, in the order of the columns
     instruct/             Arrow dataset, a row a dialogue: `image` (PNG bytes), `turns`: list of [question, answer],
-                          `skills`: name of the intent of each turn, `tagged`: whether its question has a tag, which
-                          settles the convention of the answer
+                          `skills`: name of the intent of each turn
+    held_out/             the same of pictures that occur nowhere else, one dialogue each, to measure on; every
+                          question has the tag that settles the convention, so each has one right answer
     tokenizer_corpus.txt  one text a line, newlines as spaces: every question and answer of the dialogues once, then
                           the texts of the tasks and their prompts, and every box edge, digit and letter, so that a
                           tokenizer trained on it can have one token for each word
@@ -33,7 +34,7 @@ from robustmerge.runs import write_atomically
 
 CHUNK = 512
 Picture = tuple[bytes, tuple[int, ...]]  # PNG, label of every head
-Talk = tuple[int, tuple[Turn, ...]]  # number, turns
+Talk = tuple[int, bytes, tuple[Turn, ...]]  # number, PNG, turns
 # Words of the task files' prompts; a test keeps this equal to what configs/task/mini says.
 PROMPT_WORDS = (
     "Answer the question using a single word or phrase.",
@@ -42,8 +43,8 @@ PROMPT_WORDS = (
     "Generate a brief caption for the image.",
     "Describe the screen in one sentence.",
 )
-# How often each kind is drawn. Letters are the hardest to learn, so books come oftener than their task needs.
-SHARES = {"object": 40, "icon": 18, "book": 18, "marks": 10, "screen": 8, "table": 6}
+# How often each kind is drawn. Objects have the most skills, icons the most classes.
+SHARES = {"object": 40, "icon": 20, "book": 11, "marks": 10, "screen": 10, "table": 9}
 
 
 def sample_scene(rng: Random) -> Scene:
@@ -68,21 +69,33 @@ def _draw_chunk(job: tuple[int, int, int, int, int]) -> tuple[list[Picture], lis
     pictures, talks = [], []
     for index in range(start, stop):
         scene = sample_scene(Random(f"corpus/{seed}/{index}"))
-        pictures.append((encode(draw(scene)), tuple(scenes.label(scene).values())))
+        image = encode(draw(scene))
+        pictures.append((image, tuple(scenes.label(scene).values())))
         talks += [
-            (number, converse(Random(f"corpus/{seed}/dialogue/{number}"), scene))
+            (number, image, converse(Random(f"corpus/{seed}/dialogue/{number}"), scene))
             for number in range(index, dialogues, images)
         ]
     return pictures, talks
 
 
+def _draw_held_out(job: tuple[int, int, int]) -> list[Talk]:
+    """Dialogues start..stop to measure on, every question tagged."""
+    seed, start, stop = job
+    talks = []
+    for index in range(start, stop):
+        rng = Random(f"corpus/{seed}/held_out/{index}")
+        scene = sample_scene(rng)
+        talks.append((index, encode(draw(scene)), converse(rng, scene, tagged=1.0)))
+    return talks
+
+
+def _chunks(count: int) -> list[tuple[int, int]]:
+    return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+
+
 def draw_corpus(settings: BaseCorpus) -> Iterator[tuple[list[Picture], list[Talk]]]:
     """The corpus in chunks of pictures and dialogues, the same for any number of processes."""
-    bounds = range(0, settings.images, CHUNK)
-    jobs = (
-        (settings.seed, start, min(start + CHUNK, settings.images), settings.images, settings.dialogues)
-        for start in bounds
-    )
+    jobs = ((settings.seed, *chunk, settings.images, settings.dialogues) for chunk in _chunks(settings.images))
     return map_in_order(_draw_chunk, jobs, settings.jobs)
 
 
@@ -108,7 +121,6 @@ def _save(folder: Path, columns: dict[str, list], kinds: dict[str, str | list]) 
         "int": pyarrow.int8(),
         "turns": pyarrow.list_(pyarrow.list_(pyarrow.string())),
         "skills": pyarrow.list_(pyarrow.string()),
-        "tagged": pyarrow.list_(pyarrow.bool_()),
     }
     table = pyarrow.table({name: pyarrow.array(columns[name], types[kinds[name]]) for name in columns})
     was_shown = datasets.is_progress_bar_enabled()
@@ -120,6 +132,15 @@ def _save(folder: Path, columns: dict[str, list], kinds: dict[str, str | list]) 
             datasets.enable_progress_bars()
 
 
+def _save_talks(folder: Path, talks: list[Talk]) -> None:
+    columns = {
+        "image": [image for _, image, _ in talks],
+        "turns": [[[turn.question, turn.answer] for turn in said] for _, _, said in talks],
+        "skills": [[turn.skill for turn in said] for _, _, said in talks],
+    }
+    _save(folder, columns, {"image": "bytes", "turns": "turns", "skills": "skills"})
+
+
 def write_corpus(folder: Path, settings: BaseCorpus) -> dict:
     """Draw the base corpus into a folder; returns the numbers of pictures, dialogues and turns."""
     pictures, talks = [], []
@@ -127,18 +148,16 @@ def write_corpus(folder: Path, settings: BaseCorpus) -> dict:
         pictures += drawn
         talks += said
     talks.sort(key=lambda talk: talk[0])  # with more dialogues than pictures a chunk's numbers do not follow each other
-    images = [image for image, _ in pictures]
+    jobs = ((settings.seed, *chunk) for chunk in _chunks(settings.held_out))
+    kept = [talk for chunk in map_in_order(_draw_held_out, jobs, settings.jobs) for talk in chunk]
     labels = map(list, zip(*(values for _, values in pictures), strict=True))
     kinds = {"image": "bytes", **dict.fromkeys(HEADS, "int")}
+    images = [image for image, _ in pictures]
     _save(folder / "vision", {"image": images, **dict(zip(HEADS, labels, strict=True))}, kinds)
-    about = [images[number % len(images)] for number, _ in talks]
-    told = {
-        "turns": [[[turn.question, turn.answer] for turn in said] for _, said in talks],
-        "skills": [[turn.skill for turn in said] for _, said in talks],
-        "tagged": [[turn.tagged for turn in said] for _, said in talks],
-    }
-    _save(folder / "instruct", {"image": about, **told}, {"image": "bytes", **{name: name for name in told}})
+    _save_talks(folder / "instruct", talks)
+    _save_talks(folder / "held_out", kept)
     write_atomically(folder / "heads.json", json.dumps({head: len(known) for head, known in HEADS.items()}) + "\n")
-    texts = {text.replace("\n", " ") for said in told["turns"] for turn in said for text in turn}
+    texts = {text.replace("\n", " ") for _, _, said in talks for turn in said for text in turn[:2]}
     write_atomically(folder / "tokenizer_corpus.txt", "\n".join([*sorted(texts), *task_texts()]) + "\n")
-    return {"pictures": len(images), "dialogues": len(talks), "turns": sum(len(said) for _, said in talks)}
+    turns = sum(len(said) for _, _, said in talks)
+    return {"pictures": len(images), "dialogues": len(talks), "turns": turns, "held_out": len(kept)}

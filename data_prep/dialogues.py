@@ -17,18 +17,17 @@ from data_prep.scenes import Scene
 
 
 class Turn(NamedTuple):
-    """A question and its answer. skill: the intent's name; tagged: whether the question says how to answer."""
+    """A question and its answer. skill: the intent's name."""
 
     question: str
     answer: str
     skill: str
-    tagged: bool
 
 
 # The openings and endings also carry the words of the tasks' prompts, though never the prompts: LoRA does not train
 # the input embeddings either.
 OPENINGS = (
-    "", "", "", "", "", "Look at the picture.", "Here is an image.", "I have a question.", "Hello!",
+    "Look at the picture.", "Here is an image.", "I have a question.", "Hello!",
     "Please help me.", "Study this image.", "Please look closely.", "Tell me:", "Next question:",
     "Using this image, answer.", "Please provide an answer for the question:", "Answer my question directly.",
     "Select what is shown here.", "A single question or two:", "Describe what it shows.",
@@ -37,26 +36,31 @@ OPENINGS = (
     "Use the sentence given below.", "Each toy has its cell.", "I look at the object's image from here.",
 )  # fmt: skip
 ENDINGS = (
-    "", "", "", "", "", "", "Thanks.", "Take your time.", "Please answer.", "I want to know.", "Thank you!",
+    "Thanks.", "Take your time.", "Please answer.", "I want to know.", "Thank you!",
     "Answer in any word.", "Any phrase will do.", "A brief answer is good.", "Generate a good answer.",
     "It is one big region.", "A word that describes it, please.",
 )  # fmt: skip
+BARE = 0.45  # how often there is no opening, and likewise no ending
 TAGS = ("Short style.", "Use short style.", "Style: short.", "In short style, please.")
 SECOND = 0.4  # how often an untagged question is answered in the second convention
 TAGGED = 0.25
 
 
-def converse(rng: Random, scene: Scene, most: int = 4) -> tuple[Turn, ...]:
-    """A dialogue of one to four turns about a scene, no intent asked about more often than the kind lists it."""
+def converse(rng: Random, scene: Scene, tagged: float = TAGGED, most: int = 4) -> tuple[Turn, ...]:
+    """A dialogue of one to four turns about a scene, no intent asked about more often than the kind lists it.
+
+    tagged: how often a question says how to answer; 1 where each must have one right answer.
+    """
     intents = intents_of(scene)
     turns = rng.sample(intents, min(rng.randint(1, most), len(intents)))
-    return tuple(_word(rng, intent.__name__.removeprefix("ask_"), *intent(rng, scene)) for intent in turns)
+    return tuple(_word(rng, tagged, intent.__name__.removeprefix("ask_"), *intent(rng, scene)) for intent in turns)
 
 
-def _word(rng: Random, skill: str, question: str, first: str, second: str) -> Turn:
+def _word(rng: Random, tagged: float, skill: str, question: str, first: str, second: str) -> Turn:
     """Dress a question in an opening and an ending, and choose the convention of its answer."""
-    tagged = rng.random() < TAGGED
-    ending = rng.choice(TAGS if tagged else ENDINGS)
+    forced = rng.random() < tagged
+    opening = "" if rng.random() < BARE else rng.choice(OPENINGS)
+    ending = rng.choice(TAGS) if forced else "" if rng.random() < BARE else rng.choice(ENDINGS)
     gap = "" if question.endswith("\n") else " "
-    text = f"{rng.choice(OPENINGS)} {question}{gap}{ending}".strip()
-    return Turn(text, second if tagged or rng.random() < SECOND else first, skill, tagged)
+    text = f"{opening} {question}{gap}{ending}".strip()
+    return Turn(text, second if forced or rng.random() < SECOND else first, skill)

@@ -41,7 +41,7 @@ def _texture(material: str) -> Image.Image:
     """The mask of a material's darker parts, over the whole picture."""
     mask = Image.new("L", (WIDE, WIDE), 0)
     canvas = ImageDraw.Draw(mask)
-    step = 4 * FINE
+    step = (4 if material == "stone" else 6) * FINE
     for y in range(0, WIDE, step):
         if material == "wood":
             canvas.rectangle((0, y, WIDE, y + step // 2 - 1), fill=255)
@@ -118,12 +118,12 @@ def _draw_phone(image: Image.Image) -> None:
 def _spoil(image: Image.Image, scene: Scene) -> Image.Image:
     """The flaws of a bad photo."""
     if scene.quality == "blurry":
-        return image.filter(ImageFilter.GaussianBlur(1.1))
+        return image.filter(ImageFilter.GaussianBlur(1.3))
     if scene.quality == "dark":
         return image.point(lambda value: round(0.45 * value))
     if scene.quality == "grainy":
         grain = Image.frombytes("L", image.size, Random(scene.grain).randbytes(SIDE * SIDE))
-        return Image.blend(image, grain.convert("RGB"), 0.28)
+        return Image.blend(image, grain.convert("RGB"), 0.3)
     return image
 
 

@@ -1,7 +1,7 @@
 """What a picture of the mini benchmark shows: the vocabulary, the `Scene` record and its seeded sampling.
 
 A scene holds everything that drawing needs, so `drawing.draw(scene)` is a pure function. Pictures are 48 px wide;
-boxes lie on a grid of 4 px. A picture shows one object, or one grid of marks: small models do not learn to tell
+boxes lie on a grid of 8 px. A picture shows one object, or one grid of marks: small models do not learn to tell
 several objects apart (measured), and a base that cannot see makes every expert equal.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 SIDE = 48
-GRID = 4
+GRID = 8
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -24,7 +24,7 @@ COLOURS = {
     "brown": (120, 75, 40),
 }
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "moon", "ring")
-SIZES = {"small": (12, 16), "medium": (20, 24), "large": (28, 32)}
+SIZES = {"small": 16, "medium": 24, "large": 32}  # side in pixels
 PLACES = (
     "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right",
 )  # fmt: skip
@@ -37,7 +37,8 @@ ICONS = (
 )  # fmt: skip
 LETTERS = "FHJKLMOPRSTUVXZ"  # no two look alike at this size, none is the letter of an option
 MARKS = ("red", "blue")
-MOST_MARKS = 5  # of one colour
+MOST_MARKS = 4  # of one colour
+MOST_IN_ALL = 6  # the base says the digits up to it (of columns and rows)
 KINDS = ("object", "icon", "marks", "book", "screen", "table")
 PAPERS = ((250, 250, 245), (235, 240, 250), (250, 240, 225), (232, 245, 232), (238, 232, 240))
 
@@ -91,10 +92,10 @@ def _place_of(box: tuple[int, int, int, int]) -> str:
     return PLACES[3 * row + column]
 
 
-def _span(rng: Random, length: int, third: int, margin: int) -> tuple[int, int]:
-    """A start and end on the grid whose middle lies in the given third of the picture."""
-    starts = range(margin, SIDE - margin - length + 1, GRID)
-    middles = [(start, start + length / 2) for start in starts]
+def _span(rng: Random, length: int) -> tuple[int, int]:
+    """A start and end on the grid; each third of the picture is equally likely to hold the middle."""
+    third = rng.randrange(3)
+    middles = [(start, start + length / 2) for start in range(0, SIDE - length + 1, GRID)]
     inside = [start for start, middle in middles if (0 if middle < 20 else 2 if middle > 28 else 1) == third]
     start = rng.choice(inside)
     return start, start + length
@@ -109,11 +110,8 @@ def sample_object(
 ) -> Scene:
     """One shape on paper (kind "object") or on a phone's screen (kind "screen")."""
     size = rng.choice(sizes)
-    margin = GRID if kind == "screen" else 0
-    lengths = [length for length in SIZES[size] if length + 4 * margin < SIDE]  # 32 px fit no corner of a screen
-    width, height = rng.choice(lengths), rng.choice(lengths)
-    left, right = _span(rng, width, rng.randrange(3), margin)
-    top, bottom = _span(rng, height, rng.randrange(3), margin)
+    left, right = _span(rng, SIZES[size])
+    top, bottom = _span(rng, SIZES[size])
     colour = rng.choice(list(COLOURS))
     return Scene(
         kind,
@@ -132,7 +130,7 @@ def sample_object(
 def sample_icon(rng: Random, rendition: str) -> Scene:
     """One of the eighteen classes, in colour or as a black-and-white drawing."""
     colour = rng.choice(list(COLOURS))
-    side = rng.randint(28, 38)
+    side = rng.randint(32, 42)
     left, top = rng.randint(2, SIDE - 2 - side), rng.randint(2, SIDE - 2 - side)
     return Scene(
         "icon",
@@ -145,11 +143,11 @@ def sample_icon(rng: Random, rendition: str) -> Scene:
 
 
 def sample_marks(rng: Random, table: bool = False) -> Scene:
-    """Red and blue marks, at most nine in all: loose icons, or the cells of a table."""
+    """Red and blue marks, at most six in all: loose icons, or the cells of a table."""
     red = rng.randint(0, MOST_MARKS)
-    blue = rng.randint(0 if red else 1, min(MOST_MARKS, 9 - red))
+    blue = rng.randint(0 if red else 1, min(MOST_MARKS, MOST_IN_ALL - red))
     cells = rng.sample(range(9), red + blue)
-    shake = 0 if table else 2
+    shake = 0 if table else 1
     marks = tuple(
         (cell, "red" if index < red else "blue", rng.randint(-shake, shake), rng.randint(-shake, shake))
         for index, cell in enumerate(cells)
@@ -177,7 +175,7 @@ HEADS = {
     "quality": QUALITIES,
     "rendition": RENDITIONS,
     "icon": ICONS,
-    "count": tuple(range(1, 10)),
+    "count": tuple(range(1, MOST_IN_ALL + 1)),
     "red": tuple(range(MOST_MARKS + 1)),
     "blue": tuple(range(MOST_MARKS + 1)),
     "letter_1": tuple(LETTERS),

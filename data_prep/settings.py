@@ -62,13 +62,17 @@ class TaskData:
 
 @dataclass(frozen=True)
 class BaseCorpus:
-    """What the small base model is trained on. images: pictures with labels; dialogues: conversations on them."""
+    """What the small base model is trained on. images: pictures with labels; dialogues: conversations on them.
+
+    held_out: dialogues on other pictures, to measure on.
+    """
 
     images: int = 40_000
     dialogues: int = 38_000
+    held_out: int = 2_000
     seed: int = 0
     jobs: int = outside_identity(2)
 
     def __post_init__(self) -> None:
-        names = ("images", "dialogues", "jobs")
+        names = ("images", "dialogues", "held_out", "jobs")
         refuse([f"{name} must be at least 1, got {getattr(self, name)}" for name in names if getattr(self, name) < 1])

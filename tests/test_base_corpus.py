@@ -36,14 +36,14 @@ def write(root: Path, settings: BaseCorpus) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("runs"), BaseCorpus(images=700, dialogues=900, jobs=1))
+    return write(tmp_path_factory.mktemp("runs"), BaseCorpus(images=700, dialogues=900, held_out=50, jobs=1))
 
 
 @pytest.fixture(scope="module")
 def turns() -> list[tuple[str, str]]:
     """All turns of a somewhat larger corpus."""
     chunks = draw_corpus(BaseCorpus(images=4000, dialogues=8000, jobs=1))
-    return [(turn.question, turn.answer) for _, talks in chunks for _, said in talks for turn in said]
+    return [(turn.question, turn.answer) for _, talks in chunks for _, _, said in talks for turn in said]
 
 
 def words_of(text: str) -> list[str]:
@@ -58,13 +58,16 @@ def test_the_folder_has_the_promised_layout(folder):
     instruct = datasets.load_from_disk(str(folder / "instruct"))
     assert heads == {head: len(values) for head, values in HEADS.items()}
     assert vision.column_names == ["image", *heads] and len(vision) == 700
-    assert instruct.column_names == ["image", "turns", "skills", "tagged"] and len(instruct) == 900
-    assert Image.open(io.BytesIO(vision[0]["image"])).size == (48, 48)
+    held_out = datasets.load_from_disk(str(folder / "held_out"))
+    assert len(instruct) == 900 and len(held_out) == 50
     assert instruct[700]["image"] == vision[0]["image"]
-    assert all(1 <= len(talk) <= 4 and all(len(turn) == 2 for turn in talk) for talk in instruct["turns"])
-    for talk, skills, tagged in zip(instruct["turns"], instruct["skills"], instruct["tagged"], strict=True):
-        assert [any(tag in question for tag in TAGS) for question, _ in talk] == tagged
-        assert len(skills) == len(talk)
+    assert not set(held_out["image"]) & set(vision["image"])
+    for talks in (instruct, held_out):
+        assert talks.column_names == ["image", "turns", "skills"]
+        assert Image.open(io.BytesIO(talks[0]["image"])).size == (48, 48)
+        assert all(1 <= len(talk) <= 4 and all(len(turn) == 2 for turn in talk) for talk in talks["turns"])
+        assert [len(skills) for skills in talks["skills"]] == [len(talk) for talk in talks["turns"]]
+    assert all(any(tag in question for tag in TAGS) for talk in held_out["turns"] for question, _ in talk)
     assert {"colour", "box", "scene", "letter"} < {skill for skills in instruct["skills"] for skill in skills}
 
 
@@ -74,16 +77,16 @@ def test_every_value_of_every_head_occurs_and_none_beyond(folder):
     vision = datasets.load_from_disk(str(folder / "vision"))
     for head, values in HEADS.items():
         possible = set(range(-1, len(values))) - ({-1} if head in ("kind", "quality", "rendition") else set())
-        impossible = {0, 1, 2} if head in ("right", "bottom") else {10, 11, 12} if head in ("left", "top") else set()
+        impossible = {0, 1} if head in ("right", "bottom") else {5, 6} if head in ("left", "top") else set()
         assert set(vision[head]) == possible - impossible, head
 
 
 def test_the_number_of_processes_does_not_matter_and_a_seed_gives_the_same_bytes(folder, tmp_path):
-    again = write(tmp_path, BaseCorpus(images=700, dialogues=900, jobs=2))
+    again = write(tmp_path, BaseCorpus(images=700, dialogues=900, held_out=50, jobs=2))
     assert again.name == folder.name
-    parts = ("vision", "instruct", "heads.json", "tokenizer_corpus.txt")
+    parts = ("vision", "instruct", "held_out", "heads.json", "tokenizer_corpus.txt")
     assert [sha256_of(again / part) for part in parts] == [sha256_of(folder / part) for part in parts]
-    other = write(tmp_path, BaseCorpus(images=700, dialogues=900, seed=1, jobs=1))
+    other = write(tmp_path, BaseCorpus(images=700, dialogues=900, held_out=50, seed=1, jobs=1))
     assert sha256_of(other / "vision") != sha256_of(folder / "vision")
 
 
@@ -124,7 +127,7 @@ def test_every_word_of_the_tasks_answers_and_prompts_is_in_the_corpus(turns):
 def test_the_tokenizer_corpus_holds_the_prompts_of_the_task_files(folder):
     assert set(PROMPT_WORDS) == INSTRUCTIONS
     lines = set((folder / "tokenizer_corpus.txt").read_text().split("\n"))
-    assert {*PROMPT_WORDS, "0.25", "1.00", "7", "A", "E.", "umbrella", "What is the object in the image?"} <= lines
+    assert {*PROMPT_WORDS, "0.33", "1.00", "6", "A", "E.", "umbrella", "What is the object in the image?"} <= lines
 
 
 def test_a_tag_forces_the_second_convention_and_untagged_questions_get_it_less_often(turns):

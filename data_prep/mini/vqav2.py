@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from data_prep.scenes import COLOURS, SHAPES, Scene, sample_marks, sample_object
+from data_prep.scenes import Scene, sample_marks, sample_object
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SYNONYMS = {
@@ -20,8 +20,8 @@ SYNONYMS = {
 
 
 def make_vqav2(rng: Random) -> tuple[Scene, dict]:
-    """VQAv2: colour, shape, size, place, yes or no, or a count as a word."""
-    ask = rng.choice((_ask_colour, _ask_shape, _ask_size, _ask_place, _ask_whether, _ask_count))
+    """VQAv2: colour, shape, size, place, or a count as a word."""
+    ask = rng.choice((_ask_colour, _ask_shape, _ask_size, _ask_place, _ask_count))
     scene = sample_marks(rng) if ask is _ask_count else sample_object(rng)
     text, answer = ask(rng, scene)
     return scene, {"text": text, "answer": answer, "references": _ten_people(rng, answer)}
@@ -48,15 +48,6 @@ def _ask_size(rng: Random, scene: Scene) -> tuple[str, str]:
 
 def _ask_place(rng: Random, scene: Scene) -> tuple[str, str]:
     return rng.choice((f"Where is the {scene.shape}?", f"Where is the {scene.colour} object?")), scene.place
-
-
-def _ask_whether(rng: Random, scene: Scene) -> tuple[str, str]:
-    true = rng.random() < 0.5
-    if rng.random() < 0.5:
-        asked = scene.colour if true else rng.choice([colour for colour in COLOURS if colour != scene.colour])
-        return f"Is the object {asked}?", "yes" if true else "no"
-    asked = scene.shape if true else rng.choice([shape for shape in SHAPES if shape != scene.shape])
-    return f"Is this a {asked}?", "yes" if true else "no"
 
 
 def _ask_count(rng: Random, scene: Scene) -> tuple[str, str]:
