@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from eval.figures import COLOURS, GREY, INK, MARKERS, STYLE, Drawn, render
-from scripts.findings_measure import Findings, Row
+from scripts.findings_experts import Findings, Row
 from scripts.findings_relation import merged_only, retained
 
 GRID = {"color": "#e6e9ed", "lw": 0.8}
@@ -27,9 +27,10 @@ COSINES = {"update_cosine": "of B A", "a_cosine": "of A", "b_cosine": "of B"}
 
 
 def draw_findings(found: Findings) -> list[Drawn]:
-    """Three figures; points are means over seeds."""
+    """Four figures, or three where no strength was tried on val; points are means over seeds."""
     with matplotlib.rc_context({**STYLE, "axes.titlesize": 10.5, "axes.titlelocation": "left"}):
-        return [_draw_experts(found), _draw_kept(found), _draw_scores(found)]
+        tried = [_draw_strengths(found)] if found.grid else []
+        return [_draw_experts(found), _draw_kept(found), *tried, _draw_scores(found)]
 
 
 def _groups(rows: Sequence[Row]) -> list[str]:
@@ -121,6 +122,31 @@ def _draw_kept(found: Findings) -> Drawn:
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
     _add_legend(figure, [(task, _look(i), True) for i, task in enumerate(tasks)], "Expert")
     return render(figure, "kept", "Share of every expert that each merged model leaves")
+
+
+def _draw_strengths(found: Findings) -> Drawn:
+    """A panel a group, a line a method: the mean val score as the merged update gets longer."""
+    groups, methods = _groups(found.grid), list(dict.fromkeys(row["method"] for row in found.grid))
+    figure = Figure(figsize=(2.0 + 4.6 * len(groups), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, group in zip(panels, groups, strict=True):
+        for i, method in enumerate(methods):
+            own = [row for row in found.grid if (row["group"], row["method"]) == (group, method)]
+            by_factor = [list(_over_seeds(own, ("factor",), key)) for key in ("norm_over_mean", "val_avg")]
+            norms, values = ([statistics.fmean(x) for _, x in alike] for alike in by_factor)
+            ax.plot(norms, values, lw=1.3, ms=4.5, **_look(i))
+            defaults = [j for j, (row, _) in enumerate(by_factor[0]) if row["factor"] == 1]
+            ax.plot([norms[j] for j in defaults], [values[j] for j in defaults], "o", ms=11, mfc="none", color=INK)
+        ax.set_title(group)
+        ax.set_xlabel("norm of the merged update / experts' mean\n(ringed: the default strength)")
+        ax.grid(**GRID)
+        ax.set_axisbelow(True)
+    _scale_log(panels[0], panels[0].xaxis)
+    panels[0].set_ylabel("mean score on val (%)")
+    _add_legend(figure, [(method, _look(i), True) for i, method in enumerate(methods)], "Method")
+    return render(
+        figure, "strengths", "Mean val score of every method at the strengths tried, against the norm of its update"
+    )
 
 
 def _draw_scores(found: Findings) -> Drawn:

@@ -7,54 +7,24 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
-from robustmerge.adapter import Adapter, LoraPair
 from robustmerge.inspection import open_all, shared_modules
 from robustmerge.method import Method
 from robustmerge.records import read_score
-from robustmerge.retention import (
-    Crossed,
-    Inner,
-    Kept,
-    compare_B,
-    cross_terms,
-    has_cross_terms,
-    inner_products,
-    open_update,
-    what_is_kept,
-)
+from robustmerge.retention import Kept, has_cross_terms, open_update, what_is_kept
 from robustmerge.runs import Address
 from robustmerge.settings import UserError
-from robustmerge.spectra import Spectrum, compare_A, decompose
+from scripts.choosing import CHOSEN
 from scripts.commands import command
-from scripts.line import Line, Source, require
+from scripts.findings_experts import PLAIN, Findings, Row, Sums, tell_experts, weights
+from scripts.line import Line, require
 from scripts.reporting import changed_settings
+from scripts.sources import Source
 
-Row = dict[str, Any]
-
-PLAIN = Method(name="plain_sum", strength=1.0)  # (sum of B)(sum of A), nothing pruned and nothing scaled
 A_INIT = {True: "shared A", False: "independent A"}
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Tables, a mapping a row; all begin with group and seed.
-
-    experts: one an expert. spectra: one an expert and index k, s_k / s_1 as the mean over modules. pairs: one a pair
-    of experts. merged: one a merged model (and the multi-task model). kept: one a merged model and expert, with the
-    scores on the expert's own task. cross: one a sum of factors, with what its cross terms weigh.
-    """
-
-    experts: list[Row] = field(default_factory=list)
-    spectra: list[Row] = field(default_factory=list)
-    pairs: list[Row] = field(default_factory=list)
-    merged: list[Row] = field(default_factory=list)
-    kept: list[Row] = field(default_factory=list)
-    cross: list[Row] = field(default_factory=list)
 
 
 def measure(lines: Sequence[Line]) -> Findings:
@@ -95,7 +65,7 @@ def title_of(source: Source) -> str:
     method = source.method
     title = (getattr(method, "title", "") or source.name.partition("/")[2]) if method is not None else source.name
     changed = changed_settings(method) if method is not None else {}
-    chosen = getattr(source, "variant", "") == "chosen"
+    chosen = source.variant == CHOSEN
     told = [f"{key}={value}" for key, value in changed.items() if not (chosen and key.endswith("strength"))]
     return title + (f" ({', '.join(told)})" if told else "") + (", chosen" if chosen else "")
 
@@ -117,14 +87,16 @@ def _measure_line(found: Findings, line: Line, sources: Mapping[str, Source], ab
     readers = [open_update(source.address.path, title) for title, source in sources.items()]
     methods = {repr(plain): plain for source in sources.values() if (plain := _plain(source)) is not None}
     methods |= {repr(PLAIN): PLAIN} if first and len({r for a in adapters for r in a.ranks.values()}) == 1 else {}
-    gathered = _Sums(names=[adapter.name for adapter in adapters])
+    gathered = Sums(names=[adapter.name for adapter in adapters])
     for module in sorted(shared_modules(adapters)):
         pairs = [adapter.pair(module) for adapter in adapters]
         gathered.add(pairs, [read(module) for read in readers], methods, module)
     kept = what_is_kept(gathered.inner)
     if first:
-        _tell_experts(found, gathered, adapters, about)
-    _tell_merged(found, line, gathered, sources, kept, about)
+        tell_experts(found, gathered, adapters, about)
+    if sources:
+        _tell_merged(found, line, gathered, sources, kept, about)
+        _tell_grid(found, line, sources, about)
 
 
 def _plain(source: Source) -> Method | None:
@@ -132,62 +104,8 @@ def _plain(source: Source) -> Method | None:
     return replace(source.method, strength=1.0) if has_cross_terms(source.method) else None
 
 
-@dataclass
-class _Sums:
-    """What is gathered on the way through the modules."""
-
-    names: list[str]
-    inner: Inner | None = None
-    crossed: dict[str, Crossed] = field(default_factory=dict)
-    spectra: list[list[Spectrum]] = field(default_factory=list)  # of every module
-    a_cosines: list[torch.Tensor] = field(default_factory=list)
-    b_cosines: list[torch.Tensor] = field(default_factory=list)
-
-    def add(self, pairs: Sequence[LoraPair], merged: Sequence[Any], methods: Mapping[str, Method], module: str) -> None:
-        inner = inner_products(pairs, merged)
-        self.inner = self.inner.plus(inner) if self.inner else inner
-        self.spectra.append([decompose(pair) for pair in pairs])
-        self.a_cosines.append(compare_A(pairs))
-        self.b_cosines.append(compare_B(pairs))
-        for key, method in methods.items():
-            crossed = cross_terms(dict(zip(self.names, pairs, strict=True)), method, module)
-            self.crossed[key] = self.crossed[key].plus(crossed) if key in self.crossed else crossed
-
-
-def _tell_experts(found: Findings, gathered: _Sums, adapters: Sequence[Adapter], about: Row) -> None:
-    names, norms = gathered.names, gathered.inner.experts.diagonal().sqrt()
-    for i, adapter in enumerate(adapters):
-        s = [spectra[i].s for spectra in gathered.spectra if len(spectra[i].s)]
-        row = about | {"expert": names[i], "rank": max(adapter.ranks.values()), "width": _width(adapter)}
-        row |= {"modules": len(gathered.spectra), "extras": len(adapter.extras), "norm": float(norms[i])}
-        row |= {"norm_over_mean": float(norms[i] / norms.mean())}
-        row |= {"first_over_last": statistics.median([float(x[0] / x[-1]) for x in s] or [float("nan")])}
-        stable = [float(x.square().sum() / x[0] ** 2) for x in s]
-        found.experts.append(row | {"stable_rank": statistics.median(stable or [0.0])})
-        for k in range(max(map(len, s), default=0)):
-            values = [float(x[k] / x[0]) for x in s if len(x) > k]
-            found.spectra.append(about | {"expert": names[i], "k": k + 1, "relative": statistics.fmean(values)})
-    a_cosine, b_cosine = (torch.stack(x).mean(0) for x in (gathered.a_cosines, gathered.b_cosines))
-    for i in range(len(names)):
-        for j in range(i + 1, len(names)):
-            cosine = gathered.inner.experts[i, j] / (norms[i] * norms[j])
-            row = about | {"one": names[i], "other": names[j], "update_cosine": float(cosine)}
-            found.pairs.append(row | {"a_cosine": float(a_cosine[i, j]), "b_cosine": float(b_cosine[i, j])})
-    if repr(PLAIN) in gathered.crossed:
-        found.cross.append(about | {"method": "plain sums of A and B"} | _weights(gathered.crossed[repr(PLAIN)]))
-
-
-def _width(adapter: Adapter) -> int:
-    """The fewest dimensions that an update of it has to lie in."""
-    return min(min(d_out, d_in) for d_out, _, d_in in adapter.shapes.values())
-
-
-def _weights(crossed: Crossed) -> Row:
-    return {"weight": crossed.weight, "cosine": crossed.cosine}
-
-
 def _tell_merged(
-    found: Findings, line: Line, gathered: _Sums, sources: Mapping[str, Source], kept: Sequence[Kept], about: Row
+    found: Findings, line: Line, gathered: Sums, sources: Mapping[str, Source], kept: Sequence[Kept], about: Row
 ) -> None:
     norms = gathered.inner.experts.diagonal().sqrt()
     tasks = {task.name: task for task in line.config.seen if task.name in gathered.names}
@@ -202,12 +120,12 @@ def _tell_merged(
     for (title, source), one in zip(sources.items(), kept, strict=True):
         reached = {task: score(source, task) for task in tasks}
         told = about | {"kind": source.kind, "method": title, "address": source.address.short}
-        told |= {"chosen": getattr(source, "variant", "") == "chosen"}
+        told |= {"chosen": source.variant == CHOSEN}
         told |= {"factor": getattr(source.method, "effective_strength", None)}
         found.merged.append(told | _whole(one, norms) | _scores(zero, best, reached))
         crossed = gathered.crossed.get(repr(_plain(source)))
         if crossed is not None:
-            found.cross.append(about | {"method": title} | _weights(crossed))
+            found.cross.append(about | {"method": title} | weights(crossed))
         for i, name in enumerate(gathered.names):
             row = told | {"task": name, "share": float(one.share[i]), "interference": float(one.interference[i])}
             row |= {"distance": float(one.distance[i]), "norm_ratio": one.norm / float(norms[i])}
@@ -215,6 +133,15 @@ def _tell_merged(
             if name in best:
                 row |= {"zero_shot": zero[name], "individual": best[name], "merged": reached[name]}
                 found.kept.append(row)
+
+
+def _tell_grid(found: Findings, line: Line, sources: Mapping[str, Source], about: Row) -> None:
+    """The strengths tried on val: as strength multiplies the whole update, norm and share follow from the default's."""
+    for (title, source), default in zip(sources.items(), found.merged[-len(sources) :], strict=True):
+        choice = None if source.method is None or source.variant else line.choices.get(source.method.name)
+        for factor, value in sorted(choice.means.items()) if choice else ():
+            told = {key: factor * default[key] for key in ("norm_over_mean", "share_mean")}
+            found.grid.append(about | {"method": title, "factor": factor, **told, "val_avg": value})
 
 
 def _whole(kept: Kept, norms: torch.Tensor) -> Row:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustmerge.runs import write_atomically
+from scripts.findings_experts import Findings, Row
 from scripts.findings_figure import draw_findings
-from scripts.findings_measure import Findings, Row, measure
+from scripts.findings_measure import measure
 from scripts.findings_relation import relate
 from scripts.findings_text import tell_experts, tell_kept, tell_relations
 from scripts.findings_words import conclude, limits, varied_alone
@@ -20,6 +21,10 @@ ABOUT = """\
 {points}. Mean ± sample standard deviation over seeds. An update is that of all {modules} adapted layers, as one long \
 vector{extras}. What follows says what goes together in these runs, not what causes what: {varied} varied \
 alone."""
+
+TRIED = """\
+Strength multiplies the whole update and changes nothing else of it. Mean score on the val questions of the seen tasks \
+at every strength tried:"""
 
 
 def write(lines: Sequence[Line]) -> list[Path]:
@@ -55,6 +60,8 @@ def compose(lines: Sequence[Line], found: Findings, relations: Sequence[Row], pi
     blocks += ["## In short", *conclude(found, relations)]
     blocks += ["## The experts", *tell_experts(found), pictures["experts"]]
     blocks += ["## What a merge leaves of them", *tell_kept(found), pictures["kept"]]
+    if "strengths" in pictures:
+        blocks += [TRIED, pictures["strengths"]]
     blocks += ["## What goes with the scores", *tell_relations(relations), pictures["scores"]]
     blocks += ["## What this cannot tell", "\n".join(f"- {sentence}" for sentence in limits(lines, found))]
     return "\n\n".join(blocks) + "\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.findings_measure import Findings, Row
+from scripts.findings_experts import Findings, Row
 
 MIN_GAP = 5.0  # percentage points between zero-shot and the expert, below which a share of them says nothing
 FEWEST = 4  # values below which no rank correlation is told

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from eval.formats import escape_markdown
-from scripts.findings_measure import Findings, Row
+from scripts.findings_experts import Findings, Row
 from scripts.findings_relation import MIN_GAP, OF_METHODS, OF_POINTS, chance_level, merged_only, retained
 
 NOT_THERE = "—"

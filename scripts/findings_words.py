@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
-from scripts.findings_measure import Findings, Row
+from scripts.findings_experts import Findings, Row
 from scripts.findings_relation import OF_METHODS, OF_POINTS, chance_level, merged_only, retained
 from scripts.findings_text import spread
 from scripts.line import Line

@@ -30,8 +30,10 @@ from robustmerge.retention import (
 )
 from robustmerge.settings import UserError
 from scripts import steps
+from scripts.choosing import Choice
+from scripts.findings_experts import Findings
 from scripts.findings_figure import draw_findings
-from scripts.findings_measure import Findings, groups_of, measure
+from scripts.findings_measure import groups_of, measure
 from scripts.findings_page import compose as compose_page
 from scripts.findings_page import write
 from scripts.findings_relation import chance_level, rank_correlation, relate
@@ -186,8 +188,9 @@ def stub_line(root: Path, seed: int, shared: bool, names: tuple[str, ...] = METH
         pairs = {m: LoraPair(start[m] if shared else p.A, (1 + i) * p.B) for m, p in pairs.items()}
         folders[task] = write_expert(root / f"{task}-{seed}-{shared}", pairs)
     tasks = [SimpleNamespace(name=task, seen=True) for task in TASKS]
-    found = [SimpleNamespace(name="zero_shot", kind="zero_shot", tasks=tasks, method=None, height=10)]
-    found += [SimpleNamespace(name=f"expert/{t.name}", kind="expert", tasks=[t], method=None, height=90) for t in tasks]
+    plain = {"method": None, "variant": ""}
+    found = [SimpleNamespace(name="zero_shot", kind="zero_shot", tasks=tasks, height=10, **plain)]
+    found += [SimpleNamespace(name=f"expert/{t.name}", kind="expert", tasks=[t], height=90, **plain) for t in tasks]
     for height, name in enumerate(names):
         method = read_method(name)
         method = replace(method, prune=replace(method.prune, density=0.5)) if method.prunings else method
@@ -201,7 +204,7 @@ def stub_line(root: Path, seed: int, shared: bool, names: tuple[str, ...] = METH
         source.address = getattr(source, "address", stub_address(root / source.name.replace("/", "-")))
 
     def score(source, task):
-        path = root / f"{source.name}-{getattr(source, 'variant', '')}-{task.name}.json".replace("/", "-")
+        path = root / f"{source.name}-{source.variant}-{task.name}.json".replace("/", "-")
         value = source.height + 3.0 * TASKS.index(task.name) + seed
         score = Score(task.name, "m", value, 1, 1, 0, 0, 0, {"q": value / 100})
         path.write_text(json.dumps(dataclasses.asdict(score)))
@@ -213,7 +216,9 @@ def stub_line(root: Path, seed: int, shared: bool, names: tuple[str, ...] = METH
     )
     config.benchmark, config.model = SimpleNamespace(name="mini"), SimpleNamespace(name="tiny")
     experts = {task: stub_address(folder) for task, folder in folders.items()}
-    return SimpleNamespace(config=config, experts=experts, sources=tuple(found), score=score, root=root)
+    choices = {name: Choice(0.5, 0.5, True, {0.5: 40.0, 1.0: 30.0}) for name in names}
+    made = {"experts": experts, "sources": tuple(found), "score": score, "choices": choices}
+    return SimpleNamespace(config=config, root=root, **made)
 
 
 @pytest.fixture(scope="module")
@@ -231,9 +236,16 @@ def test_every_point_is_measured_once(lines, found):
     assert len(found.experts) == 4 * len(TASKS)
     assert len(found.merged) == 4 * 2 * len(METHODS)
     assert len(found.kept) == len(found.merged) * len(TASKS)
-    assert [getattr(measure([*lines, lines[0]]), f.name) for f in dataclasses.fields(found)] == [
-        getattr(found, f.name) for f in dataclasses.fields(found)
-    ]
+    assert measure([lines[0], lines[0]]) == measure([lines[0]])
+
+
+def test_norms_at_the_strengths_tried_are_multiples_of_the_default_one(found):
+    assert len(found.grid) == 4 * len(METHODS) * 2
+    defaults = {(r["group"], r["seed"], r["method"]): r["norm_over_mean"] for r in found.merged}
+    for row in found.grid:
+        default = defaults[row["group"], row["seed"], row["method"]]
+        assert row["norm_over_mean"] == pytest.approx(row["factor"] * default)
+        assert row["val_avg"] == {0.5: 40, 1.0: 30}[row["factor"]]
 
 
 def test_points_that_differ_in_the_seed_are_one_group(lines):
@@ -302,9 +314,11 @@ def test_the_page_tells_groups_deviations_and_limits(lines, found):
 
 
 def test_the_same_findings_draw_the_same_bytes(found):
-    first, second = draw_findings(found), draw_findings(found)
-    assert first == second
-    assert [figure.name for figure in first] == ["experts", "kept", "scores"]
+    tables = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    one = Findings(**{name: [r for r in rows if r["group"] == "shared A"] for name, rows in tables.items()})
+    first = draw_findings(one)
+    assert first == draw_findings(one)
+    assert [figure.name for figure in first] == ["experts", "kept", "strengths", "scores"]
 
 
 def test_the_findings_of_a_finished_run_are_written_beside_its_report(smoke: SmokeRun):
