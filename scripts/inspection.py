@@ -95,7 +95,7 @@ def merged_of(line: Line, request: Request) -> dict[str, Path]:
         except UserError as error:
             problems.append(f"{error} (merged)")
             continue
-        name = name if colon else source.name.rpartition("/")[2]
+        name = name if colon else source.label.rpartition("/")[2]
         if source.adapter is None or not source.adapter.is_dir():
             problems.append(f"'{entry}' is no adapter folder yet: merge the experts first (merged)")
         if name in found:

@@ -131,7 +131,7 @@ class Line:
     def _merged_source(self, method: Method | OutsideMethod, tasks: tuple[Task, ...], variant: str = "") -> Source:
         return Source(f"merged/{method.name}", "merged", self.merged(method), tasks, method, variant)
 
-    @property
+    @cached_property
     def sources(self) -> tuple[Source, ...]:
         """Everything that the table compares, in its order: behind each method the same at its chosen strength.
 

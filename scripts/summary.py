@@ -37,9 +37,8 @@ def tell_scores(lines: Sequence[Line]) -> None:
         source = line.find_source(line.config.source)
         for task in source.tasks:
             score = read_score(line.score(source, task).path)
-            print(
-                f"{source.name:<24} {task.name:<16} {score.value:6.2f}  ({score.n_scored} of {score.n_expected} scored)"
-            )
+            scored = f"({score.n_scored} of {score.n_expected} scored)"
+            print(f"{source.label:<24} {task.name:<16} {score.value:6.2f}  {scored}")
 
 
 def tell_choices(lines: Sequence[Line]) -> None:

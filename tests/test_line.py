@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from robustmerge.records import read_predictions, read_score
@@ -20,7 +21,7 @@ from robustmerge.runs import REPOSITORY, read_manifest
 from tests.smoke_line import type_command
 
 SEEN = ["scienceqa", "imagenet", "vqav2", "rec", "ocrvqa", "vizwiz", "flickr30k", "iconqa"]
-N_TEST = 24  # questions a task in profile=smoke
+N_TEST, N_VAL = 24, 8  # questions a task in profile=smoke
 
 
 def files_under(root: Path, pattern: str) -> dict[str, bytes]:
@@ -36,13 +37,17 @@ def test_training_makes_an_expert_a_task_and_the_multi_task_model(smoke):
 
 
 def test_every_source_answers_every_question_it_is_asked(smoke):
-    n_questions = [len(read_predictions(path)) for path in smoke.predictions()]
-    assert set(n_questions) == {N_TEST}
-    assert len(n_questions) == 12 * 7 + 8  # zero-shot, multi-task and five methods on all; each expert on its own
+    assert {len(read_predictions(path)) for path in smoke.predictions()} == {N_TEST}
+    n_tasks = Counter(path.parent.relative_to(smoke.root / "predictions").as_posix() for path in smoke.predictions())
+    experts = [n for source, n in n_tasks.items() if source.startswith("expert/")]
+    assert experts == [1] * 8, "each expert on its own task"
+    others = [n for source, n in n_tasks.items() if not source.startswith("expert/")]
+    assert set(others) == {12}
+    assert 7 <= len(others) <= 12, "zero-shot, multi-task, five methods, and those whose chosen strength is another"
     for file in (smoke.root / "scores").rglob("*.json"):
         if not file.name.endswith(".manifest.json"):
             score = read_score(file)
-            assert score.n_expected == N_TEST
+            assert score.n_expected == (N_VAL if "val" in file.relative_to(smoke.root).parts else N_TEST)
             assert 0 <= score.value <= 100
             assert score.n_failed == 0
 
@@ -67,15 +72,15 @@ def test_a_second_run_starts_no_process_and_rewrites_no_result(smoke):
 
 
 def test_the_manifest_tells_what_a_result_is_and_how_it_was_made(smoke):
-    (folder,) = (smoke.root / "merged").glob("robustmerge-*")
-    manifest = read_manifest(folder / "manifest.json")
+    manifests = [read_manifest(file) for file in (smoke.root / "merged").glob("robustmerge-*/manifest.json")]
+    (manifest,) = [m for m in manifests if m["identity"]["settings"]["strength"] == 2.0]  # not one to choose from
     assert manifest["identity"]["settings"]["prune"]["density"] == 0.2
     assert set(manifest["identity"]["inputs"]) == set(SEEN)
     assert {"commit", "dirty", "versions", "host", "seconds", "outputs"} <= set(manifest["record"])
 
 
 def test_a_sweep_shares_one_table_and_dense_deltas_are_a_row_of_it(smoke):
-    subset = ["tasks=[vqav2,rec]", "multi_task=false", "report=sweep"]
+    subset = ["tasks=[vqav2,rec]", "multi_task=false", "strength_grid=null", "report=sweep"]
     type_command("merge_eval", "-m", "merge=ties", "merge.space=delta,core", *subset, runs=smoke.runs)
     report = (smoke.root / "reports" / "sweep" / "report.md").read_text()
     assert "space=delta" in report
@@ -120,6 +125,16 @@ def test_a_task_of_ones_own_is_trained_answered_and_scored(smoke, tmp_path):
     type_python("train.py", *words, runs=smoke.runs)
     type_python("predict.py", *words, "source=expert/mine", runs=smoke.runs)
     assert "(32 of 32 scored)" in type_python("score.py", *words, "source=expert/mine", runs=smoke.runs)
+
+
+def test_a_strength_chosen_on_val_is_a_row_of_its_own_and_a_source(smoke):
+    words = ["methods=[ties]", "strength_grid=[0.5]", "tasks=[vqav2,rec,tabmwp]", "multi_task=false", "report=chosen"]
+    said = type_command("merge_eval", *words, runs=smoke.runs).stdout
+    assert "TIES: strength 0.707 (0.5 x the default's update) chosen on val: " in said
+    told = type_python("score.py", *words, "profile=smoke", "source=merged/ties@chosen", runs=smoke.runs)
+    assert [line.split()[0] for line in told.splitlines()] == ["merged/ties@chosen"] * 3
+    asked = {path.name.rpartition("-")[0] for path in (smoke.root / "predictions" / "val").rglob("*.jsonl")}
+    assert asked == set(SEEN), "no unseen task is asked before the choice"
 
 
 def test_missing_experts_are_named_with_the_command_that_makes_them(smoke):
@@ -202,7 +217,7 @@ def _wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> Non
 
 def test_what_exists_can_be_listed_with_what_differs_from_the_defaults(smoke):
     words = ["merge=robustmerge", "merge.prune.density=0.3", "tasks=[vqav2,rec]", "multi_task=false", "report=listed"]
-    type_command("merge_eval", *words, runs=smoke.runs)
+    type_command("merge_eval", *words, "strength_grid=null", runs=smoke.runs)
     shown = type_python("runs.py", runs=smoke.runs)
     (row,) = [line for line in shown.splitlines() if "prune.density=0.3" in line]
     assert row.strip().startswith("merged/robustmerge-")
