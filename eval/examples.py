@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib import image as pictures
 
-from eval.results import Context, SourceResult
+from eval.results import CHOSEN, Context, SourceRow
 from eval.settings import Task
 from eval.tables import MISSING
+from robustmerge.prompts import show_choices
 from robustmerge.records import Example, Prediction, read_examples, read_predictions
 
 EXAMPLES_A_TASK = 3
@@ -31,7 +32,7 @@ class Shown:
     answers: tuple[tuple[str, str, float | None], ...]
 
 
-def pick_examples(rows: Sequence[SourceResult], context: Context) -> dict[str, list[Shown]]:
+def pick_examples(rows: Sequence[SourceRow], context: Context) -> dict[str, list[Shown]]:
     """By task, the questions with the smallest sha256 of their id: neither chosen nor changing from run to run."""
     found = {}
     for task in context.tasks:
@@ -41,38 +42,59 @@ def pick_examples(rows: Sequence[SourceResult], context: Context) -> dict[str, l
     return found
 
 
-def _pick(task: Task, path: Path, rows: Sequence[SourceResult]) -> list[Shown]:
-    able = [row for row in rows if task.name in row.scores and _has_predictions(row, task)]
+def first_by_hash(path: Path, count: int) -> list[Example]:
+    """The questions of a file with the smallest sha256 of their id."""
+    return sorted(read_examples(path), key=lambda one: hashlib.sha256(one.question_id.encode()).digest())[:count]
+
+
+def rows_with_answers(rows: Sequence[SourceRow]) -> list[SourceRow]:
+    """Of a large table one block with its references: the first of those with a chosen strength, if there are any."""
+    blocks = [row for row in rows if row.block]
+    if not blocks:
+        return list(rows)
+    shown = next((row for row in blocks if row.first.variant == CHOSEN), blocks[0])
+    references = [row for row in rows if not row.block and row.first.facet in ("", shown.first.facet)]
+    return [*references, *(row for row in blocks if row.block == shown.block)]
+
+
+def _pick(task: Task, path: Path, rows: Sequence[SourceRow]) -> list[Shown]:
+    able = [row for row in rows_with_answers(rows) if _has_predictions(row, task)]
     answers = {row.key: _answers_of(row, task) for row in able}
-    examples = sorted(read_examples(path), key=lambda one: hashlib.sha256(one.question_id.encode()).digest())
-    return [_show(example, path.parent, task, able, answers) for example in examples[:EXAMPLES_A_TASK]]
+    return [_show(example, path.parent, task, able, answers) for example in first_by_hash(path, EXAMPLES_A_TASK)]
 
 
-def _has_predictions(row: SourceResult, task: Task) -> bool:
-    return task.name in row.predictions and Path(row.predictions[task.name]).exists()
+def _has_predictions(row: SourceRow, task: Task) -> bool:
+    """Whether there is a score and a file of answers; of several seeds the first is shown."""
+    files = row.first.predictions
+    return task.name in row.first.scores and task.name in files and Path(files[task.name]).exists()
 
 
-def _answers_of(row: SourceResult, task: Task) -> dict[str, Prediction]:
-    return {prediction.question_id: prediction for prediction in read_predictions(row.predictions[task.name])}
+def _answers_of(row: SourceRow, task: Task) -> dict[str, Prediction]:
+    return {prediction.question_id: prediction for prediction in read_predictions(row.first.predictions[task.name])}
 
 
 def _show(
     example: Example,
     folder: Path,
     task: Task,
-    rows: Sequence[SourceResult],
+    rows: Sequence[SourceRow],
     answers: Mapping[str, Mapping[str, Prediction]],
 ) -> Shown:
     lines = []
     for row in rows:
         prediction = answers[row.key].get(example.question_id)
-        value = row.scores[task.name].values.get(example.question_id)
-        lines.append((row.title, _say(prediction), value))
+        value = row.first.scores[task.name].values.get(example.question_id)
+        lines.append((row.label if row.block else row.title, _say(prediction), value))
+    picture = _thumbnail(folder, example.image)
+    return Shown(example.question_id, *words_of(example), picture, tuple(lines))
+
+
+def words_of(example: Example) -> tuple[str, str]:
+    """The question with its choices, and what counts as right."""
     asked = example.text
     if example.choices:
-        asked += " [" + "; ".join(example.choices) + "]"
-    expected = " / ".join(dict.fromkeys(example.accepted))
-    return Shown(example.question_id, asked, expected, _thumbnail(folder, example.image), tuple(lines))
+        asked += f" [{'; '.join(show_choices(example.choices).splitlines())}]"
+    return asked, " / ".join(dict.fromkeys(example.accepted))
 
 
 def _say(prediction: Prediction | None) -> str:
@@ -83,18 +105,23 @@ def _say(prediction: Prediction | None) -> str:
     return prediction.text.strip() or "(empty)"
 
 
-def _thumbnail(folder: Path, name: str | None) -> bytes | None:
-    """The picture as a small PNG. A report never fails for a picture that is gone."""
+def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
+    """[height, width(, channels)] in 0..1, small. A report never fails for a picture that is gone."""
     if name is None:
         return None
     try:
         pixels = pictures.imread(folder / name)
     except (OSError, ValueError, SyntaxError):  # Pillow raises SyntaxError for a broken PNG
         return None
-    if pixels.dtype == np.uint8:
-        pixels = pixels / 255.0
+    return _shrink(pixels / 255.0 if pixels.dtype == np.uint8 else pixels)
+
+
+def _thumbnail(folder: Path, name: str | None) -> bytes | None:
+    pixels = read_picture(folder, name)
+    if pixels is None:
+        return None
     file = io.BytesIO()
-    pictures.imsave(file, _shrink(pixels), format="png", cmap="gray", metadata={"Software": None})
+    pictures.imsave(file, pixels, format="png", cmap="gray", metadata={"Software": None})
     return file.getvalue()
 
 

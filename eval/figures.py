@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from eval.tables import REFERENCES, Cell, Column, Row, Table
+from eval.tables import REFERENCES, Cell, Row, Table
 
 # Okabe and Ito, told apart with any colour vision (https://jfly.uni-koeln.de/color/); brown for their yellow, which is
 # too light for white paper.
@@ -36,16 +36,19 @@ GREY = "#6e7781"
 
 @dataclass(frozen=True)
 class Drawn:
-    """One figure. alt: what it shows, for those who do not see it."""
+    """One figure. alt: what it shows, for those who do not see it. wide: whether it needs the width of the page."""
 
     name: str
     alt: str
     png: bytes
     svg: bytes
+    wide: bool = False
 
 
 @dataclass(frozen=True)
-class _Look:
+class Look:
+    """How a source is drawn."""
+
     colour: str
     marker: str
     filled: bool
@@ -61,22 +64,48 @@ def draw_figures(main: Table) -> list[Drawn]:
         return [*([draw_seen_unseen(main)] if whole else []), draw_tasks(main)]
 
 
-def look_of(rows: Sequence[Row]) -> list[_Look]:
-    """References are grey and black, from the second of a kind on coloured; others take colours and markers in turn."""
-    looks, merged = [], 0
-    before: Counter[str] = Counter()
+def look_of(rows: Sequence[Row]) -> list[Look]:
+    """One look a label: references grey and black, from the second of a kind on coloured; others take colours and
+    markers in turn. Where strengths were chosen, marks of merged models at their default are hollow."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        alike = labels.setdefault(row.kind if row.kind in REFERENCES else "merged", [])
+        alike += [row.label] if row.label not in alike else []
+    chosen = any(row.chosen for row in rows)
+    looks = []
     for row in rows:
         if row.kind in REFERENCES:
+            turn, hollow = labels[row.kind].index(row.label), row.kind == "zero_shot"
             marker = {"zero_shot": "o", "individual": "|", "multi_task": "D"}[row.kind]
-            hollow, turn = row.kind == "zero_shot", before[row.kind]
             colour = COLOURS[(turn - 1) % len(COLOURS)] if turn else GREY if hollow else INK
-            looks.append(_Look(colour, marker, filled=not hollow and not turn))
-            before[row.kind] += 1
+            looks.append(Look(colour, marker, filled=not hollow and not turn))
         else:
-            turn = merged // len(COLOURS) + merged
-            looks.append(_Look(COLOURS[merged % len(COLOURS)], MARKERS[turn % len(MARKERS)], filled=True))
-            merged += 1
+            turn = labels["merged"].index(row.label)
+            marker = MARKERS[(turn // len(COLOURS) + turn) % len(MARKERS)]
+            looks.append(Look(COLOURS[turn % len(COLOURS)], marker, filled=row.chosen or not chosen))
     return looks
+
+
+def list_panels(rows: Sequence[Row]) -> list[tuple[str, list[int]]]:
+    """The parts of a figure, as heading and indices of rows: one for each way the experts were trained."""
+    facets = list(dict.fromkeys(row.facet for row in rows if row.facet))
+    if len(facets) < 2:
+        return [("", list(range(len(rows))))]
+    return [(facet, [i for i, row in enumerate(rows) if row.facet in ("", facet)]) for facet in facets]
+
+
+def _start(main: Table, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with one axes a panel, side by side, and room for the legend."""
+    panels = list_panels(main.rows)
+    size = (width if len(panels) == 1 else 6.4 * len(panels), height + _legend_height(main))
+    figure = Figure(figsize=size, layout="constrained")
+    found = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (heading, _) in zip(found, panels, strict=True):
+        axes.grid(color="#e6e9ed", lw=0.8)
+        axes.set_axisbelow(True)
+        if heading:
+            axes.set_title(heading[:1].upper() + heading[1:], loc="left", fontweight="bold", fontsize=11, color=INK)
+    return figure, list(found)
 
 
 def draw_seen_unseen(main: Table) -> Drawn:
@@ -84,26 +113,30 @@ def draw_seen_unseen(main: Table) -> Drawn:
 
     Other sources without both averages are left out.
     """
-    figure = Figure(figsize=(7.6, 4.6 + _legend_height(main)), layout="constrained")
-    axes = figure.add_subplot()
+    figure, found = _start(main, 7.6, 4.6)
     at = {column.key: index for index, column in enumerate(main.columns)}
-    for row, look in zip(main.rows, look_of(main.rows), strict=True):
-        seen, unseen = row.cells[at["seen_avg"]], row.cells[at["unseen_avg"]]
-        if seen.value is not None and unseen.value is not None:
-            _cross(axes, seen, unseen, look, row.title)
-        elif row.kind == "individual" and seen.value is not None:
-            axes.axvspan(seen.low, seen.high, color=look.colour, alpha=0.10, lw=0)
-            axes.axvline(seen.value, color=look.colour, ls="--", lw=1.2, label=f"{row.title} (seen only)")
-    axes.set_xlabel("Average over seen tasks (%)")
-    axes.set_ylabel("Average over unseen tasks (%)")
-    axes.grid(color="#e6e9ed", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.margins(0.08)
-    _add_legend(figure, axes, main, title="95 % intervals")
-    return render(figure, "seen_unseen", "Average over seen against average over unseen tasks, a point a source")
+    looks, shown = look_of(main.rows), []
+    for axes, (_, indices) in zip(found, list_panels(main.rows), strict=True):
+        for index in indices:
+            row, look = main.rows[index], looks[index]
+            seen, unseen = row.cells[at["seen_avg"]], row.cells[at["unseen_avg"]]
+            if seen.value is not None and unseen.value is not None:
+                _cross(axes, seen, unseen, look)
+            elif row.kind == "individual" and seen.value is not None:
+                axes.axvspan(seen.low, seen.high, color=look.colour, alpha=0.10, lw=0)
+                axes.axvline(seen.value, color=look.colour, ls="--", lw=1.2)
+            else:
+                continue
+            shown.append(index)
+        axes.set_xlabel("Average over seen tasks (%)")
+        axes.margins(0.08)
+    found[0].set_ylabel("Average over unseen tasks (%)")
+    _add_legend(figure, main, shown, title="95 % intervals over questions")
+    alt = "Average over seen against average over unseen tasks, a point a source"
+    return render(figure, "seen_unseen", alt, wide=len(found) > 1)
 
 
-def _cross(axes: Axes, seen: Cell, unseen: Cell, look: _Look, title: str) -> None:
+def _cross(axes: Axes, seen: Cell, unseen: Cell, look: Look) -> None:
     axes.errorbar(
         seen.value,
         unseen.value,
@@ -114,85 +147,112 @@ def _cross(axes: Axes, seen: Cell, unseen: Cell, look: _Look, title: str) -> Non
         color=look.colour,
         mfc=look.colour if look.filled else "white",
         elinewidth=1.1,
-        label=title,
     )
 
 
 def draw_tasks(main: Table) -> Drawn:
     """A band a task, a mark a source in the order of the legend; averages below, with their intervals."""
-    line_height = min(max(0.42, 0.055 * len(main.rows)), 0.8)
-    figure = Figure(figsize=(7.6, 1.4 + line_height * len(main.columns) + _legend_height(main)), layout="constrained")
-    axes = figure.add_subplot()
+    panels = list_panels(main.rows)
+    line_height = min(max(0.42, 0.055 * max(len(indices) for _, indices in panels)), 0.8)
+    figure, found = _start(main, 7.6, 1.4 + line_height * len(main.columns))
     looks = look_of(main.rows)
     order = sorted(range(len(main.columns)), key=lambda index: main.columns[index].is_average)
-    for line, index in enumerate(order):
-        if line % 2:
-            axes.axhspan(line - 0.5, line + 0.5, color="#f4f6f8", lw=0, zorder=0)
-        _dots(axes, line, main, index, looks)
-    columns: list[Column] = [main.columns[index] for index in order]
+    for axes, (_, indices) in zip(found, panels, strict=True):
+        for line, column in enumerate(order):
+            if line % 2:
+                axes.axhspan(line - 0.5, line + 0.5, color="#f4f6f8", lw=0, zorder=0)
+            _dots(axes, line, main, column, [(main.rows[index], looks[index]) for index in indices])
+        axes.grid(False, axis="y")
+        axes.set_xlim(-2, 102)
+        axes.set_xlabel("Score (%)")
+    _name_bands(found[0], main, order)
+    _add_legend(figure, main, [i for i, row in enumerate(main.rows) if any(c.value is not None for c in row.cells)])
+    return render(figure, "tasks", "Score of every source on every task", wide=len(found) > 1)
+
+
+def _name_bands(axes: Axes, main: Table, order: Sequence[int]) -> None:
+    columns = [main.columns[index] for index in order]
     axes.set_yticks(range(len(columns)), [column.title for column in columns])
     for label, column in zip(axes.get_yticklabels(), columns, strict=True):
         label.set_color(INK if column.is_average else GREY)
         label.set_fontweight("bold" if column.is_average else "normal")
     axes.set_ylim(len(columns) - 0.5, -0.5)
-    axes.set_xlim(-2, 102)
-    axes.set_xlabel("Score (%)")
-    axes.grid(axis="x", color="#e6e9ed", lw=0.8)
-    axes.set_axisbelow(True)
-    _add_legend(figure, axes, main)
-    return render(figure, "tasks", "Score of every source on every task")
 
 
-def _dots(axes: Axes, line: int, main: Table, index: int, looks: Sequence[_Look]) -> None:
-    cells = [row.cells[index] for row in main.rows]
-    known = [cell.value for cell in cells if cell.value is not None]
+def _dots(axes: Axes, line: int, main: Table, column: int, rows: Sequence[tuple[Row, Look]]) -> None:
+    known = [row.cells[column].value for row, _ in rows if row.cells[column].value is not None]
     if known:
         axes.plot([min(known), max(known)], [line, line], color="#d8dde3", lw=3, zorder=1, solid_capstyle="round")
-    spread = 0.7 / max(len(cells) - 1, 1)
-    for place, (row, cell, look) in enumerate(zip(main.rows, cells, looks, strict=True)):
+    spread = 0.7 / max(len(rows) - 1, 1)
+    for place, (row, look) in enumerate(rows):
+        cell = row.cells[column]
         if cell.value is None:
             continue
         height = line - 0.35 + spread * place
-        if main.columns[index].is_average:
+        if main.columns[column].is_average:
             axes.plot([cell.low, cell.high], [height, height], color=look.colour, lw=1.2, zorder=2)
-        axes.plot(
-            cell.value,
-            height,
-            look.marker,
-            ms=11 if look.marker == "|" else 5.5,
-            mew=2 if look.marker == "|" else 1,
-            color=look.colour,
-            mfc=look.colour if look.filled else "white",
-            zorder=3,
-            label=row.title,
-            ls="none",
-        )
+        axes.plot(cell.value, height, zorder=3, **_mark(look))
+
+
+def _mark(look: Look) -> dict:
+    """How a mark is drawn, on the axes and in the legend."""
+    thin = look.marker == "|"
+    fill = {"color": look.colour, "mfc": look.colour if look.filled else "white", "ls": "none"}
+    return {"marker": look.marker, "ms": 11 if thin else 5.5, "mew": 2 if thin else 1, **fill}
+
+
+def _legend_of(main: Table) -> dict[str, tuple[int, str]]:
+    """By label, in the order of the rows: the row whose look stands for it, and how it is called."""
+    rows = main.rows
+    chosen = {row.label for row in rows if row.chosen}
+    first: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        if row.chosen or row.label not in chosen:
+            first.setdefault(row.label, index)
+    order = list(dict.fromkeys(row.label for row in rows))
+    return {label: (first[label], textwrap.shorten(label, 100, placeholder="…")) for label in order}
 
 
 def _is_beside(main: Table) -> bool:
-    return max(len(row.title) for row in main.rows) <= LONGEST_BESIDE
+    return len(list_panels(main.rows)) == 1 and max(len(row.label) for row in main.rows) <= LONGEST_BESIDE
+
+
+def _legend_columns(main: Table) -> int:
+    return 1 if len(list_panels(main.rows)) == 1 else 4
 
 
 def _legend_height(main: Table) -> float:
     """Inches that a legend below the axes needs; one beside them needs none."""
-    return 0.0 if _is_beside(main) else 0.3 + 0.21 * len(main.rows)
+    entries = len(_legend_of(main)) + 2 * any(row.chosen for row in main.rows)
+    return 0.0 if _is_beside(main) else 0.3 + 0.21 * -(-entries // _legend_columns(main))
 
 
-def _add_legend(figure: Figure, axes: Axes, main: Table, title: str | None = None) -> None:
-    """Every source once, in the order of the rows; long titles go below, where they do not press on the axes."""
-    found = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    order = {name: i for i, row in enumerate(main.rows) for name in (row.title, f"{row.title} (seen only)")}
-    labels = sorted(found, key=order.__getitem__)
+def _add_legend(figure: Figure, main: Table, shown: Sequence[int], title: str | None = None) -> None:
+    """Every source that is shown once, in the order of the rows; long titles go below, off the axes."""
+    looks, labels = look_of(main.rows), {main.rows[index].label for index in shown}
+    handles = []
+    for label, (index, text) in _legend_of(main).items():
+        if label in labels:
+            handles.append(_handle(looks[index], text, crossed=title is not None))
+    if any(row.chosen for row in main.rows):
+        for words, fill in (("hollow: default strength", "white"), ("filled: chosen on val", INK)):
+            handles.append(Line2D([], [], label=words, marker="s", ms=5.5, color=INK, mfc=fill, ls="none"))
     place = "outside right upper" if _is_beside(main) else "outside lower left"
-    shown = [textwrap.shorten(label, 100, placeholder="…") for label in labels]
-    figure.legend([found[label] for label in labels], shown, loc=place, title=title, alignment="left")
+    figure.legend(handles=handles, loc=place, title=title, alignment="left", ncols=_legend_columns(main))
 
 
-def render(figure: Figure, name: str, alt: str) -> Drawn:
+def _handle(look: Look, text: str, crossed: bool) -> Line2D:
+    """crossed: in the figure of the averages, where the experts are a line."""
+    if crossed and look.marker == "|":
+        return Line2D([], [], color=look.colour, ls="--", lw=1.2, label=f"{text} (seen only)")
+    return Line2D([], [], label=text, **_mark(look))
+
+
+def render(figure: Figure, name: str, alt: str, wide: bool = False) -> Drawn:
     """The figure as PNG and SVG."""
     files = {}
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         file = io.BytesIO()
         figure.savefig(file, format=kind, dpi=160, metadata=metadata)
         files[kind] = file.getvalue()
-    return Drawn(name, alt, **files)
+    return Drawn(name, alt, **files, wide=wide)

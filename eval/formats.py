@@ -13,7 +13,9 @@ from eval.tables import REFERENCES, Cell, Column, Row, Table
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "—": "---", "–": "--", "−": "$-$",
+    "±": r"$\pm$",
 }  # fmt: skip
+CSV_PARTS = ("value", "low", "high", "p", "deviation", "seeds_low", "seeds_high")  # as in Cell
 MARKDOWN = str.maketrans({character: f"&#{ord(character)};" for character in "&<>|*_`[]\\~#$"})
 
 
@@ -50,7 +52,7 @@ def format_html(table: Table) -> str:
     """A table with group headings; a value 0..100 has a bar behind it. Styled by the page (eval.report)."""
     groups = "".join(f'<th colspan="{count}">{html.escape(group)}</th>' for group, count in _groups(table.columns))
     heads = "".join(f'<th class="{_column_class(c)}">{html.escape(c.title)}</th>' for c in table.columns)
-    body = "".join(_html_row(table, index) for index in range(len(table.rows)))
+    body = "".join(_html_heading(table, index) + _html_row(table, index) for index in range(len(table.rows)))
     return (
         f'<div class="wide"><table class="scores {table.name}"><thead><tr class="groups"><th></th>{groups}</tr>'
         f"<tr><th>{html.escape(table.head)}</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>\n"
@@ -61,14 +63,20 @@ def _column_class(column: Column) -> str:
     return "average" if column.is_average else "task"
 
 
+def _html_heading(table: Table, index: int) -> str:
+    """A line above the first row of a block."""
+    block = table.rows[index].block
+    if not block or (index and table.rows[index - 1].block == block):
+        return ""
+    return f'<tr class="block"><th colspan="{len(table.columns) + 1}"><span>{html.escape(block)}</span></th></tr>'
+
+
 def _html_row(table: Table, index: int) -> str:
     row = table.rows[index]
     last = is_reference(row) and index + 1 < len(table.rows) and not is_reference(table.rows[index + 1])
-    cells = "".join(
-        _html_cell(cell, column, bar=table.name != "differences")
-        for cell, column in zip(row.cells, table.columns, strict=True)
-    )
-    return f'<tr{" class=last" if last else ""}><th scope="row">{html.escape(row.title)}</th>{cells}</tr>'
+    cells = "".join(_html_cell(cell, column, table.bars) for cell, column in zip(row.cells, table.columns, strict=True))
+    title = row.label if row.block else row.title
+    return f'<tr{" class=last" if last else ""}><th scope="row">{html.escape(title)}</th>{cells}</tr>'
 
 
 def _html_cell(cell: Cell, column: Column, bar: bool) -> str:
@@ -97,7 +105,8 @@ def format_latex(table: Table) -> str:
         r"\midrule",
     ]
     for index, row in enumerate(table.rows):
-        if index and is_reference(table.rows[index - 1]) and not is_reference(row):
+        before = table.rows[index - 1]
+        if index and (is_reference(before) and not is_reference(row) or before.block != row.block):
             lines.append(r"\midrule")
         shown = [rf"\textbf{{{escape_latex(c.text)}}}" if c.bold else escape_latex(c.text) for c in row.cells]
         lines.append(" & ".join([escape_latex(row.title), *shown]) + r" \\")
@@ -110,11 +119,11 @@ def _latex_groups(columns: Sequence[Column]) -> str:
 
 
 def format_csv(table: Table) -> str:
-    """One line a row; of each column the value and, where there are any, low, high and p. Missing: empty."""
+    """One line a row; of each column the value and, where there are any, what tells its noise. Missing: empty."""
     parts = [
         (index, column, part)
         for index, column in enumerate(table.columns)
-        for part in ("value", "low", "high", "p")
+        for part in CSV_PARTS
         if part == "value" or any(getattr(row.cells[index], part) is not None for row in table.rows)
     ]
     file = io.StringIO()
@@ -127,9 +136,11 @@ def format_csv(table: Table) -> str:
     return file.getvalue()
 
 
-def format_text(table: Table, width: int = 110) -> str:
+def format_text(table: Table, width: int = 110, averages_only: bool = False) -> str:
     """Aligned columns for a terminal, averages first; columns that do not fit continue in a further block."""
     order = sorted(range(len(table.columns)), key=lambda index: not table.columns[index].is_average)
+    if averages_only:
+        order = [index for index in order if table.columns[index].is_average]
     shown = [[table.columns[i].title, *(_starred(row.cells[i]) for row in table.rows)] for i in order]
     titles = [table.head, *(row.title for row in table.rows)]
     left = max(len(title) for title in titles)

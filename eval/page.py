@@ -57,6 +57,10 @@ blockquote p { margin: 0; font-size: 18px; }
 img { max-width: 100%; }
 p:has(> img) { max-width: none; display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
 p > img { flex: 1 1 520px; min-width: 0; max-width: 720px; }
+p > img.wide { flex: 1 1 100%; max-width: 1290px; }
+details { margin: 16px 0; }
+summary { cursor: pointer; color: var(--soft); }
+details pre { font: 12px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .wide { overflow-x: auto; margin: 16px 0; border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 7px 10px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
@@ -68,8 +72,11 @@ table.scores { width: 100%; font-size: 13px; }
 .scores thead tr:last-child th { border-bottom: 2px solid var(--ink); }
 .scores th:first-child { text-align: left; position: sticky; left: 0; background: #fff;
                          white-space: normal; min-width: 140px; overflow-wrap: anywhere; font-weight: 600; }
-table.differences { width: auto; }
-.wide:has(> .differences) { width: fit-content; max-width: 100%; }
+.scores tr.block th { background: var(--tint); color: var(--ink); text-align: left; font-size: 12px;
+                      padding: 8px 7px 5px; border-top: 1px solid #8c959f; }
+.scores tr.block span { position: sticky; left: 7px; }
+table.differences, table.standing { width: auto; }
+.wide:has(> .differences), .wide:has(> .standing) { width: fit-content; max-width: 100%; }
 .scores .groups th { text-align: center; border-bottom: 0; padding-bottom: 0; text-transform: uppercase;
                      letter-spacing: .06em; font-size: 11px; }
 .scores td { background: linear-gradient(90deg, var(--bar) var(--v, 0%), transparent 0); }
@@ -81,6 +88,7 @@ table.differences { width: auto; }
 .scores.published { color: var(--soft); }
 .scores.published td { background: none; }
 main > table { border: 1px solid var(--line); border-radius: 8px; border-spacing: 0; }
+main > table + table { margin-top: 10px; }
 main > table thead th { background: var(--tint); text-align: left; }
 main > table td img { display: block; image-rendering: pixelated; border-radius: 6px; border: 1px solid var(--line); }
 h3 + table { table-layout: fixed; width: 100%; }

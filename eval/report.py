@@ -10,13 +10,19 @@ from eval.examples import Shown, pick_examples
 from eval.figures import Drawn, draw_figures
 from eval.formats import format_csv, format_html, format_latex, format_markdown, format_text
 from eval.page import make_page
-from eval.results import Context, SourceResult, arrange_rows
+from eval.published import published_table
+from eval.results import Context, SourceResult, arrange_rows, seeds_of
 from eval.sections import compose
-from eval.tables import Table, difference_table, main_table, published_table, resample
+from eval.seeds import Measured
+from eval.sheet import draw_sheet
+from eval.standing import difference_table, standing_table, tell_standing
+from eval.standing_figure import draw_standing
+from eval.tables import Table, main_table, seeds_table
 from robustmerge.runs import write_atomically
 from robustmerge.settings import UserError
 
 OWN_FOLDERS = ("tables", "figures", "figures/examples")
+LARGE = 14  # rows
 OWN_SUFFIXES = (".tex", ".csv", ".png", ".svg")
 
 
@@ -28,28 +34,27 @@ class Report:
     files: Mapping[str, bytes]
 
 
-def write_report(folder: Path, results: Sequence[SourceResult], context: Context) -> Path:
-    """Write the report into `folder` and return the path of report.md.
-
-    It is derived: written again at each call, the same bytes from the same scores. Tables and figures of an earlier
-    report that this one does not have are removed. Raises UserError if there is nothing to report.
-    """
-    return write_files(Path(folder), make_report(results, context))
-
-
 def make_report(results: Sequence[SourceResult], context: Context) -> Report:
-    """Everything that a report holds, in memory."""
+    """Everything that a report holds, in memory: the same bytes from the same scores.
+
+    Raises UserError if there is nothing to report.
+    """
     if not results:
         raise UserError("nothing to report: there is no score")
     rows = arrange_rows(results)
-    resampled = resample(rows, context)
-    tables = {"main": main_table(rows, context, resampled), "published": published_table(rows, context)}
-    differences = difference_table(rows, context, resampled)
-    if differences is not None:
-        tables["differences"] = differences
-    figures, examples = draw_figures(tables["main"]), pick_examples(rows, context)
+    measured = Measured(rows, [task.name for task in context.tasks], context.bootstrap)
+    tables = {"main": main_table(rows, context, measured), "published": published_table(rows, context)}
+    for make in (difference_table, standing_table, seeds_table):
+        table = make(rows, context, measured)
+        if table is not None:
+            tables[table.name] = table
+    figures, examples, sheet = draw_figures(tables["main"]), pick_examples(rows, context), draw_sheet(context)
+    if "standing" in tables and (len(seeds_of(rows)) > 1 or any(row.block for row in rows)):
+        figures.append(draw_standing(tables["standing"]))
     files = {**_table_files(tables), **_picture_files(figures, examples)}
-    parts = (rows, context, resampled, tables, figures, examples)
+    if sheet is not None:
+        files["figures/sheet.png"] = sheet
+    parts = (rows, context, measured, tables, figures, examples, sheet is not None)
     files["report.md"] = compose(*parts, show=format_markdown).encode()
     files["report.html"] = make_page(compose(*parts, show=format_html), context, files).encode()
     return Report(tables, files)
@@ -88,9 +93,21 @@ def write_files(folder: Path, report: Report) -> Path:
     return folder / "report.md"
 
 
+def _is_large(report: Report) -> bool:
+    return len(report.tables["main"].rows) > LARGE
+
+
 def show_summary(report: Report, width: int = 110) -> str:
-    """The main table as text for a terminal; `*` marks what is bold elsewhere."""
+    """The main table as text for a terminal; `*` marks what is bold elsewhere.
+
+    Of a large table the averages, and in words where RobustMerge stands.
+    """
     table = report.tables["main"]
     starred = any(cell.bold for row in table.rows for cell in row.cells)
-    note = "* best merged value, its lead over the second best outside the 95 % interval\n" if starred else ""
-    return f"{table.title}\n\n{format_text(table, width)}{note}"
+    block = " of its block" if any(row.block for row in table.rows) else ""
+    note = f"* best merged value{block}, its lead over the second best outside the noise\n" if starred else ""
+    text = format_text(table, width, averages_only=_is_large(report))
+    told = []
+    if _is_large(report) and "standing" in report.tables:
+        told = [f"{place}: {words}" for place, words in tell_standing(report.tables["standing"])]
+    return "\n".join([f"{table.title}\n\n{text}{note}", *told])

@@ -15,20 +15,37 @@ from robustmerge.records import Score
 from robustmerge.settings import UserError
 
 # The order of the rows; a method that the paper does not have stands before RobustMerge, in the order given.
-KINDS = ("zero_shot", "expert", "individual", "multi_task", "merged", "adapter")
+KINDS = ("zero_shot", "individual", "multi_task", "merged", "adapter")
 PAPER_METHODS = ("task_arithmetic", "dare", "ties", "pcb")
 PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "paper.yaml"
+CHOSEN = "chosen"
+VARIANTS = {"": "default strength", CHOSEN: "strength chosen on val"}  # as headings of blocks
+# Settings of training whose values have a word; the rows and the figures are grouped by them.
+FACETS = {"peft.shared_a_init": {"true": "shared A", "false": "independent A"}}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The strength chosen on `val`: factor times the default's update.
+
+    at_end: whether it is the first or last of the grid. means: the mean `val` score in % by factor.
+    """
+
+    factor: float
+    strength: float
+    at_end: bool
+    means: Mapping[float, float]
 
 
 @dataclass(frozen=True)
 class SourceResult:
     """One source and its scores.
 
-    source: zero_shot | expert/<task> | multi_task | merged/<method> | the folder of any adapter. kind: zero_shot |
-    expert | multi_task | merged | adapter. title: as tables print it. scores, predictions: by task; predictions
-    are the files that example answers are taken from. address: the short address of what was evaluated.
-    overrides: what differs from the method's own file, so that the points of a sweep can be told apart.
-    settings, paper: what the method ran with and its URL, for the legend. key: of the row, set by `arrange_rows`.
+    source: zero_shot | individual | multi_task | merged/<method> | the folder of any adapter. kind: one of KINDS.
+    title: as tables print it. scores, predictions: by task; predictions are the files that example answers are taken
+    from. address: the short address of what was evaluated. overrides: what differs from the method's own file and
+    between the points of a sweep, without the seed. settings, paper: what the method ran with and its URL, for the
+    legend. seed: of training; None where nothing was trained. variant, choice: of a strength chosen on `val`.
     """
 
     source: str
@@ -40,12 +57,57 @@ class SourceResult:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
-    key: str = ""
+    seed: int | None = None
+    variant: str = ""
+    choice: Chosen | None = None
 
     @property
     def name(self) -> str:
-        """The task of an expert, the method of a merged model."""
+        """The method of a merged model."""
         return self.source.partition("/")[2] or self.source
+
+    @property
+    def facet(self) -> str:
+        """`shared A` and the like; "" where no such setting is swept."""
+        words = [FACETS[key].get(str(self.overrides[key]).lower(), "") for key in FACETS if key in self.overrides]
+        return ", ".join(word for word in words if word)
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A row of the tables: results that differ in nothing but the seed of training.
+
+    key: unique; title: as tables print it; label: without what the block says. block: heading of the rows that are
+    compared with each other, "" where there is one block only. points: in the order of their seeds.
+    """
+
+    key: str
+    title: str
+    label: str
+    points: tuple[SourceResult, ...]
+    block: str = ""
+
+    @property
+    def first(self) -> SourceResult:
+        return self.points[0]
+
+    @property
+    def kind(self) -> str:
+        return self.first.kind
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """Those that every seed has a score for."""
+        return frozenset.intersection(*(frozenset(point.scores) for point in self.points))
+
+
+@dataclass(frozen=True)
+class Regime:
+    """experts of rank `rank` in a base whose language model is `width` wide."""
+
+    experts: int
+    rank: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +116,8 @@ class Context:
 
     tasks: in the order of the columns; seen ones are put first. questions: the question file of each task.
     seeds: by what they seed. command: makes this report again. published: the file of the paper's values.
-    notes: more sentences for the section on how the numbers were made.
+    notes: more sentences for the section on how the numbers were made. base: the record of the base that was trained
+    here (`probe`, `heads`, `skills`: accuracies 0..1 by name; `parameters`), None for another's.
     """
 
     name: str
@@ -70,6 +133,8 @@ class Context:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     published: Path = PUBLISHED
     notes: tuple[str, ...] = ()
+    base: Mapping[str, Any] | None = None
+    regime: Regime | None = None
 
     @property
     def seen(self) -> tuple[Task, ...]:
@@ -80,63 +145,74 @@ class Context:
         return tuple(task for task in self.tasks if not task.seen)
 
 
-def arrange_rows(results: Sequence[SourceResult]) -> list[SourceResult]:
-    """The rows of the tables in their order: experts joined into one, points of a sweep labelled, keys unique.
+def seeds_of(rows: Sequence[SourceRow]) -> list[int]:
+    """Every seed of training that some row has."""
+    return sorted({point.seed for row in rows for point in row.points if point.seed is not None})
 
-    The order is zero-shot, individual, multi-task, then the methods as in the paper, RobustMerge last.
-    Raises UserError for an unknown kind or an expert without a score for its own task.
+
+def arrange_rows(results: Sequence[SourceResult]) -> list[SourceRow]:
+    """The rows of the tables in their order: seeds joined, points of a sweep labelled, keys unique.
+
+    The order is zero-shot, individual, multi-task, then the merged models block by block (how the experts were
+    trained, then default and chosen strength), in each the methods as in the paper, RobustMerge last.
+    Raises UserError for an unknown kind.
     """
     for result in results:
         if result.kind not in KINDS:
             raise UserError(f"unknown kind '{result.kind}' of {result.source}; choose one of {', '.join(KINDS)}")
-    experts = [result for result in results if result.kind == "expert"]
-    others = [result for result in results if result.kind != "expert"]
-    rows = [*([_join_experts(experts)] if experts else []), *_label(others)]
-    return sorted(rows, key=_rank)  # a stable sort: the points of a sweep keep their order
+    groups = _join_seeds(results)
+    facets = list(dict.fromkeys(result.facet for result in results))
+    groups.sort(key=lambda group: _rank(group[0], facets))  # a stable sort: the points of a sweep keep their order
+    return _make_blocks([_label(group, groups) for group in groups])
 
 
-def _rank(row: SourceResult) -> tuple[int, int]:
-    if row.name in PAPER_METHODS:
-        return KINDS.index(row.kind), PAPER_METHODS.index(row.name)
-    return KINDS.index(row.kind), len(PAPER_METHODS) + row.name.startswith("robustmerge")
+def _rank(point: SourceResult, facets: Sequence[str]) -> tuple[int, ...]:
+    known = point.name in PAPER_METHODS
+    method = PAPER_METHODS.index(point.name) if known else len(PAPER_METHODS) + point.name.startswith("robustmerge")
+    return KINDS.index(point.kind), facets.index(point.facet), list(VARIANTS).index(point.variant), method
 
 
-def _join_experts(experts: Sequence[SourceResult]) -> SourceResult:
-    """One row: each expert on its own task."""
-    for expert in experts:
-        if expert.name not in expert.scores:
-            raise UserError(f"{expert.source} has no score for its own task {expert.name}")
-    doubled = [name for name, count in Counter(expert.name for expert in experts).items() if count > 1]
-    if doubled:
-        raise UserError(f"more than one expert for {', '.join(doubled)}; a report takes one a task")
-    return SourceResult(
-        source="individual",
-        key="individual",
-        kind="individual",
-        title="Individual",
-        scores={expert.name: expert.scores[expert.name] for expert in experts},
-        predictions={e.name: e.predictions[e.name] for e in experts if e.name in e.predictions},
-        address=", ".join(expert.address for expert in experts if expert.address),
-        settings=experts[0].settings,
-    )
-
-
-def _label(results: Sequence[SourceResult]) -> list[SourceResult]:
-    """Write what differs behind titles that several sources share, and make the keys unique."""
-    labelled = []
+def _join_seeds(results: Sequence[SourceResult]) -> list[list[SourceResult]]:
+    """Results that differ in the seed only, together; those that differ in nothing that is known stay apart."""
+    groups: dict[str, list[SourceResult]] = {}
     for result in results:
-        alike = [other for other in results if (other.kind, other.source) == (result.kind, result.source)]
-        label = _describe(result, alike)
-        title = f"{result.title} ({label})" if label else result.title
-        labelled.append(dataclasses.replace(result, title=title, key=title))
-    doubled = {key for key, count in Counter(row.key for row in labelled).items() if count > 1}
-    return [_add_address(row) if row.key in doubled else row for row in labelled]
+        same = (result.kind, result.source, result.variant, sorted((k, _show(v)) for k, v in result.overrides.items()))
+        groups.setdefault(repr(same), []).append(result)
+    joined: list[list[SourceResult]] = []
+    for group in groups.values():
+        seeds = [result.seed for result in group]
+        whole = None not in seeds and len(set(seeds)) == len(seeds)
+        joined += [sorted(group, key=lambda result: result.seed or 0)] if whole else [[result] for result in group]
+    return joined
+
+
+def _label(group: Sequence[SourceResult], groups: Sequence[Sequence[SourceResult]]) -> SourceRow:
+    """Write what differs behind titles that several sources share, and how many seeds there are if some lack."""
+    point = group[0]
+    alike = [other[0] for other in groups if _is_alike(other[0], point)]
+    own = _describe(point, alike)
+    described = ", ".join(word for word in (point.facet, own) if word)
+    title = point.title + (", strength chosen" if point.variant == CHOSEN else "")
+    title += f" ({described})" if described else ""
+    label = f"{point.title} ({own})" if own else point.title
+    seeds = {other.seed for each in groups for other in each if other.seed is not None}
+    if point.seed is not None and len(group) < len(seeds):
+        lacking = f" [{len(group)} of {len(seeds)} seeds]"
+        title, label = title + lacking, label + lacking
+    count = Counter((_describe(o, alike), o.facet) for o in alike)[own, point.facet]
+    if count > 1:  # nothing that is known tells them apart
+        title, label = f"{title} [{point.address}]", f"{label} [{point.address}]"
+    return SourceRow(title, title, label, tuple(group))
+
+
+def _is_alike(one: SourceResult, other: SourceResult) -> bool:
+    return (one.kind, one.source, one.variant) == (other.kind, other.source, other.variant)
 
 
 def _describe(result: SourceResult, alike: Sequence[SourceResult]) -> str:
-    """One point: all its overrides. Several: the keys in which they differ."""
-    keys = sorted({key for other in alike for key in other.overrides})
-    if len(alike) > 1:
+    """One point: all its overrides. Several: the keys in which they differ. Those with a word are told apart."""
+    keys = sorted({key for other in alike for key in other.overrides if key not in FACETS})
+    if len({_show(other.overrides) for other in alike}) > 1:
         keys = [key for key in keys if len({str(other.overrides.get(key, "default")) for other in alike}) > 1]
     return ", ".join(f"{key}={_show(result.overrides.get(key, 'default'))}" for key in keys)
 
@@ -145,6 +221,16 @@ def _show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _add_address(row: SourceResult) -> SourceResult:
-    title = f"{row.title} [{row.address}]"
-    return dataclasses.replace(row, title=title, key=title)
+def _make_blocks(rows: Sequence[SourceRow]) -> list[SourceRow]:
+    """Name the blocks, where the merged models have more than one."""
+    merged = [row.first for row in rows if row.kind == "merged"]
+    variants, facets = ({getattr(point, key) for point in merged} for key in ("variant", "facet"))
+    if len(variants) < 2 and len(facets) < 2:
+        return list(rows)
+    made = []
+    for row in rows:
+        words = [row.first.facet] if row.first.facet else []
+        words += [VARIANTS[row.first.variant]] if len(variants) > 1 else []
+        block = ", ".join(words) if row.kind == "merged" else ""
+        made.append(dataclasses.replace(row, block=block[:1].upper() + block[1:]))
+    return made

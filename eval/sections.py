@@ -2,91 +2,164 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from eval.examples import Shown
+from eval.base_section import tell_base
+from eval.examples import Shown, rows_with_answers
 from eval.figures import Drawn
 from eval.formats import escape_markdown
-from eval.results import Context, SourceResult
+from eval.method_section import tell_methods
+from eval.provenance import tell_provenance
+from eval.published import read_published
+from eval.results import CHOSEN, Context, SourceRow, seeds_of
+from eval.seeds import Measured
 from eval.settings import Task
-from eval.statistics import LEVEL, Resampled
-from eval.tables import MISSING, Table, list_columns, rank_merged, read_published, show_difference
+from eval.standing import show_difference, tell_standing
+from eval.statistics import FEWEST_SEEDS
+from eval.tables import MISSING, Column, Table, list_averages, list_blocks, rank_merged
 
 Show = Callable[[Table], str]
 SMOKE = (
     "> **SMOKE RUN: THESE NUMBERS MEAN NOTHING.** It only shows that every stage works: "
     "far too few examples and training steps.\n"
 )
+SHEET = (
+    "## What the tasks look like\n\nTest questions taken by the hash of their id, not chosen, with the answer that "
+    'counts as right.\n\n<p><img class="wide" src="figures/sheet.png" alt="Test pictures of every task with question '
+    'and expected answer"></p>\n'
+)
 
 
 def compose(
-    rows: Sequence[SourceResult],
+    rows: Sequence[SourceRow],
     context: Context,
-    resampled: Resampled,
+    measured: Measured,
     tables: Mapping[str, Table],
     figures: Sequence[Drawn],
     examples: Mapping[str, Sequence[Shown]],
+    has_sheet: bool,
     show: Show,
 ) -> str:
     """The whole report as Markdown."""
+    drawn = {figure.name: figure for figure in figures}
     sections = [
         f"# {escape_markdown(context.benchmark)} on {escape_markdown(context.model)}\n",
         SMOKE if context.profile == "smoke" else "",
-        _finding(rows, context, resampled),
-        f"## Scores\n\n{show(tables['main'])}\n{_reading(context)}",
-        _figures(figures),
+        _finding(rows, context, measured),
+        f"## Scores\n\n{show(tables['main'])}\n{_reading(rows)}",
+        _standing(tables, drawn, seeds_of(rows), show),
+        _figures([figure for figure in figures if figure.name != "standing"]),
         _differences(tables, show),
+        _seeds(tables, show),
         _published(context, tables["published"], show),
+        tell_base(context),
+        SHEET if has_sheet else "",
         _problems(rows, context),
-        _methods(rows),
-        _examples(context, examples),
-        _provenance(rows, context),
+        tell_methods(rows),
+        _examples(rows, context, examples),
+        tell_provenance(rows, context, measured),
     ]
     return "\n".join(section for section in sections if section)
 
 
-def _finding(rows: Sequence[SourceResult], context: Context, resampled: Resampled) -> str:
-    """One sentence an average: which merged model is first, and whether that is more than noise."""
+def _finding(rows: Sequence[SourceRow], context: Context, measured: Measured) -> str:
+    """One sentence an average and block: which merged model is first, and whether that is more than noise.
+
+    Where strengths were chosen, of the blocks with those: the others are in the tables.
+    """
+    blocks = list_blocks(rows)
+    chosen = {block: members for block, members in blocks.items() if members[0].first.variant == CHOSEN}
     lines = []
-    for column in (column for column in list_columns(context) if column.is_average):
-        ranked = rank_merged(rows, column, resampled)
-        if not ranked:
-            continue
-        best = rows[ranked[0]]
-        value = resampled.interval(best.key, column.tasks).value
-        line = f"- **{column.group}:** {escape_markdown(best.title)} is first of the merged models with {value:.1f} %"
-        if len(ranked) > 1:
-            second = rows[ranked[1]]
-            found = resampled.difference(best.key, second.key, column.tasks)
-            verdict = "outside" if found.is_clear else "**within**"
-            line += (
-                f"; its lead over {escape_markdown(second.title)}, {show_difference(found)}, is {verdict} the noise "
-                "of the questions"
-            )
-        lines.append(line + ".")
+    for column in list_averages(context):
+        for block, members in (chosen or blocks).items():
+            ranked = rank_merged(members, column, measured)
+            if ranked:
+                place = f"{column.group}, {block[:1].lower()}{block[1:]}" if block else column.group
+                lines.append(f"- **{place}:** {_tell_first(ranked, column, measured)}.")
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def _reading(context: Context) -> str:
+def _tell_first(ranked: Sequence[SourceRow], column: Column, measured: Measured) -> str:
+    best = ranked[0]
+    value = measured.interval(best.key, column.tasks)
+    told = f"{escape_markdown(_called(best))} is first of the merged models with {value.value:.1f} %"
+    if len(ranked) < 2:
+        return told
+    found = measured.difference(best.key, ranked[1].key, column.tasks)
+    noise = "the noise of the questions" + (" and of the seeds" if found.seeds is not None else "")
+    verdict = f"is outside {noise}" if found.is_clear else f"is **within** {noise}"
+    if found.seeds is not None and found.is_clear_of_questions and not found.is_clear:
+        verdict = "is outside the noise of the questions, but **within** that of the seeds"
+        if found.seeds.n < FEWEST_SEEDS:
+            verdict = f"is outside the noise of the questions; {found.seeds.n} seeds are too few to tell theirs"
+    return f"{told}; its lead over {escape_markdown(_called(ranked[1]))}, {show_difference(found)}, {verdict}"
+
+
+def _called(row: SourceRow) -> str:
+    return row.label if row.block else row.title
+
+
+def _reading(rows: Sequence[SourceRow]) -> str:
+    seeds, blocks = seeds_of(rows), list_blocks(rows)
+    several = len(seeds) > 1
+    within = " of a block" if len(blocks) > 1 else ""
+    bold = (
+        f"Of the merged models{within} the best value is **bold** only where the 95 % interval of its paired "
+        "difference to the second best leaves out zero"
+    )
+    told = f"Individual is each expert on its own task. Averages weigh tasks equally. {MISSING} is missing. "
+    if not several:
+        return (
+            f"{told}In brackets: 95 % intervals. {bold}. Intervals tell the noise of the drawn questions "
+            "only: another training seed may move a score by more.\n"
+        )
     return (
-        "Individual is each expert on its own task. Averages weigh tasks equally. In brackets: 95 % intervals. "
-        "Of the merged models the best value is **bold** only where the 95 % interval of its paired difference to the "
-        f"second best leaves out zero. {MISSING} is missing. Intervals tell the noise of the drawn questions "
-        "only: another training seed may move a score by more.\n"
+        f"{told}Values are means over {len(seeds)} training seeds ({', '.join(map(str, seeds))}); the zero-shot base "
+        "has none. **In brackets, the noise of the questions**: 95 % intervals of that mean if other questions were "
+        "drawn. **Behind ±, the noise of training**: the sample standard deviation over the seeds. "
+        f"{bold}, over the questions and, by the seeds' paired differences, over the seeds.\n"
     )
 
 
 def _figures(figures: Sequence[Drawn]) -> str:
-    shown = [f"![{figure.alt}](figures/{figure.name}.svg)" for figure in figures]
-    return "## Figures\n\n" + "\n".join([*shown, ""])
+    """Wide ones stand alone."""
+    narrow = [f"![{figure.alt}](figures/{figure.name}.svg)" for figure in figures if not figure.wide]
+    wide = [_wide(figure) for figure in figures if figure.wide]
+    return "## Figures\n\n" + "\n".join([*narrow, *([""] if narrow and wide else []), *wide, ""])
+
+
+def _wide(figure: Drawn) -> str:
+    return f'<p><img class="wide" src="figures/{figure.name}.svg" alt="{figure.alt}"></p>\n'
+
+
+def _standing(tables: Mapping[str, Table], drawn: Mapping[str, Drawn], seeds: Sequence[int], show: Show) -> str:
+    if "standing" not in tables:
+        return ""
+    table = tables["standing"]
+    told = "\n".join(f"- **{place}:** {escape_markdown(words)}" for place, words in tell_standing(table))
+    figure = _wide(drawn["standing"]) if "standing" in drawn else ""
+    noise = "the 95 % interval over the questions leaves out zero"
+    if len(seeds) > 1:
+        noise = "both 95 % intervals leave out zero, that over the questions and that over the seeds (Student's t)"
+    return (
+        f"## Where RobustMerge stands\n\n{table.title}. Clearly, and **bold**: {noise}. Nothing is corrected for the "
+        f"number of comparisons.\n\n{told}\n\n{figure}\n{show(table)}"
+    )
 
 
 def _differences(tables: Mapping[str, Table], show: Show) -> str:
     if "differences" not in tables:
         return ""
     return f"## Are the differences real?\n\n{tables['differences'].title}.\n\n{show(tables['differences'])}"
+
+
+def _seeds(tables: Mapping[str, Table], show: Show) -> str:
+    if "seeds" not in tables:
+        return ""
+    return (
+        "## Seed by seed\n\nThe averages of each training seed. ± is their sample standard deviation: what another "
+        f"training would change, on the same questions.\n\n{show(tables['seeds'])}"
+    )
 
 
 def _published(context: Context, table: Table, show: Show) -> str:
@@ -98,19 +171,20 @@ def _published(context: Context, table: Table, show: Show) -> str:
     )
 
 
-def _problems(rows: Sequence[SourceResult], context: Context) -> str:
+def _problems(rows: Sequence[SourceRow], context: Context) -> str:
     """Answers that could not count, where there are any."""
     lines = []
     for row in rows:
         for task in context.tasks:
-            score = row.scores.get(task.name)
-            counts = {} if score is None else {kind: getattr(score, f"n_{kind}") for kind in _PROBLEMS}
+            scores = [point.scores[task.name] for point in row.points if task.name in point.scores]
+            counts = {kind: sum(getattr(score, f"n_{kind}") for score in scores) for kind in _PROBLEMS}
             if any(counts.values()):
                 shown = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
                 lines.append(f"| {escape_markdown(row.title)} | {escape_markdown(task.title)} | {shown} |")
     if not lines:
         return "## Answers that could not count\n\nNone: every answer was there and could be read.\n"
-    head = "These count as wrong. Empty: nothing was said; unparsed: no such answer in it; failed: an error.\n"
+    head = "These count as wrong. Empty: nothing was said; unparsed: no such answer in it; failed: an error."
+    head += " Counted over all seeds.\n" if len(seeds_of(rows)) > 1 else "\n"
     return f"## Answers that could not count\n\n{head}\n| Source | Task | Answers |\n| --- | --- | --- |\n" + "\n".join(
         [*lines, ""]
     )
@@ -119,39 +193,14 @@ def _problems(rows: Sequence[SourceResult], context: Context) -> str:
 _PROBLEMS = ("empty", "unparsed", "failed")
 
 
-def _methods(rows: Sequence[SourceResult]) -> str:
-    lines = []
-    for row in (row for row in rows if row.kind == "merged"):
-        paper = f" [paper]({row.paper})." if row.paper else ""
-        settings = _show_settings(row.settings)
-        address = f" Address: `{row.address}`." if row.address else ""
-        lines.append(f"- **{escape_markdown(row.title)}.**{paper} {settings}{address}")
-    return "## Methods\n\n" + "\n".join([*lines, ""]) if lines else ""
-
-
-def _show_settings(settings: Mapping[str, Any]) -> str:
-    """`space=factors, prune.density=0.2` and so on, flat."""
-    flat = ", ".join(f"{key}={_plain(value)}" for key, value in _flatten(settings))
-    return f"`{flat}`." if flat else ""
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping) and value
-        found += _flatten(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return found
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _examples(context: Context, examples: Mapping[str, Sequence[Shown]]) -> str:
+def _examples(rows: Sequence[SourceRow], context: Context, examples: Mapping[str, Sequence[Shown]]) -> str:
     parts = [_example_table(task, examples[task.name]) for task in context.tasks if examples.get(task.name)]
     if not parts:
         return ""
-    head = "Questions are taken by the hash of their id, not chosen. ✓ right, ✗ wrong, a number: a part of a point.\n"
+    head = "Questions are taken by the hash of their id, not chosen. ✓ right, ✗ wrong, a number: a part of a point."
+    blocks = [row.block for row in rows_with_answers(rows) if row.block]
+    head += f" Of the merged models: {blocks[0][:1].lower()}{blocks[0][1:]}." if blocks else ""
+    head += f" Answers are those of seed {seeds_of(rows)[0]}.\n" if len(seeds_of(rows)) > 1 else "\n"
     return "## Examples\n\n" + "\n".join([head, *parts])
 
 
@@ -183,24 +232,3 @@ def _line(head: str, cells: Sequence[str]) -> str:
 def _judged(text: str, value: float | None) -> str:
     mark = {None: "", 1.0: " ✓", 0.0: " ✗"}.get(value, f" {value:.2f}" if value is not None else "")
     return escape_markdown(text if len(text) <= 160 else text[:159] + "…") + mark
-
-
-def _provenance(rows: Sequence[SourceResult], context: Context) -> str:
-    counts = {task.title: _n_questions(rows, task) for task in context.tasks}
-    questions = ", ".join(f"{escape_markdown(title)} {count}" for title, count in counts.items())
-    state = {True: " (with uncommitted changes)", False: "", None: ""}[context.dirty]
-    lines = [
-        f"- Benchmark `{context.benchmark}`, model `{context.model}`, profile `{context.profile}`.",
-        f"- Commit `{context.commit or 'unknown'}`{state}.",
-        "- Seeds: " + (", ".join(f"{key} {value}" for key, value in sorted(context.seeds.items())) or "none") + ".",
-        f"- Questions: {questions}.",
-        f"- Intervals: {LEVEL:.0f} % percentile bootstrap over questions within tasks, {context.bootstrap.draws} "
-        f"draws, seed {context.bootstrap.seed}; differences are paired.",
-        f"- Metrics: {', '.join(f'{escape_markdown(task.title)} `{task.metric}`' for task in context.tasks)}.",
-        *(f"- {note}" for note in context.notes),
-    ]
-    return "## How this was made\n\n" + "\n".join(lines) + f"\n\nTo make it again:\n\n```bash\n{context.command}\n```\n"
-
-
-def _n_questions(rows: Sequence[SourceResult], task: Task) -> int:
-    return max((row.scores[task.name].n_expected for row in rows if task.name in row.scores), default=0)

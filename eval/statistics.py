@@ -1,13 +1,15 @@
-"""95 % intervals and paired differences by the bootstrap.
+"""95 % intervals: over questions by the bootstrap, over training seeds by Student's t.
 
 Tasks are fixed; questions are resampled with replacement within their task. The resamples of a task depend on
 the seed, the task's name and its number of questions only, so all sources see the same ones: differences are
 paired, and adding a source changes no other's interval. They say how far a result depends on the questions drawn,
-not how far on the training seed.
+not how far on the training seed: that is what `spread_over_seeds` says.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,31 +21,78 @@ from robustmerge.records import Score
 from robustmerge.settings import UserError
 
 LEVEL = 95.0
+FEWEST_SEEDS = 3  # of which an interval is given
+# Quantiles 0.975 of Student's t for 2, 3, ... 30 degrees of freedom.
+T_QUANTILES = (
+    4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 CHUNK = 2_000_000  # questions drawn at once: bounds the memory to some 50 MB
 
 
 @dataclass(frozen=True)
+class SeedSpread:
+    """Values over training seeds: mean, sample deviation and 95 % t interval.
+
+    deviation: None below two seeds; low, high: None below three.
+    """
+
+    n: int
+    mean: float
+    deviation: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether there is an interval and it leaves out zero."""
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
+
+def spread_over_seeds(values: Sequence[float]) -> SeedSpread:
+    """mean, deviation and mean +- t(n - 1) deviation / sqrt(n). Above 31 seeds the quantile of 31 is taken."""
+    n, mean = len(values), statistics.fmean(values)
+    if n < 2:
+        return SeedSpread(n, mean)
+    deviation = statistics.stdev(values)
+    if n < FEWEST_SEEDS:
+        return SeedSpread(n, mean, deviation)
+    half = T_QUANTILES[min(n - FEWEST_SEEDS, len(T_QUANTILES) - 1)] * deviation / math.sqrt(n)
+    return SeedSpread(n, mean, deviation, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
 class Interval:
-    """A percentage with its 95 % interval."""
+    """A percentage with its 95 % interval over questions; seeds: its spread where there are several."""
 
     value: float
     low: float
     high: float
+    seeds: SeedSpread | None = None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One percentage minus another, with its 95 % interval and the two-sided p of no difference."""
+    """One percentage minus another, with its 95 % interval over questions and the two-sided p of no difference.
+
+    seeds: the spread of the paired differences, where there are several seeds.
+    """
 
     value: float
     low: float
     high: float
     p: float
+    seeds: SeedSpread | None = None
+
+    @property
+    def is_clear_of_questions(self) -> bool:
+        """Whether the interval over questions leaves out zero."""
+        return self.low > 0 or self.high < 0
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether every interval leaves out zero; with two seeds, of which there is none, it never is."""
+        return self.is_clear_of_questions and (self.seeds is None or self.seeds.is_clear)
 
 
 def resample_means(values: np.ndarray, name: str, bootstrap: Bootstrap) -> np.ndarray:
@@ -88,23 +137,33 @@ class Resampled:
         """Whether the source has a score for each of these tasks, and there is one."""
         return bool(tasks) and all((source, task) in self._points for task in tasks)
 
-    def interval(self, source: str, tasks: Sequence[str]) -> Interval:
-        """The mean over tasks, each task counting the same however many questions it has."""
-        return Interval(*_spread(self._mean_point(source, tasks), self._mean_draws(source, tasks)))
-
-    def difference(self, one: str, other: str, tasks: Sequence[str]) -> Difference:
-        """`one` minus `other`. p = twice the smaller share of draws on either side of zero, at most 1."""
-        draws = self._mean_draws(one, tasks) - self._mean_draws(other, tasks)
-        point = self._mean_point(one, tasks) - self._mean_point(other, tasks)
-        side = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-        p = min(1.0, 2 * (side + 1) / (len(draws) + 1))
-        return Difference(*_spread(point, draws), p=p)
-
-    def _mean_point(self, source: str, tasks: Sequence[str]) -> float:
+    def point(self, source: str, tasks: Sequence[str]) -> float:
+        """The mean over tasks in 0..1, each task counting the same however many questions it has."""
         return sum(self._points[source, task] for task in tasks) / len(tasks)
 
-    def _mean_draws(self, source: str, tasks: Sequence[str]) -> np.ndarray:
-        return sum(self._draws[source, task] for task in tasks) / len(tasks)  # [draws]
+    def draws(self, source: str, tasks: Sequence[str]) -> np.ndarray:
+        """The same for each resample: [draws]."""
+        return sum(self._draws[source, task] for task in tasks) / len(tasks)
+
+    def interval(self, source: str, tasks: Sequence[str]) -> Interval:
+        """The mean over tasks in per cent."""
+        return interval_of(self.point(source, tasks), self.draws(source, tasks))
+
+    def difference(self, one: str, other: str, tasks: Sequence[str]) -> Difference:
+        """`one` minus `other`, paired over questions."""
+        point = self.point(one, tasks) - self.point(other, tasks)
+        return difference_of(point, self.draws(one, tasks) - self.draws(other, tasks))
+
+
+def interval_of(point: float, draws: np.ndarray) -> Interval:
+    """A mean in 0..1 and its resamples as percentages."""
+    return Interval(*_spread(point, draws))
+
+
+def difference_of(point: float, draws: np.ndarray) -> Difference:
+    """A difference and its resamples. p = twice the smaller share of draws on either side of zero, at most 1."""
+    side = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    return Difference(*_spread(point, draws), p=min(1.0, 2 * (side + 1) / (len(draws) + 1)))
 
 
 def _spread(point: float, draws: np.ndarray) -> tuple[float, float, float]:

@@ -1,17 +1,13 @@
-"""From scores to tables: the main one, the paper's published one, and the differences between merged models."""
+"""From scores to tables: the main one, and the averages of every seed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-import yaml
-
-from eval.results import Context, SourceResult
-from eval.statistics import Difference, Resampled
-from robustmerge.settings import UserError
+from eval.results import CHOSEN, Context, SourceRow, seeds_of
+from eval.seeds import Measured
+from eval.statistics import Interval
 
 MISSING = "—"
 REFERENCES = ("zero_shot", "individual", "multi_task")
@@ -30,41 +26,55 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """text: as printed; the numbers are None where a value is missing."""
+    """text: as printed; the numbers are None where a value is missing.
+
+    low, high, p: over questions; deviation, seeds_low, seeds_high: over training seeds.
+    """
 
     text: str = MISSING
     value: float | None = None
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    deviation: float | None = None
+    seeds_low: float | None = None
+    seeds_high: float | None = None
     bold: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """kind: as in SourceResult, or `published`; it separates the references from the merged models."""
+    """kind: as in SourceResult, or `published`; it separates the references from the merged models.
+
+    label: the title without what block (see SourceRow) and facet say, by which a source looks the same in every part
+    of a figure. facet: the part that it stands in, "" for all. chosen: at the strength chosen on `val`.
+    """
 
     title: str
     kind: str
     cells: tuple[Cell, ...]
+    label: str = ""
+    block: str = ""
+    facet: str = ""
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """name: of its files. head: of the first column."""
+    """name: of its files. head: of the first column. bars: whether a bar shows a value 0..100 on the page."""
 
     name: str
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     head: str = "Source"
+    bars: bool = True
 
 
-def resample(rows: Sequence[SourceResult], context: Context) -> Resampled:
-    """The scores of all rows, resampled together, restricted to the report's tasks."""
-    tasks = {task.name for task in context.tasks}
-    scores = {row.key: {t: s for t, s in row.scores.items() if t in tasks} for row in rows}
-    return Resampled(scores, context.bootstrap)
+def make_row(row: SourceRow, cells: Sequence[Cell]) -> Row:
+    """The row of a source in any table."""
+    point = row.first
+    return Row(row.title, row.kind, tuple(cells), row.label, row.block, point.facet, point.variant == CHOSEN)
 
 
 def list_columns(context: Context) -> tuple[Column, ...]:
@@ -79,44 +89,68 @@ def list_columns(context: Context) -> tuple[Column, ...]:
     return tuple(columns)
 
 
-def main_table(rows: Sequence[SourceResult], context: Context, resampled: Resampled) -> Table:
-    """Scores in per cent, averages with 95 % intervals.
+def list_averages(context: Context) -> tuple[Column, ...]:
+    """The columns of the averages."""
+    return tuple(column for column in list_columns(context) if column.is_average)
 
-    The best merged value of a column is bold only if the 95 % interval of its paired difference to the second best
-    leaves out zero; between two equal best values none is bold.
+
+def list_blocks(rows: Sequence[SourceRow]) -> dict[str, list[SourceRow]]:
+    """The merged models that are compared with each other, by the heading of their block."""
+    blocks: dict[str, list[SourceRow]] = {}
+    for row in rows:
+        if row.kind == "merged":
+            blocks.setdefault(row.block, []).append(row)
+    return blocks
+
+
+def main_table(rows: Sequence[SourceRow], context: Context, measured: Measured) -> Table:
+    """Scores in per cent, means over seeds; averages with 95 % intervals and the deviation over seeds.
+
+    The best merged value of a column, in its block, is bold only if the 95 % intervals of its paired difference to
+    the second best leave out zero; between two equal best values none is bold.
     """
     columns = list_columns(context)
-    filled = [Row(row.title, row.kind, tuple(_cell(row, column, resampled) for column in columns)) for row in rows]
-    for index, column in enumerate(columns):
-        best = _clear_best(rows, column, resampled)
-        if best is not None:
-            filled[best] = _embolden(filled[best], index)
+    filled = {row.key: make_row(row, [_cell(row, column, measured) for column in columns]) for row in rows}
+    for block in list_blocks(rows).values():
+        for index, column in enumerate(columns):
+            best = _clear_best(block, column, measured)
+            if best is not None:
+                filled[best] = _embolden(filled[best], index)
     title = f"{context.benchmark}, {context.model}: scores in %, averages with 95 % intervals"
-    return Table("main", title, columns, tuple(filled))
+    if len(seeds_of(rows)) > 1:
+        title += f" over questions ± deviation over {len(seeds_of(rows))} seeds"
+    return Table("main", title, columns, tuple(filled.values()))
 
 
-def _cell(row: SourceResult, column: Column, resampled: Resampled) -> Cell:
-    if not resampled.has(row.key, column.tasks):
+def _cell(row: SourceRow, column: Column, measured: Measured) -> Cell:
+    if not measured.has(row.key, column.tasks):
         return Cell()
-    found = resampled.interval(row.key, column.tasks)
+    found = measured.interval(row.key, column.tasks)
     text = f"{found.value:.1f}"
     if column.is_average:
-        text += f" ({found.low:.1f}–{found.high:.1f})"
-    return Cell(text, found.value, found.low, found.high)
+        text = show_interval(found)
+    return Cell(text, found.value, found.low, found.high, deviation=found.seeds.deviation if found.seeds else None)
 
 
-def rank_merged(rows: Sequence[SourceResult], column: Column, resampled: Resampled) -> list[int]:
-    """Indices of the merged rows that have a value in this column, best first."""
-    able = [i for i, row in enumerate(rows) if row.kind == "merged" and resampled.has(row.key, column.tasks)]
-    return sorted(able, key=lambda i: -resampled.interval(rows[i].key, column.tasks).value)
+def show_interval(found: Interval) -> str:
+    """`43.2 (42.8–43.6)`, with several seeds ` ± 1.1` behind it."""
+    return f"{found.value:.1f} ({found.low:.1f}–{found.high:.1f})" + (
+        f" ± {found.seeds.deviation:.1f}" if found.seeds else ""
+    )
 
 
-def _clear_best(rows: Sequence[SourceResult], column: Column, resampled: Resampled) -> int | None:
-    ranked = rank_merged(rows, column, resampled)
+def rank_merged(rows: Sequence[SourceRow], column: Column, measured: Measured) -> list[SourceRow]:
+    """The merged rows that have a value in this column, best first."""
+    able = [row for row in rows if row.kind == "merged" and measured.has(row.key, column.tasks)]
+    return sorted(able, key=lambda row: -measured.interval(row.key, column.tasks).value)
+
+
+def _clear_best(block: Sequence[SourceRow], column: Column, measured: Measured) -> str | None:
+    ranked = rank_merged(block, column, measured)
     if len(ranked) < 2:
         return None
-    first, second = (rows[index].key for index in ranked[:2])
-    return ranked[0] if resampled.difference(first, second, column.tasks).is_clear else None
+    first, second = (row.key for row in ranked[:2])
+    return first if measured.difference(first, second, column.tasks).is_clear else None
 
 
 def _embolden(row: Row, index: int) -> Row:
@@ -125,92 +159,27 @@ def _embolden(row: Row, index: int) -> Row:
     return replace(row, cells=tuple(cells))
 
 
-def difference_table(rows: Sequence[SourceResult], context: Context, resampled: Resampled) -> Table | None:
-    """The best merged model of each average against every other one; None if no average has two of them."""
-    merged = [row for row in rows if row.kind == "merged"]
-    every = tuple(column for column in list_columns(context) if column.is_average)
-    ranked = {column.key: [merged[i].key for i in rank_merged(merged, column, resampled)] for column in every}
-    averages = tuple(column for column in every if len(ranked[column.key]) > 1)
-    if not averages:
+def seeds_table(rows: Sequence[SourceRow], context: Context, measured: Measured) -> Table | None:
+    """Seen and unseen average of every row for each seed, with mean and deviation; None for a single seed."""
+    seeds = seeds_of(rows)
+    if len(seeds) < 2:
         return None
-    filled = [
-        Row(row.title, row.kind, tuple(_against_best(row, c, ranked[c.key], resampled) for c in averages))
-        for row in merged
-    ]
-    title = "Merged models against the best one of each average: paired difference with 95 % interval, two-sided p"
-    return Table("differences", title, averages, tuple(filled))
-
-
-def _against_best(row: SourceResult, column: Column, ranked: Sequence[str], resampled: Resampled) -> Cell:
-    if row.key not in ranked:
-        return Cell()
-    if row.key == ranked[0]:
-        return Cell("best")
-    found = resampled.difference(row.key, ranked[0], column.tasks)
-    return Cell(show_difference(found), found.value, found.low, found.high, found.p)
-
-
-def show_difference(found: Difference) -> str:
-    """`-1.2 (-2.0 to -0.4), p = 0.004`, with the signs that print well."""
-    numbers = f"{found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f}), p = {found.p:.3f}"
-    return numbers.replace("-", "−").replace("p = 0.000", "p < 0.001")
-
-
-def read_published(path: Path) -> dict[str, Any]:
-    """The file of published values. Raises UserError if it is not one."""
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return {**found["table_2_mm_mergebench"], "url": found["paper"]["url"]}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a file of published values: {error!r}") from error
-
-
-def published_table(rows: Sequence[SourceResult], context: Context) -> Table:
-    """The paper's table 2 for the tasks of this report, and a row for each method of ours that it lacks.
-
-    Averages are the printed ones; they are shown only if the report has all the tasks that they are over.
-    """
-    published = read_published(context.published)
-    columns = list_columns(context)
-    titles = {_published_name(row): row.title.partition(" (")[0] for row in rows if row.kind != "adapter"}
+    columns: list[Column] = []
+    for average in list_averages(context):
+        keys = [(f"seed_{seed}", f"Seed {seed}") for seed in seeds] + [("mean", "Mean"), ("deviation", "±")]
+        short = average.key.removesuffix("_avg")
+        group = average.title.replace("avg", "average")
+        columns += [Column(f"{short}_{key}", name, average.tasks, group, key == "mean") for key, name in keys]
     filled = []
-    for name in sorted(dict.fromkeys([*REFERENCES, *published["rows"], *titles]), key="robustmerge".__eq__):
-        values = _published_values(published, name)
-        cells = tuple(_published_cell(values, column, published) for column in columns)
-        filled.append(Row(titles.get(name, _titled(name)), _published_kind(name), cells))
-    title = "Published values (table 2 of the paper; LLaVA-1.5-7B, its own data), in %: not measured here"
-    return Table("published", title, columns, tuple(filled))
+    for row in rows:
+        filled.append(make_row(row, [c for a in list_averages(context) for c in _by_seed(row, a, seeds, measured)]))
+    return Table("seeds", "Averages of every training seed, in %", tuple(columns), tuple(filled), bars=False)
 
 
-def _published_name(row: SourceResult) -> str:
-    return row.name if row.kind == "merged" else row.kind
-
-
-def _published_kind(name: str) -> str:
-    return "published_reference" if name in REFERENCES else "published"
-
-
-def _titled(name: str) -> str:
-    known = {
-        "dare": "DARE",
-        "ties": "TIES",
-        "pcb": "PCB",
-        "zero_shot": "Zero-shot",
-        "multi_task": "Multi-task",
-    }
-    return known.get(name, "RobustMerge" if name == "robustmerge" else name.replace("_", " ").title())
-
-
-def _published_values(published: Mapping[str, Any], name: str) -> dict[str, float]:
-    """By task name; the averages as `seen_avg` and `unseen_avg`."""
-    row = published["rows"].get(name, {})
-    values = {key: row[key] for key in ("seen_avg", "unseen_avg") if key in row}
-    for group in ("seen", "unseen"):
-        values.update(zip(published[group], row.get(group, ()), strict=False))
-    return values
-
-
-def _published_cell(values: Mapping[str, float], column: Column, published: Mapping[str, Any]) -> Cell:
-    whole = set(published[column.key.removesuffix("_avg")]) == set(column.tasks) if column.is_average else True
-    value = values.get(column.key) if whole else None
-    return Cell() if value is None else Cell(f"{value:.2f}", value)
+def _by_seed(row: SourceRow, column: Column, seeds: Sequence[int], measured: Measured) -> list[Cell]:
+    if not measured.has(row.key, column.tasks):
+        return [Cell()] * (len(seeds) + 2)
+    values = measured.by_seed(row.key, column.tasks)
+    found = measured.interval(row.key, column.tasks)
+    shown = [values.get(seed) for seed in seeds] + [found.value, found.seeds.deviation if found.seeds else None]
+    return [Cell() if value is None else Cell(f"{value:.1f}", value) for value in shown]

@@ -6,21 +6,31 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.report import make_report, show_summary, write_files
-from eval.results import Context, SourceResult
+from eval.results import Chosen, Context, SourceResult
 from robustmerge.method import Method, OutsideMethod
 from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import read_score
-from robustmerge.runs import Address, commit, settings_in_identity, write_atomically
-from scripts.commands import command
+from robustmerge.runs import Address, settings_in_identity, write_atomically
 from scripts.config import differences
 from scripts.line import Line, Source
+from scripts.report_context import make_context
 
 TITLES = {"zero_shot": "Zero-shot", "multi_task": "Multi-task"}
 UNNAMED = ("paths.", "logger", "jobs", "report", "profile", "hydra.", "benchmark=", "model=")
+
+
+@dataclass
+class _Found:
+    """A result before it has a label. sources: one, or every expert; lines: the points that share it."""
+
+    line: Line
+    sources: list[Source]
+    lines: list[Line] = field(default_factory=list)
 
 
 def report(lines: Sequence[Line]) -> list[tuple[Path, str]]:
@@ -31,7 +41,7 @@ def report(lines: Sequence[Line]) -> list[tuple[Path, str]]:
 
 def _report_one(root: Path, lines: Sequence[Line]) -> tuple[Path, str]:
     folder = root / "reports" / name_of(lines)
-    context = _context(folder.name, lines)
+    context = make_context(folder.name, lines)
     made = make_report(collect(lines), context)
     folder.mkdir(parents=True, exist_ok=True)
     used = sorted({address.short for line in lines for address in _addresses(line)})
@@ -60,96 +70,101 @@ def name_of(lines: Sequence[Line]) -> str:
     config = lines[0].config
     if config.report:
         return config.report
-    words = sorted({word for line in lines for word in line.config.overrides if not word.startswith(UNNAMED)})
+    values: dict[str, list[str]] = {}
+    for key, value in (pair for line in lines for pair in read_overrides(line).items()):
+        if not f"{key}=".startswith(UNNAMED) and value not in values.setdefault(key, []):
+            values[key].append(value)
+    words = [f"{key}={'_'.join(values[key])}" for key in sorted(values)]
     name = re.sub(r"[^\w.=-]+", "_", "-".join(words)).strip("_")
     return f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}" if len(name) > 80 else name or "main"
 
 
-def _context(name: str, lines: Sequence[Line]) -> Context:
-    config = lines[0].config
-    seeds = {"benchmark": config.benchmark.seed, "bootstrap": config.bootstrap.seed}
-    if config.model.base is not None:
-        seeds["base"] = config.model.base.seed
-    if config.experts is None and len({line.config.seed for line in lines}) == 1:
-        seeds["experts"] = config.seed
-    return Context(
-        name=name,
-        benchmark=config.benchmark.name,
-        model=config.model.name,
-        profile=config.profile,
-        tasks=tuple({task.name: task for line in lines for task in line.config.tasks}.values()),
-        questions={task.name: line.questions(task) for line in lines for task in line.config.tasks},
-        seeds=seeds,
-        command=command("merge_eval", lambda word: not word.startswith("jobs=")),
-        bootstrap=config.bootstrap,
-        **commit(),
-    )
-
-
 def collect(lines: Sequence[Line]) -> list[SourceResult]:
-    """The scores of all sources, each address once, in the order of the points."""
-    swept = _swept_keys(lines)
-    found: dict[tuple[str, ...], SourceResult] = {}
+    """The scores of all sources, each once, in the order of the points.
+
+    What several points share is labelled only by what is the same in all of them.
+    """
+    found: dict[tuple[str, ...], _Found] = {}
     for line in lines:
-        point = {key: value for key, value in _overrides(line).items() if key in swept}
         experts = [source for source in line.sources if source.kind == "expert"]
-        if experts:
-            found.setdefault(("individual", *_made_of(line, experts)), _individual(line, experts, point))
-        for source in line.sources:
-            if source.kind != "expert":
-                found.setdefault((source.kind, *_made_of(line, [source])), _result(line, source, point))
-    return list(found.values())
+        others = [[source] for source in line.sources if source.kind != "expert"]
+        for sources in [experts, *others] if experts else others:
+            rests_on = [line.score(source, task).fingerprint for source in sources for task in source.tasks]
+            key = (sources[0].kind, sources[0].variant, *rests_on)
+            found.setdefault(key, _Found(line, sources)).lines.append(line)
+    swept = _swept_keys(lines)
+    return [_result(one, swept) for one in found.values()]
 
 
-def _made_of(line: Line, sources: Sequence[Source]) -> list[str]:
-    """What a row rests on: points that share all of it share the row."""
-    return [line.score(source, task).fingerprint for source in sources for task in source.tasks]
-
-
-def _overrides(line: Line) -> dict[str, str]:
+def read_overrides(line: Line) -> dict[str, str]:
+    """The words of a point's command line as keys and values."""
     words = (word.lstrip("+") for word in line.config.overrides)
     return {word.partition("=")[0]: word.partition("=")[2] for word in words}
 
 
 def _swept_keys(lines: Sequence[Line]) -> set[str]:
-    """Keys outside of `merge` whose value differs between the points; a method tells its own differences."""
-    points = [_overrides(line) for line in lines]
-    keys = {key for point in points for key in point if not key.startswith("merge")}
+    """Keys whose value differs between the points, but for the seed and for `merge`: a method tells its own."""
+    points = [read_overrides(line) for line in lines]
+    keys = {key for point in points for key in point if not key.startswith("merge") and key != "seed"}
     return {key for key in keys if len({point.get(key) for point in points}) > 1}
 
 
-def _individual(line: Line, experts: Sequence[Source], point: Mapping[str, str]) -> SourceResult:
-    """One row: each expert on its own task."""
-    own = {source.tasks[0].name: (source, source.tasks[0]) for source in experts}
-    return SourceResult(
-        source="individual",
-        kind="individual",
-        title="Individual",
-        scores={name: read_score(line.score(*pair).path) for name, pair in own.items()},
-        predictions={name: line.predictions(*pair).path for name, pair in own.items()},
-        address=", ".join(source.address.short for source in experts),
-        overrides=dict(point),
-    )
-
-
-def _result(line: Line, source: Source, point: Mapping[str, str]) -> SourceResult:
+def _result(found: _Found, swept: set[str]) -> SourceResult:
+    line, source = found.line, found.sources[0]
+    asked = [(each, task) for each in found.sources for task in each.tasks]
+    common: dict[str, Any] = {
+        "scores": {task.name: read_score(line.score(each, task).path) for each, task in asked},
+        "predictions": {task.name: line.predictions(each, task).path for each, task in asked},
+        "address": ", ".join(each.address.short for each in found.sources),
+        "seed": _seed_of(found),
+    }
+    point = _shared_point(found.lines, swept)
+    if source.kind == "expert":  # one row: each expert on its own task
+        return SourceResult("individual", "individual", "Individual", overrides=point, **common)
     method = source.method
     title = TITLES.get(source.kind) or (getattr(method, "title", "") or source.name.partition("/")[2] or source.name)
-    settings = settings_in_identity(method) if method is not None else {}
+    if method is None:
+        return SourceResult(source.name, source.kind, title, overrides=point, **common)
+    settings = settings_in_identity(method)
     return SourceResult(
         source=source.name,
         kind=source.kind,
         title=title,
-        scores={task.name: read_score(line.score(source, task).path) for task in source.tasks},
-        predictions={task.name: line.predictions(source, task).path for task in source.tasks},
-        address=source.address.short,
-        overrides={**point, **(changed_settings(method) if method is not None else {})},
+        overrides={**point, **changed_settings(_configured(line, source))},
         settings={key: value for key, value in settings.items() if key != "name"},
-        paper=getattr(method, "paper", ""),
+        paper=method.paper,
+        variant=source.variant,
+        choice=_choice_of(line, source),
+        **common,
     )
 
 
-def changed_settings(method: Method | OutsideMethod) -> dict[str, Any]:
+def _seed_of(found: _Found) -> int | None:
+    """The seed that the experts behind a result were trained with; None if it rests on no training here."""
+    if found.sources[0].kind == "zero_shot" or found.line.config.experts is not None:
+        return None
+    return found.line.config.seed
+
+
+def _shared_point(lines: Sequence[Line], swept: set[str]) -> dict[str, str]:
+    """The swept settings that have the same value in all these points."""
+    points = [{key: value for key, value in read_overrides(line).items() if key in swept} for line in lines]
+    return {key: value for key, value in points[0].items() if all(point.get(key) == value for point in points)}
+
+
+def _configured(line: Line, source: Source) -> Method | OutsideMethod:
+    """The method as the user configured it: a chosen strength is no override."""
+    return next(method for method in line.config.methods if method.name == source.method.name)
+
+
+def _choice_of(line: Line, source: Source) -> Chosen | None:
+    if not source.variant:
+        return None
+    choice = line.choices[source.method.name]
+    return Chosen(choice.factor, choice.strength, choice.at_end, choice.means)
+
+
+def changed_settings(method: Method | OutsideMethod) -> Mapping[str, Any]:
     """What differs from the method's own file, flat: `{"prune.density": 0.3}`."""
     if method.name not in list_methods():
         return {}
@@ -162,6 +177,7 @@ def _addresses(line: Line) -> Iterator[Address]:
     yield from (line.corpus, line.base)
     yield from (line.data(task) for task in line.config.tasks)
     yield from line.experts.values()
+    yield from line.choosing_addresses()
     for source in line.sources:
         yield source.address
         for task in source.tasks:

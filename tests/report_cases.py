@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from eval.results import Context, SourceResult, arrange_rows
+from eval.published import published_table
+from eval.results import CHOSEN, Chosen, Context, SourceResult, arrange_rows
+from eval.seeds import Measured
 from eval.settings import Bootstrap, Task
-from eval.tables import main_table, published_table, resample
+from eval.tables import main_table
 from robustmerge.records import Example, Prediction, Score, write_examples, write_predictions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -44,10 +46,55 @@ def make_results() -> list[SourceResult]:
         make_result("merged/mine", "merged", "Mine", {"vqav2": 60, "rec": 60, "aokvqa": 49}),
         make_result("merged/task_arithmetic", "merged", "Task Arithmetic", {"vqav2": 50, "rec": 59, "aokvqa": 40}),
         make_result("multi_task", "multi_task", "Multi-task", {"vqav2": 90, "rec": 80, "aokvqa": 60}),
-        make_result("expert/vqav2", "expert", "VQAv2 expert", {"vqav2": 100, "rec": 1}),
-        make_result("expert/rec", "expert", "REC expert", {"rec": 90}),
+        make_result("individual", "individual", "Individual", {"vqav2": 100, "rec": 90}),
         make_result("zero_shot", "zero_shot", "Zero-shot", {"vqav2": 20, "rec": 30, "aokvqa": 40}),
     ]
+
+
+# Titles and how much better than Task Arithmetic, in points.
+SWEPT = {"task_arithmetic": ("Task Arithmetic", 0), "dare": ("DARE", 1), "ties": ("TIES", -6), "pcb": ("PCB", 3)}
+SWEPT = {**SWEPT, "robustmerge": ("RobustMerge", 7)}
+GRID = (0.25, 0.5, 1.0, 2.0)
+
+
+def make_swept_score(task: str, p: float, seed: int, questions: int = N) -> Score:
+    """Each question is right with probability p; the same seed draws the same numbers."""
+    drawn = np.random.default_rng([seed, len(task), *task.encode()]).random(questions) < p
+    values = {f"{task}-{i}": float(right) for i, right in enumerate(drawn)}
+    return Score(task, "exact_match", 100 * float(drawn.mean()), questions, questions, 0, 0, 0, values)
+
+
+def make_sweep(tasks, seeds=(1, 2, 3, 4, 5), questions: int = N, noise: float = 1.5) -> list[SourceResult]:
+    """A sweep over seeds and the A that experts start from: every method at its default and a chosen strength.
+
+    noise: deviation over seeds of a source's level, in points.
+    """
+    generator = np.random.default_rng(0)
+    found: list[SourceResult] = []
+
+    def add(source: str, kind: str, title: str, level: float, seed: int | None, **more) -> None:
+        jitter = 0 if seed is None else noise * generator.standard_normal()
+        asked = [task for task in tasks if task.seen or kind != "individual"]
+        scores = {
+            task.name: make_swept_score(task.name, (level + jitter + 4 * place) / 100, seed or 0, questions)
+            for place, task in enumerate(asked)
+        }
+        found.append(SourceResult(source, kind, title, scores, address=f"{source}-1a2b3c4d", seed=seed, **more))
+
+    add("zero_shot", "zero_shot", "Zero-shot", 15, None)
+    for seed in seeds:
+        add("multi_task", "multi_task", "Multi-task", 45, seed)
+        for start, shift in (("false", 0), ("true", 3)):
+            point = {"peft.shared_a_init": start}
+            add("individual", "individual", "Individual", 50, seed, overrides=point)
+            for name, (title, better) in SWEPT.items():
+                add(f"merged/{name}", "merged", title, 22 + shift + better, seed, overrides=point)
+                factor = GRID[(seed + len(name)) % 4]
+                means = {one: 30 - 3 * abs(one - factor) for one in GRID}
+                choice = Chosen(factor, 2 * factor**0.5, factor in (GRID[0], GRID[-1]), means)
+                more = {"overrides": point, "variant": CHOSEN, "choice": choice}
+                add(f"merged/{name}", "merged", title, 26 + shift + better / 2, seed, **more)
+    return found
 
 
 @pytest.fixture
@@ -94,10 +141,13 @@ def with_predictions(results: list[SourceResult], folder: Path) -> list[SourceRe
     return made
 
 
+def measure(rows, context) -> Measured:
+    return Measured(rows, [task.name for task in context.tasks], context.bootstrap)
+
+
 def tables_of(results, context):
     rows = arrange_rows(results)
-    resampled = resample(rows, context)
-    return main_table(rows, context, resampled), published_table(rows, context)
+    return main_table(rows, context, measure(rows, context)), published_table(rows, context)
 
 
 def cell(table, title, column):

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from eval.formats import escape_latex, escape_markdown, format_csv, format_latex, format_markdown, format_text
+from eval.published import published_table
 from eval.results import PUBLISHED, arrange_rows
-from eval.tables import MISSING, published_table
+from eval.tables import MISSING
 from robustmerge.settings import UserError
 from tests.report_cases import (
     N,
@@ -24,7 +25,7 @@ from tests.report_cases import (
 )
 
 
-def test_rows_come_in_the_papers_order_and_experts_become_one(context):
+def test_rows_come_in_the_papers_order(context):
     main, _ = tables_of(make_results(), context)
     titles = ["Zero-shot", "Individual", "Multi-task", "Task Arithmetic", "Mine", "RobustMerge"]
     assert [row.title for row in main.rows] == titles
@@ -93,8 +94,6 @@ def test_sources_that_cannot_be_told_apart_get_their_address():
     ("results", "said"),
     [
         ([make_result("x", "mergd", "X", {})], "unknown kind 'mergd'"),
-        ([make_result("expert/rec", "expert", "X", {"vqav2": 1})], "no score for its own task rec"),
-        ([make_result("expert/rec", "expert", "X", {"rec": 1})] * 2, "more than one expert for rec"),
     ],
 )
 def test_results_that_make_no_table_are_refused(results, said):

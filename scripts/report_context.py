@@ -1,0 +1,54 @@
+"""What a report states beside the scores: seeds, command, base, regime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from eval.results import Context, Regime
+from robustmerge.runs import commit, read_manifest
+from scripts.commands import command
+from scripts.line import Line
+
+
+def make_context(name: str, lines: Sequence[Line]) -> Context:
+    """Everything that the points of a report share."""
+    config = lines[0].config
+    seeds = {"benchmark": config.benchmark.seed, "bootstrap": config.bootstrap.seed}
+    if config.model.base is not None:
+        seeds["base"] = config.model.base.seed
+    if config.experts is None and len({line.config.seed for line in lines}) == 1:
+        seeds["experts"] = config.seed
+    return Context(
+        name=name,
+        benchmark=config.benchmark.name,
+        model=config.model.name,
+        profile=config.profile,
+        tasks=tuple({task.name: task for line in lines for task in line.config.tasks}.values()),
+        questions={task.name: line.questions(task) for line in lines for task in line.config.tasks},
+        seeds=seeds,
+        command=command("merge_eval", lambda word: not word.startswith("jobs=")),
+        bootstrap=config.bootstrap,
+        base=_read_base(lines),
+        regime=_read_regime(lines[0]),
+        **commit(),
+    )
+
+
+def _read_base(lines: Sequence[Line]) -> dict[str, Any] | None:
+    """What the training of the base recorded; None for a checkpoint from elsewhere, and if the points have several."""
+    bases = {line.base.path: line.base for line in lines}
+    if lines[0].config.model.base is None or len(bases) > 1:
+        return None
+    return read_manifest(lines[0].base.manifest)["record"]
+
+
+def _read_regime(line: Line) -> Regime | None:
+    """How much of the language model's width the experts can span; None where the files do not tell."""
+    try:
+        model = json.loads((line.base.path / "config.json").read_text())
+        ranks = [json.loads((expert.path / "adapter_config.json").read_text())["r"] for expert in line.experts.values()]
+        return Regime(len(ranks), max(ranks), model.get("text_config", model)["hidden_size"])
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,307 @@
+"""Reports over several training seeds, with chosen strengths and experts trained in two ways. Needs nothing.
+
+Run: pytest tests/test_seeds.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from eval.base_section import tell_base
+from eval.examples import rows_with_answers
+from eval.figures import list_panels, look_of
+from eval.formats import format_csv, format_html, format_text
+from eval.method_section import tell_methods
+from eval.provenance import tell_provenance
+from eval.report import make_report, show_summary
+from eval.results import CHOSEN, Chosen, Regime, SourceResult, arrange_rows
+from eval.settings import Bootstrap
+from eval.sheet import draw_sheet
+from eval.standing import difference_table, standing_table, tell_standing
+from eval.statistics import T_QUANTILES, Resampled, spread_over_seeds
+from eval.tables import MISSING, main_table, seeds_table
+from robustmerge.method_files import read_method
+from scripts import reporting
+from scripts.choosing import Choice
+from scripts.line import Source
+from tests.report_cases import SWEPT, TASKS, cell, make_result, make_results, make_score, make_sweep, measure
+
+SEEDS = (1, 2, 3, 4, 5)
+SEEN = ["vqav2", "rec"]
+
+
+def make_seeds(name: str, title: str, rights: dict[int, dict[str, int]], **more) -> list[SourceResult]:
+    return [make_result(f"merged/{name}", "merged", title, right, seed=seed, **more) for seed, right in rights.items()]
+
+
+def both(right: int) -> dict[str, int]:
+    return {"vqav2": right, "rec": right, "aokvqa": right}
+
+
+@pytest.fixture(scope="module")
+def sweep() -> list[SourceResult]:
+    return make_sweep(TASKS)
+
+
+def test_the_quantiles_are_those_of_students_t():
+    for freedom in (2, 4, 9, 30):
+        quantile = T_QUANTILES[freedom - 2]
+        at = np.linspace(0, quantile, 20001)
+        density = (1 + at**2 / freedom) ** (-(freedom + 1) / 2)
+        beyond = quantile / np.linspace(1e-9, 1, 400001)[1:]  # substitution x = q / u, so that the tail is finite
+        tail = (1 + beyond**2 / freedom) ** (-(freedom + 1) / 2) * beyond**2 / quantile
+        inside, outside = np.trapezoid(density, at), tail.mean()
+        assert inside / (inside + outside) == pytest.approx(0.95, abs=2e-4)
+
+
+def test_about_95_per_cent_of_intervals_over_five_seeds_hold_the_truth():
+    drawn = np.random.default_rng(0).standard_normal((2000, 5))
+    held = [spread_over_seeds(list(values)) for values in drawn]
+    assert 0.935 < np.mean([one.low < 0 < one.high for one in held]) < 0.965
+
+
+def test_two_seeds_have_a_deviation_but_no_interval_and_one_has_neither():
+    two, one = spread_over_seeds([1.0, 3.0]), spread_over_seeds([2.0])
+    assert (two.mean, two.low, two.is_clear) == (2.0, None, False) and two.deviation == pytest.approx(2**0.5)
+    assert (one.mean, one.deviation, one.low) == (2.0, None, None)
+
+
+def test_results_that_differ_in_the_seed_only_become_one_row(sweep):
+    rows = arrange_rows(sweep)
+    assert len(rows) == 1 + 2 + 1 + 2 * 2 * len(SWEPT) == 24
+    assert [len(row.points) for row in rows] == [1] + [5] * 23
+    assert len({row.key for row in rows}) == 24
+    titles = [row.title for row in rows]
+    assert titles[:4] == ["Zero-shot", "Individual (independent A)", "Individual (shared A)", "Multi-task"]
+    assert titles[-1] == "RobustMerge, strength chosen (shared A)"
+    assert list(dict.fromkeys(row.block for row in rows)) == [
+        "",
+        "Independent A, default strength",
+        "Independent A, strength chosen on val",
+        "Shared A, default strength",
+        "Shared A, strength chosen on val",
+    ]
+
+
+def test_a_value_is_the_mean_over_seeds_and_behind_it_stands_their_deviation(context):
+    results = make_seeds("dare", "DARE", {1: both(30), 2: both(60), 3: both(90)})
+    rows = arrange_rows(results)
+    found = cell(main_table(rows, context, measure(rows, context)), "DARE", "seen_avg")
+    assert (found.value, found.deviation) == pytest.approx((50.0, 25.0))
+    assert found.text.startswith("50.0 (") and found.text.endswith(") ± 25.0")
+    assert found.low < 50 < found.high
+
+
+def test_the_interval_over_questions_resamples_what_each_scored_on_average_over_the_seeds(context):
+    rows = arrange_rows(make_seeds("dare", "DARE", {1: both(30), 2: both(60), 4: both(90)}))
+    nothing = make_score("rec", 0)
+    means = {name: ((i < 30) + (i < 60) + (i < 90)) / 3 for i, name in enumerate(nothing.values)}
+    mean = dataclasses.replace(nothing, values=means)
+    expected = Resampled({"mean": {"rec": mean}}, context.bootstrap).interval("mean", ["rec"])
+    found = measure(rows, context).interval(rows[0].key, ["rec"])
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_differences_are_paired_over_seeds(context):
+    levels = {seed: 10 * seed for seed in SEEDS}  # what moves both by the same says nothing of their difference
+    rows = arrange_rows(
+        make_seeds("ties", "TIES", {seed: both(level) for seed, level in levels.items()})
+        + make_seeds("robustmerge", "RobustMerge", {seed: both(level + 12) for seed, level in levels.items()})
+    )
+    measured = measure(rows, context)
+    found = measured.difference(rows[1].key, rows[0].key, SEEN)
+    assert measured.interval(rows[0].key, SEEN).seeds.deviation > 10
+    assert (found.seeds.mean, found.seeds.low, found.seeds.high) == pytest.approx((10.0, 10.0, 10.0))
+    assert found.is_clear and found.value == pytest.approx(10.0)
+
+
+def test_a_lead_that_another_training_may_turn_is_neither_bold_nor_clear(context):
+    rights = {1: 95, 2: 20, 3: 95, 4: 50, 5: 60}
+    rows = arrange_rows(
+        make_seeds("ties", "TIES", {seed: both(50) for seed in SEEDS})
+        + make_seeds("robustmerge", "RobustMerge", {seed: both(right) for seed, right in rights.items()})
+    )
+    measured = measure(rows, context)
+    found = measured.difference(rows[1].key, rows[0].key, SEEN)
+    assert found.is_clear_of_questions and not found.seeds.is_clear and not found.is_clear
+    assert not any(one.bold for row in main_table(rows, context, measured).rows for one in row.cells)
+    text = make_report([point for row in rows for point in row.points], context).files["report.md"].decode()
+    assert "is outside the noise of the questions, but **within** that of the seeds" in text
+
+
+def test_a_row_with_fewer_seeds_says_so_and_is_compared_over_those_that_both_have(context):
+    rows = arrange_rows(
+        make_seeds("ties", "TIES", {seed: both(10 * seed) for seed in SEEDS})
+        + make_seeds("robustmerge", "RobustMerge", {seed: both(10 * seed) for seed in (3, 4, 5)})
+    )
+    assert [row.title for row in rows] == ["TIES", "RobustMerge [3 of 5 seeds]"]
+    found = measure(rows, context).difference(rows[1].key, rows[0].key, SEEN)
+    assert (found.value, found.seeds.n, found.seeds.high) == (0.0, 3, 0.0)
+
+
+def test_rows_that_share_no_seed_are_never_told_apart(context):
+    results = make_seeds("ties", "TIES", {1: both(10), 2: both(10), 3: both(10)})
+    results += make_seeds("robustmerge", "RobustMerge", {4: both(90), 5: both(90), 6: both(90)})
+    rows = arrange_rows(results)
+    found = measure(rows, context).difference(rows[1].key, rows[0].key, SEEN)
+    assert found.is_clear_of_questions and not found.is_clear and found.seeds.n == 0
+
+
+def test_the_zero_shot_base_stands_beside_every_seed(context):
+    zero = make_result("zero_shot", "zero_shot", "Zero-shot", both(20))
+    rows = arrange_rows([zero, *make_seeds("dare", "DARE", {1: both(30), 2: both(40), 3: both(50)})])
+    measured = measure(rows, context)
+    assert measured.difference(rows[1].key, rows[0].key, SEEN).seeds.n == 3
+    seeds = seeds_table(rows, context, measured)
+    assert [cell(seeds, "Zero-shot", key).text for key in ("seen_seed_1", "seen_mean", "seen_deviation")] == [
+        MISSING,
+        "16.7",
+        MISSING,
+    ]
+    shown = [cell(seeds, "DARE", f"unseen_{key}").value for key in ("seed_1", "seed_2", "seed_3", "mean", "deviation")]
+    assert shown == pytest.approx([25, 100 / 3, 125 / 3, 100 / 3, 25 / 3])
+
+
+def test_one_seed_makes_the_same_report_as_before_there_were_seeds(context):
+    named = [dataclasses.replace(one, seed=None if one.kind == "zero_shot" else 7) for one in make_results()]
+    seeded, plain = (make_report(results, context) for results in (named, make_results()))
+    assert "seeds" not in seeded.tables and "figures/standing.svg" not in seeded.files
+    assert seeded.files["tables/main.csv"] == plain.files["tables/main.csv"]
+    assert seeded.files["figures/tasks.svg"] == plain.files["figures/tasks.svg"]
+
+
+def test_robustmerge_is_compared_within_its_block_and_the_verdicts_are_put_in_words(sweep, context):
+    rows = arrange_rows(sweep)
+    table = standing_table(rows, context, measure(rows, context))
+    assert [row.label for row in table.rows] == ["Task Arithmetic", "DARE", "TIES", "PCB"] * 4
+    told = dict(tell_standing(table))
+    assert len(told) == 8
+    assert "clearly above" in told["Seen tasks, independent A, default strength"]
+    assert "TIES" in told["Unseen tasks, shared A, strength chosen on val"].partition("not told apart")[0]
+    assert all(c.bold == (c.low * c.high > 0 < c.seeds_low * c.seeds_high) for row in table.rows for c in row.cells)
+    assert {row.block for row in difference_table(rows, context, measure(rows, context)).rows} == {
+        row.block for row in table.rows
+    }
+
+
+def test_every_format_of_a_sweep_names_its_rows_and_csv_has_both_noises(sweep, context):
+    rows = arrange_rows(sweep)
+    main = main_table(rows, context, measure(rows, context))
+    page = format_html(main)
+    assert page.count('<tr class="block">') == 4 and "Shared A, strength chosen on val" in page
+    head, *lines = format_csv(main).splitlines()
+    assert {"seen_avg", "seen_avg_low", "seen_avg_high", "seen_avg_deviation"} <= set(head.split(","))
+    assert len(lines) == 24
+    standing = format_csv(standing_table(rows, context, measure(rows, context))).splitlines()[0]
+    assert {"seen_avg_seeds_low", "seen_avg_seeds_high"} <= set(standing.split(","))
+    assert max(map(len, format_text(main, averages_only=True).splitlines())) < 110
+
+
+def test_in_a_figure_a_method_looks_the_same_in_both_panels_and_hollow_at_its_default(sweep, context):
+    rows = arrange_rows(sweep)
+    main = main_table(rows, context, measure(rows, context))
+    looks = {row.title: look for row, look in zip(main.rows, look_of(main.rows), strict=True)}
+    assert [heading for heading, _ in list_panels(main.rows)] == ["independent A", "shared A"]
+    assert [len(indices) for _, indices in list_panels(main.rows)] == [13, 13]
+    assert looks["TIES (shared A)"] == looks["TIES (independent A)"]
+    chosen = looks["TIES, strength chosen (shared A)"]
+    assert chosen.filled and dataclasses.replace(chosen, filled=False) == looks["TIES (shared A)"]
+
+
+def test_the_report_of_a_sweep_is_whole(sweep, context):
+    report = make_report(sweep, dataclasses.replace(context, bootstrap=Bootstrap(draws=200)))
+    text = report.files["report.md"].decode()
+    for wanted in ("Where RobustMerge stands", "Seed by seed", "experts 1, 2, 3, 4, 5", "Student's t", "sheet.png"):
+        assert wanted in text, wanted
+    assert {"tables/seeds.tex", "tables/standing.csv", "figures/standing.png", "figures/sheet.png"} <= set(report.files)
+    assert "Unseen avg" in show_summary(report) and "VQAv2" not in show_summary(report)
+
+
+def test_answers_are_shown_of_one_block_with_its_references(sweep):
+    shown = [row.title for row in rows_with_answers(arrange_rows(sweep))]
+    assert shown[:3] == ["Zero-shot", "Individual (independent A)", "Multi-task"]
+    assert shown[3:] == [f"{title}, strength chosen (independent A)" for title, _ in SWEPT.values()]
+
+
+def test_the_methods_tell_grid_choice_and_where_the_grid_was_too_small():
+    def make(seed: int, factor: float, at_end: bool) -> SourceResult:
+        means = {0.5: 30.0, 1.0: 40.0 + seed, 2.0: 35.0}
+        choice = Chosen(factor, 2 * factor, at_end, means)
+        return make_result("merged/ties", "merged", "TIES", both(9), variant=CHOSEN, seed=seed, choice=choice)
+
+    default = make_seeds("ties", "TIES", {1: both(9), 2: both(8)}, settings={"space": "delta"})
+    text = tell_methods(arrange_rows([*default, make(1, 1.0, False), make(2, 2.0, True)]))
+    assert text.count("- **TIES.** `space=delta`.") == 1
+    assert "| Method | × 0.5 | × 1 | × 2 |" in text and "| TIES | 30.0 | **41.5** | 35.0 |" in text
+    assert "1 (2), seed 1; 2 (4) ⚠, seed 2" in text
+    assert "**At the grid's end:** TIES, seed 2." in text and "4 addresses" in text
+
+
+def test_what_the_base_cannot_is_marked(context):
+    base = {"probe": {"colour": 0.949, "shape": 0.951}, "heads": {"colour": 1.0}, "skills": {"all": 0.9, "box": 0.5}}
+    text = tell_base(dataclasses.replace(context, base={**base, "parameters": 2_100_000}))
+    assert "1 of 2 concepts" in text and "| Linear probe | **94.9** ▼ | 95.1 |" in text
+    assert "0 of 1 skills" in text and "| Right answers | 90.0 | **50.0** ▼ |" in text and "2.1 million" in text
+    assert tell_base(context) == "" == tell_base(dataclasses.replace(context, base={"seconds": 1.0}))
+
+
+def test_how_low_the_rank_is_and_how_fine_the_scores_are_is_stated(context):
+    rows = arrange_rows(make_results())
+    text = tell_provenance(rows, dataclasses.replace(context, regime=Regime(8, 4, 160)), measure(rows, context))
+    assert "8 experts of rank 4 span at most 32 of 160 dimensions, N·r/d = 0.20" in text
+    assert "half-width of the 95 % interval of the seen average is" in text
+
+
+def test_the_sheet_is_a_picture_and_the_same_bytes_each_time(context):
+    sheet = draw_sheet(context)
+    assert sheet == draw_sheet(context)
+    pixels = image.imread(io.BytesIO(sheet))
+    assert pixels.shape[0] > 300 * len(TASKS) / 2 and pixels.shape[1] > 1000
+    assert draw_sheet(dataclasses.replace(context, questions={})) is None
+
+
+def make_line(seed: int, start: str) -> SimpleNamespace:
+    """A point of a sweep with a base, an expert, a multi-task model and one method at two strengths."""
+    rec, method = TASKS[1], read_method("ties")
+
+    def make(name: str, kind: str, address: str, variant: str = "") -> Source:
+        merged = dataclasses.replace(method, strength=seed / 10) if variant else method
+        found = merged if kind == "merged" else None
+        return Source(name, kind, SimpleNamespace(short=address), (rec,), found, variant)
+
+    point = f"{seed}-{start}"
+    sources = (
+        make("zero_shot", "zero_shot", "base"),
+        make("expert/rec", "expert", f"rec-{point}"),
+        make("multi_task", "multi_task", f"multi_task-{seed}"),
+        make("merged/ties", "merged", f"ties-{point}"),
+        make("merged/ties", "merged", f"ties-{point}", CHOSEN),  # the choice is the default: the same address
+    )
+    words = (f"seed={seed}", f"peft.shared_a_init={start}", "profile=smoke")
+    return SimpleNamespace(
+        config=SimpleNamespace(overrides=words, seed=seed, experts=None, methods=(method,), report=None),
+        sources=sources,
+        choices={"ties": Choice(1.0, seed / 10, False, {1.0: 9.0})},
+        score=lambda source, task: SimpleNamespace(fingerprint=f"{source.address.short}/{task.name}", path="rec"),
+        predictions=lambda source, task: SimpleNamespace(path=f"{source.address.short}.jsonl"),
+    )
+
+
+def test_a_sweep_over_seeds_and_starts_is_collected_into_rows_that_name_what_differs(monkeypatch):
+    monkeypatch.setattr(reporting, "read_score", lambda path: make_score(path, 9))
+    lines = [make_line(seed, start) for seed in (1, 2) for start in ("false", "true")]
+    rows = {row.title: [point.seed for point in row.points] for row in arrange_rows(reporting.collect(lines))}
+    both_starts = ("independent A", "shared A")
+    assert rows == {
+        "Zero-shot": [None],
+        **{f"Individual ({start})": [1, 2] for start in both_starts},
+        "Multi-task": [1, 2],
+        **{f"TIES{words} ({start})": [1, 2] for start in both_starts for words in ("", ", strength chosen")},
+    }
+    assert reporting.name_of(lines) == "peft.shared_a_init=false_true-seed=1_2"
