@@ -13,11 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from eval.figures import COLOURS, GREY, INK, MARKERS, STYLE, Drawn, render
+from scripts.choosing import CHOSEN
 from scripts.findings_experts import Findings, Row
 from scripts.findings_relation import merged_only, retained
 
 GRID = {"color": "#e6e9ed", "lw": 0.8}
-CHOSEN = ", chosen"
 AGAINST = {
     "share": "share of the expert left",
     "distance": "distance to the expert, in its norms",
@@ -153,7 +153,7 @@ def _draw_scores(found: Findings) -> Drawn:
     """Retained share of the expert's gain against what is left of the expert: a mark a method and task."""
     rows = [row | {"retained": x} for row in merged_only(found.kept) if (x := retained(row)) is not None]
     groups = _groups(found.kept)
-    names = list(dict.fromkeys(row["method"].removesuffix(CHOSEN) for row in rows))
+    names = list(dict.fromkeys(row["method"].removesuffix(f", {CHOSEN}") for row in rows))
     figure = Figure(figsize=(3.9 * len(AGAINST) + 1.6, 3.3 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), len(AGAINST), sharey=True, sharex="col", squeeze=False)
     for line, group in zip(panels, groups, strict=True):
@@ -161,7 +161,7 @@ def _draw_scores(found: Findings) -> Drawn:
         for ax, key in zip(line, AGAINST, strict=True):
             outcomes = _over_seeds(own, ("method", "task"), "retained")
             for (row, values), (_, gains) in zip(_over_seeds(own, ("method", "task"), key), outcomes, strict=True):
-                look = _look(names.index(row["method"].removesuffix(CHOSEN)))
+                look = _look(names.index(row["method"].removesuffix(f", {CHOSEN}")))
                 filled = look["color"] if row["chosen"] else "white"
                 ax.plot(statistics.fmean(values), statistics.fmean(gains), ls="none", ms=5, mfc=filled, **look)
             for height in (0, 1):

@@ -67,7 +67,7 @@ def title_of(source: Source) -> str:
     changed = changed_settings(method) if method is not None else {}
     chosen = source.variant == CHOSEN
     told = [f"{key}={value}" for key, value in changed.items() if not (chosen and key.endswith("strength"))]
-    return title + (f" ({', '.join(told)})" if told else "") + (", chosen" if chosen else "")
+    return title + (f" ({', '.join(told)})" if told else "") + (f", {CHOSEN}" if chosen else "")
 
 
 def _check(lines: Sequence[Line]) -> None:

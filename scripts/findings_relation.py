@@ -71,11 +71,21 @@ def chance_level(n: int, draws: int = 4000) -> float:
 
 
 def merged_only(rows: Iterable[Row]) -> list[Row]:
+    """Merged models alone, without the multi-task model."""
+    return [row for row in rows if row["kind"] == "merged"]
+
+
+def at_best(rows: Iterable[Row]) -> list[Row]:
+    """Merged models at the strength chosen on val; all of them where none was chosen."""
+    merged = merged_only(rows)
+    return [row for row in merged if row["chosen"]] or merged
+
+
+def each_once(rows: Iterable[Row]) -> list[Row]:
     """Merged models, each address once a group and seed: a chosen strength may be the default one."""
     found: dict[tuple, Row] = {}
-    for row in rows:
-        if row["kind"] == "merged":
-            found.setdefault((row["group"], row["seed"], row["address"], row.get("task")), row)
+    for row in merged_only(rows):
+        found.setdefault((row["group"], row["seed"], row["address"], row.get("task")), row)
     return list(found.values())
 
 
@@ -85,14 +95,14 @@ def relate(found: Findings) -> list[Row]:
     scope points: retained share over methods and tasks. within_task: over methods, mean of the tasks. within_method:
     over tasks, mean of the methods. methods: seen average over methods.
     """
-    points = [row | {"retained": x} for row in merged_only(found.kept) if (x := retained(row)) is not None]
+    points = [row | {"retained": x} for row in each_once(found.kept) if (x := retained(row)) is not None]
     rows = []
     for group in dict.fromkeys(row["group"] for row in found.merged):
         own = [row for row in points if row["group"] == group]
         for key in OF_POINTS:
             scopes = {"points": lambda row: 0, "within_task": _task, "within_method": _method}
             rows += [_relation(group, scope, key, own, "retained", by) for scope, by in scopes.items()]
-        models = [row for row in merged_only(found.merged) if row["group"] == group]
+        models = [row for row in each_once(found.merged) if row["group"] == group]
         rows += [_relation(group, "methods", key, models, "seen_avg", lambda row: 0) for key in OF_METHODS]
     return rows
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from eval.formats import escape_markdown
 from scripts.findings_experts import Findings, Row
-from scripts.findings_relation import MIN_GAP, OF_METHODS, OF_POINTS, chance_level, merged_only, retained
+from scripts.findings_relation import MIN_GAP, OF_METHODS, OF_POINTS, at_best, chance_level, retained
 
 NOT_THERE = "—"
 KEPT_WORDS = """\
@@ -84,6 +84,11 @@ def tell_experts(found: Findings) -> list[str]:
     return [_table(heads, lines), words, *_each_expert(found)]
 
 
+def which(rows: Sequence[Row]) -> str:
+    """What a mean over merged models was taken over."""
+    return "the merged models at chosen strengths" if all(row["chosen"] for row in rows) else "all merged models"
+
+
 def _cross_cell(rows: Sequence[Row]) -> str:
     if not rows:
         return NOT_THERE
@@ -91,9 +96,10 @@ def _cross_cell(rows: Sequence[Row]) -> str:
 
 
 def _each_expert(found: Findings) -> list[str]:
-    """Norm, and the retained share of the gain averaged over merged models, expert by expert."""
+    """Norm, and the retained share of the gain averaged over merged models, at chosen strengths where there are any."""
     groups = _groups(found.experts)
-    kept = [row | {"retained": retained(row)} for row in merged_only(found.kept)]
+    best = [row for group in groups for row in at_best([row for row in found.kept if row["group"] == group])]
+    kept = [row | {"retained": retained(row)} for row in best]
     lines = []
     for name in dict.fromkeys(row["expert"] for row in found.experts):
         cells = [name]
@@ -105,7 +111,7 @@ def _each_expert(found: Findings) -> list[str]:
         lines.append(cells)
     heads = ["expert", *(f"{what}, {group}" for group in groups for what in ("norm / mean", "share left", "retained"))]
     words = (
-        "norm / mean: over the mean of the experts. share left, retained: means over all merged models of the share of "
+        f"norm / mean: over the mean of the experts. share left, retained: means over {which(best)} of the share of "
         "the expert in the update, and of (merged − zero-shot) / (individual − zero-shot) on its own task; "
         f"{NOT_THERE} where individual is less than {MIN_GAP:g} points above zero-shot."
     )

@@ -6,11 +6,13 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
+from scripts.choosing import CHOSEN
 from scripts.findings_experts import Findings, Row
-from scripts.findings_relation import OF_METHODS, OF_POINTS, chance_level, merged_only, retained
-from scripts.findings_text import spread
+from scripts.findings_relation import OF_METHODS, OF_POINTS, at_best, chance_level, merged_only, retained
+from scripts.findings_text import spread, which
 from scripts.line import Line
 
+VARIANTS = {True: "at the strength chosen on val", False: "as configured"}
 LARGE = "eight experts of rank 16 in a 7B model span at most 128 of 4,096, 0.03"
 
 
@@ -62,9 +64,13 @@ def _means(rows: Sequence[Row], of: str, key: str) -> dict[str, list[float]]:
 
 
 def _ranking(rows: Sequence[Row]) -> str:
-    ranked = _means(rows, "method", "seen_avg")
-    named = ", ".join(f"{name} {spread(values, '.1f')}" for name, values in ranked.items())
-    return f"by seen average {named}." if ranked else ""
+    """From the highest seen average to the lowest, at chosen strengths and at default ones."""
+    parts = []
+    for chosen, words in VARIANTS.items():
+        ranked = _means([row for row in rows if row["chosen"] is chosen], "method", "seen_avg")
+        named = [f"{name.removesuffix(f', {CHOSEN}')} {spread(values, '.1f')}" for name, values in ranked.items()]
+        parts += [f"{words}: {', '.join(named)}"] if named else []
+    return f"seen average {'; '.join(parts)}." if parts else ""
 
 
 def _strongest(rows: Sequence[Row], titles: dict[str, str]) -> str:
@@ -98,20 +104,19 @@ def _strongest_of_points(rows: Sequence[Row]) -> str:
 
 
 def _norms(rows: Sequence[Row]) -> str:
-    """From the shortest merged update to the longest, at default and at chosen strengths."""
+    """From the shortest merged update to the longest, at chosen strengths and at default ones."""
     parts = []
-    for chosen, words in ((False, "as configured"), (True, "at the strength chosen on val")):
-        ranked = list(_means([row for row in rows if row["chosen"] is chosen], "method", "norm_over_mean").items())
-        if len(ranked) > 1:
-            (high, most), (low, least) = ranked[0], ranked[-1]
-            parts.append(f"{words} from {spread(least)} ({low}) to {spread(most)} ({high})")
+    for chosen, words in VARIANTS.items():
+        ranked = _means([row for row in rows if row["chosen"] is chosen], "method", "norm_over_mean")
+        told = [f"{spread(x)} ({name.removesuffix(f', {CHOSEN}')})" for name, x in reversed(ranked.items())]
+        parts += [f"{words} from {told[0]} to {told[-1]}"] if len(told) > 1 else []
     return f"norm of the merged update over the experts' mean: {'; '.join(parts)}." if parts else ""
 
 
 def _who_is_lost(found: Findings, group: str) -> str:
     """What the experts of the smallest and the largest norm retain, on the mean of all merged models."""
     norms = _means([row for row in found.experts if row["group"] == group], "expert", "norm_over_mean")
-    kept = [row for row in merged_only(found.kept) if row["group"] == group]
+    kept = at_best([row for row in found.kept if row["group"] == group])
     kept = [row | {"retained": gain} for row in kept if (gain := retained(row)) is not None]
     gains = {name: statistics.fmean(values) for name, values in _means(kept, "task", "retained").items()}
     there = [name for name in norms if name in gains]
@@ -121,7 +126,7 @@ def _who_is_lost(found: Findings, group: str) -> str:
     least, most = (end(gains, key=gains.__getitem__) for end in (min, max))
     return (
         f"the expert of the smallest norm, {small} ({little} of the mean), retains {gains[small]:.2f} of its gain on "
-        f"the mean of all merged models; that of the largest, {large} ({much}), {gains[large]:.2f}; "
+        f"the mean of {which(kept)}; that of the largest, {large} ({much}), {gains[large]:.2f}; "
         f"the range is from {gains[least]:.2f} ({least}) to {gains[most]:.2f} ({most})."
     )
 
