@@ -15,7 +15,7 @@ from eval.results import CHOSEN, Context, SourceRow, seeds_of
 from eval.seeds import Measured
 from eval.settings import Task
 from eval.standing import show_difference, tell_standing
-from eval.statistics import FEWEST_SEEDS
+from eval.statistics import Difference
 from eval.tables import MISSING, Column, Table, list_averages, list_blocks, rank_merged
 
 Show = Callable[[Table], str]
@@ -86,13 +86,22 @@ def _tell_first(ranked: Sequence[SourceRow], column: Column, measured: Measured)
     if len(ranked) < 2:
         return told
     found = measured.difference(best.key, ranked[1].key, column.tasks)
-    noise = "the noise of the questions" + (" and of the seeds" if found.seeds is not None else "")
-    verdict = f"is outside {noise}" if found.is_clear else f"is **within** {noise}"
-    if found.seeds is not None and found.is_clear_of_questions and not found.is_clear:
-        verdict = "is outside the noise of the questions, but **within** that of the seeds"
-        if found.seeds.n < FEWEST_SEEDS:
-            verdict = f"is outside the noise of the questions; {found.seeds.n} seeds are too few to tell theirs"
-    return f"{told}; its lead over {escape_markdown(_called(ranked[1]))}, {show_difference(found)}, {verdict}"
+    lead = f"its lead over {escape_markdown(_called(ranked[1]))}, {show_difference(found)}"
+    return f"{told}; {lead}, {_judge(found)}"
+
+
+def _judge(found: Difference) -> str:
+    """Of which noise a difference is free."""
+    if found.seeds is None:
+        verdict = "outside" if found.is_clear else "**within**"
+        return f"is {verdict} the noise of the questions"
+    questions = "outside" if found.is_clear_of_questions else "**within**"
+    if found.seeds.low is None:
+        return f"is {questions} the noise of the questions; {found.seeds.n} seeds are too few to tell theirs"
+    seeds = "outside" if found.seeds.is_clear else "**within**"
+    if questions == seeds:
+        return f"is {questions} the noise of the questions and that of the seeds"
+    return f"is {questions} the noise of the questions, but {seeds} that of the seeds"
 
 
 def _called(row: SourceRow) -> str:

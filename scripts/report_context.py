@@ -31,7 +31,7 @@ def make_context(name: str, lines: Sequence[Line]) -> Context:
         command=command("merge_eval", lambda word: not word.startswith("jobs=")),
         bootstrap=config.bootstrap,
         base=_read_base(lines),
-        regime=_read_regime(lines[0]),
+        regime=_read_regime(lines),
         **commit(),
     )
 
@@ -39,13 +39,19 @@ def make_context(name: str, lines: Sequence[Line]) -> Context:
 def _read_base(lines: Sequence[Line]) -> dict[str, Any] | None:
     """What the training of the base recorded; None for a checkpoint from elsewhere, and if the points have several."""
     bases = {line.base.path: line.base for line in lines}
-    if lines[0].config.model.base is None or len(bases) > 1:
+    if lines[0].config.model.base is None or len(bases) > 1 or not lines[0].base.is_complete():
         return None
     return read_manifest(lines[0].base.manifest)["record"]
 
 
-def _read_regime(line: Line) -> Regime | None:
-    """How much of the language model's width the experts can span; None where the files do not tell."""
+def _read_regime(lines: Sequence[Line]) -> Regime | None:
+    """How much of the language model's width the experts can span; None if the points differ in it."""
+    found = {_regime_of(line) for line in lines}
+    return found.pop() if len(found) == 1 else None
+
+
+def _regime_of(line: Line) -> Regime | None:
+    """None where the files do not tell."""
     try:
         model = json.loads((line.base.path / "config.json").read_text())
         ranks = [json.loads((expert.path / "adapter_config.json").read_text())["r"] for expert in line.experts.values()]
