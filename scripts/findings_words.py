@@ -169,12 +169,8 @@ def _change(found: Findings, before: str, after: str) -> str:
     return f"seen average, paired by seed: {', '.join(parts)}." if parts else ""
 
 
-def limits(lines: Sequence[Line], found: Findings) -> list[str]:
+def limits(lines: Sequence[Line], found: Findings) -> Iterator[str]:
     """What these numbers do not say about other models, 7B above all."""
-    return list(_limits(lines, found))
-
-
-def _limits(lines: Sequence[Line], found: Findings) -> Iterator[str]:
     config = lines[0].config
     n = len({row["expert"] for row in found.experts})
     rank, width = max(row["rank"] for row in found.experts), min(row["width"] for row in found.experts)
