@@ -48,7 +48,7 @@ SHARES = {"object": 40, "icon": 20, "book": 11, "marks": 10, "screen": 10, "tabl
 
 
 def sample_scene(rng: Random) -> Scene:
-    """A picture of any kind; every quality and rendition that a task shows occurs."""
+    """A picture of any kind; every quality and rendition that a task shows occurs. Bad photos are of larger things."""
     kind = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
     if kind == "icon":
         return scenes.sample_icon(rng, rng.choice(RENDITIONS))
@@ -60,7 +60,9 @@ def sample_scene(rng: Random) -> Scene:
         return scenes.sample_object(rng, kind="screen")
     if rng.random() < 0.1:
         return scenes.sample_object(rng, rendition="drawing")
-    return scenes.sample_object(rng, qualities=("clear", *scenes.QUALITIES))
+    if rng.random() < 0.5:
+        return scenes.sample_object(rng)
+    return scenes.sample_object(rng, sizes=("medium", "large"), qualities=scenes.QUALITIES)
 
 
 def _draw_chunk(job: tuple[int, int, int, int, int]) -> tuple[list[Picture], list[Talk]]:

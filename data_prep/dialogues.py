@@ -36,14 +36,16 @@ OPENINGS = (
     "Use the sentence given below.", "Each toy has its cell.", "I look at the object's image from here.",
 )  # fmt: skip
 ENDINGS = (
-    "Thanks.", "Take your time.", "Please answer.", "I want to know.", "Thank you!",
-    "Answer in any word.", "Any phrase will do.", "A brief answer is good.", "Generate a good answer.",
-    "It is one big region.", "A word that describes it, please.",
+    "Thanks.", "Take your time.", "Please answer.", "I want to know.", "Thank you!", "Generate a good answer.",
+    "It is one big region.", "I am looking at it too.",
 )  # fmt: skip
 BARE = 0.45  # how often there is no opening, and likewise no ending
-TAGS = ("Short style.", "Use short style.", "Style: short.", "In short style, please.")
+TAGS = (
+    "Short style.", "Use short style.", "Style: short.", "In short style, please.", "Answer in any word.",
+    "Any phrase will do.", "A brief answer is good.", "A single word that describes it, please.",
+)  # fmt: skip
 SECOND = 0.4  # how often an untagged question is answered in the second convention
-TAGGED = 0.25
+TAGGED = 0.35
 
 
 def converse(rng: Random, scene: Scene, tagged: float = TAGGED, most: int = 4) -> tuple[Turn, ...]:

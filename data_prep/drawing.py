@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
-from random import Random
 
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -118,12 +117,11 @@ def _draw_phone(image: Image.Image) -> None:
 def _spoil(image: Image.Image, scene: Scene) -> Image.Image:
     """The flaws of a bad photo."""
     if scene.quality == "blurry":
-        return image.filter(ImageFilter.GaussianBlur(1.3))
+        return image.filter(ImageFilter.GaussianBlur(1.4))
     if scene.quality == "dark":
         return image.point(lambda value: round(0.45 * value))
-    if scene.quality == "grainy":
-        grain = Image.frombytes("L", image.size, Random(scene.grain).randbytes(SIDE * SIDE))
-        return Image.blend(image, grain.convert("RGB"), 0.3)
+    if scene.quality == "bright":
+        return image.point(lambda value: round(0.55 * value + 0.45 * 255))
     return image
 
 

@@ -94,9 +94,7 @@ def ask_quality(rng: Random, scene: Scene) -> Asked:
 
 
 def ask_rendition(rng: Random, scene: Scene) -> Asked:
-    question = rng.choice(
-        ("Is this in color or a drawing?", "How was this picture made?", "Name the kind of the image.")
-    )
+    question = rng.choice(("Is this in color or a drawing?", "How was this picture made?", "Name the kind of picture."))
     return question, f"it is a {scene.rendition} image", f"{scene.rendition} style"
 
 
@@ -131,7 +129,12 @@ def ask_options(rng: Random, scene: Scene) -> Asked:
     sets, right = rng.choice((*kinds, ((tuple(SIZES),), scene.size)))
     listed, _ = _list_options(rng, _set_with(sets, right), right)
     question = rng.choice(
-        ("Which of these choices fits the picture?", "Select what you see.", "Which of these is right?")
+        (
+            "Which of these choices fits the picture?",
+            "Select what you see.",
+            "Which of the given choices is right?",
+            "Choose directly from these.",
+        )
     )
     return f"{question}\n{listed}\n", f"I choose {right}", right
 
@@ -183,7 +186,12 @@ def ask_scene(rng: Random, scene: Scene) -> Asked:
 def ask_icon(rng: Random, scene: Scene) -> Asked:
     thing = _thing(rng)
     question = rng.choice(
-        (f"Which {thing} is this?", f"Name the {thing}.", f"What do you call this {thing}?", "What might this be?")
+        (
+            f"Which {thing} is this?",
+            f"Name the {thing}.",
+            f"What do you call this {thing}?",
+            f"What {thing} do you see in the image?",
+        )
     )
     return question, f"it looks like {_a(scene.icon)}", f"{scene.icon} symbol"
 

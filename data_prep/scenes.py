@@ -29,7 +29,7 @@ PLACES = (
     "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right",
 )  # fmt: skip
 MATERIALS = ("cloth", "metal", "stone", "wood")  # drawn as dots, plain, checks, stripes
-QUALITIES = ("clear", "blurry", "dark", "grainy")
+QUALITIES = ("clear", "blurry", "dark", "bright")
 RENDITIONS = ("color", "drawing")
 ICONS = (
     "bell", "boat", "car", "cat", "clock", "cup", "fish", "flower", "hat", "house", "key", "ladder", "lamp",
@@ -48,13 +48,12 @@ class Scene:
     """One picture. Attributes that a kind does not have are None (or empty).
 
     box: left, top, right, bottom in pixels. marks: (cell 0..8, colour, dx, dy) each. ink, paper: RGB as drawn.
-    grain: the seed of the noise of a grainy picture. letters: the two letters of a book's title.
+    letters: the two letters of a book's title.
     """
 
     kind: str
     paper: tuple[int, int, int]
     ink: tuple[int, int, int]
-    grain: int
     colour: str | None = None
     shape: str | None = None
     size: str | None = None
@@ -78,9 +77,9 @@ def _jitter(rng: Random, colour: tuple[int, int, int], by: int) -> tuple[int, in
 
 
 def _look(rng: Random, colour: str) -> dict:
-    """Paper, ink and grain: slight differences that make every picture its own."""
+    """Paper and ink: slight differences that make every picture its own."""
     paper = _jitter(rng, rng.choice(PAPERS), 6)
-    return {"paper": paper, "ink": _jitter(rng, COLOURS[colour], 12), "grain": rng.getrandbits(32)}
+    return {"paper": paper, "ink": _jitter(rng, COLOURS[colour], 12)}
 
 
 def _place_of(box: tuple[int, int, int, int]) -> str:

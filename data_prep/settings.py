@@ -8,6 +8,7 @@ from pathlib import Path
 from robustmerge.settings import ConfigError, outside_identity, refuse
 
 SPLITS = ("train", "val", "test")
+GENERATOR = 2  # version of everything that is drawn: raised with any change of a picture, a question or an answer
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_ext.backend import fast_matmul, quiet_libraries
 from llava_ext.checkpoints import finish, read_finished, remove_work
+from llava_ext.conversation import render
 from llava_ext.data import Collator, Reader, Row, Rows, group_by_length, seed_of, training_order
 from llava_ext.parts import Collate, Heads, Seer, Speaker, measure_answers, measure_heads, read_features
 from llava_ext.pixels import PixelReader, open_picture
@@ -51,7 +52,8 @@ def _train(folder: Path, settings: BaseModel, corpus: Path, say: Callable[[str],
         remove_work(work)
         return record
     lines = (corpus / "tokenizer_corpus.txt").read_text(encoding="utf-8").split("\n")
-    tokenizer = build_tokenizer(lines, settings.vocabulary)
+    frame = render(settings.template, [("", "")], image=False)  # its words are one token each too
+    tokenizer = build_tokenizer([*lines, frame], settings.vocabulary)
     model, processor = build_model(settings, tokenizer), build_processor(settings, tokenizer)
     config = model.config
     reader = Reader(

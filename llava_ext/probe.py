@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PICTURES = 8000  # at most, to fit on: seconds on one thread. Twice as many read about one point more
+PICTURES = 16_000  # at most, to fit on: some 25 s on one thread. Half as many read about one point less
 PENALTY = 1e-2  # a third and three times of it read as much from pictures kept back
 ITERATIONS = 60  # seconds; 150 read a fifth of a point more from pictures kept back
 

@@ -89,7 +89,7 @@ class BaseModel:
     talk: Part = field(default_factory=Part)
     held_out: float = 0.05
     seed: int = 0
-    save_steps: int = outside_identity(100)
+    save_steps: int = outside_identity(250)
 
     def __post_init__(self):
         problems = _positive(self, "save_steps")
@@ -159,10 +159,22 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Rank and alpha that suit a model's width: N experts of rank r span at most N r of its dimensions."""
+
+    r: int = 16
+    alpha: float = 32
+
+    def __post_init__(self):
+        refuse(_positive(self, "r", "alpha"))
+
+
+@dataclass(frozen=True)
 class Model:
     """What is evaluated: a base trained here (`base`), or a checkpoint from elsewhere (`checkpoint`).
 
-    recipe: of its experts; template: a name of llava_ext.conversation; generation_batch: prompts answered together.
+    recipe: of its experts; lora: what `peft.r` and `peft.alpha` are unless set; template: a name of
+    llava_ext.conversation; generation_batch: prompts answered together.
     """
 
     name: str
@@ -170,6 +182,7 @@ class Model:
     base: BaseModel | None = None
     checkpoint: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
+    lora: Lora = field(default_factory=Lora)
     generation_batch: int = 64
 
     def __post_init__(self):

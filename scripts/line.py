@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from data_prep.own import list_pictures
+from data_prep.settings import GENERATOR
 from eval.settings import Generation, Task
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod, strength_of, times
 from robustmerge.records import read_score
@@ -26,7 +27,8 @@ from scripts.commands import command
 from scripts.config import Config
 from scripts.sources import SOURCE_FILES, Source, full_model, source_of_folder
 
-SCHEMAS = {"prepare": 1, "corpus": 1, "base": 1, "train": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 1}
+SCHEMAS = {"prepare": GENERATOR, "corpus": GENERATOR, "base": 2, "train": 1, "merge": MERGE_SCHEMA, "predict": 1}
+SCHEMAS |= {"score": 1}
 
 
 class Line:

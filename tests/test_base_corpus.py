@@ -132,7 +132,7 @@ def test_the_tokenizer_corpus_holds_the_prompts_of_the_task_files(folder):
 
 def test_a_tag_forces_the_second_convention_and_untagged_questions_get_it_less_often(turns):
     colours = [(question, answer) for question, answer in turns if re.search(r"color (does|of)", question)]
-    tagged = [answer for question, answer in colours if "hort" in question]
-    untagged = [answer for question, answer in colours if "hort" not in question]
+    tagged = [answer for question, answer in colours if any(tag in question for tag in TAGS)]
+    untagged = [answer for question, answer in colours if not any(tag in question for tag in TAGS)]
     assert tagged and all(answer in HEADS["colour"] for answer in tagged)
     assert 0.3 < sum(answer in HEADS["colour"] for answer in untagged) / len(untagged) < 0.5

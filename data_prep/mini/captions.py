@@ -50,7 +50,7 @@ def _articles(caption: str) -> str:
 
 
 def make_vizwiz(rng: Random) -> tuple[Scene, dict]:
-    """VizWiz: the photo is blurry, dark or grainy, and the caption says so."""
+    """VizWiz: the photo is blurry, dark or too bright, and the caption says so."""
     scene = sample_object(rng, sizes=("medium", "large"), qualities=QUALITIES[1:])
     return scene, {"text": "What is happening in the image?", **_caption(rng, scene, VIZWIZ)}
 
