@@ -187,7 +187,7 @@ def ask_icon(rng: Random, scene: Scene) -> Asked:
     thing = _thing(rng)
     question = rng.choice(
         (
-            f"Which {thing} is this?",
+            f"What is this {thing}?",
             f"Name the {thing}.",
             f"What do you call this {thing}?",
             f"What {thing} do you see in the image?",
@@ -218,14 +218,14 @@ def ask_count(rng: Random, scene: Scene) -> Asked:
 def ask_title(rng: Random, scene: Scene) -> Asked:
     first, second = scene.letters
     question = rng.choice(
-        ("Read the cover.", "Which letters do you see?", "Spell the title.", "Read the name of the book.")
+        ("Read the cover.", "What does the cover say?", "Spell the title.", "Read the name of the book.")
     )
     return question, f"the letters are {first} and {second}", f"{first} then {second}"
 
 
 def ask_letter(rng: Random, scene: Scene) -> Asked:
     index, which = rng.choice([(0, "first"), (1, "second"), (0, "left"), (1, "right")])
-    question = rng.choice((f"Read the {which} letter.", f"Which letter is the {which} one?"))
+    question = rng.choice((f"Read the {which} character.", f"Which character is the {which} one?"))
     return question, f"the letter is {scene.letters[index]}", f"letter {scene.letters[index]}"
 
 
