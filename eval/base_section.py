@@ -81,4 +81,4 @@ def _across(head: str, names: Sequence[str], lines: Sequence[tuple[str, Sequence
                 ]
             )
         )
-    return "\n\n".join([*tables, ""])
+    return "\n\n".join(tables) + "\n"

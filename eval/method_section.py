@@ -70,8 +70,9 @@ def _tell_choices(merged: Sequence[SourceRow]) -> str:
     ]
     for row, choices in rows:
         means = [_mean([choice.means[f] for choice in choices if f in choice.means]) for f in grid]
-        best = max(mean for mean in means if mean is not None)
-        cells = [MISSING if m is None else f"**{m:.1f}**" if m == best else f"{m:.1f}" for m in means]
+        shown = [MISSING if mean is None else f"{mean:.1f}" for mean in means]
+        best = shown[means.index(max(mean for mean in means if mean is not None))]
+        cells = [f"**{text}**" if text == best and shown.count(best) == 1 else text for text in shown]
         lines.append(f"| {escape_markdown(_short(row))} | " + " | ".join(cells) + f" | {_tell_taken(row)} |")
     ends = [
         f"{escape_markdown(_short(row))}{_of_seeds(row)}"

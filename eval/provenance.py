@@ -61,7 +61,7 @@ def _tell_resolution(rows: Sequence[SourceRow], context: Context, measured: Meas
     halves = sorted((one.high - one.low) / 2 for one in found)
     if not halves:
         return []
-    width = f"{halves[0]:.2f}" if len(halves) == 1 else f"{halves[0]:.2f} to {halves[-1]:.2f}"
+    width = " to ".join(dict.fromkeys(f"{half:.2f}" for half in (halves[0], halves[-1])))
     return [f"- Resolution: the half-width of the {LEVEL:.0f} % interval of the seen average is {width} points."]
 
 
