@@ -23,7 +23,8 @@ PICTURES_A_TASK = 6
 DPI = 110
 RIGHT = "#1a7f37"
 PICTURE, GAP, NAME, LINE = 1.55, 0.32, 1.45, 0.13  # inches
-QUESTION_LINES, ANSWER_LINES, LETTERS = 6, 2, 32
+QUESTION_LINES, ANSWER_LINES = 6, 2
+LETTERS, BOLD_LETTERS = 31, 27  # a line
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ def _read(path: Path) -> list[_Shown]:
     for example in first_by_hash(path, PICTURES_A_TASK):
         asked, expected = words_of(example)
         pixels = read_picture(path.parent, example.image)
-        found.append(_Shown(pixels, _wrap(asked, QUESTION_LINES), _wrap(f"→ {expected}", ANSWER_LINES)))
+        found.append(
+            _Shown(pixels, _wrap(asked, QUESTION_LINES, LETTERS), _wrap(f"→ {expected}", ANSWER_LINES, BOLD_LETTERS))
+        )
     return found
 
 
@@ -96,6 +99,6 @@ def _draw_question(axes: Axes, left: float, top: float, one: _Shown) -> None:
     axes.text(left, below, "\n".join(one.expected), color=RIGHT, weight="bold", va="top", linespacing=1.15)
 
 
-def _wrap(text: str, most: int) -> list[str]:
+def _wrap(text: str, most: int, letters: int) -> list[str]:
     """At most so many lines; a dollar begins no formula."""
-    return textwrap.wrap(text.replace("$", r"\$"), LETTERS, max_lines=most, placeholder=" …")
+    return textwrap.wrap(text.replace("$", r"\$"), letters, max_lines=most, placeholder=" …")
