@@ -233,8 +233,8 @@ _SEEN = (ask_colour, ask_shape, ask_size, ask_place, ask_material, ask_box, ask_
          ask_scene)  # fmt: skip
 _DRAWN = (ask_shape, ask_size, ask_place, ask_rendition, ask_box, ask_scene)
 _INTENTS: dict[str, tuple[Callable[[Random, Scene], Asked], ...]] = {
-    "object": (*_SEEN, ask_quality),
-    "screen": _SEEN,
+    "object": (*_SEEN, ask_scene, ask_quality, ask_quality),
+    "screen": (*_SEEN, ask_scene),
     "icon": (ask_icon, ask_icon, ask_rendition),
     "book": (ask_title, ask_title, ask_letter, ask_colour),
     "marks": (ask_count, ask_count),
