@@ -21,8 +21,8 @@ def tell_base(context: Context) -> str:
     size = f" of {base['parameters'] / 1e6:.1f} million parameters" if base.get("parameters") else ""
     parts = [
         f"## Can the base see and obey?\n\nMeasured on the base{size}, before any expert, on pictures and dialogues "
-        "that its training never had. A task that needs only what is unmarked here fails zero-shot by its convention, "
-        "not by sight.\n"
+        "that its training never had. Where a task asks only for what is unmarked here, a low zero-shot score is more "
+        "likely its convention than its pictures.\n"
     ]
     if probe or heads:
         parts.append(_tell_sight(probe, heads))

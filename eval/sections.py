@@ -15,7 +15,7 @@ from eval.results import CHOSEN, Context, SourceRow, seeds_of
 from eval.seeds import Measured
 from eval.settings import Task
 from eval.standing import show_difference, tell_standing
-from eval.statistics import Difference
+from eval.statistics import FEWEST_SEEDS, Difference
 from eval.tables import MISSING, Column, Table, list_averages, list_blocks, rank_merged
 
 Show = Callable[[Table], str]
@@ -91,13 +91,15 @@ def _tell_first(ranked: Sequence[SourceRow], column: Column, measured: Measured)
 
 
 def _judge(found: Difference) -> str:
-    """Of which noise a difference is free."""
+    """Of which noise a lead is free."""
+    if found.value < 0:
+        return "is **none** over the seeds that both have"
     if found.seeds is None:
         verdict = "outside" if found.is_clear else "**within**"
         return f"is {verdict} the noise of the questions"
     questions = "outside" if found.is_clear_of_questions else "**within**"
     if found.seeds.low is None:
-        return f"is {questions} the noise of the questions; {found.seeds.n} seeds are too few to tell theirs"
+        return f"is {questions} the noise of the questions; {FEWEST_SEEDS} shared seeds are needed to tell theirs"
     seeds = "outside" if found.seeds.is_clear else "**within**"
     if questions == seeds:
         return f"is {questions} the noise of the questions and that of the seeds"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from eval.results import SourceRow
+from eval.results import SourceRow, seeds_of
 from eval.settings import Bootstrap
 from eval.statistics import (
     Difference,
@@ -32,6 +32,7 @@ class Measured:
 
     def __init__(self, rows: Sequence[SourceRow], tasks: Sequence[str], bootstrap: Bootstrap):
         self._seeds: dict[str, list[Seed]] = {row.key: [point.seed for point in row.points] for row in rows}
+        self._several = len(seeds_of(rows)) > 1
         scores = {
             _name(row.key, point.seed): {task: point.scores[task] for task in tasks if task in row.tasks}
             for row in rows
@@ -59,7 +60,8 @@ class Measured:
     def difference(self, one: str, other: str, tasks: Sequence[str]) -> Difference:
         """`one` minus `other`, paired over questions and over the seeds that both have.
 
-        Rows that share no seed are compared as they are; such a difference is never clear.
+        Rows that share no seed are compared as they are. Where there are several seeds, a difference over fewer than
+        three pairs is never clear.
         """
         asked = ("minus", one, other, *tasks)
         if asked not in self._found:
@@ -68,15 +70,17 @@ class Measured:
 
     def _compare(self, one: str, other: str, tasks: Sequence[str]) -> Difference:
         seeds, others = self._seeds[one], self._seeds[other]
-        if None not in seeds and None not in others:
-            shared = [seed for seed in seeds if seed in others]
-            seeds, others = (shared, shared) if shared else (seeds, others)
+        trained = None not in (*seeds, *others)
+        shared = [seed for seed in seeds if seed in others]
+        if trained and shared:
+            seeds = others = shared
         points, draws = self._of(one, seeds, tasks)
         less_points, less_draws = self._of(other, others, tasks)
         found = difference_of(float(points.mean() - less_points.mean()), draws - less_draws)
-        if seeds != others and None not in (*seeds, *others):
-            return replace(found, seeds=SeedSpread(0, found.value))
-        return replace(found, seeds=_over_seeds(points - less_points))
+        pairs = [] if trained and not shared else points - less_points
+        if len(pairs) > 1:
+            return replace(found, seeds=_over_seeds(pairs))
+        return replace(found, seeds=SeedSpread(len(pairs), found.value)) if self._several else found
 
     def _of(self, key: str, seeds: Sequence[Seed], tasks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Points in 0..1, [seeds], and resamples of their mean, [draws]."""

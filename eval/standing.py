@@ -96,7 +96,8 @@ def show_difference(found: Difference) -> str:
         return text.replace("-", "−").replace("p = 0.000", "p < 0.001")
     over = found.seeds
     seeds = f"{over.low:+.1f} to {over.high:+.1f}" if over.low is not None else "no interval"
-    return f"{found.value:+.1f} (questions {questions}; {over.n} seeds {seeds})".replace("-", "−")
+    count = f"{over.n} seed" if over.n == 1 else f"{over.n} seeds"
+    return f"{found.value:+.1f} (questions {questions}; {count} {seeds})".replace("-", "−")
 
 
 def tell_standing(table: Table) -> list[tuple[str, str]]:

@@ -150,7 +150,8 @@ def _clear_best(block: Sequence[SourceRow], column: Column, measured: Measured) 
     if len(ranked) < 2:
         return None
     first, second = (row.key for row in ranked[:2])
-    return first if measured.difference(first, second, column.tasks).is_clear else None
+    found = measured.difference(first, second, column.tasks)
+    return first if found.is_clear and found.value > 0 else None  # below 0: ahead by seeds that the second lacks only
 
 
 def _embolden(row: Row, index: int) -> Row:

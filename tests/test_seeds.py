@@ -153,6 +153,26 @@ def test_rows_that_share_no_seed_are_never_told_apart(context):
     assert found.is_clear_of_questions and not found.is_clear and found.seeds.n == 0
 
 
+def test_a_lead_over_one_shared_seed_is_not_clear_where_there_are_several(context):
+    results = make_seeds("ties", "TIES", {1: both(10), 2: both(10), 3: both(10)})
+    rows = arrange_rows(results + make_seeds("robustmerge", "RobustMerge", {3: both(90)}))
+    found = measure(rows, context).difference(rows[1].key, rows[0].key, SEEN)
+    assert found.is_clear_of_questions and not found.is_clear and found.seeds.n == 1
+    assert not any(one.bold for row in main_table(rows, context, measure(rows, context)).rows for one in row.cells)
+
+
+def test_who_is_ahead_by_seeds_that_the_other_lacks_has_no_lead(context):
+    results = make_seeds("ties", "TIES", {1: both(120), 2: both(120), 3: both(60), 4: both(60), 5: both(60)})
+    results += make_seeds("robustmerge", "RobustMerge", {seed: both(72) for seed in (3, 4, 5)})
+    rows = arrange_rows(results)
+    measured = measure(rows, context)
+    found = measured.difference(rows[0].key, rows[1].key, SEEN)
+    assert found.is_clear and found.value == pytest.approx(-10)
+    assert not any(one.bold for row in main_table(rows, context, measured).rows for one in row.cells)
+    text = make_report(results, context).files["report.md"].decode()
+    assert "TIES is first of the merged models with 70.0 %" in text and "is **none** over the seeds that both" in text
+
+
 def test_the_zero_shot_base_stands_beside_every_seed(context):
     zero = make_result("zero_shot", "zero_shot", "Zero-shot", both(20))
     rows = arrange_rows([zero, *make_seeds("dare", "DARE", {1: both(30), 2: both(40), 3: both(50)})])
