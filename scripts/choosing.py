@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from data_prep.settings import TaskData
 from robustmerge.method import Method, OutsideMethod, strength_of
 from robustmerge.method_files import list_methods, read_method
 
@@ -56,6 +58,14 @@ def problems_of_grid(grid: Sequence[float] | None) -> list[str]:
         *(f"a multiple of the update must be above 0 and finite, got {factor:g} (strength_grid)" for factor in bad),
         *(f"{factor:g} is given more than once (strength_grid)" for factor in doubled),
     ]
+
+
+def has_val(questions: Path, data: TaskData) -> bool:
+    """Whether a task has a val question; where its data is not there yet, whether it is to have one."""
+    if questions.exists():
+        return questions.stat().st_size > 0
+    files = data.question_files
+    return "val" in files or data.counts.val > 0 and (data.generator is not None or "train" in files)
 
 
 def is_set_by_user(merge: Mapping[str, Any], method: Method | OutsideMethod) -> bool:

@@ -22,7 +22,7 @@ from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod, strength_of,
 from robustmerge.records import read_score
 from robustmerge.runs import Address, address_file, address_folder, foreign
 from robustmerge.settings import UserError, suggest
-from scripts.choosing import CHOSEN, Choice, choose
+from scripts.choosing import CHOSEN, Choice, choose, has_val
 from scripts.commands import command
 from scripts.config import Config
 from scripts.sources import SOURCE_FILES, Source, full_model, source_of_folder
@@ -145,8 +145,8 @@ class Line:
 
     @cached_property
     def candidates(self) -> dict[str, dict[float, Source]]:
-        """By method, by factor of the update: what is asked the val questions. Planned once the data is there."""
-        asked = tuple(task for task in self.config.seen if _is_filled(self.questions(task, "val")))
+        """By method, by factor of the update: what is asked the val questions."""
+        asked = tuple(t for t in self.config.seen if has_val(self.questions(t, "val"), self.config.data(t)))
         grid = self.config.strength_grid if asked else None
         free = [m for m in self.config.methods if strength_of(m) is not None and m.name not in self.config.fixed]
         return {m.name: {f: self._merged_source(times(m, f), asked) for f in grid} for m in free if grid}
@@ -227,10 +227,6 @@ class Line:
 def _kind(kind: str, split: str) -> str:
     """The folder of answers or scores: those on val lie apart, so that nobody takes them for results."""
     return kind if split == "test" else f"{kind}/{split}"
-
-
-def _is_filled(file: Path) -> bool:
-    return file.exists() and file.stat().st_size > 0
 
 
 def unfinished(addresses: Iterable[Address | None]) -> list[Address]:

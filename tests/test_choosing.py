@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.settings import Counts, TaskData
 from eval.settings import Generation
 from robustmerge.method import Method, strength_of, times
 from robustmerge.method_files import read_method
 from robustmerge.records import Score, write_score
 from robustmerge.runs import UserError, settings_in_identity
-from scripts.choosing import choose, describe
+from scripts.choosing import choose, describe, has_val
 from scripts.config import read_config
 from scripts.line import Line
 from scripts.program import compose
@@ -178,6 +179,34 @@ def test_missing_val_scores_are_told_with_the_way_to_make_them_and_the_way_witho
     assert line.find_source("merged/ties").variant == "", "the configured sources need none of them"
     with pytest.raises(UserError, match=r"merged/ties, merged/ties@chosen"):
         line.find_source("merged/tais")
+
+
+def test_before_the_data_is_there_a_chosen_strength_is_missed_not_unknown_and_no_row_is_left_out(tmp_path):
+    words = (f"paths.runs={tmp_path}", "profile=smoke", "methods=[ties]", "multi_task=false")
+    line = Line(read_config(compose("merge_eval", [*words])))
+    for ask in (lambda: line.sources, lambda: line.find_source("merged/ties@chosen")):
+        with pytest.raises(UserError, match="16 val scores are missing"):
+            ask()
+    assert line.find_source("zero_shot").kind == "zero_shot"
+    assert not Line(read_config(compose("merge_eval", [*words, "benchmark.counts.val=0"]))).candidates
+
+
+@pytest.mark.parametrize(
+    ("data", "planned"),
+    [
+        (TaskData("t", generator="g"), True),
+        (TaskData("t", generator="g", counts=Counts(val=0)), False),
+        (TaskData("t", train="a.json", test="b.json"), True),  # a tenth of train
+        (TaskData("t", val="v.json", test="b.json", counts=Counts(val=0)), True),
+        (TaskData("t", test="b.json"), False),
+    ],
+)
+def test_a_task_has_val_questions_by_its_file_or_else_by_its_plan(tmp_path, data, planned):
+    file = tmp_path / "val.jsonl"
+    assert has_val(file, data) == planned
+    for text in ("", "a question\n"):
+        file.write_text(text)
+        assert has_val(file, data) == bool(text)
 
 
 @pytest.mark.parametrize(
