@@ -12,12 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from eval.tables import REFERENCES, Cell, Row, Table
+from eval.looks import GREY, INK, Look, list_panels, look_of
+from eval.tables import Cell, Row, Table
 
-# Okabe and Ito, told apart with any colour vision (https://jfly.uni-koeln.de/color/); brown for their yellow, which is
-# too light for white paper.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 STYLE = {
     "svg.hashsalt": "robustmerge",
     "font.size": 10,
@@ -30,8 +27,6 @@ STYLE = {
     "legend.frameon": False,
 }
 LONGEST_BESIDE = 30  # characters of a title with which the legend still stands beside the axes
-INK = "#24292f"
-GREY = "#6e7781"
 
 
 @dataclass(frozen=True)
@@ -45,15 +40,6 @@ class Drawn:
     wide: bool = False
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a source is drawn."""
-
-    colour: str
-    marker: str
-    filled: bool
-
-
 def draw_figures(main: Table) -> list[Drawn]:
     """Seen against unseen average (figure 1 of the paper), if a source has both, and the scores task by task."""
     averages = [index for index, column in enumerate(main.columns) if column.is_average]
@@ -62,36 +48,6 @@ def draw_figures(main: Table) -> list[Drawn]:
     )
     with matplotlib.rc_context(STYLE):
         return [*([draw_seen_unseen(main)] if whole else []), draw_tasks(main)]
-
-
-def look_of(rows: Sequence[Row]) -> list[Look]:
-    """One look a label: references grey and black, from the second of a kind on coloured; others take colours and
-    markers in turn. Where strengths were chosen, marks of merged models at their default are hollow."""
-    labels: dict[str, list[str]] = {}
-    for row in rows:
-        alike = labels.setdefault(row.kind if row.kind in REFERENCES else "merged", [])
-        alike += [row.label] if row.label not in alike else []
-    chosen = any(row.chosen for row in rows)
-    looks = []
-    for row in rows:
-        if row.kind in REFERENCES:
-            turn, hollow = labels[row.kind].index(row.label), row.kind == "zero_shot"
-            marker = {"zero_shot": "o", "individual": "|", "multi_task": "D"}[row.kind]
-            colour = COLOURS[(turn - 1) % len(COLOURS)] if turn else GREY if hollow else INK
-            looks.append(Look(colour, marker, filled=not hollow and not turn))
-        else:
-            turn = labels["merged"].index(row.label)
-            marker = MARKERS[(turn // len(COLOURS) + turn) % len(MARKERS)]
-            looks.append(Look(COLOURS[turn % len(COLOURS)], marker, filled=row.chosen or not chosen))
-    return looks
-
-
-def list_panels(rows: Sequence[Row]) -> list[tuple[str, list[int]]]:
-    """The parts of a figure, as heading and indices of rows: one for each way the experts were trained."""
-    facets = list(dict.fromkeys(row.facet for row in rows if row.facet))
-    if len(facets) < 2:
-        return [("", list(range(len(rows))))]
-    return [(facet, [i for i, row in enumerate(rows) if row.facet in ("", facet)]) for facet in facets]
 
 
 def _start(main: Table, width: float, height: float) -> tuple[Figure, list[Axes]]:

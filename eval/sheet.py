@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from eval.examples import first_by_hash, read_picture, words_of
-from eval.figures import GREY, INK, STYLE
+from eval.figures import STYLE
+from eval.looks import GREY, INK
 from eval.results import Context
 from eval.settings import Task
 

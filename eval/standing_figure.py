@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from eval.figures import COLOURS, GREY, INK, STYLE, Drawn, render
+from eval.figures import STYLE, Drawn, render
+from eval.looks import COLOURS, GREY, INK
 from eval.tables import Cell, Row, Table
 
 BETTER, WORSE = COLOURS[0], COLOURS[1]

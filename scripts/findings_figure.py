@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from eval.figures import COLOURS, GREY, INK, MARKERS, STYLE, Drawn, render
+from eval.figures import STYLE, Drawn, render
+from eval.looks import COLOURS, GREY, INK, MARKERS
 from scripts.choosing import CHOSEN
 from scripts.findings_experts import Findings, Row
 from scripts.findings_relation import merged_only, retained

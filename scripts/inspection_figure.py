@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.figures import COLOURS, GREY, INK, MARKERS, STYLE, Drawn, render
+from eval.figures import STYLE, Drawn, render
+from eval.looks import COLOURS, GREY, INK, MARKERS
 from robustmerge.inspection import Inspection, Row
 
 MANY = 12  # with more experts, numbers in the squares and names in the legend are left out

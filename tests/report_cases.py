@@ -97,6 +97,19 @@ def make_sweep(tasks, seeds=(1, 2, 3, 4, 5), questions: int = N, noise: float = 
     return found
 
 
+def make_seeds(name: str, title: str, rights: dict[int, dict[str, int]], **more) -> list[SourceResult]:
+    return [make_result(f"merged/{name}", "merged", title, right, seed=seed, **more) for seed, right in rights.items()]
+
+
+def both(right: int) -> dict[str, int]:
+    return {"vqav2": right, "rec": right, "aokvqa": right}
+
+
+@pytest.fixture(scope="module")
+def sweep() -> list[SourceResult]:
+    return make_sweep(TASKS)
+
+
 @pytest.fixture
 def context(tmp_path) -> Context:
     questions = {}

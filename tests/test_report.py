@@ -15,7 +15,8 @@ import pytest
 from matplotlib import image
 
 from eval.examples import EXAMPLES_A_TASK, LONGEST_SIDE
-from eval.figures import draw_figures, look_of
+from eval.figures import draw_figures
+from eval.looks import look_of
 from eval.page import make_page
 from eval.report import make_report, show_summary, write_files
 from eval.results import SourceResult
