@@ -12,7 +12,7 @@ def walk(points: list[dict]) -> None:
     from scripts import findings_page, steps
 
     for page in findings_page.write(steps.plan(points)):
-        print(f"findings: {page} (tables and figures in findings, beside it)")
+        print(f"findings: {page} (details, tables and figures in findings, beside it)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The page of findings: beside the report of the same overrides, with its figures and tables in `findings/`."""
+"""The page of findings: beside the report of the same overrides, with details, figures and tables in `findings/`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustmerge.runs import write_atomically
+from scripts.findings_details import compose_details
 from scripts.findings_experts import Findings, Row
 from scripts.findings_figure import draw_findings
 from scripts.findings_measure import measure
-from scripts.findings_relation import relate
-from scripts.findings_text import tell_experts, tell_kept, tell_relations
+from scripts.findings_relation import MIN_GAP, relate
+from scripts.findings_text import tell_kept, tell_relations
 from scripts.findings_words import conclude, limits, varied_alone
 from scripts.inspection import as_csv
 from scripts.line import Line
 from scripts.reporting import name_of
 
 ABOUT = """\
-{points}. Mean ± sample standard deviation over seeds. An update is that of all {modules} adapted layers, as one long \
-vector{extras}. What follows says what goes together in these runs, not what causes what: {varied} varied \
-alone."""
+{points}. Independent A: every expert began with a random A of its own; shared A: all with one. An expert's update of \
+a layer is the product B A of two thin matrices; taken together, those of all {modules} adapted layers are one long \
+vector{extras}. Numbers are means ± sample standard deviations over seeds. They say what goes together in these runs, \
+not what causes what: {varied} varied alone."""
 
 TRIED = """\
 Strength multiplies the whole update and changes nothing else of it. Mean score on the val questions of the seen tasks \
 at every strength tried:"""
+GAINS = f"""\
+On each expert's own task: how much of its gain over zero-shot a merged model retains, (merged − zero-shot) / \
+(individual − zero-shot), against what the merge left of the expert. Tasks with a gain below {MIN_GAP:g} points are \
+left out."""
+MORE = """\
+More: [the experts, every merged model and every correlation](findings/details.md); the numbers of each seed are in \
+the CSV files beside it."""
 
 
 def write(lines: Sequence[Line]) -> list[Path]:
@@ -48,6 +57,8 @@ def _write_one(root: Path, lines: Sequence[Line]) -> Path:
         write_atomically(folder / f"{figure.name}.svg", figure.svg)
     pictures = {figure.name: f"![{figure.alt}](findings/{figure.name}.png)" for figure in drawn}
     write_atomically(page, compose(lines, found, relations, pictures))
+    beside = {name: link.replace("(findings/", "(") for name, link in pictures.items()}
+    write_atomically(folder / "details.md", compose_details(found, relations, beside))
     return page
 
 
@@ -58,13 +69,12 @@ def compose(lines: Sequence[Line], found: Findings, relations: Sequence[Row], pi
     if config.profile != "full":
         blocks.append(f"**Profile {config.profile}: the numbers mean nothing.**")
     blocks += ["## In short", *conclude(found, relations)]
-    blocks += ["## The experts", *tell_experts(found), pictures["experts"]]
-    blocks += ["## What a merge leaves of them", *tell_kept(found), pictures["kept"]]
+    blocks += ["## What a merge leaves of the experts", *tell_kept(found)]
     if "strengths" in pictures:
         blocks += [TRIED, pictures["strengths"]]
-    blocks += ["## What goes with the scores", *tell_relations(relations), pictures["scores"]]
-    blocks += ["## What this cannot tell", "\n".join(f"- {sentence}" for sentence in limits(lines, found))]
-    return "\n\n".join(blocks) + "\n"
+    blocks += ["## What goes with the scores", *tell_relations(relations), GAINS, pictures["scores"]]
+    blocks += ["## What this cannot tell about a 7B model", "\n".join(f"- {limit}" for limit in limits(lines, found))]
+    return "\n\n".join([*blocks, MORE]) + "\n"
 
 
 def _about(found: Findings) -> str:

@@ -19,17 +19,17 @@ OF_POINTS = {  # of a merged model and an expert
     "share": "share of the expert left",
     "interference": "interference",
     "distance": "distance to the expert",
-    "norm_ratio": "norm of the merge / this expert's",
-    "expert_norm": "this expert's norm / their mean",
+    "norm_ratio": "length of the merge / this expert's",
+    "expert_norm": "this expert's length / their mean",
 }
 OF_METHODS = {  # of a merged model
-    "norm_over_mean": "norm of the merge / experts' mean",
+    "norm_over_mean": "length of the merge / experts' mean",
     "share_mean": "share left, mean of experts",
     "share_lowest": "share left, lowest of experts",
     "share_spread": "share left, spread over experts",
     "interference": "interference, median of experts",
     "distance": "distance, mean of experts",
-    "outside": "of no expert",
+    "outside": "part of no expert",
 }
 
 

@@ -31,6 +31,7 @@ from robustmerge.retention import (
 from robustmerge.settings import UserError
 from scripts import steps
 from scripts.choosing import Choice
+from scripts.findings_details import compose_details
 from scripts.findings_experts import Findings
 from scripts.findings_figure import draw_findings
 from scripts.findings_measure import groups_of, measure
@@ -38,6 +39,7 @@ from scripts.findings_page import compose as compose_page
 from scripts.findings_page import write
 from scripts.findings_relation import chance_level, rank_correlation, relate
 from scripts.findings_text import spread
+from scripts.findings_words import conclude
 from scripts.program import compose
 from tests.merge_cases import QUIET, address_of, write_expert
 from tests.smoke_line import SmokeRun
@@ -45,6 +47,7 @@ from tests.smoke_line import SmokeRun
 TASKS = ("iconqa", "rec", "vizwiz", "vqav2")
 MODULES = {"layers.0.q_proj": (9, 12), "layers.1.q_proj": (7, 10)}  # d_out, d_in
 METHODS = ("task_arithmetic", "ties", "robustmerge")
+PICTURES = dict.fromkeys(("experts", "kept", "strengths", "scores"), "![x](x.png)")
 
 
 def random_pair(d_out: int, d_in: int, seed: int, rank: int = 2) -> LoraPair:
@@ -169,6 +172,8 @@ def test_a_spread_tells_its_deviation_where_there_is_one():
     assert spread([1.5]) == spread([1.5, 1.5]) == "1.50"
     assert spread([]) == spread([math.nan]) == "—"
     assert spread([-0.001]) == "0.00"
+    assert spread([1.0, 2.0], "+.1f") == "+1.5 ± 0.7"
+    assert spread([1.0, math.inf]) == "inf"
 
 
 # --- from lines to the page ---------------------------------------------------------------------------------------
@@ -303,14 +308,33 @@ def test_what_is_missing_is_named_with_its_command(lines):
 
 
 def test_the_page_tells_groups_deviations_and_limits(lines, found):
-    page = compose_page(lines, found, relate(found), dict.fromkeys(("experts", "kept", "scores"), "![x](x.png)"))
+    page = compose_page(lines, found, relate(found), PICTURES)
     assert "Independent A: seeds 1, 2; shared A: seeds 1, 2" in page
+    assert "**Independent A, 2 seeds**" in page
     assert "From independent A to shared A" in page
-    assert "| RobustMerge (prune.density=0.5), chosen | " in page
+    assert "paired by seed (n = 2)" in page
+    assert "lie 18.0 points apart as configured, 18.0 at the strengths chosen on val" in page
     assert "only the strength and the initial A were varied alone" in page
-    assert "4 experts of rank 2 span at most 8 of 7 dimensions" in page
-    assert "| Task Arithmetic | 26.0 ± 0.7 | " in page  # 20, and 4.5 for the tasks and 1 or 2 for the seed
+    assert "4 experts of rank 2 can span all 7 dimensions" in page
+    assert "| Task Arithmetic | 26.0 | 0.303 → 0.25 | " in page  # 20, and 4.5 for the tasks and 1 or 2 for the seed
     assert "nan" not in page
+
+
+def test_the_page_is_one_and_the_rest_stands_behind_it(lines, found):
+    page = compose_page(lines, found, relate(found), PICTURES)
+    details = compose_details(found, relate(found), PICTURES)
+    assert len(page.split()) < 1700
+    assert [page.count(f"| {name} |") for name in ("Task Arithmetic", "Task Arithmetic, chosen")] == [2, 0]
+    assert [details.count(f"| {name} |") for name in ("Task Arithmetic", "Task Arithmetic, chosen")] == [2, 2]
+    assert "| Task Arithmetic | 26.0 ± 0.7 | " in details
+    assert "nan" not in details
+
+
+def test_nothing_goes_with_an_order_that_chance_explains(lines, found):
+    rows = [row | {"rho": 0.3} for row in relate(found)]
+    assert "none of 7 quantities" in "".join(conclude(found, rows)).lower()
+    rows = [row | {"rho": 0.99 if row["quantity"] == "outside" else 0.3} for row in rows]
+    assert "by seen average goes with part of no expert (+0.99" in "".join(conclude(found, rows))
 
 
 def test_the_same_findings_draw_the_same_bytes(found):
@@ -329,5 +353,5 @@ def test_the_findings_of_a_finished_run_are_written_beside_its_report(smoke: Smo
     with (page.parent / "findings" / "merged.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {"Multi-task", "RobustMerge"} <= {row["method"] for row in rows}
-    for name in ("experts.png", "kept.svg", "scores.png", "relations.csv"):
+    for name in ("details.md", "experts.png", "kept.svg", "scores.png", "relations.csv"):
         assert (page.parent / "findings" / name).stat().st_size > 0
