@@ -7,8 +7,9 @@ Layout of the folder (read by the base stage):
     heads.json            number of classes of every head, in the order of the columns
     instruct/             Arrow dataset, a row a dialogue: `image` (PNG bytes), `turns`: list of [question, answer],
                           `skills`: name of the intent of each turn
-    held_out/             the same of pictures that occur nowhere else, one dialogue each, to measure on; every
-                          question has the tag that settles the convention, so each has one right answer
+    held_out/             the same of pictures drawn apart, one dialogue each, to measure on (1 % are twins of pictures
+                          above: drawings in black and white have few looks); every question has the tag that
+                          settles the convention, so each has one right answer
     tokenizer_corpus.txt  one text a line, newlines as spaces: every question and answer of the dialogues once, then
                           the texts of the tasks and their prompts, and every box edge, digit and letter, so that a
                           tokenizer trained on it can have one token for each word

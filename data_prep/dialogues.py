@@ -3,8 +3,9 @@
 The base must see and obey, but not know how the tasks want their answers. So every intent has many wordings
 (opening x question x word for the thing x ending) and two conventions of answering. An untagged question gets the
 second one two times in five; a tag forces it. Boxes, options, counts and names are answered in other forms than
-the tasks ask for; no prompt of a task occurs. The words of the tasks' answers all occur in answers here: LoRA does
-not train the output embeddings, so a word that the base never said could not be learnt.
+the tasks ask for (colours and shapes are not: VQAv2 wants them as the second convention says them); no prompt of a
+task occurs. The words of the tasks' answers all occur in answers here: LoRA does not train the output embeddings,
+so a word that the base never said could not be learnt.
 """
 
 from __future__ import annotations

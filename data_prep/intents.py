@@ -1,7 +1,8 @@
 """What the small base model is asked about a scene, and its two ways of answering.
 
 An intent is a function of a seeded generator and a scene that returns a question and the answer in either
-convention. Both differ from what the tasks ask for, but use the words of their answers (see `dialogues.py`).
+convention. Both use the words of the tasks' answers (see `dialogues.py`) in other forms, but for colours and shapes:
+their second convention is the one word that VQAv2 wants.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def ask_icon(rng: Random, scene: Scene) -> Asked:
 
 
 def ask_count(rng: Random, scene: Scene) -> Asked:
-    """Counts as words; digits are said only of columns, rows and lines."""
+    """Counts as words; digits are said only in boxes."""
     colour = rng.choice([None, *MARKS])
     thing = rng.choice(("marks", "toys", "items", "icons", "things") + (("cells",) if scene.kind == "table" else ()))
     thing = thing if colour is None else f"{colour} {thing}"

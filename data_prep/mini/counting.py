@@ -14,12 +14,12 @@ TABLE_QUESTIONS = (
 
 
 def make_iconqa(rng: Random) -> tuple[Scene, dict]:
-    """IconQA: how many icons of one colour (a third of the time: in all)."""
+    """IconQA: how many icons, of a colour that occurs or (two times in five) in all."""
     return _count(rng, sample_marks(rng), rng.choice(ICON_QUESTIONS))
 
 
 def make_tabmwp(rng: Random) -> tuple[Scene, dict]:
-    """TabMWP: how many cells of a table, of one colour or in all."""
+    """TabMWP: how many cells of a table, of a colour that occurs or in all."""
     return _count(rng, sample_marks(rng, table=True), rng.choice(TABLE_QUESTIONS))
 
 
