@@ -13,6 +13,7 @@ PARSER_NAMES = ("box", "letter", "number", "text")
 METRIC_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "vqa_soft")
 LOGGER_NAMES = ("none", "wandb")
 WANDB_MODES = ("auto", "offline", "online")
+PRODUCTS = ("exact", "fast")
 ASKED_SPLITS = ("test", "val")
 PLACEHOLDERS = ("choices", "text")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")  # any other word in braces is refused as misspelt; other braces stay
@@ -47,9 +48,9 @@ class Task:
             ]
         )
 
-    def generation(self, template: str, batch_size: int, split: str = "test") -> Generation:
-        """What the predict stage needs of this task; template and batch size are the model's."""
-        return Generation(self.name, self.prompt, template, self.max_new_tokens, batch_size, split)
+    def generation(self, template: str, batch_size: int, split: str = "test", products: str = "exact") -> Generation:
+        """What the predict stage needs of this task; template, batch size and products are the model's."""
+        return Generation(self.name, self.prompt, template, self.max_new_tokens, batch_size, split, products)
 
     def scoring(self) -> Scoring:
         """What the score stage needs of this task."""
@@ -61,7 +62,7 @@ class Generation:
     """Everything that changes predictions. The batch size does, by the rounding of padded batches.
 
     template: name of the conversation template around the prompt. split: whose questions are asked; test for what is
-    reported, val for what is chosen.
+    reported, val for what is chosen. products: how a CPU multiplies matrices, exact or fast (llava_ext.settings.Model).
     """
 
     task: str
@@ -70,6 +71,7 @@ class Generation:
     max_new_tokens: int
     batch_size: int
     split: str = later("test")
+    products: str = later("exact")
 
     def __post_init__(self) -> None:
         refuse(
@@ -78,6 +80,7 @@ class Generation:
                 *_problems_of_count("max_new_tokens", self.max_new_tokens),
                 *_problems_of_count("batch_size", self.batch_size),
                 *_problems_of_choice("split", self.split, ASKED_SPLITS),
+                *_problems_of_choice("products", self.products, PRODUCTS),
             ]
         )
 

@@ -16,8 +16,8 @@ import transformers
 def fast_matmul() -> Iterator[None]:
     """Let PyTorch give float32 products to oneDNN, on CPUs of AMD more than twice as fast as MKL.
 
-    The switch also permits bfloat16 inside products where the CPU has matrix units for it: enough for training,
-    never used where answers are made. Wants eager attention: the fused CPU kernel is slow with it.
+    The switch also permits bfloat16 inside products where the CPU has units for it: enough for training; answers are
+    made so only where the model's `products` say fast. Wants eager attention: the fused CPU kernel is slow with it.
     """
     # oneDNN keeps compiled kernels and their memory per shape; a thousand shapes of sequences are gigabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")

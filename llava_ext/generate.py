@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_ext.adapters import add_delta, load_adapter, open_fitting_delta, touched_by
-from llava_ext.backend import quiet_libraries
+from llava_ext.backend import fast_matmul, quiet_libraries
 from llava_ext.data import load_reader, pad, prompt_ids
 from llava_ext.pixels import read_picture
 from robustmerge.deltas import CONFIG as DELTA_CONFIG
@@ -26,10 +27,20 @@ class Generator:
 
     Either is merged into the weights, and what it touches is put back from a kept copy before the next one, so the
     answers of a source do not depend on the sources before it.
+
+    fast: on a CPU, answer with `fast_matmul`: 1.4 times the answers a second, and a near tie may fall the other way.
     """
 
-    def __init__(self, base: Path | str, template: str, device: str = "cpu", dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        base: Path | str,
+        template: str,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        fast: bool = False,
+    ):
         quiet_libraries()
+        self.fast = fast and device == "cpu"
         self.reader = load_reader(base, template)
         self.base, self.device, self.dtype = base, device, dtype
         self.model = self._load()
@@ -37,7 +48,10 @@ class Generator:
         self.features: dict[tuple, Tensor] = {}
 
     def _load(self) -> LlavaForConditionalGeneration:
-        model = LlavaForConditionalGeneration.from_pretrained(self.base, dtype=self.dtype)
+        attention = "eager" if self.fast else None  # the fused CPU kernel is slow beside fast products
+        model = LlavaForConditionalGeneration.from_pretrained(
+            self.base, dtype=self.dtype, attn_implementation=attention
+        )
         return model.to(self.device).eval().requires_grad_(False)
 
     def use(self, source: Path | None) -> None:
@@ -78,7 +92,6 @@ class Generator:
             weights[name].copy_(weight)
         self.kept = {}
 
-    @torch.inference_mode()
     def __call__(self, examples: Sequence[Example], image_root: Path, max_new_tokens: int) -> list[str]:
         """One answer an example. Their texts are whole prompts; rows with and without a picture may be mixed.
 
@@ -86,6 +99,10 @@ class Generator:
         """
         if not examples:
             return []
+        with torch.inference_mode(), fast_matmul() if self.fast else nullcontext():
+            return self._answer(examples, image_root, max_new_tokens)
+
+    def _answer(self, examples: Sequence[Example], image_root: Path, max_new_tokens: int) -> list[str]:
         tokenizer = self.reader.tokenizer
         prompts = [prompt_ids(self.reader, example) for example in examples]
         inputs = {

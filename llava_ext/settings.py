@@ -174,7 +174,8 @@ class Model:
     """What is evaluated: a base trained here (`base`), or a checkpoint from elsewhere (`checkpoint`).
 
     recipe: of its experts; lora: what `peft.r` and `peft.alpha` are unless set; template: a name of
-    llava_ext.conversation; generation_batch: prompts answered together.
+    llava_ext.conversation; generation_batch: prompts answered together. products: how a CPU multiplies matrices where
+    answers are made: exact, in float32 throughout; fast, where its units for bfloat16 may serve (as in training).
     """
 
     name: str
@@ -184,9 +185,12 @@ class Model:
     recipe: Recipe = field(default_factory=Recipe)
     lora: Lora = field(default_factory=Lora)
     generation_batch: int = 64
+    products: str = "exact"
 
     def __post_init__(self):
         problems = _positive(self, "generation_batch")
+        if self.products not in ("exact", "fast"):
+            problems.append(f"products must be exact or fast, got '{self.products}' (products)")
         if (self.base is None) == (self.checkpoint is None):
             problems.append("a model has either a base (trained here) or a checkpoint (base, checkpoint)")
         elif self.base is not None and self.base.template != self.template:

@@ -212,7 +212,8 @@ class Line:
 
     def generation(self, task: Task, split: str = "test") -> Generation:
         """How a task's questions are asked."""
-        return task.generation(self.config.model.template, self.config.model.generation_batch, split)
+        model = self.config.model
+        return task.generation(model.template, model.generation_batch, split, model.products)
 
     def score(self, source: Source, task: Task, split: str = "test") -> Address:
         """The score of a source on a task."""

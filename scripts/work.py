@@ -62,17 +62,17 @@ def work_predict(item: dict) -> None:
     from eval.settings import Generation
 
     settings = build(Generation, item["settings"], "generation")
-    generate = _load_base(item["base"], settings.template)
+    generate = _load_base(item["base"], settings.template, settings.products == "fast")
     generate.use(Path(item["adapter"]) if item["adapter"] else None)
     predict(Address.from_json(item["address"]), settings, Path(item["questions"]), generate, say)
 
 
 @lru_cache(maxsize=1)
-def _load_base(base: str, template: str) -> Any:
+def _load_base(base: str, template: str, fast: bool) -> Any:
     """The base model, loaded once for all sources of this process."""
     from llava_ext.generate import Generator
 
-    return Generator(Path(base), template)
+    return Generator(Path(base), template, fast=fast)
 
 
 WORK = {
