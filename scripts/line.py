@@ -139,8 +139,9 @@ class Line:
 
         Raises UserError for a method that writes full models, and where val scores are missing.
         """
+        configured = self.configured
         chosen = {name: self._chosen_source(name) for name in self.choices}
-        pairs = [(source, chosen.get(source.method.name) if source.method else None) for source in self.configured]
+        pairs = [(source, chosen.get(source.method.name) if source.method else None) for source in configured]
         return tuple(source for pair in pairs for source in pair if source is not None)
 
     @cached_property
