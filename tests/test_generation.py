@@ -52,6 +52,22 @@ def test_a_batch_gives_the_answers_of_its_questions_one_by_one(ground):
         assert together == generate(examples[::-1], task, 8)[::-1]
 
 
+def test_quick_products_give_the_same_answers_again_and_end_with_them(ground):
+    base, experts, task, examples = ground
+    generate, exact = Generator(base, TEMPLATE, fast=True), Generator(base, TEMPLATE)
+    for source in (experts[0], None):
+        generate.use(source)
+        exact.use(source)
+        quick = generate(examples, task, 8)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert quick == generate(examples, task, 8)
+    assert all(torch.equal(one, other) for one, other in zip(*map(_weights, (generate, exact)), strict=True))
+
+
+def _weights(generate: Generator) -> list[torch.Tensor]:
+    return [weight for _, weight in sorted(generate.model.state_dict().items())]
+
+
 def test_the_order_of_sources_does_not_change_answers_or_weights(ground):
     base, experts, task, examples = ground
     generate = Generator(base, TEMPLATE)
