@@ -16,7 +16,8 @@ from scripts.program import CONFIGS, compose, list_options
 from tests.test_ablations import ROWS
 
 README = (REPOSITORY / "README.md").read_text()
-SKIPPED = ("# needs GPUs", "# about an hour", "scripts/test.sh", "scripts/setup.sh")  # the last two are what runs this test
+# the last two are what runs this test
+SKIPPED = ("# needs GPUs", "# about an hour", "scripts/test.sh", "scripts/setup.sh")
 
 
 def blocks(language: str) -> list[str]:
