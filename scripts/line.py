@@ -27,8 +27,8 @@ from scripts.commands import command
 from scripts.config import Config
 from scripts.sources import SOURCE_FILES, Source, full_model, source_of_folder
 
-SCHEMAS = {"prepare": GENERATOR, "corpus": GENERATOR, "base": 2, "train": 1, "merge": MERGE_SCHEMA, "predict": 1}
-SCHEMAS |= {"score": 1}
+DRAWN = dict.fromkeys(("prepare", "corpus"), GENERATOR)
+SCHEMAS = {**DRAWN, "base": 2, "train": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 1}
 
 
 class Line:
