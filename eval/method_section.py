@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.formats import escape_markdown
-from eval.results import VARIANTS, Chosen, SourceRow
+from eval.results import VARIANTS, Choice, SourceRow
 from eval.tables import MISSING
 
 INLINE_ADDRESSES = 1  # of a method; more are listed at the end of the section
@@ -105,7 +105,7 @@ def _tell_taken(row: SourceRow) -> str:
     return "; ".join(f"{words}, seed {', '.join(map(str, seeds))}" for words, seeds in by_choice.items())
 
 
-def _shown_choice(choice: Chosen) -> str:
+def _shown_choice(choice: Choice) -> str:
     return f"{choice.factor:g} ({choice.strength:.3g})" + (" ⚠" if choice.at_end else "")
 
 

@@ -25,10 +25,12 @@ FACETS = {"peft.shared_a_init": {"true": "shared A", "false": "independent A"}}
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The strength chosen on `val`: factor times the default's update.
+class Choice:
+    """What was chosen for one method.
 
-    at_end: whether it is the first or last of the grid. means: the mean `val` score in % by factor.
+    factor: of the update, relative to the default's; strength: the setting that gives it (in factor space the default
+    times the square root of the factor). at_end: the factor is the grid's smallest or largest, so that a better one may
+    lie outside. means: factor -> mean val score (0..100) over the seen tasks that have val questions.
     """
 
     factor: float
@@ -59,7 +61,7 @@ class SourceResult:
     paper: str = ""
     seed: int | None = None
     variant: str = ""
-    choice: Chosen | None = None
+    choice: Choice | None = None
 
     @property
     def name(self) -> str:

@@ -9,31 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.settings import TaskData
+from eval.results import Choice
 from robustmerge.method import Method, OutsideMethod, strength_of
 from robustmerge.method_files import list_methods, read_method
 
-CHOSEN = "chosen"
 DIGITS = 9  # val means that agree in so many decimals are equal: sums of the same scores in another order
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen for one method.
-
-    factor: of the update, relative to the default's; strength: the setting that gives it (in factor space the default
-    times the square root of the factor). at_end: the factor is the grid's smallest or largest, so that a better one may
-    lie outside. means: factor -> mean val score (0..100) over the seen tasks that have val questions.
-    """
-
-    factor: float
-    strength: float
-    at_end: bool
-    means: Mapping[float, float]
 
 
 def choose(tried: Mapping[float, tuple[float, float]]) -> Choice:

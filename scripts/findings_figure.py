@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from eval.figures import STYLE, Drawn, render
 from eval.looks import COLOURS, GREY, INK, MARKERS
-from scripts.choosing import CHOSEN
+from eval.results import CHOSEN
 from scripts.findings_experts import Findings, Row
 from scripts.findings_relation import merged_only, retained
 

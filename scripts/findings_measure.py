@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import torch
 
+from eval.results import CHOSEN
 from robustmerge.inspection import open_all, shared_modules
 from robustmerge.method import Method
 from robustmerge.records import read_score
 from robustmerge.retention import Kept, has_cross_terms, open_update, what_is_kept
 from robustmerge.runs import Address
 from robustmerge.settings import UserError
-from scripts.choosing import CHOSEN
 from scripts.commands import command
 from scripts.findings_experts import PLAIN, Findings, Row, Sums, tell_experts, weights
 from scripts.line import Line, require

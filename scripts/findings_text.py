@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from eval.formats import escape_markdown
-from scripts.choosing import CHOSEN
+from eval.results import CHOSEN
 from scripts.findings_experts import Findings, Row
 from scripts.findings_relation import FEWEST, OF_METHODS, chance_level
 

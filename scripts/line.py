@@ -17,12 +17,13 @@ from typing import Any
 
 from data_prep.own import list_pictures
 from data_prep.settings import GENERATOR
+from eval.results import CHOSEN, Choice
 from eval.settings import Generation, Task
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod, strength_of, times
 from robustmerge.records import read_score
 from robustmerge.runs import Address, address_file, address_folder, foreign
 from robustmerge.settings import UserError, suggest
-from scripts.choosing import CHOSEN, Choice, choose, has_val
+from scripts.choosing import choose, has_val
 from scripts.commands import command
 from scripts.config import Config
 from scripts.sources import SOURCE_FILES, Source, full_model, source_of_folder

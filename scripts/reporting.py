@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report import make_report, show_summary, write_files
-from eval.results import Chosen, Context, SourceResult
+from eval.results import Context, SourceResult
 from robustmerge.method import Method, OutsideMethod
 from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import read_score
@@ -134,7 +134,7 @@ def _result(found: _Found, swept: set[str]) -> SourceResult:
         settings={key: value for key, value in settings.items() if key != "name"},
         paper=method.paper,
         variant=source.variant,
-        choice=_choice_of(line, source),
+        choice=line.choices[method.name] if source.variant else None,
         **common,
     )
 
@@ -155,13 +155,6 @@ def _shared_point(lines: Sequence[Line], swept: set[str]) -> dict[str, str]:
 def _configured(line: Line, source: Source) -> Method | OutsideMethod:
     """The method as the user configured it: a chosen strength is no override."""
     return next(method for method in line.config.methods if method.name == source.method.name)
-
-
-def _choice_of(line: Line, source: Source) -> Chosen | None:
-    if not source.variant:
-        return None
-    choice = line.choices[source.method.name]
-    return Chosen(choice.factor, choice.strength, choice.at_end, choice.means)
 
 
 def changed_settings(method: Method | OutsideMethod) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import image
 
 from eval.published import published_table
-from eval.results import CHOSEN, Chosen, Context, SourceResult, arrange_rows
+from eval.results import CHOSEN, Choice, Context, SourceResult, arrange_rows
 from eval.seeds import Measured
 from eval.settings import Bootstrap, Task
 from eval.tables import main_table
@@ -91,7 +91,7 @@ def make_sweep(tasks, seeds=(1, 2, 3, 4, 5), questions: int = N, noise: float = 
                 add(f"merged/{name}", "merged", title, 22 + shift + better, seed, overrides=point)
                 factor = GRID[(seed + len(name)) % 4]
                 means = {one: 30 - 3 * abs(one - factor) for one in GRID}
-                choice = Chosen(factor, 2 * factor**0.5, factor in (GRID[0], GRID[-1]), means)
+                choice = Choice(factor, 2 * factor**0.5, factor in (GRID[0], GRID[-1]), means)
                 more = {"overrides": point, "variant": CHOSEN, "choice": choice}
                 add(f"merged/{name}", "merged", title, 26 + shift + better / 2, seed, **more)
     return found

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.results import Choice
 from robustmerge.adapter import LoraPair
 from robustmerge.merging import merge
 from robustmerge.method import Method
@@ -30,7 +31,6 @@ from robustmerge.retention import (
 )
 from robustmerge.settings import UserError
 from scripts import steps
-from scripts.choosing import Choice
 from scripts.findings_details import compose_details
 from scripts.findings_experts import Findings
 from scripts.findings_figure import draw_findings

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from eval.report import make_report
-from eval.results import CHOSEN, arrange_rows
+from eval.results import CHOSEN, Choice, arrange_rows
 from eval.statistics import T_QUANTILES, Resampled, spread_over_seeds
 from eval.tables import MISSING, main_table, seeds_table
 from robustmerge.method_files import read_method
 from scripts import reporting
-from scripts.choosing import Choice
 from scripts.line import Source
 from tests.report_cases import SWEPT, TASKS, both, cell, make_result, make_results, make_score, make_seeds, measure
 
