@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from robustmerge.settings import later, outside_identity, refuse, suggest
 
-# The names of eval.parse.PARSERS, eval.metrics.METRICS; a test keeps them equal.
-PARSER_NAMES = ("box", "letter", "number", "text")
+# The names of eval.parse.PARSERS, eval.metrics.METRICS, eval.official.OFFICIAL and eval.captions.CAPTIONS; a test keeps
+# them equal.
+PARSER_NAMES = ("box", "letter", "number", "raw", "table", "text")
 METRIC_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "vqa_soft")
+OFFICIAL_NAMES = ("official_equal", "official_ocrvqa", "official_rec", "official_scienceqa", "official_substring")
+CAPTION_NAMES = ("cider", "mean_of_seven")
+TOKENIZERS = ("", "ptb", "builtin")
+PROTOCOLS = ("corrected", "official")
+IMAGE_MODES = ("pad", "crop")
+PRECISIONS = ("fp32", "fp16", "bf16")
 LOGGER_NAMES = ("none", "wandb")
 WANDB_MODES = ("auto", "offline", "online")
 PRODUCTS = ("exact", "fast")
 ASKED_SPLITS = ("test", "val")
-PLACEHOLDERS = ("choices", "text")
+PLACEHOLDERS = ("choices", "first_line", "text")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")  # any other word in braces is refused as misspelt; other braces stay
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which questions of a file: all, the `limit` with the smallest sha256 of their id, or those with these ids."""
+
+    limit: int | None = None
+    ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        both = ["give either limit or ids, not both (limit, ids)"] if self.limit is not None and self.ids else []
+        refuse([*both, *([] if self.limit is None else _problems_of_count("limit", self.limit))])
+
+    @property
+    def is_all(self) -> bool:
+        return self.limit is None and not self.ids
+
+
+@dataclass(frozen=True)
+class Official:
+    """What the published script of a task does otherwise than the corrected protocol; None: the same."""
+
+    prompt: str | None = None
+    image: str | None = None
+    max_new_tokens: int | None = None
+    parse: str | None = None
+    metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -24,8 +59,11 @@ class Task:
     """One task of a benchmark, as `configs/task/<benchmark>/<name>.yaml` describes it.
 
     title: printed name; mirrors: the paper's task that it stands for ("" if none); seen: it has an expert.
-    prompt: `{text}` is the question, `{choices}` its options as lines `A. red`; max_new_tokens: of an answer.
-    parse, metric: names in eval.parse.PARSERS and eval.metrics.METRICS; data: read by the prepare stage only.
+    prompt: `{text}` is the question, `{choices}` its options as lines `A. red`, `{first_line}` the question's first
+    line; train_prompt: of training, "" for the same; max_new_tokens: of an answer.
+    image: how a picture becomes square: `pad` it with the mean colour, or `crop` its centre.
+    parse, metric: names in eval.parse.PARSERS and METRIC_NAMES; data: read by the prepare stage only.
+    official: what the published script does otherwise.
     """
 
     name: str
@@ -36,25 +74,50 @@ class Task:
     parse: str
     metric: str
     mirrors: str = ""
+    image: str = "pad"
+    train_prompt: str = ""
+    official: Official = Official()
     data: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        refuse(
-            [
-                *_problems_of_name(self.name),
-                *_problems_of_prompt(self.prompt),
-                *_problems_of_count("max_new_tokens", self.max_new_tokens),
-                *_problems_of_scoring(self.parse, self.metric),
-            ]
-        )
+        train = _problems_of_prompt(self.train_prompt) if self.train_prompt else []
+        refuse([*_problems_of_name(self.name), *train, *self._problems()])
+        if self.official != Official():
+            self.under("official")
 
-    def generation(self, template: str, batch_size: int, split: str = "test", products: str = "exact") -> Generation:
-        """What the predict stage needs of this task; template, batch size and products are the model's."""
-        return Generation(self.name, self.prompt, template, self.max_new_tokens, batch_size, split, products)
+    def _problems(self) -> list[str]:
+        return [
+            *_problems_of_prompt(self.prompt),
+            *_problems_of_count("max_new_tokens", self.max_new_tokens),
+            *_problems_of_choice("image", self.image, IMAGE_MODES),
+            *_problems_of_scoring(self.parse, self.metric),
+        ]
 
-    def scoring(self) -> Scoring:
-        """What the score stage needs of this task."""
-        return Scoring(self.name, self.parse, self.metric)
+    def under(self, protocol: str) -> Task:
+        """The task as a protocol asks and scores it. Raises ConfigError for what the official block has wrong."""
+        if protocol == "corrected":
+            return self
+        changed = {name: value for name, value in vars(self.official).items() if value is not None}
+        return dataclasses.replace(self, **changed, official=Official())
+
+    def generation(
+        self,
+        template: str,
+        batch_size: int,
+        split: str = "test",
+        products: str = "exact",
+        precision: str = "fp32",
+        only: Selection = Selection(),  # noqa: B008
+    ) -> Generation:
+        """What the predict stage needs of this task; template, batch size, products and precision are the model's."""
+        return Generation(
+            self.name, self.prompt, template, self.max_new_tokens, batch_size, split, products, self.image, precision,
+            only,
+        )  # fmt: skip
+
+    def scoring(self, only: Selection = Selection(), tokenizer: str = "") -> Scoring:  # noqa: B008
+        """What the score stage needs of this task. tokenizer: of captions, `ptb` where there is Java."""
+        return Scoring(self.name, self.parse, self.metric, tokenizer if self.metric in CAPTION_NAMES else "", only)
 
 
 @dataclass(frozen=True)
@@ -63,6 +126,7 @@ class Generation:
 
     template: name of the conversation template around the prompt. split: whose questions are asked; test for what is
     reported, val for what is chosen. products: how a CPU multiplies matrices, exact or fast (llava_ext.settings.Model).
+    image: pad or crop. precision: of the weights. only: the questions that are asked.
     """
 
     task: str
@@ -72,6 +136,9 @@ class Generation:
     batch_size: int
     split: str = later("test")
     products: str = later("exact")
+    image: str = later("pad")
+    precision: str = later("fp32")
+    only: Selection = later(Selection())
 
     def __post_init__(self) -> None:
         refuse(
@@ -81,20 +148,25 @@ class Generation:
                 *_problems_of_count("batch_size", self.batch_size),
                 *_problems_of_choice("split", self.split, ASKED_SPLITS),
                 *_problems_of_choice("products", self.products, PRODUCTS),
+                *_problems_of_choice("image", self.image, IMAGE_MODES),
+                *_problems_of_choice("precision", self.precision, PRECISIONS),
             ]
         )
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How answers of one task are read and compared."""
+    """How answers of one task are read and compared. tokenizer: of captions, `ptb` or `builtin`; "" for the rest."""
 
     task: str
     parse: str
     metric: str
+    tokenizer: str = later("")
+    only: Selection = later(Selection())
 
     def __post_init__(self) -> None:
-        refuse(_problems_of_scoring(self.parse, self.metric))
+        tokenizer = _problems_of_choice("tokenizer", self.tokenizer, TOKENIZERS)
+        refuse([*_problems_of_scoring(self.parse, self.metric), *tokenizer])
 
 
 @dataclass(frozen=True)
@@ -145,14 +217,21 @@ def _problems_of_prompt(prompt: str) -> list[str]:
     found = PLACEHOLDER.findall(prompt)
     unknown = [name for name in found if name not in PLACEHOLDERS]
     problems = [f"unknown placeholder '{{{name}}}' in prompt; {suggest(name, PLACEHOLDERS)}" for name in unknown]
-    return problems if "text" in found else [*problems, f"prompt must hold {{text}}, got {prompt!r}"]
+    asks = "text" in found or "first_line" in found
+    return problems if asks else [*problems, f"prompt must hold {{text}} or {{first_line}}, got {prompt!r}"]
 
 
 def _problems_of_scoring(parse: str, metric: str) -> list[str]:
     problems = [
         *_problems_of_choice("parse", parse, PARSER_NAMES),
-        *_problems_of_choice("metric", metric, METRIC_NAMES),
+        *_problems_of_choice("metric", metric, (*METRIC_NAMES, *OFFICIAL_NAMES, *CAPTION_NAMES)),
     ]
-    if not problems and (parse == "box") != (metric == "iou_at_half"):
+    if problems:
+        return problems
+    if (parse == "box") != (metric == "iou_at_half"):
         problems.append(f"parse=box and metric=iou_at_half go together, got parse={parse} and metric={metric}")
+    if (parse == "raw") != (metric in OFFICIAL_NAMES):
+        problems.append(f"parse=raw goes with the official_* metrics, got parse={parse} and metric={metric}")
+    if metric in CAPTION_NAMES and parse != "text":
+        problems.append(f"metric={metric} goes with parse=text, got parse={parse}")
     return problems

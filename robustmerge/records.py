@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,17 +51,29 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Score:
-    """The score of one source on one task. value: 0..100; values: per question, 0..1."""
+    """The score of one source on one task. value: 0..100 (captions can exceed it); values: per question, 0..1.
+
+    value: None if it cannot be had here; reason: why. parts: further figures by name, in per cent, None alike.
+    aggregate: how the value follows from the questions, a name in eval.aggregates. statistics: per question, what is
+    summed for it, where that is not its value. clusters: the picture of each question, where several share one.
+    n_asked: questions of the whole file, where only some were to be answered (0: all were).
+    """
 
     task: str
     metric: str
-    value: float
+    value: float | None
     n_expected: int
     n_scored: int
     n_empty: int
     n_unparsed: int
     n_failed: int
     values: dict[str, float]
+    reason: str = ""
+    parts: dict[str, float | None] = field(default_factory=dict)
+    aggregate: str = "mean"
+    statistics: dict[str, list[float]] = field(default_factory=dict)
+    clusters: dict[str, str] = field(default_factory=dict)
+    n_asked: int = 0
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -226,9 +238,18 @@ def read_predictions(path: Path) -> list[Prediction]:
     return predictions
 
 
+_COUNTED = ("n_expected", "n_scored", "n_empty", "n_unparsed", "n_failed")
+
+
 def write_score(path: Path, score: Score) -> None:
     """Write a score as JSON, whole or not at all."""
-    write_atomically(path, json.dumps(dataclasses.asdict(score), ensure_ascii=False, indent=1) + "\n")
+    empty = Score(**dict.fromkeys(("task", "metric"), ""), **dict.fromkeys(_COUNTED, 0), value=None, values={})
+    shown = {
+        name: value
+        for name, value in dataclasses.asdict(score).items()
+        if name in (*_COUNTED, "value") or value != getattr(empty, name)
+    }
+    write_atomically(path, json.dumps(shown, ensure_ascii=False, indent=1) + "\n")
 
 
 def read_score(path: Path) -> Score:
