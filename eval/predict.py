@@ -1,11 +1,13 @@
-"""The predict stage: the answers of one source to one question file, resumable batch by batch."""
+"""The predict stage: the answers of one source to one question file; the batch is the unit of resume and of sharing."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -27,6 +29,39 @@ FATAL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, er
 FATAL_NAMES = frozenset(("AcceleratorError", "OutOfMemoryError"))
 
 
+class Team(Protocol):
+    """The processes that answer together, as llava_ext.processes has them. rank: of this one; size: how many."""
+
+    rank: int
+    size: int
+
+    def begin(self) -> None:
+        """The first process lets the others begin."""
+
+    def meet(self, problem: str = "") -> None:
+        """The first process waits for the others, who tell their problem. Raises UserError for one that was told."""
+
+
+Together = Callable[[Address, Callable[[Path, Team], dict | None], Callable[[str], None]], Path]
+
+
+class Alone:
+    """A team of one."""
+
+    rank, size = 0, 1
+
+    def begin(self) -> None:
+        """Nobody waits."""
+
+    def meet(self, problem: str = "") -> None:
+        """Nobody is to come."""
+
+
+def run_alone(address: Address, work: Callable[[Path, Team], dict | None], say: Callable[[str], None]) -> Path:
+    """The stage in this process."""
+    return run_stage(address, lambda path: work(path, Alone()), say)
+
+
 def predict(
     address: Address,
     settings: Generation,
@@ -34,21 +69,36 @@ def predict(
     generate: Generate,
     say: Callable[[str], None] = print,
     progress: bool = True,
+    together: Together = run_alone,
 ) -> Path:
     """Write the predictions of one source, in the order of the question file, to `address`.
 
     generate: gets examples whose text is the rendered prompt, the folder that their pictures are relative to, and
-    max_new_tokens; returns one text an example. It is only ever given whole batches, which the question file and
-    the batch size fix, so an interrupted run that goes on gives the same bytes as an uninterrupted one.
+    max_new_tokens; returns one text an example. It is only ever given whole batches, which the questions and the batch
+    size fix, so an interrupted run that goes on gives the same bytes as an uninterrupted one, with any number of
+    processes. together: runs the stage in several of them, each answering every so manieth batch.
     An ordinary exception in a batch makes its questions be asked one by one; those that fail again are recorded
     with the error. One that no question is to blame for (`_is_fatal`) ends the run, which goes on when it is
     started again. Raises UserError if every question failed.
     """
 
-    def work(path: Path) -> dict:
-        return _answer_all(path, settings, Path(questions), generate, say, progress)
+    def work(path: Path, team: Team) -> dict | None:
+        examples = read_prompts(Path(questions), settings.prompt, settings.only)
+        batches = plan_batches(examples, settings.batch_size)
+        if team.rank == 0:
+            keep_whole_batches(path, batches)
+        team.begin()
+        problem = ""
+        try:
+            _answer_share(path, settings, Path(questions).parent, batches, generate, team, say, progress)
+        except UserError as error:
+            if team.rank == 0:
+                raise
+            problem = str(error)
+        team.meet(problem)
+        return None if team.rank else _finish(path, settings, examples, say)
 
-    return run_stage(address, work, say)
+    return together(address, work, say)
 
 
 def plan_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
@@ -64,52 +114,55 @@ def plan_batches(examples: Sequence[Example], batch_size: int) -> list[list[Exam
     return batches
 
 
-def _answer_all(
+def list_shards(path: Path) -> list[Path]:
+    """What runs that are not finished have answered: a file a process, and what was kept of earlier runs."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.part-*"))
+
+
+def read_shards(path: Path) -> dict[str, Prediction]:
+    """By question, the answers of all shards, and of the final file: it may have been written before the manifest."""
+    files = [file for file in (path, *list_shards(path)) if file.exists()]
+    return {prediction.question_id: prediction for file in files for prediction in read_predictions(file)}
+
+
+def keep_whole_batches(path: Path, batches: Sequence[Sequence[Example]]) -> None:
+    """Put the answers of whole batches that earlier runs have left into one file. A cut batch is asked again."""
+    left = read_shards(path)
+    whole = [batch for batch in batches if all(example.question_id in left for example in batch)]
+    write_predictions(_kept(path), [left[example.question_id] for batch in whole for example in batch])
+    for shard in list_shards(path):
+        if shard != _kept(path):
+            shard.unlink()
+
+
+def _kept(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part-kept")
+
+
+def _answer_share(
     path: Path,
     settings: Generation,
-    questions: Path,
+    image_root: Path,
+    batches: Sequence[Sequence[Example]],
     generate: Generate,
+    team: Team,
     say: Callable[[str], None],
     progress: bool,
-) -> dict:
-    examples = read_prompts(questions, settings.prompt)
-    batches = plan_batches(examples, settings.batch_size)
-    partial = path.with_name(path.name + ".partial")
-    found = _keep_whole_batches(path, partial, batches)
-    if found:
-        say(f"{settings.task}: going on after {len(found)} of {len(examples)} questions")
+) -> None:
+    """Answer the batches of this process: of those that are left, every `size`-th from its rank on."""
+    kept = {prediction.question_id for prediction in read_predictions(_kept(path))}
+    if kept and team.rank == 0:
+        say(f"{settings.task}: going on after {len(kept)} of {sum(map(len, batches))} questions")
+    share = [batch for batch in batches if batch[0].question_id not in kept][team.rank :: team.size]
+    total, name = sum(map(len, share)), settings.task + (f" ({team.rank + 1} of {team.size})" if team.size > 1 else "")
+    shard = path.with_name(f"{path.name}.part-{team.rank}")
     with (
-        open(partial, "a", encoding="utf-8", newline="\n") as file,
-        _bar(settings.task, len(examples), len(found), progress) as bar,
+        open(shard, "a", encoding="utf-8", newline="\n") as file,
+        _bar(name, total + len(kept), len(kept), progress and team.rank == 0) as bar,
     ):
-        for batch in batches:
-            if batch[0].question_id in found:
-                continue
-            answers = _answer_batch(batch, questions.parent, settings.max_new_tokens, generate)
-            append_predictions(file, answers)
-            found.update((answer.question_id, answer) for answer in answers)
+        for batch in share:
+            append_predictions(file, _answer_batch(batch, image_root, settings.max_new_tokens, generate))
             bar.update(len(batch))
-    return _finish(path, partial, settings, [found[example.question_id] for example in examples], say)
-
-
-def _keep_whole_batches(path: Path, partial: Path, batches: Sequence[Sequence[Example]]) -> dict[str, Prediction]:
-    """What an interrupted run has left: the answers of whole batches. A batch that was cut is asked again.
-
-    The final file counts too: it may have been written just before the manifest was not.
-    """
-    left: dict[str, Prediction] = {}
-    for file in (path, partial):
-        if file.exists():
-            left.update((prediction.question_id, prediction) for prediction in read_predictions(file))
-    kept = [
-        left[example.question_id]
-        for batch in batches
-        if all(example.question_id in left for example in batch)
-        for example in batch
-    ]
-    if partial.exists():
-        write_predictions(partial, kept)
-    return {prediction.question_id: prediction for prediction in kept}
 
 
 def _bar(task: str, total: int, done: int, progress: bool) -> tqdm:
@@ -160,12 +213,12 @@ def _ask(batch: Sequence[Example], image_root: Path, max_new_tokens: int, genera
     return [Prediction(example.question_id, text) for example, text in zip(batch, texts, strict=True)]
 
 
-def _finish(
-    path: Path, partial: Path, settings: Generation, answers: Sequence[Prediction], say: Callable[[str], None]
-) -> dict:
+def _finish(path: Path, settings: Generation, examples: Sequence[Example], say: Callable[[str], None]) -> dict:
+    found = read_shards(path)
+    answers = [found[example.question_id] for example in examples]
     failed = [answer for answer in answers if answer.error is not None]
     if len(failed) == len(answers):
-        partial.unlink(missing_ok=True)
+        _remove_shards(path)
         raise UserError(f"{settings.task}: all {len(failed)} questions failed; the first with: {failed[0].error}")
     if failed:
         say(
@@ -173,6 +226,12 @@ def _finish(
             f"the first is {failed[0].question_id}: {failed[0].error}"
         )
     write_predictions(path, answers)
-    partial.unlink(missing_ok=True)
+    _remove_shards(path)
     empty = sum(1 for answer in answers if answer.error is None and not answer.text.strip())
-    return {"questions": len(answers), "failed": len(failed), "empty": empty}
+    counts = {"questions": len(answers), "failed": len(failed), "empty": empty}
+    return counts if settings.only.is_all else counts | {"ids": [answer.question_id for answer in answers]}
+
+
+def _remove_shards(path: Path) -> None:
+    for shard in list_shards(path):
+        shard.unlink()

@@ -22,12 +22,16 @@ from robustmerge.runs import UserError
 
 @dataclass(frozen=True)
 class Reader:
-    """What turns text and pictures into a model's input: tokenizer, pixel reader, ids that stand for a picture."""
+    """What turns text and pictures into a model's input: tokenizer, pixel readers, ids that stand for a picture.
+
+    pixels: of pictures padded to a square with the mean colour; cropped: of the centre of pictures, for answers only.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     pixels: PixelReader
     image_ids: tuple[int, ...]
     template: str
+    cropped: PixelReader | None = None
 
     def encode(self, turns: Sequence[tuple[str, str | None]], image: bool) -> Encoded:
         """Token ids and labels of a conversation in this model's template."""
@@ -35,13 +39,14 @@ class Reader:
 
 
 def load_reader(base: Path | str, template: str) -> Reader:
-    """The reader of a base model's folder. Pictures are padded to a square whatever the folder says."""
+    """The reader of a base model's folder. Pictures are padded to a square, or cropped, whatever the folder says."""
     config = LlavaConfig.from_pretrained(base)
     return Reader(
         tokenizer=AutoTokenizer.from_pretrained(base),
         pixels=PixelReader(LlavaImageProcessorPil.from_pretrained(base, do_pad=True)),
         image_ids=(config.image_token_id,) * config.image_seq_length,
         template=template,
+        cropped=PixelReader(LlavaImageProcessorPil.from_pretrained(base, do_pad=False)),
     )
 
 

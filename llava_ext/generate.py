@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlavaForConditionalGeneration
+from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_ext.adapters import add_delta, load_adapter, open_fitting_delta, touched_by
@@ -20,6 +20,19 @@ from robustmerge.records import Example
 from robustmerge.runs import UserError
 
 FEATURE_BUDGET = 256 * 2**20  # bytes of vision features that are kept for the next source
+
+
+def decoding(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    """How answers are decoded: greedily, until the end token, whatever the model's own folder says."""
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 class Generator:
@@ -92,17 +105,19 @@ class Generator:
             weights[name].copy_(weight)
         self.kept = {}
 
-    def __call__(self, examples: Sequence[Example], image_root: Path, max_new_tokens: int) -> list[str]:
+    def __call__(
+        self, examples: Sequence[Example], image_root: Path, max_new_tokens: int, image: str = "pad"
+    ) -> list[str]:
         """One answer an example. Their texts are whole prompts; rows with and without a picture may be mixed.
 
-        Raises PictureError for a picture that cannot be read.
+        image: `pad` pictures to a square, or `crop` their centre. Raises PictureError for one that cannot be read.
         """
         if not examples:
             return []
         with torch.inference_mode(), fast_matmul() if self.fast else nullcontext():
-            return self._answer(examples, image_root, max_new_tokens)
+            return self._answer(examples, image_root, max_new_tokens, image)
 
-    def _answer(self, examples: Sequence[Example], image_root: Path, max_new_tokens: int) -> list[str]:
+    def _answer(self, examples: Sequence[Example], image_root: Path, max_new_tokens: int, image: str) -> list[str]:
         tokenizer = self.reader.tokenizer
         prompts = [prompt_ids(self.reader, example) for example in examples]
         inputs = {
@@ -112,17 +127,8 @@ class Generator:
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         pictures = [Path(image_root) / example.image for example in examples if example.image is not None]
         if pictures:
-            inputs["mm_encoder_outputs"] = {"image": self._see(pictures)}
-        settings = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            use_cache=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        found = self.model.generate(**inputs, generation_config=settings)
+            inputs["mm_encoder_outputs"] = {"image": self._see(pictures, image)}
+        found = self.model.generate(**inputs, generation_config=decoding(tokenizer, max_new_tokens))
         answers = found[:, inputs["input_ids"].shape[1] :].tolist()
         return [self._decode(answer) for answer in answers]
 
@@ -132,20 +138,21 @@ class Generator:
         ids = ids[: ids.index(end)] if end in ids else ids
         return self.reader.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def _see(self, pictures: Sequence[Path]) -> BaseModelOutputWithPooling:
+    def _see(self, pictures: Sequence[Path], image: str) -> BaseModelOutputWithPooling:
         """Projected features of the pictures. The tower is frozen, so what it sees is kept for the next source."""
-        key = tuple(pictures)
+        key = (image, *pictures)
         if key not in self.features:
-            features = self._look(pictures)
+            features = self._look(pictures, image)
             if sum(kept.nbytes for kept in self.features.values()) + features.nbytes > FEATURE_BUDGET:
                 self.features.clear()
             self.features[key] = features
         projected = self.model.model.multi_modal_projector(self.features[key])
         return BaseModelOutputWithPooling(pooler_output=list(projected))
 
-    def _look(self, pictures: Sequence[Path]) -> Tensor:
+    def _look(self, pictures: Sequence[Path], image: str) -> Tensor:
         config = self.model.config
-        pixels = self.reader.pixels([read_picture(picture) for picture in pictures])
+        read = self.reader.pixels if image == "pad" else self.reader.cropped
+        pixels = read([read_picture(picture) for picture in pictures])
         pixels = pixels.to(self.model.device, self.model.dtype)
         layer = config.vision_feature_layer
         states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states

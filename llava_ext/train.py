@@ -16,7 +16,7 @@ from llava_ext.adapters import add_adapter, digest_of_a, save_adapter
 from llava_ext.backend import quiet_libraries
 from llava_ext.checkpoints import finish, read_finished, remove_work
 from llava_ext.data import Collator, Reader, Row, Rows, load_reader, read_rows, seed_of, training_order
-from llava_ext.processes import run_stage_together
+from llava_ext.processes import Team, run_stage_together
 from llava_ext.settings import DEEPSPEED_ENGINES, Expert
 from llava_ext.training import LOSSES, OrderedTrainer, build_arguments
 from robustmerge.runs import Address
@@ -37,13 +37,13 @@ def train_expert(
     Raises UserError if the loss is no number, or if a task has no samples.
     """
 
-    def work(folder: Path, begin: Callable[[], None]) -> dict[str, Any]:
+    def work(folder: Path, team: Team) -> dict[str, Any]:
         unfinished = folder / "unfinished"
         if (record := read_finished(folder)) is not None:
             remove_work(unfinished)
             return record
         unfinished.mkdir(exist_ok=True)
-        begin()
+        team.begin()
         return _train(folder, unfinished, settings, base, data, say)
 
     return run_stage_together(address, work, say)
