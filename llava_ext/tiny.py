@@ -22,10 +22,10 @@ from llava_ext.settings import BaseModel
 from llava_ext.tokenizer import IMAGE
 
 
-def build_model(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
-    """The untrained model. Depends on the settings and the tokenizer's size alone, not on any global seed."""
+def build_config(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
+    """The config of a LLaVA of these sizes."""
     vision, language = settings.vision, settings.language
-    config = LlavaConfig(
+    return LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=vision.width,
             intermediate_size=vision.mlp,
@@ -52,7 +52,11 @@ def build_model(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> Llav
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
     )
-    model = LlavaForConditionalGeneration(config).float()
+
+
+def build_model(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
+    """The untrained model. Depends on the settings and the tokenizer's size alone, not on any global seed."""
+    model = LlavaForConditionalGeneration(build_config(settings, tokenizer)).float()
     initialise(model, settings.seed)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

@@ -18,13 +18,13 @@ HEADINGS = ("method", "CPU s", "wall s", "memory MB", "of the bound", "of peft")
 MISSING = "—"
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Where and with what the numbers are made."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": {package: importlib.metadata.version(package) for package in packages},
         **commit(),
     }
 

@@ -1,0 +1,100 @@
+"""How fast answers are made: in batches, with one load of the base for all sources, by several processes.
+
+python scripts/bench_eval.py --gpu                    LLaVA-1.5-7B with random weights on a GPU: within 5 minutes
+python scripts/bench_eval.py --gpu --gpu-shape tiny --device cpu --dtype fp32
+                                                      the same code on a tiny model, anywhere: within a minute
+
+The table is printed and saved as table.md and table.json in results/bench_eval (of a GPU: results/bench_eval/gpu).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from robustmerge.runs import REPOSITORY, write_atomically  # noqa: E402
+from robustmerge.settings import UserError  # noqa: E402
+from scripts.bench_table import describe_machine  # noqa: E402
+from scripts.guard import guarded  # noqa: E402
+
+PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "pillow")
+
+
+def bench_gpu(asked: argparse.Namespace) -> None:
+    """Measure on a GPU; what is measured is saved after every round. Raises UserError if there is no GPU."""
+    import torch
+
+    from scripts.bench_gpu import Plan, bench, table_of
+
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no GPU here; --device cpu --gpu-shape tiny runs the same code")
+    names = ("device", "dtype", "questions", "tokens", "runs", "seconds")
+    chosen: dict[str, Any] = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
+    chosen |= {"batches": tuple(asked.batches)} if asked.batches else {}
+    chosen |= {"pictures": tuple(map(_size_of, asked.pictures))} if asked.pictures else {}
+    made = describe_machine(PACKAGES) | {"gpu": torch.cuda.get_device_name() if asked.device == "cuda" else None}
+    work = Path(tempfile.mkdtemp(prefix="bench-eval-"))
+    try:
+        for found in bench(Plan(shape=asked.gpu_shape, **chosen), work, tell):
+            save(asked.out or REPOSITORY / "results" / "bench_eval" / "gpu", {"made": made, **found}, table_of(found))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    print(table_of(found))
+
+
+def tell(text: str) -> None:
+    """Progress, beside the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def save(folder: Path, found: dict[str, Any], table: str) -> None:
+    """Write table.json and table.md, the latter with where it was measured."""
+    made = found["made"]
+    libraries = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    gpu = f"{made['gpu']}, " if made.get("gpu") else ""
+    commit = f"commit {(made['commit'] or 'unknown')[:7]}{' with changes' if made['dirty'] else ''}"
+    place = f"{gpu}{made['processor']}, {made['cores']} cores, Python {made['python']}, {libraries}, {commit}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "table.json", json.dumps(found, indent=1) + "\n")
+    write_atomically(folder / "table.md", f"{table}\nMeasured on {place}.\n")
+
+
+def _size_of(text: str) -> tuple[int, int]:
+    width, by, height = text.partition("x")
+    if not (by and width.isdecimal() and height.isdecimal()):
+        raise UserError(f"a picture's size is like 640x480, got '{text}' (--pictures)")
+    return int(width), int(height)
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="for the table (default results/bench_eval)")
+    parser.add_argument("--runs", type=int, help="rounds, whose medians count (default 3)")
+    gpu = parser.add_argument_group("a LLaVA with random weights")
+    gpu.add_argument("--gpu", action="store_true", help="measure it, beside a plain loop")
+    gpu.add_argument("--gpu-shape", default="7b", choices=("7b", "tiny"), help="default 7b")
+    gpu.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="default cuda")
+    gpu.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="default fp16")
+    gpu.add_argument("--questions", type=int, help="default 128")
+    gpu.add_argument("--tokens", type=int, help="of an answer (default 16)")
+    gpu.add_argument("--batches", type=int, nargs="+", metavar="SIZE", help="default 16 32 64")
+    gpu.add_argument("--pictures", nargs="+", metavar="WIDTHxHEIGHT", help="default 336x336 640x480")
+    gpu.add_argument("--seconds", type=float, help="after which no further round begins (default 240)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = read_arguments()
+    if asked.gpu:
+        bench_gpu(asked)
+
+
+if __name__ == "__main__":
+    guarded(main, "python scripts/bench_eval.py")
