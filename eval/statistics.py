@@ -1,9 +1,11 @@
 """95 % intervals: over questions by the bootstrap, over training seeds by Student's t.
 
-Tasks are fixed; questions are resampled with replacement within their task. The resamples of a task depend on
-the seed, the task's name and its number of questions only, so all sources see the same ones: differences are
-paired, and adding a source changes no other's interval. They say how far a result depends on the questions drawn,
-not how far on the training seed: that is what `spread_over_seeds` says.
+Tasks are fixed; questions are resampled with replacement within their task, those that share a picture together.
+What is summed over the resampled questions are the sufficient statistics of the task's score (of a mean: the values),
+from which eval.aggregates recomputes it. The resamples of a task depend on the seed, the task's name and its number of
+clusters only, so all sources see the same ones: differences are paired, and adding a source changes no other's
+interval. They say how far a result depends on the questions drawn, not how far on the training seed: that is what
+`spread_over_seeds` says.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from __future__ import annotations
 import math
 import statistics
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from eval.aggregates import AGGREGATES
 from eval.settings import Bootstrap
 from robustmerge.records import Score
 from robustmerge.settings import UserError
@@ -95,22 +98,46 @@ class Difference:
         return self.is_clear_of_questions and (self.seeds is None or self.seeds.is_clear)
 
 
-def resample_means(values: np.ndarray, name: str, bootstrap: Bootstrap) -> np.ndarray:
-    """Means over resampled questions. values: [questions, sources] in 0..1 -> [draws, sources]."""
-    questions = len(values)
+def resample_counts(clusters: int, name: str, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
+    """How often a resample drew each cluster: [rows, clusters] at a time, bootstrap.draws rows in all."""
     generator = np.random.default_rng([bootstrap.seed, zlib.crc32(name.encode())])
-    means, at_once = [], max(1, CHUNK // questions)
+    at_once = max(1, CHUNK // clusters)
     for start in range(0, bootstrap.draws, at_once):
         rows = min(at_once, bootstrap.draws - start)
-        picked = generator.integers(questions, size=(rows, questions))
-        flat = (picked + questions * np.arange(rows)[:, None]).ravel()
-        counts = np.bincount(flat, minlength=rows * questions).reshape(rows, questions)
-        means.append(counts @ values / questions)  # [rows, sources]
-    return np.concatenate(means)
+        picked = generator.integers(clusters, size=(rows, clusters))
+        flat = (picked + clusters * np.arange(rows)[:, None]).ravel()
+        yield np.bincount(flat, minlength=rows * clusters).reshape(rows, clusters)
+
+
+def columns_of(score: Score, ids: Sequence[str]) -> np.ndarray:
+    """What is summed for each question: [questions, columns]; its value where a score has no statistics."""
+    if score.statistics:
+        return np.array([score.statistics[name] for name in ids], dtype=float)
+    return np.array([score.values[name] for name in ids], dtype=float)[:, None]
+
+
+def sums_of(score: Score) -> np.ndarray:
+    """What the score's aggregate takes, of all questions: [1 + columns], the number of questions first."""
+    columns = columns_of(score, list(score.values))
+    return np.array([len(columns), *(column.sum() for column in columns.T)])  # a column at a time: as np.mean adds
+
+
+def number_clusters(scores: Sequence[Score], ids: Sequence[str]) -> np.ndarray:
+    """The cluster of each question: [questions], from 0 in the order of their first question.
+
+    A question without a shared picture is a cluster of its own. Raises UserError if the scores disagree.
+    """
+    known = [score.clusters for score in scores if score.clusters]
+    if any(clusters != known[0] for clusters in known[1:]):
+        raise UserError(f"the scores of {scores[0].task} do not agree on which questions share a picture")
+    pictures = known[0] if known else {}
+    numbers: dict[tuple[bool, str], int] = {}
+    keys = [(name in pictures, pictures.get(name, name)) for name in ids]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 class Resampled:
-    """The scores of several sources, resampled together.
+    """The scores of several sources, resampled together; a score without a value counts as missing.
 
     scores: source -> task -> Score. Raises UserError if two sources answered different questions of one task.
     """
@@ -119,19 +146,19 @@ class Resampled:
         self._points: dict[tuple[str, str], float] = {}
         self._draws: dict[tuple[str, str], np.ndarray] = {}
         for task in sorted({task for by_task in scores.values() for task in by_task}):
-            sources = [source for source, by_task in scores.items() if task in by_task]
-            self._add(task, sources, [scores[source][task] for source in sources], bootstrap or Bootstrap())
+            found = {source: by_task[task] for source, by_task in scores.items() if task in by_task}
+            found = {source: score for source, score in found.items() if score.value is not None}
+            if found:
+                self._add(task, found, bootstrap or Bootstrap())
 
-    def _add(self, task: str, sources: Sequence[str], scores: Sequence[Score], bootstrap: Bootstrap) -> None:
-        ids = list(scores[0].values)
-        for source, score in zip(sources, scores, strict=True):
+    def _add(self, task: str, scores: Mapping[str, Score], bootstrap: Bootstrap) -> None:
+        first, ids = next((source, list(score.values)) for source, score in scores.items())
+        for source, score in scores.items():
             if set(score.values) != set(ids):
-                raise UserError(f"{source} and {sources[0]} were scored on different questions of {task}")
-        values = np.array([[score.values[name] for score in scores] for name in ids])  # [questions, sources]
-        draws = resample_means(values, task, bootstrap)
-        for column, source in enumerate(sources):
-            self._points[source, task] = float(values[:, column].mean())
-            self._draws[source, task] = draws[:, column]
+                raise UserError(f"{source} and {first} were scored on different questions of {task}")
+            self._points[source, task] = float(AGGREGATES[score.aggregate](sums_of(score)))
+        drawn = resample_scores(list(scores.values()), ids, task, bootstrap)
+        self._draws.update({(source, task): column for source, column in zip(scores, drawn.T, strict=True)})
 
     def has(self, source: str, tasks: Sequence[str]) -> bool:
         """Whether the source has a score for each of these tasks, and there is one."""
@@ -153,6 +180,24 @@ class Resampled:
         """`one` minus `other`, paired over questions."""
         point = self.point(one, tasks) - self.point(other, tasks)
         return difference_of(point, self.draws(one, tasks) - self.draws(other, tasks))
+
+
+def resample_scores(scores: Sequence[Score], ids: Sequence[str], task: str, bootstrap: Bootstrap) -> np.ndarray:
+    """Scores of one task in 0..1 over resampled questions, the same ones for every source: [draws, sources]."""
+    cluster_of = number_clusters(scores, ids)
+    sizes = np.bincount(cluster_of)
+    columns = [columns_of(score, ids) for score in scores]
+    summed = np.zeros((len(sizes), sum(found.shape[1] for found in columns)))
+    np.add.at(summed, cluster_of, np.concatenate(columns, axis=1))
+    ends = np.cumsum([found.shape[1] for found in columns])
+    parts = []
+    for counts in resample_counts(len(sizes), task, bootstrap):
+        n, sums = counts @ sizes, counts @ summed
+        each = np.split(sums, ends[:-1], axis=1)
+        parts.append(
+            [AGGREGATES[score.aggregate](np.column_stack([n, own])) for score, own in zip(scores, each, strict=True)]
+        )
+    return np.concatenate([np.stack(part, axis=1) for part in parts])
 
 
 def interval_of(point: float, draws: np.ndarray) -> Interval:

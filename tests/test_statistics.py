@@ -5,11 +5,16 @@ Run: pytest tests/test_statistics.py
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from eval.aggregates import AGGREGATES
 from eval.settings import Bootstrap
-from eval.statistics import Resampled, resample_means
+from eval.statistics import Resampled, number_clusters, resample_counts, sums_of
 from robustmerge.records import Score
 from robustmerge.settings import UserError
 
@@ -76,11 +81,70 @@ def test_other_sources_and_their_order_do_not_change_an_interval(scores):
 
 
 def test_chunks_do_not_show(monkeypatch):
-    values = draw(0.5, 40, 0)[:, None].astype(float)
-    monkeypatch.setattr("eval.statistics.CHUNK", 7 * 40)
-    small = resample_means(values, "rec", Bootstrap(50))
-    monkeypatch.setattr("eval.statistics.CHUNK", 1000 * 40)
-    assert np.array_equal(small, resample_means(values, "rec", Bootstrap(50)))
+    drawn = []
+    for rows in (7, 1000):
+        monkeypatch.setattr("eval.statistics.CHUNK", rows * 40)
+        drawn.append(np.concatenate(list(resample_counts(40, "rec", Bootstrap(50)))))
+    assert np.array_equal(*drawn) and drawn[0].shape == (50, 40) and (drawn[0].sum(axis=1) == 40).all()
+
+
+def cluster(score: Score, pictures) -> Score:
+    return dataclasses.replace(score, clusters=dict(zip(score.values, map(str, pictures), strict=True)))
+
+
+def test_asking_the_same_of_a_picture_twice_says_no_more_than_asking_once():
+    values = draw(0.4, 80, 3)
+    twice = make_score("t", np.repeat(values, 2))
+    once, together, apart = (
+        Resampled({"s": {"t": score}}).interval("s", ["t"])
+        for score in (make_score("t", values), cluster(twice, np.arange(160) // 2), twice)
+    )
+    assert once == together
+    assert (apart.high - apart.low) / (once.high - once.low) == pytest.approx(0.5**0.5, rel=0.15)
+
+
+def test_pictures_that_no_two_questions_share_change_nothing(scores):
+    alone = {"high": {"rec": cluster(scores["high"]["rec"], range(400))}}
+    assert Resampled(alone).interval("high", ["rec"]) == Resampled(scores).interval("high", ["rec"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
+def test_however_many_questions_a_picture_has_each_question_counts_the_same(drawn):
+    pictures, values = zip(*drawn, strict=True)
+    score = cluster(make_score("t", values), pictures)
+    found = Resampled({"s": {"t": score}}, Bootstrap(50)).interval("s", ["t"])
+    assert found.value == pytest.approx(score.value) and found.low <= found.value <= found.high
+    numbers = number_clusters([score], list(score.values))
+    assert len(set(zip(numbers, pictures, strict=True))) == len(set(numbers)) == len(set(pictures))
+
+
+def test_scores_that_disagree_on_who_shares_a_picture_are_refused(scores):
+    one, other = (cluster(scores["high"]["rec"], np.arange(400) // n) for n in (2, 4))
+    with pytest.raises(UserError, match="scores of rec do not agree on which questions share a picture"):
+        Resampled({"one": {"rec": one}, "other": {"rec": other}})
+
+
+def test_what_is_summed_says_all_that_a_score_needs(monkeypatch):
+    # A ratio of sums, as BLEU is one: its resamples come from resampled sums, not from the questions' own ratios.
+    monkeypatch.setitem(AGGREGATES, "ratio", lambda sums: sums[..., 1] / sums[..., 2])
+    matched, guessed = np.random.default_rng(0).integers(1, 9, (2, 60)).astype(float)
+    values = make_score("t", matched / guessed)
+    pairs = {name: [matched[i], guessed[i]] for i, name in enumerate(values.values)}
+    score = dataclasses.replace(values, aggregate="ratio", statistics=pairs)
+    found = Resampled({"s": {"t": score}}, Bootstrap(100))
+    (counts,) = resample_counts(60, "t", Bootstrap(100))
+    assert found.draws("s", ["t"]) == pytest.approx(counts @ matched / (counts @ guessed))
+    assert found.point("s", ["t"]) == AGGREGATES["ratio"](sums_of(score)) == matched.sum() / guessed.sum()
+    plain = dataclasses.replace(values, statistics={name: [value] for name, value in values.values.items()})
+    assert np.array_equal(*(Resampled({"s": {"t": one}}).draws("s", ["t"]) for one in (values, plain)))
+
+
+def test_a_score_that_cannot_be_had_counts_as_missing(scores):
+    scores["low"]["rec"] = dataclasses.replace(scores["low"]["rec"], value=None, reason="no Java")
+    resampled = Resampled(scores)
+    assert not resampled.has("low", ["rec"]) and not resampled.has("low", ["vqav2", "rec"])
+    assert resampled.has("high", ["vqav2", "rec"]) and resampled.has("low", ["vqav2"])
 
 
 def test_the_difference_of_a_source_to_its_copy_is_nothing_with_p_1(scores):
