@@ -20,6 +20,7 @@ from typing import TypeVar
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from data_prep.annotations import join_annotations
 from data_prep.parallel import map_in_order
 from data_prep.settings import SPLITS, TaskData
 from robustmerge.records import Example, read_examples
@@ -38,9 +39,14 @@ def take_over(folder: Path, settings: TaskData, say: Callable[[str], None]) -> t
     Every image is decoded whole. Raises UserError naming the first missing or unreadable ones and their number.
     """
     files = settings.question_files
-    splits = {split: read_examples(files[split]) if split in files else [] for split in SPLITS}
+    splits = {split: _read_split(settings, split, files[split]) if split in files else [] for split in SPLITS}
     if empty := [str(files[split]) for split in files if not splits[split]]:
         raise UserError(f"{settings.task}: no examples in {', '.join(empty)}")
+    record: dict = {}
+    if settings.annotations is not None:
+        path = settings.input_files["annotations"]
+        splits["test"], record["annotations"] = join_annotations(splits["test"], path)
+        say(f"{settings.task}: {record['annotations']} from {path}")
     found = _find_images(settings, files, splits)
     for name, (source, _) in _with_bar(found.items(), f"{settings.task}: copying images", len(found)):
         _place_image(source, folder / name)
@@ -48,7 +54,6 @@ def take_over(folder: Path, settings: TaskData, say: Callable[[str], None]) -> t
     splits = {split: [_placed(settings, files[split], e, sizes) for e in splits[split]] for split in files} | {
         split: [] for split in SPLITS if split not in files
     }
-    record: dict = {}
     if "val" not in files and splits["train"]:
         splits["train"], splits["val"] = cut_val(splits["train"], settings)
         record["val_cut_from_train"] = [example.question_id for example in splits["val"]]
@@ -66,11 +71,17 @@ def list_pictures(settings: TaskData) -> dict[str, int]:
     Sizes and not digests: they are asked for at every start, and a collection may hold a hundred thousand pictures.
     """
     sizes = {}
-    for file in settings.question_files.values():
-        for image in (example.image for example in read_examples(file) if example.image is not None):
+    for split, file in settings.question_files.items():
+        examples = _read_split(settings, split, file)
+        for image in (example.image for example in examples if example.image is not None):
             path = _root(settings, file) / image
             sizes[image] = path.stat().st_size if path.is_file() else -1
     return sizes
+
+
+def _read_split(settings: TaskData, split: str, file: Path) -> list[Example]:
+    """The questions of a split as the file has them. Annotations may bring the answers of `test`."""
+    return read_examples(file, settings.ids == "number", split != "test" or settings.annotations is None)
 
 
 def cut_val(train: list[Example], settings: TaskData) -> tuple[list[Example], list[Example]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustmerge.settings import ConfigError, outside_identity, refuse
+from data_prep.published import ADVICE, find_published
+from robustmerge.settings import ConfigError, UserError, later, outside_identity, refuse, suggest
 
 SPLITS = ("train", "val", "test")
+ID_RULES = ("file", "number")
 GENERATOR = 2  # version of everything that is drawn: raised with any change of a picture, a question or an answer
 
 
@@ -31,6 +34,10 @@ class TaskData:
     their contents enter it, as inputs of the stage.
     images: the folder that the `image` fields are relative to; default: the folder of each question file. The names
     and sizes of the pictures are an input too.
+    annotations: a further file that adds references or options to the test questions (data_prep.annotations).
+    collection: a folder with the published question files: the names above are looked for in it, in any of the
+    published layouts (data_prep.published), the annotations' name also in `images`.
+    ids: of questions, from the `file`, or the `number` of the question in it, from 1, where the file's are not unique.
     seed: of the drawing, and of the cut of `train` that serves as `val` where a user gives none
     (at most counts.val of them, and at most a tenth).
     """
@@ -43,22 +50,53 @@ class TaskData:
     val: str | None = outside_identity(None)
     test: str | None = outside_identity(None)
     images: str | None = outside_identity(None)
+    annotations: str | None = outside_identity(None)
+    collection: str | None = outside_identity(None)
+    ids: str = later("file")
     jobs: int = outside_identity(1)
 
     def __post_init__(self) -> None:
-        files = [name for name in (*SPLITS, "images") if getattr(self, name) is not None]
+        named = (*SPLITS, "images", "annotations", "collection")
+        files = [name for name in named if getattr(self, name) is not None]
         if self.generator is not None and files:
             raise ConfigError([f"{self.task}: give either a generator or files, got generator and {', '.join(files)}"])
         if self.generator is None and self.train is None and self.test is None:
             raise ConfigError([f"{self.task}: give a generator, or a train or test question file"])
+        if self.annotations is not None and self.test is None:
+            raise ConfigError([f"{self.task}: annotations are on test questions, and there is no test file"])
+        if self.ids not in ID_RULES:
+            raise ConfigError([f"unknown rule '{self.ids}'; {suggest(self.ids, ID_RULES)} (ids)"])
         if self.jobs < 1:
             raise ConfigError([f"jobs must be at least 1, got {self.jobs}"])
 
     @property
     def question_files(self) -> dict[str, Path]:
-        """The user's question files by split."""
-        named = {split: getattr(self, split) for split in SPLITS}
-        return {split: Path(name).expanduser() for split, name in named.items() if name is not None}
+        """The user's question files by split. Raises UserError for those that a collection does not have."""
+        return self._find(SPLITS)
+
+    @property
+    def input_files(self) -> dict[str, Path]:
+        """Every file whose contents enter the identity, by its key. Raises UserError as `question_files` does."""
+        return self._find((*SPLITS, "annotations"))
+
+    def _find(self, keys: Sequence[str]) -> dict[str, Path]:
+        found, problems = {}, []
+        for key in keys:
+            if (name := getattr(self, key)) is None:
+                continue
+            try:
+                found[key] = self._place_of(key, name)
+            except UserError as error:
+                problems.append(f"{self.task}: {error}")
+        if problems:
+            raise UserError("\n".join([*problems, ADVICE]))
+        return found
+
+    def _place_of(self, key: str, name: str) -> Path:
+        if self.collection is None:
+            return Path(name).expanduser()
+        folders = [self.collection, self.images] if key == "annotations" and self.images else [self.collection]
+        return find_published([Path(folder).expanduser() for folder in folders], name, f"task.{self.task}.data.{key}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from robustmerge.records import Example
 from robustmerge.settings import UserError
 
 # A task's settings refuse any other word in braces as misspelt; braces around anything else stay as they are.
-PLACEHOLDER = re.compile(r"\{(text|choices)\}")
+PLACEHOLDER = re.compile(r"\{(text|choices|first_line)\}")
 
 
 def show_choices(choices: Sequence[str]) -> str:
@@ -24,9 +24,12 @@ def show_choices(choices: Sequence[str]) -> str:
 def render(prompt: str, example: Example) -> str:
     """The text that a model is asked. Question and choices are put in once: braces inside them stay as they are.
 
+    `{text}` is the question, `{first_line}` its first line, `{choices}` its options as lines `A. red`.
+
     Raises UserError if the prompt wants choices and the question has none.
     """
     if "{choices}" in prompt and not example.choices:
         raise UserError(f"the prompt wants {{choices}} but question {example.question_id} has none")
-    filled = {"text": example.text, "choices": show_choices(example.choices)}
+    first_line = example.text.partition("\n")[0]
+    filled = {"text": example.text, "choices": show_choices(example.choices), "first_line": first_line}
     return PLACEHOLDER.sub(lambda match: filled[match[1]], prompt)

@@ -76,17 +76,20 @@ class Score:
     n_asked: int = 0
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path, number_ids: bool = False, need_answer: bool = True) -> list[Example]:
     """Read a question file: JSON lines, or a JSON list in LLaVA's format.
 
     LLaVA's names are understood: `answer_bbox` is an answer, `conversations` is a training dialogue, `id` is a
     question_id; fields that we do not use (shuffled metadata of the published files) are left out.
+    number_ids: a question's id is its number in the file, from 1, whatever the file calls it. need_answer: without,
+    a missing answer is "".
     Raises UserError naming the file, the record and what is wrong with it, for the first five bad records.
     """
     examples, problems = [], []
     for index, record in enumerate(_read_records(Path(path))):
         try:
-            examples.append(_example_of(record))
+            given = {"question_id": index + 1} if number_ids else {}
+            examples.append(_example_of(record, {} if need_answer else {"answer": ""}, given))
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"{path}, record {index + 1}: {_explain(error)}")
     doubled = [name for name, count in Counter(e.question_id for e in examples).items() if count > 1]
@@ -118,8 +121,9 @@ def _read_records(path: Path) -> list[Any]:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
-def _example_of(record: Any) -> Example:
+def _example_of(record: Any, default: Mapping[str, Any], given: Mapping[str, Any]) -> Example:
     _require(isinstance(record, Mapping), "a record", "an object", record)
+    record = {**default, **record, **given}
     (text, answer), *later = _turns_of(record)
     image, size = record.get("image"), record.get("size")
     _require(image is None or isinstance(image, str), "field 'image'", "the path of one picture", image)

@@ -24,9 +24,14 @@ EXPERT_SETS = ("trained",)
 
 @dataclass(frozen=True)
 class Paths:
-    """runs: where results live; a relative path starts at the repository."""
+    """runs: where results live; mm_mergebench, mm_mergebench_images: the published question files, their pictures.
+
+    A relative path starts at the repository.
+    """
 
     runs: str = "runs"
+    mm_mergebench: str = "data/mm_mergebench"
+    mm_mergebench_images: str = "data/mm_mergebench/datasets"
 
     def root(self, profile: str, benchmark: str, model: str) -> Path:
         """`runs/<benchmark>-<model>`, under `runs/smoke/` for the smoke profile."""

@@ -73,7 +73,7 @@ class Line:
         addresses = {}
         for task in self.config.tasks:
             settings = self.config.data(task)
-            own = {split: foreign(file) for split, file in settings.question_files.items()}
+            own = {split: foreign(file) for split, file in settings.input_files.items()}
             if own:
                 pictures = {"stage": "foreign", "pictures": list_pictures(settings)}
                 own["pictures"] = Address(self.root, self.root, pictures)

@@ -19,7 +19,7 @@ from scripts.steps import plan
 
 PROGRAMS = sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "common")
 GROUPS = {
-    "benchmark": 1,
+    "benchmark": 2,
     "merge": 16,
     "model": 2,
     "peft": 1,

@@ -1,0 +1,111 @@
+"""Further files on test questions: what the question file leaves out of the references and the options.
+
+What a file holds is told by its content; each kind is a published format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import string
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from robustmerge.records import Example
+from robustmerge.runs import UserError
+from robustmerge.settings import first_few
+
+KINDS = (
+    "captions in COCO's format (images, annotations with image_id and caption), VQA annotations (annotations with "
+    "question_id and answers), or ScienceQA's problems (an object of question_id: {choices, answer})"
+)
+
+
+def join_annotations(examples: Sequence[Example], path: Path) -> tuple[list[Example], str]:
+    """The examples with what the file adds, and what that is, in words.
+
+    Raises UserError naming the file if it is none of these kinds, or does not fit the questions.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    try:
+        return _join(examples, found)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); expected {KINDS}") from error
+
+
+def _join(examples: Sequence[Example], found: Any) -> tuple[list[Example], str]:
+    records = found.get("annotations") if isinstance(found, dict) else None
+    if isinstance(records, list) and records and "caption" in records[0]:
+        return _join_captions(examples, found["images"], records), "captions"
+    if isinstance(records, list) and records and "answers" in records[0]:
+        return _join_answers(examples, records), "answers"
+    if isinstance(found, dict) and found and all(isinstance(one, dict) and "choices" in one for one in found.values()):
+        return _join_problems(examples, found), "choices"
+    raise UserError(f"expected {KINDS}")
+
+
+def _join_captions(examples: Sequence[Example], images: list[dict], records: list[dict]) -> list[Example]:
+    """References from COCO captions, whose images 1..n are in the order of the questions."""
+    if [image["id"] for image in images] != list(range(1, len(examples) + 1)):
+        raise UserError(f"its images must have the ids 1..{len(examples)}, one a question in their order")
+    captions: dict[int, list[str]] = defaultdict(list)
+    for record in records:
+        captions[record["image_id"]].append(record["caption"])
+    problems, joined = [], []
+    for example, image in zip(examples, images, strict=True):
+        asked, named = _base_name(example.image), _base_name(image["file_name"])
+        if asked != named:
+            problems.append(f"question {example.question_id} is on {asked}, image {image['id']} is {named}")
+        elif not captions[image["id"]]:
+            problems.append(f"image {image['id']} ({named}) has no caption")
+        joined.append(_with_references(example, captions[image["id"]]))
+    _refuse(problems)
+    return joined
+
+
+def _base_name(path: str | None) -> str | None:
+    return None if path is None else PurePosixPath(path).name
+
+
+def _join_answers(examples: Sequence[Example], records: list[dict]) -> list[Example]:
+    """References from VQA annotations, ten a question."""
+    answers = {str(record["question_id"]): [str(one["answer"]) for one in record["answers"]] for record in records}
+    _refuse_missing(examples, answers)
+    return [_with_references(example, answers[example.question_id]) for example in examples]
+
+
+def _join_problems(examples: Sequence[Example], problems: dict[str, dict]) -> list[Example]:
+    """Options from ScienceQA's problems, and the right one's letter: the published scorer goes by these alone."""
+    _refuse_missing(examples, problems)
+    joined = []
+    for example in examples:
+        problem = problems[example.question_id]
+        answer = string.ascii_uppercase[: len(problem["choices"])][problem["answer"] : problem["answer"] + 1]
+        if not answer:
+            raise UserError(f"question {example.question_id} has {len(problem['choices'])} choices but no such answer")
+        choices = tuple(map(str, problem["choices"]))
+        joined.append(dataclasses.replace(example, choices=choices, answer=answer))
+    return joined
+
+
+def _with_references(example: Example, references: Sequence[str]) -> Example:
+    """The question's own answer stays: it is what the published scorers compare with."""
+    return dataclasses.replace(
+        example, references=tuple(references), answer=example.answer or next(iter(references), "")
+    )
+
+
+def _refuse_missing(examples: Sequence[Example], known: dict[str, Any]) -> None:
+    _refuse([f"question {one.question_id} is not in it" for one in examples if one.question_id not in known])
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise UserError("\n  ".join([f"{len(problems)} questions do not fit:", *first_few(problems)]))
