@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from eval.parse import NUMBER_WORDS, Answer, Box, join_thousands
+from eval.vqa_answers import ARTICLES, normalise_vqa
 
-ARTICLES = frozenset(("a", "an", "the"))
 MAX_ORDER = 4
 _JOINING = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
 _FULL_STOP = re.compile(r"\.(?!\d)")
@@ -46,14 +46,14 @@ def exact_match(answer: Answer, references: Sequence[Answer]) -> float:
 def vqa_soft(answer: Answer, references: Sequence[Answer]) -> float:
     """The VQA accuracy: min(#agreeing / 3, 1), averaged over the sets that leave one reference out.
 
-    With fewer than four references no answer could reach 1, so there it is `exact_match`.
+    With fewer than four references no answer could reach 1, so there one that agrees is enough.
     Source: https://visualqa.org/evaluation.html
     """
-    if len(references) < 4:
-        return exact_match(answer, references)
-    given = normalise(str(answer))
-    agree = [bool(given) and given == normalise(str(reference)) for reference in references]
+    given = normalise_vqa(str(answer))
+    agree = [bool(given) and given == normalise_vqa(str(reference)) for reference in references]
     total = sum(agree)
+    if len(references) < 4:
+        return float(total > 0)
     return sum(min((total - one) / 3, 1.0) for one in agree) / len(agree)
 
 
@@ -71,6 +71,15 @@ def intersection_over_union(one: Box, other: Box) -> float:
 def iou_at_half(answer: Answer, references: Sequence[Answer]) -> float:
     """1 if the box overlaps a reference with an IoU above one half (strictly above, as in the published code)."""
     return float(any(intersection_over_union(answer, reference) > 0.5 for reference in references))
+
+
+def mean_iou(pairs: Sequence[tuple[Box | None, Sequence[Box]]]) -> float:
+    """The mean over questions of the IoU with the best of the references, 0..1; no box counts as 0."""
+    found = [
+        max(intersection_over_union(answer, reference) for reference in references) if answer is not None else 0.0
+        for answer, references in pairs
+    ]
+    return sum(found) / len(found)
 
 
 def ngram_f1(answer: Answer, references: Sequence[Answer]) -> float:

@@ -10,7 +10,7 @@ import math
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 Box = tuple[float, float, float, float]
@@ -25,7 +25,7 @@ _ANSWER_IS = re.compile(  # "the answer is a dog" names no letter, "the answer i
     r"\banswer(?: is)?:? ?(?:option |choice |letter )?[(\[]?([A-Z])(?=[)\].,:;]|$|(?<=[B-HJ-Z]) )",
     re.IGNORECASE,
 )
-_EMPHASIS = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)")
+_EMPHASIS = re.compile(r"[*`\"“”]+|(?<!\w)_+|_+(?!\w)")
 _LETTER_ALONE = re.compile(r"[(\[]?\s*([A-Za-z])\s*[)\].:,]?")
 _LETTER_SENTENCE = re.compile(  # the whole text: "it is option B", "option (b).", "B is the correct answer"
     r"(?:(?:it|this|that|(?:the|my) (?:correct |right |best )?(?:answer|option|choice|one)) is:? |it[’']s |"
@@ -48,6 +48,9 @@ _LARGER = (
 _CUT_BEFORE = re.compile(rf"(?:\d ?[,:/^]-?|\d |\d point |√ ?|(?<![a-z]){_LARGER}[ -](?:and )?)$")
 _CUT_AFTER = re.compile(rf"\.\d|e[+-]?\d|[/^]|[⁰-⁹²³]|.*(?<![a-z]){_LARGER}")
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_STATED = re.compile(r".*\banswer(?: is:?|:) (.+?)(?:[.!;] .*|$)", re.IGNORECASE)  # the last one, to its sentence's end
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_TIME = re.compile(r"(?<!\d)(\d{1,2}):(\d\d)(?: ?([ap])\.? ?m\b)?")
 NUMBER_WORDS = {word: str(value) for value, word in enumerate(_COUNTED)}
 
 
@@ -99,6 +102,64 @@ def parse_number(text: str, choices: Sequence[str] = ()) -> str | None:
     return str(-size if last[0].startswith("-") else size)
 
 
+def parse_table(text: str, choices: Sequence[str] = ()) -> str | None:
+    """The answer to a question about a table (TabMWP), after the normaliser of PromptPG.
+
+    With choices: the letter of the one that is meant, by its letter, its text, its number or, if that is one only, by
+    most words in common. Without: a time of day, else the last number in thousandths (`$1,234.50`, `50%`, `5 cups`,
+    `1/3` and `0.333`: what stands around the number is its unit), else the text. What `the answer is` is read first.
+    Source: https://github.com/lupantech/PromptPG. Published code: compares upper case only; PromptPG guesses a choice
+    where none is meant.
+    """
+    plain = _EMPHASIS.sub("", _LATEX_FRACTION.sub(r"\1/\2", " ".join(text.split()))).strip()
+    stated = _STATED.fullmatch(plain)
+    said = stated[1] if stated and _fold(stated[1]) else plain
+    if not said:
+        return parse_text(text)
+    return _choice_meant(said, choices) if choices else _amount_of(said) or _fold(said) or said
+
+
+def _choice_meant(said: str, choices: Sequence[str]) -> str | None:
+    """The letter of the choice. Its text goes before its letter: of the choices `B` and `A` the answer `A` is B."""
+    letters = dict(zip(string.ascii_uppercase, choices, strict=False))
+    given = _fold(said)
+    same = [letter for letter, choice in letters.items() if given and _fold(choice) == given]
+    found = same[0] if len(same) == 1 else parse_letter(said, choices)
+    amount = _amount_of(said)
+    if found is None and amount is not None:
+        same = [letter for letter, choice in letters.items() if _amount_of(choice) == amount]
+        found = same[0] if len(same) == 1 else None
+    return found or _most_alike(said, letters)
+
+
+def _most_alike(said: str, letters: Mapping[str, str]) -> str | None:
+    words = {letter: set(_fold(choice).split()) for letter, choice in letters.items()}
+    given = set(_fold(said).split())
+    alike = {letter: len(own & given) / max(len(own), len(given), 1) for letter, own in words.items()}
+    best = [letter for letter, value in alike.items() if value == max(alike.values()) > 0]
+    return best[0] if len(best) == 1 else None
+
+
+def _fold(text: str) -> str:
+    """The words of a text: case and punctuation gone (`p.m.` is `pm`)."""
+    return " ".join(re.findall(r"[^\W_]+", re.sub(r"['’.](?!\d)", "", text.casefold())))
+
+
+def _amount_of(text: str) -> str | None:
+    """A time of day as `7:25 p`, else the last number, rounded to thousandths (`1/3` is `333/1000`)."""
+    text = text.casefold()
+    *_, time = (None, *_TIME.finditer(text))
+    if time is not None and not re.search(r"\d", text[time.end() :]):
+        return " ".join(part for part in (f"{int(time[1])}:{time[2]}", time[3]) if part)
+    number = parse_number(text)
+    return None if number is None else str(Fraction(round(Fraction(number) * 1000), 1000))
+
+
+def parse_raw(text: str, choices: Sequence[str] = ()) -> str:
+    """The text as it is, for the published scorers, which read it themselves."""
+    return text
+
+
 def join_thousands(text: str) -> str:
     """`1,234,567` -> `1234567`; `1,23` and `0,123` are no thousands."""
     return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
@@ -123,5 +184,7 @@ PARSERS: dict[str, Parser] = {
     "box": parse_box,
     "letter": parse_letter,
     "number": parse_number,
+    "raw": parse_raw,
+    "table": parse_table,
     "text": parse_text,
 }
