@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from matplotlib import image as pictures
 from eval.results import CHOSEN, Context, SourceRow
 from eval.settings import Task
 from eval.tables import MISSING
+from eval.tasks import first_by_hash
 from robustmerge.prompts import show_choices
 from robustmerge.records import Example, Prediction, read_examples, read_predictions
 
@@ -42,11 +42,6 @@ def pick_examples(rows: Sequence[SourceRow], context: Context) -> dict[str, list
     return found
 
 
-def first_by_hash(path: Path, count: int) -> list[Example]:
-    """The questions of a file with the smallest sha256 of their id."""
-    return sorted(read_examples(path), key=lambda one: hashlib.sha256(one.question_id.encode()).digest())[:count]
-
-
 def rows_with_answers(rows: Sequence[SourceRow]) -> list[SourceRow]:
     """Of a large table one block with its references: the first of those with a chosen strength, if there are any."""
     blocks = [row for row in rows if row.block]
@@ -59,8 +54,9 @@ def rows_with_answers(rows: Sequence[SourceRow]) -> list[SourceRow]:
 
 def _pick(task: Task, path: Path, rows: Sequence[SourceRow]) -> list[Shown]:
     able = [row for row in rows_with_answers(rows) if _has_predictions(row, task)]
+    shown = first_by_hash(read_examples(path), EXAMPLES_A_TASK)
     answers = {row.key: _answers_of(row, task) for row in able}
-    return [_show(example, path.parent, task, able, answers) for example in first_by_hash(path, EXAMPLES_A_TASK)]
+    return [_show(example, path.parent, task, able, answers) for example in shown]
 
 
 def _has_predictions(row: SourceRow, task: Task) -> bool:

@@ -76,7 +76,7 @@ def predict(
     generate: gets examples whose text is the rendered prompt, the folder that their pictures are relative to, and
     max_new_tokens; returns one text an example. It is only ever given whole batches, which the questions and the batch
     size fix, so an interrupted run that goes on gives the same bytes as an uninterrupted one, with any number of
-    processes. together: runs the stage in several of them, each answering every so manieth batch.
+    processes. together: runs the stage in several of them, which share the batches.
     An ordinary exception in a batch makes its questions be asked one by one; those that fail again are recorded
     with the error. One that no question is to blame for (`_is_fatal`) ends the run, which goes on when it is
     started again. Raises UserError if every question failed.

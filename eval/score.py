@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from eval.metrics import METRICS
+from eval.metrics import METRICS, mean_iou
+from eval.official import OFFICIAL
 from eval.parse import PARSERS, Answer
-from eval.settings import Scoring
+from eval.settings import CAPTION_NAMES, OFFICIAL_NAMES, Scoring
+from eval.tasks import read_questions
 from robustmerge.records import Example, Prediction, Score, read_examples, read_predictions, write_score
 from robustmerge.runs import Address, UserError, run_stage
 
@@ -30,43 +34,117 @@ def score(
     def work(path: Path) -> dict:
         if not Path(predictions).exists():
             raise UserError(f"predictions {predictions} do not exist; run predict first")
+        examples = read_questions(questions, settings.only)
         try:
-            found = score_predictions(settings, read_examples(questions), read_predictions(predictions))
+            found = score_predictions(settings, examples, read_predictions(predictions))
         except UserError as error:
             raise UserError(f"{predictions} against {questions}: {error}") from error
+        if not settings.only.is_all:
+            found = replace(found, n_asked=len(read_examples(questions)))
         write_score(path, found)
         return {"value": found.value, "questions": found.n_expected}
 
     return run_stage(address, work, say)
 
 
+def score_partial(settings: Scoring, questions: Path, answered: Mapping[str, Prediction]) -> Score | None:
+    """The score over those questions that have an answer so far, for a look; None if none has.
+
+    It says how many there are of how many, and is never written where a score is expected.
+    """
+    examples = read_questions(questions, settings.only)
+    there = [example for example in examples if example.question_id in answered]
+    if not there:
+        return None
+    found = score_predictions(settings, there, [answered[example.question_id] for example in there])
+    return replace(found, n_asked=len(examples))
+
+
 def score_predictions(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:
     """Score the predictions of one task.
 
-    A question counts as failed (no answer could be generated), empty or unparsed at most once; each is worth 0.
-    n_scored counts the rest. value = 100 times the mean over all questions.
+    A question counts as failed (no answer could be generated), empty or unparsed at most once; n_scored counts the
+    rest. Each of those is worth 0, but what a published scorer makes of an empty answer is its own affair.
     """
     aligned = align(examples, predictions)
-    references = _read_references(settings, examples)
-    parse, metric = PARSERS[settings.parse], METRICS[settings.metric]
-    values: dict[str, float] = {}
-    counts: Counter[str] = Counter()
-    for example, prediction, accepted in zip(examples, aligned, references, strict=True):
-        answer = parse(prediction.text, example.choices)
-        state = _state_of(prediction, answer)
-        counts[state] += 1
-        values[example.question_id] = metric(answer, accepted) if state == "scored" else 0.0
+    if settings.metric in CAPTION_NAMES:
+        judged = _judge_captions(settings, examples, aligned)
+    elif settings.metric in OFFICIAL_NAMES:
+        judged = _judge_officially(settings, examples, aligned)
+    else:
+        judged = _judge(settings, examples, aligned)
+    counts = Counter(judged.pop("states"))
     return Score(
         task=settings.task,
         metric=settings.metric,
-        value=100 * sum(values.values()) / len(values),
         n_expected=len(examples),
         n_scored=counts["scored"],
         n_empty=counts["empty"],
         n_unparsed=counts["unparsed"],
         n_failed=counts["failed"],
-        values=values,
+        clusters=_shared_pictures(examples),
+        **judged,
     )
+
+
+def _judge(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """By the task's parser and metric: the value of a question is 0 where there is no answer to compare."""
+    references = _read_references(settings, examples)
+    parse, metric = PARSERS[settings.parse], METRICS[settings.metric]
+    answers = [parse(one.text, example.choices) for example, one in zip(examples, predictions, strict=True)]
+    states = [_state_of(one, answer) for one, answer in zip(predictions, answers, strict=True)]
+    values = [
+        metric(answer, accepted) if state == "scored" else 0.0
+        for answer, accepted, state in zip(answers, references, states, strict=True)
+    ]
+    parts = {}
+    if settings.metric == "iou_at_half":
+        pairs = [(a if state == "scored" else None, r) for a, r, state in zip(answers, references, states, strict=True)]
+        parts["mean_iou"] = 100 * mean_iou(pairs)
+    return _by_question(examples, states, values, parts)
+
+
+def _judge_officially(
+    settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> dict[str, Any]:
+    """By the rule of the published script, its faults included. It knows no failed answer, which stays worth 0."""
+    rule = OFFICIAL[settings.metric]
+    states = [_state_of(one, one.text) for one in predictions]
+    values = [
+        rule(one.text, example) if state != "failed" else 0.0
+        for example, one, state in zip(examples, predictions, states, strict=True)
+    ]
+    return _by_question(examples, states, values, {})
+
+
+def _by_question(
+    examples: Sequence[Example], states: Sequence[str], values: Sequence[float], parts: dict[str, float | None]
+) -> dict[str, Any]:
+    """The mean over questions. Where only some have a picture, that over these is a part of it."""
+    seen = [value for example, value in zip(examples, values, strict=True) if example.image is not None]
+    if 0 < len(seen) < len(values):
+        parts["with_picture"] = 100 * sum(seen) / len(seen)
+    by_id = dict(zip((example.question_id for example in examples), values, strict=True))
+    return {"states": states, "value": 100 * sum(values) / len(values), "values": by_id, "parts": parts}
+
+
+def _judge_captions(
+    settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> dict[str, Any]:
+    from eval.captions import CAPTIONS  # loads the caption scorers, which no other task needs
+
+    texts = [prediction.text for prediction in predictions]
+    found = CAPTIONS[settings.metric](texts, [example.accepted for example in examples], settings.tokenizer)
+    ids = [example.question_id for example in examples]
+    return {
+        "states": [_state_of(prediction, prediction.text) for prediction in predictions],
+        "value": found.value,
+        "values": dict(zip(ids, found.values, strict=True)),
+        "reason": found.reason,
+        "parts": found.parts,
+        "aggregate": found.aggregate,
+        "statistics": dict(zip(ids, found.statistics, strict=True)),
+    }
 
 
 def _state_of(prediction: Prediction, answer: Answer | None) -> str:
@@ -75,6 +153,12 @@ def _state_of(prediction: Prediction, answer: Answer | None) -> str:
     if not prediction.text.strip():
         return "empty"
     return "unparsed" if answer is None else "scored"
+
+
+def _shared_pictures(examples: Sequence[Example]) -> dict[str, str]:
+    """The picture of each question where some picture has several; a question without one stands for itself."""
+    pictures = {example.question_id: example.image or f"question {example.question_id}" for example in examples}
+    return pictures if len(set(pictures.values())) < len(pictures) else {}
 
 
 def align(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -14,11 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from eval.examples import first_by_hash, read_picture, words_of
+from eval.examples import read_picture, words_of
 from eval.figures import STYLE
 from eval.looks import GREY, INK
 from eval.results import Context
 from eval.settings import Task
+from eval.tasks import first_by_hash
+from robustmerge.records import read_examples
 
 PICTURES_A_TASK = 6
 DPI = 110
@@ -64,7 +66,7 @@ def draw_sheet(context: Context) -> bytes | None:
 
 def _read(path: Path) -> list[_Shown]:
     found = []
-    for example in first_by_hash(path, PICTURES_A_TASK):
+    for example in first_by_hash(read_examples(path), PICTURES_A_TASK):
         asked, expected = words_of(example)
         pixels = read_picture(path.parent, example.image)
         found.append(

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 import transformers
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @contextmanager
 def fast_matmul() -> Iterator[None]:

@@ -22,6 +22,12 @@ def _positive(owner: object, *names: str) -> list[str]:
     ]
 
 
+def _problems_of_precision(precision: str) -> list[str]:
+    if precision in ("fp32", "bf16", "fp16"):
+        return []
+    return [f"precision must be fp32, bf16 or fp16, got '{precision}' (precision)"]
+
+
 @dataclass(frozen=True)
 class Vision:
     """A CLIP-type vision tower for square pictures of `image_size` pixels, `patch_size` pixels a patch."""
@@ -176,6 +182,7 @@ class Model:
     recipe: of its experts; lora: what `peft.r` and `peft.alpha` are unless set; template: a name of
     llava_ext.conversation; generation_batch: prompts answered together. products: how a CPU multiplies matrices where
     answers are made: exact, in float32 throughout; fast, where its units for bfloat16 may serve (as in training).
+    precision: of the weights where answers are made, fp32, fp16 or bf16.
     """
 
     name: str
@@ -186,9 +193,10 @@ class Model:
     lora: Lora = field(default_factory=Lora)
     generation_batch: int = 64
     products: str = "exact"
+    precision: str = "fp32"
 
     def __post_init__(self):
-        problems = _positive(self, "generation_batch")
+        problems = [*_positive(self, "generation_batch"), *_problems_of_precision(self.precision)]
         if self.products not in ("exact", "fast"):
             problems.append(f"products must be exact or fast, got '{self.products}' (products)")
         if (self.base is None) == (self.checkpoint is None):
@@ -223,8 +231,7 @@ class Trainer:
             problems.append(f"unknown engine '{self.engine}'; {suggest(self.engine, ENGINES)} (engine)")
         if self.device not in ("cpu", "cuda"):
             problems.append(f"device must be cpu or cuda, got '{self.device}' (device)")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            problems.append(f"precision must be fp32, bf16 or fp16, got '{self.precision}' (precision)")
+        problems += _problems_of_precision(self.precision)
         if self.engine in ("cpu", "single_gpu") and self.processes != 1:
             problems.append(f"engine {self.engine} has one process, got {self.processes} (processes)")
         if (self.engine in DEEPSPEED_ENGINES) != bool(self.deepspeed):

@@ -13,15 +13,13 @@ import torch
 from transformers import LlavaForConditionalGeneration, TrainingArguments
 
 from llava_ext.adapters import add_adapter, digest_of_a, save_adapter
-from llava_ext.backend import quiet_libraries
+from llava_ext.backend import DTYPES, quiet_libraries
 from llava_ext.checkpoints import finish, read_finished, remove_work
 from llava_ext.data import Collator, Reader, Row, Rows, load_reader, read_rows, seed_of, training_order
 from llava_ext.processes import Team, run_stage_together
 from llava_ext.settings import DEEPSPEED_ENGINES, Expert
 from llava_ext.training import LOSSES, OrderedTrainer, build_arguments
 from robustmerge.runs import Address
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train_expert(

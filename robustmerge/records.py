@@ -200,14 +200,19 @@ def _conversation_of(said: Any) -> list[tuple[str, str]]:
     return list(zip(values[::2], values[1::2], strict=True))
 
 
+def _shown(record: Any) -> dict[str, Any]:
+    """A record's fields; those at their default are left out."""
+    shown = {}
+    for known in dataclasses.fields(record):
+        factory, value = known.default_factory, getattr(record, known.name)
+        if value != (known.default if factory is dataclasses.MISSING else factory()):
+            shown[known.name] = value
+    return shown
+
+
 def _plain(record: Any) -> str:
-    """A record as one JSON line; fields at their default are left out."""
-    shown = {
-        field.name: getattr(record, field.name)
-        for field in dataclasses.fields(record)
-        if field.default is dataclasses.MISSING or getattr(record, field.name) != field.default
-    }
-    return json.dumps(shown, ensure_ascii=False) + "\n"
+    """A record as one JSON line."""
+    return json.dumps(_shown(record), ensure_ascii=False) + "\n"
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
@@ -242,18 +247,9 @@ def read_predictions(path: Path) -> list[Prediction]:
     return predictions
 
 
-_COUNTED = ("n_expected", "n_scored", "n_empty", "n_unparsed", "n_failed")
-
-
 def write_score(path: Path, score: Score) -> None:
     """Write a score as JSON, whole or not at all."""
-    empty = Score(**dict.fromkeys(("task", "metric"), ""), **dict.fromkeys(_COUNTED, 0), value=None, values={})
-    shown = {
-        name: value
-        for name, value in dataclasses.asdict(score).items()
-        if name in (*_COUNTED, "value") or value != getattr(empty, name)
-    }
-    write_atomically(path, json.dumps(shown, ensure_ascii=False, indent=1) + "\n")
+    write_atomically(path, json.dumps(_shown(score), ensure_ascii=False, indent=1) + "\n")
 
 
 def read_score(path: Path) -> Score:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.settings import BaseCorpus, Counts, TaskData
-from eval.settings import Bootstrap, Logger, Task
+from eval.settings import PROTOCOLS, Bootstrap, Logger, Selection, Task
 from llava_ext.settings import Expert, Model, Peft, Trainer
 from robustmerge.hub import find_folder, name_of
 from robustmerge.method import Method, OutsideMethod, build_method
@@ -60,6 +60,9 @@ class General:
     source: str | None
     report: str | None
     strength_grid: tuple[float, ...] | None = None
+    protocol: str = "corrected"
+    limit: int | None = None
+    ids: tuple[str | int, ...] | None = None
     out: str | None = None
     overrides: tuple[str, ...] = ()
 
@@ -68,7 +71,14 @@ class General:
             raise ConfigError([f"jobs must be at least 1, got {self.jobs} (jobs)"])
         if self.report is not None and not re.fullmatch(r"[\w.=-]+", self.report):
             raise ConfigError([f"a report's name is made of letters, digits and _.=-, got '{self.report}' (report)"])
+        choose(self.protocol, PROTOCOLS, "protocol")
         refuse(problems_of_grid(self.strength_grid))
+        self.only  # noqa: B018  # refuses what limit and ids have wrong
+
+    @property
+    def only(self) -> Selection:
+        """The questions that are asked; all of them unless `limit` or `ids` says which."""
+        return Selection(self.limit, tuple(str(name) for name in self.ids or ()))
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class Config(General):
         peft = self.peft if len(tasks) == 1 else dataclasses.replace(self.peft, shared_a_init=False)
         return Expert(
             tasks=tuple(task.name for task in tasks),
-            prompts={task.name: task.prompt for task in tasks},
+            prompts={task.name: task.train_prompt or task.prompt for task in tasks},
             peft=peft,
             recipe=self.model.recipe,
             trainer=self.trainer,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from robustmerge.runs import write_atomically
-from robustmerge.settings import ConfigError, UserError, build
+from robustmerge.settings import ConfigError, UserError
 from scripts import steps
 from scripts.line import Line
 from scripts.summary import shown
@@ -38,18 +38,7 @@ class Request:
 
 def read_request(point: Mapping[str, Any]) -> tuple[Line, Request]:
     """The line and what is asked about it. Raises ConfigError with the problems of both."""
-    point = dict(point)
-    own = {field.name: point.pop(field.name) for field in dataclasses.fields(Request)}
-    problems, made = [], []
-    for make in (lambda: steps.plan([point])[0], lambda: build(Request, own, "")):
-        try:
-            made.append(make())
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    line, request = made
-    return line, request
+    return steps.plan_with(Request, point)
 
 
 def inspect(point: Mapping[str, Any]) -> None:

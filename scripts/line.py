@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from data_prep.own import list_pictures
 from data_prep.settings import GENERATOR
 from eval.results import CHOSEN, Choice
-from eval.settings import Generation, Task
+from eval.settings import CAPTION_NAMES, PROTOCOLS, Generation, Scoring, Selection, Task
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod, strength_of, times
 from robustmerge.records import read_score
 from robustmerge.runs import Address, address_file, address_folder, foreign
@@ -174,7 +174,9 @@ class Line:
         }
 
     def _val_mean(self, source: Source) -> float:
-        return fmean(read_score(self.score(source, task, "val").path).value for task in source.tasks)
+        """Over the tasks that can be scored here: without Java some captions cannot, for no source."""
+        values = [read_score(self.score(source, task, "val").path).value for task in source.tasks]
+        return fmean([value for value in values if value is not None] or [0.0])
 
     def _chosen_source(self, name: str) -> Source:
         source = self.candidates[name][self.choices[name].factor]
@@ -206,25 +208,57 @@ class Line:
                 raise UserError(full_model(str(path)))
         raise UserError(f"unknown source '{name}'; {choices}")
 
-    def predictions(self, source: Source, task: Task, split: str = "test") -> Address:
+    def predictions(self, source: Source, task: Task, split: str = "test", protocol: str | None = None) -> Address:
         """The answers of a source to a task's test questions, or its val questions."""
-        settings = self.generation(task, split)
+        settings = self.generation(task, split, protocol)
         inputs = {"source": source.address, "base": self.base, "data": self.data(task)}
         return self._file(_kind("predictions", split), source, task, ".jsonl", "predict", settings, inputs)
 
-    def generation(self, task: Task, split: str = "test") -> Generation:
-        """How a task's questions are asked."""
+    def generation(self, task: Task, split: str = "test", protocol: str | None = None) -> Generation:
+        """How a task's questions are asked, by the protocol of the configuration if none is named."""
         model = self.config.model
-        return task.generation(model.template, model.generation_batch, split, model.products)
+        return task.under(protocol or self.config.protocol).generation(
+            model.template, model.generation_batch, split, model.products, model.precision, self._only(split)
+        )
 
-    def score(self, source: Source, task: Task, split: str = "test") -> Address:
+    def scoring(self, task: Task, split: str = "test", protocol: str | None = None) -> Scoring:
+        """How a task's answers are scored."""
+        asked = task.under(protocol or self.config.protocol)
+        return asked.scoring(self._only(split), caption_tokenizer() if asked.metric in CAPTION_NAMES else "")
+
+    def _only(self, split: str) -> Selection:
+        """`ids` are those of test questions."""
+        return self.config.only if split == "test" else Selection(self.config.limit)
+
+    def score(self, source: Source, task: Task, split: str = "test", protocol: str | None = None) -> Address:
         """The score of a source on a task."""
-        inputs = {"predictions": self.predictions(source, task, split), "data": self.data(task)}
-        return self._file(_kind("scores", split), source, task, ".json", "score", task.scoring(), inputs)
+        inputs = {"predictions": self.predictions(source, task, split, protocol), "data": self.data(task)}
+        settings = self.scoring(task, split, protocol)
+        return self._file(_kind("scores", split), source, task, ".json", "score", settings, inputs)
+
+    def other_score(self, source: Source, task: Task) -> Address | None:
+        """The score of the same source under the other protocol; None where the answers it needs are not there."""
+        other = self.other_protocol
+        return self.score(source, task, "test", other) if self._is_answered(source, task, other) else None
+
+    @property
+    def other_protocol(self) -> str:
+        return next(name for name in PROTOCOLS if name != self.config.protocol)
+
+    def _is_answered(self, source: Source, task: Task, protocol: str) -> bool:
+        return self.predictions(source, task, "test", protocol).is_complete()
 
     def questions(self, task: Task, split: str = "test") -> Path:
         """The test or val questions of a task."""
         return self.data(task).path / f"{split}.jsonl"
+
+
+@lru_cache(maxsize=1)
+def caption_tokenizer() -> str:
+    """`ptb`, the tokenizer of published caption scores, where there is Java to run it; otherwise `builtin`."""
+    from eval.captions import has_java
+
+    return "ptb" if has_java() else "builtin"
 
 
 def _kind(kind: str, split: str) -> str:

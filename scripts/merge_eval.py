@@ -10,7 +10,7 @@ from scripts.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import reporting, steps, summary
+    from scripts import answers, reporting, steps, summary
 
     started = time.monotonic()
     lines = steps.plan(points)
@@ -18,10 +18,11 @@ def walk(points: list[dict]) -> None:
     steps.prepare(lines)
     steps.build_base(lines)
     steps.merge(lines, choose=True)
-    steps.choose_strengths(lines)
+    answers.choose_strengths(lines)
     summary.tell_choices(lines)
-    steps.predict(lines, lambda line: line.sources)
-    steps.score(lines, lambda line: line.sources)
+    answers.predict(lines, lambda line: line.sources)
+    answers.score(lines, lambda line: line.sources)
+    answers.score_otherwise(lines, lambda line: line.sources)
     summary.tell_report(lines, reporting.report(lines), started)
 
 

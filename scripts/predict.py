@@ -9,14 +9,16 @@ from scripts.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import steps, summary
+    from scripts import answers, steps, summary
 
     lines = steps.plan(points)
-    steps.check_sources(lines)
+    answers.check_sources(lines)
+    answers.check_devices(lines)
     steps.prepare(lines)
     steps.build_base(lines)
-    steps.predict(lines, steps.chosen_source)
-    summary.tell_made([address for line in lines for address in steps.predictions_of(line)])
+    answers.predict(lines, answers.chosen_source)
+    summary.tell_made([address for line in lines for address in answers.predictions_of(line)])
+    summary.tell_answers(lines)
 
 
 if __name__ == "__main__":

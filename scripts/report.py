@@ -10,11 +10,12 @@ from scripts.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import reporting, steps, summary
+    from scripts import answers, reporting, steps, summary
 
     started = time.monotonic()
     lines = steps.plan(points)
-    steps.score(lines, lambda line: line.sources)
+    answers.score(lines, lambda line: line.sources)
+    answers.score_otherwise(lines, lambda line: line.sources)
     summary.tell_report(lines, reporting.report(lines), started)
 
 

@@ -9,10 +9,14 @@ from scripts.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import steps, summary
+    from scripts import answers, steps, summary
 
+    partial = [point.pop("partial") for point in points]
     lines = steps.plan(points)
-    steps.score(lines, steps.chosen_source)
+    if any(partial):
+        summary.tell_partial(answers.score_partly(lines))
+        return
+    answers.score(lines, answers.chosen_source)
     summary.tell_scores(lines)
 
 

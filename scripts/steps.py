@@ -6,21 +6,22 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tqdm import tqdm
-
-from eval.score import score as score_answers
 from eval.settings import Task
 from llava_ext.launch import count_side_by_side, launch_command
+from llava_ext.settings import Trainer
 from robustmerge.runs import Address
 from robustmerge.settings import ConfigError, UserError
 from scripts.commands import command
 from scripts.config import read_config
-from scripts.jobs import Job, launch_plain, run_jobs
-from scripts.line import Line, Source, require, unfinished
+from scripts.jobs import Job, run_jobs
+from scripts.line import Line, require, unfinished
 
-SHARED_BY_POINTS = ("profile", "jobs", "report", "logger", "bootstrap", "trainer")
+SHARED_BY_POINTS = ("profile", "jobs", "report", "logger", "bootstrap", "trainer", "protocol", "limit", "ids")
+
+ONE_CPU = Trainer()
+T = TypeVar("T")
 
 # How words begin that train_all need not have.
 NOT_OF_TRAINING = ("merge", "methods", "out=", "report", "source", "strength_grid")
@@ -42,15 +43,13 @@ def plan(points: Sequence[Mapping[str, Any]]) -> list[Line]:
     return lines
 
 
-def _once(
-    lines: Sequence[Line], list_one: Callable[[Line], Sequence[tuple[Address, Any]]]
-) -> list[tuple[Address, Any]]:
+def once(lines: Sequence[Line], list_one: Callable[[Line], Sequence[tuple[Address, Any]]]) -> list[tuple[Address, Any]]:
     """What the lines ask for and is not complete, each address once."""
     wanted = {address.path: (address, value) for line in lines for address, value in list_one(line)}
     return [pair for pair in wanted.values() if not pair[0].is_complete()]
 
 
-def _item(stage: str, address: Address, settings: Any = None, **inputs: Any) -> dict:
+def item_of(stage: str, address: Address, settings: Any = None, **inputs: Any) -> dict:
     """The description of one stage's work, as a job file holds it."""
     described = {"stage": stage, "name": address.short, "address": address.to_json(), **inputs}
     if settings is not None:
@@ -58,32 +57,32 @@ def _item(stage: str, address: Address, settings: Any = None, **inputs: Any) -> 
     return described
 
 
-def _logs(lines: Sequence[Line]) -> Path:
+def logs_of(lines: Sequence[Line]) -> Path:
     return lines[0].root / "logs"
 
 
 def prepare(lines: Sequence[Line]) -> None:
     """Draw or read the data of every task."""
-    todo = _once(lines, lambda line: [(line.data(task), line.config.data(task)) for task in line.config.tasks])
-    items = [_item("prepare", address, settings) for address, settings in todo]
-    run_jobs("prepare", [Job("data", items)] if items else [], 1, _logs(lines))
+    todo = once(lines, lambda line: [(line.data(task), line.config.data(task)) for task in line.config.tasks])
+    items = [item_of("prepare", address, settings) for address, settings in todo]
+    run_jobs("prepare", [Job("data", items)] if items else [], 1, logs_of(lines))
 
 
 def build_base(lines: Sequence[Line]) -> None:
     """Train the small base where there is one to train; a named checkpoint is taken as it is."""
     trained = [line for line in lines if line.config.model.base is not None]
     needed = [line for line in trained if not line.base.is_complete()]
-    corpora = _once(
+    corpora = once(
         needed, lambda line: [(line.corpus, dataclasses.replace(line.config.benchmark.corpus, jobs=line.config.jobs))]
     )
-    items = [_item("corpus", address, settings) for address, settings in corpora]
-    run_jobs("corpus", [Job("data/base", items)] if items else [], 1, _logs(lines))
-    todo = _once(needed, lambda line: [(line.base, line)])
+    items = [item_of("corpus", address, settings) for address, settings in corpora]
+    run_jobs("corpus", [Job("data/base", items)] if items else [], 1, logs_of(lines))
+    todo = once(needed, lambda line: [(line.base, line)])
     jobs = [
-        Job(address.short, [_item("base", address, line.config.model.base, corpus=str(line.corpus.path))])
+        Job(address.short, [item_of("base", address, line.config.model.base, corpus=str(line.corpus.path))])
         for address, line in todo
     ]
-    run_jobs("base model", jobs, 1, _logs(lines))
+    run_jobs("base model", jobs, 1, logs_of(lines))
 
 
 def _trainings(line: Line) -> list[tuple[Address, tuple[Line, tuple[Task, ...]]]]:
@@ -96,22 +95,22 @@ def _trainings(line: Line) -> list[tuple[Address, tuple[Line, tuple[Task, ...]]]
 
 def check_trainer(lines: Sequence[Line]) -> None:
     """Raises UserError, before anything long, if there is something to train and no device for it."""
-    if _once(lines, _trainings):
+    if once(lines, _trainings):
         count_side_by_side(lines[0].config.trainer, lines[0].config.jobs)
 
 
 def train(lines: Sequence[Line]) -> None:
     """Train the experts and the multi-task model: side by side on CPU, the longest first."""
     jobs = []
-    for address, (line, tasks) in _once(lines, _trainings):
+    for address, (line, tasks) in once(lines, _trainings):
         settings = line.config.expert(*tasks)
         data = {task.name: str(line.data(task).path) for task in tasks}
-        item = _item("train", address, settings, base=str(line.base.path), data=data)
+        item = item_of("train", address, settings, base=str(line.base.path), data=data)
         cost = sum(line.config.data(task).counts.train for task in tasks)
         jobs.append(Job(address.short, [item], cost, partial(launch_command, settings.trainer)))
     config = lines[0].config
     if jobs:
-        run_jobs("train", jobs, count_side_by_side(config.trainer, config.jobs), _logs(lines))
+        run_jobs("train", jobs, count_side_by_side(config.trainer, config.jobs), logs_of(lines))
 
 
 def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:
@@ -143,86 +142,40 @@ def merge(lines: Sequence[Line], choose: bool = False) -> None:
         methods = [*line.config.methods, *(source.method for source in (line.tried if choose else ()))]
         return [(line.merged(method), (line, method)) for method in methods]
 
-    todo = _once(lines, list_one)
+    todo = once(lines, list_one)
     items = []
     workers = max(1, lines[0].config.jobs // max(1, len(todo)))
     for address, (line, method) in todo:
         experts = {name: str(expert.path) for name, expert in line.experts.items()}
-        items.append(_item("merge", address, method, experts=experts, workers=workers))
-    _share(lines, "merge", items, [1.0] * len(items))
+        items.append(item_of("merge", address, method, experts=experts, workers=workers))
+    share_out(lines, "merge", items, [1.0] * len(items))
 
 
-def predict(lines: Sequence[Line], sources: Callable[[Line], Sequence[Source]], split: str = "test") -> None:
-    """Answer the questions of a split with every source; each process loads the base once."""
+def share_out(
+    lines: Sequence[Line], title: str, items: Sequence[dict], costs: Sequence[float], trainer: Trainer = ONE_CPU
+) -> None:
+    """Cut the items into one consecutive piece a process, of about equal cost, so that adapters change rarely.
 
-    def list_one(line: Line) -> list[tuple[Address, Any]]:
-        pairs = [(source, task) for source in sources(line) for task in source.tasks]
-        return [(line.predictions(source, task, split), (line, source, task)) for source, task in pairs]
-
-    items, costs = [], []
-    for address, (line, source, task) in _once(lines, list_one):
-        adapter = str(source.adapter) if source.adapter else None
-        model = {"base": str(line.base.path), "adapter": adapter}
-        settings, questions = line.generation(task, split), str(line.questions(task, split))
-        items.append(_item("predict", address, settings, questions=questions, **model))
-        costs.append(max(1, getattr(line.config.data(task).counts, split)) * (task.max_new_tokens + 8.0))
-    _share(lines, "predict" if split == "test" else f"predict {split}", items, costs)
-
-
-def _share(lines: Sequence[Line], title: str, items: Sequence[dict], costs: Sequence[float]) -> None:
-    """Cut the items into one consecutive piece a process, of about equal cost, so that adapters change rarely."""
-    n_processes = max(1, min(lines[0].config.jobs, len(items)))
-    pieces: list[list[dict]] = [[] for _ in range(n_processes)]
-    shares = [0.0] * n_processes
+    trainer: where and how the processes run; one of several processes does all items, one after the other.
+    """
+    if not items:
+        return
+    together = trainer.processes > 1
+    side_by_side = 1 if together else min(lines[0].config.jobs, len(items))
+    if together or trainer.device != "cpu":
+        side_by_side = min(count_side_by_side(trainer, side_by_side), side_by_side)
+    pieces: list[list[dict]] = [[] for _ in range(side_by_side)]
+    shares = [0.0] * side_by_side
     before, total = 0.0, sum(costs)
     for item, cost in zip(items, costs, strict=True):
-        piece = min(int(n_processes * (before + cost / 2) / total), n_processes - 1)
+        piece = min(int(side_by_side * (before + cost / 2) / total), side_by_side - 1)
         pieces[piece].append(item)
         shares[piece] += cost
         before += cost
+    launch = partial(launch_command, trainer)
     jobs = [
-        Job(f"{title} {number}", piece, share, launch_plain)
+        Job(f"{title} {number}", piece, share, launch)
         for number, (piece, share) in enumerate(zip(pieces, shares, strict=True), start=1)
         if piece
     ]
-    run_jobs(title, jobs, n_processes, _logs(lines))
-
-
-def score(lines: Sequence[Line], sources: Callable[[Line], Sequence[Source]], split: str = "test") -> None:
-    """Score the answers to the questions of a split; needs no model."""
-
-    def list_one(line: Line) -> list[tuple[Address, Any]]:
-        pairs = [(source, task) for source in sources(line) for task in source.tasks]
-        return [(line.score(source, task, split), (line, source, task)) for source, task in pairs]
-
-    for address, (line, source, task) in tqdm(_once(lines, list_one), desc="score", leave=False, disable=None):
-        predictions = line.predictions(source, task, split)
-        if not predictions.is_complete():
-            raise UserError(f"{source.label} has no predictions for {task.name}; run scripts/predict.py first")
-        score_answers(address, task.scoring(), line.questions(task, split), predictions.path)
-
-
-def choose_strengths(lines: Sequence[Line]) -> None:
-    """Answer and score the val questions at every strength, so that the lines can choose."""
-    predict(lines, lambda line: line.tried, "val")
-    score(lines, lambda line: line.tried, "val")
-
-
-def chosen_source(line: Line) -> Sequence[Source]:
-    """The one source that `source=` names. Raises UserError with the choices."""
-    return (line.find_source(line.config.source),)
-
-
-def check_sources(lines: Sequence[Line]) -> None:
-    """Raises UserError unless the chosen source is there to be asked."""
-    for line in lines:
-        (source,) = chosen_source(line)
-        if source.kind != "zero_shot":
-            require(
-                [source.address], "result is", "bash scripts/train_all.sh, then scripts/merge.py for a merged source"
-            )
-
-
-def predictions_of(line: Line) -> list[Address]:
-    """The prediction files of the chosen source."""
-    return [line.predictions(source, task) for source in chosen_source(line) for task in source.tasks]
+    run_jobs(title, jobs, side_by_side, logs_of(lines))

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.tasks import read_questions
 from robustmerge.method import Method, OutsideMethod
-from robustmerge.records import read_score
+from robustmerge.records import Score, read_predictions, read_score
 from robustmerge.runs import REPOSITORY, Address, read_manifest
 from robustmerge.unused import find_unused
 from scripts.choosing import describe
@@ -31,14 +32,43 @@ def tell_made(addresses: Iterable[Address]) -> None:
         _tell(f"{len(made)} results", made, made[0].root)
 
 
+def tell_answers(lines: Sequence[Line]) -> None:
+    """After predict with `limit` or `ids`: every question with its answer."""
+    for line in (line for line in lines if not line.config.only.is_all):
+        source = line.find_source(line.config.source)
+        for task in source.tasks:
+            examples = read_questions(line.questions(task), line.config.only)
+            given = {one.question_id: one for one in read_predictions(line.predictions(source, task).path)}
+            print(f"\n{source.label} on {task.name}:")
+            for example in examples:
+                asked = " ".join(example.text.split())
+                one = given[example.question_id]
+                answer = f"(failed: {one.error})" if one.error else one.text or "(empty)"
+                wanted = " / ".join(dict.fromkeys(example.accepted))
+                print(f"  {example.question_id}: {asked}\n    {answer}   (expected: {wanted})")
+
+
 def tell_scores(lines: Sequence[Line]) -> None:
-    """After score: the value of every task."""
+    """After score: the value of every task, and how many answers stand behind it."""
     for line in lines:
         source = line.find_source(line.config.source)
         for task in source.tasks:
-            score = read_score(line.score(source, task).path)
-            scored = f"({score.n_scored} of {score.n_expected} scored)"
-            print(f"{source.label:<24} {task.name:<16} {score.value:6.2f}  {scored}")
+            print(_told(source.label, task.name, read_score(line.score(source, task).path)))
+
+
+def tell_partial(found: Sequence[tuple[str, str, Score | None]]) -> None:
+    """After score with `partial=true`: what is known so far."""
+    for source, task, score in found:
+        print(_told(source, task, score) if score else f"{source:<24} {task:<16}   none  (nothing is answered yet)")
+
+
+def _told(source: str, task: str, score: Score) -> str:
+    value = "  none" if score.value is None else f"{score.value:6.2f}"
+    missed = {"empty": score.n_empty, "unparsed": score.n_unparsed, "failed": score.n_failed}
+    counts = [f"{score.n_scored} of {score.n_expected} scored"]
+    counts += [f"{count} {kind}" for kind, count in missed.items() if count]
+    counts += [f"a look at {score.n_expected} of {score.n_asked} questions"] if score.n_asked else []
+    return f"{source:<24} {task:<16} {value}  ({', '.join(counts)}{'; ' if score.reason else ''}{score.reason})"
 
 
 def tell_choices(lines: Sequence[Line]) -> None:

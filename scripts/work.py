@@ -5,7 +5,8 @@ The heavy libraries are imported inside, so that a process loads only what its s
 
 from __future__ import annotations
 
-from functools import lru_cache
+import os
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +61,29 @@ def work_merge(item: dict) -> None:
 def work_predict(item: dict) -> None:
     from eval.predict import predict
     from eval.settings import Generation
+    from llava_ext.processes import run_stage_together
 
     settings = build(Generation, item["settings"], "generation")
-    generate = _load_base(item["base"], settings.template, settings.products == "fast")
+    fast = settings.products == "fast"
+    generate = load_base(item["base"], settings.template, fast, item["device"], settings.precision)
     generate.use(Path(item["adapter"]) if item["adapter"] else None)
-    predict(Address.from_json(item["address"]), settings, Path(item["questions"]), generate, say)
+    answer = partial(generate, image=settings.image)
+    address, questions = Address.from_json(item["address"]), Path(item["questions"])
+    predict(address, settings, questions, answer, say, together=run_stage_together)
 
 
 @lru_cache(maxsize=1)
-def _load_base(base: str, template: str, fast: bool) -> Any:
-    """The base model, loaded once for all sources of this process."""
+def load_base(base: str, template: str, fast: bool, device: str, precision: str) -> Any:
+    """The base model, loaded once for all sources of this process, on the GPU of its rank."""
+    import torch
+
+    from llava_ext.backend import DTYPES
     from llava_ext.generate import Generator
 
-    return Generator(Path(base), template, fast=fast)
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    return Generator(Path(base), template, device, DTYPES[precision], fast)
 
 
 WORK = {

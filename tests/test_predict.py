@@ -5,17 +5,23 @@ Run: pytest tests/test_predict.py
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from eval.predict import plan_batches, predict
-from eval.settings import Generation
+from eval.predict import list_shards, plan_batches, predict, run_alone
+from eval.settings import Generation, Selection
+from eval.tasks import read_questions
 from robustmerge.records import Example, read_predictions, write_examples
-from robustmerge.runs import UserError, address_file, foreign
+from robustmerge.runs import UserError, address_file, foreign, run_stage
 
 SETTINGS = Generation("vqav2", "{text}\nAnswer.", "plain", max_new_tokens=4, batch_size=3)
 N = 11
@@ -52,8 +58,49 @@ class Model:
         return [f"{e.question_id} é\u2028 {image_root.name} {max_new_tokens} {e.text!r}" for e in examples]
 
 
-def run(folder: Path, questions: Path, model: Model, say=lambda line: None) -> Path:
-    return predict(address_in(folder, questions), SETTINGS, questions, model, say=say, progress=False)
+def run(folder: Path, questions: Path, model: Model, say=lambda line: None, together=run_alone) -> Path:
+    address = address_in(folder, questions)
+    return predict(address, SETTINGS, questions, model, say=say, progress=False, together=together)
+
+
+class Threads:
+    """A team whose processes are threads: the others run between the first one's `begin` and `meet`."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, address, work, say):
+        return run_stage(address, lambda path: work(path, Member(self, path, work)), say)
+
+
+class Member:
+    def __init__(self, team: Threads, path: Path, work, rank: int = 0):
+        self.team, self.path, self.work, self.rank, self.size = team, path, work, rank, team.size
+        self.problem, self.death = "", None
+
+    def begin(self) -> None:
+        if self.rank:
+            return
+        self.others = [Member(self.team, self.path, self.work, rank) for rank in range(1, self.size)]
+        self.threads = [threading.Thread(target=other.live) for other in self.others]
+        for thread in self.threads:
+            thread.start()
+
+    def live(self) -> None:
+        try:
+            assert self.work(self.path, self) is None, "only the first process has a record to give"
+        except KeyboardInterrupt as death:
+            self.death = death
+
+    def meet(self, problem: str = "") -> None:
+        if self.rank:
+            self.problem = problem
+            return
+        for thread in self.threads:
+            thread.join()
+        for other in self.others:
+            if other.death or other.problem:
+                raise other.death or UserError(other.problem)
 
 
 def test_predictions_are_in_the_order_of_the_questions_and_hold_the_rendered_prompt(tmp_path, questions):
@@ -81,8 +128,8 @@ def test_an_interrupted_run_that_goes_on_gives_the_same_bytes(tmp_path, question
     expected = run(tmp_path / "whole", questions, whole).read_bytes()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "out", questions, Model(interrupt_at=interrupt_at))
-    (partial,) = (tmp_path / "out").glob("*.partial")
-    partial.write_bytes(partial.read_bytes()[: -cut or None])
+    shard = address_in(tmp_path / "out", questions).path.with_suffix(".jsonl.part-0")
+    shard.write_bytes(shard.read_bytes()[: -cut or None])
 
     resumed, said = Model(), []
     found = run(tmp_path / "out", questions, resumed, said.append)
@@ -92,7 +139,71 @@ def test_an_interrupted_run_that_goes_on_gives_the_same_bytes(tmp_path, question
     if cut == 0 and interrupt_at:
         assert len(resumed.calls) == len(whole.calls) - interrupt_at
         assert "going on after" in said[0]
-    assert not list((tmp_path / "out").glob("*.partial"))
+    assert not list_shards(found)
+
+
+@given(
+    starts=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4), st.integers(0, 60)), max_size=4),
+    last=st.integers(1, 5),
+)
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_number_of_processes_and_any_kills_give_the_same_bytes(tmp_path_factory, questions, starts, last):
+    folder = tmp_path_factory.mktemp("team")
+    expected = run(folder / "whole", questions, Model()).read_bytes()
+    for size, interrupt_at, cut in starts:
+        with contextlib.suppress(KeyboardInterrupt):
+            run(folder / "out", questions, Model(interrupt_at=interrupt_at), together=Threads(size))
+        for shard in list_shards(address_in(folder / "out", questions).path):
+            shard.write_bytes(shard.read_bytes()[: -cut or None])
+    found = run(folder / "out", questions, Model(), together=Threads(last))
+    assert found.read_bytes() == expected
+    assert not list_shards(found)
+
+
+def test_every_process_of_a_team_answers_whole_batches_of_its_own(tmp_path, questions):
+    alone, model = Model(), Model()
+    run(tmp_path / "alone", questions, alone)
+    run(tmp_path / "team", questions, model, together=Threads(3))
+    assert sorted(model.calls) == sorted(alone.calls)
+
+
+def test_what_another_process_cannot_do_is_the_first_ones_error(tmp_path, questions):
+    class Short(Model):
+        def __call__(self, examples, *rest):
+            return super().__call__(examples, *rest)[: None if threading.current_thread() is main else -1]
+
+    main = threading.current_thread()
+    with pytest.raises(UserError, match="gave [12] answers to [23] questions"):
+        run(tmp_path / "out", questions, Short(), together=Threads(2))
+    resumed = Model()
+    run(tmp_path / "out", questions, resumed)
+    assert len(resumed.calls) == 2, "what the first process has answered is kept"
+
+
+@given(limit=st.integers(1, N + 3), more=st.integers(0, 5))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_look_takes_the_same_questions_and_a_longer_one_more_of_them(questions, limit, more):
+    def taken(count: int) -> list[str]:
+        return [example.question_id for example in read_questions(questions, Selection(limit=count))]
+
+    everything = [example.question_id for example in read_questions(questions)]
+    assert len(taken(limit)) == min(limit, N)
+    assert set(taken(limit)) <= set(taken(limit + more))
+    assert taken(limit) == [name for name in everything if name in taken(limit)], "in the order of the file"
+
+
+def test_a_look_has_an_address_of_its_own_and_records_its_questions(tmp_path, questions):
+    look = dataclasses.replace(SETTINGS, only=Selection(ids=("q7", "q2")))
+    address = address_in(tmp_path, questions, look)
+    assert address.path != address_in(tmp_path, questions).path
+    path = predict(address, look, questions, Model(), say=print, progress=False)
+    assert [found.question_id for found in read_predictions(path)] == ["q2", "q7"]
+    assert json.loads(address.manifest.read_text())["record"]["ids"] == ["q2", "q7"]
+
+
+def test_an_unknown_id_is_refused_with_what_ids_look_like(questions):
+    with pytest.raises(UserError, match=r"has no question q99 \(ids\); its ids are like q0, q1, q2"):
+        read_questions(questions, Selection(ids=("q1", "q99")))
 
 
 def test_a_run_killed_before_its_manifest_asks_nothing_again(tmp_path, questions):

@@ -1,0 +1,127 @@
+"""The steps from a source to its scores, each over all configurations at once: answers, scores, chosen strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.predict import list_shards, read_shards
+from eval.score import score as score_answers
+from eval.score import score_partial
+from eval.settings import Task
+from llava_ext.launch import count_side_by_side
+from robustmerge.records import Score
+from robustmerge.runs import Address
+from robustmerge.settings import UserError
+from scripts.line import Line, Source, require
+from scripts.steps import item_of, once, share_out
+
+Sources = Callable[[Line], Sequence[Source]]
+
+
+def predict(lines: Sequence[Line], sources: Sources, split: str = "test") -> None:
+    """Answer the questions of a split with every source; each process loads the base once for all of them.
+
+    On a CPU, and on one GPU each, processes have sources and tasks of their own. An engine of several processes
+    (`trainer=ddp trainer.processes=8`) answers each batch by batch, all processes at one.
+    """
+
+    def list_one(line: Line) -> list[tuple[Address, Any]]:
+        return [(line.predictions(source, task, split), (line, source, task)) for source, task in _pairs(line, sources)]
+
+    trainer, items, costs = lines[0].config.trainer, [], []
+    for address, (line, source, task) in once(lines, list_one):
+        adapter = str(source.adapter) if source.adapter else None
+        model = {"base": str(line.base.path), "adapter": adapter, "device": trainer.device}
+        settings, questions = line.generation(task, split), str(line.questions(task, split))
+        items.append(item_of("predict", address, settings, questions=questions, **model))
+        costs.append(_count(line, task, split) * (settings.max_new_tokens + 8.0))
+    share_out(lines, "predict" if split == "test" else f"predict {split}", items, costs, trainer)
+
+
+def _pairs(line: Line, sources: Sources) -> list[tuple[Source, Task]]:
+    return [(source, task) for source in sources(line) for task in source.tasks]
+
+
+def _count(line: Line, task: Task, split: str) -> int:
+    """About how many questions are asked: what the configuration says of the task's split."""
+    count = max(1, getattr(line.config.data(task).counts, split))
+    return min(count, line.config.limit or count)
+
+
+def score(lines: Sequence[Line], sources: Sources, split: str = "test") -> None:
+    """Score the answers to the questions of a split; needs no model."""
+
+    def list_one(line: Line) -> list[tuple[Address, Any]]:
+        return [(line.score(source, task, split), (line, source, task)) for source, task in _pairs(line, sources)]
+
+    for address, (line, source, task) in _with_bar(once(lines, list_one), "score"):
+        predictions = line.predictions(source, task, split)
+        if not predictions.is_complete():
+            left = list_shards(predictions.path)
+            begun = "; what is there so far can be looked at with score.py partial=true" if left else ""
+            raise UserError(f"{source.label} has no predictions for {task.name}; run scripts/predict.py first{begun}")
+        score_answers(address, line.scoring(task, split), line.questions(task, split), predictions.path)
+
+
+def score_otherwise(lines: Sequence[Line], sources: Sources) -> None:
+    """Score the same sources by the other protocol, wherever the answers that it needs exist."""
+
+    def list_one(line: Line) -> list[tuple[Address, Any]]:
+        found = [(line.other_score(source, task), (line, source, task)) for source, task in _pairs(line, sources)]
+        return [(address, value) for address, value in found if address is not None]
+
+    for address, (line, source, task) in _with_bar(once(lines, list_one), f"score, {lines[0].other_protocol}"):
+        other = line.other_protocol
+        predictions = line.predictions(source, task, "test", other)
+        score_answers(address, line.scoring(task, "test", other), line.questions(task), predictions.path)
+
+
+def score_partly(lines: Sequence[Line]) -> list[tuple[str, str, Score | None]]:
+    """Of the chosen sources, by source and task: the score over the questions that have an answer so far."""
+    found = []
+    for line in lines:
+        for source, task in _pairs(line, chosen_source):
+            answered = read_shards(line.predictions(source, task).path)
+            score_so_far = score_partial(line.scoring(task), line.questions(task), answered)
+            found.append((source.label, task.name, score_so_far))
+    return found
+
+
+def _with_bar(todo: Sequence[tuple[Address, Any]], what: str) -> Iterable[tuple[Address, Any]]:
+    return tqdm(todo, desc=what, leave=False, disable=None)
+
+
+def choose_strengths(lines: Sequence[Line]) -> None:
+    """Answer and score the val questions at every strength, so that the lines can choose."""
+    predict(lines, lambda line: line.tried, "val")
+    score(lines, lambda line: line.tried, "val")
+
+
+def chosen_source(line: Line) -> Sequence[Source]:
+    """The one source that `source=` names. Raises UserError with the choices."""
+    return (line.find_source(line.config.source),)
+
+
+def check_sources(lines: Sequence[Line]) -> None:
+    """Raises UserError unless the chosen source is there to be asked."""
+    for line in lines:
+        (source,) = chosen_source(line)
+        if source.kind != "zero_shot":
+            require(
+                [source.address], "result is", "bash scripts/train_all.sh, then scripts/merge.py for a merged source"
+            )
+
+
+def check_devices(lines: Sequence[Line]) -> None:
+    """Raises UserError, before anything long, if the answers want GPUs that are not there."""
+    trainer = lines[0].config.trainer
+    if trainer.device != "cpu":
+        count_side_by_side(trainer, 1)
+
+
+def predictions_of(line: Line) -> list[Address]:
+    """The prediction files of the chosen source."""
+    return [line.predictions(source, task) for source in chosen_source(line) for task in source.tasks]

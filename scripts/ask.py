@@ -1,0 +1,19 @@
+"""Talk to a source: `python scripts/ask.py source=merged/robustmerge image=x.jpg 'question=What is this?'`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.program import run  # noqa: E402
+
+
+def walk(points: list[dict]) -> None:
+    from scripts import asking
+
+    for point in points:
+        asking.ask(point)
+
+
+if __name__ == "__main__":
+    run("ask", walk)

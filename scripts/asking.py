@@ -1,0 +1,85 @@
+"""Questions of the user's own to one source, in this process: nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.settings import Task
+from robustmerge.prompts import render
+from robustmerge.records import Example
+from robustmerge.settings import ConfigError, UserError, suggest
+from scripts import answers, steps
+from scripts.line import Line
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked. ask_as: the task whose prompt, image mode and length are taken; without, the question as it is."""
+
+    image: str | None = None
+    question: str | None = None
+    ask_as: str | None = None
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError([f"max_new_tokens must be at least 1, got {self.max_new_tokens}"])
+        if self.image is not None and not Path(self.image).expanduser().is_file():
+            raise ConfigError([f"there is no picture {self.image} (image)"])
+
+
+def ask(point: Mapping[str, Any]) -> None:
+    """Print the answer to `question`, or to every line that is typed. Raises UserError for what is not there."""
+    line, request = read_request(point)
+    answers.check_sources([line])
+    answers.check_devices([line])
+    if not line.base.is_complete():
+        raise UserError(f"the base model {line.base.short} is missing. Make it with: {steps.train_all_command()}")
+    task = _task_of(line, request)
+    (source,) = answers.chosen_source(line)
+
+    from scripts.work import load_base
+
+    model, device = line.config.model, line.config.trainer.device
+    fast = model.products == "fast"
+    generate = load_base(str(line.base.path), model.template, fast, device, model.precision)
+    generate.use(source.adapter)
+    picture = str(Path(request.image).expanduser().resolve()) if request.image else None
+    for question in [request.question] if request.question is not None else _typed(source.label):
+        example = Example("asked", question, "", image=picture)
+        example = dataclasses.replace(example, text=render(task.prompt, example))
+        (answer,) = generate([example], Path("/"), task.max_new_tokens, task.image)
+        print(answer or "(empty)", flush=True)
+
+
+def read_request(point: Mapping[str, Any]) -> tuple[Line, Request]:
+    """The line and what is asked. Raises ConfigError with the problems of both."""
+    return steps.plan_with(Request, point)
+
+
+def _task_of(line: Line, request: Request) -> Task:
+    """The task whose prompt is used; without `ask_as` one that asks the question as it is."""
+    tasks = {task.name: task for task in line.config.tasks}
+    if request.ask_as is None:
+        return Task("asked", "Asked", False, "{text}", request.max_new_tokens, "text", "exact_match")
+    if request.ask_as not in tasks:
+        raise UserError(f"unknown task '{request.ask_as}'; {suggest(request.ask_as, tasks)} (ask_as)")
+    return tasks[request.ask_as].under(line.config.protocol)
+
+
+def _typed(source: str) -> Iterator[str]:
+    """Lines of the terminal, or of a pipe, until one is empty."""
+    if sys.stdin.isatty():
+        print(f"asking {source}; an empty line ends it")
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        typed = sys.stdin.readline().strip()
+        if not typed:
+            return
+        yield typed
