@@ -12,7 +12,7 @@ from eval.settings import Task
 from llava_ext.launch import count_side_by_side, launch_command
 from llava_ext.settings import Trainer
 from robustmerge.runs import Address
-from robustmerge.settings import ConfigError, UserError
+from robustmerge.settings import ConfigError, UserError, build
 from scripts.commands import command
 from scripts.config import read_config
 from scripts.jobs import Job, run_jobs
@@ -41,6 +41,22 @@ def plan(points: Sequence[Mapping[str, Any]]) -> list[Line]:
         if len({repr(getattr(line.config, key)) for line in lines}) > 1:
             raise UserError(f"a sweep cannot run over {key}: all its points are made together and end in one report")
     return lines
+
+
+def plan_with(own: type[T], point: Mapping[str, Any]) -> tuple[Line, T]:
+    """The line, and a program's own keys as their dataclass. Raises ConfigError with the problems of both."""
+    point = dict(point)
+    values = {field.name: point.pop(field.name) for field in dataclasses.fields(own)}
+    problems, made = [], []
+    for make in (lambda: plan([point])[0], lambda: build(own, values, "")):
+        try:
+            made.append(make())
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    line, request = made
+    return line, request
 
 
 def once(lines: Sequence[Line], list_one: Callable[[Line], Sequence[tuple[Address, Any]]]) -> list[tuple[Address, Any]]:
