@@ -119,11 +119,15 @@ def draw_tasks(main: Table) -> Drawn:
                 axes.axhspan(line - 0.5, line + 0.5, color="#f4f6f8", lw=0, zorder=0)
             _dots(axes, line, main, column, [(main.rows[index], looks[index]) for index in indices])
         axes.grid(False, axis="y")
-        axes.set_xlim(-2, 102)
+        axes.set_xlim(-2, max(102, 1.02 * _largest(main)))  # CIDEr can exceed 100
         axes.set_xlabel("Score (%)")
     _name_bands(found[0], main, order)
     _add_legend(figure, main, [i for i, row in enumerate(main.rows) if any(c.value is not None for c in row.cells)])
     return render(figure, "tasks", "Score of every source on every task", wide=len(found) > 1)
+
+
+def _largest(main: Table) -> float:
+    return max((c.high or c.value for row in main.rows for c in row.cells if c.value is not None), default=0.0)
 
 
 def _name_bands(axes: Axes, main: Table, order: Sequence[int]) -> None:

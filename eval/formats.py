@@ -60,7 +60,7 @@ def format_html(table: Table) -> str:
 
 
 def _column_class(column: Column) -> str:
-    return "average" if column.is_average else "task"
+    return "average" if column.is_average else "words" if column.is_text else "task"
 
 
 def _html_heading(table: Table, index: int) -> str:
@@ -84,7 +84,7 @@ def _html_cell(cell: Cell, column: Column, bar: bool) -> str:
     text = f"<b>{number}</b>" if cell.bold else number
     if space:
         text += f" <small>({interval}</small>"
-    style = f' style="--v:{cell.value:.1f}%"' if bar and cell.value is not None else ""
+    style = f' style="--v:{min(cell.value, 100):.1f}%"' if bar and cell.value is not None else ""
     return f'<td class="{_column_class(column)}"{style}>{text}</td>'
 
 
@@ -119,7 +119,7 @@ def _latex_groups(columns: Sequence[Column]) -> str:
 
 
 def format_csv(table: Table) -> str:
-    """One line a row; of each column the value and, where there are any, what tells its noise. Missing: empty."""
+    """One line a row; of each column the words, or the value and what tells its noise. Missing: empty."""
     parts = [
         (index, column, part)
         for index, column in enumerate(table.columns)
@@ -131,9 +131,15 @@ def format_csv(table: Table) -> str:
     heads = [column.key if part == "value" else f"{column.key}_{part}" for _, column, part in parts]
     writer.writerow([table.head.lower(), *heads])
     for row in table.rows:
-        values = [getattr(row.cells[index], part) for index, _, part in parts]
-        writer.writerow([row.title, *("" if value is None else f"{value:.4f}" for value in values)])
+        writer.writerow([row.title, *(_csv_field(row.cells[index], column, part) for index, column, part in parts)])
     return file.getvalue()
+
+
+def _csv_field(cell: Cell, column: Column, part: str) -> str:
+    if column.is_text:
+        return cell.text
+    value = getattr(cell, part)
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def format_text(table: Table, width: int = 110, averages_only: bool = False) -> str:

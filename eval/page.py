@@ -75,13 +75,14 @@ table.scores { width: 100%; font-size: 13px; }
 .scores tr.block th { background: var(--tint); color: var(--ink); text-align: left; font-size: 12px;
                       padding: 8px 7px 5px; border-top: 1px solid #8c959f; }
 .scores tr.block span { position: sticky; left: 7px; }
-table.differences, table.standing { width: auto; }
-.wide:has(> .differences), .wide:has(> .standing) { width: fit-content; max-width: 100%; }
+table.differences, table.standing, table.pairs, table.parts, table.other_parts { width: auto; }
+.wide:has(> .differences, > .standing, > .pairs, > .parts, > .other_parts) { width: fit-content; max-width: 100%; }
 .scores .groups th { text-align: center; border-bottom: 0; padding-bottom: 0; text-transform: uppercase;
                      letter-spacing: .06em; font-size: 11px; }
 .scores td { background: linear-gradient(90deg, var(--bar) var(--v, 0%), transparent 0); }
 .scores td.average { border-left: 1px solid var(--line); border-right: 1px solid var(--line); font-size: 14px; }
 .scores thead th.average { color: var(--ink); }
+.scores .words { text-align: left; }
 .scores small { color: var(--soft); font-size: 11px; display: block; }
 .scores tr.last > * { border-bottom: 2px solid #8c959f; }
 .scores tbody tr:last-child > * { border-bottom: 0; }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.formats import escape_markdown
+from eval.further_sections import WORDS
+from eval.further_tables import scores_of
 from eval.results import Context, Regime, SourceRow, seeds_of
 from eval.seeds import Measured
 from eval.settings import Task
@@ -22,14 +24,16 @@ def tell_provenance(rows: Sequence[SourceRow], context: Context, measured: Measu
     seeds += [f"experts {trained}"] if trained and "experts" not in context.seeds else []
     lines = [
         f"- Benchmark `{context.benchmark}`, model `{context.model}`, profile `{context.profile}`.",
+        f"- Protocol `{context.protocol}`: {WORDS[context.protocol]}.",
         f"- Commit `{context.commit or 'unknown'}`{state}.",
         "- Seeds: " + ("; ".join(seeds) or "none") + ".",
         *([_tell_regime(context.regime)] if context.regime else []),
         f"- Questions: {questions}.",
         f"- Intervals: {LEVEL:.0f} % percentile bootstrap over questions within tasks, {context.bootstrap.draws} "
-        f"draws, seed {context.bootstrap.seed}; differences are paired.{_tell_seed_intervals(rows)}",
+        f"draws, seed {context.bootstrap.seed}; differences are paired."
+        f"{_tell_sums(rows, context)}{_tell_seed_intervals(rows)}",
         *_tell_resolution(rows, context, measured),
-        f"- Metrics: {', '.join(f'{escape_markdown(task.title)} `{task.metric}`' for task in context.tasks)}.",
+        f"- Metrics: {', '.join(_name_metric(task, context.protocol) for task in context.tasks)}.",
         *(f"- {note}" for note in context.notes),
     ]
     return "## How this was made\n\n" + "\n".join(lines) + f"\n\nTo make it again:\n\n```bash\n{context.command}\n```\n"
@@ -41,6 +45,20 @@ def _tell_regime(regime: Regime) -> str:
         f"- Low rank: {regime.experts} experts of rank {regime.rank} span at most {spanned} of {regime.width} "
         f"dimensions, N·r/d = {spanned / regime.width:.2f}; eight experts of rank 16 at 7B: 128 of 4096, 0.03."
     )
+
+
+def _name_metric(task: Task, protocol: str) -> str:
+    return f"{escape_markdown(task.title)} `{task.under(protocol).metric}`"
+
+
+def _tell_sums(rows: Sequence[SourceRow], context: Context) -> str:
+    """What is drawn and summed where that is not questions and their values."""
+    by_task = {task.title: [score for row in rows for score in scores_of(row, task)] for task in context.tasks}
+    clustered = [title for title, scores in by_task.items() if any(score.clusters for score in scores)]
+    summed = [title for title, scores in by_task.items() if any(score.statistics for score in scores)]
+    told = [f"Questions on one picture are drawn together ({', '.join(clustered)})."] if clustered else []
+    told += [f"Scores that are no mean of values follow from resampled sums ({', '.join(summed)})."] if summed else []
+    return "".join(f" {escape_markdown(sentence)}" for sentence in told)
 
 
 def _tell_seed_intervals(rows: Sequence[SourceRow]) -> str:

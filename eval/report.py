@@ -9,13 +9,15 @@ from pathlib import Path
 from eval.examples import Shown, pick_examples
 from eval.figures import Drawn, draw_figures
 from eval.formats import format_csv, format_html, format_latex, format_markdown, format_text
+from eval.further_sections import tell_look
+from eval.further_tables import further_tables
 from eval.page import make_page
 from eval.published import published_table
 from eval.results import Context, SourceResult, arrange_rows, seeds_of
 from eval.sections import compose
 from eval.seeds import Measured
 from eval.sheet import draw_sheet
-from eval.standing import difference_table, standing_table, tell_standing
+from eval.standing import difference_table, pairs_table, standing_table, tell_standing
 from eval.standing_figure import draw_standing
 from eval.tables import Table, main_table, seeds_table
 from robustmerge.runs import write_atomically
@@ -28,10 +30,11 @@ OWN_SUFFIXES = (".tex", ".csv", ".png", ".svg")
 
 @dataclass(frozen=True)
 class Report:
-    """A report before it is written. files: content by path inside the folder."""
+    """A report before it is written. files: content by path inside the folder. look: that it is only a look, if so."""
 
     tables: Mapping[str, Table]
     files: Mapping[str, bytes]
+    look: str = ""
 
 
 def make_report(results: Sequence[SourceResult], context: Context) -> Report:
@@ -43,11 +46,14 @@ def make_report(results: Sequence[SourceResult], context: Context) -> Report:
         raise UserError("nothing to report: there is no score")
     rows = arrange_rows(results)
     measured = Measured(rows, [task.name for task in context.tasks], context.bootstrap)
-    tables = {"main": main_table(rows, context, measured), "published": published_table(rows, context)}
-    for make in (difference_table, standing_table, seeds_table):
+    protocol = "" if context.protocol == "corrected" else context.protocol
+    main = main_table(rows, context, measured, protocol=protocol)
+    tables = {"main": main, "published": published_table(rows, context)}
+    for make in (difference_table, pairs_table, standing_table, seeds_table):
         table = make(rows, context, measured)
         if table is not None:
             tables[table.name] = table
+    tables |= further_tables(rows, context)
     figures, examples, sheet = draw_figures(tables["main"]), pick_examples(rows, context), draw_sheet(context)
     if "standing" in tables and (len(seeds_of(rows)) > 1 or any(row.block for row in rows)):
         figures.append(draw_standing(tables["standing"]))
@@ -57,7 +63,7 @@ def make_report(results: Sequence[SourceResult], context: Context) -> Report:
     parts = (rows, context, measured, tables, figures, examples, sheet is not None)
     files["report.md"] = compose(*parts, show=format_markdown).encode()
     files["report.html"] = make_page(compose(*parts, show=format_html), context, files).encode()
-    return Report(tables, files)
+    return Report(tables, files, tell_look(rows, context))
 
 
 def _table_files(tables: Mapping[str, Table]) -> dict[str, bytes]:
@@ -110,4 +116,5 @@ def show_summary(report: Report, width: int = 110) -> str:
     told = []
     if _is_large(report) and "standing" in report.tables:
         told = [f"{place}: {words}" for place, words in tell_standing(report.tables["standing"])]
-    return "\n".join([f"{table.title}\n\n{text}{note}", *told])
+    look = [f"{report.look}\n"] if report.look else []
+    return "\n".join([*look, f"{table.title}\n\n{text}{note}", *told])

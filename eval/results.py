@@ -45,9 +45,10 @@ class SourceResult:
 
     source: zero_shot | individual | multi_task | merged/<method> | the folder of any adapter. kind: one of KINDS.
     title: as tables print it. scores, predictions: by task; predictions are the files that example answers are taken
-    from. address: the short address of what was evaluated. overrides: what differs from the method's own file and
-    between the points of a sweep, without the seed. settings, paper: what the method ran with and its URL, for the
-    legend. seed: of training; None where nothing was trained. variant, choice: of a strength chosen on `val`.
+    from. also: by task, the scores under the other protocol where there are any. address: the short address of what was
+    evaluated. overrides: what differs from the method's own file and between the points of a sweep, without the seed.
+    settings, paper: what the method ran with and its URL, for the legend. seed: of training; None where nothing was
+    trained. variant, choice: of a strength chosen on `val`.
     """
 
     source: str
@@ -62,6 +63,7 @@ class SourceResult:
     seed: int | None = None
     variant: str = ""
     choice: Choice | None = None
+    also: Mapping[str, Score] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -99,8 +101,9 @@ class SourceRow:
 
     @property
     def tasks(self) -> frozenset[str]:
-        """Those that every seed has a score for."""
-        return frozenset.intersection(*(frozenset(point.scores) for point in self.points))
+        """Those that every seed has a score for, with a value."""
+        had = ({task for task, score in point.scores.items() if score.value is not None} for point in self.points)
+        return frozenset.intersection(*map(frozenset, had))
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class Context:
     seeds: by what they seed. command: makes this report again. published: the file of the paper's values.
     notes: more sentences for the section on how the numbers were made. base: the record of the base that was trained
     here (`probe`, `heads`, `skills`: accuracies 0..1 by name; `parameters`), None for another's.
+    protocol: of the scores.
     """
 
     name: str
@@ -137,6 +141,7 @@ class Context:
     notes: tuple[str, ...] = ()
     base: Mapping[str, Any] | None = None
     regime: Regime | None = None
+    protocol: str = "corrected"
 
     @property
     def seen(self) -> tuple[Task, ...]:

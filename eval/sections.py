@@ -8,6 +8,15 @@ from eval.base_section import tell_base
 from eval.examples import Shown, rows_with_answers
 from eval.figures import Drawn
 from eval.formats import escape_markdown
+from eval.further_sections import (
+    tell_faults,
+    tell_look,
+    tell_missing,
+    tell_other,
+    tell_pairs,
+    tell_parts,
+    tell_problems,
+)
 from eval.method_section import tell_methods
 from eval.provenance import tell_provenance
 from eval.published import read_published
@@ -45,21 +54,36 @@ def compose(
     sections = [
         f"# {escape_markdown(context.benchmark)} on {escape_markdown(context.model)}\n",
         SMOKE if context.profile == "smoke" else "",
+        _look(rows, context),
         _finding(rows, context, measured),
-        f"## Scores\n\n{show(tables['main'])}\n{_reading(rows)}",
+        _scores(rows, context, tables, show),
         _standing(tables, drawn, seeds_of(rows), show),
         _figures([figure for figure in figures if figure.name != "standing"]),
         _differences(tables, show),
         _seeds(tables, show),
+        tell_other(rows, context, tables, show),
+        tell_parts(tables, show),
         _published(context, tables["published"], show),
         tell_base(context),
         SHEET if has_sheet else "",
-        _problems(rows, context),
+        tell_problems(rows, context),
         tell_methods(rows),
         _examples(rows, context, examples),
         tell_provenance(rows, context, measured),
     ]
     return "\n".join(section for section in sections if section)
+
+
+def _look(rows: Sequence[SourceRow], context: Context) -> str:
+    told = tell_look(rows, context)
+    return f"> **{escape_markdown(told)}**\n" if told else ""
+
+
+def _scores(rows: Sequence[SourceRow], context: Context, tables: Mapping[str, Table], show: Show) -> str:
+    parts = [f"## Scores\n\n{show(tables['main'])}", _reading(rows), tell_missing(rows, context)]
+    if context.protocol == "official":
+        parts += ["Under the official protocol:\n", tell_faults(context)]
+    return "\n".join(part for part in parts if part)
 
 
 def _finding(rows: Sequence[SourceRow], context: Context, measured: Measured) -> str:
@@ -161,7 +185,8 @@ def _standing(tables: Mapping[str, Table], drawn: Mapping[str, Drawn], seeds: Se
 def _differences(tables: Mapping[str, Table], show: Show) -> str:
     if "differences" not in tables:
         return ""
-    return f"## Are the differences real?\n\n{tables['differences'].title}.\n\n{show(tables['differences'])}"
+    title, pairs = tables["differences"].title, tell_pairs(tables, show)
+    return f"## Are the differences real?\n\n{title}.\n\n{show(tables['differences'])}\n{pairs}"
 
 
 def _seeds(tables: Mapping[str, Table], show: Show) -> str:
@@ -180,28 +205,6 @@ def _published(context: Context, table: Table, show: Show) -> str:
         "real data sets. Models and data differ from ours unless the title of this report says so: compare the order "
         f"of the rows, not the values. {MISSING} is missing: the paper has no such value.\n\n{show(table)}"
     )
-
-
-def _problems(rows: Sequence[SourceRow], context: Context) -> str:
-    """Answers that could not count, where there are any."""
-    lines = []
-    for row in rows:
-        for task in context.tasks:
-            scores = [point.scores[task.name] for point in row.points if task.name in point.scores]
-            counts = {kind: sum(getattr(score, f"n_{kind}") for score in scores) for kind in _PROBLEMS}
-            if any(counts.values()):
-                shown = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-                lines.append(f"| {escape_markdown(row.title)} | {escape_markdown(task.title)} | {shown} |")
-    if not lines:
-        return "## Answers that could not count\n\nNone: every answer was there and could be read.\n"
-    head = "These count as wrong. Empty: nothing was said; unparsed: no such answer in it; failed: an error."
-    head += " Counted over all seeds.\n" if len(seeds_of(rows)) > 1 else "\n"
-    return f"## Answers that could not count\n\n{head}\n| Source | Task | Answers |\n| --- | --- | --- |\n" + "\n".join(
-        [*lines, ""]
-    )
-
-
-_PROBLEMS = ("empty", "unparsed", "failed")
 
 
 def _examples(rows: Sequence[SourceRow], context: Context, examples: Mapping[str, Sequence[Shown]]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from eval.results import Context, SourceRow
 from eval.seeds import Measured
@@ -70,6 +72,29 @@ def _minus(ours: SourceRow, other: SourceRow, column: Column, measured: Measured
     if not (measured.has(ours.key, column.tasks) and measured.has(other.key, column.tasks)):
         return Cell()
     return difference_cell(measured.difference(ours.key, other.key, column.tasks), embolden=True)
+
+
+def pairs_table(rows: Sequence[SourceRow], context: Context, measured: Measured) -> Table | None:
+    """Every merged model minus every one above it in its block; None if no block has two that can be compared.
+
+    Differences whose every interval leaves out zero are bold.
+    """
+    averages = list_averages(context)
+    filled = [
+        _pair(one, other, averages, measured)
+        for members in list_blocks(rows).values()
+        for other, one in itertools.combinations(members, 2)
+    ]
+    filled = [row for row in filled if any(cell.value is not None for cell in row.cells)]
+    if not filled:
+        return None
+    title = "Every pair of merged models" + (" of a block" if len(list_blocks(rows)) > 1 else "")
+    return Table("pairs", f"{title}: paired differences", averages, tuple(filled), head="Difference", bars=False)
+
+
+def _pair(one: SourceRow, other: SourceRow, columns: Sequence[Column], measured: Measured) -> Row:
+    row = make_row(one, [_minus(one, other, column, measured) for column in columns])
+    return replace(row, title=f"{one.title} minus {other.title}", label=f"{one.label} minus {other.label}")
 
 
 def difference_cell(found: Difference, embolden: bool = False) -> Cell:

@@ -15,18 +15,19 @@ REFERENCES = ("zero_shot", "individual", "multi_task")
 
 @dataclass(frozen=True)
 class Column:
-    """tasks: whose mean it shows. group: heading above it (`Seen tasks`, `Unseen tasks`)."""
+    """tasks: whose mean it shows. group: heading above it (`Seen tasks`, `Unseen tasks`). is_text: it holds words."""
 
     key: str
     title: str
     tasks: tuple[str, ...]
     group: str
     is_average: bool = False
+    is_text: bool = False
 
 
 @dataclass(frozen=True)
 class Cell:
-    """text: as printed; the numbers are None where a value is missing.
+    """text: as printed; the numbers are None where a value is missing. value: an integer if it is a count.
 
     low, high, p: over questions; deviation, seeds_low, seeds_high: over training seeds.
     """
@@ -103,8 +104,12 @@ def list_blocks(rows: Sequence[SourceRow]) -> dict[str, list[SourceRow]]:
     return blocks
 
 
-def main_table(rows: Sequence[SourceRow], context: Context, measured: Measured) -> Table:
+def main_table(
+    rows: Sequence[SourceRow], context: Context, measured: Measured, name: str = "main", protocol: str = ""
+) -> Table:
     """Scores in per cent, means over seeds; averages with 95 % intervals and the deviation over seeds.
+
+    name: of its files. protocol: that the title names.
 
     The best merged value of a column, in its block, is bold only if the 95 % intervals of its paired difference to
     the second best leave out zero; between two equal best values none is bold.
@@ -116,10 +121,11 @@ def main_table(rows: Sequence[SourceRow], context: Context, measured: Measured) 
             best = _clear_best(block, column, measured)
             if best is not None:
                 filled[best] = _embolden(filled[best], index)
-    title = f"{context.benchmark}, {context.model}: scores in %, averages with 95 % intervals"
+    under = f", {protocol} protocol" if protocol else ""
+    title = f"{context.benchmark}, {context.model}{under}: scores in %, averages with 95 % intervals"
     if len(seeds_of(rows)) > 1:
         title += f" over questions ± deviation over {len(seeds_of(rows))} seeds"
-    return Table("main", title, columns, tuple(filled.values()))
+    return Table(name, title, columns, tuple(filled.values()))
 
 
 def _cell(row: SourceRow, column: Column, measured: Measured) -> Cell:

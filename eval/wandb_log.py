@@ -76,8 +76,14 @@ def _heads(table: Table) -> list[str]:
 
 
 def _data(table: Table) -> list[list[Any]]:
-    """Numbers where there are numbers, so that W&B can sort and plot; an interval as text."""
-    return [[row.title, *(cell.value for cell in row.cells)] for row in table.rows]
+    """Numbers where there are numbers, so that W&B can sort and plot."""
+    return [
+        [
+            row.title,
+            *(c.text if column.is_text else c.value for c, column in zip(row.cells, table.columns, strict=True)),
+        ]
+        for row in table.rows
+    ]
 
 
 def summarise(main: Table) -> dict[str, float]:

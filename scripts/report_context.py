@@ -32,6 +32,7 @@ def make_context(name: str, lines: Sequence[Line]) -> Context:
         bootstrap=config.bootstrap,
         base=_read_base(lines),
         regime=_read_regime(lines),
+        protocol=config.protocol,
         **commit(),
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from eval.report import make_report, show_summary, write_files
 from eval.results import Context, SourceResult
+from eval.settings import Task
 from robustmerge.method import Method, OutsideMethod
 from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import read_score
@@ -112,8 +113,10 @@ def _swept_keys(lines: Sequence[Line]) -> set[str]:
 def _result(found: _Found, swept: set[str]) -> SourceResult:
     line, source = found.line, found.sources[0]
     asked = [(each, task) for each in found.sources for task in each.tasks]
+    others = [other_score(line, each, task) for each, task in asked]
     common: dict[str, Any] = {
         "scores": {task.name: read_score(line.score(each, task).path) for each, task in asked},
+        "also": {task.name: read_score(other.path) for (_, task), other in zip(asked, others, strict=True) if other},
         "predictions": {task.name: line.predictions(each, task).path for each, task in asked},
         "address": ", ".join(each.address.short for each in found.sources),
         "seed": _seed_of(found),
@@ -137,6 +140,12 @@ def _result(found: _Found, swept: set[str]) -> SourceResult:
         choice=line.choices[method.name] if source.variant else None,
         **common,
     )
+
+
+def other_score(line: Line, source: Source, task: Task) -> Address | None:
+    """The score under the other protocol, where it is there."""
+    found = line.other_score(source, task)
+    return found if found is not None and found.is_complete() else None
 
 
 def _seed_of(found: _Found) -> int | None:
@@ -176,3 +185,6 @@ def _addresses(line: Line) -> Iterator[Address]:
         for task in source.tasks:
             yield line.predictions(source, task)
             yield line.score(source, task)
+            other = other_score(line, source, task)
+            if other is not None:
+                yield other

@@ -194,6 +194,7 @@ def make_line(seed: int, start: str) -> SimpleNamespace:
         sources=sources,
         choices={"ties": Choice(1.0, seed / 10, False, {1.0: 9.0})},
         score=lambda source, task: SimpleNamespace(fingerprint=f"{source.address.short}/{task.name}", path="rec"),
+        other_score=lambda source, task: None,
         predictions=lambda source, task: SimpleNamespace(path=f"{source.address.short}.jsonl"),
     )
 

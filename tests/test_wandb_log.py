@@ -65,7 +65,7 @@ def test_tables_and_averages_go_to_wandb_offline_without_a_key(context, tmp_path
     tables = make_report(make_results(), context).tables
     assert wandb_log.log_report(Logger("wandb", mode=mode), tmp_path, tables, context, said.append) == expected
     assert module.started["mode"] == expected and module.started["dir"] == str(tmp_path)
-    assert set(module.run.logged) == {"main", "published", "differences", "standing"}
+    assert set(module.run.logged) == {"main", "published", "differences", "pairs", "standing", "counts"}
     columns, data = module.run.logged["main"]
     assert columns[:2] == ["Source", "VQAv2"] and data[0][0] == "Zero-shot"
     assert module.run.summary["seen_avg/RobustMerge"] == pytest.approx(100 * 140 / 240)
