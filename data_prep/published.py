@@ -31,8 +31,9 @@ def find_published(folders: Sequence[Path], name: str, key: str) -> Path:
     """
     if Path(name).expanduser().is_absolute():
         return Path(name).expanduser()
-    places = [(folder / prefix, names) for folder in folders for prefix in PREFIXES for names in _spellings(name)]
-    found = list(dict.fromkeys(file.resolve() for place, names in places for file in _match(place, names)))
+    paths = [(*Path(prefix).parts, *names) for prefix in PREFIXES for names in _spellings(name)]
+    found = [file.resolve() for folder in folders for parts in paths for file in _match(folder, parts)]
+    found = [file for file in dict.fromkeys(found) if file.is_file()]
     if len(found) > 1 and len({file.read_bytes() for file in found}) > 1:
         shown = "\n".join(f"  {file}" for file in found[:SHOWN])
         raise UserError(f"{name} is several files that differ; say which one with {key}=/PATH:\n{shown}")
@@ -48,15 +49,15 @@ def _spellings(name: str) -> list[tuple[str, ...]]:
     return [(one, *rest) for one in known] if rest else [(first,)]
 
 
-def _match(place: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """The files under a folder whose path fits the parts, whatever their case."""
+def _match(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """What lies under a folder at a path that fits the parts, whatever its case; without parts the folder itself."""
+    if not parts:
+        yield folder
+        return
     first, *rest = parts
-    for entry in _entries(place):
+    for entry in _entries(folder):
         if fnmatchcase(entry.name.casefold(), first.casefold()):
-            if rest:
-                yield from _match(entry, rest)
-            elif entry.is_file():
-                yield entry
+            yield from _match(entry, rest)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -64,17 +65,11 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _not_found(folders: Sequence[Path], name: str, key: str) -> str:
-    places = [folder / prefix for folder in folders for prefix in PREFIXES]
-    like = [near for place in places for names in _spellings(name) for near in _folders_like(place, names[:-1])]
+    places = [place for folder in folders for prefix in PREFIXES for place in _match(folder, Path(prefix).parts)]
+    like = [near for place in places for names in _spellings(name) if names[1:] for near in _match(place, names[:-1])]
     # What is in the task's folder is nearest to what was meant; without such a folder, what there is at all.
     near = {entry for place in like or places for entry in _entries(place)}
     listed = sorted(f"{entry}/" if entry.is_dir() else str(entry) for entry in near)
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     there = f"there is {', '.join(listed[:SHOWN])}{more}" if listed else "there is nothing"
     return f"no {name} in {' or '.join(map(str, folders))}, nor below {', '.join(PREFIXES[1:4])}; {there} ({key})"
-
-
-def _folders_like(place: Path, parts: Sequence[str]) -> list[Path]:
-    if not parts:
-        return []
-    return [entry for entry in _entries(place) if entry.is_dir() and entry.name.casefold() == parts[0].casefold()]
