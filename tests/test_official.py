@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from eval.metrics import intersection_over_union
@@ -69,6 +69,7 @@ def test_the_names_in_the_settings_are_the_names_of_the_table_and_each_has_its_f
     assert set(FOOTNOTES) == {*OFFICIAL_NAMES, "mean_of_seven", "crop"}
 
 
+@settings(deadline=None)
 @given(text=st.text())
 def test_any_answer_is_right_or_wrong_and_nothing_between(text):
     for metric, (example, right) in RIGHT.items():
@@ -76,6 +77,7 @@ def test_any_answer_is_right_or_wrong_and_nothing_between(text):
         assert OFFICIAL[metric](text, example) in (0.0, 1.0)
 
 
+@settings(deadline=None)
 @given(right=st.text(), other=st.text())
 def test_imagenet_takes_nothing_and_everything_for_right(right, other):
     example = Example("1", "?", right)
@@ -103,6 +105,7 @@ hundredths = st.integers(0, 100).map(lambda whole: f"{whole / 100:.2f}")
 corners = st.tuples(hundredths, hundredths, hundredths, hundredths)
 
 
+@settings(deadline=None)
 @given(answer=corners)
 def test_a_box_in_brackets_loses_its_last_digit_and_one_in_parentheses_does_not(answer):
     inner, rule = ",".join(answer), OFFICIAL["official_rec"]
@@ -111,6 +114,7 @@ def test_a_box_in_brackets_loses_its_last_digit_and_one_in_parentheses_does_not(
     assert rule(f"The box is [{inner}]", BOX) == 0.0
 
 
+@settings(deadline=None)
 @given(answer=corners, side=st.integers(1, 4000))
 def test_an_upright_box_that_is_read_whole_counts_as_it_should_whatever_the_size(answer, side):
     assume(answer[0] <= answer[2] and answer[1] <= answer[3])
@@ -135,6 +139,7 @@ def test_scienceqa_does_not_know_a_letter_in_any_other_dress(text):
     assert OFFICIAL["official_scienceqa"](text, CHOICE) == 0.0
 
 
+@settings(deadline=None)
 @given(right=st.sampled_from("ABC"), said=st.sampled_from("ABCDEF"), reason=st.sampled_from(["", " It is wet."]))
 def test_a_letter_that_scienceqa_reads_the_corrected_parser_reads_too(right, said, reason):
     example = replace(CHOICE, answer=right)

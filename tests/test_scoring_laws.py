@@ -6,7 +6,7 @@ Needs nothing. Run: pytest tests/test_scoring_laws.py
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from eval.metrics import METRICS, exact_match, intersection_over_union, mean_iou, vqa_soft
@@ -45,6 +45,7 @@ def test_every_parser_but_the_published_scorers_has_answers_here():
 
 
 @pytest.mark.parametrize(("parser", "metric"), PAIRS)
+@settings(deadline=None)
 @given(data=st.data(), count=st.sampled_from((1, 3, 10)), blank=st.sampled_from(("", " \n", "\u2028")))
 def test_a_perfect_answer_is_worth_1_an_empty_one_0_and_any_other_between(parser, metric, data, count, blank):
     right, other = data.draw(ANSWERS[parser]), data.draw(st.one_of(ANSWERS[parser], st.text()))
@@ -53,29 +54,34 @@ def test_a_perfect_answer_is_worth_1_an_empty_one_0_and_any_other_between(parser
     assert 0.0 <= worth(parser, metric, other, [right] * count) <= 1.0
 
 
+@settings(deadline=None)
 @given(right=st.text().filter(str.strip), count=st.sampled_from((1, 10)))
 def test_a_table_answer_without_choices_is_never_unreadable(right, count):
     assert worth("table", "exact_match", right, [right] * count, choices=()) == 1.0
     assert worth("table", "exact_match", " ", [right] * count, choices=()) == 0.0
 
 
+@settings(deadline=None)
 @given(labels=st.lists(words, min_size=2, max_size=5, unique=True))
 def test_an_answer_that_lists_several_classes_is_wrong(labels):
     for joined in (", ".join(labels), " ".join(labels), "\n".join(labels)):
         assert worth("text", "exact_match", joined, labels[:1]) == 0.0
 
 
+@settings(deadline=None)
 @given(text=st.text())
 def test_the_published_scorers_get_the_text_as_it_is(text):
     assert parse_raw(text, CHOICES) == text
 
 
+@settings(deadline=None)
 @given(letter=st.sampled_from("ABCabc"), dress=st.sampled_from(("{}", "{})", "({})", "{}.", "The answer is {}")))
 def test_a_letter_counts_in_any_dress_where_there_are_choices(letter, dress):
     for parse in (parse_letter, parse_table):
         assert parse(dress.format(letter), CHOICES) == letter.upper()
 
 
+@settings(deadline=None)
 @given(
     box=corners,
     before=st.sampled_from(("", "The box is ", "2 dogs: ")),
@@ -89,6 +95,7 @@ def test_a_box_is_the_same_whatever_stands_around_it_and_whichever_corner_comes_
         assert parse_box(f"{before}{brackets[0]}{', '.join(written)}{brackets[1]}{after}") == expected
 
 
+@settings(deadline=None)
 @given(one=corners, other=corners)
 def test_the_mean_iou_is_between_0_and_1_symmetric_and_0_where_there_is_no_box(one, other):
     one, other = (parse_box(",".join(box)) for box in (one, other))
@@ -146,6 +153,7 @@ def test_a_choice_is_meant_by_its_letter_text_number_or_most_words_and_never_gue
     assert parse_table(text, choices) == expected
 
 
+@settings(deadline=None)
 @given(choices=st.lists(words, min_size=2, max_size=6, unique=True), index=st.integers(0, 5))
 def test_the_text_of_a_choice_is_that_choice_however_it_is_capitalised(choices, index):
     assume(index < len(choices))
