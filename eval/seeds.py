@@ -45,6 +45,11 @@ class Measured:
         """Whether the row has a score for each of these tasks, and there is one."""
         return self._resampled.has(_name(key, self._seeds[key][0]), tasks)
 
+    @property
+    def has_several_seeds(self) -> bool:
+        """Whether there is a spread over seeds to tell."""
+        return self._several
+
     def by_seed(self, key: str, tasks: Sequence[str]) -> dict[Seed, float]:
         """The mean over tasks in per cent, each task counting the same however many questions it has."""
         return {seed: 100 * self._resampled.point(_name(key, seed), tasks) for seed in self._seeds[key]}

@@ -1,0 +1,18 @@
+"""Compare any two sources: `python scripts/compare.py 'sources=[merged/robustmerge,merged/ties]'`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.program import run  # noqa: E402
+
+
+def walk(points: list[dict]) -> None:
+    from scripts import comparing
+
+    comparing.compare(points)
+
+
+if __name__ == "__main__":
+    run("compare", walk)
