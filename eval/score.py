@@ -57,7 +57,7 @@ def score_partial(settings: Scoring, questions: Path, answered: Mapping[str, Pre
     if not there:
         return None
     found = score_predictions(settings, there, [answered[example.question_id] for example in there])
-    return replace(found, n_asked=len(examples))
+    return replace(found, n_asked=0 if len(there) == len(examples) else len(examples))
 
 
 def score_predictions(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Score:

@@ -18,6 +18,9 @@ from scripts.commands import command
 from scripts.line import Line
 
 
+SHOWN = 20  # answers of a look that are printed
+
+
 def tell_training(lines: Sequence[Line], started: float) -> None:
     """After train_all and train."""
     made = {address.path: address for line in lines for address in (*line.experts.values(), line.multi_task) if address}
@@ -33,19 +36,21 @@ def tell_made(addresses: Iterable[Address]) -> None:
 
 
 def tell_answers(lines: Sequence[Line]) -> None:
-    """After predict with `limit` or `ids`: every question with its answer."""
+    """After predict with `limit` or `ids`: the first questions with their answers."""
     for line in (line for line in lines if not line.config.only.is_all):
         source = line.find_source(line.config.source)
         for task in source.tasks:
             examples = read_questions(line.questions(task), line.config.only)
             given = {one.question_id: one for one in read_predictions(line.predictions(source, task).path)}
             print(f"\n{source.label} on {task.name}:")
-            for example in examples:
+            for example in examples[:SHOWN]:
                 asked = " ".join(example.text.split())
                 one = given[example.question_id]
                 answer = f"(failed: {one.error})" if one.error else one.text or "(empty)"
                 wanted = " / ".join(dict.fromkeys(example.accepted))
                 print(f"  {example.question_id}: {asked}\n    {answer}   (expected: {wanted})")
+            if len(examples) > SHOWN:
+                print(f"  ... and {len(examples) - SHOWN} more")
 
 
 def tell_scores(lines: Sequence[Line]) -> None:
