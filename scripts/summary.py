@@ -17,7 +17,6 @@ from scripts.choosing import describe
 from scripts.commands import command
 from scripts.line import Line
 
-
 SHOWN = 20  # answers of a look that are printed
 
 
