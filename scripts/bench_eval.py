@@ -1,5 +1,8 @@
 """How fast answers are made: in batches, with one load of the base for all sources, by several processes.
 
+python scripts/bench_eval.py                          on the tiny model of runs/mini-tiny, if there is one, otherwise on
+                                                      random weights of its shape: 5 minutes on two cores
+python scripts/bench_eval.py --run FOLDER             on the base and the merged models of another finished run
 python scripts/bench_eval.py --gpu                    LLaVA-1.5-7B with random weights on a GPU: within 5 minutes
 python scripts/bench_eval.py --gpu --gpu-shape tiny --device cpu --dtype fp32
                                                       the same code on a tiny model, anywhere: within a minute
@@ -11,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +29,24 @@ from scripts.guard import guarded  # noqa: E402
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "pillow")
 
 
+def bench_cpu(asked: argparse.Namespace) -> None:
+    """Measure on a CPU; what is measured is saved after every round."""
+    from scripts.bench_cpu import Plan, bench, draw_run, find_run, table_of
+
+    names = ("limit", "batch", "sources", "runs")
+    plan = Plan(**{name: getattr(asked, name) for name in names if getattr(asked, name) is not None})
+    if plan.sources < 2:
+        raise UserError(f"sources are compared with each other, so two at least, got {plan.sources} (--sources)")
+    known = REPOSITORY / "runs" / "mini-tiny"
+    place = None if asked.random else asked.run or (known if (known / "merged").is_dir() else None)
+    out = asked.out or REPOSITORY / "results" / "bench_eval"
+    with tempfile.TemporaryDirectory(prefix="bench-eval-") as work:
+        run = find_run(place.resolve(), plan.sources) if place else draw_run(Path(work), plan.sources, plan.limit)
+        for found in bench(plan, run, Path(work), tell):
+            save(out, {"made": describe_machine(PACKAGES), **found}, table_of(found))
+    print(f"{table_of(found)}\nsaved as {out}/table.md and table.json")
+
+
 def bench_gpu(asked: argparse.Namespace) -> None:
     """Measure on a GPU; what is measured is saved after every round. Raises UserError if there is no GPU."""
     import torch
@@ -40,13 +60,11 @@ def bench_gpu(asked: argparse.Namespace) -> None:
     chosen |= {"batches": tuple(asked.batches)} if asked.batches else {}
     chosen |= {"pictures": tuple(map(_size_of, asked.pictures))} if asked.pictures else {}
     made = describe_machine(PACKAGES) | {"gpu": torch.cuda.get_device_name() if asked.device == "cuda" else None}
-    work = Path(tempfile.mkdtemp(prefix="bench-eval-"))
-    try:
-        for found in bench(Plan(shape=asked.gpu_shape, **chosen), work, tell):
-            save(asked.out or REPOSITORY / "results" / "bench_eval" / "gpu", {"made": made, **found}, table_of(found))
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    print(table_of(found))
+    out = asked.out or REPOSITORY / "results" / "bench_eval" / "gpu"
+    with tempfile.TemporaryDirectory(prefix="bench-eval-") as work:
+        for found in bench(Plan(shape=asked.gpu_shape, **chosen), Path(work), tell):
+            save(out, {"made": made, **found}, table_of(found))
+    print(f"{table_of(found)}\nsaved as {out}/table.md and table.json")
 
 
 def tell(text: str) -> None:
@@ -77,6 +95,12 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="for the table (default results/bench_eval)")
     parser.add_argument("--runs", type=int, help="rounds, whose medians count (default 3)")
+    tiny = parser.add_argument_group("the tiny model on a CPU")
+    tiny.add_argument("--run", type=Path, metavar="FOLDER", help="of a finished run (default runs/mini-tiny)")
+    tiny.add_argument("--random", action="store_true", help="random weights, whatever runs there are")
+    tiny.add_argument("--limit", type=int, help="questions of every task (default 128)")
+    tiny.add_argument("--batch", type=int, help="prompts answered together (default 64)")
+    tiny.add_argument("--sources", type=int, help="how many share a load of the base (default 4)")
     gpu = parser.add_argument_group("a LLaVA with random weights")
     gpu.add_argument("--gpu", action="store_true", help="measure it, beside a plain loop")
     gpu.add_argument("--gpu-shape", default="7b", choices=("7b", "tiny"), help="default 7b")
@@ -92,8 +116,7 @@ def read_arguments() -> argparse.Namespace:
 
 def main() -> None:
     asked = read_arguments()
-    if asked.gpu:
-        bench_gpu(asked)
+    (bench_gpu if asked.gpu else bench_cpu)(asked)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 
 from eval.predict import plan_batches
 from eval.tasks import read_prompts
+from robustmerge.settings import UserError
 from scripts.bench_llava import (
     DTYPES,
     Drawn,
@@ -54,7 +55,7 @@ def bench(plan: Plan, folder: Path, tell: Callable[[str], None]) -> Iterator[dic
     parameters = sum(weight.numel() for weight in generator.model.parameters())
     tell(f"{parameters / 1e9:.2f} billion random weights in {loading:.0f} s")
     for size in plan.pictures:
-        draw_questions(folder / _told(size), plan.questions, size, plan.shape)
+        draw_questions(folder / _told(size), plan.questions, size, generator.shape.vocabulary)
     (folder / "work").mkdir()
     rows = {(size, batch): _Row(size, batch) for size in plan.pictures for batch in (PLAIN, *plan.batches)}
     _warm_up(plan, generator, folder, rows, tell)
@@ -110,7 +111,8 @@ def _warm_up(plan: Plan, generator: Drawn, folder: Path, rows: dict, tell: Calla
                 row.failed = "no memory" if key[1] == batch else row.failed
         generator.features.clear()
     examples = read_prompts(folder / _told(size) / "test.jsonl", "{text}")[:WARM_UP]
-    answer_one_by_one(generator, examples, folder / _told(size), plan.tokens)
+    if not all(answer_one_by_one(generator, examples, folder / _told(size), plan.tokens)):
+        raise UserError(f"the random model gives no text in {plan.dtype}: its numbers are not finite (--dtype)")
 
 
 def _parts(plan: Plan, generator: Drawn, folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -170,9 +172,9 @@ def table_of(found: dict[str, Any]) -> str:
     rounds = max((len(row.get("seconds", [])) for row in found["rows"]), default=0)
     lines += [
         "",
-        f"A LLaVA of shape {plan['shape']}, {found['parameters'] / 1e9:.2f} billion random weights, {plan['dtype']}, on "
-        f"{plan['device']}; {plan['questions']} questions of 6 to 30 words, {plan['tokens']} tokens an answer. Medians "
-        f"of {rounds} rounds, in each of which every way answers all questions once; ratios are taken within a round. "
+        f"A LLaVA of shape {plan['shape']}, {found['parameters'] / 1e9:.2f} billion random weights, {plan['dtype']}, "
+        f"on {plan['device']}; {plan['questions']} questions of 6 to 30 words, {plan['tokens']} tokens an answer. "
+        f"Medians of {rounds} rounds, in each of which every way answers all questions once; ratios are of one round. "
         "Reading: of one batch's pictures on the CPU; looking: the vision tower; prompt: everything else before the "
         "second token.",
     ]

@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from eval.predict import predict
 from eval.settings import Generation
+from llava_ext.adapters import add_adapter, save_adapter
 from llava_ext.data import Reader, prompt_ids
 from llava_ext.generate import Generator
 from llava_ext.pixels import read_picture
-from llava_ext.settings import BaseModel, Language, Vision
+from llava_ext.settings import BaseModel, Language, Peft, Vision
 from llava_ext.tiny import build_config, build_processor
 from llava_ext.tokenizer import SPECIAL, build_tokenizer
 from robustmerge.records import Example, read_predictions, write_examples
@@ -76,15 +78,32 @@ def draw_model(
     return model.to(device).eval().requires_grad_(False)
 
 
+def draw_adapter(folder: Path, model: nn.Module, seed: int) -> Path:
+    """Write an adapter of rank 4 with random factors, small beside the weights. The model stays as it is."""
+    adapted = add_adapter(model, Peft(r=4, alpha=8, modules_to_save=()), "random", seed, "bench", float32=False)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if ".lora_B." in name:
+                weight.normal_(0.0, 0.01)
+    folder.mkdir()
+    save_adapter(adapted, folder)
+    adapted.unload()
+    return folder
+
+
 def words(count: int) -> list[str]:
     """Words of three letters and more, all different."""
     return [LETTERS[n // 676 % 26] + LETTERS[n // 26 % 26] + LETTERS[n % 26] * (1 + n // 17576) for n in range(count)]
 
 
-def draw_questions(folder: Path, count: int, size: tuple[int, int], shape: str, seed: int = 0) -> Path:
-    """A question file, each question of 6 to 30 words with a JPEG of its own; size: width and height in pixels."""
+def draw_questions(folder: Path, count: int, size: tuple[int, int], vocabulary: int, seed: int = 0) -> Path:
+    """A question file, each question of 6 to 30 words with a JPEG of its own; size: width and height in pixels.
+
+    vocabulary: of the tokenizer, which knows the first quarter of its words for certain.
+    """
     drawn, colours = random.Random(seed), np.random.default_rng(seed)
-    known = words(SHAPES[shape].vocabulary // 4)
+    known = words(vocabulary // 4)
     (folder / "images").mkdir(parents=True)
     examples = []
     for index in range(count):
