@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from data_prep.annotations import join_annotations
 from data_prep.parallel import map_in_order
 from data_prep.settings import SPLITS, TaskData
-from robustmerge.records import Example, read_examples
+from robustmerge.records import Example, read_examples, read_images
 from robustmerge.runs import UserError
 
 T = TypeVar("T")
@@ -71,12 +72,18 @@ def list_pictures(settings: TaskData) -> dict[str, int]:
     Sizes and not digests: they are asked for at every start, and a collection may hold a hundred thousand pictures.
     """
     sizes = {}
-    for split, file in settings.question_files.items():
-        examples = _read_split(settings, split, file)
-        for image in (example.image for example in examples if example.image is not None):
+    for file in settings.question_files.values():
+        about = file.stat() if file.exists() else None
+        for image in _named_pictures(file, about and (about.st_size, about.st_mtime_ns)):
             path = _root(settings, file) / image
             sizes[image] = path.stat().st_size if path.is_file() else -1
     return sizes
+
+
+@lru_cache(maxsize=64)
+def _named_pictures(file: Path, version: tuple[int, int] | None) -> tuple[str, ...]:
+    """What a version of a file names, read once for all points of a sweep: half a million questions take seconds."""
+    return read_images(file)
 
 
 def _read_split(settings: TaskData, split: str, file: Path) -> list[Example]:

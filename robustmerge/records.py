@@ -101,6 +101,15 @@ def read_examples(path: Path, number_ids: bool = False, need_answer: bool = True
     return examples
 
 
+def read_images(path: Path) -> tuple[str, ...]:
+    """The pictures that a question file names, each once. Nothing else is checked: this is a quick look.
+
+    Raises UserError if the file does not exist or is no JSON.
+    """
+    records = (record for record in _read_records(Path(path)) if isinstance(record, Mapping))
+    return tuple(dict.fromkeys(record["image"] for record in records if isinstance(record.get("image"), str)))
+
+
 def _explain(error: Exception) -> str:
     return f"field {error} is missing" if isinstance(error, KeyError) else str(error)
 

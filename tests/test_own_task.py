@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_prep.own import list_pictures
 from data_prep.prepare import prepare
 from data_prep.settings import Counts, TaskData
 from robustmerge.records import read_examples
@@ -169,3 +170,11 @@ def test_the_address_follows_the_contents_of_the_question_files_not_their_place(
     assert address_of(tmp_path / "runs", moved).hash8 == before
     write_questions(tmp_path / "in/test.json", 4)
     assert address_of(tmp_path / "runs", own).hash8 != before
+
+
+def test_the_pictures_in_an_address_are_those_of_the_questions_with_their_sizes(own, tmp_path):
+    (tmp_path / "in/pictures/29.png").unlink()
+    sizes = list_pictures(own)
+    assert sizes.keys() == {example.image for example in read_examples(Path(own.train))}
+    assert sizes["./pictures/29.png"] == -1
+    assert sizes["./pictures/3.png"] == (tmp_path / "in/pictures/3.png").stat().st_size
