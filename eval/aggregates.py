@@ -42,8 +42,8 @@ def meteor(sums: np.ndarray) -> np.ndarray:
     """METEOR 1.5 of a corpus: F_mean (1 - gamma (chunks / matched words)^beta), [...].
 
     Precision and recall weigh a match by its stage, a content word by delta and a function word by 1 - delta, as
-    their denominators do; F_mean = 1 / ((1 - alpha) / P + alpha / R). One unbroken match of everything has no penalty.
-    sums [..., 23]: see eval.meteor.count_matches.
+    their denominators do; F_mean = 1 / ((1 - alpha) / P + alpha / R). 0 where nothing matches.
+    sums [..., 23]: see eval.meteor.count_matches, which counts no chunk where all of a caption is one.
     """
     length, function_words = sums[..., 0:2], sums[..., 2:4]  # of caption and reference
     stages = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 2, 2)  # stage, content or function, caption or reference
@@ -51,11 +51,10 @@ def meteor(sums: np.ndarray) -> np.ndarray:
     kinds = np.array((_DELTA, 1 - _DELTA))
     matched = np.einsum("...skc,s,k->...c", stages, _STAGES, kinds)
     weight = _DELTA * (length - function_words) + (1 - _DELTA) * function_words
-    is_whole = (stages.sum((-3, -2)) == length).all(-1) & (chunks == 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision, recall = np.moveaxis(matched / weight, -1, 0)
         f_mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
-        penalty = _GAMMA * np.where(is_whole, 0.0, chunks / words) ** _BETA
+        penalty = _GAMMA * (chunks / words) ** _BETA
     return np.maximum(np.nan_to_num(f_mean * (1 - penalty), nan=0.0), 0.0)
 
 

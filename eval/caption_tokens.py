@@ -30,9 +30,10 @@ _SHORTENED = re.compile(r"(?<=[^\W\d])(n't\b)|(?<=\w)('(?:s|m|d|re|ve|ll)\b)")
 _TOKEN = re.compile(
     r"-l[rsc]b-|-r[rsc]b-"
     r"|n't\b|'(?:s|m|d|re|ve|ll)\b"
-    r"|(?:[^\W\d_]\.){2,}|\b(?:mr|mrs|ms|dr|st|vs|etc|jr|sr|ft)\."  # a full stop that belongs to its word
-    r"|\w+(?:[.,:/'-]\w+)*"
-    r"|[^\w\s\"'`.?!,:;-]"
+    r"|(?:[^\W\d_]\.){2,}|\b(?:mr|mrs|ms|dr|st|vs|etc|jr|sr|ft|al)\."  # a full stop that belongs to its word
+    r"|(?<!\w)-\d+(?:\.\d+)?"
+    r"|\w+(?:(?:[.'/&-]|(?<=\d)[,:](?=\d))\w+)*"
+    r"|\*+|[^\w\s\"'`.?!,:;\U00010000-\U0010ffff-]"  # pictographs are no tokens
 )
 
 
@@ -66,6 +67,8 @@ def tokenize(captions: Sequence[str], tokenizer: str) -> list[str]:
         return [_split(line) for line in lines]
     if tokenizer != "ptb":
         raise UserError(f"unknown tokenizer of captions '{tokenizer}'; choose one of builtin, ptb")
+    if not has_java():
+        raise UserError(f"the ptb tokenizer of captions {NEEDS_JAVA}")
     return list(_split_by_jar(tuple(lines)))
 
 
@@ -73,8 +76,6 @@ def tokenize(captions: Sequence[str], tokenizer: str) -> list[str]:
 def _split_by_jar(lines: tuple[str, ...]) -> tuple[str, ...]:
     """All captions in one go and in order: whether the last full stop of `in the U.S.` is a token of its own depends on
     the line after it, so that nothing less gives the published tokens."""
-    if not has_java():
-        raise UserError(f"the ptb tokenizer of captions {NEEDS_JAVA}")
     command = ["java", "-cp", str(jar(_PTB)), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     done = subprocess.run(command, input="\n".join(lines).encode("utf-8", "replace"), capture_output=True)
     found = done.stdout.decode("utf-8").split("\n")

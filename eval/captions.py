@@ -14,6 +14,7 @@ from eval import meteor
 from eval.aggregates import ORDERS
 from eval.aggregates import meteor as meteor_of
 from eval.caption_tokens import NEEDS_JAVA, tokenize
+from robustmerge.settings import UserError
 
 BLEUS = tuple(f"bleu_{order}" for order in range(1, ORDERS + 1))
 SEVEN = (*BLEUS, "meteor", "rouge_l", "cider")
@@ -53,7 +54,7 @@ def score_cider(texts: Sequence[str], references: Sequence[Sequence[str]], token
     """CIDEr in per cent, beside BLEU-1..4 and ROUGE-L as parts. texts and references: as they are, a question each.
 
     Published: the mean of seven, in which a CIDEr above 100 weighs more than the others together.
-    Raises UserError if the tokenizer needs Java and there is none.
+    Raises UserError if the tokenizer needs Java and there is none, or no reference holds a word.
     """
     found = _measure(*_tokens(texts, references, tokenizer))
     values, suffix = found.questions["cider"], _suffix(tokenizer)
@@ -74,7 +75,7 @@ def score_mean_of_seven(texts: Sequence[str], references: Sequence[Sequence[str]
     """The published rule: the mean of BLEU-1..4, METEOR, ROUGE-L and CIDEr in per cent, all seven as parts.
 
     With the built-in tokenizer there is no METEOR, so there is no value: never a mean of six under this name.
-    Raises UserError if the tokenizer needs Java and there is none.
+    Raises UserError if the tokenizer needs Java and there is none, or no reference holds a word.
     """
     if tokenizer == "ptb":
         meteor.start()  # loads while the rest is computed
@@ -107,8 +108,14 @@ def _suffix(tokenizer: str) -> str:
 def _tokens(
     texts: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str
 ) -> tuple[list[str], list[list[str]]]:
-    """Tokens of the captions, and of all references: one document each, in question order, as published."""
-    flat = iter(tokenize([one for accepted in references for one in accepted], tokenizer))
+    """Tokens of the captions, and of all references: one document each, in question order, as published.
+
+    Raises UserError if no reference holds a word.
+    """
+    words = tokenize([one for accepted in references for one in accepted], tokenizer)
+    if not any(words):
+        raise UserError("no reference caption holds a word")
+    flat = iter(words)
     accepted = [[next(flat) for _ in several] for several in references]
     return tokenize(texts, tokenizer), accepted
 
@@ -120,7 +127,7 @@ def _measure(captions: Sequence[str], references: Sequence[Sequence[str]]) -> _F
 
     given = {index: [caption] for index, caption in enumerate(captions)}
     accepted = {index: list(several) for index, several in enumerate(references)}
-    bleus, each_bleu, counts = _measure_bleu(captions, references)
+    bleus, each_bleu, counts = measure_bleu(captions, references)
     rouge, each_rouge = Rouge().compute_score(accepted, given)
     cider, each_cider = Cider().compute_score(accepted, given)
     corpus = dict(zip((*BLEUS, "rouge_l", "cider"), map(float, (*bleus, rouge, cider)), strict=True))
@@ -128,7 +135,7 @@ def _measure(captions: Sequence[str], references: Sequence[Sequence[str]]) -> _F
     return _Figures(corpus, questions, counts)
 
 
-def _measure_bleu(
+def measure_bleu(
     captions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[list[float], np.ndarray, np.ndarray]:
     """BLEU-1..4 of the corpus and of each question [4, questions], and the counts they follow from [questions, 9]."""

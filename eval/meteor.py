@@ -19,6 +19,7 @@ from eval.caption_tokens import NEEDS_JAVA, has_java, jar
 from robustmerge.settings import UserError
 
 COLUMNS = 23
+_CHUNKS = 20
 _JAR = Path("meteor") / "meteor-1.5.jar"
 _SETTINGS = ("-", "-", "-stdio", "-l", "en", "-norm")  # as captions are scored everywhere
 _KEPT = 2**16  # captions whose statistics are remembered: some 20 MB
@@ -64,6 +65,7 @@ def count_matches(captions: Sequence[str], references: Sequence[Sequence[str]]) 
     Columns: length of the caption, of the reference, their function words (4); for the stages exact, stem, synonym
     and paraphrase each, matched content words of caption and reference, then function words (16); chunks; matched
     words of caption and reference. They add up over captions: eval.aggregates.meteor makes the score of the sums.
+    Where all of both is one chunk, METEOR counts none when it adds up; so do we, from the beginning.
     A caption and its references met before are not scored again: nothing else enters their statistics.
     Raises UserError if Java is not to be had or the process ends twice in a row.
     """
@@ -83,7 +85,8 @@ def _count(caption: str, references: tuple[str, ...]) -> tuple[float, ...]:
     found = tuple(map(float, answer.split()))
     if len(found) != COLUMNS:
         raise UserError(f"METEOR must give {COLUMNS} statistics of a caption, got {answer!r}")
-    return found
+    is_whole = (sum(found[4:20:2]), sum(found[5:20:2])) == found[:2] and found[_CHUNKS] == 1
+    return (*found[:_CHUNKS], 0.0, *found[_CHUNKS + 1 :]) if is_whole else found
 
 
 def ask(line: str, answers: int = 1) -> list[str]:
