@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from robustmerge.records import Score, read_score
 from robustmerge.runs import write_atomically
 from robustmerge.settings import ConfigError, UserError, build
 from scripts import steps
+from scripts.commands import command
 from scripts.line import Line
 from scripts.report_context import make_context
 from scripts.reporting import read_overrides
@@ -120,10 +122,13 @@ def _read(line: Line, source: Source, task: Task) -> Score | None:
 
 def _nothing_in_common(one: SourceRow, other: SourceRow) -> str:
     lacking = [row.title for row in (one, other) if not row.tasks] or [one.title, other.title]
-    made = "; ".join(
-        f"python scripts/predict.py source={name}, then scripts/score.py source={name}" for name in lacking
-    )
-    return f"{one.title} and {other.title} have no score on a common task. Make them with: {made}"
+    made = [f"  {_typed(program, name)}" for name in lacking for program in ("predict", "score")]
+    return "\n".join([f"{one.title} and {other.title} have no score on a common task. Make them with:", *made])
+
+
+def _typed(program: str, name: str) -> str:
+    words = command(program, lambda word: not word.startswith(("sources=", "out=")))
+    return f"{words} {shlex.quote(f'source={name}')}"
 
 
 def show(pair: Compared, context: Context) -> str:
