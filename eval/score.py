@@ -76,7 +76,7 @@ def score_predictions(settings: Scoring, examples: Sequence[Example], prediction
     counts = Counter(judged.pop("states"))
     return Score(
         task=settings.task,
-        metric=settings.metric,
+        metric=judged.pop("metric", settings.metric),
         n_expected=len(examples),
         n_scored=counts["scored"],
         n_empty=counts["empty"],
@@ -138,6 +138,7 @@ def _judge_captions(
     ids = [example.question_id for example in examples]
     return {
         "states": [_state_of(prediction, prediction.text) for prediction in predictions],
+        "metric": found.metric,
         "value": found.value,
         "values": dict(zip(ids, found.values, strict=True)),
         "reason": found.reason,

@@ -256,7 +256,7 @@ class Line:
 @lru_cache(maxsize=1)
 def caption_tokenizer() -> str:
     """`ptb`, the tokenizer of published caption scores, where there is Java to run it; otherwise `builtin`."""
-    from eval.captions import has_java
+    from eval.caption_tokens import has_java
 
     return "ptb" if has_java() else "builtin"
 
