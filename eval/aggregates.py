@@ -72,4 +72,25 @@ def mean_of_seven(sums: np.ndarray) -> np.ndarray:
     return seven(sums).mean(-1)
 
 
-AGGREGATES: dict[str, Aggregate] = {"cider": mean, "mean": mean, "mean_of_seven": mean_of_seven}
+def f1(sums: np.ndarray) -> np.ndarray:
+    """2 tp / (2 tp + fp + fn), 0 without any of them. sums [..., 4]: after the number of questions tp, fp, fn."""
+    double, wrong = 2 * sums[..., 1], sums[..., 2] + sums[..., 3]
+    return np.divide(double, double + wrong, out=np.zeros_like(double, dtype=float), where=double + wrong > 0)
+
+
+def sum_of_means(sums: np.ndarray) -> np.ndarray:
+    """Points of MME in hundreds: the sum over categories of points / pictures; 0 for a category without any.
+
+    sums [..., 1 + 2 categories]: after the number of questions, of each category its pictures and their points.
+    """
+    counts, points = sums[..., 1::2], sums[..., 2::2]
+    return np.divide(points, counts, out=np.zeros_like(points, dtype=float), where=counts > 0).sum(-1)
+
+
+AGGREGATES: dict[str, Aggregate] = {
+    "cider": mean,
+    "f1": f1,
+    "mean": mean,
+    "mean_of_seven": mean_of_seven,
+    "sum_of_means": sum_of_means,
+}
