@@ -27,7 +27,7 @@ GROUPS = {
     "logger": 2,
     "profile": 2,
     "paths": 1,
-    "experiment": 1,
+    "experiment": 2,
 }  # how many files each has
 
 

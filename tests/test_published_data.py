@@ -35,14 +35,14 @@ def published(tmp_path_factory) -> tuple[Path, Path]:
 
 
 @lru_cache
-def composed() -> str:
+def composed(*overrides: str) -> str:
     """The configuration with words for the places."""
     places = [f"paths.{name}=/{name}" for name in ("mm_mergebench", "mm_mergebench_images", "runs")]
-    return json.dumps(compose("merge_eval", ["benchmark=mm_mergebench", *places]))
+    return json.dumps(compose("merge_eval", ["benchmark=mm_mergebench", *places, *overrides]))
 
 
-def line_of(collection: Path, images: Path, runs: Path, *tasks: str) -> Line:
-    text = composed().replace("/mm_mergebench_images", str(images)).replace("/mm_mergebench", str(collection))
+def line_of(collection: Path, images: Path, runs: Path, *tasks: str, overrides: tuple[str, ...] = ()) -> Line:
+    text = composed(*overrides).replace("/mm_mergebench_images", str(images)).replace("/mm_mergebench", str(collection))
     (line,) = plan([{**json.loads(text.replace('"/runs"', json.dumps(str(runs)))), "tasks": list(tasks) or None}])
     return line
 
@@ -194,6 +194,15 @@ def test_missing_files_are_one_message_with_what_is_there_and_where_to_get_them(
     for said in ("no VQAv2/val.json", "valid.json", "(task.vqav2.data.annotations)", "hf download", "KEY=null"):
         assert said in str(told.value)
     assert str(told.value).count("hf download") == 1
+
+
+def test_who_only_evaluates_needs_no_training_file(published, tmp_path):
+    collection, images = copied(published, tmp_path)
+    for file in collection.rglob("train*.json"):
+        file.unlink()
+    line = line_of(collection, images, tmp_path / "runs", overrides=("experiment=only_evaluate",))
+    assert all(line.data(task).path for task in line.config.tasks)
+    assert not line.candidates and line.multi_task is None
 
 
 def test_two_files_that_differ_are_not_chosen_between(published, tmp_path):
