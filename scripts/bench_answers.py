@@ -31,6 +31,7 @@ def answer(base: str, fast: bool, batch: int, limit: int, work: str, items: Sequ
 
     started = time.perf_counter()
     generator = Generator(Path(base), items[0]["settings"]["template"], fast=fast)
+    _warm_up(generator, items[0], batch)
     loaded, cpu = time.perf_counter(), time.process_time()
     used, count = object(), 0
     for number, item in enumerate(items):
@@ -48,6 +49,15 @@ def answer(base: str, fast: bool, batch: int, limit: int, work: str, items: Sequ
         "cpu": time.process_time() - cpu,
         "answers": count,
     }
+
+
+def _warm_up(generator: Any, item: dict[str, Any], batch: int) -> None:
+    """One batch before anything is timed: the first products of a process take longer."""
+    from eval.tasks import read_prompts
+
+    questions, settings = Path(item["questions"]), item["settings"]
+    generator(read_prompts(questions, settings["prompt"])[:batch], questions.parent, settings["max_new_tokens"])
+    generator.features.clear()
 
 
 def main() -> None:

@@ -14,13 +14,14 @@ import torch
 
 from eval.predict import plan_batches
 from eval.tasks import read_prompts
+from llava_ext.backend import DTYPES
 from robustmerge.settings import UserError
 from scripts.bench_llava import (
-    DTYPES,
     Drawn,
     answer_in_batches,
     answer_one_by_one,
     clock,
+    draw_adapter,
     draw_questions,
     forget_peak,
     peak_memory,
@@ -67,7 +68,12 @@ def bench(plan: Plan, folder: Path, tell: Callable[[str], None]) -> Iterator[dic
             tell(f"no time for another round: {number} of {plan.runs}")
             break
         longest = max(longest, clock(lambda: _round(plan, generator, folder, rows, tell)))
-        yield found | {"rows": [row.told(rows[row.size, PLAIN], plan.questions) for row in rows.values()]}
+        found["rows"] = [row.told(rows[row.size, PLAIN], plan.questions) for row in rows.values()]
+        yield found
+    adapter = draw_adapter(folder / "adapter", generator.model, seed=1)
+    found["use"] = clock(lambda: generator.use(adapter))
+    tell(f"an adapter is merged into the base in {found['use']:.1f} s")
+    yield found
 
 
 @dataclass
@@ -176,6 +182,6 @@ def table_of(found: dict[str, Any]) -> str:
         f"on {plan['device']}; {plan['questions']} questions of 6 to 30 words, {plan['tokens']} tokens an answer. "
         f"Medians of {rounds} rounds, in each of which every way answers all questions once; ratios are of one round. "
         "Reading: of one batch's pictures on the CPU; looking: the vision tower; prompt: everything else before the "
-        "second token.",
+        "second token." + (f" Another adapter instead of this one: {found['use']:.1f} s." if "use" in found else ""),
     ]
     return "\n".join(lines) + "\n"

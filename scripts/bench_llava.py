@@ -42,7 +42,6 @@ SHAPES = {
         vocabulary=600,
     ),
 }
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHARPNESS = 12  # a picture is drawn from so many random colours a side: photographs compress about as well
 
