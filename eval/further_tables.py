@@ -101,7 +101,7 @@ def _part_cell(row: SourceRow, tasks: Mapping[str, Task], column: Column) -> Cel
 
 
 def title_of_part(part: str) -> str:
-    """`bleu_4_builtin` -> `BLEU-4, built-in tokenizer`."""
+    """`bleu_4_builtin` -> `BLEU-4, own words`."""
     name = part.removesuffix(BUILTIN)
     title = name.replace("_", "-").upper() if name.startswith("bleu_") else name.replace("_", " ").capitalize()
-    return PART_TITLES.get(name, title) + (", built-in tokenizer" if part.endswith(BUILTIN) else "")
+    return PART_TITLES.get(name, title) + (", own words" if part.endswith(BUILTIN) else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eval.footnotes import metrics_of
 from eval.formats import escape_markdown
 from eval.further_sections import WORDS
 from eval.further_tables import scores_of
@@ -33,7 +34,7 @@ def tell_provenance(rows: Sequence[SourceRow], context: Context, measured: Measu
         f"draws, seed {context.bootstrap.seed}; differences are paired."
         f"{_tell_sums(rows, context)}{_tell_seed_intervals(rows)}",
         *_tell_resolution(rows, context, measured),
-        f"- Metrics: {', '.join(_name_metric(task, context.protocol) for task in context.tasks)}.",
+        f"- Metrics: {', '.join(_name_metrics(rows, task) for task in context.tasks)}.",
         *(f"- {note}" for note in context.notes),
     ]
     return "## How this was made\n\n" + "\n".join(lines) + f"\n\nTo make it again:\n\n```bash\n{context.command}\n```\n"
@@ -47,8 +48,9 @@ def _tell_regime(regime: Regime) -> str:
     )
 
 
-def _name_metric(task: Task, protocol: str) -> str:
-    return f"{escape_markdown(task.title)} `{task.under(protocol).metric}`"
+def _name_metrics(rows: Sequence[SourceRow], task: Task) -> str:
+    named = " and ".join(f"`{metric}`" for metric in metrics_of(rows, task)) or "none"
+    return f"{escape_markdown(task.title)} {named}"
 
 
 def _tell_sums(rows: Sequence[SourceRow], context: Context) -> str:

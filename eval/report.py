@@ -8,8 +8,8 @@ from pathlib import Path
 
 from eval.examples import Shown, pick_examples
 from eval.figures import Drawn, draw_figures
+from eval.footnotes import tell_look
 from eval.formats import format_csv, format_html, format_latex, format_markdown, format_text
-from eval.further_sections import tell_look
 from eval.further_tables import further_tables
 from eval.page import make_page
 from eval.published import published_table

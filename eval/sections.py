@@ -7,16 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from eval.base_section import tell_base
 from eval.examples import Shown, rows_with_answers
 from eval.figures import Drawn
+from eval.footnotes import tell_look, tell_notes
 from eval.formats import escape_markdown
-from eval.further_sections import (
-    tell_faults,
-    tell_look,
-    tell_missing,
-    tell_other,
-    tell_pairs,
-    tell_parts,
-    tell_problems,
-)
+from eval.further_sections import tell_other, tell_pairs, tell_parts, tell_problems
 from eval.method_section import tell_methods
 from eval.provenance import tell_provenance
 from eval.published import read_published
@@ -80,10 +73,8 @@ def _look(rows: Sequence[SourceRow], context: Context) -> str:
 
 
 def _scores(rows: Sequence[SourceRow], context: Context, tables: Mapping[str, Table], show: Show) -> str:
-    parts = [f"## Scores\n\n{show(tables['main'])}", _reading(rows), tell_missing(rows, context)]
-    if context.protocol == "official":
-        parts += ["Under the official protocol:\n", tell_faults(context)]
-    return "\n".join(part for part in parts if part)
+    notes = tell_notes(rows, context, context.protocol)
+    return f"## Scores\n\n{show(tables['main'])}\n{_reading(rows)}" + (f"\n{notes}" if notes else "")
 
 
 def _finding(rows: Sequence[SourceRow], context: Context, measured: Measured) -> str:

@@ -13,8 +13,8 @@ from itertools import combinations
 import pytest
 
 from eval.figures import draw_figures
+from eval.footnotes import tell_look, tell_notes
 from eval.formats import format_csv, format_html
-from eval.further_sections import tell_faults, tell_look
 from eval.further_tables import counts_table, further_tables, parts_table, title_of_part
 from eval.official import FOOTNOTES
 from eval.report import make_report, show_summary
@@ -71,15 +71,23 @@ def test_an_official_report_names_its_protocol_and_explains_its_own_numbers(two)
     scores = text[text.index("## Scores\n") : text.index("## Figures")]
     assert "official protocol" in report.tables["main"].title and "(`official_substring`)" in scores
     assert "corrected protocol" in report.tables["other_protocol"].title
-    assert "Protocol `official`" in text and "VQAv2 `official_substring`" in text
+    assert "Protocol `official`" in text
     assert text.count("(`official_substring`)") == 1
 
 
 def test_a_footnote_is_there_for_what_a_shown_task_has_and_for_nothing_else(context, two):
-    assert tell_faults(context) == ""
-    assert [key in tell_faults(two) for key in FOOTNOTES] == [
-        key in ("crop", "official_substring") for key in FOOTNOTES
-    ]
+    assert tell_notes([], context, "official") == tell_notes([], two, "corrected") == ""
+    told = tell_notes([], two, "official")
+    assert [key for key in FOOTNOTES if f"(`{key}`)" in told] == ["crop", "official_substring"]
+    assert FOOTNOTES["crop"] in told
+
+
+def test_captions_scored_without_java_are_not_passed_off_as_published_figures(context):
+    results = make_results()
+    for result in results:
+        result.scores["rec"] = dataclasses.replace(result.scores["rec"], metric="cider_builtin")
+    told = tell_notes(arrange_rows(results), context, "corrected")
+    assert told.startswith("- **REC** (`cider_builtin`): without Java") and "no published CIDEr compares" in told
 
 
 def test_an_average_is_missing_where_a_score_of_one_seed_cannot_be_had(context):
@@ -112,14 +120,14 @@ def test_parts_are_means_over_seeds_and_missing_where_one_is(context):
         result.scores["rec"] = with_parts(result.scores["rec"], bleu_4_builtin=bleu, meteor=meteor)
     table = parts_table(arrange_rows(results), context, "parts", "corrected")
     assert [(column.group, column.title) for column in table.columns] == [
-        ("REC", "BLEU-4, built-in tokenizer"),
+        ("REC", "BLEU-4, own words"),
         ("REC", "METEOR"),
     ]
     assert [one.text for one in table.rows[0].cells] == ["20.0", MISSING]
     assert parts_table(arrange_rows(make_results()), context, "parts", "corrected") is None
     assert [title_of_part(part) for part in ("rouge_l", "cider_builtin", "with_picture")] == [
         "ROUGE-L",
-        "CIDEr, built-in tokenizer",
+        "CIDEr, own words",
         "With picture",
     ]
 
