@@ -25,8 +25,8 @@ NOTES = {
     "mme_perception": "MME: points of perception, at most 2000; resampled by picture, within the ten categories.",
     "mmbench_circular": (
         "MMBench: dev set, a question counts if it is right in every order of its options; answers are read by "
-        "lmms-eval's rules (mmbench_en_dev_static). The paper's figure came from the benchmark's server, which asks a "
-        "language model about answers that it cannot read."
+        "lmms-eval's rules (mmbench_en_dev_static). The published script writes a submission for the benchmark's "
+        "server instead, which asks a language model about answers that it cannot read."
     ),
 }  # fmt: skip
 LOOK = "asked only {n} of {whole} questions: a look, not a result"
@@ -91,18 +91,18 @@ def general_notes(rows: Sequence[GeneralRow]) -> list[str]:
     return [*told, *(NOTES[metric] for metric in metrics if metric in NOTES), *sorted(reasons), *counted]
 
 
-def published_general(path: Path) -> Table:
-    """The paper's table 3. Raises UserError if the file of published values has none."""
+def published_general(path: Path, titles: Mapping[str, str] | None = None) -> Table:
+    """The paper's table 3. titles: how rows are called, by name. Raises UserError if the file has no such table."""
     try:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["table_3_general_benchmarks"]
-        titles = [str(title) for title in found["columns"]]
+        heads = [str(head) for head in found["columns"]]
         rows = {str(name): [float(value) for value in values] for name, values in found["rows"].items()}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} has no table 3 of published values: {error!r}") from error
-    columns = tuple(Column(title, f"{title} (published)", (title,), "") for title in titles)
+    columns = tuple(Column(head, f"{head} (published)", (head,), "") for head in heads)
     filled = []
     for name, values in rows.items():
         kind = "published_reference" if name in REFERENCES else "published"
-        filled.append(Row(name, kind, tuple(Cell(f"{value:.1f}", value) for value in values)))
+        filled.append(Row((titles or {}).get(name, name), kind, tuple(Cell(f"{value:.1f}", value) for value in values)))
     title = "Published values (table 3 of the paper; LLaVA-1.5-7B), in %, MME in points: not measured here"
     return Table("general_published", title, columns, tuple(filled), bars=False)
