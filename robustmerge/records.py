@@ -94,7 +94,9 @@ def read_examples(path: Path, number_ids: bool = False, need_answer: bool = True
             problems.append(f"{path}, record {index + 1}: {_explain(error)}")
     doubled = [name for name, count in Counter(e.question_id for e in examples).items() if count > 1]
     if doubled:
-        problems.append(f"{path}: question_id is not unique: {', '.join(doubled[:5])}")
+        problems.append(
+            f"{path}: question_id is not unique: {', '.join(doubled[:5])} (data.ids=number numbers the questions)"
+        )
     if problems:
         more = f"\n... and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError("\n".join(problems[:5]) + more)
