@@ -15,7 +15,8 @@ from llava_ext.launch import count_side_by_side
 from robustmerge.records import Score
 from robustmerge.runs import Address
 from robustmerge.settings import UserError
-from scripts.line import Line, Source, require
+from scripts.line import Line, require
+from scripts.sources import Source
 from scripts.steps import item_of, once, share_out
 
 Sources = Callable[[Line], Sequence[Source]]

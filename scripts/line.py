@@ -1,111 +1,30 @@
-"""The line: every address that a configuration asks for, and the order in which they come to exist.
+"""The line: what is compared, what each method's strength is chosen from, and what `source=` means.
 
-    prepare -> base -> experts and multi-task model -> merge -> predict -> score -> report
-
-Planning imports no torch, so that a run with nothing to do ends within seconds. Several configurations (the points
-of a sweep) share whatever has the same address.
+prepare -> base -> experts and multi-task model -> merge -> predict -> score -> report
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from data_prep.own import list_pictures
-from data_prep.settings import GENERATOR
 from eval.results import CHOSEN, Choice
-from eval.settings import CAPTION_NAMES, PROTOCOLS, Generation, Scoring, Selection, Task
-from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod, strength_of, times
+from eval.settings import Task
+from robustmerge.method import Method, OutsideMethod, strength_of, times
 from robustmerge.records import read_score
-from robustmerge.runs import Address, address_file, address_folder, foreign
+from robustmerge.runs import Address, foreign
 from robustmerge.settings import UserError, suggest
+from scripts.addresses import Addresses
 from scripts.choosing import choose, has_val
 from scripts.commands import command
-from scripts.config import Config
 from scripts.sources import SOURCE_FILES, Source, full_model, source_of_folder
 
-DRAWN = dict.fromkeys(("prepare", "corpus"), GENERATOR)
-SCHEMAS = {**DRAWN, "base": 2, "train": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 1}
 
-
-class Line:
-    """All addresses of one configuration."""
-
-    def __init__(self, config: Config):
-        self.config = config
-        self.root = config.root
-
-    def _folder(self, kind: str, name: str, stage: str, settings: Any, inputs: dict[str, Address]) -> Address:
-        return address_folder(self.root, kind, name, stage, SCHEMAS[stage], settings, inputs)
-
-    def _file(
-        self,
-        kind: str,
-        source: Source,
-        task: Task,
-        suffix: str,
-        stage: str,
-        settings: Any,
-        inputs: dict[str, Address],
-    ) -> Address:
-        folder = self.root / kind / source.folder
-        return address_file(self.root, folder, task.name, suffix, stage, SCHEMAS[stage], settings, inputs)
-
-    @cached_property
-    def corpus(self) -> Address:
-        """The data that the small base model is trained on."""
-        return self._folder("data", "base", "corpus", self.config.benchmark.corpus, {})
-
-    @cached_property
-    def base(self) -> Address:
-        """The base model: trained here, or a checkpoint from elsewhere."""
-        model = self.config.model
-        if model.base is None:
-            return foreign(Path(model.checkpoint))
-        return self._folder("base", model.name, "base", model.base, {"corpus": self.corpus})
-
-    @cached_property
-    def _data(self) -> dict[str, Address]:
-        addresses = {}
-        for task in self.config.tasks:
-            settings = self.config.data(task)
-            own = {split: foreign(file) for split, file in settings.input_files.items()}
-            if own:
-                pictures = {"stage": "foreign", "pictures": list_pictures(settings)}
-                own["pictures"] = Address(self.root, self.root, pictures)
-            addresses[task.name] = self._folder("data", task.name, "prepare", settings, own)
-        return addresses
-
-    def data(self, task: Task) -> Address:
-        """The prepared questions and pictures of a task."""
-        return self._data[task.name]
-
-    def expert(self, *tasks: Task) -> Address:
-        """The expert of one task; the multi-task model of several."""
-        settings = self.config.expert(*tasks)
-        inputs = {"base": self.base} | {f"data/{task.name}": self.data(task) for task in tasks}
-        return self._folder("experts", settings.name, "train", settings, inputs)
-
-    @cached_property
-    def multi_task(self) -> Address | None:
-        """The model trained on all seen tasks; None where there is none to compare with."""
-        wanted = self.config.multi_task and self.config.experts is None and len(self.config.seen) > 1
-        return self.expert(*self.config.seen) if wanted else None
-
-    @cached_property
-    def experts(self) -> dict[str, Address]:
-        """What is merged, by name."""
-        if self.config.experts is not None:
-            return {name: foreign(path, self.root) for name, path in self.config.experts}
-        return {task.name: self.expert(task) for task in self.config.seen}
-
-    def merged(self, method: Method | OutsideMethod) -> Address:
-        """The adapter that a method makes of the experts."""
-        return self._folder("merged", method.name, "merge", method, self.experts)
+class Line(Addresses):
+    """One configuration: its addresses, and the sources that it compares."""
 
     def check_methods(self) -> None:
         """Raises UserError for a method that writes full models: nothing here could be asked of one."""
@@ -207,63 +126,6 @@ class Line:
             if (path / "config.json").exists():
                 raise UserError(full_model(str(path)))
         raise UserError(f"unknown source '{name}'; {choices}")
-
-    def predictions(self, source: Source, task: Task, split: str = "test", protocol: str | None = None) -> Address:
-        """The answers of a source to a task's test questions, or its val questions."""
-        settings = self.generation(task, split, protocol)
-        inputs = {"source": source.address, "base": self.base, "data": self.data(task)}
-        return self._file(_kind("predictions", split), source, task, ".jsonl", "predict", settings, inputs)
-
-    def generation(self, task: Task, split: str = "test", protocol: str | None = None) -> Generation:
-        """How a task's questions are asked, by the protocol of the configuration if none is named."""
-        model = self.config.model
-        return task.under(protocol or self.config.protocol).generation(
-            model.template, model.generation_batch, split, model.products, model.precision, self._only(split)
-        )
-
-    def scoring(self, task: Task, split: str = "test", protocol: str | None = None) -> Scoring:
-        """How a task's answers are scored."""
-        asked = task.under(protocol or self.config.protocol)
-        return asked.scoring(self._only(split), caption_tokenizer() if asked.metric in CAPTION_NAMES else "")
-
-    def _only(self, split: str) -> Selection:
-        """`ids` are those of test questions."""
-        return self.config.only if split == "test" else Selection(self.config.limit)
-
-    def score(self, source: Source, task: Task, split: str = "test", protocol: str | None = None) -> Address:
-        """The score of a source on a task."""
-        inputs = {"predictions": self.predictions(source, task, split, protocol), "data": self.data(task)}
-        settings = self.scoring(task, split, protocol)
-        return self._file(_kind("scores", split), source, task, ".json", "score", settings, inputs)
-
-    def other_score(self, source: Source, task: Task) -> Address | None:
-        """The score of the same source under the other protocol; None where the answers it needs are not there."""
-        other = self.other_protocol
-        return self.score(source, task, "test", other) if self._is_answered(source, task, other) else None
-
-    @property
-    def other_protocol(self) -> str:
-        return next(name for name in PROTOCOLS if name != self.config.protocol)
-
-    def _is_answered(self, source: Source, task: Task, protocol: str) -> bool:
-        return self.predictions(source, task, "test", protocol).is_complete()
-
-    def questions(self, task: Task, split: str = "test") -> Path:
-        """The test or val questions of a task."""
-        return self.data(task).path / f"{split}.jsonl"
-
-
-@lru_cache(maxsize=1)
-def caption_tokenizer() -> str:
-    """`ptb`, the tokenizer of published caption scores, where there is Java to run it; otherwise `builtin`."""
-    from eval.caption_tokens import has_java
-
-    return "ptb" if has_java() else "builtin"
-
-
-def _kind(kind: str, split: str) -> str:
-    """The folder of answers or scores: those on val lie apart, so that nobody takes them for results."""
-    return kind if split == "test" else f"{kind}/{split}"
 
 
 def unfinished(addresses: Iterable[Address | None]) -> list[Address]:

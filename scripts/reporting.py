@@ -18,8 +18,9 @@ from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import read_score
 from robustmerge.runs import Address, settings_in_identity, write_atomically
 from scripts.config import differences
-from scripts.line import Line, Source
+from scripts.line import Line
 from scripts.report_context import make_context
+from scripts.sources import Source
 
 TITLES = {"zero_shot": "Zero-shot", "multi_task": "Multi-task"}
 UNNAMED = ("paths.", "logger", "jobs", "report", "profile", "hydra.", "benchmark=", "model=")

@@ -17,7 +17,7 @@ from eval.statistics import T_QUANTILES, Resampled, spread_over_seeds
 from eval.tables import MISSING, main_table, seeds_table
 from robustmerge.method_files import read_method
 from scripts import reporting
-from scripts.line import Source
+from scripts.sources import Source
 from tests.report_cases import SWEPT, TASKS, both, cell, make_result, make_results, make_score, make_seeds, measure
 
 SEEDS = (1, 2, 3, 4, 5)
