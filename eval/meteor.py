@@ -22,7 +22,7 @@ COLUMNS = 23
 _CHUNKS = 20
 _JAR = Path("meteor") / "meteor-1.5.jar"
 _SETTINGS = ("-", "-", "-stdio", "-l", "en", "-norm")  # as captions are scored everywhere
-_KEPT = 2**16  # captions whose statistics are remembered: some 20 MB
+_KEPT = 2**16  # captions whose statistics are remembered: at most some 70 MB
 
 _process: subprocess.Popen | None = None
 _said: IO[bytes] | None = None
