@@ -8,6 +8,7 @@ The process ends by itself when the one that started it has ended. Nothing but t
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ def main(job: Path) -> None:
 
     described = json.loads(job.read_text())
     end_with_process(described["parent"]["pid"], described["parent"]["start"])
+    if token := os.environ.pop("HF_TOKEN", None):  # lmms-eval would write it into its log and its results
+        os.environ["HUGGING_FACE_HUB_TOKEN"] = token
     sys.path[:] = [place for place in sys.path if Path(place).resolve() not in (REPOSITORY, REPOSITORY / "scripts")]
     (item,) = described["items"]
     sys.argv = ["lmms_eval", *item["arguments"]]

@@ -21,6 +21,7 @@ LOCK = Path(__file__).resolve().parent / "lmms_eval.lock"
 ENVIRONMENT = REPOSITORY / ".venv-lmms-eval"
 SIZE = "about 3.5 GB to download and 7 GB on disk, with CUDA's libraries"
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+NO_TOKEN = "the Hub asks for a token, though these data are public: log in with 'hf auth login', or set HF_TOKEN"
 KEPT = {"results": "results.json", "samples": "samples.jsonl", "log": "log.txt"}  # what a finished task leaves
 
 
@@ -128,4 +129,6 @@ def _end_of(log: str) -> str:
     """What lmms-eval said went wrong; else its last lines. Without the colours of a terminal."""
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip() for line in re.split(r"[\r\n]+", log)]
     told = [line.partition("Error during evaluation: ")[2] for line in lines if "Error during evaluation: " in line]
-    return "\n".join(told[-1:] or [line for line in lines if line][-5:])
+    if any("LocalTokenNotFoundError" in line for line in told):
+        told.append(NO_TOKEN)
+    return "\n".join(dict.fromkeys(told) or [line for line in lines if line][-5:])
