@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import struct
@@ -15,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from eval.predict import predict
 from eval.settings import Generation
+from eval.tasks import read_prompts
 from llava_ext.generate import Generator
 from llava_ext.settings import Expert, Peft, Recipe
 from llava_ext.train import train_expert
@@ -240,3 +243,48 @@ def test_generation_is_silent_and_greedy(ground, capfd):
     said = capfd.readouterr()
     assert said.out == "" and said.err == ""
     assert json.loads((experts[0] / "adapter_config.json").read_text())["inference_mode"] is True
+
+
+def test_on_a_trained_model_a_batch_of_all_lengths_gives_the_answers_of_its_questions_one_by_one(smoke):
+    """Questions of four tasks, long and short, a third of them without their picture, by the multi-task model."""
+    examples, folders = [], {}
+    for task in ("vqav2", "rec", "vizwiz", "scienceqa"):
+        (folder,) = (smoke.root / "data").glob(f"{task}-*")
+        for number, example in enumerate(read_prompts(folder / "test.jsonl", "{text}")[:6]):
+            image = None if number % 3 == 2 else str(folder / example.image)
+            text = example.text * (1 + number % 4)
+            examples.append(dataclasses.replace(example, text=text, image=image))
+            folders[task] = folder
+    (base,) = (smoke.root / "base").glob("tiny-*")
+    (expert,) = (smoke.root / "experts").glob("multi_task-*")
+    generate = Generator(base, TEMPLATE)
+    generate.use(expert)
+    together = generate(examples, Path("/"), 24)
+    assert together == [generate([example], Path("/"), 24)[0] for example in examples]
+    assert len(set(together)) > 3
+    assert max(map(len, together)) > 3 * min(len(text) for text in together if text)
+
+
+def test_a_picture_is_padded_or_cropped_as_its_protocol_says(ground, tmp_path):
+    base, experts, _, _ = ground
+    picture = Image.new("RGB", (48, 24), "red")
+    picture.paste("blue", (12, 0, 36, 24))
+    picture.save(tmp_path / "wide.png")
+    Image.new("RGB", (24, 24), "blue").save(tmp_path / "centre.png")
+    padded = Image.new("RGB", (48, 48), tuple(int(255 * mean) for mean in OPENAI_CLIP_MEAN))
+    padded.paste(picture, (0, 12))
+    padded.save(tmp_path / "padded.png")
+    generate = Generator(base, TEMPLATE)
+
+    def see(name: str, image: str) -> torch.Tensor:
+        return generate._look([tmp_path / name], image)
+
+    assert torch.equal(see("wide.png", "crop"), see("centre.png", "pad"))
+    assert torch.equal(see("wide.png", "pad"), see("padded.png", "crop"))
+    assert not torch.equal(see("wide.png", "pad"), see("wide.png", "crop"))
+    generate.use(experts[0])
+    example = Example("a", "Colour?", "", image="wide.png")
+    assert generate([example], tmp_path, 4, "crop") == generate([example], tmp_path, 4, "crop")
+    assert len(generate.features) == 1
+    generate([example], tmp_path, 4, "pad")
+    assert len(generate.features) == 2, "what was seen of a cropped picture is not taken for the padded one"
