@@ -259,8 +259,14 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def write_score(path: Path, score: Score) -> None:
-    """Write a score as JSON, whole or not at all."""
-    write_atomically(path, json.dumps(_shown(score), ensure_ascii=False, indent=1) + "\n")
+    """Write a score as JSON, whole or not at all; the statistics of a question are one line."""
+    shown = _shown(score)
+    rows = shown.pop("statistics", {})
+    text = json.dumps(shown, ensure_ascii=False, indent=1)
+    if rows:
+        lines = (f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(row)}" for name, row in rows.items())
+        text = text.removesuffix("\n}") + ',\n "statistics": {\n' + ",\n".join(lines) + "\n }\n}"
+    write_atomically(path, text + "\n")
 
 
 def read_score(path: Path) -> Score:

@@ -128,12 +128,18 @@ class Addresses:
         return self._file(_kind("scores", split), source, task, ".json", "score", settings, inputs)
 
     def other_score(self, source: Source, task: Task) -> Address | None:
-        """The score of the same source under the other protocol; None where the answers it needs are not there."""
-        other = self.other_protocol
+        """The score of the same source under the other protocol.
+
+        None where the answers that it needs are not there, and where it is not wanted.
+        """
+        if not self.config.other_protocol:
+            return None
+        other = self.other_name
         return self.score(source, task, "test", other) if self._is_answered(source, task, other) else None
 
     @property
-    def other_protocol(self) -> str:
+    def other_name(self) -> str:
+        """The protocol that the configuration does not name."""
         return next(name for name in PROTOCOLS if name != self.config.protocol)
 
     def _is_answered(self, source: Source, task: Task, protocol: str) -> bool:

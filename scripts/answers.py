@@ -10,7 +10,7 @@ from tqdm import tqdm
 from eval.predict import list_shards, read_shards
 from eval.score import score as score_answers
 from eval.score import score_partial
-from eval.settings import Task
+from eval.settings import CAPTION_NAMES, Task
 from llava_ext.launch import count_side_by_side
 from robustmerge.records import Score
 from robustmerge.runs import Address
@@ -20,6 +20,7 @@ from scripts.sources import Source
 from scripts.steps import item_of, once, share_out
 
 Sources = Callable[[Line], Sequence[Source]]
+CAPTION_COST = 100.0  # of scoring a caption, beside a short answer
 
 
 def predict(lines: Sequence[Line], sources: Sources, split: str = "test") -> None:
@@ -68,16 +69,22 @@ def score(lines: Sequence[Line], sources: Sources, split: str = "test") -> None:
 
 
 def score_otherwise(lines: Sequence[Line], sources: Sources) -> None:
-    """Score the same sources by the other protocol, wherever the answers that it needs exist."""
+    """Score the same sources by the other protocol, wherever the answers that it needs exist: side by side."""
+    if not lines[0].config.other_protocol:
+        return
 
     def list_one(line: Line) -> list[tuple[Address, Any]]:
         found = [(line.other_score(source, task), (line, source, task)) for source, task in _pairs(line, sources)]
         return [(address, value) for address, value in found if address is not None]
 
-    for address, (line, source, task) in _with_bar(once(lines, list_one), f"score, {lines[0].other_protocol}"):
-        other = line.other_protocol
-        predictions = line.predictions(source, task, "test", other)
-        score_answers(address, line.scoring(task, "test", other), line.questions(task), predictions.path)
+    items, costs = [], []
+    for address, (line, source, task) in once(lines, list_one):
+        settings = line.scoring(task, "test", line.other_name)
+        predictions = line.predictions(source, task, "test", line.other_name)
+        files = {"questions": str(line.questions(task)), "predictions": str(predictions.path)}
+        items.append(item_of("score", address, settings, **files))
+        costs.append(_count(line, task, "test") * (CAPTION_COST if settings.metric in CAPTION_NAMES else 1.0))
+    share_out(lines, f"score, {lines[0].other_name}", items, costs)
 
 
 def score_partly(lines: Sequence[Line]) -> list[tuple[str, str, Score | None]]:

@@ -61,6 +61,7 @@ class General:
     report: str | None
     strength_grid: tuple[float, ...] | None = None
     protocol: str = "corrected"
+    other_protocol: bool = True
     limit: int | None = None
     ids: tuple[str | int, ...] | None = None
     out: str | None = None

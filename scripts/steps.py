@@ -18,7 +18,18 @@ from scripts.config import read_config
 from scripts.jobs import Job, run_jobs
 from scripts.line import Line, require, unfinished
 
-SHARED_BY_POINTS = ("profile", "jobs", "report", "logger", "bootstrap", "trainer", "protocol", "limit", "ids")
+SHARED_BY_POINTS = (
+    "profile",
+    "jobs",
+    "report",
+    "logger",
+    "bootstrap",
+    "trainer",
+    "protocol",
+    "other_protocol",
+    "limit",
+    "ids",
+)
 
 ONE_CPU = Trainer()
 T = TypeVar("T")

@@ -86,6 +86,14 @@ def load_base(base: str, template: str, fast: bool, device: str, precision: str)
     return Generator(Path(base), template, device, DTYPES[precision], fast)
 
 
+def work_score(item: dict) -> None:
+    from eval.score import score
+    from eval.settings import Scoring
+
+    settings = build(Scoring, item["settings"], "scoring")
+    score(Address.from_json(item["address"]), settings, Path(item["questions"]), Path(item["predictions"]), say)
+
+
 WORK = {
     "prepare": work_prepare,
     "corpus": work_corpus,
@@ -93,4 +101,5 @@ WORK = {
     "train": work_train,
     "merge": work_merge,
     "predict": work_predict,
+    "score": work_score,
 }
