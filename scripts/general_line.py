@@ -180,6 +180,14 @@ def find_scores(root: Path, source: Source, usual: GeneralRun) -> dict[str, Scor
     return found
 
 
+def general_rows(line: Line, titles: Mapping[str, Source]) -> list[GeneralRow]:
+    """The rows of a report's table: title -> source, of those that have a finished general score."""
+    model = line.config.model
+    usual = GeneralRun("any", model.template, precision=model.precision)
+    found = [GeneralRow(title, s.kind, find_scores(line.root, s, usual)) for title, s in titles.items()]
+    return [row for row in found if row.scores]
+
+
 def tell(planned: Sequence[GeneralLine]) -> None:
     """The scores of the sources asked, what to know of them, and the paper's table 3."""
     rows = []

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from eval.aggregates import AGGREGATES
@@ -95,6 +96,36 @@ def test_tokens_and_pixels_of_an_exported_folder_are_ours(ground, tmp_path, imag
         assert found["input_ids"][0].tolist() == prompt_ids(reader, example)
         pixels = reader.pixels if image == "pad" else reader.cropped
         assert torch.equal(found["pixel_values"], pixels([picture]))
+
+
+def test_older_files_of_a_published_folder_do_not_outlive_its_export(ground, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(ground[1]["base"], base)
+    told = json.loads((base / "processor_config.json").read_text())
+    images = {**told.pop("image_processor"), "do_pad": False}
+    (base / "processor_config.json").write_text(json.dumps(told))
+    (base / "preprocessor_config.json").write_text(json.dumps(images))
+    (base / "chat_template.json").write_text(json.dumps({"chat_template": "nothing of the question"}))
+    export_model(base, None, tmp_path / "model")
+    set_processor(tmp_path / "model", TEMPLATE, "pad")
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    assert processor.image_processor.do_pad and "USER" in processor.chat_template
+    assert {"chat_template.json", "preprocessor_config.json"}.isdisjoint(
+        file.name for file in (tmp_path / "model").iterdir()
+    )
+    assert (base / "preprocessor_config.json").exists()
+
+
+def test_the_first_token_is_written_once_whoever_writes_it(ground):
+    tokenizer = AutoTokenizer.from_pretrained(ground[1]["base"])
+    for adds in (False, True):
+        if adds:
+            begin = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+            tokenizer.backend_tokenizer.post_processor = begin
+        tokenizer.chat_template = chat_template(TEMPLATE, tokenizer)
+        asked = [{"role": "user", "content": "Colour?"}]
+        text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        assert tokenizer(text)["input_ids"].count(tokenizer.bos_token_id) == 1
 
 
 def test_a_name_of_an_image_mode_or_template_that_is_none_is_refused(ground, tmp_path):
@@ -285,15 +316,15 @@ if sys.argv[1] == "-c":
 said = json.loads(Path(sys.argv[2]).read_text())["items"][0]["arguments"]
 model = Path(said[said.index("--model_args") + 1].split(",")[0].removeprefix("pretrained="))
 assert (model / "config.json").exists() and (model / "chat_template.jinja").exists()
-if "--limit" not in said:
+if Path({recorded!r}).exists():
+    shutil.copytree({recorded!r}, said[said.index("--output_path") + 1])
+else:
     print("ERROR | Error during evaluation: nothing came of it. Please")  # and status 0, as lmms-eval has it
-    sys.exit()
-shutil.copytree({recorded!r}, said[said.index("--output_path") + 1])
 """
 
 
 def fake_environment(folder: Path, version: str, recorded: Path) -> Path:
-    """What stands for a virtual environment with lmms-eval: it leaves the recorded files; nothing without a limit."""
+    """What stands for a virtual environment with lmms-eval: it leaves the recorded files, if they are there."""
     (folder / "bin").mkdir(parents=True)
     (folder / "fake.py").write_text(FAKE.format(version=version, recorded=str(recorded)))
     (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder}/fake.py" "$@"\n')
@@ -301,33 +332,62 @@ def fake_environment(folder: Path, version: str, recorded: Path) -> Path:
     return folder
 
 
-def test_a_source_is_exported_asked_and_shown_once(ground, tmp_path, capsys):
-    _, sources, _ = ground
-    environment = fake_environment(tmp_path / "venv", LMMS_EVAL, lay_out(tmp_path / "recorded", "pope"))
+@pytest.fixture
+def ask(ground, tmp_path, capsys):
+    """Type general.py for the expert and give back what it printed; without an environment, and recorded, at first."""
+    base, expert = ground[1]["base"], ground[1]["adapter"]
     words = [
-        "model.base=null", f"+model.checkpoint={sources['base']}", f"source={sources['adapter']}", "logger=none",
+        "model.base=null", f"+model.checkpoint={base}", f"source={expert}", "logger=none",
         "tasks_general=[pope_local]", f"include={GOLDEN / 'pope_local'}", f"paths.runs={tmp_path / 'runs'}",
+        f"environment={tmp_path / 'venv'}",
     ]  # fmt: skip
 
-    def ask(*more: str) -> str:
-        ask_general([compose("general", [*words, f"environment={environment}", *more])])
+    def type_it(*more: str) -> str:
+        ask_general([compose("general", [*words, *more])])
         return capsys.readouterr().out
 
+    return type_it
+
+
+def test_a_source_is_exported_asked_and_shown_once(ground, ask, tmp_path):
+    environment = fake_environment(tmp_path / "venv", LMMS_EVAL, tmp_path / "recorded")
     with pytest.raises(UserError, match="nothing came of it"):
         ask()
-    printed = ask("limit=12")
-    assert "85.7" in printed and "a look" in printed and "(published)" in printed
+    (results,) = lay_out(tmp_path / "recorded", "pope").rglob("*_results.json")
+    edit(results, '"original": 80', '"original": 12')  # all its questions were asked
+    printed = ask()
+    assert "85.7" in printed and "a look" not in printed and "(published)" in printed
     (place,) = (tmp_path / "runs" / "mini-tiny" / "general" / "adapter").iterdir()
     (done,) = place.glob("*/score.json")
-    assert {file.name for file in done.parent.iterdir()} == {
-        "log.txt", "manifest.json", "results.json", "samples.jsonl", "score.json"
+    kept = {"log.txt", "manifest.json", "results.json", "samples.jsonl", "score.json"}
+    assert {file.name for file in done.parent.iterdir()} == kept and not list(place.glob("checkpoint-*"))
+    assert json.loads((done.parent / "manifest.json").read_text())["identity"]["inputs"].keys() == {
+        "base", "include", "source"
     }  # fmt: skip
-    assert json.loads((done.parent / "manifest.json").read_text())["identity"]["inputs"].keys() > {"include", "base"}
-    assert not list(place.glob("checkpoint-*"))
     shutil.rmtree(environment)
-    assert "85.7" in ask("limit=12")  # nothing is asked again
-    source = source_of_folder(foreign(sources["adapter"]), ())
-    assert find_scores(tmp_path / "runs" / "mini-tiny", source, GeneralRun("pope_local", TEMPLATE)) == {}
+    assert ask() in printed  # nothing is asked again
+    with pytest.raises(UserError, match="no virtual environment"):
+        ask("image=crop")
+    source, root = source_of_folder(foreign(ground[1]["adapter"]), ()), tmp_path / "runs" / "mini-tiny"
+    assert list(find_scores(root, source, GeneralRun("any", TEMPLATE))) == ["pope_local"]
+    assert list(find_scores(root, source, GeneralRun("any", TEMPLATE, "crop"))) == ["pope_local (image=pad)"]
+
+
+def test_a_look_is_not_a_result_and_a_checkpoint_may_stay(ground, ask, tmp_path):
+    fake_environment(tmp_path / "venv", LMMS_EVAL, lay_out(tmp_path / "recorded", "pope"))
+    assert "12 of 80 questions: a look" in ask("limit=12", "keep_checkpoint=true")
+    root = tmp_path / "runs" / "mini-tiny"
+    assert list(root.glob("general/adapter/*/checkpoint-*/model.safetensors"))
+    assert find_scores(root, source_of_folder(foreign(ground[1]["adapter"]), ()), GeneralRun("any", TEMPLATE)) == {}
+
+
+@pytest.mark.parametrize(
+    "wrong", ["tasks_general=[]", "tasks_general=[a,a]", "include=nowhere", "image=cut", "ids=[1]"]
+)
+def test_what_cannot_be_asked_for_is_refused_before_anything_is_made(ask, tmp_path, wrong):
+    with pytest.raises(UserError, match=wrong.partition("=")[0].replace("image", "image mode")):
+        ask(wrong)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_environment_without_the_pinned_version_is_refused(tmp_path):
