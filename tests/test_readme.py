@@ -32,9 +32,12 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="session")
 def places(smoke, tmp_path_factory) -> dict[str, str]:
-    """What stands for the README's path/to/...: two experts of the smoke run, a folder for the rest."""
+    """What stands for the README's path/to/...: two experts and a picture of the smoke run, a folder for the rest."""
     (vqav2,), (rec,) = ((smoke.root / "experts").glob(f"{task}-*") for task in ("vqav2", "rec"))
-    return {"path/to/vqav2": str(vqav2), "path/to/rec": str(rec), "path/to": str(tmp_path_factory.mktemp("readme"))}
+    (data,) = (smoke.root / "data").glob("vqav2-*")
+    picture = str(data / "images" / "test_00000.png")
+    rest = str(tmp_path_factory.mktemp("readme"))
+    return {"path/to/vqav2": str(vqav2), "path/to/rec": str(rec), "path/to/picture.png": picture, "path/to": rest}
 
 
 def put(places: dict[str, str], text: str) -> str:
