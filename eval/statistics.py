@@ -125,7 +125,8 @@ def sums_of(score: Score) -> np.ndarray:
 def number_clusters(scores: Sequence[Score], ids: Sequence[str]) -> np.ndarray:
     """The cluster of each question: [questions], from 0 in the order of their first question.
 
-    A question without a shared picture is a cluster of its own. Raises UserError if the scores disagree.
+    A question without a shared picture is a cluster of its own; a score that names no pictures says nothing of them.
+    Raises UserError if two scores disagree.
     """
     known = [score.clusters for score in scores if score.clusters]
     if any(clusters != known[0] for clusters in known[1:]):

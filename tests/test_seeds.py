@@ -211,3 +211,17 @@ def test_a_sweep_over_seeds_and_starts_is_collected_into_rows_that_name_what_dif
         **{f"TIES{words} ({start})": [1, 2] for start in both_starts for words in ("", ", strength chosen")},
     }
     assert reporting.name_of(lines) == "peft.shared_a_init=false_true-seed=1_2"
+
+
+def test_scores_under_the_other_protocol_are_collected_where_they_are_finished(monkeypatch):
+    monkeypatch.setattr(reporting, "read_score", lambda path: make_score("rec", {"rec": 9, "other": 7}[path]))
+    line = make_line(1, "false")
+
+    def other_score(source, task):
+        finished = {"zero_shot": True, "multi_task": False}.get(source.name)
+        return None if finished is None else SimpleNamespace(path="other", is_complete=lambda: finished)
+
+    line.other_score = other_score
+    also = {result.title: dict(result.also) for result in reporting.collect([line])}
+    assert also.pop("Zero-shot") == {"rec": make_score("rec", 7)}
+    assert also == {"Individual": {}, "Multi-task": {}, "TIES": {}}
