@@ -6,6 +6,7 @@ import errno
 import glob
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from robustmerge.records import (
 from robustmerge.runs import Address, UserError, run_stage
 
 Generate = Callable[[Sequence[Example], Path, int], list[str]]
+Ahead = Callable[[Sequence[Example], Path], None]
 # What no question is to blame for. A full disk or a lost device; an unreadable picture is an OSError too, but not here.
 FATAL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 # A GPU without memory, or one that failed and fails every question from then on: classes of torch, known by name.
@@ -57,6 +59,10 @@ class Alone:
         """Nobody is to come."""
 
 
+def read_nothing(examples: Sequence[Example], image_root: Path) -> None:
+    """Nothing is read ahead."""
+
+
 def run_alone(address: Address, work: Callable[[Path, Team], dict | None], say: Callable[[str], None]) -> Path:
     """The stage in this process."""
     return run_stage(address, lambda path: work(path, Alone()), say)
@@ -70,13 +76,15 @@ def predict(
     say: Callable[[str], None] = print,
     progress: bool = True,
     together: Together = run_alone,
+    ahead: Ahead = read_nothing,
 ) -> Path:
     """Write the predictions of one source, in the order of the question file, to `address`.
 
     generate: gets examples whose text is the rendered prompt, the folder that their pictures are relative to, and
     max_new_tokens; returns one text an example. It is only ever given whole batches, which the questions and the batch
     size fix, so an interrupted run that goes on gives the same bytes as an uninterrupted one, with any number of
-    processes. together: runs the stage in several of them, which share the batches.
+    processes. together: runs the stage in several of them, which share the batches. ahead: is told the batch that comes
+    next, and the folder of its pictures, before each is asked.
     An ordinary exception in a batch makes its questions be asked one by one; those that fail again are recorded
     with the error. One that no question is to blame for (`_is_fatal`) ends the run, which goes on when it is
     started again. Raises UserError if every question failed.
@@ -90,7 +98,7 @@ def predict(
         team.begin()
         problem = ""
         try:
-            _answer_share(path, settings, Path(questions).parent, batches, generate, team, say, progress)
+            _answer_share(path, settings, Path(questions).parent, batches, generate, ahead, team, say, progress)
         except UserError as error:
             if team.rank == 0:
                 raise
@@ -145,6 +153,7 @@ def _answer_share(
     image_root: Path,
     batches: Sequence[Sequence[Example]],
     generate: Generate,
+    ahead: Ahead,
     team: Team,
     say: Callable[[str], None],
     progress: bool,
@@ -160,7 +169,8 @@ def _answer_share(
         open(shard, "a", encoding="utf-8", newline="\n") as file,
         _bar(name, total + len(kept), len(kept), progress and team.rank == 0) as bar,
     ):
-        for batch in share:
+        for batch, coming in zip_longest(share, share[1:], fillvalue=()):
+            ahead(coming, image_root)
             append_predictions(file, _answer_batch(batch, image_root, settings.max_new_tokens, generate))
             bar.update(len(batch))
 

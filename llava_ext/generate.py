@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -59,6 +60,9 @@ class Generator:
         self.model = self._load()
         self.kept: dict[str, Tensor] = {}
         self.features: dict[tuple, Tensor] = {}
+        self.reads_ahead = torch.device(device).type != "cpu"  # on a CPU the answers need the cores themselves
+        self.thread = ThreadPoolExecutor(1)
+        self.coming: dict[tuple, Future[Tensor]] = {}
 
     def _load(self) -> LlavaForConditionalGeneration:
         attention = "eager" if self.fast else None  # the fused CPU kernel is slow beside fast products
@@ -117,6 +121,17 @@ class Generator:
         with torch.inference_mode(), fast_matmul() if self.fast else nullcontext():
             return self._answer(examples, image_root, max_new_tokens, image)
 
+    def ahead(self, examples: Sequence[Example], image_root: Path, image: str = "pad") -> None:
+        """Begin to read the pictures of a batch that will be asked next, beside the GPU's work on another.
+
+        Changes no answer: what cannot be read is told when its batch is asked.
+        """
+        pictures = _pictures_of(examples, image_root)
+        key = (image, *pictures)
+        if self.reads_ahead and pictures and key not in self.features:
+            last = list(self.coming.items())[-1:]  # of a batch that failed, nothing stays
+            self.coming = dict([*last, (key, self.thread.submit(self._read, pictures, image))])
+
     def _answer(self, examples: Sequence[Example], image_root: Path, max_new_tokens: int, image: str) -> list[str]:
         tokenizer = self.reader.tokenizer
         prompts = [prompt_ids(self.reader, example) for example in examples]
@@ -125,7 +140,7 @@ class Generator:
             "attention_mask": pad([[1] * len(prompt) for prompt in prompts], 0, "left"),
         }
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        pictures = [Path(image_root) / example.image for example in examples if example.image is not None]
+        pictures = _pictures_of(examples, image_root)
         if pictures:
             inputs["mm_encoder_outputs"] = {"image": self._see(pictures, image)}
         found = self.model.generate(**inputs, generation_config=decoding(tokenizer, max_new_tokens))
@@ -149,12 +164,20 @@ class Generator:
         projected = self.model.model.multi_modal_projector(self.features[key])
         return BaseModelOutputWithPooling(pooler_output=list(projected))
 
+    def _read(self, pictures: Sequence[Path], image: str) -> Tensor:
+        read = self.reader.pixels if image == "pad" else self.reader.cropped
+        return read([read_picture(picture) for picture in pictures])
+
     def _look(self, pictures: Sequence[Path], image: str) -> Tensor:
         config = self.model.config
-        read = self.reader.pixels if image == "pad" else self.reader.cropped
-        pixels = read([read_picture(picture) for picture in pictures])
+        begun = self.coming.pop((image, *pictures), None)
+        pixels = begun.result() if begun is not None else self._read(pictures, image)
         pixels = pixels.to(self.model.device, self.model.dtype)
         layer = config.vision_feature_layer
         states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
         chosen = torch.cat([states[index] for index in ([layer] if isinstance(layer, int) else layer)], dim=-1)
         return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
+
+
+def _pictures_of(examples: Sequence[Example], image_root: Path) -> list[Path]:
+    return [Path(image_root) / example.image for example in examples if example.image is not None]

@@ -69,7 +69,8 @@ def work_predict(item: dict) -> None:
     generate.use(Path(item["adapter"]) if item["adapter"] else None)
     answer = partial(generate, image=settings.image)
     address, questions = Address.from_json(item["address"]), Path(item["questions"])
-    predict(address, settings, questions, answer, say, together=run_stage_together)
+    ahead = partial(generate.ahead, image=settings.image)
+    predict(address, settings, questions, answer, say, together=run_stage_together, ahead=ahead)
 
 
 @lru_cache(maxsize=1)
