@@ -44,7 +44,7 @@ def with_also(results: list[SourceResult]) -> list[SourceResult]:
 
 @pytest.fixture
 def two(context):
-    return dataclasses.replace(context, tasks=TWO)
+    return dataclasses.replace(context, tasks=TWO, questions={})
 
 
 def test_the_other_protocol_has_a_table_of_its_own_and_below_it_what_is_wrong_with_it(two):
