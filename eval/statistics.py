@@ -30,6 +30,7 @@ T_QUANTILES = (
     4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
+ROUNDING = 1e-9  # of scores in 0..1
 CHUNK = 2_000_000  # questions drawn at once: bounds the memory to some 50 MB
 
 
@@ -207,9 +208,13 @@ def interval_of(point: float, draws: np.ndarray) -> Interval:
 
 
 def difference_of(point: float, draws: np.ndarray) -> Difference:
-    """A difference and its resamples. p = twice the smaller share of draws on either side of zero, at most 1."""
+    """A difference and its resamples. p = twice the smaller share of draws on either side of zero, at most 1.
+
+    What is below ROUNDING is none: sums in another order, or the tiny numbers that keep BLEU from dividing by zero.
+    """
+    point, draws = (np.where(np.abs(found) < ROUNDING, 0.0, found) for found in (point, draws))
     side = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return Difference(*_spread(point, draws), p=min(1.0, 2 * (side + 1) / (len(draws) + 1)))
+    return Difference(*_spread(float(point), draws), p=min(1.0, 2 * (side + 1) / (len(draws) + 1)))
 
 
 def _spread(point: float, draws: np.ndarray) -> tuple[float, float, float]:

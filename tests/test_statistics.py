@@ -153,6 +153,13 @@ def test_the_difference_of_a_source_to_its_copy_is_nothing_with_p_1(scores):
     assert not found.is_clear
 
 
+def test_a_difference_of_rounding_is_none(scores):
+    ulp = {name: value + 1e-12 for name, value in scores["high"]["rec"].values.items()}
+    more = {"rec": dataclasses.replace(scores["high"]["rec"], values=ulp)}
+    found = Resampled({"more": more, "high": scores["high"]}).difference("more", "high", ["rec"])
+    assert (found.value, found.low, found.high, found.p, found.is_clear) == (0.0, 0.0, 0.0, 1.0, False)
+
+
 def test_a_large_difference_is_clear_and_its_sign_follows_the_order(scores):
     resampled = Resampled(scores)
     up, down = resampled.difference("high", "low", ["rec"]), resampled.difference("low", "high", ["rec"])
