@@ -46,9 +46,12 @@ class GeneralRun:
     def __post_init__(self) -> None:
         problems = []
         if not re.fullmatch(r"[\w-]+", self.task):
-            problems.append(f"a task of lmms-eval has a name of letters, digits, _ and -, got '{self.task}'")
+            problems.append(
+                f"a task of lmms-eval has a name of letters, digits, _ and -, got '{self.task}' (tasks_general)"
+            )
         if self.task in ("mmbench_en", "mmbench_en_dev"):
-            problems.append(f"{self.task} asks a model of OpenAI about unclear answers; take mmbench_en_dev_static")
+            take = "take mmbench_en_dev_static (tasks_general)"
+            problems.append(f"{self.task} asks a model of OpenAI about unclear answers; {take}")
         if self.limit is not None and self.task.startswith("mme") and self.limit % 2:
             problems.append(f"MME is scored by pairs of questions: limit must be even, got {self.limit} (limit)")
         if problems:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from eval.general_tables import GeneralRow, general_notes, general_table, publis
 from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import Score, read_score
 from robustmerge.runs import REPOSITORY, Address, address_folder, foreign, read_manifest, run_stage
-from robustmerge.settings import ConfigError, UserError, build, choose
+from robustmerge.settings import ConfigError, UserError, build, choose, refuse
 from scripts import answers, steps
+from scripts.commands import command
 from scripts.general_run import find_environment, run_task
 from scripts.line import Line, Source, require
 from scripts.summary import shown
@@ -108,7 +109,14 @@ def runs_of(line: Line, wanted: Wanted) -> list[GeneralRun]:
     }
     if line.config.ids is not None:
         raise ConfigError(["lmms-eval chooses its own questions: take limit, not ids (ids)"])
-    return [build(GeneralRun, {"task": task, **values}, "tasks_general") for task in wanted.tasks_general]
+    found, problems = [], []
+    for task in wanted.tasks_general:
+        try:
+            found.append(build(GeneralRun, {"task": task, **values}, ""))
+        except ConfigError as error:
+            problems += error.problems
+    refuse(problems)
+    return found
 
 
 def defines(include: Path, task: str) -> bool:
@@ -120,8 +128,12 @@ def defines(include: Path, task: str) -> bool:
 def ask_general(points: Sequence[Mapping[str, Any]]) -> None:
     """Ask every point's source all its tasks that are not complete, and print the scores beside the paper's."""
     planned = [GeneralLine(*steps.plan_with(Wanted, point)) for point in points]
+    for one in planned:
+        runs_of(one.line, one.wanted)  # what cannot be asked is said before what is missing
+    own = tuple(f"{field.name}=" for field in fields(Wanted))
+    train_all = command("train_all", lambda word: not word.startswith((*steps.NOT_OF_TRAINING, *own, "limit")))
+    require([one.line.base for one in planned], "base model is", train_all)
     answers.check_sources([one.line for one in planned])
-    require([one.line.base for one in planned], "base model is", steps.train_all_command())
     answers.check_devices([one.line for one in planned])
     unfinished = [one for one in planned if any(not address.is_complete() for address, _ in one.tasks)]
     if unfinished:
