@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from eval.general import FAILED, LMMS_EVAL, GeneralRun, find_results, read_told, score_told
+from eval.general import FAILED, LMMS_EVAL, GeneralRun, find_results, read_told
+from eval.general_scores import score_told
 from robustmerge.records import write_score
 from robustmerge.runs import REPOSITORY, write_atomically
 from robustmerge.settings import UserError
