@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.aggregates import AGGREGATES
-from eval.general import LMMS_EVAL, GeneralRun, Told, find_results, read_told
+from eval.general import GeneralRun, Told, find_results, read_told
 from eval.general_scores import COGNITION, score_told
 from eval.general_tables import GeneralRow, general_notes, general_table, published_general
 from eval.statistics import sums_of
