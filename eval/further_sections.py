@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from eval.footnotes import tell_notes
 from eval.formats import escape_markdown
 from eval.further_tables import BUILTIN, has_scores, other_protocol, scores_of, under_other
+from eval.general_tables import general_notes
 from eval.results import Context, SourceRow, seeds_of
 from eval.settings import Official
 from eval.tables import Table
@@ -42,6 +43,17 @@ def tell_parts(tables: Mapping[str, Table], show: Callable) -> str:
     if any(column.key.endswith(BUILTIN) for table in found for column in table.columns):
         told += " *Own words*: our own tokenizer splits them, so that nothing published compares."
     return f"## Further figures\n\n{told}\n\n" + "\n".join(_fold(table, show) for table in found)
+
+
+def tell_general(context: Context, tables: Mapping[str, Table], show: Callable) -> str:
+    """The section on general benchmarks, and the paper's own values for them."""
+    if "general" not in tables:
+        return ""
+    notes = "\n".join(f"- {escape_markdown(note)}" for note in general_notes(context.general))
+    return (
+        f"## General benchmarks\n\n{tables['general'].title}.\n\n{show(tables['general'])}\n{notes}\n\n"
+        f"{tables['general_published'].title}.\n\n{show(tables['general_published'])}"
+    )
 
 
 def tell_pairs(tables: Mapping[str, Table], show: Callable) -> str:

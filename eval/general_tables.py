@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from eval.results import Context
 from eval.settings import Bootstrap
 from eval.statistics import interval_of, resample_scores
 from eval.tables import REFERENCES, Cell, Column, Row, Table
@@ -34,11 +35,15 @@ LOOK = "asked only {n} of {whole} questions: a look, not a result"
 
 @dataclass(frozen=True)
 class GeneralRow:
-    """A source and its scores, by the title of their column (the task, with what its run has otherwise than usual)."""
+    """A source and its scores, by the title of their column (the task, with what its run has otherwise than usual).
+
+    name: as the paper's table 3 is keyed: zero_shot, multi_task, or the method.
+    """
 
     title: str
     kind: str
     scores: Mapping[str, Score]
+    name: str = ""
 
 
 def general_table(rows: Sequence[GeneralRow], bootstrap: Bootstrap | None = None) -> Table | None:
@@ -89,6 +94,15 @@ def general_notes(rows: Sequence[GeneralRow]) -> list[str]:
     ]
     told = [f"{title}: {look}." for title, look in looks.items()]
     return [*told, *(NOTES[metric] for metric in metrics if metric in NOTES), *sorted(reasons), *counted]
+
+
+def general_tables(context: Context) -> dict[str, Table]:
+    """Both tables of a report, by name; none where nothing was asked."""
+    table = general_table(context.general, context.bootstrap)
+    if table is None:
+        return {}
+    titles = {row.name: row.title for row in context.general if row.name}
+    return {"general": table, "general_published": published_general(context.published, titles)}
 
 
 def published_general(path: Path, titles: Mapping[str, str] | None = None) -> Table:

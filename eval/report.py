@@ -11,6 +11,7 @@ from eval.figures import Drawn, draw_figures
 from eval.footnotes import tell_look
 from eval.formats import format_csv, format_html, format_latex, format_markdown, format_text
 from eval.further_tables import further_tables
+from eval.general_tables import general_tables
 from eval.page import make_page
 from eval.published import published_table
 from eval.results import Context, SourceResult, arrange_rows, seeds_of
@@ -53,7 +54,7 @@ def make_report(results: Sequence[SourceResult], context: Context) -> Report:
         table = make(rows, context, measured)
         if table is not None:
             tables[table.name] = table
-    tables |= further_tables(rows, context)
+    tables |= further_tables(rows, context) | general_tables(context)
     figures, examples, sheet = draw_figures(tables["main"]), pick_examples(rows, context), draw_sheet(context)
     if "standing" in tables and (len(seeds_of(rows)) > 1 or any(row.block for row in rows)):
         figures.append(draw_standing(tables["standing"]))

@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.settings import Bootstrap, Task
 from robustmerge.records import Score
 from robustmerge.settings import UserError
+
+if TYPE_CHECKING:
+    from eval.general_tables import GeneralRow
 
 # The order of the rows; a method that the paper does not have stands before RobustMerge, in the order given.
 KINDS = ("zero_shot", "individual", "multi_task", "merged", "adapter")
@@ -141,6 +144,7 @@ class Context:
     notes: tuple[str, ...] = ()
     base: Mapping[str, Any] | None = None
     regime: Regime | None = None
+    general: tuple[GeneralRow, ...] = ()
     protocol: str = "corrected"
 
     @property

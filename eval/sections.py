@@ -9,7 +9,7 @@ from eval.examples import Shown, rows_with_answers
 from eval.figures import Drawn
 from eval.footnotes import tell_look, tell_notes
 from eval.formats import escape_markdown
-from eval.further_sections import tell_other, tell_pairs, tell_parts, tell_problems
+from eval.further_sections import tell_general, tell_other, tell_pairs, tell_parts, tell_problems
 from eval.method_section import tell_methods
 from eval.provenance import tell_provenance
 from eval.published import read_published
@@ -56,6 +56,7 @@ def compose(
         _seeds(tables, show),
         tell_other(rows, context, tables, show),
         tell_parts(tables, show),
+        tell_general(context, tables, show),
         _published(context, tables["published"], show),
         tell_base(context),
         SHEET if has_sheet else "",

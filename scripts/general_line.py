@@ -194,10 +194,28 @@ def find_scores(root: Path, source: Source, usual: GeneralRun) -> dict[str, Scor
 
 def general_rows(line: Line, titles: Mapping[str, Source]) -> list[GeneralRow]:
     """The rows of a report's table: title -> source, of those that have a finished general score."""
-    model = line.config.model
-    usual = GeneralRun("any", model.template, precision=model.precision)
-    found = [GeneralRow(title, s.kind, find_scores(line.root, s, usual)) for title, s in titles.items()]
+    found = [
+        GeneralRow(title, source.kind, find_scores(line.root, source, usual_run(line)), paper_name(source))
+        for title, source in titles.items()
+    ]
     return [row for row in found if row.scores]
+
+
+def usual_run(line: Line) -> GeneralRun:
+    """How this configuration asks a general task."""
+    return GeneralRun("any", line.config.model.template, precision=line.config.model.precision)
+
+
+def general_addresses(line: Line) -> list[str]:
+    """The finished general results of this line's sources, by their short addresses."""
+    places = [line.root / KIND / source.folder for source in line.sources]
+    return [m.parent.relative_to(line.root).as_posix() for place in places for m in place.glob("*/manifest.json")]
+
+
+def paper_name(source: Source) -> str:
+    """What the paper's table 3 calls a source; "" for one that it cannot have."""
+    has_one = source.kind in ("zero_shot", "multi_task", "merged") and not source.variant
+    return source.name.removeprefix("merged/") if has_one else ""
 
 
 def tell(planned: Sequence[GeneralLine]) -> None:

@@ -6,10 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from eval.general_tables import GeneralRow
 from eval.results import Context, Regime
 from robustmerge.runs import commit, read_manifest
 from scripts.commands import command
+from scripts.general_line import general_rows
 from scripts.line import Line
+from scripts.sources import Source
+
+TITLES = {"zero_shot": "Zero-shot", "multi_task": "Multi-task"}
 
 
 def make_context(name: str, lines: Sequence[Line]) -> Context:
@@ -33,8 +38,28 @@ def make_context(name: str, lines: Sequence[Line]) -> Context:
         base=_read_base(lines),
         regime=_read_regime(lines),
         protocol=config.protocol,
+        general=_read_general(lines),
         **commit(),
     )
+
+
+def _read_general(lines: Sequence[Line]) -> tuple[GeneralRow, ...]:
+    """What general.py has measured of the sources of these points, each source once."""
+    titles: dict[Line, dict[str, Source]] = {line: {} for line in lines}
+    seen = set()
+    for line in lines:
+        own = [word for word in line.config.overrides if any(word not in other.config.overrides for other in lines)]
+        for source in (source for source in line.sources if source.address.path not in seen):
+            seen.add(source.address.path)
+            point = f" ({', '.join(own)})" if own and source.kind != "zero_shot" else ""
+            titles[line][title_of(source) + point] = source
+    return tuple(row for line in lines for row in general_rows(line, titles[line]))
+
+
+def title_of(source: Source) -> str:
+    """What tables call a source."""
+    title = TITLES.get(source.kind) or getattr(source.method, "title", "") or source.name
+    return title + (", strength chosen" if source.variant else "")
 
 
 def _read_base(lines: Sequence[Line]) -> dict[str, Any] | None:

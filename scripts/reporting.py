@@ -18,11 +18,11 @@ from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import read_score
 from robustmerge.runs import Address, settings_in_identity, write_atomically
 from scripts.config import differences
+from scripts.general_line import general_addresses
 from scripts.line import Line
-from scripts.report_context import make_context
+from scripts.report_context import TITLES, make_context
 from scripts.sources import Source
 
-TITLES = {"zero_shot": "Zero-shot", "multi_task": "Multi-task"}
 UNNAMED = ("paths.", "logger", "jobs", "report", "profile", "hydra.", "benchmark=", "model=")
 
 
@@ -46,8 +46,9 @@ def _report_one(root: Path, lines: Sequence[Line]) -> tuple[Path, str]:
     context = make_context(folder.name, lines)
     made = make_report(collect(lines), context)
     folder.mkdir(parents=True, exist_ok=True)
-    used = sorted({address.short for line in lines for address in _addresses(line)})
-    write_atomically(folder / "addresses.json", json.dumps(used, indent=1) + "\n")
+    used = {address.short for line in lines for address in _addresses(line)}
+    used |= {address for line in lines for address in general_addresses(line)}
+    write_atomically(folder / "addresses.json", json.dumps(sorted(used), indent=1) + "\n")
     write_files(folder, made)
     _log(lines[0], folder, made.tables, context)
     return folder, show_summary(made)

@@ -1,7 +1,7 @@
 """List what exists, and remove what no report uses.
 
 python scripts/runs.py                  every result: address, what differs from the defaults, score, size, commit
-python scripts/runs.py --kind merged    of one kind: data, base, experts, merged, predictions, scores
+python scripts/runs.py --kind merged    of one kind: data, base, experts, merged, predictions, scores, general
 python scripts/runs.py --clean          remove what no report uses (shows it and asks first; --yes does not ask)
 """
 
@@ -18,12 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from robustmerge.records import read_score  # noqa: E402
+from eval.settings import OFFICIAL_NAMES  # noqa: E402
+from robustmerge.records import Score, read_score  # noqa: E402
 from robustmerge.runs import is_locked, read_manifest  # noqa: E402
 from robustmerge.settings import UserError  # noqa: E402
 from scripts.guard import guarded  # noqa: E402
 
-KINDS = ("data", "base", "experts", "merged", "predictions", "scores")
+KINDS = ("data", "base", "experts", "merged", "predictions", "scores", "general")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ def find_results(root: Path) -> Iterator[Result]:
         if not (root / kind).is_dir():
             continue
         if kind in ("predictions", "scores"):
-            paths = [p for p in (root / kind).rglob("*") if p.suffix in (".json", ".jsonl", ".partial")]
-            paths = [p for p in paths if not p.name.endswith(".manifest.json")]
+            paths = [p for p in (root / kind).rglob("*.json*") if p.is_file()]
+            paths = [p for p in paths if not p.name.endswith((".manifest.json", ".lock"))]
+        elif kind == "general":
+            paths = [manifest.parent for manifest in (root / kind).rglob("manifest.json")]
         else:
             paths = [p for p in (root / kind).iterdir() if p.is_dir()]
         for path in sorted(paths):
@@ -108,8 +111,10 @@ def describe(result: Result) -> str:
 
 def score_of(result: Result) -> str:
     """The score of a score file; the mean over its scored tasks for a source."""
-    if result.kind == "scores":
-        return f"{read_score(result.path).value:.2f}"
+    if result.kind in ("scores", "general"):
+        file = result.path if result.kind == "scores" else result.path / "score.json"
+        value = read_score(file).value if file.exists() else None
+        return "" if value is None else f"{value:.2f}"
     name = {"base": "zero_shot", "experts": "expert", "merged": "merged"}.get(result.kind)
     if name is None:
         return ""
@@ -120,8 +125,14 @@ def score_of(result: Result) -> str:
     if stem == "multi_task":
         folder = result.path.name
     files = (result.root / "scores" / folder).glob("*.json")
-    values = [read_score(file).value for file in files if not file.name.endswith(".manifest.json")]
+    found = [read_score(file) for file in files if not file.name.endswith(".manifest.json")]
+    values = [score.value for score in found if score.value is not None and _is_corrected(score)]
     return f"{sum(values) / len(values):.2f} ({len(values)})" if values else ""
+
+
+def _is_corrected(score: Score) -> bool:
+    """Whether it is a score of all questions, and not by the metric of a published script."""
+    return not score.n_asked and score.metric not in (*OFFICIAL_NAMES, "mean_of_seven")
 
 
 def show(roots: list[Path], kinds: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from eval.aggregates import AGGREGATES
 from eval.general import GeneralRun, Told, find_results, read_told
 from eval.general_scores import COGNITION, score_told
 from eval.general_tables import GeneralRow, general_notes, general_table, published_general
+from eval.report import make_report
 from eval.statistics import sums_of
+from robustmerge.records import Score
 from robustmerge.runs import REPOSITORY, UserError
+from tests.report_cases import make_results
 from tests.tiny_model import TEMPLATE
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "general"
@@ -147,3 +151,18 @@ def test_the_tables_show_both_figures_of_pope_and_keep_the_papers_apart(tmp_path
     assert {row.title for row in published.rows} > {"TIES", "robustmerge"}
     assert all("published" in column.title for column in published.columns)
     assert general_table([]) is None
+
+
+def test_a_report_shows_general_scores_beside_the_papers_own_and_nothing_where_nothing_was_asked(context):
+    results = make_results()
+    values = {f"q{index}": float(index % 4 > 0) for index in range(40)}
+    score = Score("pope", "accuracy", 75.0, 40, 40, 0, 0, 0, values)
+    rows = (GeneralRow("RobustMerge", "merged", {"pope": score}, "robustmerge"),)
+    without, with_scores = make_report(results, context), make_report(results, replace(context, general=rows))
+    assert "General benchmarks" not in without.files["report.md"].decode()
+    shown = with_scores.files["report.md"].decode().split("## General benchmarks")[1].split("\n## ")[0]
+    assert "| RobustMerge | 75.0 (" in shown
+    assert "not measured here" in shown and "1494.9" in shown, "the paper's MME for RobustMerge"
+    assert {name for name in with_scores.files if "general" in name} == {
+        f"tables/{name}.{kind}" for name in ("general", "general_published") for kind in ("csv", "tex")
+    }

@@ -70,13 +70,18 @@ class Threads:
         self.size = size
 
     def __call__(self, address, work, say):
-        return run_stage(address, lambda path: work(path, Member(self, path, work)), say)
+        first = Member(self, address.path, work)
+        try:
+            return run_stage(address, lambda path: work(path, first), say)
+        finally:
+            for thread in first.threads:  # none outlives the stage, as torchrun has it
+                thread.join()
 
 
 class Member:
     def __init__(self, team: Threads, path: Path, work, rank: int = 0):
         self.team, self.path, self.work, self.rank, self.size = team, path, work, rank, team.size
-        self.problem, self.death = "", None
+        self.problem, self.death, self.threads = "", None, []
 
     def begin(self) -> None:
         if self.rank:

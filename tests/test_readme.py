@@ -17,7 +17,7 @@ from tests.test_ablations import ROWS
 
 README = (REPOSITORY / "README.md").read_text()
 # the last two are what runs this test
-SKIPPED = ("# needs GPUs", "# about an hour", "scripts/test.sh", "scripts/setup.sh")
+SKIPPED = ("# needs GPUs", "# about an hour", "# installs lmms-eval", "scripts/test.sh", "scripts/setup.sh")
 
 
 def blocks(language: str) -> list[str]:
