@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from robustmerge.settings import later, outside_identity, refuse, suggest
+from robustmerge.prompts import PLACEHOLDERS
+from robustmerge.settings import IMAGE_MODES, PRECISIONS, PRODUCTS, later, outside_identity, refuse, suggest
 
 # The names of eval.parse.PARSERS, eval.metrics.METRICS, eval.official.OFFICIAL and eval.captions.CAPTIONS; a test keeps
 # them equal.
@@ -17,14 +18,10 @@ OFFICIAL_NAMES = ("official_equal", "official_ocrvqa", "official_rec", "official
 CAPTION_NAMES = ("cider", "mean_of_seven")
 TOKENIZERS = ("", "ptb", "builtin")
 PROTOCOLS = ("corrected", "official")
-IMAGE_MODES = ("pad", "crop")
-PRECISIONS = ("fp32", "fp16", "bf16")
 LOGGER_NAMES = ("none", "wandb")
 WANDB_MODES = ("auto", "offline", "online")
-PRODUCTS = ("exact", "fast")
 ASKED_SPLITS = ("test", "val")
-PLACEHOLDERS = ("choices", "first_line", "text")
-PLACEHOLDER = re.compile(r"\{(\w+)\}")  # any other word in braces is refused as misspelt; other braces stay
+_IN_BRACES = re.compile(r"\{(\w+)\}")  # any other word in braces is refused as misspelt; other braces stay
 
 
 @dataclass(frozen=True)
@@ -214,7 +211,7 @@ def _problems_of_name(name: str) -> list[str]:
 
 
 def _problems_of_prompt(prompt: str) -> list[str]:
-    found = PLACEHOLDER.findall(prompt)
+    found = _IN_BRACES.findall(prompt)
     unknown = [name for name in found if name not in PLACEHOLDERS]
     problems = [f"unknown placeholder '{{{name}}}' in prompt; {suggest(name, PLACEHOLDERS)}" for name in unknown]
     asks = "text" in found or "first_line" in found

@@ -14,10 +14,9 @@ from transformers import AutoTokenizer, LlavaConfig, LlavaProcessor, PreTrainedT
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_ext.conversation import TEMPLATES
-from robustmerge.settings import choose
+from robustmerge.settings import IMAGE_MODES, choose
 
 STALE = ("preprocessor_config.json", "chat_template.json", "chat_template.jinja")  # newer names hold the same
-IMAGE_MODES = ("pad", "crop")
 
 
 def chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robustmerge.settings import ConfigError, outside_identity, refuse, suggest
+from robustmerge.settings import PRECISIONS, PRODUCTS, ConfigError, outside_identity, refuse, suggest
 
 LANGUAGE_LINEARS = (
     r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
@@ -23,9 +23,9 @@ def _positive(owner: object, *names: str) -> list[str]:
 
 
 def _problems_of_precision(precision: str) -> list[str]:
-    if precision in ("fp32", "bf16", "fp16"):
+    if precision in PRECISIONS:
         return []
-    return [f"precision must be fp32, bf16 or fp16, got '{precision}' (precision)"]
+    return [f"unknown precision '{precision}'; {suggest(precision, PRECISIONS)} (precision)"]
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,8 @@ class Model:
 
     def __post_init__(self):
         problems = [*_positive(self, "generation_batch"), *_problems_of_precision(self.precision)]
-        if self.products not in ("exact", "fast"):
-            problems.append(f"products must be exact or fast, got '{self.products}' (products)")
+        if self.products not in PRODUCTS:
+            problems.append(f"unknown products '{self.products}'; {suggest(self.products, PRODUCTS)} (products)")
         if (self.base is None) == (self.checkpoint is None):
             problems.append("a model has either a base (trained here) or a checkpoint (base, checkpoint)")
         elif self.base is not None and self.base.template != self.template:

@@ -10,7 +10,8 @@ from robustmerge.records import Example
 from robustmerge.settings import UserError
 
 # A task's settings refuse any other word in braces as misspelt; braces around anything else stay as they are.
-PLACEHOLDER = re.compile(r"\{(text|choices|first_line)\}")
+PLACEHOLDERS = ("choices", "first_line", "text")
+_PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
 
 
 def show_choices(choices: Sequence[str]) -> str:
@@ -32,4 +33,4 @@ def render(prompt: str, example: Example) -> str:
         raise UserError(f"the prompt wants {{choices}} but question {example.question_id} has none")
     first_line = example.text.partition("\n")[0]
     filled = {"text": example.text, "choices": show_choices(example.choices), "first_line": first_line}
-    return PLACEHOLDER.sub(lambda match: filled[match[1]], prompt)
+    return _PLACEHOLDER.sub(lambda match: filled[match[1]], prompt)

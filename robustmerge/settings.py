@@ -13,6 +13,12 @@ from typing import Any, TypeVar
 OUTSIDE_IDENTITY = "outside_identity"
 LATER = "later"
 
+# Words of settings that several packages know: how a picture becomes square, the weights' precision where answers are
+# made, and how a CPU multiplies matrices there.
+IMAGE_MODES = ("pad", "crop")
+PRECISIONS = ("fp32", "fp16", "bf16")
+PRODUCTS = ("exact", "fast")
+
 T = TypeVar("T")
 
 

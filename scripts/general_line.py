@@ -20,7 +20,7 @@ from eval.general_tables import GeneralRow, general_notes, general_table, publis
 from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import Score, read_score
 from robustmerge.runs import REPOSITORY, Address, address_folder, foreign, read_manifest, run_stage
-from robustmerge.settings import ConfigError, UserError, build, choose, refuse
+from robustmerge.settings import IMAGE_MODES, ConfigError, UserError, build, choose, refuse
 from scripts import answers, steps
 from scripts.commands import command
 from scripts.general_run import find_environment, run_task
@@ -42,7 +42,7 @@ class Wanted:
     keep_checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        choose(self.image, ("pad", "crop"), "image mode")
+        choose(self.image, IMAGE_MODES, "image mode")
         if not self.tasks_general or len(set(self.tasks_general)) != len(self.tasks_general):
             raise ConfigError([f"name tasks, each once, got {list(self.tasks_general)} (tasks_general)"])
         if self.include is not None and not Path(self.include).expanduser().is_dir():

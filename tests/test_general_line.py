@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from eval.general import LMMS_EVAL, GeneralRun
+from llava_ext import backend
 from robustmerge.runs import UserError, foreign
-from robustmerge.settings import ConfigError
+from robustmerge.settings import PRECISIONS, ConfigError
 from scripts import general_run
 from scripts.general_line import ask_general, find_scores
 from scripts.general_run import DTYPES, LOCK, find_environment, lmms_arguments
@@ -44,7 +45,11 @@ def test_the_command_names_one_task_one_model_and_one_device():
     assert command[1:5] == ["-m", "accelerate.commands.launch", "--num_processes", "4"]
     with pytest.raises(UserError, match="in its path"):
         lmms_arguments(run, Path("/a=b"), Path("/o"), None, "cpu", 1)
-    assert set(DTYPES) == {"fp32", "fp16", "bf16"}
+
+
+def test_every_precision_has_its_dtype_here_and_there():
+    assert set(DTYPES) == set(backend.DTYPES) == set(PRECISIONS)
+    assert {name: str(dtype) for name, dtype in backend.DTYPES.items()} == {n: f"torch.{d}" for n, d in DTYPES.items()}
 
 
 @pytest.mark.parametrize("wrong", [{"task": "a b"}, {"task": "mmbench_en_dev"}, {"task": "mme", "limit": 3}])

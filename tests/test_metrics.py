@@ -9,9 +9,9 @@ import pytest
 
 from eval.metrics import METRICS, exact_match, intersection_over_union, ngram_f1, normalise, vqa_soft
 from eval.parse import PARSERS, parse_box, parse_letter, parse_number, parse_text
-from eval.settings import METRIC_NAMES, PARSER_NAMES, PLACEHOLDERS, Bootstrap, Generation, Logger, Scoring, Task
+from eval.settings import METRIC_NAMES, PARSER_NAMES, Bootstrap, Generation, Logger, Scoring, Task
 from eval.tasks import read_prompts
-from robustmerge.prompts import render
+from robustmerge.prompts import PLACEHOLDERS, render
 from robustmerge.records import Example, Prediction, write_examples
 from robustmerge.settings import ConfigError, UserError, build
 
