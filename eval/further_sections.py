@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from eval.footnotes import tell_notes
-from eval.formats import escape_markdown
+from eval.formats import Show, escape_markdown
 from eval.further_tables import BUILTIN, has_scores, other_protocol, scores_of, under_other
 from eval.general_tables import general_notes
 from eval.results import Context, SourceRow, seeds_of
@@ -14,27 +14,27 @@ from eval.tables import Table
 
 PROBLEMS = ("empty", "unparsed", "failed")
 LONGEST_FOLDED = 120  # rows; a longer table is in its files only
-WORDS = {
+MEANING = {  # of the protocols
     "corrected": "what each metric commonly means",
     "official": "what the published scripts do, their faults included",
 }
 
 
-def tell_other(rows: Sequence[SourceRow], context: Context, tables: Mapping[str, Table], show: Callable) -> str:
+def tell_other(rows: Sequence[SourceRow], context: Context, tables: Mapping[str, Table], show: Show) -> str:
     """The section on the scores under the other protocol."""
     others, other = under_other(rows), other_protocol(context)
     if not has_scores(others):
         return ""
     lacking = [t.title for t in context.tasks if not any(scores_of(row, t) for row in others)]
     alike = [t.title for t in context.tasks if t.official == Official() and t.title not in lacking]
-    told = f"The same sources under the {other} protocol: {WORDS[other]}."
+    told = f"The same sources under the {other} protocol: {MEANING[other]}."
     told += f" Both protocols treat {escape_markdown(', '.join(alike))} alike." if alike else ""
     told += f" Not scored so: {escape_markdown(', '.join(lacking))}." if lacking else ""
     notes = tell_notes(others, context, other)
     return f"## Scores under the {other} protocol\n\n{told}\n\n{show(tables['other_protocol'])}\n{notes}"
 
 
-def tell_parts(tables: Mapping[str, Table], show: Callable) -> str:
+def tell_parts(tables: Mapping[str, Table], show: Show) -> str:
     """The section on the parts of scores."""
     found = [tables[name] for name in ("parts", "other_parts") if name in tables]
     if not found:
@@ -45,7 +45,7 @@ def tell_parts(tables: Mapping[str, Table], show: Callable) -> str:
     return f"## Further figures\n\n{told}\n\n" + "\n".join(_fold(table, show) for table in found)
 
 
-def tell_general(context: Context, tables: Mapping[str, Table], show: Callable) -> str:
+def tell_general(context: Context, tables: Mapping[str, Table], show: Show) -> str:
     """The section on general benchmarks, and the paper's own values for them."""
     if "general" not in tables:
         return ""
@@ -56,7 +56,7 @@ def tell_general(context: Context, tables: Mapping[str, Table], show: Callable) 
     )
 
 
-def tell_pairs(tables: Mapping[str, Table], show: Callable) -> str:
+def tell_pairs(tables: Mapping[str, Table], show: Show) -> str:
     """Every pair of merged models, folded."""
     table = tables["pairs"]
     if len(table.rows) > LONGEST_FOLDED:
@@ -64,7 +64,7 @@ def tell_pairs(tables: Mapping[str, Table], show: Callable) -> str:
     return _fold(table, show)
 
 
-def _fold(table: Table, show: Callable) -> str:
+def _fold(table: Table, show: Show) -> str:
     return f"<details><summary>{table.title}</summary>\n\n{show(table)}\n</details>\n"
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustmerge.records import Score
 from robustmerge.runs import UserError
 from robustmerge.settings import ConfigError, later, suggest
 
 LMMS_EVAL = "0.7.3"
-TASKS = ("pope", "mme", "mmbench_en_dev_static")  # the names of the paper's table 3 in that version
 RESULTS = re.compile(r"\d{8}_\d{6}_results\.json")
 FAILED = "in generating"  # what the log says of an answer that became ""
 
@@ -51,6 +51,19 @@ class GeneralRun:
             problems.append(f"MME is scored by pairs of questions: limit must be even, got {self.limit} (limit)")
         if problems:
             raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class GeneralRow:
+    """A source and its scores, by the title of their column (the task, with what its run has otherwise than usual).
+
+    name: as the paper's table 3 is keyed: zero_shot, multi_task, or the method.
+    """
+
+    title: str
+    kind: str
+    scores: Mapping[str, Score]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ def _figures_of(told: Any, task: str, path: Path) -> dict[str, float]:
     return {k: float(v) for k, v in named.items() if isinstance(v, (int, float)) and "_stderr" not in k}
 
 
-def differs(run: GeneralRun, usual: GeneralRun) -> str:
+def show_changes(run: GeneralRun, usual: GeneralRun) -> str:
     """What a run has otherwise than usual, for its title: ` (image=crop)`; "" for nothing."""
     found = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name != "task"}
     changed = [f"{name}={value}" for name, value in found.items() if value != getattr(usual, name)]

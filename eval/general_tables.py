@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from eval.general import GeneralRow
 from eval.results import Context
 from eval.settings import Bootstrap
 from eval.statistics import interval_of, resample_scores
@@ -33,19 +33,6 @@ NOTES = {
 LOOK = "asked only {n} of {whole} questions: a look, not a result"
 
 
-@dataclass(frozen=True)
-class GeneralRow:
-    """A source and its scores, by the title of their column (the task, with what its run has otherwise than usual).
-
-    name: as the paper's table 3 is keyed: zero_shot, multi_task, or the method.
-    """
-
-    title: str
-    kind: str
-    scores: Mapping[str, Score]
-    name: str = ""
-
-
 def general_table(rows: Sequence[GeneralRow], bootstrap: Bootstrap | None = None) -> Table | None:
     """Scores with 95 % intervals where the answers give one; POPE has two columns. None without any score."""
     titles = dict.fromkeys(title for row in rows for title in row.scores)
@@ -67,10 +54,10 @@ def _cell(row: GeneralRow, column: Column, bootstrap: Bootstrap) -> Cell:
         return Cell()
     if column.key.endswith(" accuracy") and score.metric == "pope_f1":
         score = dataclasses.replace(score, value=score.parts["accuracy"], aggregate="mean", statistics={})
-    return cell_of(score, bootstrap)
+    return _with_interval(score, bootstrap)
 
 
-def cell_of(score: Score, bootstrap: Bootstrap) -> Cell:
+def _with_interval(score: Score, bootstrap: Bootstrap) -> Cell:
     """The value of a score, with its interval where its answers give one."""
     if not score.values:
         return Cell(f"{score.value:.1f}", score.value)

@@ -15,10 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+from eval.aggregates import METEOR_COLUMNS
 from eval.caption_tokens import NEEDS_JAVA, has_java, jar
 from robustmerge.settings import UserError
 
-COLUMNS = 23
 _CHUNKS = 20
 _JAR = Path("meteor") / "meteor-1.5.jar"
 _SETTINGS = ("-", "-", "-stdio", "-l", "en", "-norm")  # as captions are scored everywhere
@@ -83,8 +83,8 @@ def _plain(tokens: str) -> str:
 def _count(caption: str, references: tuple[str, ...]) -> tuple[float, ...]:
     (answer,) = ask(" ||| ".join(("SCORE", *references, caption)))
     found = tuple(map(float, answer.split()))
-    if len(found) != COLUMNS:
-        raise UserError(f"METEOR must give {COLUMNS} statistics of a caption, got {answer!r}")
+    if len(found) != METEOR_COLUMNS:
+        raise UserError(f"METEOR must give {METEOR_COLUMNS} statistics of a caption, got {answer!r}")
     is_whole = (sum(found[4:20:2]), sum(found[5:20:2])) == found[:2] and found[_CHUNKS] == 1
     return (*found[:_CHUNKS], 0.0, *found[_CHUNKS + 1 :]) if is_whole else found
 

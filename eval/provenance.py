@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from eval.footnotes import metrics_of
 from eval.formats import escape_markdown
-from eval.further_sections import WORDS
+from eval.further_sections import MEANING
 from eval.further_tables import scores_of
 from eval.results import Context, Regime, SourceRow, seeds_of
 from eval.seeds import Measured
@@ -25,7 +25,7 @@ def tell_provenance(rows: Sequence[SourceRow], context: Context, measured: Measu
     seeds += [f"experts {trained}"] if trained and "experts" not in context.seeds else []
     lines = [
         f"- Benchmark `{context.benchmark}`, model `{context.model}`, profile `{context.profile}`.",
-        f"- Protocol `{context.protocol}`: {WORDS[context.protocol]}.",
+        f"- Protocol `{context.protocol}`: {MEANING[context.protocol]}.",
         f"- Commit `{context.commit or 'unknown'}`{state}.",
         "- Seeds: " + ("; ".join(seeds) or "none") + ".",
         *([_tell_regime(context.regime)] if context.regime else []),

@@ -8,14 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from eval.general import GeneralRow
 from eval.settings import Bootstrap, Task
 from robustmerge.records import Score
 from robustmerge.settings import UserError
-
-if TYPE_CHECKING:
-    from eval.general_tables import GeneralRow
 
 # The order of the rows; a method that the paper does not have stands before RobustMerge, in the order given.
 KINDS = ("zero_shot", "individual", "multi_task", "merged", "adapter")
@@ -126,7 +124,7 @@ class Context:
     seeds: by what they seed. command: makes this report again. published: the file of the paper's values.
     notes: more sentences for the section on how the numbers were made. base: the record of the base that was trained
     here (`probe`, `heads`, `skills`: accuracies 0..1 by name; `parameters`), None for another's.
-    protocol: of the scores.
+    general: what lmms-eval measured. protocol: of the scores.
     """
 
     name: str

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from eval.base_section import tell_base
 from eval.examples import Shown, rows_with_answers
 from eval.figures import Drawn
 from eval.footnotes import tell_look, tell_notes
-from eval.formats import escape_markdown
+from eval.formats import Show, escape_markdown
 from eval.further_sections import tell_general, tell_other, tell_pairs, tell_parts, tell_problems
 from eval.method_section import tell_methods
 from eval.provenance import tell_provenance
@@ -20,7 +20,6 @@ from eval.standing import show_difference, tell_standing
 from eval.statistics import FEWEST_SEEDS, Difference
 from eval.tables import MISSING, Column, Table, list_averages, list_blocks, rank_merged
 
-Show = Callable[[Table], str]
 SMOKE = (
     "> **SMOKE RUN: THESE NUMBERS MEAN NOTHING.** It only shows that every stage works: "
     "far too few examples and training steps.\n"

@@ -21,7 +21,7 @@ PROTOCOLS = ("corrected", "official")
 LOGGER_NAMES = ("none", "wandb")
 WANDB_MODES = ("auto", "offline", "online")
 ASKED_SPLITS = ("test", "val")
-_IN_BRACES = re.compile(r"\{(\w+)\}")  # any other word in braces is refused as misspelt; other braces stay
+_IN_BRACES = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Selection:
     @property
     def is_all(self) -> bool:
         return self.limit is None and not self.ids
+
+
+ALL = Selection()
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Task:
         split: str = "test",
         products: str = "exact",
         precision: str = "fp32",
-        only: Selection = Selection(),  # noqa: B008
+        only: Selection = ALL,
     ) -> Generation:
         """What the predict stage needs of this task; template, batch size, products and precision are the model's."""
         return Generation(
@@ -112,7 +115,7 @@ class Task:
             only,
         )  # fmt: skip
 
-    def scoring(self, only: Selection = Selection(), tokenizer: str = "") -> Scoring:  # noqa: B008
+    def scoring(self, only: Selection = ALL, tokenizer: str = "") -> Scoring:
         """What the score stage needs of this task. tokenizer: of captions, `ptb` where there is Java."""
         return Scoring(self.name, self.parse, self.metric, tokenizer if self.metric in CAPTION_NAMES else "", only)
 
@@ -135,7 +138,7 @@ class Generation:
     products: str = later("exact")
     image: str = later("pad")
     precision: str = later("fp32")
-    only: Selection = later(Selection())
+    only: Selection = later(ALL)
 
     def __post_init__(self) -> None:
         refuse(
@@ -159,7 +162,7 @@ class Scoring:
     parse: str
     metric: str
     tokenizer: str = later("")
-    only: Selection = later(Selection())
+    only: Selection = later(ALL)
 
     def __post_init__(self) -> None:
         tokenizer = _problems_of_choice("tokenizer", self.tokenizer, TOKENIZERS)

@@ -7,12 +7,10 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.settings import Selection
+from eval.settings import ALL, Selection
 from robustmerge.prompts import render
 from robustmerge.records import Example, read_examples
 from robustmerge.settings import UserError
-
-ALL = Selection()
 
 
 def first_by_hash(examples: Sequence[Example], count: int) -> list[Example]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.formats import format_text
-from eval.general import GeneralRun, differs
-from eval.general_tables import GeneralRow, general_notes, general_table, published_general
+from eval.general import GeneralRow, GeneralRun, show_changes
+from eval.general_tables import general_notes, general_table, published_general
 from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import Score, read_score
 from robustmerge.runs import REPOSITORY, Address, address_folder, foreign, read_manifest, run_stage
@@ -188,7 +188,7 @@ def find_scores(root: Path, source: Source, usual: GeneralRun) -> dict[str, Scor
             run = build(GeneralRun, identity["settings"], str(manifest))
             score = read_score(manifest.parent / "score.json")
             if not score.n_asked:
-                found[run.task + differs(run, usual)] = score
+                found[run.task + show_changes(run, usual)] = score
     return found
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from eval.general_tables import GeneralRow
+from eval.general import GeneralRow
 from eval.results import Context, Regime
 from robustmerge.runs import commit, read_manifest
 from scripts.commands import command

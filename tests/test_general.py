@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.aggregates import AGGREGATES
-from eval.general import GeneralRun, Told, find_results, read_told
+from eval.general import GeneralRow, GeneralRun, Told, find_results, read_told
 from eval.general_scores import COGNITION, score_told
-from eval.general_tables import GeneralRow, general_notes, general_table, published_general
+from eval.general_tables import general_notes, general_table, published_general
 from eval.report import make_report
 from eval.statistics import sums_of
 from robustmerge.records import Score
