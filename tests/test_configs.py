@@ -21,7 +21,7 @@ PROGRAMS = sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "
 GROUPS = {
     "benchmark": 2,
     "merge": 16,
-    "model": 2,
+    "model": 4,
     "peft": 1,
     "trainer": 6,
     "logger": 2,
@@ -113,7 +113,11 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
         ("train_all", ["peft.r=eight"], "expected a whole number, got 'eight' (peft.r)"),
         ("train_all", ["tasks=[vqa2]"], "unknown task 'vqa2'; choose one of"),
         ("train_all", ["tasks=[vqav2"], "Lists and spaces need quotes"),
-        ("train_all", ["model=tny"], "unknown model 'tny'; choose one of small, tiny (did you mean 'tiny'?)"),
+        (
+            "train_all",
+            ["model=tny"],
+            "unknown model 'tny'; choose one of llava15_13b, llava15_7b, small, tiny (did you mean 'tiny'?)",
+        ),
         ("merge_eval", ["merge=robust"], "unknown method 'robust'; choose one of average, compress_then_merge"),
         ("merge_eval", ["methods=[tais]"], "unknown method 'tais'; choose one of average, compress_then_merge"),
         ("merge_eval", ["merge=ties", "merge.out.format=model"], "merged/ties is a full model, and a source is"),
