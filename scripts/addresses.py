@@ -8,6 +8,7 @@ of a sweep) share whatever has the same address.
 
 from __future__ import annotations
 
+import re
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from eval.settings import CAPTION_NAMES, PROTOCOLS, Generation, Scoring, Selecti
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
 from robustmerge.runs import Address, address_file, address_folder, foreign
 from scripts.config import Config
+from scripts.given import address_given, looks_original
 from scripts.sources import Source
 
 DRAWN = dict.fromkeys(("prepare", "corpus"), GENERATOR)
-SCHEMAS = {**DRAWN, "base": 2, "train": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 1}
+SCHEMAS = {**DRAWN, "base": 2, "train": 1, "convert": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 1}
 
 
 class Addresses:
@@ -30,6 +32,7 @@ class Addresses:
     def __init__(self, config: Config):
         self.config = config
         self.root = config.root
+        self.conversions: dict[Path, tuple[Address, Address]] = {}  # by what is made: it, and what it is made of
 
     def _folder(self, kind: str, name: str, stage: str, settings: Any, inputs: dict[str, Address]) -> Address:
         return address_folder(self.root, kind, name, stage, SCHEMAS[stage], settings, inputs)
@@ -57,7 +60,7 @@ class Addresses:
         """The base model: trained here, or a checkpoint from elsewhere."""
         model = self.config.model
         if model.base is None:
-            return foreign(Path(model.checkpoint))
+            return self.given(model.checkpoint)
         return self._folder("base", model.name, "base", model.base, {"corpus": self.corpus})
 
     @cached_property
@@ -85,15 +88,32 @@ class Addresses:
     @cached_property
     def multi_task(self) -> Address | None:
         """The model trained on all seen tasks; None where there is none to compare with."""
-        wanted = self.config.multi_task and self.config.experts is None and len(self.config.seen) > 1
+        wanted = self.config.multi_task and self.config.trains and len(self.config.seen) > 1
         return self.expert(*self.config.seen) if wanted else None
 
     @cached_property
     def experts(self) -> dict[str, Address]:
         """What is merged, by name."""
         if self.config.experts is not None:
-            return {name: foreign(path, self.root) for name, path in self.config.experts}
+            return {name: self.usable(name, path) for name, path in self.config.experts}
+        if self.config.expert_set == "released":
+            released = self.config.benchmark.released
+            return {task.name: self._converted(task.name, self.given(released[task.name])) for task in self.config.seen}
         return {task.name: self.expert(task) for task in self.config.seen}
+
+    def given(self, text: str) -> Address:
+        """A folder, or a repository of the Hub in the state that this folder of results has first met it in."""
+        return address_given(text, self.root, self.config.paths.pins)
+
+    def usable(self, name: str, folder: Path) -> Address:
+        """An adapter folder as it is, or what becomes of one in LLaVA's own format."""
+        found = foreign(folder, self.root)
+        return self._converted(name, found) if looks_original(folder) else found
+
+    def _converted(self, name: str, original: Address) -> Address:
+        address = self._folder("experts", re.sub(r"[^\w.-]", "_", name), "convert", {}, {"original": original})
+        self.conversions[address.path] = (address, original)
+        return address
 
     def merged(self, method: Method | OutsideMethod) -> Address:
         """The adapter that a method makes of the experts."""

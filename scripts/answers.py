@@ -15,9 +15,11 @@ from llava_ext.launch import count_side_by_side
 from robustmerge.records import Score
 from robustmerge.runs import Address
 from robustmerge.settings import UserError
+from scripts.fetching import convert
+from scripts.items import item_of, once
 from scripts.line import Line, require
 from scripts.sources import Source
-from scripts.steps import item_of, once, share_out
+from scripts.steps import share_out
 
 Sources = Callable[[Line], Sequence[Source]]
 CAPTION_COST = 100.0  # of scoring a caption, beside a short answer
@@ -115,8 +117,9 @@ def chosen_source(line: Line) -> Sequence[Source]:
 
 def check_sources(lines: Sequence[Line]) -> None:
     """Raises UserError unless the chosen source is there to be asked."""
-    for line in lines:
-        (source,) = chosen_source(line)
+    chosen = [chosen_source(line) for line in lines]
+    convert(lines)
+    for (source,) in chosen:
         if source.kind != "zero_shot":
             require(
                 [source.address], "result is", "bash scripts/train_all.sh, then scripts/merge.py for a merged source"

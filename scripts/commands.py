@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 SHELL_PROGRAMS = ("train_all", "merge_eval")  # these have a script of their own that sets everything up
 
@@ -17,3 +17,9 @@ def command(program: str, keep: Callable[[str], bool] = lambda word: True) -> st
         words = [word for word in words if word not in ("-m", "--multirun")]
     start = ["bash", f"scripts/{program}.sh"] if program in SHELL_PROGRAMS else ["python", f"scripts/{program}.py"]
     return shlex.join([*start, *words])
+
+
+def read_overrides(words: Iterable[str]) -> dict[str, str]:
+    """The words of a command line as keys and values: `+peft.r=8` is `{"peft.r": "8"}`."""
+    pairs = (word.lstrip("+").partition("=") for word in words)
+    return {key: value for key, _, value in pairs}

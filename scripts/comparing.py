@@ -20,10 +20,9 @@ from robustmerge.records import Score, read_score
 from robustmerge.runs import write_atomically
 from robustmerge.settings import ConfigError, UserError, build
 from scripts import steps
-from scripts.commands import command
+from scripts.commands import command, read_overrides
 from scripts.line import Line
 from scripts.report_context import make_context
-from scripts.reporting import read_overrides
 from scripts.sources import Source
 
 WIDTH = 130  # characters of a line in the terminal
@@ -95,7 +94,7 @@ def list_pairs(lines: Sequence[Line], names: Sequence[str], context: Context) ->
 
 def _by_point(lines: Sequence[Line]) -> dict[str, list[Line]]:
     """The lines by what differs between them beside the seed."""
-    given = [read_overrides(line) for line in lines]
+    given = [read_overrides(line.config.overrides) for line in lines]
     keys = sorted({key for words in given for key in words if key != "seed"})
     swept = [key for key in keys if len({words.get(key) for words in given}) > 1]
     points: dict[str, list[Line]] = {}

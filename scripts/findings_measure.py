@@ -18,7 +18,7 @@ from robustmerge.records import read_score
 from robustmerge.retention import Kept, has_cross_terms, open_update, what_is_kept
 from robustmerge.runs import Address
 from robustmerge.settings import UserError
-from scripts.commands import command
+from scripts.commands import command, read_overrides
 from scripts.findings_experts import PLAIN, Findings, Row, Sums, tell_experts, weights
 from scripts.line import Line, require
 from scripts.reporting import changed_settings
@@ -46,7 +46,7 @@ def measure(lines: Sequence[Line]) -> Findings:
 
 def groups_of(lines: Sequence[Line]) -> list[str]:
     """`shared A` or `independent A`, and whatever else of the experts the sweep runs over."""
-    points = [dict(word.lstrip("+").split("=", 1) for word in line.config.overrides if "=" in word) for line in lines]
+    points = [read_overrides(line.config.overrides) for line in lines]
     swept = sorted({key for point in points for key in point if len({p.get(key) for p in points}) > 1})
     swept = [key for key in swept if key != "seed" and not key.startswith(("merge", "peft.shared_a_init"))]
     return [
@@ -60,14 +60,10 @@ def groups_of(lines: Sequence[Line]) -> list[str]:
 
 def title_of(source: Source) -> str:
     """The method as tables call it, with what differs from its file; `, chosen` where its strength was chosen."""
-    if source.kind == "multi_task":
-        return "Multi-task"
-    method = source.method
-    title = (getattr(method, "title", "") or source.name.partition("/")[2]) if method is not None else source.name
-    changed = changed_settings(method) if method is not None else {}
+    changed = changed_settings(source.method) if source.method is not None else {}
     chosen = source.variant == CHOSEN
     told = [f"{key}={value}" for key, value in changed.items() if not (chosen and key.endswith("strength"))]
-    return title + (f" ({', '.join(told)})" if told else "") + (f", {CHOSEN}" if chosen else "")
+    return source.title + (f" ({', '.join(told)})" if told else "") + (f", {CHOSEN}" if chosen else "")
 
 
 def _check(lines: Sequence[Line]) -> None:

@@ -17,18 +17,19 @@ from typing import Any
 from eval.formats import format_text
 from eval.general import GeneralRow, GeneralRun, show_changes
 from eval.general_tables import general_notes, general_table, published_general
+from eval.results import PUBLISHED
 from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import Score, read_score
-from robustmerge.runs import REPOSITORY, Address, address_folder, foreign, read_manifest, run_stage
+from robustmerge.runs import Address, address_folder, foreign, read_manifest, run_stage
 from robustmerge.settings import IMAGE_MODES, ConfigError, UserError, build, choose, refuse
 from scripts import answers, steps
 from scripts.commands import command
 from scripts.general_run import find_environment, run_task
-from scripts.line import Line, Source, require
+from scripts.line import Line, require
+from scripts.sources import TITLES, Source
 from scripts.summary import shown
 
 KIND, SCHEMA = "general", 1
-PUBLISHED = REPOSITORY / "results" / "paper.yaml"
 
 
 @dataclass(frozen=True)
@@ -229,5 +230,5 @@ def tell(planned: Sequence[GeneralLine]) -> None:
         raise UserError("no task was asked (tasks_general)")
     titles = {name: read_method(name).title for name in list_methods()}
     print("", format_text(table), *general_notes(rows), "", sep="\n")
-    print(format_text(published_general(PUBLISHED, {**titles, "zero_shot": "Zero-shot", "multi_task": "Multi-task"})))
+    print(format_text(published_general(PUBLISHED, titles | TITLES)))
     print(f"answers and logs: {', '.join(shown(one.line.root / one.folder) for one in planned)}")

@@ -15,7 +15,7 @@ from eval.results import CHOSEN, Choice
 from eval.settings import Task
 from robustmerge.method import Method, OutsideMethod, strength_of, times
 from robustmerge.records import read_score
-from robustmerge.runs import Address, foreign
+from robustmerge.runs import Address
 from robustmerge.settings import UserError, suggest
 from scripts.addresses import Addresses
 from scripts.choosing import choose, has_val
@@ -67,10 +67,14 @@ class Line(Addresses):
     @cached_property
     def candidates(self) -> dict[str, dict[float, Source]]:
         """By method, by factor of the update: what is asked the val questions."""
+        grid = self.config.strength_grid
+        if not grid:
+            return {}
         asked = tuple(t for t in self.config.seen if has_val(self.questions(t, "val"), self.config.data(t)))
-        grid = self.config.strength_grid if asked else None
+        if not asked:
+            return {}
         free = [m for m in self.config.methods if strength_of(m) is not None and m.name not in self.config.fixed]
-        return {m.name: {f: self._merged_source(times(m, f), asked) for f in grid} for m in free if grid}
+        return {m.name: {f: self._merged_source(times(m, f), asked) for f in grid} for m in free}
 
     @property
     def tried(self) -> list[Source]:
@@ -122,7 +126,7 @@ class Line(Addresses):
                 return dataclasses.replace(source, tasks=self.config.tasks)
         for path in (Path(name).expanduser(), self.root / name):
             if any((path / file).exists() for file in SOURCE_FILES):
-                return source_of_folder(foreign(path, self.root), self.config.tasks)
+                return source_of_folder(self.usable(path.name, path), self.config.tasks)
             if (path / "config.json").exists():
                 raise UserError(full_model(str(path)))
         raise UserError(f"unknown source '{name}'; {choices}")

@@ -14,8 +14,6 @@ from scripts.general_line import general_rows
 from scripts.line import Line
 from scripts.sources import Source
 
-TITLES = {"zero_shot": "Zero-shot", "multi_task": "Multi-task"}
-
 
 def make_context(name: str, lines: Sequence[Line]) -> Context:
     """Everything that the points of a report share."""
@@ -23,7 +21,7 @@ def make_context(name: str, lines: Sequence[Line]) -> Context:
     seeds = {"benchmark": config.benchmark.seed, "bootstrap": config.bootstrap.seed}
     if config.model.base is not None:
         seeds["base"] = config.model.base.seed
-    if config.experts is None and len({line.config.seed for line in lines}) == 1:
+    if config.trains and len({line.config.seed for line in lines}) == 1:
         seeds["experts"] = config.seed
     return Context(
         name=name,
@@ -52,14 +50,9 @@ def _read_general(lines: Sequence[Line]) -> tuple[GeneralRow, ...]:
         for source in (source for source in line.sources if source.address.path not in seen):
             seen.add(source.address.path)
             point = f" ({', '.join(own)})" if own and source.kind != "zero_shot" else ""
-            titles[line][title_of(source) + point] = source
+            chosen = ", strength chosen" if source.variant else ""
+            titles[line][source.title + chosen + point] = source
     return tuple(row for line in lines for row in general_rows(line, titles[line]))
-
-
-def title_of(source: Source) -> str:
-    """What tables call a source."""
-    title = TITLES.get(source.kind) or getattr(source.method, "title", "") or source.name
-    return title + (", strength chosen" if source.variant else "")
 
 
 def _read_base(lines: Sequence[Line]) -> dict[str, Any] | None:

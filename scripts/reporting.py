@@ -17,10 +17,11 @@ from robustmerge.method import Method, OutsideMethod
 from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import read_score
 from robustmerge.runs import Address, settings_in_identity, write_atomically
-from scripts.config import differences
+from scripts.commands import read_overrides
 from scripts.general_line import general_addresses
 from scripts.line import Line
-from scripts.report_context import TITLES, make_context
+from scripts.read_config import differences
+from scripts.report_context import make_context
 from scripts.sources import Source
 
 UNNAMED = ("paths.", "logger", "jobs", "report", "profile", "hydra.", "benchmark=", "model=")
@@ -74,7 +75,7 @@ def name_of(lines: Sequence[Line]) -> str:
     if config.report:
         return config.report
     values: dict[str, list[str]] = {}
-    for key, value in (pair for line in lines for pair in read_overrides(line).items()):
+    for key, value in (pair for line in lines for pair in read_overrides(line.config.overrides).items()):
         if not f"{key}=".startswith(UNNAMED) and value not in values.setdefault(key, []):
             values[key].append(value)
     words = [f"{key}={'_'.join(values[key])}" for key in sorted(values)]
@@ -99,15 +100,9 @@ def collect(lines: Sequence[Line]) -> list[SourceResult]:
     return [_result(one, swept) for one in found.values()]
 
 
-def read_overrides(line: Line) -> dict[str, str]:
-    """The words of a point's command line as keys and values."""
-    words = (word.lstrip("+") for word in line.config.overrides)
-    return {word.partition("=")[0]: word.partition("=")[2] for word in words}
-
-
 def _swept_keys(lines: Sequence[Line]) -> set[str]:
     """Keys whose value differs between the points, but for the seed and for `merge`: a method tells its own."""
-    points = [read_overrides(line) for line in lines]
+    points = [read_overrides(line.config.overrides) for line in lines]
     keys = {key for point in points for key in point if not key.startswith("merge") and key != "seed"}
     return {key for key in keys if len({point.get(key) for point in points}) > 1}
 
@@ -127,14 +122,13 @@ def _result(found: _Found, swept: set[str]) -> SourceResult:
     if source.kind == "expert":  # one row: each expert on its own task
         return SourceResult("individual", "individual", "Individual", overrides=point, **common)
     method = source.method
-    title = TITLES.get(source.kind) or (getattr(method, "title", "") or source.name.partition("/")[2] or source.name)
     if method is None:
-        return SourceResult(source.name, source.kind, title, overrides=point, **common)
+        return SourceResult(source.name, source.kind, source.title, overrides=point, **common)
     settings = settings_in_identity(method)
     return SourceResult(
         source=source.name,
         kind=source.kind,
-        title=title,
+        title=source.title,
         overrides={**point, **changed_settings(_configured(line, source))},
         settings={key: value for key, value in settings.items() if key != "name"},
         paper=method.paper,
@@ -152,14 +146,16 @@ def other_score(line: Line, source: Source, task: Task) -> Address | None:
 
 def _seed_of(found: _Found) -> int | None:
     """The seed that the experts behind a result were trained with; None if it rests on no training here."""
-    if found.sources[0].kind == "zero_shot" or found.line.config.experts is not None:
+    if found.sources[0].kind == "zero_shot" or not found.line.config.trains:
         return None
     return found.line.config.seed
 
 
 def _shared_point(lines: Sequence[Line], swept: set[str]) -> dict[str, str]:
     """The swept settings that have the same value in all these points."""
-    points = [{key: value for key, value in read_overrides(line).items() if key in swept} for line in lines]
+    points = [
+        {key: value for key, value in read_overrides(line.config.overrides).items() if key in swept} for line in lines
+    ]
     return {key: value for key, value in points[0].items() if all(point.get(key) == value for point in points)}
 
 

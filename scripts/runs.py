@@ -94,7 +94,7 @@ def _defaults(root: Path) -> Mapping[str, dict]:
 
 def describe(result: Result) -> str:
     """What differs from the defaults; `unfinished` without a manifest."""
-    from scripts.config import differences
+    from scripts.read_config import differences
 
     if not result.identity:
         return "unfinished"

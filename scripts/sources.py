@@ -9,6 +9,7 @@ from eval.settings import Task
 from robustmerge.method import Method, OutsideMethod
 from robustmerge.runs import Address
 
+TITLES = {"zero_shot": "Zero-shot", "multi_task": "Multi-task"}
 SOURCE_FILES = ("adapter_config.json", "delta_config.json")
 
 
@@ -31,6 +32,11 @@ class Source:
     def label(self) -> str:
         """What `source=` calls it."""
         return f"{self.name}@{self.variant}" if self.variant else self.name
+
+    @property
+    def title(self) -> str:
+        """What tables call it, whatever its variant."""
+        return TITLES.get(self.kind) or getattr(self.method, "title", "") or self.name.removeprefix("merged/")
 
     @property
     def folder(self) -> str:

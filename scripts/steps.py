@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from eval.settings import Task
@@ -14,9 +13,11 @@ from llava_ext.settings import Trainer
 from robustmerge.runs import Address
 from robustmerge.settings import ConfigError, UserError, build
 from scripts.commands import command
-from scripts.config import read_config
+from scripts.fetching import convert, fetch_bases
+from scripts.items import item_of, logs_of, once
 from scripts.jobs import Job, run_jobs
 from scripts.line import Line, require, unfinished
+from scripts.read_config import read_config
 
 SHARED_BY_POINTS = (
     "profile",
@@ -70,24 +71,6 @@ def plan_with(own: type[T], point: Mapping[str, Any]) -> tuple[Line, T]:
     return line, request
 
 
-def once(lines: Sequence[Line], list_one: Callable[[Line], Sequence[tuple[Address, Any]]]) -> list[tuple[Address, Any]]:
-    """What the lines ask for and is not complete, each address once."""
-    wanted = {address.path: (address, value) for line in lines for address, value in list_one(line)}
-    return [pair for pair in wanted.values() if not pair[0].is_complete()]
-
-
-def item_of(stage: str, address: Address, settings: Any = None, **inputs: Any) -> dict:
-    """The description of one stage's work, as a job file holds it."""
-    described = {"stage": stage, "name": address.short, "address": address.to_json(), **inputs}
-    if settings is not None:
-        described["settings"] = dataclasses.asdict(settings)
-    return described
-
-
-def logs_of(lines: Sequence[Line]) -> Path:
-    return lines[0].root / "logs"
-
-
 def prepare(lines: Sequence[Line]) -> None:
     """Draw or read the data of every task."""
     todo = once(lines, lambda line: [(line.data(task), line.config.data(task)) for task in line.config.tasks])
@@ -96,7 +79,8 @@ def prepare(lines: Sequence[Line]) -> None:
 
 
 def build_base(lines: Sequence[Line]) -> None:
-    """Train the small base where there is one to train; a named checkpoint is taken as it is."""
+    """Train the small base where there is one to train; a named checkpoint is fetched, or taken as it is."""
+    fetch_bases(lines)
     trained = [line for line in lines if line.config.model.base is not None]
     needed = [line for line in trained if not line.base.is_complete()]
     corpora = once(
@@ -148,6 +132,7 @@ def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:
         if not line.experts:
             raise UserError("there is no expert to merge: none of the chosen tasks is a seen one (tasks)")
         models = [*line.experts.values(), line.multi_task if multi_task else None]
+        convert([line])
         train_all = train_all_command()
         if unfinished(models) == [line.multi_task]:
             train_all += "\nor leave it out: multi_task=false"

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from robustmerge.runs import Address
+from robustmerge.runs import Address, run_stage
 from robustmerge.settings import build
 
 
@@ -48,6 +48,13 @@ def work_train(item: dict) -> None:
     data = {task: Path(folder) for task, folder in item["data"].items()}
     settings = build(Expert, item["settings"], "expert")
     train_expert(Address.from_json(item["address"]), settings, Path(item["base"]), data, say)
+
+
+def work_convert(item: dict) -> None:
+    from llava_ext.conversion import convert_to_peft
+
+    original, base = Path(item["original"]), item["base"]
+    run_stage(Address.from_json(item["address"]), lambda folder: convert_to_peft(original, folder, base), say)
 
 
 def work_merge(item: dict) -> None:
@@ -100,6 +107,7 @@ WORK = {
     "corpus": work_corpus,
     "base": work_base,
     "train": work_train,
+    "convert": work_convert,
     "merge": work_merge,
     "predict": work_predict,
     "score": work_score,

@@ -20,9 +20,9 @@ from robustmerge.method_files import read_method
 from robustmerge.records import Score, write_score
 from robustmerge.runs import UserError, settings_in_identity
 from scripts.choosing import choose, describe, has_val
-from scripts.config import read_config
 from scripts.line import Line
 from scripts.program import compose
+from scripts.read_config import read_config
 from tests.law_cases import METHODS, assert_same, draw, dropping, merge
 
 GRID = (0.25, 0.5, 1.0, 2.0)

@@ -12,9 +12,9 @@ import yaml
 
 from robustmerge.runs import REPOSITORY
 from robustmerge.settings import UserError
-from scripts.config import read_config
 from scripts.inspection import read_request
 from scripts.program import CONFIGS, compose, list_groups, list_options
+from scripts.read_config import read_config
 from scripts.steps import plan
 
 PROGRAMS = sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "common")
@@ -27,6 +27,7 @@ GROUPS = {
     "logger": 2,
     "profile": 2,
     "paths": 1,
+    "expert_set": 2,
     "experiment": 2,
 }  # how many files each has
 
@@ -50,7 +51,8 @@ def test_every_program_composes_into_a_checked_configuration(program):
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])
 def test_every_option_of_every_group_becomes_its_dataclass(choice):
-    config = read_config(compose("train_all", [choice]))
+    needed = ["benchmark=mm_mergebench"] if choice == "expert_set=released" else []
+    config = read_config(compose("train_all", [choice, *needed]))
     assert len(config.methods) == (1 if choice.startswith("merge=") else 5)
 
 

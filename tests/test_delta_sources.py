@@ -20,9 +20,9 @@ from robustmerge.adapter import open_adapter
 from robustmerge.deltas import WEIGHTS
 from robustmerge.method import Out
 from robustmerge.runs import UserError
-from scripts.config import read_config
 from scripts.line import Line
 from scripts.program import compose
+from scripts.read_config import read_config
 from tests.test_outputs import copy_out
 from tests.tiny_model import TEMPLATE, draw_examples, write_base
 

@@ -12,8 +12,8 @@ from robustmerge.prompts import render
 from robustmerge.records import read_examples
 from robustmerge.runs import REPOSITORY
 from robustmerge.settings import build
-from scripts.config import read_config
 from scripts.program import compose
+from scripts.read_config import read_config
 
 PAGE = (REPOSITORY / "docs/evaluation.md").read_text()
 

@@ -16,7 +16,7 @@ import pytest
 from robustmerge.hub import find_folder, name_of
 from robustmerge.runs import REPOSITORY
 from robustmerge.settings import ConfigError, UserError
-from scripts.config import _read_experts
+from scripts.read_config import _read_experts
 
 COMMIT, OLD = "a" * 40, "b" * 40
 SAFE, BIN, CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
@@ -140,10 +140,10 @@ def test_experts_on_the_command_line_may_be_named_and_all_their_problems_are_tol
         (tmp_path / name).mkdir()
     for name in ("one", "two"):
         (tmp_path / name / CONFIG).write_text("{}")
-    read = _read_experts([f"{tmp_path}/one", f"second:{tmp_path}/two"], "trained")
+    read = _read_experts([f"{tmp_path}/one", f"second:{tmp_path}/two"])
     assert read == (("one", tmp_path / "one"), ("second", tmp_path / "two"))
     with pytest.raises(ConfigError) as refused:
-        _read_experts([f"{tmp_path}/one", f"one:{tmp_path}/two", f"{tmp_path}/bare", "b:no/such/folder"], "trained")
+        _read_experts([f"{tmp_path}/one", f"one:{tmp_path}/two", f"{tmp_path}/bare", "b:no/such/folder"])
     told = refused.value.problems
     assert told[0] == "two experts are called 'one'; name them as name:folder (experts)"
     assert told[1] == f"expert 'bare': {tmp_path}/bare has no adapter_config.json (experts)"

@@ -19,8 +19,8 @@ from llava_ext.generate import decoding
 from robustmerge.prompts import render
 from robustmerge.records import Example
 from robustmerge.runs import REPOSITORY
-from scripts.config import read_config
 from scripts.program import compose, list_options
+from scripts.read_config import read_config
 
 GOLDEN = REPOSITORY / "tests/golden/prompts.json"
 EXAMPLE = Example(

@@ -200,7 +200,7 @@ def test_who_only_evaluates_needs_no_training_file(published, tmp_path):
     collection, images = copied(published, tmp_path)
     for file in collection.rglob("train*.json"):
         file.unlink()
-    line = line_of(collection, images, tmp_path / "runs", overrides=("experiment=only_evaluate",))
+    line = line_of(collection, images, tmp_path / "runs", overrides=("expert_set=released",))
     assert all(line.data(task).path for task in line.config.tasks)
     assert not line.candidates and line.multi_task is None
 

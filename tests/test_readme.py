@@ -11,8 +11,8 @@ import yaml
 
 from robustmerge.method_files import read_method
 from robustmerge.runs import REPOSITORY
-from scripts.config import read_config
 from scripts.program import CONFIGS, compose, list_options
+from scripts.read_config import read_config
 from tests.test_ablations import ROWS
 
 README = (REPOSITORY / "README.md").read_text()
