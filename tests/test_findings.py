@@ -41,6 +41,7 @@ from scripts.findings_relation import chance_level, rank_correlation, relate
 from scripts.findings_text import spread
 from scripts.findings_words import conclude
 from scripts.program import compose
+from scripts.sources import Source
 from tests.merge_cases import QUIET, address_of, write_expert
 from tests.smoke_line import SmokeRun
 
@@ -179,6 +180,13 @@ def test_a_spread_tells_its_deviation_where_there_is_one():
 # --- from lines to the page ---------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked(Source):
+    """A source with the height of its scores."""
+
+    height: int = 0
+
+
 def stub_address(path: Path, done: bool = True):
     return SimpleNamespace(path=path, hash8=path.name, short=path.name, is_complete=lambda: done)
 
@@ -193,9 +201,9 @@ def stub_line(root: Path, seed: int, shared: bool, names: tuple[str, ...] = METH
         pairs = {m: LoraPair(start[m] if shared else p.A, (1 + i) * p.B) for m, p in pairs.items()}
         folders[task] = write_expert(root / f"{task}-{seed}-{shared}", pairs)
     tasks = [SimpleNamespace(name=task, seen=True) for task in TASKS]
-    plain = {"method": None, "variant": ""}
-    found = [SimpleNamespace(name="zero_shot", kind="zero_shot", tasks=tasks, height=10, **plain)]
-    found += [SimpleNamespace(name=f"expert/{t.name}", kind="expert", tasks=[t], height=90, **plain) for t in tasks]
+    found = [Asked("zero_shot", "zero_shot", stub_address(root / "zero_shot"), tasks, height=10)]
+    for task in tasks:
+        found.append(Asked(f"expert/{task.name}", "expert", stub_address(root / task.name), [task], height=90))
     for height, name in enumerate(names):
         method = read_method(name)
         method = replace(method, prune=replace(method.prune, density=0.5)) if method.prunings else method
@@ -203,10 +211,7 @@ def stub_line(root: Path, seed: int, shared: bool, names: tuple[str, ...] = METH
             method = replace(method, strength=0.5) if variant else method
             address = address_of(root, method, folders)
             merge(address, method, folders, **QUIET)
-            about = {"method": method, "variant": variant, "address": address, "height": 20 + 9 * height}
-            found.append(SimpleNamespace(name=f"merged/{name}", kind="merged", tasks=tasks, **about))
-    for source in found:
-        source.address = getattr(source, "address", stub_address(root / source.name.replace("/", "-")))
+            found.append(Asked(f"merged/{name}", "merged", address, tasks, method, variant, 20 + 9 * height))
 
     def score(source, task):
         path = root / f"{source.name}-{source.variant}-{task.name}.json".replace("/", "-")
