@@ -30,6 +30,20 @@ def launch_command(trainer: Trainer, script: Path, job: Path, slot: int = 0) -> 
     return [sys.executable, *several, str(script), str(job)], environment
 
 
+def answering(trainer: Trainer, device: str | None = None) -> Trainer:
+    """Where answers are made: on as many GPUs as the trainer wants and the machine has; no answer depends on them.
+
+    device: cpu or cuda, where it is to be another than the trainer's.
+    """
+    device = device or trainer.device
+    if device == "cpu":
+        return trainer if trainer.device == "cpu" else Trainer()
+    count = min(trainer.processes, len(list_gpus()))
+    if count > 1:
+        return Trainer("ddp", "cuda", count, trainer.precision)
+    return Trainer("single_gpu", "cuda", precision=trainer.precision)
+
+
 def count_side_by_side(trainer: Trainer, jobs: int) -> int:
     """How many runs share the machine: `jobs` on CPU, at most one a GPU, one under an engine that takes them all.
 

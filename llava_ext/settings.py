@@ -182,7 +182,8 @@ class Model:
     recipe: of its experts; lora: what `peft.r` and `peft.alpha` are unless set; template: a name of
     llava_ext.conversation; generation_batch: prompts answered together. products: how a CPU multiplies matrices where
     answers are made: exact, in float32 throughout; fast, where its units for bfloat16 may serve (as in training).
-    precision: of the weights where answers are made, fp32, fp16 or bf16.
+    precision: of the weights where answers are made, fp32, fp16 or bf16. parameters: how many, of a checkpoint that is
+    too large to answer on a CPU.
     """
 
     name: str
@@ -194,9 +195,10 @@ class Model:
     generation_batch: int = 64
     products: str = "exact"
     precision: str = "fp32"
+    parameters: float | None = None
 
     def __post_init__(self):
-        problems = [*_positive(self, "generation_batch"), *_problems_of_precision(self.precision)]
+        problems = [*_positive(self, "generation_batch", "parameters"), *_problems_of_precision(self.precision)]
         if self.products not in PRODUCTS:
             problems.append(f"unknown products '{self.products}'; {suggest(self.products, PRODUCTS)} (products)")
         if (self.base is None) == (self.checkpoint is None):

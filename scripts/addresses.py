@@ -127,9 +127,11 @@ class Addresses:
 
     def generation(self, task: Task, split: str = "test", protocol: str | None = None) -> Generation:
         """How a task's questions are asked, by the protocol of the configuration if none is named."""
-        model = self.config.model
-        return task.under(protocol or self.config.protocol).generation(
-            model.template, model.generation_batch, split, model.products, model.precision, self._only(split)
+        config, model = self.config, self.config.model
+        on_cpu = (config.device or config.trainer.device) == "cpu"
+        precision = "bf16" if on_cpu and model.precision == "fp16" else model.precision  # CPUs are slow at fp16
+        return task.under(protocol or config.protocol).generation(
+            model.template, model.generation_batch, split, model.products, precision, self._only(split)
         )
 
     def scoring(self, task: Task, split: str = "test", protocol: str | None = None) -> Scoring:

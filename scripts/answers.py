@@ -11,7 +11,7 @@ from eval.predict import list_shards, read_shards
 from eval.score import score as score_answers
 from eval.score import score_partial
 from eval.settings import CAPTION_NAMES, Task
-from llava_ext.launch import count_side_by_side
+from llava_ext.launch import answering, count_side_by_side, list_gpus
 from robustmerge.records import Score
 from robustmerge.runs import Address
 from robustmerge.settings import UserError
@@ -22,6 +22,11 @@ from scripts.sources import Source
 from scripts.steps import share_out
 
 Sources = Callable[[Line], Sequence[Source]]
+ON_A_CPU = 1e9  # parameters; more answer too slowly
+TAKES = (
+    "With 7 billion in fp16, batches of 16, 32 and 64 take 22, 30 and 46 GB (model.generation_batch), and an H100 "
+    "answers 18 to 27 questions a second."
+)  # results/bench_eval/gpu
 CAPTION_COST = 100.0  # of scoring a caption, beside a short answer
 
 
@@ -35,7 +40,8 @@ def predict(lines: Sequence[Line], sources: Sources, split: str = "test") -> Non
     def list_one(line: Line) -> list[tuple[Address, Any]]:
         return [(line.predictions(source, task, split), (line, source, task)) for source, task in _pairs(line, sources)]
 
-    trainer, items, costs = lines[0].config.trainer, [], []
+    config, items, costs = lines[0].config, [], []
+    trainer = answering(config.trainer, config.device)
     for address, (line, source, task) in once(lines, list_one):
         adapter = str(source.adapter) if source.adapter else None
         model = {"base": str(line.base.path), "adapter": adapter, "device": trainer.device}
@@ -126,11 +132,22 @@ def check_sources(lines: Sequence[Line]) -> None:
             )
 
 
-def check_devices(lines: Sequence[Line]) -> None:
-    """Raises UserError, before anything long, if the answers want GPUs that are not there."""
-    trainer = lines[0].config.trainer
-    if trainer.device != "cpu":
-        count_side_by_side(trainer, 1)
+def check_devices(lines: Sequence[Line], look: bool = False) -> None:
+    """Raises UserError, before anything long, if the answers want a GPU that is not there.
+
+    look: only a few are wanted, which a CPU that is asked for (device=cpu) gives in the end.
+    """
+    for config in (line.config for line in lines):
+        trainer, model = answering(config.trainer, config.device), config.model
+        few = config.device == "cpu" and (look or not config.only.is_all)
+        if (model.parameters or 0) > ON_A_CPU and not few and not (trainer.device == "cuda" and list_gpus()):
+            raise UserError(
+                f"answering with {model.name}, {model.parameters / 1e9:.1f} billion parameters, needs a GPU"
+                f"{', and this machine shows none' if not list_gpus() else ' (device=cuda)'}. {TAKES}\n"
+                "Merging needs none: scripts/merge.py. A few answers can be looked at here, slowly: device=cpu limit=8"
+            )
+        if trainer.device == "cuda":
+            count_side_by_side(trainer, 1)
 
 
 def predictions_of(line: Line) -> list[Address]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.settings import Task
+from llava_ext.launch import answering
 from robustmerge.prompts import render
 from robustmerge.records import Example
 from robustmerge.settings import ConfigError, UserError, suggest
 from scripts import answers, steps
+from scripts.fetching import fetch_bases
 from scripts.line import Line
 
 
@@ -36,8 +38,9 @@ class Request:
 def ask(point: Mapping[str, Any]) -> None:
     """Print the answer to `question`, or to every line that is typed. Raises UserError for what is not there."""
     line, request = read_request(point)
+    answers.check_devices([line], look=True)
     answers.check_sources([line])
-    answers.check_devices([line])
+    fetch_bases([line])
     if not line.base.is_complete():
         raise UserError(f"the base model {line.base.short} is missing. Make it with: {steps.train_all_command()}")
     task = _task_of(line, request)
@@ -45,9 +48,10 @@ def ask(point: Mapping[str, Any]) -> None:
 
     from scripts.work import load_base
 
-    model, device = line.config.model, line.config.trainer.device
+    model = line.config.model
+    device = answering(line.config.trainer, line.config.device).device
     fast = model.products == "fast"
-    generate = load_base(str(line.base.path), model.template, fast, device, model.precision)
+    generate = load_base(str(line.base.path), model.template, fast, device, line.generation(task).precision)
     generate.use(source.adapter)
     picture = str(Path(request.image).expanduser().resolve()) if request.image else None
     for question in [request.question] if request.question is not None else _typed(source.label):

@@ -20,7 +20,8 @@ def fetch(address: Address, files: Sequence[str]) -> None:
     """Have what an address of the Hub names on this machine; of any other nothing is to be done."""
     if address.identity.get("stage") != HUB:
         return
-    from robustmerge.hub import Pinned, fetch_pinned, is_fetched
+    from robustmerge.downloads import fetch_pinned, is_fetched
+    from robustmerge.pins import Pinned
 
     found = Pinned(address.identity["repository"], address.identity["revision"])
     if not is_fetched(found, files):

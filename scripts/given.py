@@ -18,7 +18,7 @@ def address_given(text: str, root: Path, pins: Path) -> Address:
     folder = Path(text).expanduser()
     if folder.exists():
         return foreign(folder, root)
-    from robustmerge.hub import pin, snapshot_folder
+    from robustmerge.pins import pin, snapshot_folder  # needs the Hub's library
 
     found = pin(text, pins)
     identity = {"stage": HUB, "repository": found.repository, "revision": found.revision}

@@ -15,6 +15,8 @@ def walk(points: list[dict]) -> None:
     started = time.monotonic()
     lines = steps.plan(points)
     steps.check_experts(lines)
+    steps.merge(lines)
+    answers.check_devices(lines)
     steps.prepare(lines)
     steps.build_base(lines)
     steps.merge(lines, choose=True)

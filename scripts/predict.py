@@ -12,8 +12,8 @@ def walk(points: list[dict]) -> None:
     from scripts import answers, steps, summary
 
     lines = steps.plan(points)
-    answers.check_sources(lines)
     answers.check_devices(lines)
+    answers.check_sources(lines)
     steps.prepare(lines)
     steps.build_base(lines)
     answers.predict(lines, answers.chosen_source)
