@@ -13,7 +13,7 @@ from matplotlib import image as pictures
 from eval.results import CHOSEN, Context, SourceRow
 from eval.settings import Task
 from eval.tables import MISSING
-from eval.tasks import first_by_hash
+from eval.tasks import first_by_hash, show_answer, show_expected
 from robustmerge.prompts import show_choices
 from robustmerge.records import Example, Prediction, read_examples, read_predictions
 
@@ -80,7 +80,8 @@ def _show(
     for row in rows:
         prediction = answers[row.key].get(example.question_id)
         value = row.first.scores[task.name].values.get(example.question_id)
-        lines.append((row.label if row.block else row.title, _say(prediction), value))
+        said = MISSING if prediction is None else show_answer(prediction)
+        lines.append((row.label if row.block else row.title, said, value))
     picture = _thumbnail(folder, example.image)
     return Shown(example.question_id, *words_of(example), picture, tuple(lines))
 
@@ -90,15 +91,7 @@ def words_of(example: Example) -> tuple[str, str]:
     asked = example.text
     if example.choices:
         asked += f" [{'; '.join(show_choices(example.choices).splitlines())}]"
-    return asked, " / ".join(dict.fromkeys(example.accepted))
-
-
-def _say(prediction: Prediction | None) -> str:
-    if prediction is None:
-        return MISSING
-    if prediction.error is not None:
-        return f"(failed: {prediction.error})"
-    return prediction.text.strip() or "(empty)"
+    return asked, show_expected(example)
 
 
 def read_picture(folder: Path, name: str | None) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eval.settings import ALL, Selection
 from robustmerge.prompts import render
-from robustmerge.records import Example, read_examples
+from robustmerge.records import Example, Prediction, read_examples
 from robustmerge.settings import UserError
 
 
@@ -42,3 +42,15 @@ def read_prompts(questions: Path, prompt: str, only: Selection = ALL) -> list[Ex
         return [dataclasses.replace(example, text=render(prompt, example)) for example in examples]
     except UserError as error:
         raise UserError(f"{questions}: {error}") from error
+
+
+def show_expected(example: Example) -> str:
+    """All that counts as right, each once."""
+    return " / ".join(dict.fromkeys(example.accepted))
+
+
+def show_answer(prediction: Prediction) -> str:
+    """What was said, or why nothing is there."""
+    if prediction.error is not None:
+        return f"(failed: {prediction.error})"
+    return prediction.text.strip() or "(empty)"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.tasks import read_questions
+from eval.tasks import read_questions, show_answer, show_expected
 from robustmerge.method import Method, OutsideMethod
 from robustmerge.records import Score, read_predictions, read_score
 from robustmerge.runs import REPOSITORY, Address, read_manifest
@@ -44,10 +44,8 @@ def tell_answers(lines: Sequence[Line]) -> None:
             print(f"\n{source.label} on {task.name}:")
             for example in examples[:SHOWN]:
                 asked = " ".join(example.text.split())
-                one = given[example.question_id]
-                answer = f"(failed: {one.error})" if one.error else one.text or "(empty)"
-                wanted = " / ".join(dict.fromkeys(example.accepted))
-                print(f"  {example.question_id}: {asked}\n    {answer}   (expected: {wanted})")
+                answer, expected = show_answer(given[example.question_id]), show_expected(example)
+                print(f"  {example.question_id}: {asked}\n    {answer}   (expected: {expected})")
             if len(examples) > SHOWN:
                 print(f"  ... and {len(examples) - SHOWN} more")
 
