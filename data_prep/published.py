@@ -1,8 +1,7 @@
 """Where a published question file lies: the Hub's folders and those of the published scripts hold the same files.
 
 `ScienceQA/test.json` is `Seen_data/ScienceQA/test.json` on the Hub, perhaps below `instructions`, and
-`instructions/ScienceQA/test.json` for the scripts; some tasks are called differently in the two. No import beyond the
-standard library.
+`instructions/ScienceQA/test.json` for the scripts; some tasks are called differently in the two.
 """
 
 from __future__ import annotations
