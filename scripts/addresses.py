@@ -9,12 +9,13 @@ of a sweep) share whatever has the same address.
 from __future__ import annotations
 
 import re
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from data_prep.own import list_pictures
 from data_prep.settings import GENERATOR
+from eval.caption_tokens import has_java
 from eval.settings import CAPTION_NAMES, PROTOCOLS, Generation, Scoring, Selection, Task
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
 from robustmerge.runs import Address, address_file, address_folder, foreign
@@ -172,11 +173,8 @@ class Addresses:
         return self.data(task).path / f"{split}.jsonl"
 
 
-@lru_cache(maxsize=1)
 def caption_tokenizer() -> str:
     """`ptb`, the tokenizer of published caption scores, where there is Java to run it; otherwise `builtin`."""
-    from eval.caption_tokens import has_java
-
     return "ptb" if has_java() else "builtin"
 
 

@@ -27,6 +27,7 @@ TAKES = (
     "With 7 billion in fp16, batches of 16, 32 and 64 take 22, 30 and 46 GB (model.generation_batch), and an H100 "
     "answers 18 to 27 questions a second."
 )  # results/bench_eval/gpu
+TOKENS_OF_A_PROMPT = 8.0  # what reading a prompt costs, in tokens of an answer
 CAPTION_COST = 100.0  # of scoring a caption, beside a short answer
 
 
@@ -47,7 +48,7 @@ def predict(lines: Sequence[Line], sources: Sources, split: str = "test") -> Non
         model = {"base": str(line.base.path), "adapter": adapter, "device": trainer.device}
         settings, questions = line.generation(task, split), str(line.questions(task, split))
         items.append(item_of("predict", address, settings, questions=questions, **model))
-        costs.append(_count(line, task, split) * (settings.max_new_tokens + 8.0))
+        costs.append(_count(line, task, split) * (settings.max_new_tokens + TOKENS_OF_A_PROMPT))
     share_out(lines, "predict" if split == "test" else f"predict {split}", items, costs, trainer)
 
 

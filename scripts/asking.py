@@ -37,7 +37,7 @@ class Request:
 
 def ask(point: Mapping[str, Any]) -> None:
     """Print the answer to `question`, or to every line that is typed. Raises UserError for what is not there."""
-    line, request = read_request(point)
+    line, request = steps.plan_with(Request, point)
     answers.check_devices([line], look=True)
     answers.check_sources([line])
     fetch_bases([line])
@@ -59,11 +59,6 @@ def ask(point: Mapping[str, Any]) -> None:
         example = dataclasses.replace(example, text=render(task.prompt, example))
         (answer,) = generate([example], Path("/"), task.max_new_tokens, task.image)
         print(answer or "(empty)", flush=True)
-
-
-def read_request(point: Mapping[str, Any]) -> tuple[Line, Request]:
-    """The line and what is asked. Raises ConfigError with the problems of both."""
-    return steps.plan_with(Request, point)
 
 
 def _task_of(line: Line, request: Request) -> Task:

@@ -17,11 +17,12 @@ from typing import Any
 
 from robustmerge.runs import REPOSITORY, read_manifest
 from robustmerge.settings import UserError
+from scripts.answers import TOKENS_OF_A_PROMPT
 from scripts.bench_measure import ONE_THREAD
+from scripts.items import cut_evenly
 
 Wave = Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]
 CHILD = "scripts.bench_answers"
-TOKENS_OF_A_PROMPT = 8.0  # what reading a prompt costs, in tokens of an answer
 
 
 @dataclass(frozen=True)
@@ -157,14 +158,9 @@ def run_wave(pieces: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cut(items: Sequence[dict[str, Any]], pieces: int) -> list[list[dict[str, Any]]]:
-    """Consecutive pieces of about equal cost, as the line makes them: sources change rarely."""
+    """Consecutive pieces as the line makes them: sources change rarely."""
     costs = [item["settings"]["max_new_tokens"] + TOKENS_OF_A_PROMPT for item in items]
-    found: list[list[dict[str, Any]]] = [[] for _ in range(pieces)]
-    before = 0.0
-    for item, cost in zip(items, costs, strict=True):
-        found[min(int(pieces * (before + cost / 2) / sum(costs)), pieces - 1)].append(item)
-        before += cost
-    return [piece for piece in found if piece]
+    return [[item for item, _ in piece] for piece in cut_evenly(items, costs, pieces)]
 
 
 def measure(row: Row, run: Run, plan: Plan, work: Path, wave: Wave = run_wave) -> dict[str, float]:

@@ -14,7 +14,7 @@ from robustmerge.runs import Address
 from robustmerge.settings import ConfigError, UserError, build
 from scripts.commands import command
 from scripts.fetching import convert, fetch_bases
-from scripts.items import item_of, logs_of, once
+from scripts.items import cut_evenly, item_of, logs_of, once
 from scripts.jobs import Job, run_jobs
 from scripts.line import Line, require, unfinished
 from scripts.read_config import read_config
@@ -176,18 +176,9 @@ def share_out(
     side_by_side = 1 if together else min(lines[0].config.jobs, len(items))
     if together or trainer.device != "cpu":
         side_by_side = min(count_side_by_side(trainer, side_by_side), side_by_side)
-    pieces: list[list[dict]] = [[] for _ in range(side_by_side)]
-    shares = [0.0] * side_by_side
-    before, total = 0.0, sum(costs)
-    for item, cost in zip(items, costs, strict=True):
-        piece = min(int(side_by_side * (before + cost / 2) / total), side_by_side - 1)
-        pieces[piece].append(item)
-        shares[piece] += cost
-        before += cost
     launch = partial(launch_command, trainer)
     jobs = [
-        Job(f"{title} {number}", piece, share, launch)
-        for number, (piece, share) in enumerate(zip(pieces, shares, strict=True), start=1)
-        if piece
+        Job(f"{title} {number}", [item for item, _ in piece], sum(cost for _, cost in piece), launch)
+        for number, piece in enumerate(cut_evenly(items, costs, side_by_side), start=1)
     ]
     run_jobs(title, jobs, side_by_side, logs_of(lines))
