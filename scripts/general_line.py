@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from eval.formats import format_text
-from eval.general import GeneralRow, GeneralRun, show_changes
+from eval.general import GeneralRow, GeneralRun
 from eval.general_tables import general_notes, general_table, published_general
 from eval.results import PUBLISHED
 from robustmerge.method_files import list_methods, read_method
-from robustmerge.records import Score, read_score
-from robustmerge.runs import Address, address_folder, foreign, read_manifest, run_stage
+from robustmerge.records import read_score
+from robustmerge.runs import Address, address_folder, foreign, run_stage
 from robustmerge.settings import IMAGE_MODES, ConfigError, UserError, build, choose, refuse
 from scripts import answers, steps
 from scripts.commands import command
+from scripts.general_results import KIND
 from scripts.general_run import find_environment, run_task
 from scripts.line import Line, require
 from scripts.sources import TITLES, Source
 from scripts.summary import shown
 
-KIND, SCHEMA = "general", 1
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -175,48 +176,6 @@ def export(one: GeneralLine) -> None:
 
     print(f"exporting {one.source.label} as a whole model: {shown(one.checkpoint.path)}", flush=True)
     run_stage(one.checkpoint, work)
-
-
-def find_scores(root: Path, source: Source, usual: GeneralRun) -> dict[str, Score]:
-    """All finished general scores of a source over all questions, by title: the task, and how it was asked otherwise.
-
-    usual: how tasks are asked by this configuration.
-    """
-    found = {}
-    for manifest in sorted((root / KIND / source.folder).glob("*/manifest.json")):
-        identity = read_manifest(manifest)["identity"]
-        if identity["stage"] == KIND:
-            run = build(GeneralRun, identity["settings"], str(manifest))
-            score = read_score(manifest.parent / "score.json")
-            if not score.n_asked:
-                found[run.task + show_changes(run, usual)] = score
-    return found
-
-
-def general_rows(line: Line, titles: Mapping[str, Source]) -> list[GeneralRow]:
-    """The rows of a report's table: title -> source, of those that have a finished general score."""
-    found = [
-        GeneralRow(title, source.kind, find_scores(line.root, source, usual_run(line)), paper_name(source))
-        for title, source in titles.items()
-    ]
-    return [row for row in found if row.scores]
-
-
-def usual_run(line: Line) -> GeneralRun:
-    """How this configuration asks a general task."""
-    return GeneralRun("any", line.config.model.template, precision=line.config.model.precision)
-
-
-def general_addresses(line: Line) -> list[str]:
-    """The finished general results of this line's sources, by their short addresses."""
-    places = [line.root / KIND / source.folder for source in line.sources]
-    return [m.parent.relative_to(line.root).as_posix() for place in places for m in place.glob("*/manifest.json")]
-
-
-def paper_name(source: Source) -> str:
-    """What the paper's table 3 calls a source; "" for one that it cannot have."""
-    has_one = source.kind in ("zero_shot", "multi_task", "merged") and not source.variant
-    return source.name.removeprefix("merged/") if has_one else ""
 
 
 def tell(planned: Sequence[GeneralLine]) -> None:

@@ -10,7 +10,7 @@ from eval.general import GeneralRow
 from eval.results import Context, Regime
 from robustmerge.runs import commit, read_manifest
 from scripts.commands import command
-from scripts.general_line import general_rows
+from scripts.general_results import general_rows
 from scripts.line import Line
 from scripts.sources import Source
 

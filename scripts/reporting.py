@@ -18,7 +18,7 @@ from robustmerge.method_files import list_methods, read_method
 from robustmerge.records import read_score
 from robustmerge.runs import Address, settings_in_identity, write_atomically
 from scripts.commands import read_overrides
-from scripts.general_line import general_addresses
+from scripts.general_results import general_addresses
 from scripts.line import Line
 from scripts.read_config import differences
 from scripts.report_context import make_context

@@ -14,7 +14,8 @@ from llava_ext import backend
 from robustmerge.runs import UserError, foreign
 from robustmerge.settings import PRECISIONS, ConfigError
 from scripts import general_run
-from scripts.general_line import ask_general, find_scores
+from scripts.general_line import ask_general
+from scripts.general_results import find_scores
 from scripts.general_run import DTYPES, LOCK, find_environment, lmms_arguments
 from scripts.program import compose
 from scripts.sources import source_of_folder
@@ -119,9 +120,11 @@ def test_a_source_is_exported_asked_and_shown_once(ground, ask, tmp_path):
     assert ask() in printed  # nothing is asked again
     with pytest.raises(UserError, match="no virtual environment"):
         ask("image=crop")
-    source, root = source_of_folder(foreign(ground[1]), ()), tmp_path / "runs" / "mini-tiny"
-    assert list(find_scores(root, source, GeneralRun("any", TEMPLATE))) == ["pope_local"]
-    assert list(find_scores(root, source, GeneralRun("any", TEMPLATE, "crop"))) == ["pope_local (image=pad)"]
+    root, (base, source) = tmp_path / "runs" / "mini-tiny", map(foreign, ground)
+    asked = source_of_folder(source, ())
+    assert list(find_scores(root, asked, base, GeneralRun("any", TEMPLATE))) == ["pope_local"]
+    assert list(find_scores(root, asked, base, GeneralRun("any", TEMPLATE, "crop"))) == ["pope_local (image=pad)"]
+    assert find_scores(root, asked, source, GeneralRun("any", TEMPLATE)) == {}, "of another base"
 
 
 def test_a_look_is_not_a_result_and_a_checkpoint_may_stay(ground, ask, tmp_path):
@@ -129,7 +132,8 @@ def test_a_look_is_not_a_result_and_a_checkpoint_may_stay(ground, ask, tmp_path)
     assert "12 of 80 questions: a look" in ask("limit=12", "keep_checkpoint=true")
     root = tmp_path / "runs" / "mini-tiny"
     assert list(root.glob("general/adapter/*/checkpoint-*/model.safetensors"))
-    assert find_scores(root, source_of_folder(foreign(ground[1]), ()), GeneralRun("any", TEMPLATE)) == {}
+    base, source = map(foreign, ground)
+    assert find_scores(root, source_of_folder(source, ()), base, GeneralRun("any", TEMPLATE)) == {}
 
 
 @pytest.mark.parametrize(
