@@ -190,7 +190,7 @@ def make_line(seed: int, start: str) -> SimpleNamespace:
     )
     words = (f"seed={seed}", f"peft.shared_a_init={start}", "profile=smoke")
     return SimpleNamespace(
-        config=SimpleNamespace(overrides=words, seed=seed, experts=None, methods=(method,), report=None),
+        config=SimpleNamespace(overrides=words, seed=seed, trains=True, methods=(method,), report=None),
         sources=sources,
         choices={"ties": Choice(1.0, seed / 10, False, {1.0: 9.0})},
         score=lambda source, task: SimpleNamespace(fingerprint=f"{source.address.short}/{task.name}", path="rec"),
