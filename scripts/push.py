@@ -1,0 +1,19 @@
+"""Upload an adapter with its card: `python scripts/push.py source=merged/robustmerge repo=user/name`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.program import run  # noqa: E402
+
+
+def walk(points: list[dict]) -> None:
+    from scripts import pushing
+
+    for point in points:
+        pushing.push(point)
+
+
+if __name__ == "__main__":
+    run("push", walk)
