@@ -17,6 +17,7 @@ from robustmerge.records import Example, Prediction, Score, read_examples, read_
 from robustmerge.runs import Address, UserError, run_stage
 
 SHOWN = 5
+Judged = tuple[list[str], dict[str, Any]]  # of every question failed, empty, unparsed or scored; fields of the Score
 
 
 def score(
@@ -68,26 +69,25 @@ def score_predictions(settings: Scoring, examples: Sequence[Example], prediction
     """
     aligned = align(examples, predictions)
     if settings.metric in CAPTION_NAMES:
-        judged = _judge_captions(settings, examples, aligned)
+        states, judged = _judge_captions(settings, examples, aligned)
     elif settings.metric in OFFICIAL_NAMES:
-        judged = _judge_officially(settings, examples, aligned)
+        states, judged = _judge_officially(settings, examples, aligned)
     else:
-        judged = _judge(settings, examples, aligned)
-    counts = Counter(judged.pop("states"))
+        states, judged = _judge(settings, examples, aligned)
+    counts = Counter(states)
     return Score(
         task=settings.task,
-        metric=judged.pop("metric", settings.metric),
         n_expected=len(examples),
         n_scored=counts["scored"],
         n_empty=counts["empty"],
         n_unparsed=counts["unparsed"],
         n_failed=counts["failed"],
         clusters=_shared_pictures(examples),
-        **judged,
+        **{"metric": settings.metric, **judged},
     )
 
 
-def _judge(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Any]:
+def _judge(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Judged:
     """By the task's parser and metric: the value of a question is 0 where there is no answer to compare."""
     references = _read_references(settings, examples)
     parse, metric = PARSERS[settings.parse], METRICS[settings.metric]
@@ -101,12 +101,10 @@ def _judge(settings: Scoring, examples: Sequence[Example], predictions: Sequence
     if settings.metric == "iou_at_half":
         pairs = [(a if state == "scored" else None, r) for a, r, state in zip(answers, references, states, strict=True)]
         parts["mean_iou"] = 100 * mean_iou(pairs)
-    return _by_question(examples, states, values, parts)
+    return states, _by_question(examples, values, parts)
 
 
-def _judge_officially(
-    settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> dict[str, Any]:
+def _judge_officially(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Judged:
     """By the rule of the published script, its faults included. It knows no failed answer, which stays worth 0."""
     rule = OFFICIAL[settings.metric]
     states = [_state_of(one, one.text) for one in predictions]
@@ -114,30 +112,28 @@ def _judge_officially(
         rule(one.text, example) if state != "failed" else 0.0
         for example, one, state in zip(examples, predictions, states, strict=True)
     ]
-    return _by_question(examples, states, values, {})
+    return states, _by_question(examples, values, {})
 
 
 def _by_question(
-    examples: Sequence[Example], states: Sequence[str], values: Sequence[float], parts: dict[str, float | None]
+    examples: Sequence[Example], values: Sequence[float], parts: dict[str, float | None]
 ) -> dict[str, Any]:
     """The mean over questions. Where only some have a picture, that over these is a part of it."""
     seen = [value for example, value in zip(examples, values, strict=True) if example.image is not None]
     if 0 < len(seen) < len(values):
         parts["with_picture"] = 100 * sum(seen) / len(seen)
     by_id = dict(zip((example.question_id for example in examples), values, strict=True))
-    return {"states": states, "value": 100 * sum(values) / len(values), "values": by_id, "parts": parts}
+    return {"value": 100 * sum(values) / len(values), "values": by_id, "parts": parts}
 
 
-def _judge_captions(
-    settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> dict[str, Any]:
+def _judge_captions(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Judged:
     from eval.captions import CAPTIONS  # loads the caption scorers, which no other task needs
 
     texts = [prediction.text for prediction in predictions]
     found = CAPTIONS[settings.metric](texts, [example.accepted for example in examples], settings.tokenizer)
     ids = [example.question_id for example in examples]
-    return {
-        "states": [_state_of(prediction, prediction.text) for prediction in predictions],
+    states = [_state_of(prediction, prediction.text) for prediction in predictions]
+    return states, {
         "metric": found.metric,
         "value": found.value,
         "values": dict(zip(ids, found.values, strict=True)),
