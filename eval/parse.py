@@ -22,7 +22,8 @@ _AMOUNT = re.compile(rf"(?<![\w.])(?:-?(?:\d+ )?\d+/\d+|{_REAL})")  # 3 1/2, 1/2
 _BRACKETS = re.compile(r"[\[(<{]([^\[\](){}<>]*)[\])>}]")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _ANSWER_IS = re.compile(  # "the answer is a dog" names no letter, "the answer is b because" does
-    r"\banswer(?: is)?:? ?(?:option |choice |letter )?[(\[]?([A-Z])(?=[)\].,:;]|$|(?<=[B-HJ-Z]) )",
+    r"\banswer(?: is)?:? ?(?:option |choice |letter )?[(\[]?([A-Z])"
+    r"(?=[)\].:;]|,(?! ?(?-i:[A-HJ-Z])(?!\w))|$|(?<=[B-HJ-Z]) )",  # not of "the answer is A, B"
     re.IGNORECASE,
 )
 _EMPHASIS = re.compile(r"[*`\"“”]+|(?<!\w)_+|_+(?!\w)")
@@ -34,7 +35,10 @@ _LETTER_SENTENCE = re.compile(  # the whole text: "it is option B", "option (b).
     re.IGNORECASE,
 )
 _OTHER_LETTER = r"(?-i:.*(?<![\w'’])(?:[A-HJ-Zb-hj-z](?![\w'’])|a\W*$))"  # of "A, B"; not of "A, I see a dog"
-_LETTER_FIRST = re.compile(rf"(?:option |choice )?[(\[]?([A-Z])(?:[)\].:]|,(?!{_OTHER_LETTER}))(?:\s|$)", re.IGNORECASE)
+_LETTER_FIRST = re.compile(  # not of a list of letters, "A. B. C."
+    rf"(?:option |choice )?[(\[]?([A-Z])(?:[)\].:]|,(?!{_OTHER_LETTER}))(?:$|\s(?![(\[]?(?!\1)[A-Z][)\].:](?:\s|$)))",
+    re.IGNORECASE,
+)
 _LETTER_WITHIN = re.compile(r"[(\[]([A-Z])[)\]]")
 _MINUS = str.maketrans(dict.fromkeys("\u2012\u2013\u2212\ufe63\uff0d", "-"))
 _NEGATIVE = re.compile(r"(?:(?:^|(?<=[=:(])) ?- ?|\b(?:minus|negative) |(?<!\w)-(?=[$€£]))[$€£]? ?(?=[\d.])")
@@ -47,6 +51,7 @@ _LARGER = (
 )
 _CUT_BEFORE = re.compile(rf"(?:\d ?[,:/^]-?|\d |\d point |√ ?|(?<![a-z]){_LARGER}[ -](?:and )?)$")
 _CUT_AFTER = re.compile(rf"\.\d|e[+-]?\d|[/^]|[⁰-⁹²³]|.*(?<![a-z]){_LARGER}")
+_LONGEST = 300  # characters of a number: what goes round and round in digits is none
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _STATED = re.compile(r".*\banswer(?: is:?|:) (.+?)(?:[.!;] .*|$)", re.IGNORECASE)  # the last one, to its sentence's end
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
@@ -64,22 +69,31 @@ def parse_letter(text: str, choices: Sequence[str] = ()) -> str | None:
 
     Tried in this order: a letter alone (`b`, `(B)`, `**B**`); a sentence that only names one (`it is option B`,
     `B is correct`); `... the answer is B ...`; the text of exactly one choice; a letter first (`B. blue`, `B, blue`)
-    or in brackets, if that is one letter only. A letter beyond the choices is no answer. The article of `A dog` is
-    not taken for the option A.
+    or in brackets, if that is one letter only. A letter beyond the choices is no answer, nor are several letters, nor
+    the list of the options. The article of `A dog` is not taken for the option A.
     """
     written = " ".join(text.split())
     text = _EMPHASIS.sub("", written).strip()
     allowed = string.ascii_uppercase[: len(choices)] if choices else string.ascii_uppercase
-    found = _LETTER_ALONE.fullmatch(text) or _LETTER_SENTENCE.fullmatch(text) or _ANSWER_IS.search(text)
-    if found:
-        return found[1].upper() if found[1].upper() in allowed else None
+    whole = _LETTER_ALONE.fullmatch(text) or _LETTER_SENTENCE.fullmatch(text)
+    said = {letter.upper() for letter in ([whole[1]] if whole else _ANSWER_IS.findall(text))}
+    if said:
+        return said.pop() if len(said) == 1 and said <= set(allowed) else None
     plain = written.rstrip(".").casefold()
     same = [letter for letter, choice in zip(allowed, choices, strict=False) if choice.strip().casefold() == plain]
     if len(same) == 1:
         return same[0]
     first = _LETTER_FIRST.match(text)
     marked = {*_LETTER_WITHIN.findall(text), *([first[1].upper()] if first else [])}
-    return marked.pop() if len(marked) == 1 and marked <= set(allowed) else None
+    is_one = len(marked) == 1 and marked <= set(allowed) and _count_repeated(plain, choices) < 2
+    return marked.pop() if is_one else None
+
+
+def _count_repeated(text: str, choices: Sequence[str]) -> int:
+    """How many options a text, in lower case, holds as a question lists them: `a. red b. blue` two."""
+    options = zip(string.ascii_lowercase, choices, strict=False)
+    marked = (rf"\b{letter}[)\].:,] {re.escape(choice.strip().casefold())}(?!\w)" for letter, choice in options)
+    return sum(re.search(option, text) is not None for option in marked)
 
 
 def parse_number(text: str, choices: Sequence[str] = ()) -> str | None:
@@ -93,7 +107,9 @@ def parse_number(text: str, choices: Sequence[str] = ()) -> str | None:
     text = re.sub(r"[a-z]+", lambda match: NUMBER_WORDS.get(match[0], match[0]), text)
     text = _NEGATIVE.sub(" -", re.sub(r"(?<=\d) ?/ ?(?=\d)", "/", text.strip()))
     *_, last = (None, *_AMOUNT.finditer(text))
-    if last is None or _CUT_BEFORE.search(text[: last.start()]) or _CUT_AFTER.match(text, last.end()):
+    if last is None or len(last[0]) > _LONGEST:
+        return None
+    if _CUT_BEFORE.search(text[: last.start()]) or _CUT_AFTER.match(text, last.end()):
         return None
     try:
         size = sum(Fraction(part) for part in last[0].removeprefix("-").split())
