@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from eval.footnotes import tell_notes
 from eval.formats import Show, escape_markdown
-from eval.further_tables import BUILTIN, has_scores, other_protocol, scores_of, under_other
+from eval.further_tables import BUILTIN, has_scores, scores_of, under_other
 from eval.general_tables import general_notes
 from eval.results import Context, SourceRow, seeds_of
-from eval.settings import Official
+from eval.settings import Official, other_protocol
 from eval.tables import Table
 
 PROBLEMS = ("empty", "unparsed", "failed")
@@ -22,7 +22,7 @@ MEANING = {  # of the protocols
 
 def tell_other(rows: Sequence[SourceRow], context: Context, tables: Mapping[str, Table], show: Show) -> str:
     """The section on the scores under the other protocol."""
-    others, other = under_other(rows), other_protocol(context)
+    others, other = under_other(rows), other_protocol(context.protocol)
     if not has_scores(others):
         return ""
     lacking = [t.title for t in context.tasks if not any(scores_of(row, t) for row in others)]

@@ -8,18 +8,13 @@ from statistics import fmean
 
 from eval.results import Context, SourceRow
 from eval.seeds import Measured
-from eval.settings import PROTOCOLS, Task
+from eval.settings import Task, other_protocol
 from eval.tables import Cell, Column, Row, Table, main_table, make_row
 from robustmerge.records import Score
 
 COUNTED = ("expected", "scored", "empty", "unparsed", "failed")
 PART_TITLES = {"meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "mean_iou": "Mean IoU"}
 BUILTIN = "_builtin"  # ends the name of a caption score whose words our own tokenizer split
-
-
-def other_protocol(context: Context) -> str:
-    """The protocol that the report is not about."""
-    return next(name for name in PROTOCOLS if name != context.protocol)
 
 
 def under_other(rows: Sequence[SourceRow]) -> list[SourceRow]:
@@ -37,7 +32,7 @@ def further_tables(rows: Sequence[SourceRow], context: Context) -> dict[str, Tab
     others = under_other(rows)
     made = [counts_table(rows, context), parts_table(rows, context, "parts", context.protocol)]
     if has_scores(others):
-        other = other_protocol(context)
+        other = other_protocol(context.protocol)
         measured = Measured(others, [task.name for task in context.tasks], context.bootstrap)
         made.append(main_table(others, context, measured, "other_protocol", other))
         made.append(parts_table(others, context, "other_parts", other))
@@ -59,7 +54,7 @@ def counts_table(rows: Sequence[SourceRow], context: Context) -> Table:
     filled = []
     for row, also in zip(rows, under_other(rows), strict=True):
         filled += _count(row, context.protocol, context)
-        filled += _count(also, other_protocol(context), context)
+        filled += _count(also, other_protocol(context.protocol), context)
     title = "How the answers counted: numbers of questions, over all seeds"
     return Table("counts", title, tuple(heads), tuple(filled), bars=False)
 

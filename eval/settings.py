@@ -24,6 +24,11 @@ ASKED_SPLITS = ("test", "val")
 _IN_BRACES = re.compile(r"\{(\w+)\}")
 
 
+def other_protocol(protocol: str) -> str:
+    """The one of the two that this is not."""
+    return next(name for name in PROTOCOLS if name != protocol)
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which questions of a file: all, the `limit` with the smallest sha256 of their id, or those with these ids."""

@@ -16,7 +16,7 @@ from typing import Any
 from data_prep.own import list_pictures
 from data_prep.settings import GENERATOR
 from eval.caption_tokens import has_java
-from eval.settings import CAPTION_NAMES, PROTOCOLS, Generation, Scoring, Selection, Task
+from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task, other_protocol
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
 from robustmerge.runs import Address, address_file, address_folder, foreign
 from scripts.config import Config
@@ -157,13 +157,8 @@ class Addresses:
         """
         if not self.config.other_protocol:
             return None
-        other = self.other_name
+        other = other_protocol(self.config.protocol)
         return self.score(source, task, "test", other) if self._is_answered(source, task, other) else None
-
-    @property
-    def other_name(self) -> str:
-        """The protocol that the configuration does not name."""
-        return next(name for name in PROTOCOLS if name != self.config.protocol)
 
     def _is_answered(self, source: Source, task: Task, protocol: str) -> bool:
         return self.predictions(source, task, "test", protocol).is_complete()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from eval.predict import list_shards, read_shards
 from eval.score import score as score_answers
 from eval.score import score_partial
-from eval.settings import CAPTION_NAMES, Task
+from eval.settings import CAPTION_NAMES, Task, other_protocol
 from llava_ext.launch import answering, count_side_by_side, list_gpus
 from robustmerge.records import Score
 from robustmerge.runs import Address
@@ -86,14 +86,14 @@ def score_otherwise(lines: Sequence[Line], sources: Sources) -> None:
         found = [(line.other_score(source, task), (line, source, task)) for source, task in _pairs(line, sources)]
         return [(address, value) for address, value in found if address is not None]
 
-    items, costs = [], []
+    other, items, costs = other_protocol(lines[0].config.protocol), [], []
     for address, (line, source, task) in once(lines, list_one):
-        settings = line.scoring(task, "test", line.other_name)
-        predictions = line.predictions(source, task, "test", line.other_name)
+        settings = line.scoring(task, "test", other)
+        predictions = line.predictions(source, task, "test", other)
         files = {"questions": str(line.questions(task)), "predictions": str(predictions.path)}
         items.append(item_of("score", address, settings, **files))
         costs.append(_count(line, task, "test") * (CAPTION_COST if settings.metric in CAPTION_NAMES else 1.0))
-    share_out(lines, f"score, {lines[0].other_name}", items, costs)
+    share_out(lines, f"score, {other}", items, costs)
 
 
 def score_partly(lines: Sequence[Line]) -> list[tuple[str, str, Score | None]]:
