@@ -252,7 +252,10 @@ def read_predictions(path: Path) -> list[Prediction]:
     predictions = []
     for number, line in enumerate(lines, start=1):
         try:
-            predictions.append(Prediction(**json.loads(line)))
+            found = Prediction(**json.loads(line))
+            for name in ("question_id", "text"):
+                _require(isinstance(getattr(found, name), str), f"field '{name}'", "text", getattr(found, name))
+            predictions.append(found)
         except (json.JSONDecodeError, TypeError) as error:
             raise UserError(f"{path}, line {number}: not a prediction: {error}") from error
     return predictions

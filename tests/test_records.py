@@ -119,6 +119,22 @@ def test_a_line_that_a_kill_has_cut_is_dropped(tmp_path, cut):
     assert read_predictions(path) == [Prediction("1", "é")]
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"question_id": 1, "text": "a"}', "field 'question_id' must be text, got 1"),
+        ('{"question_id": "1", "text": null}', "field 'text' must be text, got null"),
+        ('{"question_id": "1", "text": ["a"]}', "field 'text' must be text"),
+        ('{"question_id": "1"}', "text"),
+        ('["1", "a"]', ""),
+    ],
+)
+def test_what_is_no_prediction_is_refused_with_its_line(tmp_path, line, said):
+    (tmp_path / "answers.jsonl").write_text(f'{{"question_id": "0", "text": "a"}}\n{line}\n')
+    with pytest.raises(UserError, match=f"line 2: not a prediction.*{said}"):
+        read_predictions(tmp_path / "answers.jsonl")
+
+
 def test_a_broken_line_in_the_middle_is_refused(tmp_path):
     (tmp_path / "answers.jsonl").write_text(
         '{"question_id": "1", "text": "a"}\n{"quest\n{"question_id": "2", "text": "b"}\n'
