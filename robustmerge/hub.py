@@ -5,13 +5,15 @@ Importing this loads neither torch nor the Hub's library, which only a repositor
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from robustmerge.downloads import fetch_pinned, is_fetched
+from robustmerge.pins import REPOSITORY, Pinned, pin, snapshot_folder
 from robustmerge.settings import UserError
 
-_REPOSITORY = re.compile(r"(?P<repository>\w[\w.-]*/(?P<name>[\w.-]+))(?:@(?P<revision>[\w./-]+))?")
+__all__ = ["Pinned", "fetch", "fetch_pinned", "find_folder", "is_fetched", "name_of", "pin", "snapshot_folder"]
+
 # What LLaVA's own code keeps beside an adapter is fetched too: its reader refuses it, instead of losing it.
 _FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "non_lora_trainables.bin")
 _BIN = ("adapter_model.bin",)
@@ -29,7 +31,7 @@ def find_folder(text: str | Path) -> Path:
         return folder.resolve()
     if folder.exists():
         raise UserError(f"{text} is a file; give the adapter folder that holds it")
-    if not _REPOSITORY.fullmatch(str(text)):
+    if not REPOSITORY.fullmatch(str(text)):
         raise UserError(
             f"there is no folder {folder}, and a repository of the Hugging Face Hub is written user/repo or "
             "user/repo@revision"
@@ -44,36 +46,13 @@ def find_folder(text: str | Path) -> Path:
 
 def name_of(text: str | Path) -> str:
     """What an expert is called where no name is given: its folder, or its repository without user and revision."""
-    repository = None if Path(text).expanduser().exists() else _REPOSITORY.fullmatch(str(text))
+    repository = None if Path(text).expanduser().exists() else REPOSITORY.fullmatch(str(text))
     return repository["name"] if repository else Path(text).expanduser().resolve().name
 
 
 def fetch(text: str, files: Sequence[str]) -> Path:
-    """The folder in the Hub's cache with those of `files` (names or patterns) that the repository has.
+    """The folder in the Hub's cache with those of `files` (names or patterns) that the repository has today.
 
     Raises UserError if the repository or the revision is not to be had, with the reason.
     """
-    from huggingface_hub import snapshot_download
-
-    found = _REPOSITORY.fullmatch(text)
-    try:
-        return Path(snapshot_download(found["repository"], revision=found["revision"], allow_patterns=list(files)))
-    except Exception as error:  # what the network raises differs between versions of the Hub's library
-        raise UserError(
-            f"'{text}' is no folder here, and cannot be had from the Hugging Face Hub: {_reason(error, found)}"
-        ) from error
-
-
-def _reason(error: Exception, found: re.Match) -> str:
-    from huggingface_hub import errors
-
-    log_in = "log in with `hf auth login`, or set HF_TOKEN"
-    reasons = {
-        errors.GatedRepoError: f"it is gated; ask for access on its page, then {log_in}",
-        errors.RepositoryNotFoundError: f"there is no repository {found['repository']} (if it is private: {log_in})",
-        errors.RevisionNotFoundError: f"{found['repository']} has no revision {found['revision']}",
-        errors.LocalEntryNotFoundError: "it is not whole in the cache, and the Hub was not reached (no network, or "
-        "HF_HUB_OFFLINE is set)",
-    }
-    other = (str(error).splitlines() or [type(error).__name__])[0]
-    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), other)
+    return fetch_pinned(pin(text), files)
