@@ -33,7 +33,7 @@ GROUPS = {
 
 
 def test_there_are_configs_to_test():
-    assert len(PROGRAMS) == 13
+    assert len(PROGRAMS) == 14
     assert {group: len(list_options(group)) for group in GROUPS} == GROUPS
     assert set(list_groups()) == {*GROUPS, "task"}
 

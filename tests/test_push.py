@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import yaml
 
 from robustmerge.merging import merge_folders
 from robustmerge.settings import ConfigError, UserError
-from scripts import push_hub, pushing
+from scripts import push_hub, pushing, steps
 from scripts.program import compose
 from tests.merge_cases import QUIET, random_experts, write_expert
 
@@ -152,14 +152,19 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "merged"
 
 
-def push(folder: Path, repo: str = "ann/merged", *words: str) -> None:
-    pushing.push(compose("push", [f"folder={folder}", f"repo={repo}", "yes=true", *words]))
+@cache
+def point() -> dict[str, Any]:
+    return compose("push", [])
+
+
+def push(folder: Path | None, repo: str = "ann/merged", **values: Any) -> None:
+    pushing.push({**point(), "folder": folder and str(folder), "repo": repo, "yes": True, **values})
 
 
 def test_an_adapter_arrives_with_a_card_that_says_how_it_was_made(
     hub: Hub, merged: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    push(merged, "ann/merged", "base=ann/base")
+    push(merged, base="ann/base")
     there = hub.repositories["ann/merged"]
     assert sorted(there) == ["README.md", "adapter_config.json", SAFE, "manifest.json"]
     assert there[SAFE] == (merged / SAFE).read_bytes()
@@ -202,7 +207,7 @@ def test_a_cut_upload_goes_on_and_what_has_files_is_added_to_only_if_asked(hub: 
     with pytest.raises(UserError, match="ann/full exists and has files; take another repo=, or add to it with update"):
         push(merged, "ann/full")
     assert not [asked for asked in hub.asked[len(before) :] if asked.startswith(("POST", "PUT"))]
-    push(merged, "ann/full", "update=true", "private=false")
+    push(merged, "ann/full", update=True, private=False)
     assert {"old.txt", SAFE} <= set(hub.repositories["ann/full"])
 
 
@@ -241,7 +246,7 @@ def test_it_asks_first(
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", answer)
-    push(merged, "ann/merged", "yes=false")
+    push(merged, yes=False)
     assert ("ann/merged" in hub.repositories) == is_uploaded
 
 
@@ -250,7 +255,7 @@ def test_without_a_terminal_it_does_not_even_ask_the_hub(
 ) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     with pytest.raises(UserError, match="asks before it uploads, and there is no terminal to answer; add yes=true"):
-        push(merged, "ann/merged", "yes=false")
+        push(merged, yes=False)
     assert not hub.asked
 
 
@@ -264,7 +269,7 @@ def test_dense_updates_are_called_what_they_are_and_much_is_refused(
     with pytest.raises(UserError, match=r"2\.\d kB is much to upload: large=true does it; .*merge.out.rank=16"):
         push(tmp_path, "ann/dense")
     assert not hub.asked
-    push(tmp_path, "ann/dense", "large=true")
+    push(tmp_path, "ann/dense", large=True)
     assert "delta.safetensors" in hub.repositories["ann/dense"]
     told = capsys.readouterr().out
     assert "note: the card does not say: settings, experts, base, commit" in told
@@ -290,9 +295,9 @@ def test_what_is_not_to_be_uploaded_is_refused_before_the_hub_is_asked(hub: Hub,
     with pytest.raises(UserError, match="there is no folder"):
         push(tmp_path / "none")
     with pytest.raises(UserError, match="give one of source=NAME"):
-        pushing.push(compose("push", ["repo=ann/x"]))
+        push(None)
     with pytest.raises(UserError, match="zero_shot is the base alone"):
-        pushing.push(compose("push", ["repo=ann/x", "source=zero_shot"]))
+        push(None, source="zero_shot")
     with pytest.raises(ConfigError, match=r"a repository of the Hub is written user/name, got x \(repo\)"):
         push(merged, "x")
     assert not hub.asked
@@ -306,6 +311,12 @@ def test_a_trained_expert_gets_a_card_of_its_manifest(tmp_path: Path) -> None:
     _, card, left_out = pushing.collect(tmp_path, None)
     assert (card.title, card.base, card.lacks, left_out) == ("LoRA expert of rec", "ann/base", (), [])
     assert "Commit: `abc`" in card.text and "seed: 3" in card.text and "base `01234567`" in card.text
+
+
+def test_what_is_typed_is_what_is_asked() -> None:
+    words = ["repo=ann/x", "folder=/x", "base=ann/b", "private=false", "update=true", "large=true", "yes=true"]
+    _, request = steps.plan_with(pushing.Request, compose("push", words))
+    assert request == pushing.Request("ann/x", "/x", "ann/b", False, True, True, True)
 
 
 def test_an_item_knows_its_size(tmp_path: Path) -> None:
