@@ -16,7 +16,7 @@ from scripts.sources import Source
 
 
 def make_context(name: str, lines: Sequence[Line]) -> Context:
-    """Everything that the points of a report share."""
+    """Everything that the points of a report share, but for what general.py has measured: `read_general`."""
     config = lines[0].config
     seeds = {"benchmark": config.benchmark.seed, "bootstrap": config.bootstrap.seed}
     if config.model.base is not None:
@@ -36,13 +36,15 @@ def make_context(name: str, lines: Sequence[Line]) -> Context:
         base=_read_base(lines),
         regime=_read_regime(lines),
         protocol=config.protocol,
-        general=_read_general(lines),
         **commit(),
     )
 
 
-def _read_general(lines: Sequence[Line]) -> tuple[GeneralRow, ...]:
-    """What general.py has measured of the sources of these points, each source once."""
+def read_general(lines: Sequence[Line]) -> tuple[GeneralRow, ...]:
+    """What general.py has measured of the sources of these points, each source once.
+
+    Raises UserError where the val scores are missing by which strengths are chosen.
+    """
     titles: dict[Line, dict[str, Source]] = {line: {} for line in lines}
     seen = set()
     for line in lines:

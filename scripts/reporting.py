@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from scripts.commands import read_overrides
 from scripts.general_results import general_addresses
 from scripts.line import Line
 from scripts.read_config import differences
-from scripts.report_context import make_context
+from scripts.report_context import make_context, read_general
 from scripts.sources import Source
 
 UNNAMED = ("paths.", "logger", "jobs", "report", "profile", "hydra.", "benchmark=", "model=")
@@ -44,7 +44,7 @@ def report(lines: Sequence[Line]) -> list[tuple[Path, str]]:
 
 def _report_one(root: Path, lines: Sequence[Line]) -> tuple[Path, str]:
     folder = root / "reports" / name_of(lines)
-    context = make_context(folder.name, lines)
+    context = replace(make_context(folder.name, lines), general=read_general(lines))
     made = make_report(collect(lines), context)
     folder.mkdir(parents=True, exist_ok=True)
     used = {address.short for line in lines for address in _addresses(line)}

@@ -17,6 +17,9 @@ from robustmerge.records import write_score
 from robustmerge.runs import REPOSITORY
 from robustmerge.settings import ConfigError, UserError
 from scripts import comparing
+from scripts.program import compose
+from scripts.report_context import make_context, read_general
+from scripts.steps import plan
 from tests.report_cases import TASKS, N, make_score
 
 
@@ -133,6 +136,13 @@ def test_what_only_one_of_them_has_is_named_and_what_neither_shares_is_refused(r
 def test_what_cannot_be_compared_is_said(own, said):
     with pytest.raises(ConfigError, match=said):
         comparing.read_request([own])
+
+
+def test_what_is_compared_needs_nothing_of_what_is_not(tmp_path):
+    (line,) = plan([compose("merge_eval", [f"paths.runs={tmp_path}"])])  # no val scores, so that nothing is chosen
+    assert make_context("compare", [line]).protocol == "corrected"
+    with pytest.raises(UserError, match="val scores are missing"):
+        read_general([line])
 
 
 def test_a_sweep_over_sources_is_refused():
