@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_ext.data import seed_of
+from llava_ext.old_names import name_today, targets_today
 from llava_ext.settings import Peft
 from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, open_tensors
 from robustmerge.deltas import Delta, open_delta
@@ -117,16 +118,18 @@ def _plain(value: object) -> object:
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     """`PeftModel.from_pretrained`, but a key too many or too few is an error and not a warning.
 
+    Names of transformers before 4.52 are understood. Targets that match the vision tower too are meant for the
+    language model: tensors tell that there is no LoRA in the tower.
     Raises UserError also for an adapter that touches the vision tower, or holds numbers that are not finite.
     """
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is no adapter folder: it has no {CONFIG}{_instead(folder)}")
-    found = set(open_tensors(folder, folder.name).names)
+    found = {name_today(name) for name in open_tensors(folder, folder.name).names}
     if astray := sorted(name for name in found if "vision_tower" in name):
         raise UserError(f"the adapter {folder} must leave the vision tower alone, but holds {astray[0]}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = PeftModel.from_pretrained(model, folder)
+        loaded = PeftModel.from_pretrained(model, folder, config=_config_for_llava(folder))
     state = get_peft_model_state_dict(loaded, save_embedding_layers=False)
     if found != set(state):
         raise UserError(
@@ -136,6 +139,14 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     if bad := [name for name, weight in state.items() if not torch.isfinite(weight).all()]:
         raise UserError(f"the adapter {folder} holds numbers that are not finite: {bad[0]}")
     return loaded
+
+
+def _config_for_llava(folder: Path) -> PeftConfig:
+    config = PeftConfig.from_pretrained(folder)
+    config.target_modules = targets_today(config.target_modules)
+    if config.exclude_modules is None:
+        config.exclude_modules = r".*vision_tower.*"
+    return config
 
 
 def touched_by(model: PeftModel, names: Iterable[str]) -> list[str]:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_ext.conversion_back import convert_to_original
+from llava_ext.conversion_back import asked_of_original, convert_to_original
 from llava_ext.conversion_record import (
     RECORD,
     finish,
     in_file,
+    is_converted,
     not_finite,
     odd_projector,
     problems_of_values,
@@ -23,6 +24,7 @@ from llava_ext.conversion_record import (
     refuse_folder,
     start,
 )
+from llava_ext.old_names import has_old_names, rename
 from llava_ext.original import (
     ADAPTER_CONFIG,
     LLAVA_CONFIG,
@@ -43,17 +45,23 @@ from robustmerge.adapter import PREFIX, WEIGHTS
 from robustmerge.settings import UserError
 from robustmerge.tensor_files import TensorFile, TensorWriter, room_for
 
-__all__ = ["RECORD", "base_of", "convert_to_original", "convert_to_peft", "is_original"]
+__all__ = [
+    "RECORD", "asked_of_original", "asked_of_peft", "base_of", "convert_to_original", "convert_to_peft",
+    "is_converted", "is_original",
+]  # fmt: skip
 
 
 def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector: bool = False) -> dict[str, Any]:
     """Write an adapter in LLaVA's own format as one of ours, and return the record of it (`conversion.json`).
 
+    One of PEFT with the names that transformers had before 4.52 gets those of today (`llava_ext.old_names`).
     base: what `base_model_name_or_path` becomes, a checkpoint of transformers' LLaVA; "": that of the adapter's size.
     allow_no_projector: an adapter without a projector of its own is meant so, and leaves that of the base.
     Raises UserError, with nothing written that could be loaded, for all that is not exactly LoRA of every linear of
     the language model beside a projector; for a lora_B that is zero, or numbers that are not finite.
     """
+    if not is_original(original) and has_old_names(original):
+        return rename(original, folder, base, asked_of_peft(base))
     config, layout, lora = _open_lora(original)
     projector = _open_projector(original, layout.sizes, allow_no_projector)
     sources = {_our_name(place): (lora, name) for place, name in layout.names.items()}
@@ -64,7 +72,7 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
     problems = [*problems_of_values(lora, layout), *not_finite(projector)]
     refuse_folder(original, problems)
     saved = [projector.get(name) for name in projector.names] if projector else []
-    record = record_of("peft", original, layout, config["lora_alpha"], lora, saved)
+    record = record_of("peft", original, layout, config["lora_alpha"], lora, saved, asked_of_peft(base))
     base = base or _known_base(layout) or ""
     record |= {"base": base, "adapter_config": config, "config": read_json(original / LLAVA_CONFIG)}
     start(original, folder)
@@ -75,6 +83,11 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
     ours = our_adapter_config(config, base, projector is not None)
     finish(folder, record, "library_name: peft\n", text, {ADAPTER_CONFIG: ours})
     return record
+
+
+def asked_of_peft(base: str) -> dict[str, Any]:
+    """What a conversion to ours depends on beside the adapter."""
+    return {"to": "peft", "base": base}
 
 
 def base_of(original: Path) -> str | None:

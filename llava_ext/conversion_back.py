@@ -37,7 +37,7 @@ from llava_ext.original import (
 from llava_ext.original_checks import layout_of, problems_of_llava
 from llava_ext.original_config import LLAVA15, SAVED, TOWER, known_config, original_adapter_config
 from robustmerge.adapter import Adapter, open_adapter
-from robustmerge.runs import write_atomically
+from robustmerge.runs import sha256_of, write_atomically
 from robustmerge.settings import UserError
 from robustmerge.tensor_files import all_finite
 
@@ -76,7 +76,8 @@ def convert_to_original(
     refuse_folder(adapter, problems_of_values(opened.file, layout, every=False))
     config, base, notes = _llava_config(adapter, like, layout.sizes, vision_tower)
     raw = read_json(adapter / ADAPTER_CONFIG) or {}
-    record = record_of("original", adapter, layout, raw["lora_alpha"], opened.file, projector.values())
+    asked = asked_of_original(like, vision_tower)
+    record = record_of("original", adapter, layout, raw["lora_alpha"], opened.file, projector.values(), asked)
     record |= {"base": base, "notes": [*notes, *_notes_of_name(folder)]}
     start(adapter, folder)
     lora = {lora_name(place): opened.file.get(name).clone() for place, name in layout.names.items()}
@@ -86,6 +87,12 @@ def convert_to_original(
     configs = {LLAVA_CONFIG: config, ADAPTER_CONFIG: original_adapter_config(raw, base)}
     finish(folder, record, "", text, configs)
     return record
+
+
+def asked_of_original(like: Path | None, vision_tower: str | None) -> dict[str, Any]:
+    """What a conversion to LLaVA's format depends on beside the adapter."""
+    digest = sha256_of(like / LLAVA_CONFIG) if like is not None and (like / LLAVA_CONFIG).is_file() else None
+    return {"to": "original", "like": digest, "vision_tower": vision_tower}
 
 
 def _open_ours(adapter: Path) -> Adapter:

@@ -9,13 +9,23 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from llava_ext.original import PROJECTOR, PROJECTOR_NAMES, files_of, projector_name
+from llava_ext.original import (
+    ADAPTER_CONFIG,
+    LLAVA_CONFIG,
+    PROJECTOR,
+    PROJECTOR_NAMES,
+    WEIGHTS,
+    files_of,
+    projector_name,
+    read_json,
+)
 from llava_ext.original_checks import Layout
 from robustmerge.runs import sha256_of, write_atomically
 from robustmerge.settings import UserError, first_few
 from robustmerge.tensor_files import TensorFile, all_finite
 
 RECORD = "conversion.json"
+WRITTEN = (RECORD, "README.md", ADAPTER_CONFIG, *WEIGHTS, PROJECTOR, LLAVA_CONFIG)
 T = TypeVar("T")
 _CARD = """\
 ---
@@ -87,12 +97,14 @@ def record_of(
     alpha: float,
     file: TensorFile,
     projector: Iterable[Tensor],
+    asked: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What was converted: sizes, dtypes, and the sha256 of the files it was made of. No path, no time."""
+    """What was converted: sizes, dtypes, what was asked for, sha256 of the files it was made of. No path, no time."""
     dtypes = {str(file.dtype(name)).removeprefix("torch.") for name in layout.names.values()}
     saved = list(projector)
     return {
         "to": to,
+        "asked": dict(asked),
         "layers": layout.sizes["layers"],
         "rank": layout.sizes["rank"],
         "alpha": alpha,
@@ -107,6 +119,22 @@ def record_of(
 def digests_of(source: Path) -> dict[str, str]:
     """sha256 of the files that a conversion of this folder reads."""
     return {file.name: sha256_of(file) for file in files_of(source)}
+
+
+def is_converted(source: Path, folder: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether the folder holds the conversion of `source` that was asked for, whole.
+
+    Raises UserError if it holds anything else than one that was begun; nothing is overwritten.
+    """
+    found = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    record = read_json(folder / RECORD)
+    if record is not None and (record.get("asked") != asked or record.get("digests") != digests_of(source)):
+        raise UserError(f"{folder} holds another conversion than is asked for; move it away, or choose another out=")
+    if foreign := [name for name in found if name not in WRITTEN and not name.startswith(".")]:
+        raise UserError(f"{folder} holds {foreign[0]}, which no conversion writes; choose another out=")
+    if record is None and ADAPTER_CONFIG in found:
+        raise UserError(f"{folder} holds an adapter already, and no {RECORD}; choose another out=")
+    return record is not None and ADAPTER_CONFIG in found
 
 
 def start(source: Path, folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,14 @@ LLAVA15 = {  # (layers, width)
     (32, 4096): Known("llava-hf/llava-1.5-7b-hf", "liuhaotian/llava-v1.5-7b", 32),
     (40, 5120): Known("llava-hf/llava-1.5-13b-hf", "liuhaotian/llava-v1.5-13b", 40),
 }
+
+
+def targets_of(linears: Iterable[str]) -> str:
+    """The regular expression of these linears in every layer; that of our experts if it is all of them."""
+    linears = set(linears)
+    if linears == set(LINEARS):
+        return LANGUAGE_LINEARS
+    return rf".*language_model\.layers\.\d+\.({'|'.join(map(re.escape, sorted(linears)))})"
 
 
 def known_config(known: Known, sizes: Mapping[str, int]) -> dict[str, Any]:

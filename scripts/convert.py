@@ -1,0 +1,18 @@
+"""LLaVA's own adapters and ours, both ways: `python scripts/convert.py to=peft 'adapters=[name:folder]' out=FOLDER`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.program import run  # noqa: E402
+
+
+def walk(points: list[dict]) -> None:
+    from scripts import converting
+
+    converting.convert(points)
+
+
+if __name__ == "__main__":
+    run("convert", walk)
