@@ -15,6 +15,7 @@ from llava_ext.launch import answering, count_side_by_side, list_gpus
 from robustmerge.records import Score
 from robustmerge.runs import Address
 from robustmerge.settings import UserError
+from scripts.commands import read_overrides
 from scripts.fetching import convert
 from scripts.items import item_of, once
 from scripts.line import Line, require
@@ -28,6 +29,7 @@ TAKES = (
     "answers 18 to 27 questions a second."
 )  # results/bench_eval/gpu
 TOKENS_OF_A_PROMPT = 8.0  # what reading a prompt costs, in tokens of an answer
+NARROWED = "\ntasks= narrows what is merged, too: another model is named by its address, as source=merged/ties-1a2b3c4d"
 CAPTION_COST = 100.0  # of scoring a caption, beside a short answer
 
 
@@ -126,11 +128,11 @@ def check_sources(lines: Sequence[Line]) -> None:
     """Raises UserError unless the chosen source is there to be asked."""
     chosen = [chosen_source(line) for line in lines]
     convert(lines)
-    for (source,) in chosen:
+    for line, (source,) in zip(lines, chosen, strict=True):
         if source.kind != "zero_shot":
-            require(
-                [source.address], "result is", "bash scripts/train_all.sh, then scripts/merge.py for a merged source"
-            )
+            narrowed = source.kind == "merged" and "tasks" in read_overrides(line.config.overrides)
+            make = "bash scripts/train_all.sh, then scripts/merge.py for a merged source"
+            require([source.address], "result is", make + (NARROWED if narrowed else ""))
 
 
 def check_devices(lines: Sequence[Line], look: bool = False) -> None:

@@ -132,6 +132,7 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
         ("predict", ["source=expert/vqa"], "unknown source 'expert/vqa'; choose one of"),
         ("predict", [], "source=NAME is needed; choose one of"),
         ("predict", ["source=expert/vqav2"], "experts/vqav2-"),
+        ("predict", ["source=merged/ties", "tasks=[rec]"], "another model is named by its address"),
         ("train_all", ["trainer=zero2", "trainer.processes=5"], "5 processes cannot share a global batch of 16"),
         ("train_all", ["trainer=zero2"], "trainer=zero2 needs 8 GPUs and this machine shows 0"),
         ("train_all", ["jobs=0"], "jobs must be at least 1, got 0 (jobs)"),
