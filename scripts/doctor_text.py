@@ -67,11 +67,10 @@ def _torch(part: Mapping[str, Any]) -> list[Finding]:
         build = f"built for CUDA {part['cuda']}" if part["cuda"] else "built for CPU only"
         found = [Finding("PyTorch", f"{part['version']}, {build}")]
     for device in part["devices"]:
-        bf16 = "bf16 and fp16" if device["bf16"] else "fp16, no bf16: say trainer.precision=fp16"
+        bf16 = "bf16 and fp16" if device["bf16"] else "fp16, but no bf16, in which training is set up"
         memory = f"{gigabytes(device['memory'])}, {gigabytes(device['free'])} of it free"
-        found.append(
-            Finding("GPU", f"{device['name']}, {memory}; {bf16}; {device['speed'] / 1e12:.0f} TFLOP/s in fp16")
-        )
+        speed = f"{device['speed'] / 1e12:.0f} TFLOP/s in fp16" if device["speed"] else "busy: its speed is not known"
+        found.append(Finding("GPU", f"{device['name']}, {memory}; {bf16}; {speed}"))
     if part["unused"]:
         remedy = "install a CUDA build of PyTorch (pytorch.org/get-started), or mend the driver"
         found.append(Finding("GPU", f"there, but PyTorch cannot use it: {few(part['unused'])}", "bad", remedy))

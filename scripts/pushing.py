@@ -25,7 +25,8 @@ REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LARGE = 2e9  # bytes that are not uploaded without large=true
 UPLOADED = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")
 PICKLES = re.compile(r"(adapter_model|non_lora_trainables|pytorch_model.*)\.bin")  # weights; not training_args.bin
-WRITTEN = ("README.md", "manifest.json", *SOURCE_FILES)  # of these a copy is made
+RECORDS = ("conversion.json", "training.json")  # how an adapter was made, beside the manifest
+WRITTEN = ("README.md", "manifest.json", *SOURCE_FILES, *RECORDS)  # of these a copy is made
 BASE = "base_model_name_or_path"
 
 
@@ -115,6 +116,8 @@ def collect(folder: Path, base: str | None) -> tuple[list[Item], Card, list[str]
         items.append(
             Item("manifest.json", _dump(_public({**manifest, "record": record})), "without this machine's name")
         )
+    records = [name for name in RECORDS if (folder / name).is_file()]
+    items += [Item(name, _dump(_public(_read(folder / name)))) for name in records]
     found = sorted(file for file in folder.iterdir() if file.name not in WRITTEN)
     taken = [file for file in found if file.is_file() and _is_uploaded(file.name)]
     if not any(file.suffix in (".safetensors", ".bin") for file in taken):

@@ -11,6 +11,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustmerge.runs import REPOSITORY
-from scripts import doctor_machine, doctor_paper, doctor_text, program
+from scripts import doctor_machine, doctor_paper, doctor_text, doctor_torch, program
 from scripts.doctor import WIDTH, show
 
 PAPER = ["Mini benchmark", "Merging at 7B", "Evaluating at 7B", "Training at 7B"]
@@ -129,6 +130,40 @@ def test_the_hub_is_reached_if_anything_answers_in_time(monkeypatch: pytest.Monk
     server.server_close()
     assert not doctor_machine.ask_hub(here)
     assert not doctor_machine.ask_hub("no address at all")
+
+
+def test_a_gpu_is_told_with_its_memory_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="A GPU", major=7)
+    for name, value in {
+        "is_available": True, "device_count": 2, "mem_get_info": (3e9, 16e9), "get_device_properties": properties,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *index, value=value: value)
+
+    def measure(place: str, *rest: object) -> float:
+        if place == "cuda:1":
+            raise RuntimeError("out of memory")
+        return 5e13
+
+    monkeypatch.setattr(doctor_torch, "measure_speed", measure)
+    one, other = doctor_torch.look_at_torch()["devices"]
+    assert one == {"name": "A GPU", "memory": 16e9, "free": 3e9, "bf16": False, "speed": 5e13}
+    assert other == {**one, "speed": 0.0}
+    told = [finding.text for finding in doctor_text.describe(facts(one, other)) if finding.name == "GPU"]
+    assert told[0].startswith("A GPU, 16 GB, 3.0 GB of it free; fp16, but no bf16")
+    assert told[0].endswith("; 50 TFLOP/s in fp16")
+    assert told[1].endswith("busy: its speed is not known")
+
+
+def test_a_gpu_that_torch_cannot_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'Tesla T4, 15360 MiB'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = facts()
+    found["torch"] = doctor_torch.look_at_torch()
+    assert "GPU there, but PyTorch cannot use it: Tesla T4, 15360 MiB" in [
+        f"{finding.name} {finding.text}" for finding in doctor_text.describe(found)
+    ]
 
 
 def states(found: dict[str, Any]) -> list[str]:

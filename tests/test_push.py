@@ -146,6 +146,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = {"base_model_name_or_path": "/home/ann/secret/base"}
     experts = {name: write_expert(root / name, pairs, **base) for name, pairs in random_experts("ab").items()}
     merge_folders(experts, "task_arithmetic", root / "merged", **QUIET)
+    (root / "merged" / "conversion.json").write_text('{"asked": {"base": "/home/ann/secret/base"}, "layers": 2}')
     (root / "merged" / "optimizer.pt").write_bytes(b"state")
     (root / "merged" / "training_args.bin").write_bytes(b"pickle")
     (root / "merged" / ".token").write_bytes(b"token")
@@ -166,7 +167,7 @@ def test_an_adapter_arrives_with_a_card_that_says_how_it_was_made(
 ) -> None:
     push(merged, base="ann/base")
     there = hub.repositories["ann/merged"]
-    assert sorted(there) == ["README.md", "adapter_config.json", SAFE, "manifest.json"]
+    assert sorted(there) == ["README.md", "adapter_config.json", SAFE, "conversion.json", "manifest.json"]
     assert there[SAFE] == (merged / SAFE).read_bytes()
     assert hub.private["ann/merged"]
     assert hub.message == "Task Arithmetic of 2 LoRA experts"
@@ -239,7 +240,7 @@ def test_it_asks_first(
     typed: str | None, is_uploaded: bool, hub: Hub, merged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer(question: str) -> str:
-        assert re.fullmatch(r"upload these 4 files \(\d.*\)\? \[y/N\] ", question)
+        assert re.fullmatch(r"upload these 5 files \(\d.*\)\? \[y/N\] ", question)
         if typed is None:
             raise EOFError
         return typed
