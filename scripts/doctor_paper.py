@@ -53,7 +53,7 @@ def estimate(facts: Mapping[str, Any]) -> list[Finding]:
     ready = torch.get("version") is not None
     found = [_mini(memory, disk), _merging(memory)]
     found = found if ready else [Finding(one.name, one.text, "no", "PyTorch is missing") for one in found]
-    return [*found, _answering(torch, memory, facts["disk"]), _training(torch)]
+    return [*found, _answering(torch, memory, _room(facts)), _training(torch)]
 
 
 def _mini(memory: float, disk: float) -> Finding:
@@ -72,12 +72,11 @@ def _merging(memory: float) -> Finding:
     return Finding("Merging at 7B", text, "yes" if memory >= 2 * peak else "no")
 
 
-def _answering(torch: Mapping[str, Any], memory: float, disk: Mapping[str, Any]) -> Finding:
+def _answering(torch: Mapping[str, Any], memory: float, room: str) -> Finding:
     """One source on the twelve tasks, and the merged rows of table 2."""
     name, asked = "Evaluating at 7B", sum(QUESTIONS.values())
     about = f"{asked // 1000 * 1000:,} questions and more (seven tasks; the sizes of five are not known)"
     devices = _able(torch, ONE_BY_ONE)
-    room = "" if disk.get("hub", {}).get("free", 0) >= BASE_BYTES else "; the disk has no room for the base"
     measured = h100_rates(80e9)
     h100 = _show_range(*(asked / rate for rate in reversed(measured))) if measured else ""
     elsewhere = f"; one H100: {h100} a source (measured rate, results/bench_eval)" if measured else ""
@@ -98,6 +97,16 @@ def _answering(torch: Mapping[str, Any], memory: float, disk: Mapping[str, Any])
     one = ANSWER_WORK / (SHARE * torch["speed"])
     text = f"{lacking}: on this CPU ~{_seconds(one)} a question, ~{_seconds(one * asked)} a source{elsewhere}"
     return Finding(name, text + room, "slow", "a look at it: device=cpu limit=8" if not room else "")
+
+
+def _room(facts: Mapping[str, Any]) -> str:
+    """What is said where the base is not here and could not be fetched."""
+    fits = facts["disk"].get("hub", {}).get("free", 0) >= BASE_BYTES
+    return (
+        ""
+        if fits or facts["hub"].get("base")
+        else f"; the Hub's cache has no room for the base ({gigabytes(BASE_BYTES)})"
+    )
 
 
 def _training(torch: Mapping[str, Any]) -> Finding:

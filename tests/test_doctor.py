@@ -176,7 +176,10 @@ def test_what_can_be_run_follows_from_the_machine() -> None:
     assert states(facts()) == states(facts(device(memory=8e9))) == ["yes", "yes", "slow", "no"]
     assert states(facts(device(speed=0.0))) == ["yes", "yes", "slow", "no"]
     assert states(facts(memory=8e9)) == ["yes", "yes", "no", "no"]
-    assert states(facts(device(), disk=1e9)) == ["no", "yes", "no", "yes"]
+    full = facts(device(), disk=1e9)
+    assert states(full) == ["no", "yes", "yes", "yes"]  # the base is there already
+    full["hub"]["base"] = False
+    assert states(full) == ["no", "yes", "no", "yes"]
     for part in ("cpu", "disk", "torch"):
         assert "no" in states({**facts(), part: {"error": "OSError: gone"}})
 
