@@ -43,6 +43,8 @@ CPU_MEMORY = 16e9  # of the base in fp16
 TRAINING_MEMORY = 24e9  # of a GPU: base, states of adapter and projector, one row's activations; not measured
 MINI_DISK, MINI_MEMORY = 2e9, 2e9
 METHODS = 5  # rows of table 2 that are merges
+RELEASED = "model=llava15_7b benchmark=mm_mergebench expert_set=released"
+LOOK = f"a look at it: python scripts/predict.py {RELEASED} source=merged/robustmerge device=cpu limit=8"
 
 
 def estimate(facts: Mapping[str, Any]) -> list[Finding]:
@@ -69,7 +71,10 @@ def _merging(memory: float) -> Finding:
     peak = max((taken[name]["private"] for name in shown if name in taken), default=400) * 2**20
     measured = f": {', '.join(times)} (measured on two cores, results/bench_merge)" if times else ""
     text = f"eight 7B experts, no GPU needed{measured}; {gigabytes(peak)} of memory, {gigabytes(EXPERT_BYTES)} to fetch"
-    return Finding("Merging at 7B", text, "yes" if memory >= 2 * peak else "no")
+    fits = memory >= 2 * peak
+    return Finding(
+        "Merging at 7B", text, "yes" if fits else "no", f"python scripts/merge.py {RELEASED}" if fits else ""
+    )
 
 
 def _answering(torch: Mapping[str, Any], memory: float, room: str) -> Finding:
@@ -89,14 +94,14 @@ def _answering(torch: Mapping[str, Any], memory: float, room: str) -> Finding:
         text = (
             f"{about}: ~{hours} a source on {len(devices)} GPU, ~{rows} for the {METHODS} merged rows ({source}){room}"
         )
-        return Finding(name, text, "no" if room else "yes")
+        return Finding(name, text, "no" if room else "yes", "" if room else f"bash scripts/merge_eval.sh {RELEASED}")
     small = [device["name"] for device in torch.get("devices", [])]
     lacking = f"{small[0]} is busy, or smaller than {gigabytes(ONE_BY_ONE)}" if small else "needs a GPU"
     if not torch.get("speed") or memory < CPU_MEMORY:
         return Finding(name, f"{lacking}, or {gigabytes(CPU_MEMORY)} of memory for a look{elsewhere}", "no")
     one = ANSWER_WORK / (SHARE * torch["speed"])
     text = f"{lacking}: on this CPU ~{_seconds(one)} a question, ~{_seconds(one * asked)} a source{elsewhere}"
-    return Finding(name, text + room, "slow", "a look at it: device=cpu limit=8" if not room else "")
+    return Finding(name, text + room, "slow", "" if room else LOOK)
 
 
 def _room(facts: Mapping[str, Any]) -> str:
