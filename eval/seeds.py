@@ -81,7 +81,8 @@ class Measured:
             seeds = others = shared
         points, draws = self._of(one, seeds, tasks)
         less_points, less_draws = self._of(other, others, tasks)
-        found = difference_of(float(points.mean() - less_points.mean()), draws - less_draws)
+        has_noise = self._resampled.has_noise(tasks)
+        found = difference_of(float(points.mean() - less_points.mean()), draws - less_draws, has_noise)
         pairs = [] if trained and not shared else points - less_points
         if len(pairs) > 1:
             return replace(found, seeds=_over_seeds(pairs))

@@ -147,6 +147,7 @@ class Resampled:
     def __init__(self, scores: Mapping[str, Mapping[str, Score]], bootstrap: Bootstrap | None = None):
         self._points: dict[tuple[str, str], float] = {}
         self._draws: dict[tuple[str, str], np.ndarray] = {}
+        self._clusters: dict[str, int] = {}
         for task in sorted({task for by_task in scores.values() for task in by_task}):
             found = {source: by_task[task] for source, by_task in scores.items() if task in by_task}
             found = {source: score for source, score in found.items() if score.value is not None}
@@ -159,6 +160,7 @@ class Resampled:
             if set(score.values) != set(ids):
                 raise UserError(f"{source} and {first} were scored on different questions of {task}")
             self._points[source, task] = float(AGGREGATES[score.aggregate](sums_of(score)))
+        self._clusters[task] = int(number_clusters(list(scores.values()), ids).max()) + 1
         drawn = resample_scores(list(scores.values()), ids, task, bootstrap)
         self._draws.update({(source, task): column for source, column in zip(scores, drawn.T, strict=True)})
 
@@ -174,6 +176,10 @@ class Resampled:
         """The same for each resample: [draws]."""
         return sum(self._draws[source, task] for task in tasks) / len(tasks)
 
+    def has_noise(self, tasks: Sequence[str]) -> bool:
+        """Whether resamples of these tasks can differ: of one question, or one picture, they say nothing."""
+        return all(self._clusters[task] > 1 for task in tasks)
+
     def interval(self, source: str, tasks: Sequence[str]) -> Interval:
         """The mean over tasks in per cent."""
         return interval_of(self.point(source, tasks), self.draws(source, tasks))
@@ -181,7 +187,7 @@ class Resampled:
     def difference(self, one: str, other: str, tasks: Sequence[str]) -> Difference:
         """`one` minus `other`, paired over questions."""
         point = self.point(one, tasks) - self.point(other, tasks)
-        return difference_of(point, self.draws(one, tasks) - self.draws(other, tasks))
+        return difference_of(point, self.draws(one, tasks) - self.draws(other, tasks), self.has_noise(tasks))
 
 
 def resample_scores(scores: Sequence[Score], ids: Sequence[str], task: str, bootstrap: Bootstrap) -> np.ndarray:
@@ -207,12 +213,16 @@ def interval_of(point: float, draws: np.ndarray) -> Interval:
     return Interval(*_spread(point, draws))
 
 
-def difference_of(point: float, draws: np.ndarray) -> Difference:
+def difference_of(point: float, draws: np.ndarray, has_noise: bool = True) -> Difference:
     """A difference and its resamples. p = twice the smaller share of draws on either side of zero, at most 1.
 
     What is below ROUNDING is none: sums in another order, or the tiny numbers that keep BLEU from dividing by zero.
+    has_noise: False where resamples cannot differ; then the interval reaches to zero, and p is 1.
     """
     point, draws = (np.where(np.abs(found) < ROUNDING, 0.0, found) for found in (point, draws))
+    if not has_noise:
+        value, low, high = _spread(float(point), draws)
+        return Difference(value, min(low, 0.0), max(high, 0.0), p=1.0)
     side = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     return Difference(*_spread(float(point), draws), p=min(1.0, 2 * (side + 1) / (len(draws) + 1)))
 

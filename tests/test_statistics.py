@@ -160,6 +160,18 @@ def test_a_difference_of_rounding_is_none(scores):
     assert (found.value, found.low, found.high, found.p, found.is_clear) == (0.0, 0.0, 0.0, 1.0, False)
 
 
+def test_one_question_or_one_picture_makes_no_difference_clear(scores):
+    one, other = (make_score("t", [right] * 3) for right in (1, 0))
+    for shared in (cluster(one, "aaa"), make_score("t", [1])):
+        less = make_score("t", [0] * len(shared.values))
+        found = Resampled({"one": {"t": shared}, "other": {"t": less}}).difference("one", "other", ["t"])
+        assert (found.value, found.low, found.high, found.p, found.is_clear) == (100.0, 0.0, 100.0, 1.0, False)
+    assert Resampled({"one": {"t": one}, "other": {"t": other}}).difference("one", "other", ["t"]).is_clear
+    with_one = {name: {**found, "t": make_score("t", [name == "high"])} for name, found in scores.items()}
+    assert not Resampled(with_one).difference("high", "low", ["rec", "t"]).is_clear
+    assert Resampled(with_one).difference("high", "low", ["rec"]).is_clear
+
+
 def test_a_large_difference_is_clear_and_its_sign_follows_the_order(scores):
     resampled = Resampled(scores)
     up, down = resampled.difference("high", "low", ["rec"]), resampled.difference("low", "high", ["rec"])
