@@ -25,6 +25,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from robustmerge.digests import digest_of
 from robustmerge.settings import LATER, OUTSIDE_IDENTITY, ConfigError, UserError
 from robustmerge.whole_files import BESIDE, left_beside, write_atomically
 
@@ -167,8 +168,8 @@ def address_file(
 def foreign(path: Path, root: Path | None = None) -> Address:
     """The address of a folder or file from elsewhere: known by the names, sizes and sha256 of its files.
 
-    A complete result of ours keeps the identity of its manifest. Raises UserError if nothing is there, or a result
-    of ours that is not finished.
+    A complete result of ours keeps the identity of its manifest. Large files are not read at every start
+    (robustmerge.digests). Raises UserError if nothing is there, or a result of ours that is not finished.
     """
     path = Path(path).expanduser().resolve()
     if not path.exists():
@@ -178,9 +179,9 @@ def foreign(path: Path, root: Path | None = None) -> Address:
     with contextlib.suppress(UserError, OSError):
         return Address(root or path.parent, path, read_manifest(path / "manifest.json")["identity"])
     if path.is_file():
-        return Address(root or path.parent, path, {"stage": "foreign", "files": [path.stat().st_size, sha256_of(path)]})
+        return Address(root or path.parent, path, {"stage": "foreign", "files": [path.stat().st_size, digest_of(path)]})
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    named = {file.relative_to(path).as_posix(): [file.stat().st_size, sha256_of(file)] for file in files}
+    named = {file.relative_to(path).as_posix(): [file.stat().st_size, digest_of(file)] for file in files}
     return Address(root or path.parent, path, {"stage": "foreign", "files": named})
 
 
