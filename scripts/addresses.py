@@ -128,12 +128,16 @@ class Addresses:
 
     def generation(self, task: Task, split: str = "test", protocol: str | None = None) -> Generation:
         """How a task's questions are asked, by the protocol of the configuration if none is named."""
-        config, model = self.config, self.config.model
-        on_cpu = (config.device or config.trainer.device) == "cpu"
-        precision = "bf16" if on_cpu and model.precision == "fp16" else model.precision  # CPUs are slow at fp16
-        return task.under(protocol or config.protocol).generation(
-            model.template, model.generation_batch, split, model.products, precision, self._only(split)
+        model = self.config.model
+        return task.under(protocol or self.config.protocol).generation(
+            model.template, model.generation_batch, split, model.products, self.precision, self._only(split)
         )
+
+    @property
+    def precision(self) -> str:
+        """Of the weights where answers are made: the model's, but bf16 for fp16 on a CPU, which is slow at it."""
+        on_cpu = (self.config.device or self.config.trainer.device) == "cpu"
+        return "bf16" if on_cpu and self.config.model.precision == "fp16" else self.config.model.precision
 
     def scoring(self, task: Task, split: str = "test", protocol: str | None = None) -> Scoring:
         """How a task's answers are scored."""

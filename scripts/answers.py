@@ -20,7 +20,7 @@ from scripts.fetching import convert
 from scripts.items import item_of, once
 from scripts.line import Line, require
 from scripts.sources import Source
-from scripts.steps import share_out
+from scripts.steps import make_command, share_out
 
 Sources = Callable[[Line], Sequence[Source]]
 ON_A_CPU = 1e9  # parameters; more answer too slowly
@@ -131,8 +131,7 @@ def check_sources(lines: Sequence[Line]) -> None:
     for line, (source,) in zip(lines, chosen, strict=True):
         if source.kind != "zero_shot":
             narrowed = source.kind == "merged" and "tasks" in read_overrides(line.config.overrides)
-            make = "bash scripts/train_all.sh, then scripts/merge.py for a merged source"
-            require([source.address], "result is", make + (NARROWED if narrowed else ""))
+            require([source.address], "result is", make_command(source) + (NARROWED if narrowed else ""))
 
 
 def check_devices(lines: Sequence[Line], look: bool = False) -> None:

@@ -23,3 +23,8 @@ def read_overrides(words: Iterable[str]) -> dict[str, str]:
     """The words of a command line as keys and values: `+peft.r=8` is `{"peft.r": "8"}`."""
     pairs = (word.lstrip("+").partition("=") for word in words)
     return {key: value for key, _, value in pairs}
+
+
+def key_of(word: str) -> str:
+    """The topmost key that a word of the command line sets: `merge` of `+merge.prune.density=0.3`."""
+    return word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]

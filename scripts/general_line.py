@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from robustmerge.records import read_score
 from robustmerge.runs import Address, address_folder, foreign, run_stage
 from robustmerge.settings import IMAGE_MODES, ConfigError, UserError, build, choose, refuse
 from scripts import answers, steps
-from scripts.commands import command
 from scripts.general_results import KIND
 from scripts.general_run import find_environment, run_task
 from scripts.line import Line, require
@@ -106,7 +105,7 @@ def runs_of(line: Line, wanted: Wanted) -> list[GeneralRun]:
     values = {
         "template": model.template,
         "image": wanted.image,
-        "precision": model.precision,
+        "precision": line.precision,
         "limit": line.config.limit,
     }
     if line.config.ids is not None:
@@ -132,9 +131,7 @@ def ask_general(points: Sequence[Mapping[str, Any]]) -> None:
     planned = [GeneralLine(*steps.plan_with(Wanted, point)) for point in points]
     for one in planned:
         runs_of(one.line, one.wanted)  # what cannot be asked is said before what is missing
-    own = tuple(f"{field.name}=" for field in fields(Wanted))
-    train_all = command("train_all", lambda word: not word.startswith((*steps.NOT_OF_TRAINING, *own, "limit")))
-    require([one.line.base for one in planned], "base model is", train_all)
+    require([one.line.base for one in planned], "base model is", steps.train_all_command())
     answers.check_sources([one.line for one in planned])
     answers.check_devices([one.line for one in planned])
     unfinished = [one for one in planned if any(not address.is_complete() for address, _ in one.tasks)]

@@ -43,7 +43,7 @@ def general_rows(line: Line, titles: Mapping[str, Source]) -> list[GeneralRow]:
 
 def usual_run(line: Line) -> GeneralRun:
     """How this configuration asks a general task."""
-    return GeneralRun("any", line.config.model.template, precision=line.config.model.precision)
+    return GeneralRun("any", line.config.model.template, precision=line.precision)
 
 
 def general_addresses(line: Line) -> list[str]:

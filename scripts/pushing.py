@@ -85,7 +85,7 @@ def find_folder(line: Line, request: Request) -> Path:
         source = line.find_source(named)
         if source.kind == "zero_shot":
             raise UserError("zero_shot is the base alone; source= names an adapter: an expert, a merge, a folder")
-        require([source.address], "result is", "bash scripts/train_all.sh, then scripts/merge.py for a merged source")
+        require([source.address], "result is", steps.make_command(source))
         folder = source.address.path
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")

@@ -12,12 +12,14 @@ from llava_ext.launch import count_side_by_side, launch_command
 from llava_ext.settings import Trainer
 from robustmerge.runs import Address
 from robustmerge.settings import ConfigError, UserError, build
-from scripts.commands import command
+from scripts.commands import command, key_of
 from scripts.fetching import convert, fetch_bases
 from scripts.items import cut_evenly, item_of, logs_of, once
 from scripts.jobs import Job, run_jobs
 from scripts.line import Line, require, unfinished
+from scripts.program import compose, list_groups
 from scripts.read_config import read_config
+from scripts.sources import Source
 
 SHARED_BY_POINTS = (
     "profile",
@@ -35,8 +37,9 @@ SHARED_BY_POINTS = (
 ONE_CPU = Trainer()
 T = TypeVar("T")
 
-# How words begin that train_all need not have.
-NOT_OF_TRAINING = ("merge", "methods", "out=", "report", "source", "strength_grid")
+# Keys of common.yaml that say nothing of the merged model, and those that train_all need not have either.
+NOT_OF_MERGING = ("source", "report", "out", "limit", "ids", "protocol", "other_protocol", "device")
+NOT_OF_TRAINING = (*NOT_OF_MERGING, "merge", "methods", "strength_grid")
 
 
 def plan(points: Sequence[Mapping[str, Any]]) -> list[Line]:
@@ -141,7 +144,19 @@ def check_experts(lines: Sequence[Line], multi_task: bool = True) -> None:
 
 def train_all_command() -> str:
     """The command that makes the base and the experts which this command line asks for."""
-    return command("train_all", lambda word: not word.startswith(NOT_OF_TRAINING))
+    return command("train_all", lambda word: _is_common(word) and key_of(word) not in NOT_OF_TRAINING)
+
+
+def make_command(source: Source) -> str:
+    """The command that makes a source which is not there."""
+    if source.kind != "merged":
+        return train_all_command()
+    return command("merge", lambda word: _is_common(word) and key_of(word) not in NOT_OF_MERGING)
+
+
+def _is_common(word: str) -> bool:
+    """Whether every program has the key: those of one program alone mean nothing to another."""
+    return key_of(word) in {*compose("merge_eval", []), *list_groups(), "task"}
 
 
 def merge(lines: Sequence[Line], choose: bool = False) -> None:
