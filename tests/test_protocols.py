@@ -23,6 +23,7 @@ from eval.settings import Official
 from eval.standing import pairs_table
 from eval.tables import MISSING, main_table
 from robustmerge.records import Score
+from scripts.summary import tell_partial
 from tests.report_cases import TASKS, N, both, cell, make_results, make_score, make_seeds, measure
 
 NO_JAVA = "METEOR needs Java (java is not on PATH)"
@@ -88,6 +89,13 @@ def test_captions_scored_without_java_are_not_passed_off_as_published_figures(co
         result.scores["rec"] = dataclasses.replace(result.scores["rec"], metric="cider_builtin")
     told = tell_notes(arrange_rows(results), context, "corrected")
     assert told.startswith("- **REC** (`cider_builtin`): without Java") and "no published CIDEr compares" in told
+
+
+def test_the_terminal_says_so_too(capsys):
+    caption = dataclasses.replace(make_results()[0].scores["rec"], metric="cider_builtin")
+    tell_partial([("zero_shot", "rec", caption), ("zero_shot", "rec", make_results()[0].scores["rec"])])
+    builtin, published = capsys.readouterr().out.splitlines()
+    assert "cider_builtin: without Java" in builtin and "Java" not in published
 
 
 def test_an_average_is_missing_where_a_score_of_one_seed_cannot_be_had(context):
