@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from robustmerge.hub import fetch
+from robustmerge.pins import REPOSITORY
 from robustmerge.settings import UserError
 from robustmerge.tensor_files import CODES, TensorFile
 
@@ -29,7 +30,6 @@ HEADS = ("lm_head.weight", "embed_out.weight")
 TIED = re.compile(r"(^|\.)(lm_head|embed_out|embed_tokens|embed_in|wte)\.weight$")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 SMALL = ("*.json", "*.jinja", "*.model", "*.py", "*.tiktoken", "*.txt")  # config, tokenizer, preprocessor
-REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)

@@ -10,40 +10,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatch
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from robustmerge.hub_cache import Listing, is_fetched, keep_listing, part_of, read_listing, size_of, wanted
 from robustmerge.pins import Pinned, is_final, refused, snapshot_folder, storage_folder
 from robustmerge.settings import UserError
-from robustmerge.whole_files import write_atomically
 
-WEIGHTS = (".safetensors", ".bin")
 TRIES = 5  # in a row that bring nothing
 WAIT_S = 1.0  # before the second try; twice as long before each further one
 TELL_EVERY_S = 30.0
-Listing = Mapping[str, tuple[int, str]]  # file -> size in bytes, digest
-
-
-def is_fetched(pinned: Pinned, files: Sequence[str]) -> bool:
-    """Whether all of `files` (names or patterns) that the commit has lie in the Hub's cache. Asks nobody.
-
-    Known by the list of the commit's files that `fetch_pinned` keeps. Where there is none (another program has filled
-    the cache): something is there, weights too if any are asked for, and all files of an index.
-    """
-    folder, listing = snapshot_folder(pinned), _read_listing(pinned)
-    if listing is not None:
-        return all(_size(folder / name) == size for name, (size, _) in _wanted(listing, files).items())
-    there = [name for name in _names(folder) if _matches(name, files)]
-    asked = any(name.endswith(WEIGHTS) for name in files)
-    shards = {shard for name in there if name.endswith(".index.json") for shard in _shards(folder / name)}
-    whole = all((folder / shard).exists() for shard in shards if _matches(shard, files))
-    return bool(there) and whole and (not asked or any(name.endswith(WEIGHTS) for name in there))
 
 
 def fetch_pinned(pinned: Pinned, files: Sequence[str], say: Callable[[str], None] = print) -> Path:
@@ -60,8 +40,8 @@ def fetch_pinned(pinned: Pinned, files: Sequence[str], say: Callable[[str], None
         listing = _list_files(pinned)
     except Exception as error:  # what the network raises differs between versions of the Hub's library
         raise refused(str(pinned), error, pinned.repository, pinned.revision) from error
-    missing = {name: known for name, known in _wanted(listing, files).items() if _size(folder / name) != known[0]}
-    to_come = sum(size - max(_size(_part(pinned, digest)), 0) for size, digest in missing.values())
+    missing = {name: known for name, known in wanted(listing, files).items() if size_of(folder / name) != known[0]}
+    to_come = sum(max(size - _arrived(pinned, digest), 0) for size, digest in missing.values())
     _check_space(pinned, to_come)
     total, started = sum(size for size, _ in missing.values()), time.monotonic()
     if missing:
@@ -69,7 +49,7 @@ def fetch_pinned(pinned: Pinned, files: Sequence[str], say: Callable[[str], None
         say(f"fetching {pinned}: {len(missing)} files, {_bytes(total)}{kept}")
     done = 0
     for name, (size, digest) in missing.items():
-        with _telling(_part(pinned, digest), done, total, say):
+        with _telling(part_of(pinned, digest), done, total, say):
             _fetch_file(pinned, name, size, digest, say)
         done += size
     if missing:
@@ -77,18 +57,22 @@ def fetch_pinned(pinned: Pinned, files: Sequence[str], say: Callable[[str], None
     return folder
 
 
+def _arrived(pinned: Pinned, digest: str) -> int:
+    """Bytes of a file that are here, whole for another commit or cut."""
+    part = part_of(pinned, digest)
+    return max(size_of(part.with_suffix("")), size_of(part), 0)
+
+
 def _list_files(pinned: Pinned) -> Listing:
     """All files of the commit, by the Hub; the answer is kept in the cache."""
     from huggingface_hub import HfApi
 
-    known = _read_listing(pinned)
+    known = read_listing(pinned)
     if known is None:
         tree = HfApi().list_repo_tree(pinned.repository, recursive=True, revision=pinned.revision)
         entries = [entry for entry in tree if getattr(entry, "size", None) is not None]
         known = {entry.path: (entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id) for entry in entries}
-        kept = _listing_file(pinned)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, json.dumps(known, indent=1, sort_keys=True) + "\n")
+        keep_listing(pinned, known)
     return known
 
 
@@ -97,7 +81,7 @@ def _fetch_file(pinned: Pinned, name: str, size: int, digest: str, say: Callable
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import WeakFileLock
 
-    part = _part(pinned, digest)
+    part = part_of(pinned, digest)
     blob = part.with_suffix("")
     locks = storage_folder(pinned.repository).parent / ".locks" / storage_folder(pinned.repository).name
     for folder in (part.parent, locks):
@@ -134,9 +118,9 @@ def _bring(pinned: Pinned, name: str, size: int, part: Path, say: Callable[[str]
 
     url, failed = hf_hub_url(pinned.repository, name, revision=pinned.revision), 0
     while True:
-        if _size(part) > size:
+        if size_of(part) > size:
             part.unlink()
-        before = max(_size(part), 0)
+        before = max(size_of(part), 0)
         try:
             with open(part, "ab") as file, _bars_shown():
                 http_get(
@@ -145,11 +129,11 @@ def _bring(pinned: Pinned, name: str, size: int, part: Path, say: Callable[[str]
                 )  # fmt: skip
             return
         except Exception as error:
-            failed = 1 if _size(part) > before else failed + 1
+            failed = 1 if size_of(part) > before else failed + 1
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             if failed >= TRIES or full or is_final(error):
                 raise
-            say(f"{name}: cut after {_bytes(max(_size(part), 0))} of {_bytes(size)}; it goes on from there")
+            say(f"{name}: cut after {_bytes(max(size_of(part), 0))} of {_bytes(size)}; it goes on from there")
             time.sleep(WAIT_S * 2 ** (failed - 1))
 
 
@@ -190,7 +174,8 @@ def _telling(part: Path, done: int, total: int, say: Callable[[str], None]) -> I
 
     def tell() -> None:
         while not over.wait(TELL_EVERY_S):
-            say(f"fetched {_bytes(done + max(_size(part), 0))} of {_bytes(total)}")
+            if part.exists():
+                say(f"fetched {_bytes(done + max(size_of(part), 0))} of {_bytes(total)}")
 
     if not sys.stderr.isatty():
         threading.Thread(target=tell, name="tell-download", daemon=True).start()
@@ -214,49 +199,6 @@ def _bars_shown() -> Iterator[None]:
     finally:
         if silenced:
             disable_progress_bars()
-
-
-def _listing_file(pinned: Pinned) -> Path:
-    return storage_folder(pinned.repository) / "listings" / f"{pinned.revision}.json"
-
-
-def _read_listing(pinned: Pinned) -> Listing | None:
-    try:
-        read = json.loads(_listing_file(pinned).read_text())
-        return {str(name): (int(size), str(digest)) for name, (size, digest) in read.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-
-
-def _part(pinned: Pinned, digest: str) -> Path:
-    return storage_folder(pinned.repository) / "blobs" / f"{digest}.incomplete"
-
-
-def _wanted(listing: Listing, files: Sequence[str]) -> Listing:
-    return {name: known for name, known in listing.items() if _matches(name, files)}
-
-
-def _matches(name: str, files: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in files)
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-
-
-def _shards(index: Path) -> set[str]:
-    try:
-        return set(json.loads(index.read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()
-
-
-def _size(file: Path) -> int:
-    """Bytes of a file; -1 where there is none, which no file has."""
-    try:
-        return file.stat().st_size
-    except OSError:
-        return -1
 
 
 def _bytes(size: float) -> str:

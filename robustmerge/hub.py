@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustmerge.downloads import fetch_pinned, is_fetched
+from robustmerge.downloads import fetch_pinned
+from robustmerge.hub_cache import is_fetched
 from robustmerge.pins import REPOSITORY, Pinned, pin, snapshot_folder
 from robustmerge.settings import UserError
 
