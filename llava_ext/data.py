@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, LlavaConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_ext.conversation import IGNORE, Encoded, encode, segments_of
+from llava_ext.opening import open_config, open_tokenizer, patches_of
 from llava_ext.pixels import PixelReader, open_picture
 from robustmerge.prompts import render
 from robustmerge.records import Example, read_examples
@@ -39,14 +40,24 @@ class Reader:
 
 
 def load_reader(base: Path | str, template: str) -> Reader:
-    """The reader of a base model's folder. Pictures are padded to a square, or cropped, whatever the folder says."""
-    config = LlavaConfig.from_pretrained(base)
+    """The reader of a base model's folder. Pictures are padded to a square, or cropped, whatever the folder says.
+
+    Raises UserError if the folder is no whole LLaVA, or its parts do not fit each other.
+    """
+    config = open_config(base)
+    pixels, cropped = (
+        PixelReader(LlavaImageProcessorPil.from_pretrained(base, do_pad=do_pad)) for do_pad in (True, False)
+    )
+    side = config.vision_config.image_size
+    if pixels.size != (side, side):
+        found = f"{pixels.size[0]} x {pixels.size[1]}"
+        raise UserError(f"{base}: pictures are made {found} pixels (crop_size), the vision tower takes {side} x {side}")
     return Reader(
-        tokenizer=AutoTokenizer.from_pretrained(base),
-        pixels=PixelReader(LlavaImageProcessorPil.from_pretrained(base, do_pad=True)),
-        image_ids=(config.image_token_id,) * config.image_seq_length,
+        tokenizer=open_tokenizer(base, config),
+        pixels=pixels,
+        image_ids=(config.image_token_id,) * patches_of(config),
         template=template,
-        cropped=PixelReader(LlavaImageProcessorPil.from_pretrained(base, do_pad=False)),
+        cropped=cropped,
     )
 
 

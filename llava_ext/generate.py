@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from llava_ext.adapters import add_delta, load_adapter, open_fitting_delta, touched_by
 from llava_ext.backend import fast_matmul, quiet_libraries
 from llava_ext.data import load_reader, pad, prompt_ids
+from llava_ext.opening import load_model
 from llava_ext.pixels import read_picture
 from robustmerge.deltas import CONFIG as DELTA_CONFIG
 from robustmerge.records import Example
@@ -66,9 +67,7 @@ class Generator:
 
     def _load(self) -> LlavaForConditionalGeneration:
         attention = "eager" if self.fast else None  # the fused CPU kernel is slow beside fast products
-        model = LlavaForConditionalGeneration.from_pretrained(
-            self.base, dtype=self.dtype, attn_implementation=attention
-        )
+        model = load_model(self.base, self.dtype, attention)
         return model.to(self.device).eval().requires_grad_(False)
 
     def use(self, source: Path | None) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration, TrainingArguments
+from transformers import TrainingArguments
 
 from llava_ext.adapters import add_adapter, digest_of_a, save_adapter
 from llava_ext.backend import DTYPES, quiet_libraries
 from llava_ext.checkpoints import finish, read_finished, remove_work
 from llava_ext.data import Collator, Reader, Row, Rows, load_reader, read_rows, seed_of, training_order
+from llava_ext.opening import load_model
 from llava_ext.processes import Team, run_stage_together
 from llava_ext.settings import DEEPSPEED_ENGINES, Expert
 from llava_ext.training import LOSSES, OrderedTrainer, build_arguments
@@ -101,11 +102,8 @@ def layout_of(settings: Expert) -> dict[str, Any]:
 
 
 def _load(settings: Expert, base: Path) -> torch.nn.Module:
-    model = LlavaForConditionalGeneration.from_pretrained(
-        base,
-        dtype=DTYPES[settings.trainer.precision],
-        attn_implementation="eager" if settings.trainer.device == "cpu" else "sdpa",
-    )
+    attention = "eager" if settings.trainer.device == "cpu" else "sdpa"
+    model = load_model(base, DTYPES[settings.trainer.precision], attention)
     model.config.use_cache = False
     float32 = settings.trainer.engine not in DEEPSPEED_ENGINES
     adapted = add_adapter(model, settings.peft, Path(base).name, settings.seed, settings.name, float32)
