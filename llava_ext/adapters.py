@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_ext.data import seed_of
-from llava_ext.old_names import name_today, targets_today
+from llava_ext.old_names import MAPPING, name_today, targets_today
 from llava_ext.settings import Peft
 from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, open_tensors
 from robustmerge.deltas import Delta, open_delta
@@ -129,7 +129,13 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
         raise UserError(f"the adapter {folder} must leave the vision tower alone, but holds {astray[0]}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = PeftModel.from_pretrained(model, folder, config=_config_for_llava(folder))
+        try:
+            loaded = PeftModel.from_pretrained(model, folder, config=_config_for_llava(folder), key_mapping=MAPPING)
+        except (ValueError, RuntimeError) as error:  # targets that match nothing, shapes of another model
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            told = " ".join(str(error).split())
+            raise UserError(f"the adapter {folder} does not fit this model: {told}") from error
     state = get_peft_model_state_dict(loaded, save_embedding_layers=False)
     if found != set(state):
         raise UserError(

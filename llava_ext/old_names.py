@@ -22,6 +22,7 @@ _MOVED = (
     ("language_model.lm_head.", "lm_head."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
 )
+MAPPING = {rf"^{re.escape(old)}": new for old, new in _MOVED}  # as peft takes it; its own leaves the projector behind
 _LINEAR = re.compile(r"model\.language_model\.layers\.\d+\.(.+)")
 
 
@@ -37,7 +38,8 @@ def name_today(name: str) -> str:
 def targets_today(targets: Any) -> Any:
     """Targets of an adapter's config that name the old level, in a list or in a regular expression, without it."""
     if isinstance(targets, str):
-        return re.sub(r"language_model(\\?\.)model\\?\.", r"language_model\1", targets)
+        today = re.sub(r"language_model(\\?\.)model\\?\.", r"language_model\1", targets)
+        return re.sub(r"^\^?language_model\\", r"model\\.language_model\\", today)  # an expression matches whole names
     return type(targets)(map(targets_today, targets)) if isinstance(targets, (list, set)) else targets
 
 

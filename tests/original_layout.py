@@ -25,6 +25,7 @@ SHAPES = {  # linear -> (out, in)
 }
 RANK, ALPHA = 4, 8
 STEM = "base_model.model.model."
+FIRST = f"{STEM}layers.0.self_attn.q_proj.lora_"
 PROJECTOR_SHAPES = {"0.weight": (WIDTH, SEEN), "0.bias": (WIDTH,), "2.weight": (WIDTH, WIDTH), "2.bias": (WIDTH,)}
 # peft 0.4 writes the targets of a set, in an order that changes from run to run.
 ADAPTER_CONFIG = {
@@ -119,3 +120,10 @@ def read_original(folder: Path) -> dict[str, Tensor]:
     for file in ("adapter_model.bin", "non_lora_trainables.bin"):
         found |= torch.load(folder / file, weights_only=True)
     return found
+
+
+def edit_config(folder: Path, **values: object) -> Path:
+    """Change values of an adapter's config."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **values}))
+    return folder
