@@ -40,8 +40,8 @@ def score(
             found = score_predictions(settings, examples, read_predictions(predictions))
         except UserError as error:
             raise UserError(f"{predictions} against {questions}: {error}") from error
-        if not settings.only.is_all:
-            found = replace(found, n_asked=len(read_examples(questions)))
+        if not settings.only.is_all and (whole := len(read_examples(questions))) > len(examples):
+            found = replace(found, n_asked=whole)
         write_score(path, found)
         return {"value": found.value, "questions": found.n_expected}
 

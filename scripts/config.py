@@ -90,7 +90,7 @@ class General:
     @property
     def only(self) -> Selection:
         """The questions that are asked; all of them unless `limit` or `ids` says which."""
-        return Selection(self.limit, tuple(str(name) for name in self.ids or ()))
+        return Selection(self.limit, tuple(sorted({str(name) for name in self.ids or ()})))
 
 
 @dataclass(frozen=True)

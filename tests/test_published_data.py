@@ -196,11 +196,12 @@ def test_missing_files_are_one_message_with_what_is_there_and_where_to_get_them(
     assert str(told.value).count("hf download") == 1
 
 
-def test_who_only_evaluates_needs_no_training_file(published, tmp_path):
+@pytest.mark.parametrize("chosen", ["expert_set=released", "experiment=only_evaluate"])
+def test_who_only_evaluates_needs_no_training_file(published, tmp_path, chosen):
     collection, images = copied(published, tmp_path)
     for file in collection.rglob("train*.json"):
         file.unlink()
-    line = line_of(collection, images, tmp_path / "runs", overrides=("expert_set=released",))
+    line = line_of(collection, images, tmp_path / "runs", overrides=(chosen,))
     assert all(line.data(task).path for task in line.config.tasks)
     assert not line.candidates and line.multi_task is None
 
