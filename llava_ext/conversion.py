@@ -46,7 +46,7 @@ from robustmerge.settings import UserError
 from robustmerge.tensor_files import TensorFile, TensorWriter, room_for
 
 __all__ = [
-    "RECORD", "asked_of_original", "asked_of_peft", "base_of", "convert_to_original", "convert_to_peft",
+    "RECORD", "asked_of_original", "asked_of_peft", "convert_to_original", "convert_to_peft",
     "is_converted", "is_original",
 ]  # fmt: skip
 
@@ -88,11 +88,6 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
 def asked_of_peft(base: str) -> dict[str, Any]:
     """What a conversion to ours depends on beside the adapter."""
     return {"to": "peft", "base": base}
-
-
-def base_of(original: Path) -> str | None:
-    """The checkpoint of transformers that an original adapter belongs to, by its sizes; None if they are unknown."""
-    return _known_base(_open_lora(original)[1])
 
 
 def _known_base(layout: Layout) -> str | None:

@@ -34,7 +34,7 @@ from llava_ext.original import (
     projector_name,
     read_json,
 )
-from llava_ext.original_checks import layout_of, problems_of_llava
+from llava_ext.original_checks import Layout, layout_of, problems_of_llava
 from llava_ext.original_config import LLAVA15, SAVED, TOWER, known_config, original_adapter_config
 from robustmerge.adapter import Adapter, open_adapter
 from robustmerge.runs import sha256_of, write_atomically
@@ -65,16 +65,12 @@ def convert_to_original(
     Raises UserError for what the format cannot hold, with the remedy: dense deltas, more than one rank, DoRA, rsLoRA.
     """
     opened = _open_ours(adapter)
-    places = {
-        name: _our_place(module, part)
-        for module, parts in opened.lora.items()
-        for part, name in parts.items()
-        if part in ("A", "B")
-    }
-    layout = in_file(adapter, lambda: layout_of(places, {n: opened.file.shape(n) for n in places}, opened.config["r"]))
+    layout = _our_layout(opened)
     projector = _our_projector(opened, layout.sizes["hidden"], allow_no_projector)
     refuse_folder(adapter, problems_of_values(opened.file, layout, every=False))
-    config, base, notes = _llava_config(adapter, like, layout.sizes, vision_tower)
+    first = projector.get(projector_name("0.weight"))
+    sizes = {**layout.sizes, **({} if first is None else {"picture": first.shape[1]})}
+    config, base, notes = _llava_config(adapter, like, sizes, vision_tower)
     raw = read_json(adapter / ADAPTER_CONFIG) or {}
     asked = asked_of_original(like, vision_tower)
     record = record_of("original", adapter, layout, raw["lora_alpha"], opened.file, projector.values(), asked)
@@ -122,6 +118,13 @@ def _open_ours(adapter: Path) -> Adapter:
     ]
     refuse_folder(adapter / ADAPTER_CONFIG, problems)
     return opened
+
+
+def _our_layout(opened: Adapter) -> Layout:
+    names = [(module, part, name) for module, parts in opened.lora.items() for part, name in parts.items()]
+    places = {name: _our_place(module, part) for module, part, name in names}
+    shapes = {name: opened.file.shape(name) for name in places}
+    return in_file(opened.folder, lambda: layout_of(places, shapes, opened.config["r"]))
 
 
 def _our_place(module: str, part: str) -> Place | None:

@@ -47,7 +47,7 @@ def known_config(known: Known, sizes: Mapping[str, int]) -> dict[str, Any]:
         "max_length": 4096, "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 10000.0, "pretraining_tp": 1,
         "attention_bias": False, "attention_dropout": 0.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
         "use_cache": True, "vocab_size": 32000, "freeze_mm_mlp_adapter": False, "image_aspect_ratio": "pad",
-        "mm_hidden_size": 1024, "mm_patch_merge_type": "flat", "mm_projector_lr": 2e-5,
+        "mm_hidden_size": sizes.get("picture", 1024), "mm_patch_merge_type": "flat", "mm_projector_lr": 2e-5,
         "mm_projector_type": "mlp2x_gelu", "mm_resampler_type": None, "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False, "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2,
         "mm_vision_tower": TOWER, "tokenizer_model_max_length": 2048, "tokenizer_padding_side": "right",

@@ -22,6 +22,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from llava_ext.adapters import load_adapter
 from llava_ext.conversion import convert_to_original, convert_to_peft, is_original
 from llava_ext.original import names_in
+from llava_ext.original_config import LLAVA15, Known
 from llava_ext.settings import LANGUAGE_LINEARS
 from robustmerge.adapter import CONFIG, WEIGHTS, open_adapter
 from robustmerge.settings import UserError
@@ -35,6 +36,7 @@ from tests.original_layout import (
     RANK,
     SHAPES,
     STEM,
+    WIDTH,
     draw_lora,
     edit_config,
     read_original,
@@ -123,6 +125,18 @@ def test_a_conversion_depends_on_the_files_alone(tmp_path: Path) -> None:
         for file in files:
             if (kind, file) != ("back", "conversion.json"):  # tells whether the folder's name suits LLaVA
                 assert (tmp_path / f"{kind} a" / file).read_bytes() == (tmp_path / f"{kind} b" / file).read_bytes()
+
+
+def test_the_size_tells_the_base_and_the_config_of_llava(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(LLAVA15, (LAYERS, WIDTH), Known("hub/base-hf", "hub/base", 2))
+    convert_to_peft(write_original(tmp_path / "original"), tmp_path / "ours", "")
+    assert open_adapter(tmp_path / "ours").config["base_model_name_or_path"] == "hub/base-hf"
+    (tmp_path / "ours" / "conversion.json").unlink()  # as a merged adapter has none
+    record = convert_to_original(tmp_path / "ours", tmp_path / "back")
+    llava = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert record["base"] == "hub/base" and is_original(tmp_path / "back")
+    shared = {"model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "mm_hidden_size", "vocab_size"}
+    assert all(llava[key] == LLAVA_CONFIG[key] for key in shared)
 
 
 # --- the function that it is --------------------------------------------------------------------------------------

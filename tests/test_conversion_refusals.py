@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_ext.conversion import base_of, convert_to_original, convert_to_peft
+from llava_ext.conversion import convert_to_original, convert_to_peft
 from robustmerge.adapter import CONFIG, WEIGHTS, open_adapter
 from robustmerge.merging import write_merged
 from robustmerge.method import Method
@@ -191,7 +191,3 @@ def test_an_adapter_is_never_converted_onto_itself_or_twice(ours: Path) -> None:
         convert_to_original(ours, ours)
     with pytest.raises(UserError, match="is in LLaVA's own format already"):
         convert_to_original(ours.parent / "original", ours.parent / "back")
-
-
-def test_the_size_tells_the_base(tmp_path: Path) -> None:
-    assert base_of(write_original(tmp_path / "original")) is None
