@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from llava_ext.conversation import IGNORE
 from llava_ext.data import Reader, load_reader, pad, prompt_ids
 from llava_ext.generate import Generator
-from llava_ext.opening import load_model
 from llava_ext.pixels import read_picture
 from llava_ext.settings import Recipe
 from robustmerge.records import Example
-from robustmerge.settings import UserError
 from scripts.program import compose
 from scripts.read_config import read_config
 from tests.hub_layout import GOLDEN, IMAGE, LANGUAGE, MEAN, PAD, SIDE, STD, TOWER, draw_weights, write_checkpoint
 
-PROMPTS = json.loads((GOLDEN / "prompts.json").read_text())["prompts"]
+RECORDED = json.loads((GOLDEN / "prompts.json").read_text())
+PROMPTS = RECORDED["prompts"]
 PATCHES = 9
 SIZES = [(64, 48), (48, 65), (101, 37), (SIDE, SIDE), (SIDE, SIDE - 1), (5, 7), (200, 3), (1, 1)]
 
@@ -69,6 +68,17 @@ def test_a_line_break_behind_the_picture_is_two_tokens_whatever_the_tokenizers_f
 def test_written_out_special_tokens_of_a_question_stay_text(checkpoint):
     ids = prompt_ids(load_reader(checkpoint, "vicuna_v1"), Example("q", "</s> and <image> and <pad>", ""))
     assert not {2, IMAGE, PAD} & set(ids)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_of_an_answer_the_same_tokens_are_learned_as_by_the_original(tmp_path, legacy):
+    reader = load_reader(write_checkpoint(tmp_path, legacy=legacy), "vicuna_v1")
+    for row in RECORDED["answers"]:
+        found = reader.encode([(row["question"], row["answer"])], row["image"])
+        picture = [IMAGE] * PATCHES if row["image"] else []
+        assert found.ids == [1, *row["before"], *picture, *row["last"], 2]
+        unlearned = len(found.ids) - row["learned"] - 1
+        assert found.labels == [IGNORE] * unlearned + found.ids[unlearned:]
 
 
 # pixels
@@ -228,83 +238,12 @@ def test_text_only_questions_need_no_picture_in_their_batch(generator, asked):
     assert generator([one], folder, 3) == [generator.reader.tokenizer.decode(ids, skip_special_tokens=True).strip()]
 
 
-# what a folder may be, and may not
-
-
 def test_a_checkpoint_in_parts_and_in_half_precision_is_the_same_model(tmp_path, asked):
     folder, _, examples = asked
     whole = write_checkpoint(tmp_path / "whole", torch.float16)
     parts = write_checkpoint(tmp_path / "parts", torch.float16, shards=3)
     answers = [Generator(base, "vicuna_v1", dtype=torch.float16)(examples, folder, 3) for base in (whole, parts)]
     assert answers[0] == answers[1]
-
-
-@pytest.mark.parametrize("kept", [torch.float32, torch.float16, torch.bfloat16])
-def test_weights_are_read_in_the_precision_asked_for_whatever_they_are_kept_in(tmp_path, kept):
-    model = load_model(write_checkpoint(tmp_path, kept, shards=2), torch.float32)
-    drawn = draw_weights()["language_model.model.layers.1.mlp.up_proj.weight"]
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert torch.equal(model.model.language_model.layers[1].mlp.up_proj.weight, drawn.to(kept).float())
-
-
-def change(file: Path, **values: object) -> None:
-    """Set top-level keys of a JSON file; None takes a key away."""
-    content = {**json.loads(file.read_text()), **values}
-    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-
-
-def without(file: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).unlink()
-
-
-def with_config(**values: object) -> Callable[[Path], None]:
-    return lambda folder: change(folder / "config.json", **values)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (without("config.json"), "it has no config.json"),
-        (without("tokenizer.json"), "it has neither tokenizer.json nor tokenizer.model"),
-        (without("model.safetensors"), "it has neither model.safetensors nor pytorch_model.bin"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
-        (with_config(model_type="llama"), "is no LLaVA: its config.json says model_type 'llama'"),
-        (with_config(model_type=None), "is no LLaVA: its config.json says model_type None"),
-        (with_config(model_type="llava_llama"), "is a LLaVA in the layout of the original code"),
-        (with_config(mm_vision_tower="openai/clip"), "is a LLaVA in the layout of the original code"),
-        (with_config(vision_config={"model_type": "siglip_vision_model"}), "is a siglip_vision_model; allowed"),
-        (with_config(image_token_index=319), "the text '▁A'; the tokenizer's '<image>' is 32000"),
-        (with_config(image_token_index=32064), "pictures at token 32064, but embeddings for 32064"),
-        (lambda folder: change(folder / "tokenizer_config.json", pad_token=None), "has no pad token"),
-        (
-            lambda folder: change(folder / "preprocessor_config.json", crop_size={"height": 28, "width": 28}),
-            "pictures are made 28 x 28 pixels (crop_size), the vision tower takes 42 x 42",
-        ),
-        (with_config(vision_config={**TOWER, "num_hidden_layers": 4}), "weights of {} are missing; the first is"),
-        (with_config(vision_config={**TOWER, "num_hidden_layers": 2}), "belong to no part of a LLaVA; the first is"),
-        (with_config(vision_config={**TOWER, "intermediate_size": 41}), "another shape than config.json says"),
-    ],
-)
-def test_a_folder_that_is_no_whole_llava_is_refused_in_words(tmp_path, spoil, said):
-    folder = write_checkpoint(tmp_path / "base")
-    spoil(folder)
-    with pytest.raises(UserError) as told:
-        Generator(folder, "vicuna_v1")
-    assert said.format(folder) in str(told.value)
-
-
-def test_a_part_that_is_not_there_is_named(tmp_path):
-    folder = write_checkpoint(tmp_path, shards=3)
-    (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(UserError, match="names model-00002-of-00003.safetensors, which is not there"):
-        load_model(folder, torch.float32)
-
-
-def test_damaged_weights_are_one_message(tmp_path):
-    folder = write_checkpoint(tmp_path)
-    (folder / "model.safetensors").write_bytes(b"no tensors at all")
-    with pytest.raises(UserError, match=f"the weights of {folder} cannot be loaded"):
-        load_model(folder, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["llava15_7b", "llava15_13b"])
