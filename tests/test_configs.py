@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from robustmerge.runs import REPOSITORY
-from robustmerge.settings import UserError
+from robustmerge.settings import UserError, build
+from scripts.converting import KEYS, Request
 from scripts.inspection import read_request
 from scripts.program import CONFIGS, compose, list_groups, list_options
 from scripts.read_config import read_config
@@ -33,12 +34,12 @@ GROUPS = {
 
 
 def test_there_are_configs_to_test():
-    assert len(PROGRAMS) == 14
+    assert len(PROGRAMS) == 15
     assert {group: len(list_options(group)) for group in GROUPS} == GROUPS
     assert set(list_groups()) == {*GROUPS, "task"}
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [program for program in PROGRAMS if program != "convert"])
 def test_every_program_composes_into_a_checked_configuration(program):
     point = compose(program, ["source=zero_shot"])
     if program == "inspect_adapters":
@@ -47,6 +48,11 @@ def test_every_program_composes_into_a_checked_configuration(program):
         of_its_own = point.keys() - compose("merge", []).keys()  # what a program takes before it reads the rest
         config = read_config({key: value for key, value in point.items() if key not in of_its_own})
     assert config.tasks
+
+
+def test_the_program_that_knows_no_benchmark_composes_into_a_request():
+    point = compose("convert", ["to=peft", "adapters=[a]", "out=b"])
+    assert build(Request, {key: point[key] for key in KEYS}, "").places == {"a": "a"}
 
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])
