@@ -70,5 +70,7 @@ def _not_found(folders: Sequence[Path], name: str, key: str) -> str:
     near = {entry for place in like or places for entry in _entries(place)}
     listed = sorted(f"{entry}/" if entry.is_dir() else str(entry) for entry in near)
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    there = f"there is {', '.join(listed[:SHOWN])}{more}" if listed else "there is nothing"
+    gone = [str(folder) for folder in folders if not folder.is_dir()]
+    nothing = f"there is no folder {' or '.join(gone)}" if gone else "it is empty"
+    there = f"there is {', '.join(listed[:SHOWN])}{more}" if listed else nothing
     return f"no {name} in {' or '.join(map(str, folders))}, nor below {', '.join(PREFIXES[1:4])}; {there} ({key})"

@@ -31,8 +31,11 @@ def is_reference(row: Row) -> bool:
 
 
 def format_markdown(table: Table) -> str:
-    """A pipe table; best values that are clear are bold."""
-    lines = [_piped([table.head, *(column.title for column in table.columns)])]
+    """A pipe table; best values that are clear are bold. Columns of one title are told apart by their groups."""
+    titles = [column.title for column in table.columns]
+    alike = len(set(titles)) < len(titles)
+    heads = [f"{column.group}: {column.title}" if alike and column.group else column.title for column in table.columns]
+    lines = [_piped([table.head, *heads])]
     lines.append("|" + " --- |" + " ---: |" * len(table.columns))
     for row in table.rows:
         shown = [f"**{cell.text}**" if cell.bold else cell.text for cell in row.cells]

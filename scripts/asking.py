@@ -68,7 +68,13 @@ def _task_of(line: Line, request: Request) -> Task:
         return Task("asked", "Asked", False, "{text}", request.max_new_tokens, "text", "exact_match")
     if request.ask_as not in tasks:
         raise UserError(f"unknown task '{request.ask_as}'; {suggest(request.ask_as, tasks)} (ask_as)")
-    return tasks[request.ask_as].under(line.config.protocol)
+    task = tasks[request.ask_as].under(line.config.protocol)
+    if "{choices}" in task.prompt:
+        raise UserError(
+            f"the prompt of {task.name} lists options, and a question asked here has none (ask_as); leave ask_as "
+            f"out and write the whole prompt as the question: {task.prompt!r}"
+        )
+    return task
 
 
 def _typed(source: str) -> Iterator[str]:

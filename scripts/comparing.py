@@ -185,7 +185,10 @@ def _show_seeds(found: Difference) -> str:
 
 def tell_noise(pairs: Sequence[Compared], context: Context) -> list[str]:
     """What the marks and intervals mean."""
-    told = ["* outside the noise: every 95 % interval leaves out zero; nothing is corrected for the number of pairs."]
+    told = [
+        "* outside the noise: every 95 % interval leaves out zero; nothing is corrected for the number of pairs.",
+        f"p: two-sided, from {context.bootstrap.draws} draws, so never below {2 / (context.bootstrap.draws + 1):.2g}.",
+    ]
     if any(pair.measured.has_several_seeds for pair in pairs):
         told.append(
             f"Over seeds: deviation of the paired differences, their 95 % t interval (from {FEWEST_SEEDS} on), "

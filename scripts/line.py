@@ -129,6 +129,9 @@ class Line(Addresses):
                 return source_of_folder(self.usable(path.name, path), self.config.tasks)
             if (path / "config.json").exists():
                 raise UserError(full_model(str(path)))
+        if Path(name).expanduser().is_absolute():
+            what = "holds no adapter" if Path(name).expanduser().is_dir() else "does not exist"
+            raise UserError(f"the folder {name} {what} (source); {choices}")
         raise UserError(f"unknown source '{name}'; {choices}")
 
 

@@ -32,7 +32,7 @@ def tell_made(addresses: Iterable[Address]) -> None:
     """After a program of one stage."""
     made = list({address.path: address for address in addresses}.values())
     if made:
-        _tell(f"{len(made)} results", made, made[0].root)
+        _tell(f"{len(made)} result{'s' if len(made) > 1 else ''}", made, made[0].root)
 
 
 def tell_answers(lines: Sequence[Line]) -> None:
