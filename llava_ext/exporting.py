@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tokenizers.pre_tokenizers import Metaspace
 from transformers import AutoTokenizer, LlavaConfig, LlavaProcessor, PreTrainedTokenizerBase
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -51,6 +52,17 @@ def _quote(text: str) -> str:
     return json.dumps(text)
 
 
+def _begin_each_chunk(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer that puts a space before the first text only put one before each text, as LLaVA is trained.
+
+    Llama's newer files (`legacy` false) do so; the text behind the picture would begin with another token.
+    """
+    cut = tokenizer.backend_tokenizer.pre_tokenizer
+    if isinstance(cut, Metaspace) and cut.prepend_scheme == "first":
+        cut.prepend_scheme = "always"
+        tokenizer.backend_tokenizer.pre_tokenizer = cut
+
+
 def set_processor(folder: Path, template: str, image: str) -> None:
     """Give the LLaVA in `folder` the processor that asks as we do. image: `pad` pictures, or `crop` their centre.
 
@@ -58,6 +70,7 @@ def set_processor(folder: Path, template: str, image: str) -> None:
     """
     choose(image, IMAGE_MODES, "image mode")
     config, tokenizer = LlavaConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    _begin_each_chunk(tokenizer)
     processor = LlavaProcessor(
         image_processor=LlavaImageProcessorPil.from_pretrained(folder, do_pad=image == "pad"),
         tokenizer=tokenizer,

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoProcessor, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava_ext.conversation import IGNORE
 from llava_ext.data import Reader, load_reader, pad, prompt_ids
+from llava_ext.exporting import set_processor
 from llava_ext.generate import Generator
 from llava_ext.pixels import read_picture
 from llava_ext.settings import Recipe
@@ -63,6 +64,20 @@ def test_a_line_break_behind_the_picture_is_two_tokens_whatever_the_tokenizers_f
         assert ids[end : end + 3] == [29871, 13, 5618]  # a space, a line break, `What`
         whole[legacy] = AutoTokenizer.from_pretrained(folder)("USER: <image>\nWhat")["input_ids"][-3:]
     assert whole == {False: [IMAGE, 13, 5618], True: [29871, 13, 5618]}  # in one string the flag makes a difference
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_an_exported_model_asks_other_programs_for_the_same_tokens(tmp_path, legacy):
+    folder = write_checkpoint(tmp_path, legacy=legacy)
+    asked, picture = Example("q", "What is the object in the image?", "", "x.png"), draw_picture((50, 33), "RGB")
+    reader = load_reader(folder, "vicuna_v1")
+    set_processor(folder, "vicuna_v1", "pad")
+    processor = AutoProcessor.from_pretrained(folder)
+    content = [{"type": "image"}, {"type": "text", "text": asked.text}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    found = processor(text=text, images=picture, return_tensors="pt")
+    assert found["input_ids"][0].tolist() == prompt_ids(reader, asked)
+    assert torch.equal(found["pixel_values"], reader.pixels([picture]))
 
 
 def test_written_out_special_tokens_of_a_question_stay_text(checkpoint):
