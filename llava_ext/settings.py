@@ -265,6 +265,7 @@ class Expert:
     shuffled order under the same recipe: as many samples and optimizer steps as the experts have together.
 
     prompts: per task, what a question is put into (`{text}`, `{choices}`); a task without one is asked as it is.
+    base_name: what the adapter calls its base; "" for the name of its folder.
     """
 
     tasks: tuple[str, ...]
@@ -274,6 +275,7 @@ class Expert:
     trainer: Trainer = field(default_factory=Trainer)
     template: str = "vicuna_v1"
     seed: int = 0
+    base_name: str = outside_identity("")
 
     def __post_init__(self):
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):

@@ -106,7 +106,7 @@ def _load(settings: Expert, base: Path) -> torch.nn.Module:
     model = load_model(base, DTYPES[settings.trainer.precision], attention)
     model.config.use_cache = False
     float32 = settings.trainer.engine not in DEEPSPEED_ENGINES
-    adapted = add_adapter(model, settings.peft, Path(base).name, settings.seed, settings.name, float32)
+    adapted = add_adapter(model, settings.peft, settings.base_name or base.name, settings.seed, settings.name, float32)
     if settings.trainer.gradient_checkpointing:
         adapted.enable_input_require_grads()
     return adapted

@@ -17,10 +17,11 @@ from data_prep.own import list_pictures
 from data_prep.settings import GENERATOR
 from eval.caption_tokens import has_java
 from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task, other_protocol
+from llava_ext.original import is_original
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
 from robustmerge.runs import Address, address_file, address_folder, foreign
 from scripts.config import Config
-from scripts.given import address_given, looks_original
+from scripts.given import address_given
 from scripts.sources import Source
 
 DRAWN = dict.fromkeys(("prepare", "corpus"), GENERATOR)
@@ -63,6 +64,14 @@ class Addresses:
         if model.base is None:
             return self.given(model.checkpoint)
         return self._folder("base", model.name, "base", model.base, {"corpus": self.corpus})
+
+    @property
+    def base_name(self) -> str:
+        """What adapters call the base: the repository, or the folder's name."""
+        named = self.config.model.checkpoint
+        if named is None:
+            return self.base.path.name
+        return Path(named).name if Path(named).expanduser().exists() else named.partition("@")[0]
 
     @cached_property
     def _data(self) -> dict[str, Address]:
@@ -109,10 +118,11 @@ class Addresses:
     def usable(self, name: str, folder: Path) -> Address:
         """An adapter folder as it is, or what becomes of one in LLaVA's own format."""
         found = foreign(folder, self.root)
-        return self._converted(name, found) if looks_original(folder) else found
+        return self._converted(name, found) if is_original(folder) else found
 
     def _converted(self, name: str, original: Address) -> Address:
-        address = self._folder("experts", re.sub(r"[^\w.-]", "_", name), "convert", {}, {"original": original})
+        settings = {"base": self.base_name}
+        address = self._folder("experts", re.sub(r"[^\w.-]", "_", name), "convert", settings, {"original": original})
         self.conversions[address.path] = (address, original)
         return address
 

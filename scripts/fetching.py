@@ -41,6 +41,5 @@ def convert(lines: Sequence[Line]) -> None:
         for address, original in line.conversions.values():
             if not address.is_complete():
                 fetch(original, ADAPTER_FILES)
-                base = line.config.model.checkpoint or ""
-                items[address.path] = item_of("convert", address, original=str(original.path), base=base)
+                items[address.path] = item_of("convert", address, original=str(original.path), base=line.base_name)
     run_jobs("convert", [Job("experts", list(items.values()))] if items else [], 1, logs_of(lines))

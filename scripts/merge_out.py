@@ -10,6 +10,7 @@ from robustmerge.method import Method, OutsideMethod
 from robustmerge.method_files import list_methods
 from robustmerge.settings import UserError, suggest
 from scripts import steps, summary
+from scripts.fetching import convert
 from scripts.line import Line, require
 
 
@@ -26,10 +27,11 @@ def merge_out(lines: Sequence[Line]) -> None:
         raise UserError(f"out= is one folder for one merge: add merge=NAME; {suggest('', list_methods())}")
     if config.experts is None:
         steps.check_experts(lines, multi_task=False)
+    experts = {name: address.path for name, address in line.experts.items()}
+    convert(lines)
 
     from robustmerge.merging import merge_folders
 
-    experts = {name: address.path for name, address in line.experts.items()}
     folder = Path(config.out).expanduser().absolute()
     method = with_base(line, config.methods[0])
     was_there = (folder / "manifest.json").exists()  # of another merge: then it is refused

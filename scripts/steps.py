@@ -117,7 +117,7 @@ def train(lines: Sequence[Line]) -> None:
     """Train the experts and the multi-task model: side by side on CPU, the longest first."""
     jobs = []
     for address, (line, tasks) in once(lines, _trainings):
-        settings = line.config.expert(*tasks)
+        settings = dataclasses.replace(line.config.expert(*tasks), base_name=line.base_name)
         data = {task.name: str(line.data(task).path) for task in tasks}
         item = item_of("train", address, settings, base=str(line.base.path), data=data)
         cost = sum(line.config.data(task).counts.train for task in tasks)

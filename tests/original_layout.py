@@ -61,7 +61,7 @@ LLAVA_CONFIG = {
     "mm_use_im_start_end": False,
     "mm_vision_select_feature": "patch",
     "mm_vision_select_layer": -2,
-    "mm_vision_tower": "/mnt/private/models/clip-vit-large-patch14-336",
+    "mm_vision_tower": "/private/models/clip-vit-large-patch14-336",
     "num_attention_heads": SMALL.language.heads,
     "num_hidden_layers": LAYERS,
     "tokenizer_model_max_length": 2048,
