@@ -12,6 +12,7 @@ import dataclasses
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -197,5 +198,6 @@ def _place_image(source: Path, target: Path) -> None:
 
 
 def _count_shared(splits: dict[str, list[Example]]) -> int:
-    used = [{example.image for example in examples if example.image} for examples in splits.values()]
-    return sum(len(images) for images in used) - len(set().union(*used))
+    """How many pictures several splits have."""
+    counts = Counter(name for examples in splits.values() for name in {e.image for e in examples if e.image})
+    return sum(1 for count in counts.values() if count > 1)

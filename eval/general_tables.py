@@ -20,7 +20,7 @@ NOTES = {
     "pope_f1": (
         "POPE: F1 of \"yes\" as lmms-eval has it (an answer that is neither yes nor no counts nowhere), and accuracy "
         "(such an answer is wrong). The paper does not say which of the two its POPE figure is, nor over which of the "
-        "three question sets; LLaVA reports F1, and lmms-eval's `pope` pools the three. Questions that share a picture "
+        "three question sets; LLaVA reports F1, and lmms-eval's pope pools them. Questions that share a picture "
         "are drawn apart, as lmms-eval's files do not name it: the intervals are somewhat too narrow."
     ),
     "mme_perception": "MME: points of perception, at most 2000; resampled by picture, within the ten categories.",

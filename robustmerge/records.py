@@ -197,6 +197,8 @@ def _answer_of(record: Mapping[str, Any]) -> str:
     box = record.get("answer_bbox")
     if isinstance(box, list) and len(box) == 4 and all(map(_is_scalar, box)):
         return f"[{', '.join(map(str, box))}]"
+    if "answer_bbox" not in record and "answer" not in record and (accepted := _scalars(record, "references")):
+        return accepted[0]
     return _scalar(record, "answer_bbox" if "answer_bbox" in record else "answer")
 
 

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.own import list_pictures
-from data_prep.settings import GENERATOR
+from data_prep.settings import GENERATOR, TaskData
 from eval.caption_tokens import has_java
 from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task, other_protocol
 from llava_ext.original import is_original
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
+from robustmerge.records import read_examples
 from robustmerge.runs import Address, address_file, address_folder, foreign
+from robustmerge.settings import UserError
 from scripts.config import Config
 from scripts.given import address_given
 from scripts.sources import Source
 
 DRAWN = dict.fromkeys(("prepare", "corpus"), GENERATOR)
-SCHEMAS = {**DRAWN, "base": 2, "train": 1, "convert": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 1}
+SCHEMAS = {**DRAWN, "base": 2, "train": 1, "convert": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 2}
 
 
 class Addresses:
@@ -75,15 +77,28 @@ class Addresses:
 
     @cached_property
     def _data(self) -> dict[str, Address]:
-        addresses = {}
+        """Raises UserError with every question file that is not there."""
+        addresses, problems = {}, []
         for task in self.config.tasks:
             settings = self.config.data(task)
-            own = {split: foreign(file) for split, file in settings.input_files.items()}
-            if own:
-                pictures = {"stage": "foreign", "pictures": list_pictures(settings)}
-                own["pictures"] = Address(self.root, self.root, pictures)
-            addresses[task.name] = self._folder("data", task.name, "prepare", settings, own)
+            try:
+                addresses[task.name] = self._folder("data", task.name, "prepare", settings, self._own_files(settings))
+            except UserError as error:
+                problems += [line for line in str(error).split("\n") if line not in problems]
+        if problems:
+            raise UserError("\n".join(problems))
         return addresses
+
+    def _own_files(self, settings: TaskData) -> dict[str, Address]:
+        """The files of a task that is not drawn, and its pictures by name and size."""
+        own = {}
+        for split, file in settings.input_files.items():
+            if not file.exists():
+                raise UserError(f"{file} does not exist (task.{settings.task}.data.{split})")
+            own[split] = foreign(file)
+        if own:
+            own["pictures"] = Address(self.root, self.root, {"stage": "foreign", "pictures": list_pictures(settings)})
+        return own
 
     def data(self, task: Task) -> Address:
         """The prepared questions and pictures of a task."""
@@ -140,7 +155,7 @@ class Addresses:
         """How a task's questions are asked, by the protocol of the configuration if none is named."""
         model = self.config.model
         return task.under(protocol or self.config.protocol).generation(
-            model.template, model.generation_batch, split, model.products, self.precision, self._only(split)
+            model.template, model.generation_batch, split, model.products, self.precision, self._only(task, split)
         )
 
     @property
@@ -152,11 +167,21 @@ class Addresses:
     def scoring(self, task: Task, split: str = "test", protocol: str | None = None) -> Scoring:
         """How a task's answers are scored."""
         asked = task.under(protocol or self.config.protocol)
-        return asked.scoring(self._only(split), caption_tokenizer() if asked.metric in CAPTION_NAMES else "")
+        return asked.scoring(self._only(task, split), caption_tokenizer() if asked.metric in CAPTION_NAMES else "")
 
-    def _only(self, split: str) -> Selection:
-        """`ids` are those of test questions."""
-        return self.config.only if split == "test" else Selection(self.config.limit)
+    def _only(self, task: Task, split: str) -> Selection:
+        """`ids` are those of test questions, and each is asked of the task that has it."""
+        if split != "test":
+            return Selection(self.config.limit)
+        return Selection(ids=self.ids_in(task)) if self.ids_in(task) else self.config.only
+
+    def ids_in(self, task: Task) -> tuple[str, ...]:
+        """Those of `ids` that are test questions of a task; none while its questions are not prepared."""
+        wanted, path = self.config.only.ids, self.questions(task) if self.config.only.ids else None
+        if path is None or not path.exists():
+            return ()
+        known = {example.question_id for example in read_examples(path)}
+        return tuple(name for name in wanted if name in known)
 
     def score(self, source: Source, task: Task, split: str = "test", protocol: str | None = None) -> Address:
         """The score of a source on a task."""

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from eval.predict import list_shards, read_shards
 from eval.score import score as score_answers
 from eval.score import score_partial
-from eval.settings import CAPTION_NAMES, Task, other_protocol
-from llava_ext.launch import answering, count_side_by_side, list_gpus
+from eval.settings import CAPTION_NAMES, PROTOCOLS, Task, other_protocol
+from llava_ext.launch import answering, list_gpus
 from robustmerge.records import Score
 from robustmerge.runs import Address
 from robustmerge.settings import UserError
@@ -75,7 +75,10 @@ def score(lines: Sequence[Line], sources: Sources, split: str = "test") -> None:
         if not predictions.is_complete():
             left = list_shards(predictions.path)
             begun = "; what is there so far can be looked at with score.py partial=true" if left else ""
-            raise UserError(f"{source.label} has no predictions for {task.name}; run scripts/predict.py first{begun}")
+            asked = f" with protocol={line.config.protocol}" if line.config.protocol != PROTOCOLS[0] else ""
+            raise UserError(
+                f"{source.label} has no predictions for {task.name}; run scripts/predict.py first{asked}{begun}"
+            )
         score_answers(address, line.scoring(task, split), line.questions(task, split), predictions.path)
 
 
@@ -148,8 +151,10 @@ def check_devices(lines: Sequence[Line], look: bool = False) -> None:
                 f"{', and this machine shows none' if not list_gpus() else ' (device=cuda)'}. {TAKES}\n"
                 "Merging needs none: scripts/merge.py. A few answers can be looked at here, slowly: device=cpu limit=8"
             )
-        if trainer.device == "cuda":
-            count_side_by_side(trainer, 1)
+        if trainer.device == "cuda" and not list_gpus():
+            raise UserError(
+                f"trainer={config.trainer.engine} answers on GPUs, and this machine shows none; device=cpu needs none"
+            )
 
 
 def predictions_of(line: Line) -> list[Address]:

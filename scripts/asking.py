@@ -46,6 +46,7 @@ def ask(point: Mapping[str, Any]) -> None:
     task = _task_of(line, request)
     (source,) = answers.chosen_source(line)
 
+    print(f"loading {source.label} ...", file=sys.stderr, flush=True)
     from scripts.work import load_base
 
     model = line.config.model

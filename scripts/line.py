@@ -14,7 +14,7 @@ from statistics import fmean
 from eval.results import CHOSEN, Choice
 from eval.settings import Task
 from robustmerge.method import Method, OutsideMethod, strength_of, times
-from robustmerge.records import read_score
+from robustmerge.records import read_examples, read_score
 from robustmerge.runs import Address
 from robustmerge.settings import UserError, suggest
 from scripts.addresses import Addresses
@@ -112,7 +112,22 @@ class Line(Addresses):
         return [*(source.address for source in self.tried), *asked]
 
     def find_source(self, name: str | None) -> Source:
-        """The source of that name, address or folder. Raises UserError with the choices."""
+        """The source of that name, address or folder; with `ids`, on the tasks that have one of these questions.
+
+        Raises UserError with the choices, and for an id that no task has.
+        """
+        source = self._named(name)
+        prepared = [task for task in source.tasks if self.config.only.ids and self.questions(task).exists()]
+        if len(prepared) < len(source.tasks) or not prepared:
+            return source
+        having = tuple(task for task in prepared if self.ids_in(task))
+        known = {found for task in having for found in self.ids_in(task)}
+        if unknown := [one for one in self.config.only.ids if one not in known]:
+            example = read_examples(self.questions(prepared[0]))[0].question_id
+            raise UserError(f"no task has a question {', '.join(unknown[:5])} (ids); ids are like {example}")
+        return dataclasses.replace(source, tasks=having)
+
+    def _named(self, name: str | None) -> Source:
         names = [source.name for source in self.configured]
         choices = suggest(name or "", [*names, *(f"merged/{method}@{CHOSEN}" for method in self.candidates)])
         choices += f", or give a folder with {' or '.join(SOURCE_FILES)}"

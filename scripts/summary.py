@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.further_tables import BUILTIN
+from eval.settings import METRIC_NAMES
 from eval.tasks import read_questions, show_answer, show_expected
 from robustmerge.method import Method, OutsideMethod
 from robustmerge.records import Score, read_predictions, read_score
@@ -69,9 +70,11 @@ def _told(source: str, task: str, score: Score) -> str:
     value = "  none" if score.value is None else f"{score.value:6.2f}"
     missed = {"empty": score.n_empty, "unparsed": score.n_unparsed, "failed": score.n_failed}
     counts = [f"{score.n_scored} of {score.n_expected} scored"]
-    counts += [f"{count} {kind}" for kind, count in missed.items() if count]
+    worth = ", worth 0" if score.metric in METRIC_NAMES else ""
+    counts += [f"{count} {kind}{worth}" for kind, count in missed.items() if count]
     counts += [f"{score.metric}: without Java"] if score.metric.endswith(BUILTIN) else []
     counts += [f"a look at {score.n_expected} of {score.n_asked} questions"] if score.n_asked else []
+    counts += [f"{name} {part:.2f}" for name, part in score.parts.items() if part is not None]
     return f"{source:<24} {task:<16} {value}  ({', '.join(counts)}{'; ' if score.reason else ''}{score.reason})"
 
 

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from robustmerge.records import read_predictions, read_score
+from robustmerge.records import read_examples, read_predictions, read_score
 from robustmerge.runs import REPOSITORY, read_manifest
 from tests.smoke_line import type_command
 
@@ -242,3 +242,18 @@ def type_python(program: str, *words: str, runs: Path) -> str:
     environment = {**os.environ, "ROBUSTMERGE_RUNS": str(runs)}
     line = [sys.executable, str(REPOSITORY / "scripts" / program), *words]
     return subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_ids_are_asked_of_the_task_that_has_them_and_an_unknown_one_is_refused(smoke):
+    words = ["profile=smoke", "logger=none", "source=merged/ties"]
+    (data,) = (smoke.root / "data").glob("rec-*")
+    asked = [example.question_id for example in read_examples(data / "test.jsonl")[:2]]
+    shown = type_python("predict.py", *words, f"ids=[{','.join(asked)}]", runs=smoke.runs)
+    assert "merged/ties on rec:" in shown and all(f"  {name}: " in shown for name in asked)
+    assert " on vqav2:" not in shown
+    assert "a look at 2 of 24" in type_python("score.py", *words, f"ids=[{','.join(asked)}]", runs=smoke.runs)
+    line = [sys.executable, str(REPOSITORY / "scripts" / "predict.py"), *words, f"ids=[{asked[0]},nobody]"]
+    refused = subprocess.run(
+        line, env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs)}, capture_output=True, text=True
+    )
+    assert refused.returncode == 2 and "no task has a question nobody (ids); ids are like" in refused.stderr

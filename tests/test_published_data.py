@@ -270,3 +270,19 @@ def test_annotations_need_a_test_file_and_ids_a_known_rule():
         TaskData(task="mine", train="t.json", annotations="a.json")
     with pytest.raises(UserError, match="unknown rule 'numbers'.*did you mean 'number'"):
         TaskData(task="mine", test="t.json", ids="numbers")
+
+
+def test_the_missing_files_of_all_tasks_are_told_at_once(published, tmp_path):
+    collection, images = copied(published, tmp_path)
+    for missing in ("Seen_data/ScienceQA/test.json", "Seen_data/IconQA/val.json"):
+        (collection / missing).unlink()
+    line = line_of(collection, images, tmp_path / "runs")
+    with pytest.raises(UserError) as told:
+        line.data(line.config.tasks[0])
+    assert "(task.scienceqa.data.test)" in str(told.value) and "(task.iconqa.data.test)" in str(told.value)
+
+
+def test_a_question_with_references_needs_no_answer_beside_them(tmp_path):
+    (tmp_path / "q.json").write_text(json.dumps([{"question_id": 1, "text": "?", "references": ["a cat", "one cat"]}]))
+    (example,) = read_examples(tmp_path / "q.json")
+    assert example.answer == "a cat" and example.accepted == ("a cat", "one cat")

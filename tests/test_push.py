@@ -143,10 +143,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A merge of two experts whose base is a folder of this machine, with some things that are nobody's business."""
     root = tmp_path_factory.mktemp("push")
-    base = {"base_model_name_or_path": "/home/ann/secret/base"}
+    base = {"base_model_name_or_path": "/users/ann/secret/base"}
     experts = {name: write_expert(root / name, pairs, **base) for name, pairs in random_experts("ab").items()}
     merge_folders(experts, "task_arithmetic", root / "merged", **QUIET)
-    (root / "merged" / "conversion.json").write_text('{"asked": {"base": "/home/ann/secret/base"}, "layers": 2}')
+    (root / "merged" / "conversion.json").write_text('{"asked": {"base": "/users/ann/secret/base"}, "layers": 2}')
     (root / "merged" / "optimizer.pt").write_bytes(b"state")
     (root / "merged" / "training_args.bin").write_bytes(b"pickle")
     (root / "merged" / ".token").write_bytes(b"token")
@@ -191,7 +191,7 @@ def test_nothing_of_this_machine_is_uploaded(hub: Hub, merged: Path, capsys: pyt
     host = json.loads((merged / "manifest.json").read_text())["record"]["host"]
     everything = {name: data.decode() for name, data in hub.repositories["ann/merged"].items() if name != SAFE}
     for text in everything.values():
-        assert "/home/ann" not in text and str(merged.parent) not in text
+        assert "/users/ann" not in text and str(merged.parent) not in text
         assert f'"{host}"' not in text
     assert "nobody else can find the base model 'base'; give its name on the Hub" in capsys.readouterr().out
 
