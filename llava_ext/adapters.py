@@ -48,7 +48,7 @@ def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: st
         raise UserError(f"no module of the model matches peft.targets '{settings.targets}'")
     if astray := [name for name in matched if "vision_tower" in name]:
         raise UserError(f"peft.targets must leave the vision tower alone, but matches {astray[0]}")
-    adapted = get_peft_model(model, config)
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=float32)
     adapted.peft_config["default"].base_model_name_or_path = base
     if float32:
         for weight in adapted.parameters():

@@ -19,7 +19,9 @@ def launch_command(trainer: Trainer, script: Path, job: Path, slot: int = 0) -> 
     """
     environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if trainer.device == "cpu":
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        if not trainer.uses_deepspeed:  # which accelerate leaves out where it is told to use the CPU
+            environment["ACCELERATE_USE_CPU"] = "true"
     if trainer.device == "cpu" or trainer.engine in DEEPSPEED_ENGINES:
         environment["DS_ACCELERATOR"] = trainer.device
     if trainer.engine == "single_gpu":

@@ -240,6 +240,11 @@ class Trainer:
             problems.append(f"deepspeed settings go with {', '.join(DEEPSPEED_ENGINES)} and only there (deepspeed)")
         refuse(problems)
 
+    @property
+    def uses_deepspeed(self) -> bool:
+        """Whether DeepSpeed runs it. Accelerate has it on GPUs only: several processes on CPUs run as ddp instead."""
+        return self.engine in DEEPSPEED_ENGINES and (self.device == "cuda" or self.processes == 1)
+
     def accumulation(self, global_batch: int) -> tuple[int, int]:
         """(per-device batch, accumulation): the largest batch allowed such that, times both counts, it is global.
 

@@ -18,7 +18,7 @@ from llava_ext.checkpoints import finish, read_finished, remove_work
 from llava_ext.data import Collator, Reader, Row, Rows, load_reader, read_rows, seed_of, training_order
 from llava_ext.opening import load_model
 from llava_ext.processes import Team, run_stage_together
-from llava_ext.settings import DEEPSPEED_ENGINES, Expert
+from llava_ext.settings import Expert
 from llava_ext.training import LOSSES, OrderedTrainer, build_arguments
 from robustmerge.runs import Address
 
@@ -105,7 +105,7 @@ def _load(settings: Expert, base: Path) -> torch.nn.Module:
     attention = "eager" if settings.trainer.device == "cpu" else "sdpa"
     model = load_model(base, DTYPES[settings.trainer.precision], attention)
     model.config.use_cache = False
-    float32 = settings.trainer.engine not in DEEPSPEED_ENGINES
+    float32 = not settings.trainer.uses_deepspeed
     adapted = add_adapter(model, settings.peft, settings.base_name or base.name, settings.seed, settings.name, float32)
     if settings.trainer.gradient_checkpointing:
         adapted.enable_input_require_grads()
@@ -128,14 +128,14 @@ def _arguments(settings: Expert, work: Path, steps: int) -> TrainingArguments:
         max_grad_norm=recipe.max_grad_norm,
         optim="adamw_torch_fused" if "offload" not in trainer.engine else "adamw_torch",
         seed=seed_of(settings.seed, settings.name, "dropout") % 2**32,
-        use_cpu=trainer.device == "cpu",
+        use_cpu=trainer.device == "cpu" and not trainer.uses_deepspeed,
         bf16=trainer.precision == "bf16",
         fp16=trainer.precision == "fp16",
         gradient_checkpointing=trainer.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if trainer.gradient_checkpointing else None,
         dataloader_num_workers=trainer.workers,
         dataloader_pin_memory=trainer.device != "cpu",
-        deepspeed=dict(trainer.deepspeed) or None,
+        deepspeed=dict(trainer.deepspeed) if trainer.uses_deepspeed else None,
         ddp_backend="gloo" if trainer.device == "cpu" and trainer.processes > 1 else None,
         ddp_find_unused_parameters=False,
     )
@@ -193,7 +193,8 @@ def _save(trainer: ExpertTrainer, folder: Path, work: Path, record: dict) -> Non
 
 def _gathered(trainer: ExpertTrainer, model: torch.nn.Module) -> contextlib.AbstractContextManager:
     """Under ZeRO-3, all trained tensors in one piece; otherwise nothing to do."""
-    if not trainer.settings.trainer.engine.startswith("zero3"):
+    settings = trainer.settings.trainer
+    if not (settings.uses_deepspeed and settings.engine.startswith("zero3")):
         return contextlib.nullcontext()
     import deepspeed
 

@@ -89,7 +89,7 @@ class OrderedTrainer(HuggingFaceTrainer):
             if checkpoint is not None:
                 say(f"{self.name}: going on from {checkpoint.name} of {self.args.max_steps} steps")
         try:
-            with fast_matmul() if self.args.use_cpu else contextlib.nullcontext():
+            with fast_matmul() if self.args.device.type == "cpu" else contextlib.nullcontext():
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except UserError as error:  # out of a worker of the data loader, its message is the end of a traceback
             raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from error

@@ -155,20 +155,21 @@ def logits_of(model: nn.Module, base: Path) -> torch.Tensor:
     ids = torch.tensor([tokens[:1] + [image] * 4 + tokens[1:]])
     pixels = torch.randn(1, 3, 24, 24, generator=drawn)
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels.to(model.dtype)).logits
 
 
 def test_a_converted_expert_is_the_function_of_the_original_arithmetic(base: Path, tmp_path: Path) -> None:
     original = write_original(tmp_path / "original")
     convert_to_peft(original, tmp_path / "ours", str(base))
-    adapted = load_adapter(LlavaForConditionalGeneration.from_pretrained(base), tmp_path / "ours").eval()
-    by_hand = LlavaForConditionalGeneration.from_pretrained(base).eval()
+    # In float64, so that the order of the sums does not count.
+    adapted = load_adapter(LlavaForConditionalGeneration.from_pretrained(base), tmp_path / "ours").eval().double()
+    by_hand = LlavaForConditionalGeneration.from_pretrained(base).eval().double()
     untouched = logits_of(by_hand, base)
     tensors, weights = read_original(original), by_hand.state_dict()
     for layer in range(LAYERS):
         for linear in SHAPES:
             A, B = (tensors[f"{STEM}layers.{layer}.{linear}.lora_{part}.weight"] for part in "AB")
-            weights[f"model.language_model.layers.{layer}.{linear}.weight"] += ALPHA / RANK * B @ A
+            weights[f"model.language_model.layers.{layer}.{linear}.weight"] += ALPHA / RANK * B.double() @ A.double()
     for index, linear in ((0, "linear_1"), (2, "linear_2")):
         for kind in ("weight", "bias"):
             weights[f"model.multi_modal_projector.{linear}.{kind}"].copy_(tensors[f"{STEM}mm_projector.{index}.{kind}"])

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from eval.metrics import intersection_over_union
@@ -114,7 +114,7 @@ def test_a_box_in_brackets_loses_its_last_digit_and_one_in_parentheses_does_not(
     assert rule(f"The box is [{inner}]", BOX) == 0.0
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(answer=corners, side=st.integers(1, 4000))
 def test_an_upright_box_that_is_read_whole_counts_as_it_should_whatever_the_size(answer, side):
     assume(answer[0] <= answer[2] and answer[1] <= answer[3])

@@ -1,6 +1,7 @@
-"""DeepSpeed ZeRO-2 for real: two CPU processes under torchrun (gloo), against one plain process and after a kill.
+"""Engines of several processes, and DeepSpeed, on CPUs: against one plain process, and after a kill.
 
-Run: pytest tests/test_zero2.py (Linux, about 25 s)
+Accelerate has DeepSpeed over several processes on GPUs only, so two CPU processes of zero2 run as ddp (gloo), and
+DeepSpeed itself, ZeRO-2 and ZeRO-3, runs in one. Run: pytest tests/test_zero2.py (Linux, about 40 s)
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
 
+from llava_ext.adapters import add_adapter
 from llava_ext.checkpoints import MARKER
 from llava_ext.launch import launch_command
 from llava_ext.settings import Expert, Peft, Recipe, Trainer
@@ -32,35 +36,57 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed runs 
 RECIPE = Recipe(learning_rate=1e-2, projector_learning_rate=1e-3, global_batch=8, max_steps=4, save_steps=2)
 
 
-def describe_zero2() -> Trainer:
-    described = yaml.safe_load((REPOSITORY / "configs/trainer/zero2.yaml").read_text())
-    small = {"device": "cpu", "processes": 2, "precision": "fp32", "per_device_batch": 2, "workers": 0}
+def describe_zero2(engine: str = "zero2", processes: int = 2) -> Trainer:
+    described = yaml.safe_load((REPOSITORY / f"configs/trainer/{engine}.yaml").read_text())
+    small = {"device": "cpu", "processes": processes, "precision": "fp32", "per_device_batch": 2, "workers": 0}
     return build(Trainer, {**described, **small}, "trainer")
 
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
-    """A base, a task, and the folder of an expert that two processes of ZeRO-2 have trained."""
+    """A base, a task, the folder of an expert that two processes have trained, and of one that a plain one has."""
     root = tmp_path_factory.mktemp("ground")
     base, task = write_base(root / "base"), write_task(root / "task")
     run(describe_zero2(), root / "zero2", base, task)
-    return base, task, root / "zero2"
+    run(Trainer(), root / "cpu", base, task)
+    return base, task, root / "zero2", root / "cpu"
 
 
-def test_two_processes_of_zero2_train_the_adapter_of_one_plain_process(ground, tmp_path):
-    base, task, folder = ground
+def test_two_processes_train_the_adapter_of_one_plain_process(ground):
+    _, _, folder, plain = ground
     assert describe_zero2().accumulation(8) == (2, 2)
-    run(Trainer(), tmp_path / "cpu", base, task)
-    plain, spread = (load_file(found / "adapter_model.safetensors") for found in (tmp_path / "cpu", folder))
     assert not list(folder.rglob("*.pt"))
-    assert plain.keys() == spread.keys()
-    assert max(float(weight.abs().max()) for name, weight in plain.items() if "lora_B" in name) > 1e-2
-    for name, weight in plain.items():
-        assert float((weight - spread[name]).abs().max()) < 1e-3, name
+    assert_same_adapter(folder, plain)
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_deepspeed_trains_the_adapter_of_one_plain_process(ground, tmp_path, engine):
+    base, task, _, plain = ground
+    trainer = describe_zero2(engine, processes=1)
+    assert trainer.uses_deepspeed and not describe_zero2(engine).uses_deepspeed
+    run(trainer, tmp_path / engine, base, task)
+    assert_same_adapter(tmp_path / engine, plain)
+
+
+@pytest.mark.parametrize("float32", [True, False])
+def test_what_is_trained_has_one_precision(ground, float32):
+    """ZeRO-3 partitions it in one piece, which tensors of two precisions do not make."""
+    model = LlavaForConditionalGeneration.from_pretrained(ground[0], dtype=torch.bfloat16)
+    adapted = add_adapter(model, Peft(r=4), "base", 0, "task", float32)
+    found = {weight.dtype for weight in adapted.parameters() if weight.requires_grad}
+    assert found == {torch.float32 if float32 else torch.bfloat16}
+
+
+def assert_same_adapter(folder: Path, plain: Path) -> None:
+    found, wanted = (load_file(place / "adapter_model.safetensors") for place in (folder, plain))
+    assert found.keys() == wanted.keys()
+    assert max(float(weight.abs().max()) for name, weight in wanted.items() if "lora_B" in name) > 1e-2
+    for name, weight in wanted.items():
+        assert float((weight - found[name]).abs().max()) < 1e-3, name
 
 
 def test_zero2_goes_on_with_the_same_bytes_after_all_its_processes_were_killed(ground, tmp_path):
-    base, task, whole = ground
+    base, task, whole, _ = ground
     folder = tmp_path / "zero2"
     child = start(describe_zero2(), folder, base, task)
     marker, deadline = folder / "unfinished" / "checkpoint-2" / MARKER, time.monotonic() + 60
