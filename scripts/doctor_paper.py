@@ -35,7 +35,7 @@ TOKENS = 650  # of a question: 576 of the picture, and some 75 of text and answe
 ANSWER_WORK = 2 * PARAMETERS * TOKENS  # operations: a multiplication and an addition a parameter and token
 ROW_WORK = 6 * PARAMETERS * TOKENS  # forward, forward again for checkpointing, backward to the activations
 SHARE = 0.35  # of a product of matrices that a whole model reaches
-H100_SPEED = 650e12  # operations a second of such a product in fp16 there, not measured by us
+H100_SPEED = 746e12  # operations a second of such a product in fp16, as doctor.py measures it on an H100
 
 BASE_BYTES, EXPERT_BYTES = 14.1e9, 1.0e9  # the 7B checkpoint in fp16; eight experts with their projectors
 ONE_BY_ONE = 14.8e9  # GPU memory of the 7B base and one question, measured
