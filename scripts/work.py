@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from robustmerge.runs import Address, run_stage
-from robustmerge.settings import build
+from robustmerge.settings import UserError, build
 
 
 def say(line: str) -> None:
@@ -66,6 +66,8 @@ def work_merge(item: dict) -> None:
 
 
 def work_predict(item: dict) -> None:
+    from torch import OutOfMemoryError
+
     from eval.predict import predict
     from eval.settings import Generation
     from llava_ext.processes import run_stage_together
@@ -77,7 +79,14 @@ def work_predict(item: dict) -> None:
     answer = partial(generate, image=settings.image)
     address, questions = Address.from_json(item["address"]), Path(item["questions"])
     ahead = partial(generate.ahead, image=settings.image)
-    predict(address, settings, questions, answer, say, together=run_stage_together, ahead=ahead)
+    try:
+        predict(address, settings, questions, answer, say, together=run_stage_together, ahead=ahead)
+    except OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU has too little memory for batches of {settings.batch_size}: take a smaller one, as "
+            f"model.generation_batch={max(1, settings.batch_size // 2)} (answers begin anew: a batch's size is part of "
+            f"what they are)"
+        ) from error
 
 
 @lru_cache(maxsize=1)
