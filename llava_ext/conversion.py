@@ -63,6 +63,7 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
     if not is_original(original) and has_old_names(original):
         return rename(original, folder, base, asked_of_peft(base))
     config, layout, lora = _open_lora(original)
+    _check_base(original, layout, base)
     projector = _open_projector(original, layout.sizes, allow_no_projector)
     sources = {_our_name(place): (lora, name) for place, name in layout.names.items()}
     if projector is not None:
@@ -93,6 +94,13 @@ def asked_of_peft(base: str) -> dict[str, Any]:
 def _known_base(layout: Layout) -> str | None:
     known = LLAVA15.get((layout.sizes["layers"], layout.sizes["hidden"]))
     return known.checkpoint if known else None
+
+
+def _check_base(original: Path, layout: Layout, base: str) -> None:
+    """Raises UserError if the base is a LLaVA-1.5 of the Hub of another size than the adapter."""
+    known = _known_base(layout)
+    if known not in (None, base) and base in {size.checkpoint for size in LLAVA15.values()}:
+        raise UserError(f"{original} is an adapter of the size of {known}, and the base is {base}")
 
 
 def _open_lora(original: Path) -> tuple[dict[str, Any], Layout, TensorFile]:
@@ -127,7 +135,8 @@ def _open_projector(original: Path, sizes: Mapping[str, int], allow_none: bool) 
             return None
         raise UserError(
             f"{path} {'is missing' if file is None else 'is empty'}: without it the projector of the base is taken, "
-            "which is another model than was trained; if that is meant, say allow_no_projector=true"
+            "which is another model than was trained; if that is meant, say allow_no_projector=true to "
+            "scripts/convert.py"
         )
     problems, found = [], {}
     for name in file.names:

@@ -136,7 +136,8 @@ class Addresses:
         return self._converted(name, found) if is_original(folder) else found
 
     def _converted(self, name: str, original: Address) -> Address:
-        settings = {"base": self.base_name}
+        # Nobody's adapter is for a base that is trained here, which is only what stands when no model= is given.
+        settings = {"base": self.base_name if self.config.model.base is None else ""}
         address = self._folder("experts", re.sub(r"[^\w.-]", "_", name), "convert", settings, {"original": original})
         self.conversions[address.path] = (address, original)
         return address

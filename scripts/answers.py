@@ -130,7 +130,7 @@ def chosen_source(line: Line) -> Sequence[Source]:
 def check_sources(lines: Sequence[Line]) -> None:
     """Raises UserError unless the chosen source is there to be asked."""
     chosen = [chosen_source(line) for line in lines]
-    convert(lines)
+    convert(lines, {source.address.path for (source,) in chosen})
     for line, (source,) in zip(lines, chosen, strict=True):
         if source.kind != "zero_shot":
             narrowed = source.kind == "merged" and "tasks" in read_overrides(line.config.overrides)

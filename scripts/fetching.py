@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from robustmerge.runs import Address
 from scripts.given import HUB
@@ -34,12 +35,16 @@ def fetch_bases(lines: Sequence[Line]) -> None:
         fetch(address, MODEL_FILES)
 
 
-def convert(lines: Sequence[Line]) -> None:
-    """Bring every adapter that the lines name in LLaVA's own format into ours, those of the Hub fetched before."""
+def convert(lines: Sequence[Line], only: Collection[Path] | None = None) -> None:
+    """Bring every adapter that the lines name in LLaVA's own format into ours, those of the Hub fetched before.
+
+    only: the folders that are wanted of what becomes of them.
+    """
     items = {}
     for line in lines:
         for address, original in line.conversions.values():
-            if not address.is_complete():
+            if (only is None or address.path in only) and not address.is_complete():
+                base = address.identity["settings"]["base"]
                 fetch(original, ADAPTER_FILES)
-                items[address.path] = item_of("convert", address, original=str(original.path), base=line.base_name)
+                items[address.path] = item_of("convert", address, original=str(original.path), base=base)
     run_jobs("convert", [Job("experts", list(items.values()))] if items else [], 1, logs_of(lines))

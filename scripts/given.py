@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from robustmerge.pins import REPOSITORY
 from robustmerge.runs import Address, foreign
+from robustmerge.settings import UserError
 
 HUB = "hub"
 
@@ -17,6 +19,11 @@ def address_given(text: str, root: Path, pins: Path) -> Address:
     folder = Path(text).expanduser()
     if folder.exists():
         return foreign(folder, root)
+    if not REPOSITORY.fullmatch(text):
+        raise UserError(
+            f"there is no folder {folder}, and a repository of the Hugging Face Hub is written user/repo or "
+            "user/repo@revision"
+        )
     from robustmerge.pins import pin, snapshot_folder  # needs the Hub's library
 
     found = pin(text, pins)

@@ -27,7 +27,7 @@ def read_config(point: Mapping[str, Any]) -> Config:
     tasks = _collect(problems, _build_tasks, point.pop("task"), point.pop("tasks"))
     merge = point.pop("merge", None)
     methods = _collect(problems, _build_methods, merge, point.pop("methods"))
-    experts = _collect(problems, _read_experts, point.pop("experts"))
+    experts = _collect(problems, _read_experts, point.pop("experts"), built["paths"])
     general = _collect(problems, build, General, point, "")
     if problems:
         raise ConfigError(problems)
@@ -105,7 +105,7 @@ def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> t
     return methods
 
 
-def _read_experts(named: list[str] | str | None) -> tuple[tuple[str, Path], ...] | None:
+def _read_experts(named: list[str] | str | None, paths: Paths | None = None) -> tuple[tuple[str, Path], ...] | None:
     """Adapters as (name, folder), those on the Hub fetched; None for those of `expert_set`."""
     if named is None:
         return None
@@ -119,7 +119,7 @@ def _read_experts(named: list[str] | str | None) -> tuple[tuple[str, Path], ...]
             problems.append(f"two experts are called '{name}'; name them as name:folder (experts)")
             continue
         try:
-            experts[name] = find_folder(where)
+            experts[name] = find_folder(where, paths.pins if paths else None)
         except UserError as error:
             problems.append(f"expert '{name}': {error} (experts)")
             continue

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_ext.conversion import convert_to_original, convert_to_peft
+from llava_ext.original_config import Known
 from robustmerge.adapter import CONFIG, WEIGHTS, open_adapter
 from robustmerge.merging import write_merged
 from robustmerge.method import Method
@@ -107,6 +108,16 @@ def test_folders_that_hold_something_else_are_refused_in_plain_words(tmp_path: P
     (write_original(tmp_path / "damaged") / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json is no JSON file"):
         convert_to_peft(tmp_path / "damaged", tmp_path / "ours", "base")
+
+
+def test_a_base_of_another_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {(2, 40): Known("hub/small", "own/small", 2), (3, 48): Known("hub/large", "own/large", 2)}
+    monkeypatch.setattr("llava_ext.conversion.LLAVA15", sizes)
+    original = write_original(tmp_path / "original")
+    with pytest.raises(UserError, match="is an adapter of the size of hub/small, and the base is hub/large"):
+        convert_to_peft(original, tmp_path / "ours", "hub/large")
+    assert not (tmp_path / "ours").exists()
+    assert convert_to_peft(original, tmp_path / "ours", "")["base"] == "hub/small"
 
 
 def test_a_missing_projector_is_taken_where_it_is_meant(tmp_path: Path) -> None:

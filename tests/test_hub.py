@@ -23,6 +23,7 @@ from robustmerge.hub import Pinned, fetch, fetch_pinned, find_folder, is_fetched
 from robustmerge.pins import storage_folder
 from robustmerge.runs import REPOSITORY
 from robustmerge.settings import ConfigError, UserError
+from scripts.config import Paths
 from scripts.read_config import _read_experts
 from tests.tiny_hub import COMMIT, OLD, TinyHub, digest_of, serve, use
 
@@ -113,6 +114,14 @@ def test_the_hub_gives_an_adapters_files_and_says_why_not(
         assert look("ann/bin") == only_bin
         with pytest.raises(UserError, match="not whole in the cache, and the Hub was not reached"):
             find_folder("ann/none")
+
+
+def test_experts_of_the_hub_stay_what_they_were_and_are_asked_for_once(hub: TinyHub, tmp_path: Path) -> None:
+    paths = Paths(runs=str(tmp_path / "runs"))
+    first = _read_experts(["ann/bin", "two:ann/both"], paths)
+    asked, hub.refs["main"] = len(hub.asked), OLD
+    assert _read_experts(["ann/bin", "two:ann/both"], paths) == first
+    assert len(hub.asked) == asked and COMMIT in paths.pins.read_text()
 
 
 def test_a_pinned_revision_stays_what_it_was(hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from scripts import merge_out, steps
 from scripts.program import compose
 from scripts.summary import tell_made
 from tests.merge_cases import QUIET, load_with_peft, random_experts, save_expert, write_expert
+from tests.original_layout import write_original
 
 
 @pytest.fixture
@@ -34,6 +35,12 @@ def merge_to(out: Path | str, experts: list[Path], *words: str) -> None:
     """What `python scripts/merge.py` does with these words."""
     named = f"experts=[{','.join(map(str, experts))}]"
     merge_out.merge_out(steps.plan([compose("merge", [named, f"out={out}", *words])]))
+
+
+def test_experts_in_llavas_own_format_are_not_said_to_be_for_the_small_base_of_no_model(tmp_path):
+    originals = [write_original(tmp_path / name, seed) for seed, name in enumerate("ab")]
+    merge_to(tmp_path / "out", originals, "merge=ties", f"paths.runs={tmp_path}/runs")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == ""
 
 
 def test_the_command_merges_any_adapters_and_says_what_came_of_it(tmp_path):

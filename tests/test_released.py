@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from robustmerge.runs import REPOSITORY, read_manifest
+from robustmerge.settings import UserError
+from scripts import answers, steps
+from scripts.program import compose
 from tests.original_layout import write_original
 from tests.published_folder import write_published
 from tests.tiny_hub import COMMIT, TinyHub, serve
@@ -82,3 +85,17 @@ def test_released_experts_are_fetched_converted_merged_and_evaluated_in_one_comm
     asked = len(place.hub.asked)
     again = place.type("merge_eval.py", *words, "device=cpu", "limit=2", offline=True)
     assert again.returncode == 0 and len(place.hub.asked) == asked, again.stdout + again.stderr
+
+
+def test_one_source_needs_no_other_expert(tmp_path):
+    whole, cut = write_original(tmp_path / "rec", 1), write_original(tmp_path / "vqav2")
+    (cut / "adapter_model.bin").write_bytes(b"cut")
+    words = [
+        "model=llava15_7b", "benchmark=mm_mergebench", "expert_set=released", "tasks=[vqav2,rec]", "source=expert/rec",
+        f"model.checkpoint={tmp_path}", f"paths.runs={tmp_path}/runs",
+        f"benchmark.released.vqav2={cut}", f"benchmark.released.rec={whole}",
+    ]  # fmt: skip
+    lines = steps.plan([{**compose("predict", words), "overrides": words}])
+    answers.check_sources(lines)
+    with pytest.raises(UserError, match=r"cannot read .*vqav2/adapter_model.bin: it is damaged"):
+        steps.check_experts(lines)
