@@ -122,9 +122,14 @@ class Addresses:
         if self.config.experts is not None:
             return {name: self.usable(name, path) for name, path in self.config.experts}
         if self.config.expert_set == "released":
-            released = self.config.benchmark.released
-            return {task.name: self._converted(task.name, self.given(released[task.name])) for task in self.config.seen}
+            return {task.name: self._released(task.name) for task in self.config.seen}
         return {task.name: self.expert(task) for task in self.config.seen}
+
+    def _released(self, task: str) -> Address:
+        """A folder in either format, or a repository of the Hub in LLaVA's own."""
+        named = self.config.benchmark.released[task]
+        folder = Path(named).expanduser()
+        return self.usable(task, folder) if folder.is_dir() else self._converted(task, self.given(named))
 
     def given(self, text: str) -> Address:
         """A folder, or a repository of the Hub in the state that this folder of results has first met it in."""

@@ -49,7 +49,11 @@ def _problems_of(config: Config) -> list[str]:
         problems.append(f"there must be a test question, got {config.benchmark.counts.test} (benchmark.counts.test)")
     if config.expert_set == "released" and config.experts is None:
         lacking = [task.name for task in config.seen if task.name not in config.benchmark.released]
-        problems += [f"nobody has released an expert of {name} (benchmark.released)" for name in lacking]
+        if lacking:
+            problems.append(
+                f"no expert is known to be released for {', '.join(lacking)} of {config.benchmark.name} "
+                "(benchmark.released); those of the paper: benchmark=mm_mergebench model=llava15_7b"
+            )
     names = {"benchmark.name": [config.benchmark.name], "model.name": [config.model.name]}
     names["merge.name"] = [method.name for method in config.methods]
     for key, found in names.items():
