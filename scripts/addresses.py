@@ -26,6 +26,7 @@ from scripts.config import Config
 from scripts.given import address_given
 from scripts.sources import Source
 
+WEIGHTS = "adapter_model.safetensors"  # of an adapter in PEFT's format
 DRAWN = dict.fromkeys(("prepare", "corpus"), GENERATOR)
 SCHEMAS = {**DRAWN, "base": 2, "train": 1, "convert": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 2}
 
@@ -129,7 +130,8 @@ class Addresses:
         """A folder in either format, or a repository of the Hub in LLaVA's own."""
         named = self.config.benchmark.released[task]
         folder = Path(named).expanduser()
-        return self.usable(task, folder) if folder.is_dir() else self._converted(task, self.given(named))
+        is_ours = (folder / WEIGHTS).is_file() and not is_original(folder)
+        return foreign(folder, self.root) if is_ours else self._converted(task, self.given(named))
 
     def given(self, text: str) -> Address:
         """A folder, or a repository of the Hub in the state that this folder of results has first met it in."""
