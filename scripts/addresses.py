@@ -17,7 +17,7 @@ from data_prep.own import list_pictures
 from data_prep.settings import GENERATOR, TaskData
 from eval.caption_tokens import has_java
 from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task, other_protocol
-from llava_ext.original import is_original
+from llava_ext.original import WEIGHTS, is_original
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
 from robustmerge.records import read_examples
 from robustmerge.runs import Address, address_file, address_folder, foreign
@@ -26,7 +26,6 @@ from scripts.config import Config
 from scripts.given import address_given
 from scripts.sources import Source
 
-WEIGHTS = "adapter_model.safetensors"  # of an adapter in PEFT's format
 DRAWN = dict.fromkeys(("prepare", "corpus"), GENERATOR)
 SCHEMAS = {**DRAWN, "base": 2, "train": 1, "convert": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 2}
 
@@ -130,7 +129,7 @@ class Addresses:
         """A folder in either format, or a repository of the Hub in LLaVA's own."""
         named = self.config.benchmark.released[task]
         folder = Path(named).expanduser()
-        is_ours = (folder / WEIGHTS).is_file() and not is_original(folder)
+        is_ours = (folder / WEIGHTS[0]).is_file() and not is_original(folder)  # what .bin holds may be damaged
         return foreign(folder, self.root) if is_ours else self._converted(task, self.given(named))
 
     def given(self, text: str) -> Address:
@@ -181,7 +180,8 @@ class Addresses:
         """`ids` are those of test questions, and each is asked of the task that has it."""
         if split != "test":
             return Selection(self.config.limit)
-        return Selection(ids=self.ids_in(task)) if self.ids_in(task) else self.config.only
+        found = self.ids_in(task)
+        return Selection(ids=found) if found else self.config.only
 
     def ids_in(self, task: Task) -> tuple[str, ...]:
         """Those of `ids` that are test questions of a task; none while its questions are not prepared."""

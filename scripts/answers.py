@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -70,7 +70,7 @@ def score(lines: Sequence[Line], sources: Sources, split: str = "test") -> None:
     def list_one(line: Line) -> list[tuple[Address, Any]]:
         return [(line.score(source, task, split), (line, source, task)) for source, task in _pairs(line, sources)]
 
-    for address, (line, source, task) in _with_bar(once(lines, list_one), "score"):
+    for address, (line, source, task) in tqdm(once(lines, list_one), desc="score", leave=False, disable=None):
         predictions = line.predictions(source, task, split)
         if not predictions.is_complete():
             left = list_shards(predictions.path)
@@ -110,10 +110,6 @@ def score_partly(lines: Sequence[Line]) -> list[tuple[str, str, Score | None]]:
             score_so_far = score_partial(line.scoring(task), line.questions(task), answered)
             found.append((source.label, task.name, score_so_far))
     return found
-
-
-def _with_bar(todo: Sequence[tuple[Address, Any]], what: str) -> Iterable[tuple[Address, Any]]:
-    return tqdm(todo, desc=what, leave=False, disable=None)
 
 
 def choose_strengths(lines: Sequence[Line]) -> None:
