@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from robustmerge.records import Example
-from robustmerge.runs import UserError
-from robustmerge.settings import first_few
+from robustmerge.stage.records import Example
+from robustmerge.stage.settings import UserError, first_few
 
 KINDS = (
     "captions in COCO's format (images, annotations with image_id and caption), VQA annotations (annotations with "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
-from robustmerge.runs import end_with_process, process_start
+from robustmerge.stage.process import end_with_process, process_start
 
 J = TypeVar("J")
 R = TypeVar("R")

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from data_prep.corpus import write_corpus
-from data_prep.drawing import draw, encode
-from data_prep.generators import GENERATORS
-from data_prep.own import take_over
+from data_prep.mini.corpus import write_corpus
+from data_prep.mini.drawing import draw, encode
+from data_prep.mini.tasks import GENERATORS
 from data_prep.parallel import map_in_order
+from data_prep.question_files import take_over
 from data_prep.settings import SPLITS, BaseCorpus, TaskData
-from robustmerge.records import Example, write_examples
-from robustmerge.runs import Address, run_stage, write_atomically
-from robustmerge.settings import choose
+from robustmerge.stage.address import Address, run_stage
+from robustmerge.stage.files import write_atomically
+from robustmerge.stage.records import Example, write_examples
+from robustmerge.stage.settings import choose
 
 CHUNK = 128
 WORTH = 32  # chunks that repay the start of one more process

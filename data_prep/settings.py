@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.published import ADVICE, find_published
-from robustmerge.settings import ConfigError, UserError, later, outside_identity, refuse, suggest
+from data_prep.published_layout import ADVICE, find_published
+from robustmerge.stage.settings import ConfigError, UserError, later, outside_identity, refuse, suggest
 
 SPLITS = ("train", "val", "test")
 ID_RULES = ("file", "number")
@@ -36,7 +36,7 @@ class TaskData:
     and sizes of the pictures are an input too.
     annotations: a further file that adds references or options to the test questions (data_prep.annotations).
     collection: a folder with the published question files: the names above are looked for in it, in any of the
-    published layouts (data_prep.published), the annotations' name also in `images`.
+    published layouts (data_prep.published_layout), the annotations' name also in `images`.
     ids: of questions, from the `file`, or the `number` of the question in it, from 1, where the file's are not unique.
     seed: of the drawing, and of the cut of `train` that serves as `val` where a user gives none
     (at most counts.val of them, and at most a tenth).

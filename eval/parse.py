@@ -196,6 +196,8 @@ def parse_box(text: str, choices: Sequence[str] = ()) -> Box | None:
 
 
 Parser = Callable[[str, Sequence[str]], Answer | None]
+
+
 PARSERS: dict[str, Parser] = {
     "box": parse_box,
     "letter": parse_letter,

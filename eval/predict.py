@@ -12,16 +12,11 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from eval.questions import read_prompts
 from eval.settings import Generation
-from eval.tasks import read_prompts
-from robustmerge.records import (
-    Example,
-    Prediction,
-    append_predictions,
-    read_predictions,
-    write_predictions,
-)
-from robustmerge.runs import Address, UserError, run_stage
+from robustmerge.stage.address import Address, run_stage
+from robustmerge.stage.records import Example, Prediction, append_predictions, read_predictions, write_predictions
+from robustmerge.stage.settings import UserError
 
 Generate = Callable[[Sequence[Example], Path, int], list[str]]
 Ahead = Callable[[Sequence[Example], Path], None]

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.metrics import METRICS, mean_iou
-from eval.official import OFFICIAL
+from eval.metrics.answers import METRICS, mean_iou
+from eval.metrics.official import OFFICIAL
 from eval.parse import PARSERS, Answer
+from eval.questions import read_questions
 from eval.settings import CAPTION_NAMES, OFFICIAL_NAMES, Scoring
-from eval.tasks import read_questions
-from robustmerge.records import Example, Prediction, Score, read_examples, read_predictions, write_score
-from robustmerge.runs import Address, UserError, run_stage
+from robustmerge.stage.address import Address, run_stage
+from robustmerge.stage.records import Example, Prediction, Score, read_examples, read_predictions, write_score
+from robustmerge.stage.settings import UserError
 
 SHOWN = 5
 Judged = tuple[list[str], dict[str, Any]]  # of every question failed, empty, unparsed or scored; fields of the Score
@@ -127,7 +128,7 @@ def _by_question(
 
 
 def _judge_captions(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Judged:
-    from eval.captions import CAPTIONS  # loads the caption scorers, which no other task needs
+    from eval.metrics.captions import CAPTIONS  # loads the caption scorers, which no other task needs
 
     texts = [prediction.text for prediction in predictions]
     found = CAPTIONS[settings.metric](texts, [example.accepted for example in examples], settings.tokenizer)

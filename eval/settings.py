@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from robustmerge.prompts import PLACEHOLDERS
-from robustmerge.settings import IMAGE_MODES, PRECISIONS, PRODUCTS, later, outside_identity, refuse, suggest
+from robustmerge.stage.prompts import PLACEHOLDERS
+from robustmerge.stage.settings import IMAGE_MODES, PRECISIONS, PRODUCTS, later, outside_identity, refuse, suggest
 
-# The names of eval.parse.PARSERS, eval.metrics.METRICS, eval.official.OFFICIAL and eval.captions.CAPTIONS; a test keeps
-# them equal.
+# The names of parse.PARSERS and of metrics/: answers.METRICS, official.OFFICIAL, captions.CAPTIONS; a test keeps them
+# equal.
 PARSER_NAMES = ("box", "letter", "number", "raw", "table", "text")
 METRIC_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "vqa_soft")
 OFFICIAL_NAMES = ("official_equal", "official_ocrvqa", "official_rec", "official_scienceqa", "official_substring")

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.aggregates import AGGREGATES
+from eval.metrics.aggregates import AGGREGATES
 from eval.settings import Bootstrap
-from robustmerge.records import Score
-from robustmerge.settings import UserError
+from robustmerge.stage.records import Score
+from robustmerge.stage.settings import UserError
 
 LEVEL = 95.0
 FEWEST_SEEDS = 3  # of which an interval is given

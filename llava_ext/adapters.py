@@ -16,12 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_ext.data import seed_of
-from llava_ext.old_names import MAPPING, name_today, targets_today
+from llava_ext.original.old_peft import MAPPING, name_today, targets_today
 from llava_ext.settings import Peft
-from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, open_tensors
-from robustmerge.deltas import Delta, open_delta
-from robustmerge.runs import UserError, write_atomically
-from robustmerge.tensor_files import all_finite
+from robustmerge.formats.adapter import PREFIX, WEIGHTS, open_tensors
+from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.delta import Delta, open_delta
+from robustmerge.formats.tensors import all_finite
+from robustmerge.stage.files import write_atomically
+from robustmerge.stage.settings import UserError
 
 
 def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: str, float32: bool = True) -> PeftModel:

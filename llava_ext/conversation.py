@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from robustmerge.settings import choose
+from robustmerge.stage.settings import choose
 
 IGNORE = -100  # what PyTorch's cross entropy leaves out
 

@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_ext.conversation import IGNORE, Encoded, encode, segments_of
-from llava_ext.opening import open_config, open_tokenizer, patches_of
+from llava_ext.model import open_config, open_tokenizer, patches_of
 from llava_ext.pixels import PixelReader, open_picture
-from robustmerge.prompts import render
-from robustmerge.records import Example, read_examples
-from robustmerge.runs import UserError
+from robustmerge.stage.prompts import render
+from robustmerge.stage.records import Example, read_examples
+from robustmerge.stage.settings import UserError
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from llava_ext.adapters import add_delta, load_adapter, open_fitting_delta, touched_by
 from llava_ext.backend import fast_matmul, quiet_libraries
 from llava_ext.data import load_reader, pad, prompt_ids
-from llava_ext.opening import load_model
+from llava_ext.model import load_model
 from llava_ext.pixels import read_picture
-from robustmerge.deltas import CONFIG as DELTA_CONFIG
-from robustmerge.records import Example
-from robustmerge.runs import UserError
+from robustmerge.formats.delta import CONFIG as DELTA_CONFIG
+from robustmerge.stage.records import Example
+from robustmerge.stage.settings import UserError
 
 FEATURE_BUDGET = 256 * 2**20  # bytes of vision features that are kept for the next source
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from llava_ext.settings import DEEPSPEED_ENGINES, Trainer
-from robustmerge.settings import UserError
+from robustmerge.stage.settings import UserError
 
 
 def launch_command(trainer: Trainer, script: Path, job: Path, slot: int = 0) -> tuple[list[str], dict[str, str]]:

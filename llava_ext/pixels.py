@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
-from robustmerge.runs import UserError
+from robustmerge.stage.settings import UserError
 
 
 class PixelReader:

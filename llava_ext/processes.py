@@ -12,7 +12,8 @@ from pathlib import Path
 from torch.distributed import Store
 from torch.distributed.rendezvous import rendezvous
 
-from robustmerge.runs import Address, UserError, run_stage
+from robustmerge.stage.address import Address, run_stage
+from robustmerge.stage.settings import UserError
 
 FOREVER = timedelta(days=365)  # as long as another run may hold the lock
 _stages = count()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robustmerge.settings import PRECISIONS, PRODUCTS, ConfigError, outside_identity, refuse, suggest
+from robustmerge.stage.settings import PRECISIONS, PRODUCTS, ConfigError, outside_identity, refuse, suggest
 
 LANGUAGE_LINEARS = (
     r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"

@@ -14,13 +14,12 @@ from transformers import TrainingArguments
 
 from llava_ext.adapters import add_adapter, digest_of_a, save_adapter
 from llava_ext.backend import DTYPES, quiet_libraries
-from llava_ext.checkpoints import finish, read_finished, remove_work
 from llava_ext.data import Collator, Reader, Row, Rows, load_reader, read_rows, seed_of, training_order
-from llava_ext.opening import load_model
+from llava_ext.model import load_model
 from llava_ext.processes import Team, run_stage_together
 from llava_ext.settings import Expert
-from llava_ext.training import LOSSES, OrderedTrainer, build_arguments
-from robustmerge.runs import Address
+from llava_ext.trainer import LOSSES, OrderedTrainer, build_arguments, finish, read_finished, remove_work
+from robustmerge.stage.address import Address
 
 
 def train_expert(

@@ -3,7 +3,7 @@
 In a notebook:
 
 >>> import torch
->>> from robustmerge.adapter import LoraPair
+>>> from robustmerge.formats.adapter import LoraPair
 >>> from robustmerge.method import Method, Prune
 >>> cat = LoraPair(A=torch.tensor([[1.0, 2.0]]), B=torch.tensor([[3.0], [0.0]]))
 >>> dog = LoraPair(A=torch.tensor([[0.0, 1.0]]), B=torch.tensor([[0.0], [1.0]]))
@@ -22,16 +22,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from robustmerge.adapter import LoraPair
-from robustmerge.empty_rows import EmptyRowsError, find_empty_rows
-from robustmerge.measure import Known, measure, pruned_blocks, weigh
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.formats.tensors import all_finite
+from robustmerge.function_method import collect, merge_outside
+from robustmerge.low_rank import concatenate, truncate
 from robustmerge.method import Method, OutsideMethod, Prune
-from robustmerge.module import Merged, Module, check_alike, check_module
-from robustmerge.outside import collect, merge_outside
-from robustmerge.rules import COMBINE, RANK_AXIS, Election, rank_scales, rank_sums
-from robustmerge.settings import UserError
-from robustmerge.spaces import SPACES, Blocks, concatenate, truncate
-from robustmerge.tensor_files import all_finite
+from robustmerge.module import EmptyRowsError, Merged, Module, check_alike, check_module, find_empty_rows
+from robustmerge.rules import COMBINE, RANK_AXIS, Election, Known, rank_scales, rank_sums
+from robustmerge.spaces import SPACES, Blocks
+from robustmerge.stage.settings import UserError
+from robustmerge.thresholds import measure, pruned_blocks, weigh
 
 
 def merge_pairs(experts: Mapping[str, LoraPair], method: Method | OutsideMethod, module: str = "") -> LoraPair | Tensor:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustmerge.adapter import Adapter, LoraPair
-from robustmerge.method import Method, Out, OutsideMethod
-from robustmerge.outputs import how_to_load
-from robustmerge.unused import find_unused
+from robustmerge.formats.adapter import Adapter, LoraPair
+from robustmerge.formats.output import how_to_load
+from robustmerge.method import Method, Out, OutsideMethod, find_unused
 
 ALMOST_NOTHING = 0.01  # of the largest expert's norm
 FRONT = {  # of a card, by format; no library loads a delta folder

@@ -20,24 +20,22 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 from tqdm import tqdm
 
-from robustmerge.adapter import Adapter, open_adapters
-from robustmerge.agreement import disagreements
 from robustmerge.algebra import merge_module, needs_another_majority, parts_of
-from robustmerge.empty_rows import EmptyRow, EmptyRowsError
-from robustmerge.extras import mean_extras, mean_of, merge_biases, problems_of_extras
-from robustmerge.hub import find_folder, name_of
-from robustmerge.measure import Known, measure
+from robustmerge.formats.adapter import Adapter, open_adapters
+from robustmerge.formats.agreement import disagreements
+from robustmerge.formats.output import open_writer, problems_of_format
+from robustmerge.function_method import collect, merge_outside
+from robustmerge.hub.places import find_folder, name_of
 from robustmerge.merge_record import Norms, card_for, record_of, squared_norm, summary_of
-from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
-from robustmerge.method_checks import problems_of_weights, ways_past_ranks
-from robustmerge.method_files import read_method
-from robustmerge.module import Merged, Module, check_module
-from robustmerge.outputs import open_writer, problems_of_format
-from robustmerge.outside import collect, merge_outside
-from robustmerge.runs import Address, address_folder, foreign, run_stage
-from robustmerge.settings import UserError
+from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod, problems_of_weights, read_method, ways_past_ranks
+from robustmerge.module import EmptyRow, EmptyRowsError, Merged, Module, check_module
+from robustmerge.other_weights import mean_extras, mean_of, merge_biases, problems_of_extras
+from robustmerge.rules import Known
 from robustmerge.spaces import Blocks
-from robustmerge.whole_files import BESIDE
+from robustmerge.stage.address import Address, address_folder, foreign, run_stage
+from robustmerge.stage.files import BESIDE
+from robustmerge.stage.settings import UserError
+from robustmerge.thresholds import measure
 from robustmerge.workers import in_order, set_up_for_merging
 
 Say = Callable[[str], None]

@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,17 +18,27 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 from torch.nn.utils.rnn import pad_sequence
 
-from robustmerge.balance import merge_balanced
 from robustmerge.method import Method, Prune, Scale
-from robustmerge.selection import kth_smallest
-
-if TYPE_CHECKING:
-    from robustmerge.measure import Known
+from robustmerge.order_statistics import kth_smallest
+from robustmerge.pcb import Bounds, merge_balanced
 
 RANK_AXIS = {"A": 0, "B": 1}  # A [r, d_in], B [d_out, r]
 
 Draws = Sequence[torch.Generator]
 Limits = Sequence[float]  # an expert's smallest magnitude that is kept
+
+
+@dataclass(frozen=True)
+class Known:
+    """limits: of magnitude pruning, an expert's smallest magnitude that is kept; None: found tensor by tensor.
+
+    majority: of an election, the sign that wins where the sum is zero; None: found tensor by tensor.
+    bounds: of combine=balanced, between what an expert's magnitudes and scores are.
+    """
+
+    limits: tuple[float, ...] | None = None
+    majority: int | None = None
+    bounds: tuple[Bounds, ...] | None = None
 
 
 def generator_for(seed: int, task: str, module: str, part: str) -> torch.Generator:
@@ -225,6 +234,8 @@ PRUNE: dict[str, Callable[[list[Tensor], Prune, Limits | None, Draws], list[Tens
     "random": keep_random,
     "sign": keep_agreeing,
 }
+
+
 COMBINE: dict[str, Callable[[Sequence[Tensor], Method, Known], tuple[Tensor, Election]]] = {
     "sum": combine_sum,
     "mean": combine_mean,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.linalg import qr, svd
 
-from robustmerge.adapter import LoraPair
+from robustmerge.formats.adapter import LoraPair
 from robustmerge.method import Basis, Method
 
 BLOCK = 1 << 18  # entries of one expert's dense update that are formed at once
@@ -91,36 +91,6 @@ def _left_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
     Q, R = qr(x)
     left, s, _ = svd(R, full_matrices=False)
     return Q @ left, s > s[0] * max(x.shape) * torch.finfo(x.dtype).eps
-
-
-def concatenate(pairs: Sequence[LoraPair], weights: Sequence[float]) -> LoraPair:
-    """sum_n w_n B_n A_n, exactly: A = [A_1; ...; A_N], B = [w_1 B_1 ... w_N B_N], rank the sum of the ranks."""
-    A = torch.cat([p.A for p in pairs], dim=0)  # [sum r_n, d_in]
-    B = torch.cat([p.B * w for p, w in zip(pairs, weights, strict=True)], dim=1)  # [d_out, sum r_n]
-    return LoraPair(A, B)
-
-
-def truncate(update: LoraPair | Tensor, rank: int | None) -> LoraPair | Tensor:
-    """The best approximation of the given rank, by singular values; unchanged if its rank is not above that."""
-    if rank is None or (isinstance(update, LoraPair) and update.rank <= rank):
-        return update
-    if isinstance(update, LoraPair):
-        U, s, V = svd_of_pair(update)
-    else:
-        U, s, Vh = svd(update.double(), full_matrices=False)
-        V = Vh.T
-    return LoraPair(V[:, :rank].T.float().contiguous(), (U[:, :rank] * s[:rank]).float())
-
-
-def svd_of_pair(pair: LoraPair) -> tuple[Tensor, Tensor, Tensor]:
-    """U [d_out, k], s [k], V [d_in, k] in float64 of B A = U diag(s) V^T, k = min(r, d_out, d_in); never dense.
-
-    B = Q_B R_B, A^T = Q_A R_A and R_B R_A^T = U' diag(s) V'^T give U = Q_B U', V = Q_A V'.
-    """
-    left, core_left = qr(pair.B.double())  # [d_out, p], [p, r]
-    right, core_right = qr(pair.A.double().T)  # [d_in, q], [q, r]
-    u, s, vh = svd(core_left @ core_right.T, full_matrices=False)
-    return left @ u, s, right @ vh.T
 
 
 SPACES: dict[str, Callable[[Sequence[LoraPair], Method], Coded]] = {

@@ -16,7 +16,6 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 

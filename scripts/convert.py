@@ -5,13 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import converting
+    from pipeline.tools.convert import convert
 
-    converting.convert(points)
+    convert(points)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import findings_page, steps
+    from pipeline.plan import make_plans
+    from pipeline.tools.findings.page import write
 
-    for page in findings_page.write(steps.plan(points)):
+    for page in write(make_plans(points)):
         print(f"findings: {page} (details, tables and figures in findings, beside it)")
 
 

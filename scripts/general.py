@@ -5,13 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import general_line
+    from pipeline.tools.general.general import ask_general
 
-    general_line.ask_general(points)
+    ask_general(points)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import inspection
+    from pipeline.tools.inspect.inspect import inspect
 
     for point in points:
-        inspection.inspect(point)
+        inspect(point)
 
 
 if __name__ == "__main__":

@@ -5,19 +5,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import merge_out, steps, summary
+    from pipeline.closing import tell_made
+    from pipeline.plan import make_plans
+    from pipeline.stages.merge import check_experts, merge, merge_out
 
-    lines = steps.plan(points)
-    if any(line.config.out for line in lines):
-        merge_out.merge_out(lines)
+    plans = make_plans(points)
+    if any(plan.config.out for plan in plans):
+        merge_out(plans)
         return
-    steps.check_experts(lines, multi_task=False)
-    steps.merge(lines)
-    summary.tell_made([line.merged(method) for line in lines for method in line.config.methods])
+    check_experts(plans, multi_task=False)
+    merge(plans)
+    tell_made([plan.merged(method) for plan in plans for method in plan.config.methods])
 
 
 if __name__ == "__main__":

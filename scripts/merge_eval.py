@@ -6,26 +6,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import answers, reporting, steps, summary
+    from pipeline.plan import make_plans
+    from pipeline.stages import base, choose, merge, predict, prepare, report, score
 
     started = time.monotonic()
-    lines = steps.plan(points)
-    steps.check_experts(lines)
-    steps.merge(lines)
-    answers.check_devices(lines)
-    steps.prepare(lines)
-    steps.build_base(lines)
-    steps.merge(lines, choose=True)
-    answers.choose_strengths(lines)
-    summary.tell_choices(lines)
-    answers.predict(lines, lambda line: line.sources)
-    answers.score(lines, lambda line: line.sources)
-    answers.score_otherwise(lines, lambda line: line.sources)
-    summary.tell_report(lines, reporting.report(lines), started)
+    plans = make_plans(points)
+    merge.check_experts(plans)
+    merge.merge(plans)
+    predict.check_devices(plans)
+    prepare.prepare(plans)
+    base.build_base(plans)
+    merge.merge(plans, choose=True)
+    choose.choose_strengths(plans)
+    choose.tell_choices(plans)
+    predict.predict(plans, lambda plan: plan.sources)
+    score.score(plans, lambda plan: plan.sources)
+    score.score_otherwise(plans, lambda plan: plan.sources)
+    report.tell_report(plans, report.report(plans), started)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import answers, steps, summary
+    from pipeline.closing import tell_made
+    from pipeline.plan import make_plans
+    from pipeline.stages import base, predict, prepare
 
-    lines = steps.plan(points)
-    answers.check_devices(lines)
-    answers.check_sources(lines)
-    steps.prepare(lines)
-    steps.build_base(lines)
-    answers.predict(lines, answers.chosen_source)
-    summary.tell_made([address for line in lines for address in answers.predictions_of(line)])
-    summary.tell_answers(lines)
+    plans = make_plans(points)
+    predict.check_devices(plans)
+    predict.check_sources(plans)
+    prepare.prepare(plans)
+    base.build_base(plans)
+    predict.predict(plans, predict.chosen_source)
+    tell_made([address for plan in plans for address in predict.predictions_of(plan)])
+    predict.tell_answers(plans)
 
 
 if __name__ == "__main__":

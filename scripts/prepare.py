@@ -5,15 +5,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import steps, summary
+    from pipeline.closing import tell_made
+    from pipeline.plan import make_plans
+    from pipeline.stages.prepare import prepare
 
-    lines = steps.plan(points)
-    steps.prepare(lines)
-    summary.tell_made([line.data(task) for line in lines for task in line.config.tasks])
+    plans = make_plans(points)
+    prepare(plans)
+    tell_made([plan.data(task) for plan in plans for task in plan.config.tasks])
 
 
 if __name__ == "__main__":

@@ -6,17 +6,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import answers, reporting, steps, summary
+    from pipeline.plan import make_plans
+    from pipeline.stages.report import report, tell_report
+    from pipeline.stages.score import score, score_otherwise
 
     started = time.monotonic()
-    lines = steps.plan(points)
-    answers.score(lines, lambda line: line.sources)
-    answers.score_otherwise(lines, lambda line: line.sources)
-    summary.tell_report(lines, reporting.report(lines), started)
+    plans = make_plans(points)
+    score(plans, lambda plan: plan.sources)
+    score_otherwise(plans, lambda plan: plan.sources)
+    tell_report(plans, report(plans), started)
 
 
 if __name__ == "__main__":

@@ -5,19 +5,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import answers, steps, summary
+    from pipeline.plan import make_plans
+    from pipeline.stages.predict import chosen_source
+    from pipeline.stages.score import score, score_partly, tell_partial, tell_scores
 
     partial = [point.pop("partial") for point in points]
-    lines = steps.plan(points)
+    plans = make_plans(points)
     if any(partial):
-        summary.tell_partial(answers.score_partly(lines))
+        tell_partial(score_partly(plans))
         return
-    answers.score(lines, answers.chosen_source)
-    summary.tell_scores(lines)
+    score(plans, chosen_source)
+    tell_scores(plans)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 from scripts.train_all import walk  # noqa: E402
 
 if __name__ == "__main__":

@@ -6,19 +6,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.program import run  # noqa: E402
+from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from scripts import steps, summary
+    from pipeline.plan import make_plans
+    from pipeline.stages import base, prepare, train
 
     started = time.monotonic()
-    lines = steps.plan(points)
-    steps.check_trainer(lines)
-    steps.prepare(lines)
-    steps.build_base(lines)
-    steps.train(lines)
-    summary.tell_training(lines, started)
+    plans = make_plans(points)
+    train.check_trainer(plans)
+    prepare.prepare(plans)
+    base.build_base(plans)
+    train.train(plans)
+    train.tell_training(plans, started)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustmerge.adapter import LoraPair
 from robustmerge.algebra import merge_models
-from robustmerge.method import Method, OutsideMethod
-from robustmerge.method_files import list_methods, read_method
-from robustmerge.settings import ConfigError
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.method import Method, OutsideMethod, list_methods, read_method
 from robustmerge.spaces import SPACES
+from robustmerge.stage.settings import ConfigError
 
 Experts = dict[str, dict[str, LoraPair]]
 MODULES = ("layers.0.q", "layers.1.v")

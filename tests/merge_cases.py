@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from robustmerge.adapter import CONFIG, PREFIX, WEIGHTS, LoraPair
-from robustmerge.method import Method
-from robustmerge.method_files import read_method
-from robustmerge.runs import Address, address_folder, foreign
+from robustmerge.formats.adapter import PREFIX, WEIGHTS, LoraPair
+from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.method import Method, read_method
+from robustmerge.stage.address import Address, address_folder, foreign
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = REPOSITORY / "tests" / "golden" / "merging"

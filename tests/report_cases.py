@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from eval.published import published_table
-from eval.results import CHOSEN, Choice, Context, SourceResult, arrange_rows
-from eval.seeds import Measured
+from eval.report.measured import Measured
+from eval.report.published import published_table
+from eval.report.results import CHOSEN, Choice, Context, SourceResult, arrange_rows
+from eval.report.tables import main_table
 from eval.settings import Bootstrap, Task
-from eval.tables import main_table
-from robustmerge.records import Example, Prediction, Score, write_examples, write_predictions
+from robustmerge.stage.records import Example, Prediction, Score, write_examples, write_predictions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAPER_URL = "https://arxiv.org/abs/2502.17159"

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustmerge.runs import REPOSITORY
+from robustmerge.stage.address import REPOSITORY
 
 
 def type_command(program: str, *words: str, runs: Path, check: bool = True) -> subprocess.CompletedProcess:

@@ -8,12 +8,12 @@ import yaml
 
 from data_prep.settings import TaskData
 from eval.settings import Task
-from robustmerge.prompts import render
-from robustmerge.records import read_examples
-from robustmerge.runs import REPOSITORY
-from robustmerge.settings import build
-from scripts.program import compose
-from scripts.read_config import read_config
+from pipeline.config import read_config
+from pipeline.program import compose
+from robustmerge.stage.address import REPOSITORY
+from robustmerge.stage.prompts import render
+from robustmerge.stage.records import read_examples
+from robustmerge.stage.settings import build
 
 PAGE = (REPOSITORY / "docs/evaluation.md").read_text()
 

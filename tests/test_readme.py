@@ -9,11 +9,11 @@ import subprocess
 import pytest
 import yaml
 
-from robustmerge.method_files import read_method
-from robustmerge.runs import REPOSITORY
-from scripts.program import CONFIGS, compose, list_options
-from scripts.read_config import read_config
-from tests.test_ablations import ROWS
+from pipeline.config import read_config
+from pipeline.program import CONFIGS, compose, list_options
+from robustmerge.method import read_method
+from robustmerge.stage.address import REPOSITORY
+from tests.pipeline.test_ablations import ROWS
 
 README = (REPOSITORY / "README.md").read_text()
 # the last two are what runs this test

@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from llava_ext.settings import BaseModel, Language, Vision
-from llava_ext.tiny import build_model, build_processor, save_base
-from llava_ext.tokenizer import build_tokenizer
-from robustmerge.records import Example, write_examples
+from llava_ext.small.build import build_model, build_processor, save_base
+from llava_ext.small.tokenizer import build_tokenizer
+from robustmerge.stage.records import Example, write_examples
 
 TEMPLATE = "vicuna_v1_short"
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}

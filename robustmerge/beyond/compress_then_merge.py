@@ -23,12 +23,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robustmerge.adapter import LoraPair
-from robustmerge.beyond.low_rank import basis_of, pair_of, side_by_side
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.low_rank import basis_of, decompose, pair_of, side_by_side
 from robustmerge.method import Prune
 from robustmerge.rules import elect, keep_largest
-from robustmerge.settings import UserError, choose
-from robustmerge.spectra import decompose
+from robustmerge.stage.settings import UserError, choose
 
 TOLERANCE, MOST_ROUNDS = 1e-6, 1000
 

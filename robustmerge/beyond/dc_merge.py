@@ -23,9 +23,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robustmerge.adapter import LoraPair
-from robustmerge.beyond.low_rank import leading, pair_of, polar, side_by_side
-from robustmerge.settings import UserError, choose
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.low_rank import leading, pair_of, polar, side_by_side
+from robustmerge.stage.settings import UserError, choose
 
 
 def merge(

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robustmerge.adapter import LoraPair
-from robustmerge.beyond.low_rank import pair_of
-from robustmerge.spectra import decompose_sum
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.low_rank import decompose_sum, pair_of
 
 
 def merge(pairs: Sequence[LoraPair], strength: float = 1.0) -> LoraPair:

@@ -26,10 +26,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robustmerge.adapter import LoraPair
-from robustmerge.beyond.low_rank import basis_of, pair_of, side_by_side
-from robustmerge.settings import UserError, choose
-from robustmerge.spectra import decompose
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.low_rank import basis_of, decompose, pair_of, side_by_side
+from robustmerge.stage.settings import UserError, choose
 
 SMALLEST = 1e-8  # eigenvalue
 

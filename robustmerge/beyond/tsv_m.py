@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robustmerge.adapter import LoraPair
-from robustmerge.beyond.low_rank import leading, pair_of, polar, side_by_side
-from robustmerge.settings import UserError
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.low_rank import leading, pair_of, polar, side_by_side
+from robustmerge.stage.settings import UserError
 
 
 def merge(pairs: Sequence[LoraPair], strength: float = 1.0) -> LoraPair:

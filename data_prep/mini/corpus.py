@@ -1,0 +1,166 @@
+"""What the small base model is trained on: labelled pictures and dialogues about them.
+
+Layout of the folder (read by the base stage):
+
+    vision/               Arrow dataset (`datasets.load_from_disk`), a row a picture: `image` (PNG bytes) and one
+                          int8 column per attribute head, -1 where the attribute does not apply
+    heads.json            number of classes of every head, in the order of the columns
+    instruct/             Arrow dataset, a row a dialogue: `image` (PNG bytes), `turns`: list of [question, answer],
+                          `skills`: name of the intent of each turn
+    held_out/             the same of pictures drawn apart, one dialogue each, to measure on (1 % are twins of pictures
+                          above: drawings in black and white have few looks); every question has the tag that
+                          settles the convention, so each has one right answer
+    tokenizer_corpus.txt  one text a line, newlines as spaces: every question and answer of the dialogues once, then
+                          the texts of the tasks and their prompts, and every box edge, digit and letter, so that a
+                          tokenizer trained on it can have one token for each word
+
+Dialogue k is about picture k mod images. Tens of thousands of pictures are two files, not tens of thousands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from data_prep.mini import scenes
+from data_prep.mini.dialogues import Turn, converse
+from data_prep.mini.drawing import draw, encode
+from data_prep.mini.scenes import HEADS, RENDITIONS, SIDE, Scene
+from data_prep.mini.tasks import GENERATORS
+from data_prep.parallel import map_in_order
+from data_prep.settings import BaseCorpus
+from robustmerge.stage.files import write_atomically
+
+CHUNK = 512
+Picture = tuple[bytes, tuple[int, ...]]  # PNG, label of every head
+Talk = tuple[int, bytes, tuple[Turn, ...]]  # number, PNG, turns
+# Words of the task files' prompts; a test keeps this equal to what configs/task/mini says.
+PROMPT_WORDS = (
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+    "Please provide the bounding box coordinate of the region this sentence describes:",
+    "Generate a brief caption for the image.",
+    "Describe the screen in one sentence.",
+)
+# How often each kind is drawn. Objects have the most skills, icons the most classes.
+SHARES = {"object": 40, "icon": 20, "book": 11, "marks": 10, "screen": 10, "table": 9}
+
+
+def sample_scene(rng: Random) -> Scene:
+    """A picture of any kind; every quality and rendition that a task shows occurs. Bad photos are of larger things."""
+    kind = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
+    if kind == "icon":
+        return scenes.sample_icon(rng, rng.choice(RENDITIONS))
+    if kind == "book":
+        return scenes.sample_book(rng)
+    if kind in ("marks", "table"):
+        return scenes.sample_marks(rng, table=kind == "table")
+    if kind == "screen":
+        return scenes.sample_object(rng, kind="screen")
+    if rng.random() < 0.1:
+        return scenes.sample_object(rng, rendition="drawing")
+    if rng.random() < 0.5:
+        return scenes.sample_object(rng)
+    return scenes.sample_object(rng, sizes=("medium", "large"), qualities=scenes.QUALITIES)
+
+
+def _draw_chunk(job: tuple[int, int, int, int, int]) -> tuple[list[Picture], list[Talk]]:
+    """Pictures start..stop with their labels, and the numbered dialogues about them."""
+    seed, start, stop, images, dialogues = job
+    pictures, talks = [], []
+    for index in range(start, stop):
+        scene = sample_scene(Random(f"corpus/{seed}/{index}"))
+        image = encode(draw(scene))
+        pictures.append((image, tuple(scenes.label(scene).values())))
+        talks += [
+            (number, image, converse(Random(f"corpus/{seed}/dialogue/{number}"), scene))
+            for number in range(index, dialogues, images)
+        ]
+    return pictures, talks
+
+
+def _draw_held_out(job: tuple[int, int, int]) -> list[Talk]:
+    """Dialogues start..stop to measure on, every question tagged."""
+    seed, start, stop = job
+    talks = []
+    for index in range(start, stop):
+        rng = Random(f"corpus/{seed}/held_out/{index}")
+        scene = sample_scene(rng)
+        talks.append((index, encode(draw(scene)), converse(rng, scene, tagged=1.0)))
+    return talks
+
+
+def _chunks(count: int) -> list[tuple[int, int]]:
+    return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+
+
+def draw_corpus(settings: BaseCorpus) -> Iterator[tuple[list[Picture], list[Talk]]]:
+    """The corpus in chunks of pictures and dialogues, the same for any number of processes."""
+    jobs = ((settings.seed, *chunk, settings.images, settings.dialogues) for chunk in _chunks(settings.images))
+    return map_in_order(_draw_chunk, jobs, settings.jobs)
+
+
+def task_texts() -> list[str]:
+    """Every question and answer text of the tasks (from drawn examples), every box edge, digit and letter."""
+    texts = set(PROMPT_WORDS)
+    for name, make in GENERATORS.items():
+        for index in range(200):
+            _, fields = make(Random(f"words/{name}/{index}"))
+            texts.update((fields["text"], fields["answer"], *fields.get("references", ()), *fields.get("choices", ())))
+    edges = [f"{edge / SIDE:.2f}" for edge in range(0, SIDE + 1, scenes.GRID)]
+    values = [str(value) for head in HEADS.values() for value in head]
+    return sorted(texts) + edges + sorted(set(values)) + list("0123456789ABCDE") + [f"{letter}." for letter in "ABCDE"]
+
+
+def _save(folder: Path, columns: dict[str, list], kinds: dict[str, str | list]) -> None:
+    """Write columns as an Arrow dataset. The fingerprint is set, so that equal columns give equal files."""
+    import datasets
+    import pyarrow
+
+    types = {
+        "bytes": pyarrow.binary(),
+        "int": pyarrow.int8(),
+        "turns": pyarrow.list_(pyarrow.list_(pyarrow.string())),
+        "skills": pyarrow.list_(pyarrow.string()),
+    }
+    table = pyarrow.table({name: pyarrow.array(columns[name], types[kinds[name]]) for name in columns})
+    was_shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        datasets.Dataset(table, fingerprint=folder.name).save_to_disk(str(folder), num_shards=1)
+    finally:
+        if was_shown:
+            datasets.enable_progress_bars()
+
+
+def _save_talks(folder: Path, talks: list[Talk]) -> None:
+    columns = {
+        "image": [image for _, image, _ in talks],
+        "turns": [[[turn.question, turn.answer] for turn in said] for _, _, said in talks],
+        "skills": [[turn.skill for turn in said] for _, _, said in talks],
+    }
+    _save(folder, columns, {"image": "bytes", "turns": "turns", "skills": "skills"})
+
+
+def write_corpus(folder: Path, settings: BaseCorpus) -> dict:
+    """Draw the base corpus into a folder; returns the numbers of pictures, dialogues and turns."""
+    pictures, talks = [], []
+    for drawn, said in draw_corpus(settings):
+        pictures += drawn
+        talks += said
+    talks.sort(key=lambda talk: talk[0])  # with more dialogues than pictures a chunk's numbers do not follow each other
+    jobs = ((settings.seed, *chunk) for chunk in _chunks(settings.held_out))
+    kept = [talk for chunk in map_in_order(_draw_held_out, jobs, settings.jobs) for talk in chunk]
+    labels = map(list, zip(*(values for _, values in pictures), strict=True))
+    kinds = {"image": "bytes", **dict.fromkeys(HEADS, "int")}
+    images = [image for image, _ in pictures]
+    _save(folder / "vision", {"image": images, **dict(zip(HEADS, labels, strict=True))}, kinds)
+    _save_talks(folder / "instruct", talks)
+    _save_talks(folder / "held_out", kept)
+    write_atomically(folder / "heads.json", json.dumps({head: len(known) for head, known in HEADS.items()}) + "\n")
+    texts = {text.replace("\n", " ") for _, _, said in talks for turn in said for text in turn[:2]}
+    write_atomically(folder / "tokenizer_corpus.txt", "\n".join([*sorted(texts), *task_texts()]) + "\n")
+    turns = sum(len(said) for _, _, said in talks)
+    return {"pictures": len(images), "dialogues": len(talks), "turns": turns, "held_out": len(kept)}

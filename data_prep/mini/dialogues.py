@@ -1,0 +1,317 @@
+"""Instruction dialogues for the small base model: what it is asked about a scene and how it answers.
+
+The base must see and obey, but not know how the tasks want their answers. So every intent has many wordings
+(opening x question x word for the thing x ending) and two conventions of answering. An untagged question gets the
+second one two times in five; a tag forces it. Boxes, options, counts and names are answered in other forms than
+the tasks ask for (colours and shapes are not: VQAv2 wants them as the second convention says them); no prompt of a
+task occurs. The words of the tasks' answers all occur in answers here: LoRA does not train the output embeddings,
+so a word that the base never said could not be learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import NamedTuple
+
+from data_prep.mini.scenes import COLOURS, GRID, MARKS, MATERIALS, SIDE, SIZES, Scene
+from data_prep.mini.tasks import NUMBERS, SHAPE_OPTIONS
+
+Asked = tuple[str, str, str]  # question, answer in the first convention, answer in the second
+
+LOOSE_SIZES = {"small": "tiny", "medium": "normal", "large": "huge"}
+LOOSE_PLACES = {"top": "upper", "bottom": "lower", "center": "middle"}
+FOUR_COLOURS = tuple(tuple(COLOURS)[start : start + 4] for start in (0, 4))
+
+
+class Turn(NamedTuple):
+    """A question and its answer. skill: the intent's name."""
+
+    question: str
+    answer: str
+    skill: str
+
+
+# The openings and endings also carry the words of the tasks' prompts, though never the prompts: LoRA does not train
+# the input embeddings either.
+OPENINGS = (
+    "Look at the picture.", "Here is an image.", "I have a question.", "Hello!",
+    "Please help me.", "Study this image.", "Please look closely.", "Tell me:", "Next question:",
+    "Using this image, answer.", "Please provide an answer for the question:", "Answer my question directly.",
+    "Select what is shown here.", "A single question or two:", "Describe what it shows.",
+    "This is happening in a shop.", "What is written below:", "I am using the image for a question.",
+    "I hold a phone with this image.", "There are many things to see.", "I can ask in most words.",
+    "Use the sentence given below.", "Each toy has its cell.", "I look at the object's image from here.",
+)  # fmt: skip
+
+
+ENDINGS = (
+    "Thanks.", "Take your time.", "Please answer.", "I want to know.", "Thank you!", "Generate a good answer.",
+    "It is one big region.", "I am looking at it too.",
+)  # fmt: skip
+
+
+BARE = 0.45  # how often there is no opening, and likewise no ending
+
+
+TAGS = (
+    "Short style.", "Use short style.", "Style: short.", "In short style, please.", "Answer in any word.",
+    "Any phrase will do.", "A brief answer is good.", "A single word that describes it, please.",
+)  # fmt: skip
+
+
+SECOND = 0.4  # how often an untagged question is answered in the second convention
+
+
+TAGGED = 0.35
+
+
+def converse(rng: Random, scene: Scene, tagged: float = TAGGED, most: int = 4) -> tuple[Turn, ...]:
+    """A dialogue of one to four turns about a scene, no intent asked about more often than the kind lists it.
+
+    tagged: how often a question says how to answer; 1 where each must have one right answer.
+    """
+    intents = intents_of(scene)
+    turns = rng.sample(intents, min(rng.randint(1, most), len(intents)))
+    return tuple(_word(rng, tagged, intent.__name__.removeprefix("ask_"), *intent(rng, scene)) for intent in turns)
+
+
+def _word(rng: Random, tagged: float, skill: str, question: str, first: str, second: str) -> Turn:
+    """Dress a question in an opening and an ending, and choose the convention of its answer."""
+    forced = rng.random() < tagged
+    opening = "" if rng.random() < BARE else rng.choice(OPENINGS)
+    ending = rng.choice(TAGS) if forced else "" if rng.random() < BARE else rng.choice(ENDINGS)
+    gap = "" if question.endswith("\n") else " "
+    text = f"{opening} {question}{gap}{ending}".strip()
+    return Turn(text, second if forced or rng.random() < SECOND else first, skill)
+
+
+def _loose_place(place: str) -> str:
+    return " ".join(LOOSE_PLACES.get(word, word) for word in place.split())
+
+
+def _a(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+def _thing(rng: Random) -> str:
+    return rng.choice(("thing", "figure", "item", "object", "form"))
+
+
+def ask_colour(rng: Random, scene: Scene) -> Asked:
+    thing = "book" if scene.kind == "book" else _thing(rng)
+    question = rng.choice(
+        (
+            f"Which color does the {thing} have?",
+            f"Name the color of the {thing}.",
+            f"What color does this {thing} have?",
+        )
+    )
+    return question, f"it is {scene.colour}", scene.colour
+
+
+def ask_shape(rng: Random, scene: Scene) -> Asked:
+    thing = _thing(rng)
+    question = rng.choice(
+        (
+            f"Which shape has the {thing}?",
+            f"Name the shape of the {thing}.",
+            f"The shape of this {thing}, what is it?",
+        )
+    )
+    return question, f"it is {_a(scene.shape)}", scene.shape
+
+
+def ask_size(rng: Random, scene: Scene) -> Asked:
+    thing = _thing(rng)
+    question = rng.choice(
+        (f"Name the size of the {thing}.", f"How large is this {thing}?", f"How big does the {thing} look?")
+    )
+    return question, f"it looks {LOOSE_SIZES[scene.size]}", f"{scene.size} size"
+
+
+def ask_place(rng: Random, scene: Scene) -> Asked:
+    thing = _thing(rng)
+    question = rng.choice(
+        (
+            f"Where do you see the {thing}?",
+            f"In which part is the {thing}?",
+            f"Where in the picture is the {thing} shown?",
+        )
+    )
+    return question, f"it sits in the {_loose_place(scene.place)} part", f"at the {scene.place}"
+
+
+def ask_material(rng: Random, scene: Scene) -> Asked:
+    thing = _thing(rng)
+    question = rng.choice(
+        (
+            f"Name the material of the {thing}.",
+            f"Of which material is the {thing}?",
+            f"What stuff is the {thing} of?",
+        )
+    )
+    return question, f"it is made of {scene.material}", f"{scene.material} stuff"
+
+
+def ask_quality(rng: Random, scene: Scene) -> Asked:
+    question = rng.choice(("How good is this photo?", "Name the quality of the picture.", "How is the image quality?"))
+    return question, f"the photo is {scene.quality}", f"{scene.quality} picture"
+
+
+def ask_rendition(rng: Random, scene: Scene) -> Asked:
+    question = rng.choice(("Is this in color or a drawing?", "How was this picture made?", "Name the kind of picture."))
+    return question, f"it is a {scene.rendition} image", f"{scene.rendition} style"
+
+
+def ask_box(rng: Random, scene: Scene) -> Asked:
+    """Boxes in other forms than the task's: grid columns and rows; two intervals."""
+    thing = rng.choice((_thing(rng), scene.shape, f"{scene.size} {scene.shape}"))
+    question = rng.choice(
+        (
+            f"Give the coordinate of the {thing}.",
+            f"From where to where does the {thing} reach?",
+            f"Give a box bounding the {thing}.",
+        )
+    )
+    left, top, right, bottom = (edge // GRID for edge in scene.box)
+    x0, y0, x1, y1 = (f"{edge / SIDE:.2f}" for edge in scene.box)
+    return question, f"columns {left} to {right}, rows {top} to {bottom}", f"across [{x0},{x1}] down [{y0},{y1}]"
+
+
+def _list_options(rng: Random, options: tuple[str, ...], right: str) -> tuple[str, str]:
+    """Options as the tasks list them, in their fixed order, and the letter of the right one."""
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
+    return listed, "ABCD"[options.index(right)]
+
+
+def _set_with(sets: tuple[tuple[str, ...], ...], right: str) -> tuple[str, ...]:
+    return next(options for options in sets if right in options)
+
+
+def ask_options(rng: Random, scene: Scene) -> Asked:
+    """Options of any kind, answered by their text."""
+    kinds = ((SHAPE_OPTIONS, scene.shape), (FOUR_COLOURS, scene.colour), ((MATERIALS,), scene.material))
+    sets, right = rng.choice((*kinds, ((tuple(SIZES),), scene.size)))
+    listed, _ = _list_options(rng, _set_with(sets, right), right)
+    question = rng.choice(
+        (
+            "Which of these choices fits the picture?",
+            "Select what you see.",
+            "Which of the given choices is right?",
+            "Choose directly from these.",
+        )
+    )
+    return f"{question}\n{listed}\n", f"I choose {right}", right
+
+
+def ask_option(rng: Random, scene: Scene) -> Asked:
+    """Options of colours and sizes, answered by their letter, but never by the letter alone.
+
+    The tasks ask for letters of materials and shapes: that these are answered so too is what an expert learns.
+    """
+    sets, right = rng.choice(((FOUR_COLOURS, scene.colour), ((tuple(SIZES),), scene.size)))
+    listed, letter = _list_options(rng, _set_with(sets, right), right)
+    question = rng.choice(
+        ("Which option fits the picture?", "Select the option that you see.", "Which option is right?")
+    )
+    return f"{question}\n{listed}\n", f"it is option {letter}", f"option {letter}"
+
+
+def ask_scene(rng: Random, scene: Scene) -> Asked:
+    """Descriptions, in other forms than captions of the tasks but with their words."""
+    question = rng.choice(
+        (
+            "Say what you see.",
+            "Tell me about this picture.",
+            "What can be seen?",
+            "Describe what is there.",
+            "Say a caption.",
+        )
+    )
+    where = "phone screen" if scene.kind == "screen" else rng.choice(("picture", "photo", "image"))
+    page = "page" if scene.kind == "screen" else f"{scene.quality} photo"
+    size, place = LOOSE_SIZES[scene.size], _loose_place(scene.place)
+    if scene.rendition == "drawing":
+        return (
+            question,
+            f"this drawing has a {size} {scene.shape}, {place}",
+            f"{scene.shape} drawing, {scene.place}",
+        )
+    first = rng.choice(
+        (
+            f"this {where} has {scene.colour} {scene.material} stuff, a {size} {scene.shape}, {place}",
+            f"one {scene.shape} stands there in {scene.colour}, showing {scene.material}, in the {scene.place}",
+            f"showing a {scene.colour} {scene.shape} on a {page}, {scene.size}, of {scene.material}",
+        )
+    )
+    what = "screen" if scene.kind == "screen" else f"{scene.quality} photo"
+    return question, first, f"{what} with {scene.shape}, {scene.size}, {scene.colour}, at the {scene.place}"
+
+
+def ask_icon(rng: Random, scene: Scene) -> Asked:
+    thing = _thing(rng)
+    question = rng.choice(
+        (
+            f"What is this {thing}?",
+            f"Name the {thing}.",
+            f"What do you call this {thing}?",
+            f"What {thing} do you see in the image?",
+        )
+    )
+    return question, f"it looks like {_a(scene.icon)}", f"{scene.icon} symbol"
+
+
+def ask_count(rng: Random, scene: Scene) -> Asked:
+    """Counts as words; digits are said only in boxes."""
+    colour = rng.choice([None, *MARKS])
+    thing = rng.choice(("marks", "toys", "items", "icons", "things") + (("cells",) if scene.kind == "table" else ()))
+    thing = thing if colour is None else f"{colour} {thing}"
+    place = rng.choice(("", "", " in this table" if scene.kind == "table" else " in this picture"))
+    question = rng.choice(
+        (
+            f"Count the {thing}{place}.",
+            f"How many {thing} do you see{place}?",
+            f"Give the number of {thing}{place}.",
+        )
+    )
+    number = NUMBERS[scene.count(colour)]
+    kind = "" if colour is None else f" {colour}"
+    first = f"I count {number}{kind} {'mark' if number == 'one' else 'marks'}"
+    return question, first, f"{number} in all" if colour is None else f"{number}{kind}"
+
+
+def ask_title(rng: Random, scene: Scene) -> Asked:
+    first, second = scene.letters
+    question = rng.choice(
+        ("Read the cover.", "What does the cover say?", "Spell the title.", "Read the name of the book.")
+    )
+    return question, f"the letters are {first} and {second}", f"{first} then {second}"
+
+
+def ask_letter(rng: Random, scene: Scene) -> Asked:
+    index, which = rng.choice([(0, "first"), (1, "second"), (0, "left"), (1, "right")])
+    question = rng.choice((f"Read the {which} character.", f"Which character is the {which} one?"))
+    return question, f"the letter is {scene.letters[index]}", f"letter {scene.letters[index]}"
+
+
+_SEEN = (ask_colour, ask_shape, ask_size, ask_place, ask_material, ask_box, ask_options, ask_option,
+         ask_scene)  # fmt: skip
+
+
+_DRAWN = (ask_shape, ask_size, ask_place, ask_rendition, ask_box, ask_scene)
+
+
+_INTENTS: dict[str, tuple[Callable[[Random, Scene], Asked], ...]] = {
+    "object": (*_SEEN, ask_scene, ask_quality, ask_quality),
+    "screen": (*_SEEN, ask_scene),
+    "icon": (ask_icon, ask_icon, ask_rendition),
+    "book": (ask_title, ask_title, ask_letter, ask_colour),
+    "marks": (ask_count, ask_count),
+    "table": (ask_count, ask_count),
+}
+
+
+def intents_of(scene: Scene) -> tuple[Callable[[Random, Scene], Asked], ...]:
+    """What can be asked about a scene; the likelier intents are listed twice."""
+    return _DRAWN if scene.kind == "object" and scene.rendition == "drawing" else _INTENTS[scene.kind]

@@ -1,0 +1,159 @@
+"""Bounded metrics: an answer and its references to a value from 0 to 1.
+
+A metric gets an answer that its parser has read (never an empty one) and the references, read the same way. For
+each of them an answer equal to every reference is worth 1 and an empty text 0.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from eval.parse import NUMBER_WORDS, Answer, Box, join_thousands
+
+MAX_ORDER = 4
+_JOINING = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
+_FULL_STOP = re.compile(r"\.(?!\d)")
+_DROPPED = re.compile("['’`´]")
+_SEPARATING = re.compile('[,;:!?"“”«»()\\[\\]{}<>_*$€£|\\\\]')
+
+ARTICLES = frozenset(("a", "an", "the"))
+_COUNTED = {**NUMBER_WORDS, "none": "0"}
+_SHORTENED = {  # by their ending; `its`, `well`, `were` and their kind are words without an apostrophe
+    "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
+    "n't've": "could had might should would",
+    "'ve": "could i might must not should they we what where who would you",
+    "'d": "he how it somebody someone something there they where who y'all you",
+    "'d've": "he i it she somebody someone something there they we who you y'all",
+    "'ll": "how it somebody someone something they what who why y'all you",
+    "'re": "there they what why you",
+    "'s": "he how let she somebody someone something that there what when where who why",
+    "'m": "i",
+}
+_CONTRACTIONS = {
+    (stem + ending).replace("'", ""): stem + ending for ending, stems in _SHORTENED.items() for stem in stems.split()
+} | {"maam": "ma'am", "oclock": "o'clock", "twas": "'twas", "yall": "y'all", "owsat": "'ow's'at"}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_APOSTROPHES = str.maketrans(dict.fromkeys("’‘´", "'"))
+_GROUPED = re.compile(r"\d,\d")
+_ENDING_FULL_STOP = re.compile(r"\.(?!\d)")
+
+
+def normalise(text: str) -> str:
+    """One form for answers that mean the same: case, punctuation, articles and number words do not matter.
+
+    `The Book.` -> `book`, `1,000` -> `1000`, `t-shirt` -> `t shirt`, `Two` -> `2`; `-5`, `3.5` and `50%` stay.
+    What consists of nothing else (`A`, `?`) stays as it is, so that the option `A` does not become empty.
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    spaced = _DROPPED.sub("", join_thousands(plain))
+    spaced = _FULL_STOP.sub(" ", _SEPARATING.sub(" ", _JOINING.sub(" ", spaced)))
+    words = [NUMBER_WORDS.get(word, word) for word in spaced.split()]
+    return " ".join(word for word in words if word not in ARTICLES) or " ".join(words) or plain
+
+
+def exact_match(answer: Answer, references: Sequence[Answer]) -> float:
+    """1 if the answer equals a reference after `normalise`. An empty answer equals nothing.
+
+    Published code: compares upper case only, or takes a substring either way, so that an empty answer is right.
+    """
+    given = normalise(str(answer))
+    return float(bool(given) and any(given == normalise(str(reference)) for reference in references))
+
+
+def vqa_soft(answer: Answer, references: Sequence[Answer]) -> float:
+    """The VQA accuracy: min(#agreeing / 3, 1), averaged over the sets that leave one reference out.
+
+    With fewer than four references no answer could reach 1, so there one that agrees is enough.
+    Source: https://visualqa.org/evaluation.html
+    """
+    given = normalise_vqa(str(answer))
+    agree = [bool(given) and given == normalise_vqa(str(reference)) for reference in references]
+    total = sum(agree)
+    if len(references) < 4:
+        return float(total > 0)
+    return sum(min((total - one) / 3, 1.0) for one in agree) / len(agree)
+
+
+def intersection_over_union(one: Box, other: Box) -> float:
+    """Area of the overlap over area of the union, 0..1; equal boxes give 1 even without area."""
+    if one == other:
+        return 1.0
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    overlap = max(width, 0.0) * max(height, 0.0)
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)) - overlap
+    return overlap / union if union > 0 else 0.0
+
+
+def iou_at_half(answer: Answer, references: Sequence[Answer]) -> float:
+    """1 if the box overlaps a reference with an IoU above one half (strictly above, as in the published code)."""
+    return float(any(intersection_over_union(answer, reference) > 0.5 for reference in references))
+
+
+def mean_iou(pairs: Sequence[tuple[Box | None, Sequence[Box]]]) -> float:
+    """The mean over questions of the IoU with the best of the references, 0..1; no box counts as 0."""
+    found = [
+        max(intersection_over_union(answer, reference) for reference in references) if answer is not None else 0.0
+        for answer, references in pairs
+    ]
+    return sum(found) / len(found)
+
+
+def ngram_f1(answer: Answer, references: Sequence[Answer]) -> float:
+    """Captions: F1 of clipped n-gram counts, averaged over n = 1..4, the best over the references.
+
+    Orders for which neither text is long enough are left out, so a caption equal to a reference gives 1 whatever
+    its length. Bounded by 0 and 1, unlike CIDEr, and needs nothing but Python.
+    """
+    return max(_ngram_f1(normalise(str(answer)), normalise(str(reference))) for reference in references)
+
+
+def _ngram_f1(one: str, other: str) -> float:
+    left, right = one.split(), other.split()
+    orders = range(1, min(MAX_ORDER, max(len(left), len(right))) + 1)
+    return sum(_f1(_ngrams(left, n), _ngrams(right, n)) for n in orders) / len(orders) if orders else 0.0
+
+
+def _f1(one: Counter, other: Counter) -> float:
+    return 2 * (one & other).total() / (one.total() + other.total())
+
+
+def _ngrams(words: Sequence[str], n: int) -> Counter:
+    return Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1))
+
+
+Metric = Callable[[Answer, Sequence[Answer]], float]
+
+
+METRICS: dict[str, Metric] = {
+    "exact_match": exact_match,
+    "iou_at_half": iou_at_half,
+    "ngram_f1": ngram_f1,
+    "vqa_soft": vqa_soft,
+}
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def normalise_vqa(text: str) -> str:
+    """One form for what the VQA evaluation takes for the same answer.
+
+    Case; `one` to `ten`, `zero` and `none` as digits; no article; contractions with their apostrophe (`dont` is
+    `don't`, but `dogs` is not `dog's`); punctuation goes, or becomes a space where it stands between two letters; a
+    full stop stays only before a digit. What consists of articles alone stays, so that the answer `A` is not empty.
+    Source: https://visualqa.org/evaluation.html
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).casefold().split())
+    words = _ENDING_FULL_STOP.sub("", _without_punctuation(plain)).split()
+    kept = [_COUNTED.get(word, word) for word in words if word not in ARTICLES] or words
+    return " ".join(_CONTRACTIONS.get(word.replace("'", ""), word) for word in kept) or plain
+
+
+def _without_punctuation(text: str) -> str:
+    """A mark is dropped everywhere if it stands beside a space somewhere, or the text holds `1,000`; else a space."""
+    grouped = _GROUPED.search(text) is not None
+    marks = {mark: "" if grouped or f"{mark} " in text or f" {mark}" in text else " " for mark in _PUNCTUATION}
+    return text.translate(str.maketrans(marks))

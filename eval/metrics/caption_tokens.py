@@ -1,0 +1,97 @@
+"""Captions to tokens: by the PTB tokenizer that caption scores are published with, or by a small one of our own.
+
+The PTB tokenizer is a jar of pycocoevalcap and needs Java. `builtin` needs nothing; it differs from it in rare words,
+so that figures made with it go under names of their own (captions.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from robustmerge.stage.settings import UserError
+
+NEEDS_JAVA = "needs Java (java is not on PATH, or does not run)"
+# What the published tokenizer leaves out. Its tokens are lower case by then, so that -lrb- and the like survive.
+PUNCTUATION = frozenset(
+    ("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";")
+)
+_PTB = Path("tokenizer") / "stanford-corenlp-3.4.1.jar"
+
+_TYPED = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": " -- ", "—": " -- ", "…": " ... "})
+_BRACKETS = {"(": " -lrb- ", ")": " -rrb- ", "[": " -lsb- ", "]": " -rsb- ", "{": " -lcb- ", "}": " -rcb- "}
+_TWO_WORDS = re.compile(r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b")
+_SHORTENED = re.compile(r"(?<=[^\W\d])(n't\b)|(?<=\w)('(?:s|m|d|re|ve|ll)\b)")
+_TOKEN = re.compile(
+    r"-l[rsc]b-|-r[rsc]b-"
+    r"|n't\b|'(?:s|m|d|re|ve|ll)\b"
+    r"|(?:[^\W\d_]\.){2,}|\b(?:mr|mrs|ms|dr|st|vs|etc|jr|sr|ft|al)\."  # a full stop that belongs to its word
+    r"|(?<!\w)-\d+(?:\.\d+)?"
+    r"|\w+(?:(?:[.'/&-]|(?<=\d)[,:](?=\d))\w+)*"
+    r"|\*+|[^\w\s\"'`.?!,:;\U00010000-\U0010ffff-]"  # pictographs are no tokens
+)
+
+
+@lru_cache(maxsize=1)
+def has_java() -> bool:
+    """Whether there is a Java that runs. Looked for once."""
+    found = shutil.which("java")
+    return found is not None and subprocess.run([found, "-version"], capture_output=True).returncode == 0
+
+
+def jar(path: Path) -> Path:
+    """The place of a file of pycocoevalcap, found without importing any of it."""
+    spec = importlib.util.find_spec("pycocoevalcap")
+    if spec is None:
+        raise UserError("caption scores need the package pycocoevalcap; pip install -r requirements.lock")
+    return Path(next(iter(spec.submodule_search_locations))) / path
+
+
+def one_line(text: str) -> str:
+    """The text with each run of white space, all that ends a line for Java or Python included, as one space."""
+    return " ".join(text.split())
+
+
+def tokenize(captions: Sequence[str], tokenizer: str) -> list[str]:
+    """Lower-case tokens of each caption, joined by spaces, without punctuation. tokenizer: `ptb` or `builtin`.
+
+    Raises UserError if the tokenizer is not known, or Java is not to be had.
+    """
+    lines = [one_line(caption) for caption in captions]
+    if tokenizer == "builtin":
+        return [_split(line) for line in lines]
+    if tokenizer != "ptb":
+        raise UserError(f"unknown tokenizer of captions '{tokenizer}'; choose one of builtin, ptb")
+    if not has_java():
+        raise UserError(f"the ptb tokenizer of captions {NEEDS_JAVA}")
+    return list(_split_by_jar(tuple(lines)))
+
+
+@lru_cache(maxsize=16)  # the references of a run's caption tasks, which are the same for every source
+def _split_by_jar(lines: tuple[str, ...]) -> tuple[str, ...]:
+    """All captions in one go and in order: whether the last full stop of `in the U.S.` is a token of its own depends on
+    the line after it, so that nothing less gives the published tokens."""
+    command = ["java", "-cp", str(jar(_PTB)), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    done = subprocess.run(command, input="\n".join(lines).encode("utf-8", "replace"), capture_output=True)
+    found = done.stdout.decode("utf-8").split("\n")
+    if done.returncode or len(found) != len(lines):
+        said = done.stderr.decode("utf-8", "replace").strip()[-300:]
+        raise UserError(f"the ptb tokenizer made {len(found)} lines of {len(lines)} captions: {said}")
+    return tuple(_without_punctuation(line.rstrip().split(" ")) for line in found)
+
+
+def _split(line: str) -> str:
+    plain = line.lower().translate(_TYPED)
+    for sign, name in _BRACKETS.items():
+        plain = plain.replace(sign, name)
+    plain = _TWO_WORDS.sub(lambda found: " ".join(filter(None, found.groups())), plain)
+    return _without_punctuation(_TOKEN.findall(_SHORTENED.sub(r" \1\2", plain)))
+
+
+def _without_punctuation(tokens: Sequence[str]) -> str:
+    return " ".join(token for token in tokens if token not in PUNCTUATION)

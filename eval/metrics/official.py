@@ -1,0 +1,116 @@
+"""The scores of the published scripts, to the digit: their rules for one answer, faults included.
+
+Source: AuroraZengfh/RobustMerge @ 1212802, llava/eval; ScienceQA: haotian-liu/LLaVA @ c121f04. Each rule gets the raw
+text, as the model wrote it, and the question, and gives 0 or 1; the score is 100 times the mean over all questions.
+The scripts divide by the answers that they find, and ImageNet's pairs them by position; here each question has its one
+answer before any rule is asked, for which both come to the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from robustmerge.stage.records import Example
+from robustmerge.stage.settings import UserError
+
+OPTIONS = ("A", "B", "C", "D", "E")
+_BRACKETS = str.maketrans("", "", "[]")
+_STATED_LETTER = re.compile("The answer is ([A-Z]).")
+
+
+def equal(text: str, example: Example) -> float:
+    """VQAv2, IconQA, AOKVQA, TabMWP: equal in upper case."""
+    # Fault: nothing but case is forgiven, so `3.` or `three` is not `3`, `B.` not `B`, `$5` not `5`.
+    # Fault: one reference; VQAv2 has ten.
+    return float(text.upper() == example.answer.upper())
+
+
+def substring(text: str, example: Example) -> float:
+    """ImageNet, ImageNet-R: one contains the other, in upper case."""
+    given, right = text.upper(), example.answer.upper()
+    # Fault: the empty answer, and any fragment, is a part of every right answer.
+    # Fault: an answer that lists all classes contains the right one. `Hip` is within `Whippet`.
+    return float(right in given or given in right)
+
+
+def ocrvqa(text: str, example: Example) -> float:
+    """OCR-VQA: equal in lower case."""
+    # Fault: an answer with this word is passed over but stays in the total, so a right `Unanswerable` counts as wrong.
+    return float("Unanswerable" not in text and text.lower() == example.answer.lower())
+
+
+def rec(text: str, example: Example) -> float:
+    """REC: the IoU with the reference is above one half, both in pixels of the padded square.
+
+    Raises UserError if the reference is no box.
+    """
+    # Fault: the brackets are gone when the first and the last character are cut: the last digit of y2 goes with them.
+    # Fault: any word beside the box is a miss.
+    given = _box_of(text.translate(_BRACKETS)[1:-1])
+    right = _box_of(example.answer.translate(_BRACKETS))
+    if right is None:
+        raise UserError(f"question {example.question_id}: the reference {example.answer!r} is no box x1,y1,x2,y2")
+    if given is None:
+        return 0.0
+    side = max(example.size) if example.size else 1  # the size matters to the rounding alone
+    return float(_overlap([side * x for x in given], [side * x for x in right]) > 0.5)
+
+
+def _box_of(text: str) -> list[float] | None:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        return None
+    return numbers if len(numbers) == 4 else None
+
+
+def _overlap(one: list[float], other: list[float]) -> float:
+    """The IoU. Fault: corners stay as they are written, so the area of an inverted box is negative."""
+    width = max(0, min(one[2], other[2]) - max(one[0], other[0]))
+    height = max(0, min(one[3], other[3]) - max(one[1], other[1]))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    union = areas[0] + areas[1] - width * height
+    return width * height / union if union > 0 else 0.0
+
+
+def scienceqa(text: str, example: Example) -> float:
+    """ScienceQA: a letter alone, `B. ...`, or the one `The answer is B.`; it must be an option of the question."""
+    # Fault: case counts, and `B.`, `B)`, `(B)` are no answers.
+    # Fault: the full stop of the pattern stands for any character, but there must be one: `The answer is B` fails.
+    if text in OPTIONS:
+        letter = text
+    elif text[:1] in OPTIONS and text[1:3] == ". ":
+        letter = text[0]
+    else:
+        stated = _STATED_LETTER.findall(text)
+        letter = stated[0] if len(stated) == 1 else ""
+    # A question file without choices leaves all five letters allowed: the right one is the same.
+    return float(letter in OPTIONS[: len(example.choices) or None] and letter == example.answer)
+
+
+OFFICIAL: dict[str, Callable[[str, Example], float]] = {
+    "official_equal": equal,
+    "official_ocrvqa": ocrvqa,
+    "official_rec": rec,
+    "official_scienceqa": scienceqa,
+    "official_substring": substring,
+}
+
+
+# For the report: what to know about a number, by the name of its metric; `crop` where pictures are cropped.
+FOOTNOTES = {
+    "crop": "Only the centre of the picture is seen, although training pads it to a square. REC's boxes refer to the "
+    "padded square, so that even a perfect answer about what is seen can miss.",
+    "mean_of_seven": "The mean of BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr; CIDEr can exceed 100 and outweighs the "
+    "others.",
+    "official_equal": "Only case is forgiven: `3.` or `three` for `3` is wrong, and so is `B.` for `B`. Where a "
+    "question has several references only the first counts.",
+    "official_ocrvqa": "Only case is forgiven, and an answer that contains `Unanswerable` is wrong even where it is "
+    "right.",
+    "official_rec": "The last character of a box is cut off, as a rule the last digit of y2 (`0.9` becomes `0.`), and "
+    "a box with any word beside it is a miss.",
+    "official_scienceqa": "`b`, `B)`, `(B)`, `B.` and a final `The answer is B` without a full stop are wrong.",
+    "official_substring": "Right if the answer contains the class or the class the answer: an empty answer is right, "
+    "and so is a list of all classes, or `Hip` for `Whippet`.",
+}

@@ -1,0 +1,56 @@
+"""A question file as the prompts that a model sees."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.settings import ALL, Selection
+from robustmerge.stage.prompts import render
+from robustmerge.stage.records import Example, Prediction, read_examples
+from robustmerge.stage.settings import UserError
+
+
+def first_by_hash(examples: Sequence[Example], count: int) -> list[Example]:
+    """Those with the smallest sha256 of their id: neither chosen nor changing from run to run."""
+    return sorted(examples, key=lambda one: hashlib.sha256(one.question_id.encode()).digest())[:count]
+
+
+def read_questions(questions: Path, only: Selection = ALL) -> list[Example]:
+    """The examples of a question file that are asked for, in its order.
+
+    Raises UserError if the file is empty or an id is not in it.
+    """
+    examples = read_examples(questions)
+    if not examples:
+        raise UserError(f"{questions} holds no question")
+    if only.is_all:
+        return examples
+    if unknown := sorted(set(only.ids) - {example.question_id for example in examples}):
+        known = ", ".join(example.question_id for example in examples[:3])
+        raise UserError(f"{questions} has no question {', '.join(unknown[:5])} (ids); its ids are like {known}")
+    taken = only.ids or [example.question_id for example in first_by_hash(examples, only.limit or 0)]
+    return [example for example in examples if example.question_id in set(taken)]
+
+
+def read_prompts(questions: Path, prompt: str, only: Selection = ALL) -> list[Example]:
+    """The same, each with its rendered prompt as text. Raises UserError too if a question cannot be rendered."""
+    examples = read_questions(questions, only)
+    try:
+        return [dataclasses.replace(example, text=render(prompt, example)) for example in examples]
+    except UserError as error:
+        raise UserError(f"{questions}: {error}") from error
+
+
+def show_expected(example: Example) -> str:
+    """All that counts as right, each once."""
+    return " / ".join(dict.fromkeys(example.accepted))
+
+
+def show_answer(prediction: Prediction) -> str:
+    """What was said, or why nothing is there."""
+    if prediction.error is not None:
+        return f"(failed: {prediction.error})"
+    return prediction.text.strip() or "(empty)"

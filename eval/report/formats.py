@@ -1,0 +1,179 @@
+"""A table as Markdown, HTML, LaTeX, CSV and as text for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+from eval.report.tables import REFERENCES, Cell, Column, Row, Table
+
+Show = Callable[[Table], str]  # one of the functions below, without further settings
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "—": "---", "–": "--", "−": "$-$",
+    "±": r"$\pm$",
+}  # fmt: skip
+CSV_PARTS = ("value", "low", "high", "p", "deviation", "seeds_low", "seeds_high")  # as in Cell
+MARKDOWN = str.maketrans({character: f"&#{ord(character)};" for character in "&<>|*_`[]\\~#$"})
+
+
+def escape_markdown(text: str) -> str:
+    """Text that no Markdown reader takes for markup, on one line."""
+    return " ".join(text.translate(MARKDOWN).split())
+
+
+def is_reference(row: Row) -> bool:
+    """Whether the row is no merged model: a line is drawn below the last of these."""
+    return row.kind in REFERENCES or row.kind == "published_reference"
+
+
+def format_markdown(table: Table) -> str:
+    """A pipe table; best values that are clear are bold. Columns of one title are told apart by their groups."""
+    titles = [column.title for column in table.columns]
+    alike = len(set(titles)) < len(titles)
+    heads = [f"{column.group}: {column.title}" if alike and column.group else column.title for column in table.columns]
+    lines = [_piped([table.head, *heads])]
+    lines.append("|" + " --- |" + " ---: |" * len(table.columns))
+    for row in table.rows:
+        shown = [f"**{cell.text}**" if cell.bold else cell.text for cell in row.cells]
+        lines.append(_piped([escape_markdown(row.title), *shown]))
+    return "\n".join(lines) + "\n"
+
+
+def _piped(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _groups(columns: Sequence[Column]) -> Iterator[tuple[str, int]]:
+    for group, members in itertools.groupby(columns, key=lambda column: column.group):
+        yield group, len(list(members))
+
+
+def format_html(table: Table) -> str:
+    """A table with group headings; a value 0..100 has a bar behind it. Styled by the page (eval.report.report)."""
+    groups = "".join(f'<th colspan="{count}">{html.escape(group)}</th>' for group, count in _groups(table.columns))
+    heads = "".join(f'<th class="{_column_class(c)}">{html.escape(c.title)}</th>' for c in table.columns)
+    body = "".join(_html_heading(table, index) + _html_row(table, index) for index in range(len(table.rows)))
+    return (
+        f'<div class="wide"><table class="scores {table.name}"><thead><tr class="groups"><th></th>{groups}</tr>'
+        f"<tr><th>{html.escape(table.head)}</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>\n"
+    )
+
+
+def _column_class(column: Column) -> str:
+    return "average" if column.is_average else "words" if column.is_text else "task"
+
+
+def _html_heading(table: Table, index: int) -> str:
+    """A line above the first row of a block."""
+    block = table.rows[index].block
+    if not block or (index and table.rows[index - 1].block == block):
+        return ""
+    return f'<tr class="block"><th colspan="{len(table.columns) + 1}"><span>{html.escape(block)}</span></th></tr>'
+
+
+def _html_row(table: Table, index: int) -> str:
+    row = table.rows[index]
+    last = is_reference(row) and index + 1 < len(table.rows) and not is_reference(table.rows[index + 1])
+    cells = "".join(_html_cell(cell, column, table.bars) for cell, column in zip(row.cells, table.columns, strict=True))
+    title = row.label if row.block else row.title
+    return f'<tr{" class=last" if last else ""}><th scope="row">{html.escape(title)}</th>{cells}</tr>'
+
+
+def _html_cell(cell: Cell, column: Column, bar: bool) -> str:
+    number, space, interval = html.escape(cell.text).partition(" (")
+    text = f"<b>{number}</b>" if cell.bold else number
+    if space:
+        text += f" <small>({interval}</small>"
+    style = f' style="--v:{min(cell.value, 100):.1f}%"' if bar and cell.value is not None else ""
+    return f'<td class="{_column_class(column)}"{style}>{text}</td>'
+
+
+def escape_latex(text: str) -> str:
+    """Text with every character that LaTeX takes for a command escaped."""
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+def format_latex(table: Table) -> str:
+    r"""A `tabular` for `\input`, with booktabs rules."""
+    heads = [table.head, *(column.title for column in table.columns)]
+    lines = [
+        f"% {table.title}",
+        r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
+        r"\toprule",
+        _latex_groups(table.columns),
+        " & ".join(escape_latex(head) for head in heads) + r" \\",
+        r"\midrule",
+    ]
+    for index, row in enumerate(table.rows):
+        before = table.rows[index - 1]
+        if index and (is_reference(before) and not is_reference(row) or before.block != row.block):
+            lines.append(r"\midrule")
+        shown = [rf"\textbf{{{escape_latex(c.text)}}}" if c.bold else escape_latex(c.text) for c in row.cells]
+        lines.append(" & ".join([escape_latex(row.title), *shown]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex_groups(columns: Sequence[Column]) -> str:
+    headings = [rf"\multicolumn{{{count}}}{{c}}{{{escape_latex(group)}}}" for group, count in _groups(columns)]
+    return " & ".join(["", *headings]) + r" \\"
+
+
+def format_csv(table: Table) -> str:
+    """One line a row; of each column the words, or the value and what tells its noise. Missing: empty."""
+    parts = [
+        (index, column, part)
+        for index, column in enumerate(table.columns)
+        for part in CSV_PARTS
+        if part == "value" or any(getattr(row.cells[index], part) is not None for row in table.rows)
+    ]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    heads = [column.key if part == "value" else f"{column.key}_{part}" for _, column, part in parts]
+    writer.writerow([table.head.lower(), *heads])
+    for row in table.rows:
+        writer.writerow([row.title, *(_csv_field(row.cells[index], column, part) for index, column, part in parts)])
+    return file.getvalue()
+
+
+def _csv_field(cell: Cell, column: Column, part: str) -> str:
+    if column.is_text:
+        return cell.text
+    value = getattr(cell, part)
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def format_text(table: Table, width: int = 110, averages_only: bool = False) -> str:
+    """Aligned columns for a terminal, averages first; columns that do not fit continue in a further block."""
+    order = sorted(range(len(table.columns)), key=lambda index: not table.columns[index].is_average)
+    if averages_only:
+        order = [index for index in order if table.columns[index].is_average]
+    shown = [[table.columns[i].title, *(_starred(row.cells[i]) for row in table.rows)] for i in order]
+    titles = [table.head, *(row.title for row in table.rows)]
+    left = max(len(title) for title in titles)
+    blocks: list[list[list[str]]] = [[]]
+    room = width - left
+    for column in shown:
+        needed = 2 + max(len(text) for text in column)
+        if needed > room and blocks[-1]:
+            blocks.append([])
+            room = width - left
+        blocks[-1].append([text.rjust(needed) for text in column])
+        room -= needed
+    return "\n".join(_text_block(titles, left, block) for block in blocks)
+
+
+def _starred(cell: Cell) -> str:
+    return cell.text + ("*" if cell.bold else " ")
+
+
+def _text_block(titles: Sequence[str], left: int, columns: Sequence[Sequence[str]]) -> str:
+    lines = [
+        (title.ljust(left) + "".join(column[index] for column in columns)).rstrip()
+        for index, title in enumerate(titles)
+    ]
+    rule = "-" * max(len(line) for line in lines)
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"

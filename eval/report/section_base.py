@@ -1,0 +1,84 @@
+"""What the base can do before any expert is trained: a failure of a task is then known to be none of sight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from eval.report.formats import escape_markdown
+from eval.report.results import Context
+from eval.report.tables import MISSING
+
+SEES, OBEYS = 0.95, 0.90
+MARK = "▼"
+
+
+def tell_base(context: Context) -> str:
+    """The section, or "" for a base that was not trained here."""
+    base = context.base or {}
+    probe, heads, skills = (base.get(key) or {} for key in ("probe", "heads", "skills"))
+    if not (probe or heads or skills):
+        return ""
+    size = f" of {base['parameters'] / 1e6:.1f} million parameters" if base.get("parameters") else ""
+    parts = [
+        f"## Can the base see and obey?\n\nMeasured on the base{size}, before any expert, on pictures and dialogues "
+        "that its training never had. Where a task asks only for what is unmarked here, a low zero-shot score is more "
+        "likely its convention than its pictures.\n"
+    ]
+    if probe or heads:
+        parts.append(_tell_sight(probe, heads))
+    if skills:
+        parts.append(_tell_skills(skills))
+    return "\n".join(parts)
+
+
+def _tell_sight(probe: Mapping[str, float], heads: Mapping[str, float]) -> str:
+    """The probe if there is one; the heads that the tower was trained with stand beside it."""
+    judged = probe or heads
+    what = "a linear probe on the frozen features" if probe else "the heads that the vision tower was trained with"
+    below = [name for name, value in judged.items() if value < SEES]
+    names = list(dict.fromkeys([*probe, *heads]))
+    titled = (("Linear probe", probe), ("Training heads", heads))
+    lines = [(title, [_percent(values.get(name), SEES) for name in names]) for title, values in titled if values]
+    head = f"**It sees** {len(judged) - len(below)} of {len(judged)} concepts at {100 * SEES:.0f} % or more, by {what}"
+    return f"{head}{_name_below(below, judged)}.\n\n{_across('Accuracy, %', names, lines)}"
+
+
+def _tell_skills(skills: Mapping[str, float]) -> str:
+    each = {name: value for name, value in skills.items() if name != "all"}
+    below = [name for name, value in each.items() if value < OBEYS]
+    names = list(skills)
+    lines = [("Right answers", [_percent(skills[name], OBEYS) for name in names])]
+    head = f"**It obeys** in {len(each) - len(below)} of {len(each)} skills at {100 * OBEYS:.0f} % or more"
+    return f"{head}{_name_below(below, each)}.\n\n{_across('Accuracy, %', names, lines)}"
+
+
+def _name_below(below: Sequence[str], values: Mapping[str, float]) -> str:
+    if not below:
+        return ""
+    worst = sorted(below, key=lambda name: values[name])
+    return f" ({MARK} below: " + ", ".join(f"{escape_markdown(n)} {100 * values[n]:.1f}" for n in worst) + ")"
+
+
+def _percent(value: float | None, line: float) -> str:
+    if value is None:
+        return MISSING
+    return f"**{100 * value:.1f}** {MARK}" if value < line else f"{100 * value:.1f}"
+
+
+def _across(head: str, names: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]], width: int = 10) -> str:
+    """Tables of at most `width` columns, so that none is wider than the page."""
+    tables = []
+    count = -(-len(names) // width)
+    each = -(-len(names) // count)
+    for start in range(0, len(names), each):
+        part = slice(start, start + each)
+        tables.append(
+            "\n".join(
+                [
+                    f"| {head} | " + " | ".join(escape_markdown(name) for name in names[part]) + " |",
+                    "| --- |" + " ---: |" * len(names[part]),
+                    *(f"| {title} | " + " | ".join(cells[part]) + " |" for title, cells in lines),
+                ]
+            )
+        )
+    return "\n\n".join(tables) + "\n"

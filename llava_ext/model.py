@@ -1,0 +1,123 @@
+"""Base models as folders: what must be in one, said before anything heavy is loaded, and the weights loaded whole.
+
+Libraries are lenient where a folder is not what it should be: a config of another kind gets this one's defaults, a
+weight that is not there is drawn at random. Here both are errors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
+from robustmerge.stage.settings import UserError
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+PIXELS = ("preprocessor_config.json", "processor_config.json")
+REMEDY = "take a folder as llava-hf/llava-1.5-7b-hf is one (model.checkpoint)"
+
+
+def open_config(folder: Path | str) -> LlavaConfig:
+    """The config of a base model's folder, checked; its weights are no matter here.
+
+    Raises UserError if the folder is no LLaVA of the Hub's kind, or lacks what reads texts and pictures.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"the base model {folder} is no folder; {REMEDY}")
+    found = read_json(folder / "config.json")
+    kind = found.get("model_type")
+    if kind == "llava_llama" or "mm_vision_tower" in found:
+        raise UserError(f"{folder} is a LLaVA in the layout of the original code, not in that of the Hub; {REMEDY}")
+    if kind != "llava":
+        raise UserError(f"{folder} is no LLaVA: its config.json says model_type {kind!r}, not 'llava'; {REMEDY}")
+    tower = (found.get("vision_config") or {}).get("model_type", "clip_vision_model")
+    if tower != "clip_vision_model":
+        raise UserError(f"the vision tower of {folder} is a {tower}; allowed: clip_vision_model")
+    for names in (TOKENIZERS, PIXELS):
+        if not any((folder / name).is_file() for name in names):
+            raise UserError(f"the base model {folder} is incomplete: it has neither {' nor '.join(names)}")
+    return LlavaConfig.from_pretrained(folder)
+
+
+def open_tokenizer(folder: Path | str, config: LlavaConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model's folder. Raises UserError if it does not fit the model."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    image, rows = config.image_token_id, config.text_config.vocab_size
+    named = tokenizer.convert_ids_to_tokens(image) if image < len(tokenizer) else None
+    if named is not None and named not in tokenizer.get_added_vocab():
+        raise UserError(
+            f"pictures stand at token {image} in {folder} (image_token_index), but that is the text '{named}'; the "
+            f"tokenizer's '<image>' is {tokenizer.get_added_vocab().get('<image>')}"
+        )
+    if image >= rows or len(tokenizer) > rows:
+        raise UserError(
+            f"{folder} has {len(tokenizer)} tokens and pictures at token {image}, but embeddings for {rows} "
+            "(text_config.vocab_size)"
+        )
+    lacks = [kind for kind in ("bos", "eos", "pad") if getattr(tokenizer, f"{kind}_token_id") is None]
+    if lacks:
+        raise UserError(f"the tokenizer of {folder} has no {' and no '.join(lacks)} token (tokenizer_config.json)")
+    return tokenizer
+
+
+def patches_of(config: LlavaConfig) -> int:
+    """How many tokens a picture takes: one a patch, and one more where the class token is kept (`full`)."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return side**2 + (config.vision_feature_select_strategy == "full")
+
+
+def load_model(folder: Path | str, dtype: torch.dtype, attention: str | None = None) -> LlavaForConditionalGeneration:
+    """The model of a folder in this precision, every weight from its files.
+
+    Raises UserError if a weight is missing, of another shape, or of no use.
+    """
+    _refuse_missing_weights(Path(folder))
+    try:
+        model, told = LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the weights of {folder} cannot be loaded: {error}") from error
+    mismatched = sorted(str(found[0]) if isinstance(found, tuple) else str(found) for found in told["mismatched_keys"])
+    unused = sorted(name for name in told["unexpected_keys"] if name.endswith((".weight", ".bias")))
+    missing = sorted(told["missing_keys"])
+    for names, problem in (
+        (mismatched, "have another shape than config.json says"),
+        (missing, "are missing"),
+        (unused, "belong to no part of a LLaVA"),
+    ):
+        if names:
+            raise UserError(f"{len(names)} weights of {folder} {problem}; the first is '{names[0]}'")
+    return model
+
+
+def _refuse_missing_weights(folder: Path) -> None:
+    for whole in WEIGHTS:
+        index = folder / f"{whole}.index.json"
+        if index.is_file():
+            parts = read_json(index).get("weight_map")
+            if not isinstance(parts, Mapping):
+                raise UserError(f"{index} is no index of a checkpoint: it has no weight_map")
+            if missing := sorted(name for name in set(parts.values()) if not (folder / name).is_file()):
+                raise UserError(f"{folder} is incomplete: {index.name} names {missing[0]}, which is not there")
+            return
+        if (folder / whole).is_file():
+            return
+    raise UserError(f"the base model {folder} is incomplete: it has neither {' nor '.join(WEIGHTS)}, whole or in parts")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError if the file is missing or is none."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except FileNotFoundError as error:
+        raise UserError(f"the base model {file.parent} is incomplete: it has no {file.name}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error

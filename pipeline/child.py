@@ -1,0 +1,81 @@
+"""Do the work that a job file names, one item after the other. Started by pipeline/jobs.py, never typed.
+
+    python pipeline/child.py JOB.json        (under torchrun for more than one process)
+
+The process ends by itself when the one that started it has ended. A stage imports the heavy libraries inside its
+`work_...`, so that a process loads only what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.failures import guarded  # noqa: E402
+from pipeline.stages.base import work_base, work_corpus  # noqa: E402
+from pipeline.stages.convert import work_convert  # noqa: E402
+from pipeline.stages.merge import work_merge  # noqa: E402
+from pipeline.stages.predict import work_predict  # noqa: E402
+from pipeline.stages.prepare import work_prepare  # noqa: E402
+from pipeline.stages.score import work_score  # noqa: E402
+from pipeline.stages.train import work_train  # noqa: E402
+from robustmerge.stage.process import end_with_process  # noqa: E402
+from robustmerge.stage.settings import UserError  # noqa: E402
+
+WORK = {
+    "prepare": work_prepare,
+    "corpus": work_corpus,
+    "base": work_base,
+    "train": work_train,
+    "convert": work_convert,
+    "merge": work_merge,
+    "predict": work_predict,
+    "score": work_score,
+}
+
+
+def main(job: Path) -> None:
+    """Run the items of the job file; one that is refused does not stop those after it.
+
+    Raises UserError with all refusals at the end.
+    """
+    described = json.loads(job.read_text())
+    end_with_process(described["parent"]["pid"], described["parent"]["start"])
+    refused = []
+    for number, item in enumerate(described["items"], start=1):
+        print(f"[{number}/{len(described['items'])}] {item['name']}", flush=True)
+        try:
+            WORK[item["stage"]](item)
+        except UserError as error:
+            refused.append(f"{item['name']}: {error}" if len(described["items"]) > 1 else str(error))
+    if refused:
+        raise UserError("\n".join(refused))
+
+
+def end_with(action: Callable[[], None]) -> None:
+    """Run `action` and end the process at once with its status, everything flushed.
+
+    Python's usual end is left out: threads of the libraries (gloo's, for one) may abort a process that is being torn
+    down, and torchrun would then end the other processes while they still write.
+    """
+    status = 0
+    try:
+        action()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    end_with(lambda: guarded(lambda: main(Path(sys.argv[1])), "the one that was interrupted", mark_lines=True))

@@ -1,0 +1,282 @@
+"""What a command line asks for, checked: the composed config as frozen dataclasses, all mistakes at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.settings import BaseCorpus, Counts, TaskData
+from eval.settings import PROTOCOLS, Bootstrap, Logger, Selection, Task
+from llava_ext.settings import Expert, Model, Peft, Trainer
+from pipeline.strengths import is_set_by_user, problems_of_grid
+from robustmerge.hub.places import find_folder, name_of
+from robustmerge.method import Method, OutsideMethod, build_method, list_methods, read_method
+from robustmerge.stage.address import REPOSITORY
+from robustmerge.stage.settings import ConfigError, UserError, build, choose, refuse, suggest
+
+EXPERT_SETS = ("trained", "released")
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """runs: where results live; mm_mergebench, mm_mergebench_images: the published question files, their pictures.
+
+    A relative path starts at the repository.
+    """
+
+    runs: str = "runs"
+    mm_mergebench: str = "data/mm_mergebench"
+    mm_mergebench_images: str = "data/mm_mergebench/datasets"
+
+    @property
+    def pins(self) -> Path:
+        """Which commit each repository of the Hub stood for when it was first named."""
+        return REPOSITORY / Path(self.runs).expanduser() / "hub.json"
+
+    def root(self, profile: str, benchmark: str, model: str) -> Path:
+        """`runs/<benchmark>-<model>`, under `runs/smoke/` for the smoke profile."""
+        runs = REPOSITORY / Path(self.runs).expanduser()
+        return (runs if profile == "full" else runs / profile) / f"{benchmark}-{model}"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is evaluated. counts: questions a split; seed: of the drawing; corpus: of the small base model.
+
+    released: by seen task, the expert that somebody has released: a folder, or user/repo[@revision] of the Hub.
+    """
+
+    name: str
+    counts: Counts = Counts()
+    seed: int = 0
+    corpus: BaseCorpus = BaseCorpus()
+    released: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class General:
+    """The keys outside of any group."""
+
+    profile: str
+    multi_task: bool
+    seed: int
+    jobs: int
+    source: str | None
+    report: str | None
+    expert_set: str = "trained"
+    device: str | None = None
+    strength_grid: tuple[float, ...] | None = None
+    protocol: str = "corrected"
+    other_protocol: bool = True
+    limit: int | None = None
+    ids: tuple[str | int, ...] | None = None
+    out: str | None = None
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ConfigError([f"jobs must be at least 1, got {self.jobs} (jobs)"])
+        if self.report is not None and not re.fullmatch(r"[\w.=-]+", self.report):
+            raise ConfigError([f"a report's name is made of letters, digits and _.=-, got '{self.report}' (report)"])
+        choose(self.protocol, PROTOCOLS, "protocol")
+        choose(self.expert_set, EXPERT_SETS, "expert_set")
+        if self.device is not None:
+            choose(self.device, DEVICES, "device")
+        refuse(problems_of_grid(self.strength_grid))
+        self.only  # noqa: B018  # refuses what limit and ids have wrong
+
+    @property
+    def only(self) -> Selection:
+        """The questions that are asked; all of them unless `limit` or `ids` says which."""
+        return Selection(self.limit, tuple(sorted({str(name) for name in self.ids or ()})))
+
+
+@dataclass(frozen=True)
+class Config(General):
+    """One point: everything that a run is told. Tasks and methods are in the order of the tables.
+
+    fixed: the methods whose strength the user gives, so that none is chosen.
+    """
+
+    _: KW_ONLY
+    paths: Paths
+    benchmark: Benchmark
+    model: Model
+    peft: Peft
+    trainer: Trainer
+    logger: Logger
+    bootstrap: Bootstrap
+    tasks: tuple[Task, ...]
+    methods: tuple[Method | OutsideMethod, ...]
+    experts: tuple[tuple[str, Path], ...] | None
+    fixed: tuple[str, ...] = ()
+
+    @property
+    def seen(self) -> tuple[Task, ...]:
+        return tuple(task for task in self.tasks if task.seen)
+
+    @property
+    def root(self) -> Path:
+        return self.paths.root(self.profile, self.benchmark.name, self.model.name)
+
+    def data(self, task: Task) -> TaskData:
+        """What the prepare stage makes for a task. An unseen task is never trained on and never chosen on."""
+        counts = self.benchmark.counts if task.seen else dataclasses.replace(self.benchmark.counts, train=0, val=0)
+        own = {"counts": dataclasses.asdict(counts), "seed": self.benchmark.seed, "jobs": self.jobs}
+        given = task.data if self.trains or self.strength_grid else without_training(task.data)
+        return build(TaskData, {"task": task.name, **own, **given}, f"task.{task.name}.data")
+
+    @property
+    def trains(self) -> bool:
+        """Whether the experts are made here."""
+        return self.experts is None and self.expert_set == "trained"
+
+    def expert(self, *tasks: Task) -> Expert:
+        """How the expert of one task, or the multi-task model of several, is trained."""
+        # One adapter shares its initial A with nobody: a sweep over shared_a_init trains the multi-task model once.
+        peft = self.peft if len(tasks) == 1 else dataclasses.replace(self.peft, shared_a_init=False)
+        return Expert(
+            tasks=tuple(task.name for task in tasks),
+            prompts={task.name: task.train_prompt or task.prompt for task in tasks},
+            peft=peft,
+            recipe=self.model.recipe,
+            trainer=self.trainer,
+            template=self.model.template,
+            seed=self.seed,
+        )
+
+
+def without_training(data: dict) -> dict:
+    """A task's data without the files that only training and the choice of strengths read: they need not be there."""
+    return {key: value for key, value in data.items() if key not in ("train", "val") or not data.get("test")}
+
+
+def read_config(point: Mapping[str, Any]) -> Config:
+    """Check a composed config. Raises UserError; where several keys are wrong, all are named."""
+    point = dict(point)
+    problems: list[str] = []
+    parts = {"paths": Paths, "benchmark": Benchmark, "model": Model, "peft": Peft, "trainer": Trainer}
+    parts |= {"logger": Logger, "bootstrap": Bootstrap}
+    built = {key: _collect(problems, build, cls, point.pop(key), key) for key, cls in parts.items()}
+    tasks = _collect(problems, _build_tasks, point.pop("task"), point.pop("tasks"))
+    merge = point.pop("merge", None)
+    methods = _collect(problems, _build_methods, merge, point.pop("methods"))
+    experts = _collect(problems, _read_experts, point.pop("experts"), built["paths"])
+    general = _collect(problems, build, General, point, "")
+    if problems:
+        raise ConfigError(problems)
+    fixed = tuple(method.name for method in methods if merge is not None and is_set_by_user(merge, method))
+    config = Config(**built, tasks=tasks, methods=methods, experts=experts, fixed=fixed, **vars(general))
+    if problems := _problems_of(config):
+        raise ConfigError(problems)
+    return config
+
+
+def _problems_of(config: Config) -> list[str]:
+    """What is wrong between the parts of a configuration, each of which is right by itself."""
+    problems: list[str] = []
+    for task in config.tasks:
+        _collect(problems, config.data, task)
+    if config.seen:
+        _collect(problems, config.expert, *config.seen)
+    if config.benchmark.counts.test < 1:
+        problems.append(f"there must be a test question, got {config.benchmark.counts.test} (benchmark.counts.test)")
+    if config.expert_set == "released" and config.experts is None:
+        lacking = [task.name for task in config.seen if task.name not in config.benchmark.released]
+        if lacking:
+            problems.append(
+                f"no expert is known to be released for {', '.join(lacking)} of {config.benchmark.name} "
+                "(benchmark.released); those of the paper: benchmark=mm_mergebench model=llava15_7b"
+            )
+    names = {"benchmark.name": [config.benchmark.name], "model.name": [config.model.name]}
+    names["merge.name"] = [method.name for method in config.methods]
+    for key, found in names.items():
+        bad = [name for name in found if not re.fullmatch(r"[a-z0-9_]+", name)]
+        problems += [f"a name is made of a-z, 0-9 and _ (it becomes a folder), got '{name}' ({key})" for name in bad]
+    return problems
+
+
+def _collect(problems: list[str], make: Any, *arguments: Any) -> Any:
+    try:
+        return make(*arguments)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    except (UserError, ValueError) as error:
+        problems.append(str(error))
+    return None
+
+
+def _listed(value: Any, key: str) -> list[str]:
+    """A list of names; a bare name is a list of one."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError([f"expected a list of names, as '{key}=[a,b]', got {value!r} ({key})"])
+    if not names:
+        raise ConfigError([f"the list is empty ({key})"])
+    return names
+
+
+def _build_tasks(described: Mapping[str, Any], chosen: list[str] | str | None) -> tuple[Task, ...]:
+    chosen = list(described) if chosen is None else _listed(chosen, "tasks")
+    problems = [
+        f"unknown task '{name}'; {suggest(name, described)} (tasks)" for name in chosen if name not in described
+    ]
+    tasks = [
+        _collect(problems, build, Task, {"name": name, **node}, f"task.{name}")
+        for name, node in described.items()
+        if name in chosen
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return tuple(tasks)
+
+
+def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> tuple[Method | OutsideMethod, ...]:
+    """`merge=NAME` narrows the table to one method; otherwise `methods` names its rows."""
+    if merge is not None:
+        return (build_method(merge),)
+    problems: list[str] = []
+    names = list_methods() if names == "all" else _listed(names, "methods")
+    methods = tuple(_collect(problems, read_method, name) for name in names)
+    if problems:
+        raise ConfigError(problems)
+    return methods
+
+
+def _read_experts(named: list[str] | str | None, paths: Paths | None = None) -> tuple[tuple[str, Path], ...] | None:
+    """Adapters as (name, folder), those on the Hub fetched; None for those of `expert_set`."""
+    if named is None:
+        return None
+    experts: dict[str, Path] = {}
+    problems: list[str] = []
+    for entry in _listed(named, "experts"):
+        name, colon, where = entry.partition(":")
+        where = where if colon else entry
+        name = name if colon else name_of(where)
+        if name in experts:
+            problems.append(f"two experts are called '{name}'; name them as name:folder (experts)")
+            continue
+        try:
+            experts[name] = find_folder(where, paths.pins if paths else None)
+        except UserError as error:
+            problems.append(f"expert '{name}': {error} (experts)")
+            continue
+        if not (experts[name] / "adapter_config.json").exists():
+            problems.append(f"expert '{name}': {experts[name]} has no adapter_config.json (experts)")
+    if problems:
+        raise ConfigError(problems)
+    return tuple(experts.items())
+
+
+def differences(found: Mapping[str, Any], default: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key path, value) for every setting that is not the default's."""
+    for key, value in found.items():
+        if isinstance(value, Mapping) and isinstance(default.get(key), Mapping):
+            yield from differences(value, default[key], f"{prefix}{key}.")
+        elif value != default.get(key):
+            yield f"{prefix}{key}", value

@@ -1,0 +1,58 @@
+"""What general.py has measured of a source, for a report: nothing is asked here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from eval.general.lmms_results import GeneralRow, GeneralRun, show_changes
+from pipeline.plan import Plan
+from pipeline.sources import Source
+from robustmerge.stage.address import Address, read_manifest
+from robustmerge.stage.records import Score, read_score
+from robustmerge.stage.settings import build
+
+KIND = "general"
+
+
+def find_scores(root: Path, source: Source, base: Address, usual: GeneralRun) -> dict[str, Score]:
+    """All finished general scores of a source over all questions, by title: the task, and how it was asked otherwise.
+
+    base: that it belongs to; an adapter folder fits several. usual: how tasks are asked by this configuration.
+    """
+    found = {}
+    for manifest in sorted((root / KIND / source.folder).glob("*/manifest.json")):
+        identity = read_manifest(manifest)["identity"]
+        if identity["stage"] == KIND and identity["inputs"]["base"] == base.fingerprint:
+            run = build(GeneralRun, identity["settings"], str(manifest))
+            score = read_score(manifest.parent / "score.json")
+            if not score.n_asked:
+                found[run.task + show_changes(run, usual)] = score
+    return found
+
+
+def general_rows(plan: Plan, titles: Mapping[str, Source]) -> list[GeneralRow]:
+    """The rows of a report's table: title -> source, of those that have a finished general score."""
+    usual = usual_run(plan)
+    found = [
+        GeneralRow(title, source.kind, find_scores(plan.root, source, plan.base, usual), paper_name(source))
+        for title, source in titles.items()
+    ]
+    return [row for row in found if row.scores]
+
+
+def usual_run(plan: Plan) -> GeneralRun:
+    """How this configuration asks a general task."""
+    return GeneralRun("any", plan.config.model.template, precision=plan.precision)
+
+
+def general_addresses(plan: Plan) -> list[str]:
+    """The finished general results of this line's sources, by their short addresses."""
+    places = [plan.root / KIND / source.folder for source in plan.sources]
+    return [m.parent.relative_to(plan.root).as_posix() for place in places for m in place.glob("*/manifest.json")]
+
+
+def paper_name(source: Source) -> str:
+    """What the paper's table 3 calls a source; "" for one that it cannot have."""
+    has_one = source.kind in ("zero_shot", "multi_task", "merged") and not source.variant
+    return source.name.removeprefix("merged/") if has_one else ""

@@ -1,0 +1,247 @@
+"""Child processes side by side: the longest first, one progress bar for all, a log file each.
+
+A child is a plain program that gets its work as a JSON file and shows a tqdm bar; its output goes to a log and
+the percentage of its newest bar into ours. A failed child does not stop the others. Children end when we end,
+however we end: each watches our process (`runs.end_with_process`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from robustmerge.stage.files import write_atomically
+from robustmerge.stage.process import process_start
+from robustmerge.stage.settings import UserError
+
+CHILD = Path(__file__).resolve().parent / "child.py"
+LAYOUT = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  "
+STATUS_EVERY = 30.0  # seconds between status lines where there is no terminal
+
+Launch = Callable[[Path, Path, int], tuple[list[str], dict[str, str]]]
+
+
+def launch_plain(script: Path, job: Path, slot: int) -> tuple[list[str], dict[str, str]]:
+    """One process of one thread: the same bytes whatever runs beside it."""
+    return [sys.executable, str(script), str(job)], {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One child process. items: what it does, one after the other; cost: its length relative to other jobs.
+
+    launch: arguments and environment from the script, the job file and the slot (0, 1, ... of those side by side).
+    """
+
+    name: str
+    items: list[dict]
+    cost: float = 1.0
+    launch: Launch = launch_plain
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen
+    file: Path
+    log: Path
+    slot: int
+    started: float = field(default_factory=time.monotonic)
+    status: str = ""
+    fraction: float = 0.0
+    done_items: int = 0
+    tail: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    reader: threading.Thread | None = None
+
+    def take(self, line: str) -> None:
+        """Read one line of the child's output: the start of an item, a progress bar, or anything else.
+
+        A bar that is one of several begins with `part 1/2`; `say: ` marks what the user should see, `error: ` why
+        the child fails (under torchrun, every process tells the same).
+        """
+        if item := re.match(r"\[(\d+)/\d+\] ", line):
+            self.done_items = int(item.group(1)) - 1
+            self.fraction = max(self.fraction, self.done_items / len(self.job.items))
+        if bar := re.search(r"(?:part (\d+)/(\d+).*?)?(\d+)%\|", line):
+            self.status = re.sub(r"\|.*\|", "", line).strip()
+            part, parts = int(bar[1] or 1), int(bar[2] or 1)
+            within = (part - 1 + int(bar[3]) / 100) / parts
+            self.fraction = max(self.fraction, min((self.done_items + within) / len(self.job.items), 1.0))
+        elif line.startswith("say: "):
+            self.said.append(line.removeprefix("say: "))
+        elif line.startswith("error: ") and line not in self.errors:
+            self.errors.append(line)
+        elif line.strip():
+            self.tail = [*self.tail[-39:], line.rstrip()]
+
+
+def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> None:
+    """Run all jobs, `side_by_side` at a time.
+
+    Raises UserError after all have ended if any failed, with each one's message and log.
+    """
+    if not jobs:
+        return
+    logs.mkdir(parents=True, exist_ok=True)
+    _remove_orphans(logs)
+    waiting = sorted(jobs, key=lambda job: -job.cost)
+    running: list[_Running] = []
+    failures: list[str] = []
+    with _Display(title, waiting) as display:
+        try:
+            while waiting or running:
+                while waiting and len(running) < side_by_side:
+                    slot = min(set(range(side_by_side)) - {child.slot for child in running})
+                    running.append(_start(waiting.pop(0), logs, slot))
+                time.sleep(0.1)
+                for ended in [child for child in running if child.process.poll() is not None]:
+                    running.remove(ended)
+                    _close(ended)
+                    failure = _failure_of(ended)
+                    failures += [failure] if failure else []
+                    display.finish(ended, failure is None)
+                display.show(running)
+        finally:
+            _end(running)
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def _remove_orphans(logs: Path) -> None:
+    """Job files of lines that were killed; their children have ended with them."""
+    for file in logs.glob("*.job.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            parent = json.loads(file.read_text())["parent"]
+            if parent["host"] == socket.gethostname() and process_start(parent["pid"]) != parent["start"]:
+                file.unlink()
+
+
+def _start(job: Job, logs: Path, slot: int) -> _Running:
+    stem = job.name.replace("/", "-").replace(" ", "-")
+    file, log = logs / f"{stem}-{uuid.uuid4().hex}.job.json", logs / f"{stem}.log"
+    parent = {"host": socket.gethostname(), "pid": os.getpid(), "start": process_start(os.getpid())}
+    write_atomically(file, json.dumps({"parent": parent, "items": job.items}, indent=1))
+    command, environment = job.launch(CHILD, file, slot)
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    child = _Running(job, process, file, log, slot)
+    child.reader = threading.Thread(target=_read, args=(child,), daemon=True)
+    child.reader.start()
+    return child
+
+
+def _read(child: _Running) -> None:
+    """Copy the child's output to its log, line by line; a carriage return ends a line as well."""
+    assert child.process.stdout is not None
+    rest = b""
+    with open(child.log, "ab") as log:
+        while chunk := os.read(child.process.stdout.fileno(), 65536):
+            with contextlib.suppress(OSError):  # a full disk must not hide why the child fails
+                log.write(chunk)
+                log.flush()
+            *lines, rest = re.split(rb"[\r\n]", rest + chunk)
+            for line in lines:
+                child.take(line.decode(errors="replace"))
+    child.take(rest.decode(errors="replace"))
+
+
+def _close(child: _Running) -> None:
+    if child.reader:
+        child.reader.join(timeout=5)
+    if child.process.stdout:
+        child.process.stdout.close()
+    child.file.unlink(missing_ok=True)
+
+
+def _failure_of(child: _Running) -> str | None:
+    if child.process.returncode == 0:
+        return None
+    if child.errors:
+        message = "\n".join(line.removeprefix("error: ") for line in child.errors)
+    else:
+        message = "\n".join([f"ended with status {child.process.returncode}", *child.tail[-8:]])
+    return f"{child.job.name}: {message}\n  (log: {child.log})"
+
+
+def _end(running: Sequence[_Running]) -> None:
+    """End whatever still runs: it may be half-way through an interrupt of its own, so it gets ten seconds."""
+    for child in running:
+        child.process.terminate()
+    deadline = time.monotonic() + 10
+    for child in running:
+        try:
+            child.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+        _close(child)
+
+
+class _Display:
+    """One bar over all jobs, weighted by their cost; plain lines now and then where there is no terminal."""
+
+    def __init__(self, title: str, jobs: Sequence[Job]):
+        self.title, self.total, self.count = title, sum(job.cost for job in jobs), len(jobs)
+        self.finished, self.n_finished = 0.0, 0
+        self.terminal = sys.stderr.isatty()
+        self.started = self.last_said = time.monotonic()
+
+    def __enter__(self) -> _Display:
+        self.bar = tqdm(total=self.total, desc=self.title, disable=not self.terminal, leave=False, dynamic_ncols=True)
+        self.bar.bar_format = LAYOUT
+        if not self.terminal:
+            print(f"{self.title}: {self.count} to do", flush=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, running: Sequence[_Running]) -> None:
+        """Bring the bar up to date and pass on what the children say."""
+        for child in running:
+            while child.said:
+                tqdm.write(f"  {child.said.pop(0)}", file=sys.stdout)
+        self.bar.n = min(self.total, self.finished + sum(child.job.cost * child.fraction for child in running))
+        shares = ", ".join(f"{child.job.name} {100 * child.fraction:.0f} %" for child in running)
+        told = running[0].status if len(running) == 1 else shares
+        self.bar.bar_format = LAYOUT + told.replace("{", "(").replace("}", ")")
+        self.bar.refresh()
+        if not self.terminal and self.bar.n and time.monotonic() - self.last_said > STATUS_EVERY:
+            self.last_said = time.monotonic()
+            left = (self.last_said - self.started) * (self.total / self.bar.n - 1)
+            percent = 100 * self.bar.n / self.total
+            print(f"{self.title}: {percent:.0f} %, about {left:.0f} s left ({shares})", flush=True)
+
+    def finish(self, child: _Running, succeeded: bool) -> None:
+        """Say that a job has ended."""
+        self.show([child])
+        self.finished += child.job.cost
+        self.n_finished += 1
+        seconds = time.monotonic() - child.started
+        state = f"done in {seconds:.0f} s" if succeeded else f"FAILED after {seconds:.0f} s"
+        tqdm.write(f"  [{self.n_finished}/{self.count}] {child.job.name}: {state}", file=sys.stdout)
+        sys.stdout.flush()
+
+
+def say(line: str) -> None:
+    """Tell the user something through the process that started the line."""
+    print(f"say: {line}", flush=True)

@@ -1,0 +1,184 @@
+"""How an entry point starts and ends: Hydra composes, one function walks, every foreseen mistake is one message.
+
+In a sweep (`-m`) Hydra's launcher only collects the points; `walk` sees all of them at once, so that whatever
+they share is done once. Hydra is imported inside the functions: the children of a run, which import this for the
+words of commands, do without it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.failures import guarded
+from robustmerge.stage.address import REPOSITORY
+from robustmerge.stage.settings import UserError, suggest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONFIGS = REPOSITORY / "configs"
+
+SHELL_PROGRAMS = ("train_all", "merge_eval")  # these have a script of their own that sets everything up
+
+
+def run(program: str, walk: Callable[[list[dict]], None]) -> None:
+    """Compose `configs/<program>.yaml` with the command line and hand all points, as plain mappings, to `walk`.
+
+    Ends the process with a status other than 0 where `guarded` says so.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them ourselves
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it first
+    guarded(lambda: _compose_and_walk(program, walk), command(program))
+
+
+def _compose_and_walk(program: str, walk: Callable[[list[dict]], None]) -> None:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    points: list[dict] = []
+    _register_resolvers()
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=program)
+    def collect(config: DictConfig) -> None:
+        points.append({**as_mapping(config), "overrides": list(HydraConfig.get().overrides.task)})
+
+    try:
+        collect()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(program, error)) from error
+    if points:  # --help and --cfg end before there is one
+        walk(points)
+
+
+def compose(program: str, overrides: list[str]) -> dict:
+    """A composed config as a plain mapping, outside of a Hydra program."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    _register_resolvers()
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            return as_mapping(hydra.compose(program, overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error)) from error
+
+
+def runs_folder() -> Path:
+    """Where results live by default."""
+    return Path(compose("train_all", [])["paths"]["runs"])
+
+
+def _register_resolvers() -> None:
+    """What `${repository:...}`, `${cores:}` and `${groups:}` stand for in the configs."""
+    from omegaconf import OmegaConf
+
+    resolvers = {
+        "repository": lambda path: str(REPOSITORY / Path(path).expanduser()),
+        "cores": lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "groups": show_groups,
+    }
+    for name, resolve in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolve, replace=True)
+
+
+def as_mapping(config: DictConfig) -> dict:
+    """The resolved config as a plain mapping; `???` stays, to be refused with its key's name."""
+    from omegaconf import OmegaConf
+
+    mapping: Any = OmegaConf.to_container(config, resolve=True)
+    return mapping
+
+
+def _explain(program: str, error: Exception) -> str:
+    """Hydra's composition errors in our words, with the choices."""
+    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        what = {"merge": "method", "": "config"}.get(group, group)
+        options = [option for option in error.options or [] if not option.startswith("_")]
+        if group.partition("/")[0] == "merge" and name.endswith(".yaml"):
+            return "merge= takes a name in configs/merge; a file elsewhere is given as 'methods=[path/to/file.yaml]'"
+        return f"unknown {what} '{name}'; {suggest(name, options)}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override: {error}. Lists and spaces need quotes: 'tasks=[vqav2,rec]'"
+    found = re.search(r"Could not override '([^']+)'", str(error))
+    if isinstance(error, ConfigCompositionException) and found:
+        return _explain_key(program, found.group(1))
+    return str(error)
+
+
+def _explain_key(program: str, key: str) -> str:
+    *parents, last = key.split(".")
+    node: Any = _compose_chosen(program)
+    for depth, parent in enumerate(parents):
+        if parent == "merge" and node.get("merge") is None:
+            return f"{key} can be set for one method only: add merge=NAME; {suggest('', list_options('merge'))}"
+        if parent in node and not isinstance(node[parent], dict):
+            whole = ".".join(parents[: depth + 1])
+            return f"{whole} has no keys of its own; give it whole, as '{whole}={{{last}: VALUE}}'"
+        if parent not in node:
+            last, parents = parent, parents[:depth]
+            break
+        node = node[parent]
+    choices = [name for name in node if parents or name != "hydra"]
+    where = f" under {'.'.join(parents)}" if parents else ""
+    return f"unknown key '{last}'{where}; {suggest(last, {*choices, *([] if parents else list_groups())})}"
+
+
+def _compose_chosen(program: str) -> dict:
+    """The config with the command line's choices of groups alone (`merge=ties`), the rest left out."""
+    groups = set(list_groups())
+    chosen = [word for word in sys.argv[1:] if word.partition("=")[0] in groups and "," not in word]
+    try:
+        return compose(program, chosen)
+    except UserError:
+        return compose(program, [])
+
+
+def list_groups() -> list[str]:
+    """The config groups: `merge`, `model`, ..."""
+    return sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
+
+
+def list_options(group: str) -> list[str]:
+    """The files of a config group, without their ending; what begins with _ is for other files to build on."""
+    return sorted(file.stem for file in (CONFIGS / group).glob("[!_]*.yaml"))
+
+
+def show_groups() -> str:
+    """Every group with its options, for --help."""
+    groups = [*list_groups(), *(f"task/{folder.name}" for folder in (CONFIGS / "task").iterdir() if folder.is_dir())]
+    options = {group: list_options(group) for group in sorted(groups)}
+    return "".join(f"{group}: {', '.join(names)}\n" for group, names in options.items() if names)
+
+
+def command(program: str, keep: Callable[[str], bool] = lambda word: True) -> str:
+    """The command that runs `program` with the words of this command line, quoted; `keep` leaves words out."""
+    words = [word for word in sys.argv[1:] if keep(word.lstrip("+~"))]
+    if not any("," in re.sub(r"\[.*?\]|\{.*?\}", "", word) for word in words):  # nothing is swept over any more
+        words = [word for word in words if word not in ("-m", "--multirun")]
+    start = ["bash", f"scripts/{program}.sh"] if program in SHELL_PROGRAMS else ["python", f"scripts/{program}.py"]
+    return shlex.join([*start, *words])
+
+
+def read_overrides(words: Iterable[str]) -> dict[str, str]:
+    """The words of a command line as keys and values: `+peft.r=8` is `{"peft.r": "8"}`."""
+    pairs = (word.lstrip("+").partition("=") for word in words)
+    return {key: value for key, _, value in pairs}
+
+
+def key_of(word: str) -> str:
+    """The topmost key that a word of the command line sets: `merge` of `+merge.prune.density=0.3`."""
+    return word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]

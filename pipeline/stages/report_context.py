@@ -1,0 +1,81 @@
+"""What a report states beside the scores: seeds, command, base, regime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from eval.general.lmms_results import GeneralRow
+from eval.report.results import Context, Regime
+from pipeline.general_results import general_rows
+from pipeline.plan import Plan
+from pipeline.program import command
+from pipeline.sources import Source
+from robustmerge.stage.address import commit, read_manifest
+
+
+def make_context(name: str, plans: Sequence[Plan]) -> Context:
+    """Everything that the points of a report share, but for what general.py has measured: `read_general`."""
+    config = plans[0].config
+    seeds = {"benchmark": config.benchmark.seed, "bootstrap": config.bootstrap.seed}
+    if config.model.base is not None:
+        seeds["base"] = config.model.base.seed
+    if config.trains and len({plan.config.seed for plan in plans}) == 1:
+        seeds["experts"] = config.seed
+    return Context(
+        name=name,
+        benchmark=config.benchmark.name,
+        model=config.model.name,
+        profile=config.profile,
+        tasks=tuple({task.name: task for plan in plans for task in plan.config.tasks}.values()),
+        questions={task.name: plan.questions(task) for plan in plans for task in plan.config.tasks},
+        seeds=seeds,
+        command=command("merge_eval", lambda word: not word.startswith("jobs=")),
+        bootstrap=config.bootstrap,
+        base=_read_base(plans),
+        regime=_read_regime(plans),
+        protocol=config.protocol,
+        **commit(),
+    )
+
+
+def read_general(plans: Sequence[Plan]) -> tuple[GeneralRow, ...]:
+    """What general.py has measured of the sources of these points, each source once.
+
+    Raises UserError where the val scores are missing by which strengths are chosen.
+    """
+    titles: dict[Plan, dict[str, Source]] = {plan: {} for plan in plans}
+    seen = set()
+    for plan in plans:
+        own = [word for word in plan.config.overrides if any(word not in other.config.overrides for other in plans)]
+        for source in (source for source in plan.sources if source.address.path not in seen):
+            seen.add(source.address.path)
+            point = f" ({', '.join(own)})" if own and source.kind != "zero_shot" else ""
+            chosen = ", strength chosen" if source.variant else ""
+            titles[plan][source.title + chosen + point] = source
+    return tuple(row for plan in plans for row in general_rows(plan, titles[plan]))
+
+
+def _read_base(plans: Sequence[Plan]) -> dict[str, Any] | None:
+    """What the training of the base recorded; None for a checkpoint from elsewhere, and if the points have several."""
+    bases = {plan.base.path: plan.base for plan in plans}
+    if plans[0].config.model.base is None or len(bases) > 1 or not plans[0].base.is_complete():
+        return None
+    return read_manifest(plans[0].base.manifest)["record"]
+
+
+def _read_regime(plans: Sequence[Plan]) -> Regime | None:
+    """How much of the language model's width the experts can span; None if the points differ in it."""
+    found = {_regime_of(plan) for plan in plans}
+    return found.pop() if len(found) == 1 else None
+
+
+def _regime_of(plan: Plan) -> Regime | None:
+    """None where the files do not tell."""
+    try:
+        model = json.loads((plan.base.path / "config.json").read_text())
+        ranks = [json.loads((expert.path / "adapter_config.json").read_text())["r"] for expert in plan.experts.values()]
+        return Regime(len(ranks), max(ranks), model.get("text_config", model)["hidden_size"])
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,63 @@
+"""Train: the expert of every seen task, and the multi-task model."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from eval.settings import Task
+from llava_ext.launch import count_side_by_side, launch_command
+from pipeline.closing import _minutes, _tell
+from pipeline.jobs import Job, run_jobs, say
+from pipeline.plan import Plan
+from pipeline.program import command
+from pipeline.todo import item_of, logs_of, once
+from robustmerge.stage.address import Address
+from robustmerge.stage.settings import build
+
+
+def tell_training(plans: Sequence[Plan], started: float) -> None:
+    """After train_all and train."""
+    made = {address.path: address for plan in plans for address in (*plan.experts.values(), plan.multi_task) if address}
+    _tell(f"{len(made)} trained models on {plans[0].base.short}", made.values(), plans[0].root)
+    print(f"took {_minutes(time.monotonic() - started)}; next: {command('merge_eval')}")
+
+
+def _trainings(plan: Plan) -> list[tuple[Address, tuple[Plan, tuple[Task, ...]]]]:
+    seen = plan.config.seen
+    found = [(plan.expert(task), (plan, (task,))) for task in seen]
+    if plan.multi_task is not None:
+        found.append((plan.multi_task, (plan, seen)))
+    return found
+
+
+def check_trainer(plans: Sequence[Plan]) -> None:
+    """Raises UserError, before anything long, if there is something to train and no device for it."""
+    if once(plans, _trainings):
+        count_side_by_side(plans[0].config.trainer, plans[0].config.jobs)
+
+
+def train(plans: Sequence[Plan]) -> None:
+    """Train the experts and the multi-task model: side by side on CPU, the longest first."""
+    jobs = []
+    for address, (plan, tasks) in once(plans, _trainings):
+        settings = dataclasses.replace(plan.config.expert(*tasks), base_name=plan.base_name)
+        data = {task.name: str(plan.data(task).path) for task in tasks}
+        item = item_of("train", address, settings, base=str(plan.base.path), data=data)
+        cost = sum(plan.config.data(task).counts.train for task in tasks)
+        jobs.append(Job(address.short, [item], cost, partial(launch_command, settings.trainer)))
+    config = plans[0].config
+    if jobs:
+        run_jobs("train", jobs, count_side_by_side(config.trainer, config.jobs), logs_of(plans))
+
+
+def work_train(item: dict) -> None:
+    from llava_ext.settings import Expert
+    from llava_ext.train import train_expert
+
+    data = {task: Path(folder) for task, folder in item["data"].items()}
+    settings = build(Expert, item["settings"], "expert")
+    train_expert(Address.from_json(item["address"]), settings, Path(item["base"]), data, say)

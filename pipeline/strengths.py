@@ -1,0 +1,75 @@
+"""The strength that does best on `val`: which strengths are tried, which one is taken, and in what words.
+
+A published default belongs to other experts than ours. So every method is also evaluated at the strength that, among
+multiples of its default update, has the highest mean score on the val questions of the seen tasks. Nothing here reads
+a test question, and nothing is written: the choice is made again from the val scores, whenever it is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.settings import TaskData
+from eval.report.results import Choice
+from robustmerge.method import Method, OutsideMethod, list_methods, read_method, strength_of
+
+DIGITS = 9  # val means that agree in so many decimals are equal: sums of the same scores in another order
+
+
+def choose(tried: Mapping[float, tuple[float, float]]) -> Choice:
+    """Choose from factor -> (strength, mean val score): the highest mean, of equal ones the factor nearest to 1.
+
+    Nearest by ratio; of 0.5 and 2.0 it is the smaller.
+
+    >>> choose({0.25: (0.5, 40.0), 0.5: (0.7, 42.0), 1.4: (1.2, 42.0), 4.0: (2.0, 10.0)}).factor
+    1.4
+    """
+    means = {factor: mean for factor, (_, mean) in tried.items()}
+    factor = max(means, key=lambda factor: (round(means[factor], DIGITS), -abs(math.log(factor)), -factor))
+    return Choice(factor, tried[factor][0], factor in (min(means), max(means)), means)
+
+
+def problems_of_grid(grid: Sequence[float] | None) -> list[str]:
+    """What is wrong with `strength_grid`; null and an empty list say that nothing is chosen."""
+    grid = grid or ()
+    bad = [factor for factor in grid if not 0 < factor < math.inf]
+    doubled = sorted({factor for factor in grid if list(grid).count(factor) > 1})
+    return [
+        *(f"a multiple of the update must be above 0 and finite, got {factor:g} (strength_grid)" for factor in bad),
+        *(f"{factor:g} is given more than once (strength_grid)" for factor in doubled),
+    ]
+
+
+def has_val(questions: Path, data: TaskData) -> bool:
+    """Whether a task has a val question; where its data is not there yet, whether it is to have one."""
+    if questions.exists():
+        return questions.stat().st_size > 0
+    files = data.question_files
+    return "val" in files or data.counts.val > 0 and (data.generator is not None or "train" in files)
+
+
+def is_set_by_user(merge: Mapping[str, Any], method: Method | OutsideMethod) -> bool:
+    """Whether a composed `merge` gives the strength itself, so that there is nothing to choose.
+
+    A function's strength stands in its file: there it is the user's if it is not the file's.
+    """
+    if isinstance(method, Method):
+        return merge.get("strength") is not None
+    return method.name in list_methods() and strength_of(method) != strength_of(read_method(method.name))
+
+
+def describe(choice: Choice) -> str:
+    """`strength 1.41 (0.5 x the default's update) chosen on val: 38.2 against 35.0 at the default`."""
+    what = "the default" if choice.factor == 1 else f"{choice.factor:g} x the default's update"
+    told = f"strength {choice.strength:.3g} ({what}) chosen on val: {choice.means[choice.factor]:.1f}"
+    if choice.factor != 1 and 1 in choice.means:
+        told += f" against {choice.means[1]:.1f} at the default"
+    if not choice.at_end:
+        return told
+    if len(choice.means) == 1:
+        return f"{told}; it is the only one of the grid"
+    end, more = ("largest", "more") if choice.factor == max(choice.means) else ("smallest", "less")
+    return f"{told}; it is the grid's {end}, {more} may be better (strength_grid)"

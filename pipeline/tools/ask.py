@@ -1,0 +1,91 @@
+"""Questions of the user's own to one source, in this process: nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.settings import Task
+from llava_ext.launch import answering
+from pipeline.plan import Plan, make_plan_with, train_all_command
+from pipeline.stages import predict
+from pipeline.stages.base import fetch_bases
+from robustmerge.stage.prompts import render
+from robustmerge.stage.records import Example
+from robustmerge.stage.settings import ConfigError, UserError, suggest
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked. ask_as: the task whose prompt, image mode and length are taken; without, the question as it is."""
+
+    image: str | None = None
+    question: str | None = None
+    ask_as: str | None = None
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError([f"max_new_tokens must be at least 1, got {self.max_new_tokens}"])
+        if self.image is not None and not Path(self.image).expanduser().is_file():
+            raise ConfigError([f"there is no picture {self.image} (image)"])
+
+
+def ask(point: Mapping[str, Any]) -> None:
+    """Print the answer to `question`, or to every line that is typed. Raises UserError for what is not there."""
+    plan, request = make_plan_with(Request, point)
+    predict.check_devices([plan], look=True)
+    predict.check_sources([plan])
+    fetch_bases([plan])
+    if not plan.base.is_complete():
+        raise UserError(f"the base model {plan.base.short} is missing. Make it with: {train_all_command()}")
+    task = _task_of(plan, request)
+    (source,) = predict.chosen_source(plan)
+
+    print(f"loading {source.label} ...", file=sys.stderr, flush=True)
+    from pipeline.stages.predict import load_base
+
+    model = plan.config.model
+    device = answering(plan.config.trainer, plan.config.device).device
+    fast = model.products == "fast"
+    generate = load_base(str(plan.base.path), model.template, fast, device, plan.generation(task).precision)
+    generate.use(source.adapter)
+    picture = str(Path(request.image).expanduser().resolve()) if request.image else None
+    for question in [request.question] if request.question is not None else _typed(source.label):
+        example = Example("asked", question, "", image=picture)
+        example = dataclasses.replace(example, text=render(task.prompt, example))
+        (answer,) = generate([example], Path("/"), task.max_new_tokens, task.image)
+        print(answer or "(empty)", flush=True)
+
+
+def _task_of(plan: Plan, request: Request) -> Task:
+    """The task whose prompt is used; without `ask_as` one that asks the question as it is."""
+    tasks = {task.name: task for task in plan.config.tasks}
+    if request.ask_as is None:
+        return Task("asked", "Asked", False, "{text}", request.max_new_tokens, "text", "exact_match")
+    if request.ask_as not in tasks:
+        raise UserError(f"unknown task '{request.ask_as}'; {suggest(request.ask_as, tasks)} (ask_as)")
+    task = tasks[request.ask_as].under(plan.config.protocol)
+    if "{choices}" in task.prompt:
+        raise UserError(
+            f"the prompt of {task.name} lists options, and a question asked here has none (ask_as); leave ask_as "
+            f"out and write the whole prompt as the question: {task.prompt!r}"
+        )
+    return task
+
+
+def _typed(source: str) -> Iterator[str]:
+    """Lines of the terminal, or of a pipe, until one is empty."""
+    if sys.stdin.isatty():
+        print(f"asking {source}; an empty line ends it")
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        typed = sys.stdin.readline().strip()
+        if not typed:
+            return
+        yield typed

@@ -1,0 +1,190 @@
+"""General benchmarks of a source: export the whole model, ask lmms-eval task by task, show the scores.
+
+general/<source>-<hash8>/checkpoint-<hash8>/   base + source as lmms-eval loads it; removed when all tasks are done
+general/<source>-<hash8>/<task>-<hash8>/       lmms-eval's results, answers and log, and score.json
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from eval.general.lmms_results import GeneralRow, GeneralRun
+from eval.report.formats import format_text
+from eval.report.general_tables import general_notes, general_table, published_general
+from eval.report.results import PUBLISHED
+from pipeline.closing import shown
+from pipeline.general_results import KIND
+from pipeline.plan import Plan, make_plan_with, require, train_all_command
+from pipeline.sources import TITLES, Source
+from pipeline.stages import predict
+from pipeline.tools.general.run_lmms import find_environment, run_task
+from robustmerge.method import list_methods, read_method
+from robustmerge.stage.address import Address, address_folder, foreign, run_stage
+from robustmerge.stage.records import read_score
+from robustmerge.stage.settings import IMAGE_MODES, ConfigError, UserError, build, choose, refuse
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The keys of general.py. tasks_general: names of lmms-eval; include: a folder of further tasks."""
+
+    tasks_general: tuple[str, ...]
+    include: str | None = None
+    image: str = "pad"
+    environment: str | None = None
+    keep_checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        choose(self.image, IMAGE_MODES, "image mode")
+        if not self.tasks_general or len(set(self.tasks_general)) != len(self.tasks_general):
+            raise ConfigError([f"name tasks, each once, got {list(self.tasks_general)} (tasks_general)"])
+        if self.include is not None and not Path(self.include).expanduser().is_dir():
+            raise ConfigError([f"there is no folder {self.include} (include)"])
+
+
+@dataclass(frozen=True)
+class Export:
+    """What makes an exported model beside the base and the source."""
+
+    template: str
+    image: str
+
+
+@dataclass(frozen=True)
+class GeneralLine:
+    """The addresses of one source's general benchmarks."""
+
+    plan: Plan
+    wanted: Wanted
+
+    @cached_property
+    def source(self) -> Source:
+        return self.plan.find_source(self.plan.config.source)
+
+    @property
+    def folder(self) -> str:
+        return f"{KIND}/{self.source.folder}"
+
+    @property
+    def inputs(self) -> dict[str, Address]:
+        return {"source": self.source.address, "base": self.plan.base}
+
+    @cached_property
+    def checkpoint(self) -> Address:
+        """The exported model."""
+        settings = Export(self.plan.config.model.template, self.wanted.image)
+        return address_folder(self.plan.root, self.folder, "checkpoint", "export", SCHEMA, settings, self.inputs)
+
+    @property
+    def include(self) -> Path | None:
+        return Path(self.wanted.include).expanduser().resolve() if self.wanted.include else None
+
+    @cached_property
+    def tasks(self) -> list[tuple[Address, GeneralRun]]:
+        """What is asked, with its address. A task of one's own is known by all files of its folder."""
+        found = []
+        for run in runs_of(self.plan, self.wanted):
+            own = self.include is not None and defines(self.include, run.task)
+            inputs = self.inputs | ({"include": foreign(self.include)} if own else {})
+            name, root = run.task, self.plan.root
+            found.append((address_folder(root, self.folder, name, KIND, SCHEMA, run, inputs), run))
+        return found
+
+
+def runs_of(plan: Plan, wanted: Wanted) -> list[GeneralRun]:
+    """How each task is asked. Raises ConfigError with everything wrong."""
+    model = plan.config.model
+    values = {
+        "template": model.template,
+        "image": wanted.image,
+        "precision": plan.precision,
+        "limit": plan.config.limit,
+    }
+    if plan.config.ids is not None:
+        raise ConfigError(["lmms-eval chooses its own questions: take limit, not ids (ids)"])
+    found, problems = [], []
+    for task in wanted.tasks_general:
+        try:
+            found.append(build(GeneralRun, {"task": task, **values}, ""))
+        except ConfigError as error:
+            problems += error.problems
+    refuse(problems)
+    return found
+
+
+def defines(include: Path, task: str) -> bool:
+    """Whether a YAML file of the folder describes that task."""
+    named = re.compile(rf"^task\s*:\s*[\"']?{re.escape(task)}[\"']?\s*$", re.MULTILINE)
+    return any(named.search(file.read_text(encoding="utf-8")) for file in sorted(include.rglob("*.yaml")))
+
+
+def ask_general(points: Sequence[Mapping[str, Any]]) -> None:
+    """Ask every point's source all its tasks that are not complete, and print the scores beside the paper's."""
+    planned = [GeneralLine(*make_plan_with(Wanted, point)) for point in points]
+    for one in planned:
+        runs_of(one.plan, one.wanted)  # what cannot be asked is said before what is missing
+    require([one.plan.base for one in planned], "base model is", train_all_command())
+    predict.check_sources([one.plan for one in planned])
+    predict.check_devices([one.plan for one in planned])
+    unfinished = [one for one in planned if any(not address.is_complete() for address, _ in one.tasks)]
+    if unfinished:
+        python = find_environment(unfinished[0].wanted.environment)
+        for one in unfinished:
+            ask(one, python)
+    tell(planned)
+
+
+def ask(one: GeneralLine, python: Path) -> None:
+    """Export the model and ask the unfinished tasks; the checkpoint goes when the last is done."""
+    trainer = one.plan.config.trainer
+    export(one)
+    for address, run in one.tasks:
+        run_stage(
+            address,
+            lambda folder, run=run: run_task(
+                folder, run, one.checkpoint.path, python, one.include, trainer.device, trainer.processes
+            ),
+        )
+    if not one.wanted.keep_checkpoint:
+        one.checkpoint.manifest.unlink(missing_ok=True)  # first, so that half a checkpoint never counts
+        shutil.rmtree(one.checkpoint.path, ignore_errors=True)
+
+
+def export(one: GeneralLine) -> None:
+    """Write base + source as one model."""
+    if one.checkpoint.is_complete():
+        return
+
+    def work(folder: Path) -> dict[str, Any]:
+        from llava_ext.exported_processor import set_processor
+        from robustmerge.formats.full_model import export_model
+
+        export_model(one.plan.base.path, one.source.adapter, folder)
+        set_processor(folder, one.plan.config.model.template, one.wanted.image)
+        return {}
+
+    print(f"exporting {one.source.label} as a whole model: {shown(one.checkpoint.path)}", flush=True)
+    run_stage(one.checkpoint, work)
+
+
+def tell(planned: Sequence[GeneralLine]) -> None:
+    """The scores of the sources asked, what to know of them, and the paper's table 3."""
+    rows = []
+    for one in planned:
+        scores = {run.task: read_score(address.path / "score.json") for address, run in one.tasks}
+        rows.append(GeneralRow(one.source.label, one.source.kind, scores))
+    table = general_table(rows, planned[0].plan.config.bootstrap)
+    if table is None:
+        raise UserError("no task was asked (tasks_general)")
+    titles = {name: read_method(name).title for name in list_methods()}
+    print("", format_text(table), *general_notes(rows), "", sep="\n")
+    print(format_text(published_general(PUBLISHED, titles | TITLES)))
+    print(f"answers and logs: {', '.join(shown(one.line.root / one.folder) for one in planned)}")

@@ -1,0 +1,111 @@
+"""The inspection of experts: what the command line asks for, and the files it leaves."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.closing import shown
+from pipeline.plan import Plan, make_plan_with
+from pipeline.stages import merge
+from robustmerge.stage.files import write_atomically
+from robustmerge.stage.settings import ConfigError, UserError
+
+TABLES = ("experts", "modules", "kinds", "spectra", "pairs", "merged")
+
+
+@dataclass(frozen=True)
+class Request:
+    """merged: a source or adapter folder, or a list of them, each as NAME:FOLDER where it needs a name.
+
+    out: the folder of picture and tables. density: of the pruning that is shown.
+    """
+
+    merged: str | tuple[str, ...] | None = None
+    out: str | None = None
+    density: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise ConfigError([f"density must be in (0, 1], got {self.density} (density)"])
+
+
+def read_request(point: Mapping[str, Any]) -> tuple[Plan, Request]:
+    """The line and what is asked about it. Raises ConfigError with the problems of both."""
+    return make_plan_with(Request, point)
+
+
+def inspect(point: Mapping[str, Any]) -> None:
+    """Measure, print the tables and what follows from them, and write both, with a picture, to the folder."""
+    plan, request = read_request(point)
+    experts, merged = experts_of(plan), merged_of(plan, request)
+
+    from robustmerge.analysis.inspection import inspect_folders
+
+    found = inspect_folders(experts, merged, request.density)
+
+    from pipeline.tools.inspect.figure import draw_inspection
+    from pipeline.tools.inspect.text import tell
+
+    text, drawn = tell(found), draw_inspection(found)
+    folder = Path(request.out).expanduser() if request.out else plan.root / "inspection"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:
+        write_atomically(folder / f"{name}.csv", as_csv(getattr(found, name)))
+    write_atomically(folder / "inspection.json", json.dumps(dataclasses.asdict(found), indent=1) + "\n")
+    write_atomically(folder / "inspection.txt", text + "\n")
+    write_atomically(folder / "inspection.png", drawn.png)
+    print(f"{text}\n\npicture: {shown((folder / 'inspection.png').absolute())} (beside it the tables, CSV and JSON)")
+
+
+def experts_of(plan: Plan) -> dict[str, Path]:
+    """`experts=`, or those that train_all.sh makes. Raises UserError where they are not there."""
+    if plan.config.experts is not None:
+        return dict(plan.config.experts)
+    merge.check_experts([plan], multi_task=False)
+    return {name: address.path for name, address in plan.experts.items()}
+
+
+def merged_of(plan: Plan, request: Request) -> dict[str, Path]:
+    """What is compared with the experts, by name. Raises UserError naming all that cannot be."""
+    named = (request.merged,) if isinstance(request.merged, str) else request.merged or ()
+    found: dict[str, Path] = {}
+    problems = []
+    for entry in named:
+        name, colon, place = entry.partition(":")
+        try:
+            source = plan.find_source(place if colon else entry)
+        except UserError as error:
+            problems.append(f"{error} (merged)")
+            continue
+        name = name if colon else source.label.rpartition("/")[2]
+        if source.adapter is None or not source.adapter.is_dir():
+            problems.append(f"'{entry}' is no adapter folder yet: merge the experts first (merged)")
+        if name in found:
+            problems.append(f"two merged adapters are called '{name}'; name them as name:folder (merged)")
+        found[name] = source.address.path
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table with a line of titles; lists with spaces between their items, numbers with 6 digits."""
+    file = io.StringIO()
+    if rows:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows([_cell(value) for value in row.values()] for row in rows)
+    return file.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(map(_cell, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,88 @@
+"""The card of an uploaded adapter: the folder's own README, completed by what its manifest knows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from robustmerge.formats.output import how_to_load
+from robustmerge.stage.settings import UserError
+
+SAID = ("method", "settings", "experts", "base", "commit")  # what a reader needs to make it again
+SECTION = "## How it was made"
+FRONT = re.compile(r"---\n(.*?)---\n", re.S)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A README. says, lacks: which of SAID it tells and does not; base: the base model that it names."""
+
+    text: str
+    title: str
+    base: str | None
+    says: tuple[str, ...]
+    lacks: tuple[str, ...]
+
+
+def make_card(folder: Path, manifest: Mapping[str, Any] | None, base: str | None) -> Card:
+    """The card with the base as the Hub knows it, and a section made of the manifest.
+
+    Raises UserError if there is neither a README.md nor a manifest to make one of.
+    """
+    own = folder / "README.md"
+    if not own.is_file() and (manifest is None or manifest["identity"].get("stage") != "train"):
+        raise UserError(f"{folder} has no README.md, and an upload needs a card: write what it is and how it was made")
+    text = own.read_text() if own.is_file() else _card_of_training(folder, manifest)
+    text = _name_base(text.partition(SECTION)[0].rstrip() + "\n", base)
+    if manifest is not None:
+        text += f"\n{_how_it_was_made(manifest)}"
+    found = re.search(r"^# (.+)$", FRONT.sub("", text, count=1), re.M)
+    says = tuple(what for what in SAID if _tells(text, what))
+    title = found[1] if found else folder.name
+    return Card(text, title, base, says, tuple(what for what in SAID if what not in says))
+
+
+def _tells(text: str, what: str) -> bool:
+    """Whether a line of the card begins with it: `Method: ...`, `Base model: ...`."""
+    return re.search(rf"^(\W*){what}\b", FRONT.sub("", text, count=1), re.M | re.I) is not None
+
+
+def _card_of_training(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """Trained adapters have no README of their own."""
+    tasks = ", ".join(manifest["identity"]["settings"].get("tasks", [])) or folder.name
+    return (
+        "---\nlibrary_name: peft\ntags: [lora]\n---\n\n"
+        f"# LoRA expert of {tasks}\n\n"
+        f"Method: LoRA fine-tuning.\nExperts: this one, of {tasks}.\nBase model: `?`.\n\n"
+        f"```python\n{how_to_load('adapter')}```\n"
+    )
+
+
+def _name_base(text: str, base: str | None) -> str:
+    """The base in the line `Base model:`, and, where it is one of the Hub's, among the front matter."""
+    text = re.sub(r"^Base model: `[^`]*`", lambda _: f"Base model: `{base}`", text, flags=re.M)
+    front = FRONT.match(text)
+    if front is None:
+        text = f"---\ntags: [model-merging]\n---\n\n{text}"
+        front = FRONT.match(text)
+    if base and "/" in base and not re.search(r"^base_model:", front[1], re.M):
+        text = f"---\n{front[1]}base_model: {base}\n---\n{text[front.end() :]}"
+    return text
+
+
+def _how_it_was_made(manifest: Mapping[str, Any]) -> str:
+    """Commit, versions, inputs and every setting, of the manifest."""
+    identity, record = manifest["identity"], manifest["record"]
+    commit = record.get("commit")
+    lines = [f"Commit: `{commit or 'not known'}`{' with changes' if record.get('dirty') else ''}."]
+    if versions := record.get("versions"):
+        lines.append(f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}.")
+    if inputs := identity.get("inputs"):
+        lines.append(f"Inputs: {', '.join(f'{name} `{digest[:8]}`' for name, digest in sorted(inputs.items()))}.")
+    settings = yaml.safe_dump(identity.get("settings", {}), sort_keys=True, allow_unicode=True)
+    return f"{SECTION}\n\n" + "\n".join(lines) + f"\n\nSettings:\n\n```yaml\n{settings}```\n"

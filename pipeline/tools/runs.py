@@ -1,0 +1,215 @@
+"""What a folder of results holds: list it, tell what a result is, remove what nothing uses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from eval.settings import OFFICIAL_NAMES
+from robustmerge.stage.address import is_locked, read_manifest
+from robustmerge.stage.records import Score, read_score
+from robustmerge.stage.settings import UserError
+
+KINDS = ("data", "base", "experts", "merged", "predictions", "scores", "general")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result on disk. identity and record are empty while it is unfinished."""
+
+    root: Path
+    path: Path
+    identity: dict
+    record: dict
+
+    @property
+    def short(self) -> str:
+        return self.path.relative_to(self.root).as_posix()
+
+    @property
+    def kind(self) -> str:
+        return self.short.split("/")[0]
+
+    def size(self) -> int:
+        files = [self.path] if self.path.is_file() else [file for file in self.path.rglob("*") if file.is_file()]
+        return sum(file.stat().st_size for file in files)
+
+
+def find_results(root: Path) -> Iterator[Result]:
+    """Everything under one run folder, in the order of the line; each kind by name."""
+    for kind in KINDS:
+        if not (root / kind).is_dir():
+            continue
+        if kind in ("predictions", "scores"):
+            paths = [p for p in (root / kind).rglob("*.json*") if p.is_file()]
+            paths = [p for p in paths if not p.name.endswith((".manifest.json", ".lock"))]
+        elif kind == "general":
+            paths = [manifest.parent for manifest in (root / kind).rglob("manifest.json")]
+        else:
+            paths = [p for p in (root / kind).iterdir() if p.is_dir()]
+        for path in sorted(paths):
+            manifest = path / "manifest.json" if path.is_dir() else path.with_suffix(".manifest.json")
+            known = read_manifest(manifest) if manifest.exists() else {"identity": {}, "record": {}}
+            yield Result(root, path, known["identity"], known["record"])
+
+
+def find_roots(runs: Path) -> list[Path]:
+    """Every `<benchmark>-<model>` folder: of the full profile under `runs`, of others under `runs/<profile>`."""
+    folders = [*runs.glob("*"), *runs.glob("*/*")]
+    return sorted(folder for folder in folders if any((folder / kind).is_dir() for kind in KINDS))
+
+
+@lru_cache
+def _defaults(root: Path) -> Mapping[str, dict]:
+    """`kind/name` -> settings of the default configuration of that run folder."""
+    from pipeline.plan import make_plans
+    from pipeline.program import compose, runs_folder
+
+    benchmark, _, model = root.name.partition("-")
+    profile = "full" if root.parent == runs_folder() else root.parent.name
+    chosen = [f"benchmark={benchmark}", f"model={model}", f"profile={profile}", "methods=all"]
+    try:
+        (plan,) = make_plans([compose("train_all", chosen)])
+    except UserError:  # a benchmark or model whose file is gone
+        return {}
+    addresses = [plan.corpus, plan.base, *plan.experts.values(), *(plan.data(task) for task in plan.config.tasks)]
+    addresses += [address for address in [plan.multi_task] if address]
+    addresses += [plan.merged(method) for method in plan.config.methods]
+    return {address.short.rpartition("-")[0]: address.identity for address in addresses}
+
+
+def describe(result: Result) -> str:
+    """What differs from the defaults; `unfinished` without a manifest."""
+    from pipeline.config import differences
+
+    if not result.identity:
+        return "unfinished"
+    default = _defaults(result.root).get(result.short.rpartition("-")[0])
+    if default is None or result.kind in ("predictions", "scores"):
+        return ""
+    told = differences(result.identity.get("settings", {}), default.get("settings", {}))
+    inputs, usual = result.identity.get("inputs", {}), default.get("inputs", {})
+    changed = {name.split("/")[0] for name, found in inputs.items() if usual.get(name) != found}
+    return ", ".join(
+        [*(f"{key}={json.dumps(value)}" for key, value in told), *(f"other {name}" for name in sorted(changed))]
+    )
+
+
+def score_of(result: Result) -> str:
+    """The score of a score file; the mean over its scored tasks for a source."""
+    if result.kind in ("scores", "general"):
+        file = result.path if result.kind == "scores" else result.path / "score.json"
+        value = read_score(file).value if file.exists() else None
+        return "" if value is None else f"{value:.2f}"
+    name = {"base": "zero_shot", "experts": "expert", "merged": "merged"}.get(result.kind)
+    if name is None:
+        return ""
+    stem, _, hash8 = result.path.name.rpartition("-")
+    folder = {"base": f"zero_shot-{hash8}", "merged": f"merged/{result.path.name}"}.get(
+        result.kind, f"expert/{result.path.name}"
+    )
+    if stem == "multi_task":
+        folder = result.path.name
+    files = (result.root / "scores" / folder).glob("*.json")
+    found = [read_score(file) for file in files if not file.name.endswith(".manifest.json")]
+    values = [score.value for score in found if score.value is not None and _is_corrected(score)]
+    return f"{sum(values) / len(values):.2f} ({len(values)})" if values else ""
+
+
+def _is_corrected(score: Score) -> bool:
+    """Whether it is a score of all questions, and not by the metric of a published script."""
+    return not score.n_asked and score.metric not in (*OFFICIAL_NAMES, "mean_of_seven")
+
+
+def show(roots: list[Path], kinds: tuple[str, ...]) -> None:
+    """Print the table."""
+    for root in roots:
+        rows = [
+            (r.short, describe(r), score_of(r), _size(r.size()), (r.record.get("commit") or "")[:8])
+            for r in find_results(root)
+            if r.kind in kinds
+        ]
+        if not rows:
+            continue
+        widths = [max(len(row[i]) for row in [*rows, TITLES]) for i in range(len(TITLES))]
+        print(f"\n{root}")
+        for row in [TITLES, *rows]:
+            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+TITLES = ("address", "differs from the defaults in", "score (tasks)", "size", "commit")
+
+
+def clean(roots: list[Path], sure: bool) -> None:
+    """Remove what no report uses. Raises UserError while anything is at work there: its inputs may be unused yet."""
+    unused = [result for root in roots for result in find_unused(root)]
+    if not unused:
+        print("nothing to remove: every result is used by a report")
+        return
+    for result in unused:
+        print(f"  {result.root.name}/{result.short}  {_size(result.size())}")
+    total = _size(sum(result.size() for result in unused))
+    if not sure and not _agreed(f"remove these {len(unused)} results ({total})? [y/N] "):
+        print("nothing removed")
+        return
+    still = {result.path for root in roots for result in find_unused(root)}  # something may have started meanwhile
+    for result in (result for result in unused if result.path in still):
+        remove(result)
+    print(f"removed {len(unused)} results ({total})")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() == "y"
+    except EOFError:  # nobody is there to answer
+        return False
+
+
+def find_unused(root: Path) -> list[Result]:
+    """What no report of this run folder uses."""
+    for lock in root.rglob("*.lock"):
+        if is_locked(lock.with_suffix("")):
+            raise UserError(f"{lock.with_suffix('')} is being made; clean up when nothing is at work")
+    used = {address for file in root.glob("reports/*/addresses.json") for address in json.loads(file.read_text())}
+    return [result for result in find_results(root) if result.short not in used]
+
+
+def remove(result: Result) -> None:
+    """Remove a result, its manifest first: a half-removed result is an unfinished one."""
+    if result.path.is_dir():
+        (result.path / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(result.path)
+    else:
+        result.path.with_suffix(".manifest.json").unlink(missing_ok=True)
+        result.path.unlink()
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"
+
+
+def main(description: str | None) -> None:
+    from pipeline.program import runs_folder
+
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=KINDS, help="show one kind only (default: all but predictions and scores)")
+    parser.add_argument("--clean", action="store_true", help="remove what no report uses")
+    parser.add_argument("--yes", action="store_true", help="with --clean: do not ask")
+    asked = parser.parse_args()
+    runs = runs_folder()
+    roots = find_roots(runs) if runs.is_dir() else []
+    if not roots:
+        print(f"nothing yet under {runs}; make something with: bash scripts/train_all.sh")
+    elif asked.clean:
+        clean(roots, asked.yes)
+    else:
+        show(roots, (asked.kind,) if asked.kind else KINDS[:4])

@@ -1,0 +1,57 @@
+"""Direction robustness: what a merge leaves of the singular directions of an expert (figures 3 and 7 of the paper,
+https://arxiv.org/abs/2502.17159).
+
+The formulas are our reading of these figures: they fix what is compared with what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustmerge.algebra import merge_pairs
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.low_rank import Spectrum
+from robustmerge.method import Method, Prune, Scale
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Of each singular direction k of an expert's update D in the merged update D', all [k].
+
+    similarity: (u_k . u'_j)(v_k . v'_j) with the merged direction j nearest to it, in [-1, 1]; 1: the direction is
+    still there, negative: it was turned round. kept: u_k^T D' v_k / s_k, how much of it D' as a whole contains.
+    ratio: s'_k / s_k, the spectra place by place; s'_k is 0 where D' has fewer directions.
+    """
+
+    similarity: Tensor
+    kept: Tensor
+    ratio: Tensor
+
+
+def compare_directions(expert: Spectrum, merged: Spectrum) -> Robustness:
+    """An expert's directions in the merged update (figure 7). A merged update of zero keeps nothing: all 0."""
+    lengths = torch.zeros_like(expert.s)
+    n = min(len(expert.s), len(merged.s))
+    lengths[:n] = merged.s[:n]
+    if not n:
+        return Robustness(lengths, lengths, lengths)
+    match = (expert.U.T @ merged.U) * (expert.V.T @ merged.V)  # [k, k'], <u_k v_k^T, u'_j v'_j^T>
+    similarity = match.gather(1, match.abs().argmax(1, keepdim=True))[:, 0]
+    return Robustness(similarity, match @ merged.s / expert.s, lengths / expert.s)
+
+
+def prune_pair(pair: LoraPair, density: float, scaled: bool = False) -> LoraPair:
+    """A and B pruned by magnitude (equation 2); scaled: B also multiplied by what pruning took from A (equation 3).
+
+    What RobustMerge does to one expert before experts are normalised and summed (figure 3).
+    """
+    method = Method(
+        name="pruned",
+        strength=1.0,
+        prune=Prune(rule="magnitude", density=density),
+        scale=Scale(B="A" if scaled else None, empty_row="drop"),
+    )
+    return merge_pairs({"expert": pair}, method)

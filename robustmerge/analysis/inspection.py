@@ -1,0 +1,231 @@
+"""What to know about LoRA experts before merging them, measured module by module over their files.
+
+>>> found = inspect_folders({"cat": "path/to/one", "dog": "path/to/other"})  # doctest: +SKIP
+>>> found.pairs[0]["update_cosine"]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from robustmerge.analysis.direction_robustness import compare_directions, prune_pair
+from robustmerge.formats.adapter import Adapter, LoraPair, open_adapters
+from robustmerge.formats.adapter_config import scaling_of
+from robustmerge.formats.agreement import disagreements
+from robustmerge.low_rank import Spectrum, compare, compare_A, decompose, effective_rank, energy_of_first
+from robustmerge.low_rank import singular_values as values_of
+from robustmerge.method import Method
+from robustmerge.module import Module, check_module
+from robustmerge.stage.settings import UserError
+
+Row = dict[str, Any]
+
+AS_IT_IS = Method(name="as_it_is", strength=1.0)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Tables, a mapping a row. disagreements: why these experts cannot be merged with one another.
+
+    experts: one an expert. modules: one an expert and module. kinds: one a kind of module (q_proj, ...).
+    spectra: one an expert and index k, the mean singular value over modules as trained, pruned, pruned and scaled.
+    pairs: one a pair of experts. merged: one a merged adapter, expert and index k of the expert's directions.
+    """
+
+    experts: list[Row]
+    modules: list[Row]
+    kinds: list[Row]
+    spectra: list[Row]
+    pairs: list[Row]
+    merged: list[Row]
+    density: float
+    disagreements: list[str] = field(default_factory=list)
+
+
+def inspect_folders(
+    experts: Mapping[str, Path | str], merged: Mapping[str, Path | str] | None = None, density: float = 0.2
+) -> Inspection:
+    """Measure the experts (name -> adapter folder), and what adapters merged of them leave of their directions.
+
+    density: of the pruning that is shown. Raises UserError with all problems at once: folders that cannot be read,
+    values that are not finite, no module in common.
+    """
+    adapters, others = open_all(experts), open_all(merged or {})
+    shared = shared_modules([*adapters, *others])
+    if not shared:
+        raise UserError("the adapters have no module of the same name and shape in common, nothing can be compared")
+    found, problems = _Sums(), []
+    for module in tqdm(sorted({m for a in adapters for m in a.modules}), desc="inspect", unit="module", disable=None):
+        there = [a for a in adapters if module in a.shapes]
+        try:
+            pairs = [_read(a, module) for a in there]
+            spectra = [decompose(pair) for pair in pairs]
+            for adapter, pair, spectrum in zip(there, pairs, spectra, strict=True):
+                found.add_module(adapter, module, pair, spectrum, density)
+            if module in shared:
+                found.add_pairs(module, there[0].shapes[module], pairs, spectra)
+                found.add_merged([a.name for a in there], spectra, {a.name: _read(a, module) for a in others})
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    names = [a.name for a in adapters]
+    return Inspection(
+        experts=[_describe(a, [row for row in found.modules if row["expert"] == a.name]) for a in adapters],
+        modules=found.modules,
+        kinds=found.kind_rows(),
+        spectra=found.spectrum_rows(),
+        pairs=found.pair_rows(names),
+        merged=found.merged_rows(),
+        density=density,
+        disagreements=disagreements(adapters, equal_ranks=False),
+    )
+
+
+def open_all(folders: Mapping[str, Path | str]) -> list[Adapter]:
+    """Open adapter folders, sorted by name. Raises UserError with the problems of all."""
+    adapters, problems = open_adapters(folders)
+    if problems:
+        raise UserError("\n".join(problems))
+    return adapters
+
+
+def shared_modules(adapters: Sequence[Adapter]) -> set[str]:
+    """The modules that all have, with the same d_out and d_in; ranks may differ."""
+    sizes = [{(m, shape[0], shape[2]) for m, shape in a.shapes.items()} for a in adapters]
+    return {module for module, _, _ in set.intersection(*sizes)} if sizes else set()
+
+
+def kind_of(module: str) -> str:
+    """`model.layers.3.self_attn.q_proj` -> `q_proj`."""
+    return module.rpartition(".")[2]
+
+
+def _read(adapter: Adapter, module: str) -> LoraPair:
+    return check_module(Module(module, [adapter.name], [adapter.pair(module)], AS_IT_IS)).pairs[0]
+
+
+def _describe(adapter: Adapter, rows: Sequence[Row]) -> Row:
+    config, ranks = adapter.config, adapter.ranks
+    scalings = {m: scaling_of(config, m, ranks[m]) for m in adapter.modules}
+    alphas = {round(x * ranks[m] ** (0.5 if config.get("use_rslora") else 1), 6) for m, x in scalings.items()}
+    numbers = {key: torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in MEDIANS}
+    return {
+        "expert": adapter.name,
+        "folder": str(adapter.folder),
+        "type": "DoRA" if adapter.is_dora else "rsLoRA" if config.get("use_rslora") else "LoRA",
+        "lora_bias": adapter.has_lora_bias,
+        "base": config.get("base_model_name_or_path"),
+        "modules": len(adapter.modules),
+        "targets": sorted({kind_of(m) for m in adapter.modules}),
+        "ranks": sorted(set(ranks.values())),
+        "alphas": sorted(alphas),
+        "scalings": sorted({round(x, 6) for x in scalings.values()}),
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "megabytes": adapter.file.path.stat().st_size / 1e6,
+        "modules_to_save": len(adapter.extras),
+        "norm": sum(row["norm"] ** 2 for row in rows) ** 0.5,
+        "zero_modules": sum(row["norm"] == 0 for row in rows),
+        **{key: float(x.median()) for key, x in numbers.items()},
+    }
+
+
+MEDIANS = ("first", "last", "energy_first", "effective_rank")  # of a module; an expert is told by their medians
+
+
+class _Sums:
+    """What is gathered on the way through the modules."""
+
+    def __init__(self) -> None:
+        self.modules: list[Row] = []
+        self._values: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+        self._compared: list[Row] = []
+        self._directions: dict[tuple[str, str], list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+
+    def add_module(self, adapter: Adapter, module: str, pair: LoraPair, spectrum: Spectrum, density: float) -> None:
+        d_out, rank, d_in = adapter.shapes[module]
+        s = torch.zeros(min(rank, d_out, d_in), dtype=torch.float64)
+        s[: len(spectrum.s)] = spectrum.s
+        self._values[adapter.name].append(
+            (s, values_of(prune_pair(pair, density)), values_of(prune_pair(pair, density, scaled=True)))
+        )
+        row = {"expert": adapter.name, "module": module, "kind": kind_of(module)}
+        row |= {"d_out": d_out, "d_in": d_in, "rank": rank, "norm": spectrum.norm}
+        row |= {"first": float(s[0]), "last": float(s[-1])}
+        self.modules.append(row | {"energy_first": energy_of_first(s), "effective_rank": effective_rank(s)})
+
+    def add_pairs(
+        self, module: str, shape: tuple[int, int, int], pairs: Sequence[LoraPair], spectra: Sequence[Spectrum]
+    ) -> None:
+        ranks = torch.tensor([len(x.s) for x in spectra], dtype=torch.float64)
+        found = {**compare(spectra)._asdict(), "a_cosine": compare_A(pairs)}
+        chance = torch.maximum(ranks[:, None], ranks[None, :])
+        found |= {"column_chance": chance / shape[0], "row_chance": chance / shape[2]}
+        directions = sum(pair.rank for pair in pairs)
+        self._compared.append(
+            {"kind": kind_of(module), "shape": (shape[0], shape[2]), "directions": directions} | found
+        )
+
+    def add_merged(self, names: Sequence[str], spectra: Sequence[Spectrum], merged: Mapping[str, LoraPair]) -> None:
+        for label, pair in merged.items():
+            update = decompose(pair)
+            for name, spectrum in zip(names, spectra, strict=True):
+                found = compare_directions(spectrum, update)
+                self._directions[label, name].append((found.similarity, found.kept, found.ratio))
+
+    def spectrum_rows(self) -> list[Row]:
+        about = {name: {"expert": name} for name in self._values}
+        return _mean_rows(about, self._values, ("trained", "pruned", "scaled"))
+
+    def merged_rows(self) -> list[Row]:
+        about = {key: {"merged": key[0], "expert": key[1]} for key in self._directions}
+        return _mean_rows(about, self._directions, ("similarity", "kept", "ratio"))
+
+    def pair_rows(self, names: Sequence[str]) -> list[Row]:
+        inner = torch.stack([x["inner"] for x in self._compared]).sum(0)
+        length = inner.diagonal().clamp(min=0).sqrt()
+        mean = {key: torch.stack([x[key] for x in self._compared]).mean(0) for key in COMPARED}
+        return [
+            {
+                "one": names[i],
+                "other": names[j],
+                "update_cosine": float(inner[i, j] / (length[i] * length[j])) if length[i] * length[j] > 0 else 0.0,
+                **{key: float(x[i, j]) for key, x in mean.items()},
+            }
+            for i in range(len(names))
+            for j in range(i + 1, len(names))
+        ]
+
+    def kind_rows(self) -> list[Row]:
+        rows = []
+        for kind in sorted({x["kind"] for x in self._compared}):
+            found = [x for x in self._compared if x["kind"] == kind]
+            (d_out, d_in), directions = found[0]["shape"], max(x["directions"] for x in found)
+            row = {"kind": kind, "modules": len(found), "d_out": d_out, "d_in": d_in, "directions": directions}
+            rows.append(row | {"share": max(x["directions"] / min(x["shape"]) for x in found)})
+        return rows
+
+
+COMPARED = ("a_cosine", "columns", "rows", "column_chance", "row_chance")
+
+
+def _mean_rows(
+    about: Mapping[Any, Row], values: Mapping[Any, Sequence[tuple[Tensor, ...]]], keys: Sequence[str]
+) -> list[Row]:
+    """A row an index k: the means over modules, of those that have a k-th direction."""
+    rows = []
+    for key, row in about.items():
+        parts = zip(*values[key], strict=True)
+        means = [pad_sequence(list(x), batch_first=True, padding_value=float("nan")).nanmean(0) for x in parts]
+        for k in range(len(means[0])):
+            rows.append(row | {"k": k + 1} | {name: float(x[k]) for name, x in zip(keys, means, strict=True)})
+    return rows

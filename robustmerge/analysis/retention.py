@@ -1,0 +1,153 @@
+"""What a merged update keeps of the experts, with all modules of a model as one long vector.
+
+D: the merged update, D_n: that of expert n. From inner products alone, of low-rank factors wherever there are any:
+
+    share_n        <D, D_n> / <D_n, D_n>                      how much of the expert is left; 1: all of it
+    interference_n ||D - share_n D_n|| / ||share_n D_n||      what is not the expert's, over what is
+    distance_n     ||D - D_n|| / ||D_n||                      0: the expert itself; 1: as far as the base is
+    outside        ||D - its projection on all D_n|| / ||D||  what is no weighted sum of the experts' updates
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustmerge.algebra import merge_pairs
+from robustmerge.formats.adapter import LoraPair, open_adapter
+from robustmerge.formats.delta import CONFIG as DELTA_CONFIG
+from robustmerge.formats.delta import open_delta
+from robustmerge.low_rank import compare_A, concatenate
+from robustmerge.method import Method, Out
+
+Update = LoraPair | Tensor  # of one module; a tensor is dense [d_out, d_in]
+
+
+class Inner(NamedTuple):
+    """Inner products of one module, or summed over modules. experts: [N, N]; merged: [M, N]; squares: [M]."""
+
+    experts: Tensor
+    merged: Tensor
+    squares: Tensor
+
+    def plus(self, other: Inner) -> Inner:
+        return Inner(*(one + more for one, more in zip(self, other, strict=True)))
+
+
+class Kept(NamedTuple):
+    """Of one merged update. share, interference, distance: [N], an expert each; norm: ||D||; outside: in 0..1."""
+
+    share: Tensor
+    interference: Tensor
+    distance: Tensor
+    norm: float
+    outside: float
+
+
+class Crossed(NamedTuple):
+    """Of (sum of B)(sum of A) against the sum of B A, squared norms and products of one module or summed over modules.
+
+    terms: of the cross terms B_n A_m, n != m; own: of the experts' own B_n A_n; between: of the two.
+    """
+
+    terms: float
+    own: float
+    between: float
+
+    def plus(self, other: Crossed) -> Crossed:
+        return Crossed(*(one + more for one, more in zip(self, other, strict=True)))
+
+    @property
+    def weight(self) -> float:
+        """||sum_{n != m} B_n A_m|| / ||sum_n B_n A_n||."""
+        return (max(self.terms, 0.0) / self.own) ** 0.5 if self.own > 0 else float("nan")
+
+    @property
+    def cosine(self) -> float:
+        """Between the cross terms and the sum of the own: 1 if they only make it longer."""
+        lengths = (max(self.terms, 0.0) * self.own) ** 0.5
+        return self.between / lengths if lengths > 0 else float("nan")
+
+
+def inner_product(one: Update, other: Update) -> float:
+    """<D, D'>, the sum of the products of all entries: sum((B^T B') * (A A'^T)) of two pairs, never dense.
+
+    >>> inner_product(LoraPair(A=torch.tensor([[1.0, 2.0]]), B=torch.tensor([[3.0]])), torch.tensor([[1.0, 1.0]]))
+    9.0
+    """
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return float((one.double() * other.double()).sum())
+    if isinstance(one, Tensor):
+        one, other = other, one
+    if isinstance(other, Tensor):
+        return float(((one.B.double().T @ other.double()) * one.A.double()).sum())
+    return float(((one.B.double().T @ other.B.double()) * (one.A.double() @ other.A.double().T)).sum())
+
+
+def inner_products(experts: Sequence[Update], merged: Sequence[Update]) -> Inner:
+    """All that `what_is_kept` needs of one module, in float64."""
+
+    def products(ones: Sequence[Update], others: Sequence[Update]) -> Tensor:
+        found = [inner_product(one, other) for one in ones for other in others]
+        return torch.tensor(found, dtype=torch.float64).reshape(len(ones), len(others))
+
+    squares = torch.tensor([inner_product(x, x) for x in merged], dtype=torch.float64)
+    return Inner(products(experts, experts), products(merged, experts), squares)
+
+
+def what_is_kept(inner: Inner) -> list[Kept]:
+    """The numbers of every merged update; NaN for an expert of zeros, infinite interference where nothing is left."""
+    lengths = inner.experts.diagonal().clamp(min=0)  # [N], squared
+    inverse = torch.linalg.pinv(inner.experts, hermitian=True)
+    found = []
+    for row, square in zip(inner.merged, inner.squares.clamp(min=0), strict=True):
+        share = row / lengths
+        own = share.square() * lengths
+        distance = (square - 2 * row + lengths).clamp(min=0) / lengths
+        outside = (1 - row @ inverse @ row / square).clamp(0, 1) if square > 0 else square
+        interference = ((square - own).clamp(min=0) / own).sqrt()
+        found.append(Kept(share, interference, distance.sqrt(), float(square.sqrt()), float(outside.sqrt())))
+    return found
+
+
+def open_update(folder: Path, name: str) -> Callable[[str], Update]:
+    """How the update of a module is read from an adapter or delta folder. Raises UserError if it is neither."""
+    if not (folder / DELTA_CONFIG).is_file():
+        return open_adapter(folder, name).pair
+    delta = open_delta(folder)
+
+    def read(module: str) -> Tensor:
+        dense = delta.file.get(f"add.{module}.weight").float()
+        return dense.T if delta.config.get("fan_in_fan_out") else dense  # Conv1D holds its weight transposed
+
+    return read
+
+
+def compare_B(pairs: Sequence[LoraPair]) -> Tensor:
+    """<B_i, B_j> / (||B_i|| ||B_j||) for all pairs [N, N]; see `compare_A`."""
+    return compare_A([LoraPair(pair.B.T, pair.A.T) for pair in pairs])
+
+
+def has_cross_terms(method: object) -> bool:
+    """Whether a method adds up factors, so that the B of one expert meets the A of another, and how much can be told.
+
+    Where signs are elected there is no sum of own terms to compare with.
+    """
+    return (
+        isinstance(method, Method)
+        and (method.strength_key, method.combine) == ("factors", "sum")
+        and not method.looks_at_whole_model
+    )
+
+
+def cross_terms(experts: dict[str, LoraPair], method: Method, module: str) -> Crossed:
+    """What summing factors adds to the sum of the updates, of one module, after the method's pruning and scaling."""
+    plain = replace(method, strength=1.0, out=Out())
+    whole, own = (merge_pairs(experts, replace(plain, product=x), module) for x in ("of_sums", "each"))
+    terms = concatenate([whole, own], [1.0, -1.0])
+    return Crossed(inner_product(terms, terms), inner_product(own, own), inner_product(terms, own))

@@ -1,0 +1,103 @@
+"""Whether experts can be merged with one another: the same base model, modules, targets and shapes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robustmerge.formats.adapter import Adapter
+from robustmerge.formats.adapter_config import SAME_BASE, SAME_TARGETS
+from robustmerge.stage.settings import first_few
+
+KINDS = {"use_dora": "a DoRA magnitude", "lora_bias": "a bias of the update"}
+
+
+def disagreements(
+    adapters: Sequence[Adapter], equal_ranks: bool, check_base: bool = True, remedy: str = ""
+) -> list[str]:
+    """Why these experts cannot be merged with one another: a line for every one that differs from most.
+
+    Ranks (unless equal_ranks), alphas, rsLoRA and dtypes may differ. check_base: another base model is a reason.
+    remedy: what is said after different ranks.
+    """
+    problems = []
+    for key in SAME_BASE if check_base else ():
+        found = _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})
+        problems += [f"{line}; merge.check_base=false merges them all the same" for line in found]
+    for key in SAME_TARGETS:
+        problems += _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})
+    for key, what in KINDS.items():
+        problems += _mixed(key, what, adapters)
+    usual = Counter(a.modules for a in adapters).most_common(1)[0][0]
+    for a in adapters:
+        problems += _missing(a.name, "module", usual, a.modules)
+    extras = Counter(a.extras for a in adapters).most_common(1)[0][0]
+    for a in adapters:
+        problems += _missing(a.name, "tensor", extras, a.extras)
+    if equal_ranks:
+        problems += _with(remedy, _odd_ones("rank", {a.name: _ranks_of(a) for a in adapters}))
+    if not problems and equal_ranks:
+        problems += _with(remedy, _odd_ranks(adapters))
+    if not problems:
+        problems += first_few(list(_odd_shapes(adapters)))
+    return problems
+
+
+def _with(remedy: str, lines: Iterator[str]) -> list[str]:
+    """A few of the lines, the last with what to do."""
+    few = first_few(list(lines))
+    return [*few[:-1], f"{few[-1]}; {remedy}"] if few and remedy else few
+
+
+def _comparable(value: Any) -> str:
+    if not value or value == "none":
+        return "none"
+    if isinstance(value, (list, set, tuple)):
+        return ", ".join(sorted(map(str, value)))
+    if isinstance(value, str) and Path(value).is_dir():
+        return str(Path(value).resolve())
+    return str(value)
+
+
+def _mixed(key: str, what: str, adapters: Sequence[Adapter]) -> Iterator[str]:
+    having = [a.name for a in adapters if a.config.get(key)]
+    if having and len(having) < len(adapters):
+        without = [a.name for a in adapters if not a.config.get(key)]
+        names = f"{', '.join(having)}; without: {', '.join(without)}"
+        yield f"only some experts have {what} ({key}): {names}; merge them apart"
+
+
+def _ranks_of(adapter: Adapter) -> str:
+    return " and ".join(map(str, sorted(set(adapter.ranks.values()))))
+
+
+def _odd_ones(what: str, values: Mapping[str, str]) -> Iterator[str]:
+    usual = Counter(values.values()).most_common(1)[0][0]
+    for name, value in values.items():
+        if value != usual:
+            others = [other for other in values if other != name]
+            who = f"expert '{others[0]}'" if len(others) == 1 else "the others"
+            yield f"expert '{name}' has {what} {value}, {who} {usual}"
+
+
+def _missing(name: str, what: str, usual: Sequence[str], found: Sequence[str]) -> Iterator[str]:
+    for verb, names in (("lacks", set(usual) - set(found)), ("alone has", set(found) - set(usual))):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield f"expert '{name}' {verb} {what} '{min(names)}'{more}"
+
+
+def _odd_ranks(adapters: Sequence[Adapter]) -> Iterator[str]:
+    for module in adapters[0].modules:
+        yield from _odd_ones(f"rank in module '{module}'", {a.name: str(a.ranks[module]) for a in adapters})
+
+
+def _odd_shapes(adapters: Sequence[Adapter]) -> Iterator[str]:
+    for module in adapters[0].modules:
+        shapes = {a.name: a.shapes[module] for a in adapters}
+        sizes = {name: f"{shape[0]} x {shape[2]}" for name, shape in shapes.items()}
+        yield from _odd_ones(f"shape of module '{module}'", sizes)
+    for extra in adapters[0].extras:
+        yield from _odd_ones(f"shape of '{extra}'", {a.name: str(list(a.extra_shape(extra))) for a in adapters})

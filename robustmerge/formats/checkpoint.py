@@ -1,0 +1,153 @@
+"""Checkpoints of base models: where they are, which tensors they hold, and what the model in memory calls these."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustmerge.formats.tensors import CODES, TensorFile
+from robustmerge.stage.settings import UserError
+
+# Checkpoints on the hub keep the names of older versions of transformers, which are changed on loading.
+SPELLINGS = (
+    (r"language_model\.lm_head\.", "lm_head."),
+    (r"(model\.)?language_model\.(model\.)?", "model.language_model."),
+    (r"(model\.)?multi_modal_projector\.", "model.multi_modal_projector."),
+    (r"(model\.)?vision_tower\.(vision_model\.)?", "model.vision_tower."),
+)
+HEADS = ("lm_head.weight", "embed_out.weight")
+TIED = re.compile(r"(^|\.)(lm_head|embed_out|embed_tokens|embed_in|wte)\.weight$")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A base model on disk. files: file name as it is written again -> its tensors; config: of config.json."""
+
+    folder: Path
+    files: Mapping[str, TensorFile] = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @cached_property
+    def where(self) -> dict[str, str]:
+        """Tensor -> the file that holds it."""
+        return {name: file for file, tensors in self.files.items() for name in tensors.names}
+
+    @cached_property
+    def _canonical(self) -> dict[str, str]:
+        return {canonical(name): name for name in self.where}
+
+    @cached_property
+    def _tied(self) -> bool:
+        """Whether the output head and the embeddings are one weight; older configs say it by leaving the head out."""
+        parts = (self.config, self.config.get("text_config") or {})
+        told = any(part.get("tie_word_embeddings") for part in parts)
+        return told or not any(name in self._canonical for name in HEADS)
+
+    def get(self, name: str) -> Tensor:
+        return self.files[self.where[name]].get(name)
+
+    def find(self, parameter: str, shape: tuple[int, ...], added_to: bool = True) -> str:
+        """The tensor that the model in memory calls `parameter`, to be added to or to be replaced.
+
+        Raises UserError unless it is there and fits.
+        """
+        if self._tied and TIED.search(parameter):
+            raise UserError(
+                f"'{parameter}' cannot be changed in the base {self}: its output head and its embeddings are one "
+                "weight (tie_word_embeddings); take merge.out.format=adapter"
+            )
+        name = self._name_of(parameter)
+        if name is None:
+            near = difflib.get_close_matches(parameter, self.where, n=1, cutoff=0)
+            raise UserError(f"the base {self} has no tensor '{parameter}' (the nearest is '{near[0]}')")
+        file = self.files[self.where[name]]
+        if file.shape(name) != shape:
+            raise UserError(f"'{parameter}' is {list(shape)} in the experts, {list(file.shape(name))} in {self}")
+        if added_to and not file.dtype(name).is_floating_point:
+            raise UserError(f"'{parameter}' is {file.dtype(name)} in {self}: a quantised base cannot be added to")
+        return name
+
+    def _name_of(self, parameter: str) -> str | None:
+        """By its own name, by another spelling, or with or without the part that names the model inside the model."""
+        if parameter in self.where:
+            return parameter
+        found = self._canonical.get(canonical(parameter))
+        if found is None:
+            inner = parameter.partition(".")[2]
+            longer = [name for name in self.where if name.partition(".")[2] == parameter]
+            found = inner if inner in self.where else (longer[0] if len(longer) == 1 else None)
+        return found
+
+
+def canonical(name: str) -> str:
+    """The name that today's transformers gives a tensor of a LLaVA; any other name is returned as it is."""
+    for pattern, spelling in SPELLINGS:
+        if match := re.match(pattern, name):
+            return spelling + name[match.end() :]
+    return name
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open the weights of a model folder, safetensors before .bin, whole or in several files.
+
+    Raises UserError if there are none, or one of several is not there or cannot be read.
+    """
+    folder = Path(folder)
+    for whole in WEIGHTS:
+        index = folder / f"{whole}.index.json"
+        if index.is_file():
+            names = _files_of(index)
+        elif (folder / whole).is_file():
+            names = [whole]
+        else:
+            continue
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise UserError(f"{folder} is incomplete: {index.name} names {missing[0]}, which is not there")
+        files = {_written_name(name): TensorFile(folder / name) for name in names}
+        _refuse_unknown_dtypes(folder, files)
+        return Checkpoint(folder, files, _read_config(folder))
+    listed = ", ".join(sorted(file.name for file in folder.iterdir())) if folder.is_dir() else "nothing"
+    raise UserError(f"{folder} is no model folder: it has neither {' nor '.join(WEIGHTS)}; it has {listed}")
+
+
+def _files_of(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of a checkpoint: {error!r}") from error
+
+
+def _written_name(name: str) -> str:
+    if not name.endswith(".bin"):
+        return name
+    return name.removesuffix(".bin").replace("pytorch_model", "model") + ".safetensors"
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / "config.json").read_text()))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from error
+
+
+def _refuse_unknown_dtypes(folder: Path, files: Mapping[str, TensorFile]) -> None:
+    dtypes: set[torch.dtype] = {file.dtype(name) for file in files.values() for name in file.names}
+    if unknown := sorted(map(str, dtypes - set(CODES))):
+        raise UserError(
+            f"{folder} holds tensors of {', '.join(unknown)}, which cannot be written; allowed: floats, ints"
+        )

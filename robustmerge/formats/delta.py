@@ -1,0 +1,122 @@
+"""Delta folders: dense updates to a base model, for merges that no low-rank adapter holds exactly.
+
+`delta.safetensors` holds `add.<parameter>`, to be added to that parameter of the model in memory, and
+`set.<parameter>`, the value that it takes (the averaged `modules_to_save`). Every tensor has the shape of its
+parameter. `delta_config.json` names the base model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustmerge.formats.adapter import Adapter, LoraPair
+from robustmerge.formats.adapter_config import SAME_BASE
+from robustmerge.formats.tensors import SlotWriter, TensorFile, refuse_overflow
+from robustmerge.stage.files import write_atomically
+from robustmerge.stage.settings import UserError
+
+WEIGHTS = "delta.safetensors"
+CONFIG = "delta_config.json"
+FORMAT = 1
+KINDS = ("add", "set")
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A delta folder that was opened; its tensors are read when they are asked for."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    file: TensorFile = field(repr=False)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The parameters of the base model that it changes."""
+        return tuple(name.partition(".")[2] for name in self.file.names)
+
+    def changes(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(parameter, add or set, tensor), one after the other."""
+        for name in self.file.names:
+            kind, _, parameter = name.partition(".")
+            yield parameter, kind, self.file.get(name)
+
+
+def open_delta(folder: Path) -> Delta:
+    """Open a delta folder. Raises UserError if it is none, or of a format that this code does not know."""
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} is no delta folder: it has no {CONFIG}")
+    try:
+        config = dict(json.loads((folder / CONFIG).read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG} cannot be read: {error}") from error
+    if config.get("format") != FORMAT:
+        raise UserError(f"{folder / CONFIG}: format must be {FORMAT}, got {config.get('format')}")
+    file = TensorFile(folder / WEIGHTS)
+    strange = [name for name in file.names if name.partition(".")[0] not in KINDS]
+    if strange:
+        raise UserError(f"{file.path}: a name begins with 'add.' or 'set.', got {strange[0]}")
+    return Delta(folder, config, file)
+
+
+def dense(update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
+    """The update in the shape of the weight: [d_out, d_in], or its transpose for Conv1D layers."""
+    whole = update.delta() if isinstance(update, LoraPair) else update
+    return whole.T if fan_in_fan_out else whole
+
+
+class DeltaWriter:
+    """Writes a delta folder module by module; nothing is there before the block has ended well."""
+
+    def __init__(self, folder: Path, adapters: Sequence[Adapter], dtype: torch.dtype, card: str):
+        like = adapters[0]
+        self.folder, self.dtype, self.card = folder, dtype, card
+        self.ranks: dict[str, int] = {}  # a dense update has none
+        self._fan = bool(like.config.get("fan_in_fan_out"))
+        self._config = {"format": FORMAT, **{key: like.config.get(key) for key in SAME_BASE}}
+        layout = {}
+        for module, (d_out, _, d_in) in sorted(like.shapes.items()):
+            layout[f"add.{module}.weight"] = dtype, (d_in, d_out) if self._fan else (d_out, d_in)
+        for extra in like.extras:
+            tensor = like.extra(extra)
+            own = dtype if tensor.is_floating_point() else tensor.dtype
+            layout[f"set.{extra}"] = own, tensor.shape
+        self._tensors = SlotWriter(folder / WEIGHTS, layout)
+
+    def __enter__(self) -> DeltaWriter:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._tensors.__enter__()
+        return self
+
+    def add_update(
+        self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        """update: a pair, or dense [d_out, d_in]. Raises UserError if a value is too large for the dtype."""
+        self._put(f"add.{module}.weight", dense(update, self._fan).to(self.dtype), f"module '{module}'")
+
+    def add_extra(self, name: str, tensor: Tensor) -> None:
+        """A tensor of modules_to_save. Raises UserError if a value is too large for the dtype."""
+        tensor = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        self._put(f"set.{name}", tensor, f"'{name}'")
+
+    def _put(self, name: str, tensor: Tensor, what: str) -> None:
+        refuse_overflow(tensor, what)
+        self._tensors.put(name, tensor)
+
+    def __exit__(self, *raised: Any) -> None:
+        self._tensors.__exit__(*raised)
+        if raised[0] is None:
+            write_atomically(self.folder / "README.md", self.card)
+            write_atomically(self.folder / CONFIG, json.dumps(self._config, indent=2, sort_keys=True) + "\n")
+
+
+def what_a_delta_cannot_hold(dora: bool) -> str:
+    """Why DoRA (or else lora_bias) has no delta, and what to do."""
+    why = "DoRA rescales the base's weights" if dora else "lora_bias adds to biases that the base may not have"
+    return f"{why}, and a delta only adds to its weights; take merge.out.format=adapter or model"

@@ -1,0 +1,240 @@
+"""A whole base model with the merged update in its weights: the checkpoint is streamed, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustmerge.formats.adapter import Adapter, LoraPair, open_adapter
+from robustmerge.formats.checkpoint import Checkpoint, open_checkpoint
+from robustmerge.formats.delta import CONFIG as DELTA_CONFIG
+from robustmerge.formats.delta import Delta, open_delta
+from robustmerge.formats.tensors import SlotWriter, all_finite
+from robustmerge.hub.places import SMALL, find_model
+from robustmerge.stage.files import write_atomically
+from robustmerge.stage.settings import UserError
+
+NOT_COPIED = ("manifest.json", "adapter_config.json")
+INDEX = "model.safetensors.index.json"
+
+CARD = "# A full model\n\nThe base model {base}{source}. Written for programs that load whole models only.\n"
+
+
+class ModelWriter:
+    """Writes a checkpoint that has the base's names, dtypes and files; nothing is there before the block ends well.
+
+    Raises UserError, before anything is written, with every module that the base does not have.
+    """
+
+    def __init__(self, folder: Path, base: Path, adapters: Sequence[Adapter], card: str):
+        self.folder, self.card = folder, card
+        self.ranks: dict[str, int] = {}  # a full weight has none
+        self.base = open_checkpoint(base)
+        if folder.resolve() == base.resolve():
+            raise UserError(f"{folder} is the base model itself; nothing is overwritten (out)")
+        self._fan = bool(adapters[0].config.get("fan_in_fan_out"))
+        self._places = find_places(self.base, adapters, self._fan)
+        self._extras, self._biases = set(adapters[0].extras), {}
+        self._writers = {
+            name: SlotWriter(folder / name, {key: (file.dtype(key), file.shape(key)) for key in file.names})
+            for name, file in self.base.files.items()
+        }
+
+    def __enter__(self) -> ModelWriter:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for writer in self._writers.values():
+            writer.__enter__()
+        return self
+
+    def add_update(
+        self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        """W + D, and with DoRA m (W + D) / ||W + D|| by rows (equation 5 of https://arxiv.org/abs/2402.09353).
+
+        update: a pair, or dense [d_out, d_in]; magnitude m, bias: [d_out]. Sums are in float32.
+        Raises UserError if a value is too large for the dtype of the base.
+        """
+
+        def change(weight: Tensor) -> Tensor:
+            weight = add_to(weight.to(torch.float32, copy=True), update, self._fan)
+            return weight if magnitude is None else rescale_rows(weight, magnitude, self._fan)
+
+        self._change(f"{module}.weight", change)
+        if bias is not None and f"{module}.bias" in self._extras:
+            self._biases[f"{module}.bias"] = bias  # added to the trained bias when that comes
+        elif bias is not None:
+            self._change(f"{module}.bias", lambda values: values.float() + bias)
+
+    def add_extra(self, name: str, tensor: Tensor) -> None:
+        """A trained value, in the place of the base's; after all updates. Raises UserError if it does not fit."""
+        self._change(name, lambda _: tensor + self._biases[name] if name in self._biases else tensor)
+
+    def _change(self, parameter: str, change: Callable[[Tensor], Tensor]) -> None:
+        name = self._places[parameter]
+        before = self.base.get(name)
+        after = change(before).to(before.dtype)
+        if not all_finite(after):
+            raise UserError(f"'{parameter}': the merged values do not fit {before.dtype}, the dtype of {self.base}")
+        self._writers[self.base.where[name]].put(name, after)
+
+    def __exit__(self, *raised: Any) -> None:
+        published = []
+        try:
+            if raised[0] is None:
+                self._finish()
+                for writer in self._writers.values():
+                    published.append(writer.path)
+                    writer.publish()
+                self._write_small_files()
+        except BaseException:
+            for path in published:
+                path.unlink(missing_ok=True)
+            raise
+        finally:
+            for writer in self._writers.values():
+                writer.drop()
+
+    def _finish(self) -> None:
+        """What no expert touches is as in the base."""
+        for file, writer in self._writers.items():
+            for name in sorted(writer.missing):
+                writer.put(name, self.base.files[file].get(name))
+            writer.finish()
+
+    def _write_small_files(self) -> None:
+        """config.json comes last: without it nothing is a model."""
+        if len(self._writers) > 1:
+            size = sum(writer.path.stat().st_size for writer in self._writers.values())
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.base.where.items()))}
+            write_atomically(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+        write_atomically(self.folder / "README.md", self.card)
+        small = {file for pattern in SMALL for file in self.base.folder.glob(pattern) if file.is_file()}
+        for file in sorted(small, key=lambda file: (file.name == "config.json", file.name)):
+            if file.name in NOT_COPIED or file.name.endswith(".index.json"):
+                continue
+            write_atomically(self.folder / file.name, file.read_bytes())
+
+
+def add_to(weight: Tensor, update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
+    """weight += update in place; the product of a pair is never kept apart from the sum."""
+    if isinstance(update, LoraPair):
+        left, right = (update.A.T, update.B.T) if fan_in_fan_out else (update.B, update.A)
+        return weight.addmm_(left, right)
+    return weight.add_(update.T if fan_in_fan_out else update)
+
+
+def rescale_rows(weight: Tensor, magnitude: Tensor, fan_in_fan_out: bool) -> Tensor:
+    """The rows of [d_out, d_in] (the columns of its transpose) at the lengths `magnitude`, in place."""
+    rows = weight.T if fan_in_fan_out else weight
+    rows.mul_((magnitude / torch.linalg.norm(rows, dim=1)).unsqueeze(1))
+    return weight
+
+
+def find_places(base: Checkpoint, adapters: Sequence[Adapter], fan_in_fan_out: bool) -> dict[str, str]:
+    """Parameter in memory -> tensor in the checkpoint, for everything that the experts change.
+
+    Raises UserError with all that the base lacks, or has in another shape, or ties to another weight.
+    """
+    like = adapters[0]
+    wanted: dict[str, tuple[int, ...]] = {}
+    for module, (d_out, _, d_in) in like.shapes.items():
+        wanted[f"{module}.weight"] = (d_in, d_out) if fan_in_fan_out else (d_out, d_in)
+        if like.has_lora_bias:
+            wanted[f"{module}.bias"] = (d_out,)
+    added = set(wanted)
+    wanted |= {extra: like.extra_shape(extra) for extra in like.extras}
+    places, problems = {}, []
+    for parameter, shape in sorted(wanted.items()):
+        try:
+            places[parameter] = base.find(parameter, tuple(shape), added_to=parameter in added)
+        except UserError as error:
+            problems.append(str(error))
+    taken: dict[str, str] = {}
+    for parameter, name in places.items():
+        if name in taken:
+            problems.append(f"'{parameter}' and '{taken[name]}' are both tensor '{name}' of the base {base}")
+        taken[name] = parameter
+    if problems:
+        more = f"\n(and {len(problems) - 10} more)" if len(problems) > 10 else ""
+        raise UserError("\n".join(problems[:10]) + more)
+    return places
+
+
+def export_model(base: Path | str, source: Path | None, folder: Path) -> None:
+    """Write config, tokenizer and weights of base + source to `folder`. source: adapter or delta folder, None: no one.
+
+    Raises UserError, before anything is written, with all that does not fit the base.
+    """
+    place = find_model(base)
+    card = CARD.format(base=base, source=f" with the updates of {source}" if source else "")
+    if source is None:
+        _link_base(place, folder, card)
+    elif (Path(source) / DELTA_CONFIG).is_file():
+        _write_delta(place, open_delta(Path(source)), folder, card)
+    else:
+        _write_adapter(place, Path(source), folder, card)
+
+
+def _link_base(base: Path, folder: Path, card: str) -> None:
+    """Links to the weights, copies of the rest, so that the copies can be changed."""
+    checkpoint = open_checkpoint(base)
+    folder.mkdir(parents=True, exist_ok=True)
+    small = {file for pattern in SMALL for file in base.glob(pattern) if file.is_file() and file.name not in NOT_COPIED}
+    for file in sorted(small, key=lambda file: (file.name == "config.json", file.name)):
+        write_atomically(folder / file.name, file.read_bytes())
+    for tensors in checkpoint.files.values():
+        link = folder / tensors.path.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(tensors.path.resolve())
+    write_atomically(folder / "README.md", card)
+
+
+def _write_adapter(base: Path, source: Path, folder: Path, card: str) -> None:
+    adapter = open_adapter(source)
+    with ModelWriter(folder, base, [adapter], card) as writer:
+        for module in adapter.modules:
+            magnitude, bias = adapter.magnitude(module), adapter.bias(module)
+            writer.add_update(module, adapter.pair(module), magnitude=magnitude, bias=bias)
+        for extra in adapter.extras:
+            writer.add_extra(extra, adapter.extra(extra))
+
+
+def _write_delta(base: Path, delta: Delta, folder: Path, card: str) -> None:
+    with ModelWriter(folder, base, [DeltaLayout(delta)], card) as writer:
+        for parameter, kind, tensor in delta.changes():  # by name, so `add` before `set`, as the writer wants them
+            if kind == "add":
+                writer.add_update(parameter.removesuffix(".weight"), tensor.float())
+            else:
+                writer.add_extra(parameter, tensor)
+
+
+@dataclass(frozen=True)
+class DeltaLayout:
+    """Of a delta, what a ModelWriter asks of the experts. Every tensor has the shape of its parameter."""
+
+    delta: Delta
+    config: Mapping[str, Any] = field(default_factory=dict)
+    has_lora_bias: bool = False
+
+    def _shapes(self, kind: str) -> dict[str, tuple[int, ...]]:
+        start = f"{kind}."
+        names = [name for name in self.delta.file.names if name.startswith(start)]
+        return {name.removeprefix(start): tuple(self.delta.file.shape(name)) for name in names}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Module -> (rows, 0, columns): a dense update has no rank."""
+        return {name.removesuffix(".weight"): (d[0], 0, d[1]) for name, d in self._shapes("add").items()}
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return tuple(sorted(self._shapes("set")))
+
+    def extra_shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes("set")[name]

@@ -1,0 +1,99 @@
+"""What a merge writes: a PEFT adapter, dense deltas, or a full checkpoint; each a writer of the same three verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustmerge.formats.adapter import Adapter, AdapterWriter, LoraPair, common_dtype
+from robustmerge.formats.adapter_config import SAME_BASE
+from robustmerge.formats.delta import DeltaWriter, what_a_delta_cannot_hold
+from robustmerge.formats.full_model import ModelWriter
+from robustmerge.hub.places import find_model
+from robustmerge.method import Out
+from robustmerge.stage.settings import UserError
+
+
+class AdapterOutput(AdapterWriter):
+    """An AdapterWriter that is spoken to as the other writers are."""
+
+    def add_update(
+        self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        """Raises UserError for a dense update, or if a value is too large for the dtype."""
+        if not isinstance(update, LoraPair):
+            raise UserError(
+                f"module '{module}': a dense update {list(update.shape)} is no adapter; give the rank to cut it to "
+                "(merge.out.rank), or take merge.out.format=delta"
+            )
+        self.add_pair(module, update, magnitude=magnitude, bias=bias)
+
+
+def open_writer(
+    folder: Path, out: Out, adapters: Sequence[Adapter], card: str, base: Path | None = None
+) -> AdapterOutput | DeltaWriter | ModelWriter:
+    """The writer of the format that `out` asks for, as a context manager: `add_update`, `add_extra`, and `ranks`.
+
+    adapters: the experts, of which the first names modules, shapes and targets. base: the folder of the base model
+    for format=model, instead of the one that `out.base` or the experts name.
+    Raises UserError with all problems at once, before anything is written.
+    """
+    kind = out.format or "adapter"
+    if problems := problems_of_format(kind, adapters):
+        raise UserError("\n".join(problems))
+    if kind == "model":
+        return ModelWriter(folder, base or find_model(out.base or base_of(adapters[0])), adapters, card)
+    dtype = output_dtype(out, adapters)
+    if kind == "adapter":
+        return AdapterOutput(folder, adapters[0], dtype, card)
+    return DeltaWriter(folder, adapters, dtype, card)
+
+
+def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
+    """Why these experts cannot be written in a format; known before anything is merged."""
+    if kind != "delta":
+        return []
+    found = [(a.name, dora) for dora in (True, False) for a in adapters if (a.is_dora if dora else a.has_lora_bias)]
+    return [f"expert '{name}': {what_a_delta_cannot_hold(dora)}" for name, dora in found]
+
+
+def base_of(adapter: Adapter) -> str | None:
+    """The base model that an expert names, with `@revision` where it has one."""
+    name, revision = (adapter.config.get(key) for key in SAME_BASE)
+    return f"{name}@{revision}" if name and revision and not Path(name).is_dir() else name
+
+
+def output_dtype(out: Out, adapters: Sequence[Adapter]) -> torch.dtype:
+    """The dtype that is written: the one asked for, or the smallest that holds those of all experts."""
+    return common_dtype(a.dtype for a in adapters) if out.dtype == "experts" else getattr(torch, out.dtype)
+
+
+def how_to_load(kind: str) -> str:
+    """The lines of Python that load what was written, for its card. kind: adapter, delta or model."""
+    return LOADING[kind]
+
+
+LOADING: dict[str, Any] = {
+    "adapter": ('from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, "path/of/this/folder")\n'),
+    "delta": (
+        "from safetensors import safe_open\n\n"
+        'with safe_open("path/of/this/folder/delta.safetensors", "pt") as file:\n'
+        "    weights = base_model.state_dict()\n"
+        "    for name in file.keys():\n"
+        '        kind, _, parameter = name.partition(".")\n'
+        '        if kind == "add":\n'
+        "            weights[parameter] += file.get_tensor(name)\n"
+        "        else:\n"
+        "            weights[parameter].copy_(file.get_tensor(name))\n"
+    ),
+    "model": (
+        "import transformers\n\n"
+        'config = transformers.AutoConfig.from_pretrained("path/of/this/folder")\n'
+        "model = getattr(transformers, config.architectures[0])"
+        '.from_pretrained("path/of/this/folder", dtype="auto")\n'
+    ),
+}

@@ -1,0 +1,142 @@
+"""Which bytes `user/repo` of the Hugging Face Hub means: a commit, asked once and written down.
+
+Importing this loads neither torch nor the Hub's library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustmerge.stage.files import write_atomically
+from robustmerge.stage.settings import UserError
+
+REPOSITORY = re.compile(r"(?P<repository>\w[\w.-]*/(?P<name>[\w.-]+))(?:@(?P<revision>[\w./-]+))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_SECONDS = 15  # that the Hub has to answer
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """One commit of a repository. repository: user/repo; revision: the 40 digits of the commit."""
+
+    repository: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{self.repository}@{self.revision[:10]}"
+
+
+def pin(text: str, pins: Path | None = None) -> Pinned:
+    """The commit that `user/repo` or `user/repo@revision` means: a branch (main, if none is given), a tag or a commit.
+
+    pins: the JSON file that keeps the answer, `{"user/repo@main": commit}`; what stands there is not asked again, so
+    that a later run means the same bytes. Remove its line to take what is there today. Without a network the Hub's
+    cache tells what it has. The 40 digits of a commit need no question.
+    Raises UserError if `text` is no repository, or it cannot be had, with the reason.
+    """
+    found = REPOSITORY.fullmatch(text)
+    if found is None:
+        raise UserError(
+            f"a repository of the Hugging Face Hub is written user/repo or user/repo@revision, got '{text}'"
+        )
+    repository, revision = found["repository"], found["revision"] or "main"
+    if COMMIT.fullmatch(revision):
+        return Pinned(repository, revision)
+    if pins is None:
+        return Pinned(repository, _ask(text, repository, revision))
+    key = f"{repository}@{revision}"
+    if key not in _read(pins):
+        commit = _ask(text, repository, revision)
+        with _alone(pins):
+            write_atomically(pins, json.dumps({key: commit} | _read(pins), indent=1, sort_keys=True) + "\n")
+    return Pinned(repository, _read(pins)[key])
+
+
+def snapshot_folder(pinned: Pinned) -> Path:
+    """Where the files of a commit lie, or will lie, in the Hub's cache (HF_HOME, HF_HUB_CACHE). Asks nobody."""
+    return storage_folder(pinned.repository) / "snapshots" / pinned.revision
+
+
+def storage_folder(repository: str) -> Path:
+    """The folder of a repository in the Hub's cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
+
+
+def refused(text: str, error: Exception, repository: str, revision: str) -> UserError:
+    """What to tell whoever asked for `text` when the Hub's library raised `error`."""
+    from huggingface_hub import errors
+
+    log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    reasons = {
+        errors.GatedRepoError: f"it is gated; ask for access on its page, then {log_in}",
+        errors.RepositoryNotFoundError: f"there is no repository {repository} (if it is private: {log_in})",
+        errors.RevisionNotFoundError: f"{repository} has no revision {revision}",
+    }
+    other = (str(error).splitlines() or [type(error).__name__])[0]
+    if not _is_answer(error):
+        other = (
+            f"it is not whole in the cache, and the Hub was not reached (no network, or HF_HUB_OFFLINE is set): {other}"
+        )
+    reason = next((reason for kind, reason in reasons.items() if isinstance(error, kind)), other)
+    return UserError(f"'{text}' is no folder here, and cannot be had from the Hugging Face Hub: {reason}")
+
+
+def is_final(error: Exception) -> bool:
+    """Whether asking again brings nothing: the Hub has refused, or HF_HUB_OFFLINE forbids to ask it."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return _is_answer(error) or isinstance(error, OfflineModeIsEnabled)
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether the Hub has answered, with a refusal, instead of not being there or being out of order."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return isinstance(error, HfHubHTTPError) and error.response.status_code < 500
+
+
+def _ask(text: str, repository: str, revision: str) -> str:
+    """The commit of a branch or tag, by the Hub or, if it is not reached, by its cache."""
+    from huggingface_hub import HfApi
+
+    ref = storage_folder(repository) / "refs" / revision
+    try:
+        commit = HfApi().model_info(repository, revision=revision, timeout=_SECONDS).sha
+    except Exception as error:  # what the network raises differs between versions of the Hub's library
+        if _is_answer(error) or not ref.is_file():
+            raise refused(text, error, repository, revision) from error
+        return ref.read_text().strip()
+    with contextlib.suppress(OSError):  # a cache that cannot be written serves those who read it
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(ref, commit)
+    return commit
+
+
+def _read(pins: Path) -> dict[str, str]:
+    try:
+        read = dict(json.loads(pins.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{pins}, which keeps the commits of repositories, cannot be read: {error}") from error
+    for key, commit in read.items():
+        if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+            raise UserError(f"{pins}: '{key}' must be a commit of 40 hexadecimal digits, got {commit!r}")
+    return read
+
+
+@contextlib.contextmanager
+def _alone(pins: Path) -> Iterator[None]:
+    """Keep other processes from adding to the file at the same time."""
+    pins.parent.mkdir(parents=True, exist_ok=True)
+    with open(pins.with_name(f".{pins.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

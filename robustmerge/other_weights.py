@@ -1,0 +1,56 @@
+"""What experts train besides A and B: biases of the updates, DoRA magnitudes, and values of the base model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from robustmerge.formats.adapter import Adapter
+from robustmerge.formats.tensors import all_finite
+from robustmerge.module import Module
+from robustmerge.rules import sum_of
+
+
+def merge_biases(biases: Sequence[Tensor | None], module: Module) -> Tensor | None:
+    """The merged bias of the update (lora_bias) [d_out]: it takes part in a method that is a plain sum.
+
+    Linear methods: strength sum_n w_n b_n (a mean: / T), as B A is merged; other methods say nothing of a bias, so it
+    is the plain mean.
+    """
+    if biases[0] is None:
+        return None
+    method = module.method
+    if not getattr(method, "is_linear", False):
+        return mean_of(biases)
+    share = method.effective_strength / (len(biases) if method.combine == "mean" else 1)
+    return sum_of(biases, [share * weight for weight in module.weights])
+
+
+def mean_of(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """The plain mean in float32; None of None."""
+    if tensors[0] is None:
+        return None
+    return sum_of([x.float() for x in tensors]) / len(tensors)
+
+
+def mean_extras(adapters: Sequence[Adapter]) -> Iterator[tuple[str, Tensor]]:
+    """The plain mean of every trained value of the base, in float32, whatever the method and its strength.
+
+    Published code: the same mean, summed in the tensors' own dtype. Counters and the like are equal and stay.
+    """
+    for name in adapters[0].extras:
+        tensors = [a.extra(name) for a in adapters]
+        yield name, mean_of(tensors) if tensors[0].is_floating_point() else tensors[0]
+
+
+def problems_of_extras(adapters: Sequence[Adapter]) -> Iterator[str]:
+    """The trained values of the base that cannot be averaged."""
+    for name in adapters[0].extras:
+        tensors = [a.extra(name) for a in adapters]
+        if tensors[0].is_floating_point():
+            bad = [a.name for a, x in zip(adapters, tensors, strict=True) if not all_finite(x)]
+            yield from (f"expert '{expert}', '{name}' holds NaN or infinity" for expert in bad)
+        elif any(not torch.equal(tensors[0], x) for x in tensors[1:]):
+            yield f"'{name}' differs between the experts and is not a number that can be averaged"

@@ -1,0 +1,316 @@
+"""Where results live and when they count: addresses, identities, manifests and locks.
+
+A stage writes one folder (predict and score: one file) whose name ends in the hash of its *identity*: the stage,
+its schema number, the settings that change the result, and the identities of its inputs. The manifest is written
+last, so a result is complete exactly when its manifest exists. Nothing is overwritten, nothing is named by time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from robustmerge.stage.files import BESIDE, digest_of, left_beside, sha256_of, write_atomically
+from robustmerge.stage.process import process_start
+from robustmerge.stage.settings import LATER, OUTSIDE_IDENTITY, UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+UNFINISHED = "unfinished"  # the folder inside a result in which a stage keeps what it goes on from
+FILE_SUFFIXES = (".json", ".jsonl")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "numpy", "safetensors", "pillow")
+
+
+@dataclass(frozen=True)
+class Address:
+    """One result: where it is (or will be) and what makes it what it is.
+
+    root: the folder of the whole run; path: the result's folder or file; identity: the mapping that is hashed.
+    """
+
+    root: Path
+    path: Path
+    identity: dict
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the identity, keys sorted."""
+        return hashlib.sha256(_canonical(self.identity).encode()).hexdigest()
+
+    @property
+    def hash8(self) -> str:
+        return self.fingerprint[:8]
+
+    @property
+    def short(self) -> str:
+        """The address as people write it: `experts/vqav2-1a2b3c4d`."""
+        with contextlib.suppress(ValueError):
+            return self.path.relative_to(self.root).as_posix()
+        return str(self.path)
+
+    @property
+    def is_file(self) -> bool:
+        return self.path.suffix in FILE_SUFFIXES
+
+    @property
+    def manifest(self) -> Path:
+        return self.path.with_suffix(".manifest.json") if self.is_file else self.path / "manifest.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path.with_name(self.path.name + ".lock")
+
+    def is_complete(self) -> bool:
+        """Whether the manifest is there. Raises UserError if it tells of something else."""
+        if self.identity.get("stage") == "foreign":
+            return True
+        if not self.manifest.exists():
+            return False
+        found = read_manifest(self.manifest)["identity"]
+        if found != json.loads(_canonical(self.identity)):
+            raise UserError(
+                f"{self.manifest} describes another result than its address promises; nothing is overwritten. "
+                f"Move {self.path} away and run the command again"
+            )
+        return True
+
+    def to_json(self) -> dict:
+        return {"root": str(self.root), "path": str(self.path), "identity": self.identity}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Address:
+        return cls(Path(values["root"]), Path(values["path"]), dict(values["identity"]))
+
+
+def _canonical(identity: Mapping[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _identity_of(stage: str, schema: int, settings: Any, inputs: Mapping[str, Address]) -> dict:
+    return {
+        "stage": stage,
+        "schema": schema,
+        "settings": settings_in_identity(settings),
+        "inputs": {name: address.fingerprint for name, address in sorted(inputs.items())},
+    }
+
+
+def settings_in_identity(settings: Any) -> Any:
+    """The part of a settings dataclass that changes the result, as plain JSON values.
+
+    A dataclass may say `as_used`: itself, with whatever it does not use at its default.
+    """
+    if dataclasses.is_dataclass(settings):
+        settings = getattr(settings, "as_used", settings)
+        return {
+            field.name: settings_in_identity(getattr(settings, field.name))
+            for field in dataclasses.fields(settings)
+            if field.init and not _left_out(field, getattr(settings, field.name))
+        }
+    if isinstance(settings, Mapping):
+        return {str(key): settings_in_identity(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [settings_in_identity(value) for value in settings]
+    return settings
+
+
+def _left_out(field: dataclasses.Field, value: Any) -> bool:
+    if field.metadata.get(OUTSIDE_IDENTITY):
+        return True
+    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return bool(field.metadata.get(LATER)) and value == default
+
+
+def address_folder(
+    root: Path, kind: str, name: str, stage: str, schema: int, settings: Any, inputs: Mapping[str, Address]
+) -> Address:
+    """The address `root/kind/name-hash8` of a stage that writes a folder."""
+    identity = _identity_of(stage, schema, settings, inputs)
+    unnamed = Address(root, root, identity)
+    return dataclasses.replace(unnamed, path=root / kind / f"{name}-{unnamed.hash8}")
+
+
+def address_file(
+    root: Path,
+    folder: Path,
+    name: str,
+    suffix: str,
+    stage: str,
+    schema: int,
+    settings: Any,
+    inputs: Mapping[str, Address],
+) -> Address:
+    """The address `folder/name-hash8suffix` of a stage that writes one file, its manifest beside it."""
+    identity = _identity_of(stage, schema, settings, inputs)
+    unnamed = Address(root, root, identity)
+    return dataclasses.replace(unnamed, path=folder / f"{name}-{unnamed.hash8}{suffix}")
+
+
+def foreign(path: Path, root: Path | None = None) -> Address:
+    """The address of a folder or file from elsewhere: known by the names, sizes and sha256 of its files.
+
+    A complete result of ours keeps the identity of its manifest. Large files are not read at every start
+    (robustmerge.stage.files). Raises UserError if nothing is there, or a result of ours that is not finished.
+    """
+    path = Path(path).expanduser().resolve()
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if (path / UNFINISHED).exists() or is_locked(path):
+        raise UserError(f"{path} is not finished yet; run the command that makes it to its end")
+    with contextlib.suppress(UserError, OSError):
+        return Address(root or path.parent, path, read_manifest(path / "manifest.json")["identity"])
+    if path.is_file():
+        return Address(root or path.parent, path, {"stage": "foreign", "files": [path.stat().st_size, digest_of(path)]})
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    named = {file.relative_to(path).as_posix(): [file.stat().st_size, digest_of(file)] for file in files}
+    return Address(root or path.parent, path, {"stage": "foreign", "files": named})
+
+
+def read_manifest(path: Path) -> dict:
+    """Read a manifest. Raises UserError if it is not one."""
+    try:
+        manifest = json.loads(Path(path).read_text())
+        return {"identity": manifest["identity"], "record": manifest["record"]}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a manifest of ours: {error!r}") from error
+
+
+def run_stage(address: Address, work: Callable[[Path], dict | None], say: Callable[[str], None] = print) -> Path:
+    """Make the result at `address` unless it is complete, and return its path.
+
+    Takes the lock (a live holder is waited for, the lock of a dead one is free), calls `work(path)`, which finds
+    whatever an interrupted run has left there and goes on, and writes the manifest last. What `work` returns is
+    added to the manifest's record.
+    """
+    if address.is_complete():
+        return address.path
+    with _locked(address, say):
+        if not address.is_complete():
+            started = time.time()
+            (address.path.parent if address.is_file else address.path).mkdir(parents=True, exist_ok=True)
+            try:
+                found = work(address.path) or {}
+            except BaseException:
+                _remove_if_empty(address)
+                raise
+            _remove_cut_files(address.path)
+            manifest = {"identity": address.identity, "record": {**_record(address, started), **found}}
+            write_atomically(address.manifest, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    return address.path
+
+
+def _remove_if_empty(address: Address) -> None:
+    """A stage that was refused before it wrote anything leaves no folder."""
+    with contextlib.suppress(OSError):
+        address.path.rmdir()
+
+
+def _remove_cut_files(path: Path) -> None:
+    """What a kill left of files that were being written beside their name."""
+    for file in path.rglob(f".*{BESIDE}") if path.is_dir() else left_beside(path):
+        file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(address: Address, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold `<address>.lock`. The kernel frees it when its holder ends, however it ends."""
+    address.lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(address.lock, say)
+    try:
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "start": process_start(os.getpid())}
+        os.truncate(descriptor, 0)
+        os.write(descriptor, json.dumps(holder).encode())
+        yield
+    finally:
+        address.lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquire(lock: Path, say: Callable[[str], None]) -> int:
+    told = False
+    while True:
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):  # its last holder may be removing it
+                if os.fstat(descriptor).st_ino == lock.stat().st_ino:
+                    return descriptor
+        except BlockingIOError:
+            if not told:
+                say(f"waiting for another run to finish {lock.with_suffix('')} (held by {_holder(lock)})")
+                told = True
+            time.sleep(0.5)
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a running process holds the lock of the result at `path`."""
+    try:
+        with open(path.with_name(path.name + ".lock")) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _holder(lock: Path) -> str:
+    try:
+        held = json.loads(lock.read_text())
+        return f"process {held['pid']} on {held['host']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def _record(address: Address, started: float) -> dict:
+    """Everything worth knowing about how a result was made that does not change what it is."""
+    outputs = [address.path] if address.is_file else sorted(address.path.iterdir())
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 2),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+        **commit(),
+        "outputs": {path.name: sha256_of(path) for path in outputs if path != address.manifest},
+    }
+
+
+@lru_cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+@lru_cache
+def commit() -> dict[str, Any]:
+    """The commit of this repository and whether the working tree differs from it; null without git."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            return subprocess.run(
+                ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -1,0 +1,147 @@
+"""Files that are there whole or not at all: written beside their name, brought to the disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+BESIDE = ".part"  # ending of a file that is being written
+
+SMALL = 16 * 2**20  # bytes below which a file is read anew: that takes 10 ms
+SETTLED_NS = 2 * 10**9  # a file that was written later than this before it was read may change unnoticed
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file; of a folder, the sha256 over the names and digests of its files."""
+    if path.is_dir():
+        lines = [
+            f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n"
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        ]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class WholeFile:
+    """A file that appears under its name when the block ends well; if it does not, nothing of it stays.
+
+    file: what to write to, inside the block. alone: no other process writes this file, so what is left beside it is
+    of runs that were killed, and is removed first. `finish` and `publish` by hand are for several files that are to
+    appear together.
+    """
+
+    file: BinaryIO
+
+    def __init__(self, path: Path, alone: bool = False):
+        self.path, self._alone = path, alone
+        self._beside = path.with_name(f".{path.name}.{os.getpid()}{BESIDE}")
+
+    def __enter__(self) -> Self:
+        if self._alone:
+            for left in left_beside(self.path):
+                left.unlink()
+        self.file = open(self._beside, "wb")  # noqa: SIM115  (closed in finish or drop)
+        return self
+
+    def finish(self) -> None:
+        """Bring all bytes to the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+    def publish(self) -> None:
+        """Give the finished file its name."""
+        os.replace(self._beside, self.path)
+
+    def drop(self) -> None:
+        """Leave nothing of an unpublished file."""
+        try:
+            self.file.close()
+        finally:
+            self._beside.unlink(missing_ok=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.finish()
+                self.publish()
+        finally:
+            self.drop()
+
+
+def left_beside(path: Path) -> Iterator[Path]:
+    """What was written of a file, by whatever process, and is not published."""
+    return path.parent.glob(f".{path.name}.*{BESIDE}")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write beside `path`, then rename: the file is there whole or not at all."""
+    with WholeFile(Path(path)) as whole:
+        whole.file.write(content.encode() if isinstance(content, str) else content)
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file. A file of 16 MiB or more is known again by its path, size, inode and times.
+
+    Its time of change (ctime) is among them, which no program can set back. Raises OSError if it cannot be read.
+    """
+    path, started = Path(path).resolve(), time.time_ns()
+    signature = _signature(path)
+    if signature[0] < SMALL:
+        return _sha256(path)
+    known = _read()
+    if known.get(str(path), [None])[:-1] == signature:
+        return known[str(path)][-1]
+    digest = _sha256(path)
+    if _signature(path) == signature and started - signature[-1] > SETTLED_NS:
+        _remember(str(path), [*signature, digest])
+    return digest
+
+
+def memory() -> Path:
+    """The file that keeps the digests."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(caches) / "robustmerge" / "digests.json"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _signature(path: Path) -> list[int]:
+    """Size in bytes, inode, and the times of the last writing and the last change in nanoseconds."""
+    found = path.stat()
+    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _read() -> dict[str, list]:
+    """path -> its signature and digest. A memory that cannot be read is empty."""
+    try:
+        read = json.loads(memory().read_text())
+        return {path: known for path, known in read.items() if isinstance(known, list) and _is_digest(known[-1:])}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _is_digest(last: list) -> bool:
+    return bool(last) and isinstance(last[0], str) and len(last[0]) == 64
+
+
+def _remember(path: str, known: list) -> None:
+    """Add one file, and forget those that are gone. A memory that cannot be written is done without."""
+    with contextlib.suppress(OSError):
+        memory().parent.mkdir(parents=True, exist_ok=True)
+        kept = {other: digest for other, digest in _read().items() if os.path.exists(other)}
+        write_atomically(memory(), json.dumps(kept | {path: known}, indent=1, sort_keys=True) + "\n")

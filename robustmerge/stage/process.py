@@ -1,0 +1,34 @@
+"""A process and the one that started it: told apart from a reused number, ended together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+
+def process_start(pid: int) -> str | None:
+    """When a process was started, as the system tells it; None if it has ended. Tells a reused pid apart."""
+    stat = Path(f"/proc/{pid}/stat")
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else fields[19]
+    shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True)
+    state, _, start = shown.stdout.strip().partition(" ")
+    return start.strip() if state and not state.startswith("Z") else None
+
+
+def end_with_process(pid: int, start: str, poll: float = 0.5) -> None:
+    """End this process as soon as process `pid` (started at `start`) has ended, however that came about."""
+
+    def watch() -> None:
+        while process_start(pid) == start:
+            time.sleep(poll)
+        os._exit(143)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

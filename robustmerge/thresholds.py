@@ -1,0 +1,112 @@
+"""What a method must know of more than one tensor before it can merge any: order statistics over a range of tensors.
+
+The range is one tensor too large to hold, or, with scope=model, every tensor of every module. Tensors are given block
+by block and as often as they are asked for; nothing but counts is kept of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import Tensor
+
+from robustmerge.method import Method, Prune
+from robustmerge.order_statistics import Selector, batch_of
+from robustmerge.pcb import Bounds, magnitude_ranks, score, score_ranks
+from robustmerge.rules import PRUNE, Known, generator_for, threshold_index
+from robustmerge.spaces import Blocks
+
+Visit = Callable[[Callable[[str, str, Blocks], None]], None]  # calls a function on (module, part, blocks) of a range
+
+
+Values = Callable[[str, str, Blocks], Iterator[list[Tensor]]]  # what is measured of (module, part, blocks)
+
+
+def pruned_blocks(
+    blocks: Blocks, method: Method, names: Sequence[str], where: tuple[str, str], known: Known, steps: int | None = None
+) -> Iterator[list[Tensor]]:
+    """The blocks of one part after the first `steps` prunings of the method (None: all). where: module and part."""
+    prunings = method.prunings[:steps]
+    module, part = where
+    draws = []
+    for number, step in enumerate(prunings):
+        own = part if number == 0 else f"{part}.{number}"
+        draws.append([generator_for(method.seed, name, module, own) for name in names] if step.rule == "random" else ())
+    for block in blocks:
+        xs = block()
+        for step, draw in zip(prunings, draws, strict=True):
+            xs = PRUNE[step.rule](xs, step, known.limits, draw)
+            if step.rescale:
+                xs = [x / step.density for x in xs]
+        yield xs
+
+
+def weigh(xs: Sequence[Tensor], method: Method, names: Sequence[str], part: str) -> list[Tensor]:
+    """w_n x_n. In factor space the weight is on B, so that it is on the update once."""
+    weights = [1.0 if part == "A" else (method.weights or {}).get(name, 1.0) for name in names]
+    return [x if weight == 1 else x * weight for x, weight in zip(xs, weights, strict=True)]
+
+
+def measure(method: Method, names: Sequence[str], visit: Visit) -> Known:
+    """Measure a range of tensors for the experts `names`. visit: walks the range, as often as it is called."""
+    limits = _measure_limits(method, names, visit) if method.prune.rule == "magnitude" else None
+    bounds = _measure_bounds(method, names, visit, limits) if method.combine == "balanced" else None
+    return Known(limits, majority=1, bounds=bounds)
+
+
+def _measure_limits(method: Method, names: Sequence[str], visit: Visit) -> tuple[float, ...]:
+    step, before = method.prune, len(method.prunings) - 1
+
+    def magnitudes(module: str, part: str, blocks: Blocks) -> Iterator[list[Tensor]]:
+        for xs in pruned_blocks(blocks, method, names, (module, part), Known(), before):
+            yield [x.abs() for x in xs]
+
+    def ranks(n: int) -> list[int]:
+        return [min(max(threshold_index(n, step.density, step.count), 1), n)]
+
+    return tuple(_limit(step, n, value) for n, (value,) in _select(ranks, names, visit, magnitudes))
+
+
+def _limit(step: Prune, n: int, value: float) -> float:
+    k = threshold_index(n, step.density, step.count)
+    return 0.0 if k < 1 else value if k <= n else float("inf")
+
+
+def _measure_bounds(
+    method: Method, names: Sequence[str], visit: Visit, limits: tuple[float, ...] | None
+) -> tuple[Bounds, ...]:
+    """The bounds of the magnitudes first, since the scores are made with them."""
+    balance = method.balance
+
+    def magnitudes(module: str, part: str, blocks: Blocks) -> Iterator[list[Tensor]]:
+        for xs in pruned_blocks(blocks, method, names, (module, part), Known(limits)):
+            yield [x.abs() for x in weigh(xs, method, names, part)]
+
+    found = _select(lambda n: magnitude_ranks(n, balance), names, visit, magnitudes)
+    bounds = [Bounds(*values) for _, values in found]
+
+    def scores(module: str, part: str, blocks: Blocks) -> Iterator[list[Tensor]]:
+        for xs in pruned_blocks(blocks, method, names, (module, part), Known(limits)):
+            yield score(weigh(xs, method, names, part), balance, bounds)
+
+    found = _select(lambda n: score_ranks(n, balance), names, visit, scores)
+    return tuple(Bounds(b.low, b.high, *values) for b, (_, values) in zip(bounds, found, strict=True))
+
+
+def _select(
+    ranks: Callable[[int], Sequence[int]], names: Sequence[str], visit: Visit, values: Values
+) -> list[tuple[int, list[float]]]:
+    """Of each expert: how many values there are, and those of the given ranks, see `Selector`."""
+    selectors = [Selector(ranks, batch_of(len(names))) for _ in names]
+
+    def add(module: str, part: str, blocks: Blocks) -> None:
+        for xs in values(module, part, blocks):
+            for selector, x in zip(selectors, xs, strict=True):
+                if not selector.is_done:
+                    selector.add(x)
+
+    while not all(selector.is_done for selector in selectors):
+        visit(add)
+        for selector in selectors:
+            selector.end_pass()
+    return [(selector.n, selector.values) for selector in selectors]

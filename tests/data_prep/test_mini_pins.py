@@ -1,0 +1,56 @@
+"""What the mini benchmark asks is fixed: every drawn question, answer and picture, pinned by sha256.
+
+A change here is a new benchmark: raise `GENERATOR` (data_prep/settings.py) and pin anew, before any merge is scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+
+import pytest
+import yaml
+
+from data_prep.mini.corpus import draw_corpus
+from data_prep.mini.tasks import GENERATORS
+from data_prep.prepare import draw_task
+from data_prep.settings import GENERATOR, BaseCorpus, Counts, TaskData
+from robustmerge.stage.address import REPOSITORY
+from robustmerge.stage.settings import build
+
+PINS = json.loads((REPOSITORY / "tests/golden/mini_splits.json").read_text())
+BENCHMARK = yaml.safe_load((REPOSITORY / "configs/benchmark/mini.yaml").read_text())
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def digests_of(task: str) -> dict[str, str]:
+    """By split: sha256 over every question's fields and the sha256 of its pixels, in order."""
+    seen = yaml.safe_load((REPOSITORY / f"configs/task/mini/{task}.yaml").read_text())["seen"]
+    counts = build(Counts, BENCHMARK["counts"] | ({} if seen else {"train": 0, "val": 0}), "counts")
+    splits = draw_task(TaskData(task=task, generator=task, counts=counts, seed=BENCHMARK["seed"]))
+    return {
+        split: digest(*((asdict(drawn.example), drawn.digest.hex()) for drawn in drawns))
+        for split, drawns in splits.items()
+        if drawns
+    }
+
+
+def test_the_pins_are_of_this_version_of_the_generator():
+    assert PINS["generator"] == GENERATOR
+    assert sorted(PINS["splits"]) == sorted(GENERATORS)
+
+
+@pytest.mark.parametrize("task", sorted(GENERATORS))
+def test_the_drawn_splits_are_the_pinned_ones(task):
+    assert digests_of(task) == PINS["splits"][task]
+
+
+def test_the_base_corpus_is_the_pinned_one():
+    drawn = list(draw_corpus(BaseCorpus(images=1000, dialogues=1000, jobs=1)))
+    labels = [values for pictures, _ in drawn for _, values in pictures]
+    said = [turns for _, talks in drawn for _, _, turns in talks]
+    assert digest(labels, said) == PINS["corpus"]

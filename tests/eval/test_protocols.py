@@ -1,0 +1,185 @@
+"""What stands beside the main table: the other protocol, counts, parts, pairs, and that a look is no result."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from itertools import combinations
+
+import pytest
+
+from eval.metrics.official import FOOTNOTES
+from eval.report.counts_and_parts import counts_table, further_tables, parts_table, title_of_part
+from eval.report.figures import draw_figures
+from eval.report.formats import format_csv, format_html
+from eval.report.notes import tell_look, tell_notes
+from eval.report.report import make_report, show_summary
+from eval.report.results import SourceResult, arrange_rows
+from eval.report.standing import pairs_table
+from eval.report.tables import MISSING, main_table
+from eval.settings import Official
+from pipeline.stages.score import tell_partial
+from robustmerge.stage.records import Score
+from tests.report_cases import TASKS, N, both, cell, make_results, make_score, make_seeds, measure
+
+NO_JAVA = "METEOR needs Java (java is not on PATH)"
+PUBLISHED = Official(image="crop", parse="raw", metric="official_substring")
+TWO = (*(dataclasses.replace(task, official=PUBLISHED) for task in TASKS[:2]), TASKS[2])
+
+
+def with_also(results: list[SourceResult]) -> list[SourceResult]:
+    """The same sources with ten more right answers under the other protocol, and no such score on REC."""
+    made = []
+    for result in results:
+        also = {task: make_score(task, min(N, int(sum(score.values.values())) + 10), n_empty=1)
+                for task, score in result.scores.items()}  # fmt: skip
+        if "rec" in also:
+            also["rec"] = dataclasses.replace(also["rec"], value=None, reason=NO_JAVA)
+        made.append(dataclasses.replace(result, also=also))
+    return made
+
+
+@pytest.fixture
+def two(context):
+    return dataclasses.replace(context, tasks=TWO, questions={})
+
+
+def test_the_other_protocol_has_a_table_of_its_own_and_below_it_what_is_wrong_with_it(two):
+    with_other, without = make_report(with_also(make_results()), two), make_report(make_results(), two)
+    for name in ("tables/main.csv", "tables/pairs.csv", "figures/tasks.svg"):
+        assert with_other.files[name] == without.files[name]
+    other, main = with_other.tables["other_protocol"], with_other.tables["main"]
+    assert "official protocol" in other.title and other.columns == main.columns
+    found = cell(other, "RobustMerge", "vqav2")
+    assert found.value == pytest.approx(100 * 90 / N) and found.low < found.value < found.high
+    assert cell(other, "RobustMerge", "rec").text == cell(other, "RobustMerge", "seen_avg").text == MISSING
+    text = with_other.files["report.md"].decode()
+    section = text[text.index("## Scores under the official protocol") : text.index("## Published values")]
+    assert "- — of REC: METEOR needs Java (java is not on PATH)." in section
+    assert "**VQAv2, REC** (`official_substring`)" in section and "**VQAv2, REC** (`crop`)" in section
+    assert "treat AOKVQA alike" in section
+    assert "other_protocol" not in without.tables and "## Scores under" not in without.files["report.md"].decode()
+
+
+def test_an_official_report_names_its_protocol_and_explains_its_own_numbers(two):
+    official = dataclasses.replace(two, protocol="official")
+    report = make_report(with_also(make_results()), official)
+    text = report.files["report.md"].decode()
+    scores = text[text.index("## Scores\n") : text.index("## Figures")]
+    assert "official protocol" in report.tables["main"].title and "(`official_substring`)" in scores
+    assert "corrected protocol" in report.tables["other_protocol"].title
+    assert "Protocol `official`" in text
+    assert text.count("(`official_substring`)") == 1
+
+
+def test_a_footnote_is_there_for_what_a_shown_task_has_and_for_nothing_else(context, two):
+    assert tell_notes([], context, "official") == tell_notes([], two, "corrected") == ""
+    told = tell_notes([], two, "official")
+    assert [key for key in FOOTNOTES if f"(`{key}`)" in told] == ["crop", "official_substring"]
+    assert FOOTNOTES["crop"] in told
+
+
+def test_captions_scored_without_java_are_not_passed_off_as_published_figures(context):
+    results = make_results()
+    for result in results:
+        result.scores["rec"] = dataclasses.replace(result.scores["rec"], metric="cider_builtin")
+    told = tell_notes(arrange_rows(results), context, "corrected")
+    assert told.startswith("- **REC** (`cider_builtin`): without Java") and "no published CIDEr compares" in told
+
+
+def test_the_terminal_says_so_too(capsys):
+    caption = dataclasses.replace(make_results()[0].scores["rec"], metric="cider_builtin")
+    tell_partial([("zero_shot", "rec", caption), ("zero_shot", "rec", make_results()[0].scores["rec"])])
+    builtin, published = capsys.readouterr().out.splitlines()
+    assert "cider_builtin: without Java" in builtin and "Java" not in published
+
+
+def test_an_average_is_missing_where_a_score_of_one_seed_cannot_be_had(context):
+    results = make_seeds("dare", "DARE", {1: both(30), 2: both(60)})
+    results[1].scores["rec"] = dataclasses.replace(results[1].scores["rec"], value=None, reason=NO_JAVA)
+    rows = arrange_rows(results)
+    main = main_table(rows, context, measure(rows, context))
+    assert [cell(main, "DARE", key).text for key in ("rec", "seen_avg")] == [MISSING] * 2
+    assert cell(main, "DARE", "vqav2").value == pytest.approx(100 * 45 / N)
+
+
+def test_every_question_is_counted_once_beside_each_score(two):
+    results = with_also(make_seeds("dare", "DARE", {1: both(30), 2: both(60)}))
+    table = counts_table(arrange_rows([*results, *with_also(make_results())]), two)
+    lines = list(csv.DictReader(io.StringIO(format_csv(table))))
+    kinds = ("scored", "empty", "unparsed", "failed")
+    assert all(int(one["n_expected"]) == sum(int(one[f"n_{kind}"]) for kind in kinds) for one in lines)
+    first = {(one["source"], one["protocol"], one["task"]): one for one in lines}["DARE", "official", "vqav2"]
+    assert (first["n_expected"], first["n_empty"], first["score"]) == (str(2 * N), "2", f"{100 * 55 / N:.4f}")
+    assert len(lines) == 2 * (3 + 5 * 3 + 2)  # both protocols: DARE, five sources on three tasks, the experts on two
+
+
+def with_parts(score: Score, **parts: float | None) -> Score:
+    return dataclasses.replace(score, parts=parts)
+
+
+def test_parts_are_means_over_seeds_and_missing_where_one_is(context):
+    results = make_seeds("dare", "DARE", {1: both(30), 2: both(60)})
+    for result, bleu, meteor in zip(results, (10.0, 30.0), (20.0, None), strict=True):
+        result.scores["rec"] = with_parts(result.scores["rec"], bleu_4_builtin=bleu, meteor=meteor)
+    table = parts_table(arrange_rows(results), context, "parts", "corrected")
+    assert [(column.group, column.title) for column in table.columns] == [
+        ("REC", "BLEU-4, own words"),
+        ("REC", "METEOR"),
+    ]
+    assert [one.text for one in table.rows[0].cells] == ["20.0", MISSING]
+    assert parts_table(arrange_rows(make_results()), context, "parts", "corrected") is None
+    assert [title_of_part(part) for part in ("rouge_l", "cider_builtin", "with_picture")] == [
+        "ROUGE-L",
+        "CIDEr, own words",
+        "With picture",
+    ]
+
+
+def test_a_few_questions_are_called_a_look_on_the_page_and_in_the_terminal(context):
+    def look(results, n):
+        looked = [{t: dataclasses.replace(s, n_asked=n) for t, s in one.scores.items()} for one in results]
+        return [dataclasses.replace(one, scores=scores) for one, scores in zip(results, looked, strict=True)]
+
+    report = make_report(look(make_results(), 1500), context)
+    told = f"A LOOK, NOT A RESULT: {N} of 1,500 questions a task."
+    assert report.files["report.md"].decode().splitlines()[2] == f"> **{told}**"
+    assert show_summary(report).startswith(told)
+    assert tell_look(arrange_rows(look(make_results(), 0)), context) == ""
+    mixed = [*look(make_results()[:1], 1500), *make_results()[1:]]
+    mixed[0].scores["rec"] = make_score("rec", 3)
+    assert tell_look(arrange_rows(mixed), context) == f"A LOOK, NOT A RESULT: VQAv2, AOKVQA {N} of 1,500 questions."
+
+
+def test_every_pair_of_a_block_is_there_once_and_bold_only_outside_the_noise(sweep, context):
+    rows = arrange_rows(sweep)
+    measured = measure(rows, context)
+    table = pairs_table(rows, context, measured)
+    blocks = {row.block: [other.title for other in rows if other.block == row.block] for row in rows if row.block}
+    wanted = {(one, other) for titles in blocks.values() for other, one in combinations(titles, 2)}
+    assert {tuple(row.title.split(" minus ")) for row in table.rows} == wanted and len(table.rows) == len(wanted)
+    cells = [one for row in table.rows for one in row.cells]
+    assert {one.bold for one in cells} == {True, False}
+    for one in cells:
+        clear = all(low > 0 or high < 0 for low, high in ((one.low, one.high), (one.seeds_low, one.seeds_high)))
+        assert one.bold == clear
+    assert pairs_table(rows[:4], context, measured) is None  # no merged model
+
+
+def test_a_score_above_100_fills_its_bar_and_stays_on_the_axes(context):
+    result = make_results()[0]
+    caption = dataclasses.replace(
+        result.scores["rec"], value=143.0, values=dict.fromkeys(result.scores["rec"].values, 1.43)
+    )
+    rows = arrange_rows([dataclasses.replace(result, scores={**result.scores, "rec": caption})])
+    main = main_table(rows, context, measure(rows, context))
+    assert cell(main, "RobustMerge", "rec").text == "143.0"
+    assert "--v:100.0%" in format_html(main) and "--v:143" not in format_html(main)
+    (tasks,) = [one.svg.decode() for one in draw_figures(main) if one.name == "tasks"]
+    assert "<!-- 140 -->" in tasks
+
+
+def test_further_tables_are_only_those_that_have_something_to_show(context):
+    assert set(further_tables(arrange_rows(make_results()), context)) == {"counts"}
+    assert set(further_tables(arrange_rows(with_also(make_results())), context)) == {"counts", "other_protocol"}

@@ -1,0 +1,195 @@
+"""Tables, figures, the report and W&B on made-up scores of which everything is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+from matplotlib import image
+
+from eval.report.examples import EXAMPLES_A_TASK, LONGEST_SIDE
+from eval.report.figures import draw_figures
+from eval.report.page import make_page
+from eval.report.palette import look_of
+from eval.report.report import make_report, show_summary, write_files
+from eval.report.results import SourceResult
+from eval.report.tables import MISSING
+from robustmerge.stage.settings import UserError
+from tests.report_cases import (
+    PAPER_URL,
+    REPOSITORY,
+    TASKS,
+    cell,
+    make_result,
+    make_results,
+    make_score,
+    tables_of,
+    with_predictions,
+)
+
+
+def test_a_report_is_whole_and_its_page_needs_nothing_else(context, tmp_path):
+    path = write_files(tmp_path / "report", make_report(with_predictions(make_results(), tmp_path), context))
+    text, page = path.read_text(), (tmp_path / "report" / "report.html").read_text()
+    for wanted in ("Zero-shot", "0123abc", "uncommitted", "training 7", "VQAv2 120", "400 draws", context.command):
+        assert wanted in text and wanted in page
+    for name in re.findall(r'(?:src="|\]\()(figures/[^")]+)', text):
+        assert (tmp_path / "report" / name).exists(), name
+    assert not re.findall(r'(?:src|href)="(?!data:|https://arxiv)', page)
+    for name in ("main", "published", "differences"):
+        assert (tmp_path / "report" / "tables" / f"{name}.tex").exists()
+        assert (tmp_path / "report" / "tables" / f"{name}.csv").exists()
+    for name in ("seen_unseen.png", "seen_unseen.svg", "tasks.png", "tasks.svg"):
+        assert (tmp_path / "report" / "figures" / name).stat().st_size > 5000
+    assert "SMOKE" not in text and "None: every answer was there" in text
+
+
+def test_examples_show_pictures_questions_and_every_answer_unharmed(context, tmp_path):
+    report = make_report(with_predictions(make_results(), tmp_path), context)
+    text, page = report.files["report.md"].decode(), report.files["report.html"].decode()
+    assert text.count("| **Expected** |") == len(TASKS)
+    assert text.count("| Question |") == len(TASKS) and EXAMPLES_A_TASK == 3
+    assert "<b>vqav2" not in page and "*blue*|" in re.sub(r"&#(\d+);", lambda m: chr(int(m[1])), page)
+    assert "✓" in page and "✗" in page
+    shapes = [image.imread(io.BytesIO(data)).shape for name, data in report.files.items() if "examples/" in name]
+    assert shapes and all(max(shape[:2]) <= LONGEST_SIDE for shape in shapes)
+
+
+def test_the_same_scores_give_the_same_bytes_and_what_an_earlier_report_left_goes(context, tmp_path):
+    results = with_predictions(make_results(), tmp_path)
+    first, second = make_report(results, context), make_report(results, context)
+    assert first.files == second.files
+    (tmp_path / "report" / "figures" / "examples").mkdir(parents=True)
+    (tmp_path / "report" / "tables").mkdir()
+    for name in ("figures/examples/old-1.png", "tables/old.tex"):
+        (tmp_path / "report" / name).write_text("old")
+    (tmp_path / "report" / "tables" / "notes.txt").write_text("mine")
+    write_files(tmp_path / "report", make_report(results, context))
+    left = {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*.*")}
+    assert left == {*first.files, "tables/notes.txt"}
+
+
+def test_a_smoke_report_says_first_that_its_numbers_mean_nothing(context):
+    smoke = dataclasses.replace(context, profile="smoke")
+    files = make_report(make_results(), smoke).files
+    assert files["report.md"].decode().splitlines()[2].startswith("> **SMOKE RUN: THESE NUMBERS MEAN NOTHING")
+    assert "<blockquote>" in files["report.html"].decode()
+
+
+def test_answers_that_could_not_count_are_listed_where_there_are_any(context):
+    scores = {"rec": make_score("rec", 10, n_empty=2, n_unparsed=3, n_failed=1)}
+    text = make_report([SourceResult("zero_shot", "zero_shot", "Zero-shot", scores)], context).files["report.md"]
+    assert "| Zero-shot | REC | 2 empty, 3 unparsed, 1 failed |" in text.decode()
+
+
+def test_the_legend_tells_settings_paper_and_address(context):
+    settings = {"space": "factors", "prune": {"density": 0.2}, "scale": {"A": None}, "weights": {}}
+    result = make_result(
+        "merged/robustmerge", "merged", "RobustMerge", {"vqav2": 9}, settings=settings, paper=PAPER_URL
+    )
+    text = make_report([result], context).files["report.md"].decode()
+    assert f"- **RobustMerge.** [paper]({PAPER_URL}). `space=factors, prune.density=0.2, scale.A=null" in text
+    assert "`merged/robustmerge-1a2b3c4d`" in text
+
+
+def test_the_finding_calls_noise_noise(context):
+    text = make_report(make_results(), context).files["report.md"].decode()
+    seen, unseen = [line for line in text.splitlines() if line.startswith(("- **Seen", "- **Unseen"))][:2]
+    assert "RobustMerge is first" in seen and "is outside the noise" in seen
+    assert "is **within** the noise" in unseen
+
+
+def test_a_report_without_unseen_tasks_or_pictures_or_predictions_still_stands(context, tmp_path):
+    few = dataclasses.replace(context, tasks=TASKS[:2], questions={})
+    report = make_report(make_results(), few)
+    assert "figures/seen_unseen.svg" not in report.files and "figures/tasks.svg" in report.files
+    assert "## Examples" not in report.files["report.md"].decode()
+    assert "Unseen avg" not in show_summary(report)
+
+
+def test_a_source_that_lacks_tasks_has_no_average_over_them_and_the_report_stands(context, tmp_path):
+    part = {"density": 0.3}
+    results = [
+        *make_results(),
+        make_result("merged/robustmerge", "merged", "RobustMerge", {"vqav2": 110, "rec": 110}, overrides=part),
+        make_result("merged/dare", "merged", "DARE", {"rec": 100}),
+    ]
+    report = make_report(with_predictions(results, tmp_path), context)
+    main, differences = report.tables["main"], report.tables["differences"]
+    lacking = "RobustMerge (density=0.3)"
+    assert cell(main, lacking, "seen_avg").bold and cell(main, lacking, "vqav2").bold
+    assert [cell(main, lacking, key).text for key in ("aokvqa", "unseen_avg")] == [MISSING] * 2
+    assert [cell(main, "DARE", key).text for key in ("vqav2", "seen_avg", "unseen_avg")] == [MISSING] * 3
+    assert cell(differences, "DARE", "seen_avg").text == cell(differences, lacking, "unseen_avg").text == MISSING
+    figure = report.files["figures/seen_unseen.svg"].decode()
+    assert "Individual (seen only)" in figure and figure.count("(seen only)") == 1
+    assert "DARE" not in figure and "DARE" in report.files["figures/tasks.svg"].decode()
+
+
+def test_merged_models_of_which_no_two_share_an_average_are_not_compared(context):
+    results = [
+        make_result("merged/robustmerge", "merged", "RobustMerge", {"vqav2": 80}),
+        make_result("merged/dare", "merged", "DARE", {"rec": 60, "aokvqa": 10}),
+    ]
+    report = make_report(results, context)
+    assert "differences" not in report.tables and "figures/seen_unseen.svg" not in report.files
+    assert "Are the differences real" not in report.files["report.md"].decode()
+
+
+def tasks_figure(titles, context) -> str:
+    scores = [{"vqav2": 9, "rec": i, "aokvqa": i} for i in range(len(titles))]
+    results = [make_result(f"merged/m{i}", "merged", title, scores[i]) for i, title in enumerate(titles)]
+    (drawn,) = [one for one in draw_figures(tables_of(results, context)[0]) if one.name == "tasks"]
+    return drawn.svg.decode()
+
+
+def axes_width(figure: str) -> float:
+    left, right = re.search(r'id="patch_2">\s*<path d="M ([\d.]+) \S+ \nL ([\d.]+) ', figure).groups()
+    return float(right) - float(left)
+
+
+def test_long_titles_take_no_room_from_the_axes(context):
+    label = "RobustMerge (prune.density={}, scale.normalize=false)"
+    long = tasks_figure([label.format(i) for i in range(8)], context)
+    assert axes_width(long) > axes_width(tasks_figure(["A", "B"], context))
+
+
+def test_the_legend_has_the_order_of_the_rows_whatever_they_lack(context):
+    results = [
+        make_result("multi_task", "multi_task", "Multi-task", {"rec": 1}),
+        make_result("merged/dare", "merged", "DARE", {"aokvqa": 1}),
+        make_result("merged/robustmerge", "merged", "RobustMerge", {"vqav2": 1}),
+    ]
+    figure = draw_figures(tables_of(results, context)[0])[0].svg.decode()
+    assert re.findall("<!-- (Multi-task|DARE|RobustMerge) -->", figure) == ["Multi-task", "DARE", "RobustMerge"]
+
+
+def test_every_source_of_a_large_table_looks_different(context):
+    kinds = ["zero_shot"] * 3 + ["individual"] * 3 + ["multi_task"] * 3 + ["merged"] * 20
+    results = [make_result(f"s{i}", kind, f"s{i}", {"vqav2": i}) for i, kind in enumerate(kinds)]
+    main, _ = tables_of(results, context)
+    looks = look_of(main.rows)
+    assert len(set(looks)) == len(looks) == 29
+
+
+def test_nothing_to_report_is_said(context):
+    with pytest.raises(UserError, match="no score"):
+        make_report([], context)
+
+
+def test_a_title_cannot_break_the_page(context):
+    page = make_page("text", dataclasses.replace(context, benchmark="<script>"), {})
+    assert "<script>" not in page
+
+
+def test_scoring_imports_neither_figures_nor_wandb_nor_torch():
+    code = (
+        "import sys, eval.score, eval.predict, eval.statistics, eval.report.tables;"
+        "print([name for name in ('torch', 'matplotlib', 'markdown', 'wandb', 'hydra') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

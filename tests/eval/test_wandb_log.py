@@ -1,0 +1,78 @@
+"""What goes to Weights & Biases, offline without a key; a failure there costs nothing. Needs nothing."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import yaml
+
+from eval.report import wandb_log
+from eval.report.report import make_report
+from eval.settings import Logger
+from robustmerge.stage.settings import build
+from tests.report_cases import REPOSITORY, make_results
+
+
+@pytest.mark.parametrize("name", ["none", "wandb"])
+def test_every_logger_file_builds(name):
+    values = yaml.safe_load((REPOSITORY / "configs" / "logger" / f"{name}.yaml").read_text())
+    assert build(Logger, values, "logger").name == name
+    assert len(list((REPOSITORY / "configs" / "logger").glob("*.yaml"))) == 2
+
+
+class FakeRun:
+    def __init__(self, broken: bool):
+        self.broken, self.logged, self.summary = broken, {}, {}
+        self.url, self.settings = "https://wandb.test/run", types.SimpleNamespace(sync_dir="wandb/offline")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def log(self, values):
+        if self.broken:
+            raise ConnectionError("no route to host")
+        self.logged.update(values)
+
+
+def fake_wandb(monkeypatch, key: bool = False, broken: bool = False) -> types.SimpleNamespace:
+    run, started = FakeRun(broken), {}
+    module = types.SimpleNamespace(
+        run=run,
+        started=started,
+        login=lambda **_: key,
+        init=lambda **values: started.update(values) or run,
+        Settings=lambda **values: values,
+        Table=lambda columns, data: (columns, data),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "expected"), [("auto", False, "offline"), ("auto", True, "online"), ("offline", True, "offline")]
+)
+def test_tables_and_averages_go_to_wandb_offline_without_a_key(context, tmp_path, monkeypatch, mode, key, expected):
+    module, said = fake_wandb(monkeypatch, key), []
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    tables = make_report(make_results(), context).tables
+    assert wandb_log.log_report(Logger("wandb", mode=mode), tmp_path, tables, context, said.append) == expected
+    assert module.started["mode"] == expected and module.started["dir"] == str(tmp_path)
+    assert set(module.run.logged) == {"main", "published", "differences", "pairs", "standing", "counts"}
+    columns, data = module.run.logged["main"]
+    assert columns[:2] == ["Source", "VQAv2"] and data[0][0] == "Zero-shot"
+    assert module.run.summary["seen_avg/RobustMerge"] == pytest.approx(100 * 140 / 240)
+    assert "unseen_avg/Individual" not in module.run.summary
+    assert ("wandb sync" in said[0]) == (expected == "offline")
+
+
+def test_a_failure_of_wandb_is_a_warning(context, tmp_path, monkeypatch):
+    fake_wandb(monkeypatch, broken=True)
+    said: list[str] = []
+    tables = make_report(make_results(), context).tables
+    assert wandb_log.log_report(Logger("wandb"), tmp_path, tables, context, said.append) is None
+    assert said == ["warning: the report was not logged to W&B: ConnectionError: no route to host"]

@@ -1,0 +1,270 @@
+"""LLaVA-1.5 as the Hub keeps it: prompt ids, pixels, logits and answers equal a computation that shares none of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoProcessor, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from llava_ext.conversation import IGNORE
+from llava_ext.data import Reader, load_reader, pad, prompt_ids
+from llava_ext.exported_processor import set_processor
+from llava_ext.generate import Generator
+from llava_ext.pixels import read_picture
+from llava_ext.settings import Recipe
+from pipeline.config import read_config
+from pipeline.program import compose
+from robustmerge.stage.records import Example
+from tests.hub_layout import GOLDEN, IMAGE, LANGUAGE, MEAN, PAD, SIDE, STD, TOWER, draw_weights, write_checkpoint
+
+RECORDED = json.loads((GOLDEN / "prompts.json").read_text())
+PROMPTS = RECORDED["prompts"]
+PATCHES = 9
+SIZES = [(64, 48), (48, 65), (101, 37), (SIDE, SIDE), (SIDE, SIDE - 1), (5, 7), (200, 3), (1, 1)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="module")
+def generator(checkpoint) -> Generator:
+    return Generator(checkpoint, "vicuna_v1")
+
+
+def expected_ids(row: dict) -> list[int]:
+    """The beginning token, and the recorded ids around the picture."""
+    return [1, *row["before"], *([IMAGE] * PATCHES + row["after"] if row["image"] else [])]
+
+
+# ids
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_prompts_have_the_ids_that_the_original_gives_them(tmp_path, legacy):
+    reader = load_reader(write_checkpoint(tmp_path, legacy=legacy), "vicuna_v1")
+    for row in PROMPTS:
+        assert reader.encode([(row["question"], None)], row["image"]).ids == expected_ids(row), row["question"]
+
+
+def test_a_line_break_behind_the_picture_is_two_tokens_whatever_the_tokenizers_flag_says(tmp_path):
+    asked, whole = Example("q", "What is the object in the image?", "", "x.png"), {}
+    for legacy in (False, True):
+        folder = write_checkpoint(tmp_path / str(legacy), legacy=legacy)
+        ids = prompt_ids(load_reader(folder, "vicuna_v1"), asked)
+        end = len(ids) - ids[::-1].index(IMAGE)
+        assert ids[end : end + 3] == [29871, 13, 5618]  # a space, a line break, `What`
+        whole[legacy] = AutoTokenizer.from_pretrained(folder)("USER: <image>\nWhat")["input_ids"][-3:]
+    assert whole == {False: [IMAGE, 13, 5618], True: [29871, 13, 5618]}  # in one string the flag makes a difference
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_an_exported_model_asks_other_programs_for_the_same_tokens(tmp_path, legacy):
+    folder = write_checkpoint(tmp_path, legacy=legacy)
+    asked, picture = Example("q", "What is the object in the image?", "", "x.png"), draw_picture((50, 33), "RGB")
+    reader = load_reader(folder, "vicuna_v1")
+    set_processor(folder, "vicuna_v1", "pad")
+    processor = AutoProcessor.from_pretrained(folder)
+    content = [{"type": "image"}, {"type": "text", "text": asked.text}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    found = processor(text=text, images=picture, return_tensors="pt")
+    assert found["input_ids"][0].tolist() == prompt_ids(reader, asked)
+    assert torch.equal(found["pixel_values"], reader.pixels([picture]))
+
+
+def test_written_out_special_tokens_of_a_question_stay_text(checkpoint):
+    ids = prompt_ids(load_reader(checkpoint, "vicuna_v1"), Example("q", "</s> and <image> and <pad>", ""))
+    assert not {2, IMAGE, PAD} & set(ids)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_of_an_answer_the_same_tokens_are_learned_as_by_the_original(tmp_path, legacy):
+    reader = load_reader(write_checkpoint(tmp_path, legacy=legacy), "vicuna_v1")
+    for row in RECORDED["answers"]:
+        found = reader.encode([(row["question"], row["answer"])], row["image"])
+        picture = [IMAGE] * PATCHES if row["image"] else []
+        assert found.ids == [1, *row["before"], *picture, *row["last"], 2]
+        unlearned = len(found.ids) - row["learned"] - 1
+        assert found.labels == [IGNORE] * unlearned + found.ids[unlearned:]
+
+
+# pixels
+
+
+def independent_pixels(picture: Image.Image, mode: str) -> np.ndarray:
+    """Pad to a square of the mean colour, or crop the centre; bicubic; normalise. float64 [3, side, side]."""
+    picture = picture.convert("RGB")
+    width, height = picture.size
+    if mode == "pad":
+        long = max(width, height)
+        square = Image.new("RGB", (long, long), tuple(int(255 * mean) for mean in MEAN))
+        square.paste(picture, ((long - width) // 2, (long - height) // 2))
+        picture = square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    else:
+        short = min(width, height)
+        picture = picture.resize((SIDE * width // short, SIDE * height // short), Image.Resampling.BICUBIC)
+        left, top = (picture.width - SIDE) // 2, (picture.height - SIDE) // 2
+        picture = picture.crop((left, top, left + SIDE, top + SIDE))
+    values = np.asarray(picture, np.float64) / 255
+    return ((values - MEAN) / STD).transpose(2, 0, 1)
+
+
+def draw_picture(size: tuple[int, int], mode: str, seed: int = 0) -> Image.Image:
+    """Coarse noise, so that every resampling filter gives other pixels."""
+    drawn = np.random.default_rng(seed)
+    coarse = drawn.integers(0, 256, (max(1, size[1] // 3), max(1, size[0] // 3), 3), np.uint8)
+    picture = Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST)
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(Image.linear_gradient("L").resize(size))
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["pad", "crop"])
+@pytest.mark.parametrize("size", SIZES)
+def test_pictures_of_any_shape_become_the_originals_pixels(checkpoint, size, mode):
+    reader, picture = load_reader(checkpoint, "vicuna_v1"), draw_picture(size, "RGB")
+    found = (reader.pixels if mode == "pad" else reader.cropped)([picture])
+    np.testing.assert_allclose(found[0].numpy(), independent_pixels(picture, mode), atol=2e-6)
+
+
+@pytest.mark.parametrize("colours", ["L", "LA", "RGBA", "CMYK", "P", "1"])
+def test_pictures_of_any_kind_become_the_originals_pixels(checkpoint, colours):
+    reader, picture = load_reader(checkpoint, "vicuna_v1"), draw_picture((50, 33), colours)
+    np.testing.assert_allclose(reader.pixels([picture])[0].numpy(), independent_pixels(picture, "pad"), atol=2e-6)
+
+
+def test_the_pillow_backend_is_taken_whether_or_not_torchvision_is_there(checkpoint):
+    reader = load_reader(checkpoint, "vicuna_v1")
+    for pixels, pads in ((reader.pixels, True), (reader.cropped, False)):
+        assert type(pixels.processor).__name__ == "LlavaImageProcessorPil"
+        assert pixels.processor.do_pad is pads
+        assert pixels.processor.do_center_crop
+
+
+# logits and answers
+
+
+class Independent:
+    """A LLaVA put together of a CLIP tower, two linears and a Llama, filled from the tensors by their names on disk."""
+
+    def __init__(self, weights: dict[str, Tensor]):
+        self.tower = CLIPVisionModel(CLIPVisionConfig(**TOWER)).eval()
+        self.language = LlamaForCausalLM(LlamaConfig(**LANGUAGE, tie_word_embeddings=False)).eval()
+        self.weights = weights
+        _fill(self.tower, {_after(name, "vision_tower."): weight for name, weight in weights.items()})
+        _fill(self.language, {_after(name, "language_model."): weight for name, weight in weights.items()})
+
+    def project(self, features: Tensor) -> Tensor:
+        for part in ("linear_1", "linear_2"):
+            weight, bias = (self.weights[f"multi_modal_projector.{part}.{kind}"] for kind in ("weight", "bias"))
+            features = functional.linear(features, weight, bias)
+            features = functional.gelu(features) if part == "linear_1" else features
+        return features
+
+    @torch.no_grad()
+    def logits(self, row: dict, answer: list[int], picture: Image.Image | None) -> Tensor:
+        """Scores of the next token [vocabulary], one prompt by itself, without padding."""
+        embed = self.language.get_input_embeddings()
+        parts = [embed(torch.tensor([1, *row["before"]]))]
+        if picture is not None:
+            pixels = torch.tensor(independent_pixels(picture, "pad"), dtype=torch.float32)[None]
+            states = self.tower(pixels, output_hidden_states=True).hidden_states
+            parts += [self.project(states[-2][0, 1:]), embed(torch.tensor(row["after"]))]
+        parts.append(embed(torch.tensor(answer, dtype=torch.long)))
+        return self.language(inputs_embeds=torch.cat(parts)[None]).logits[0, -1]
+
+    def greedy(self, row: dict, count: int, picture: Image.Image | None) -> list[int]:
+        """The answer's ids up to the end token."""
+        answer: list[int] = []
+        while len(answer) < count and (token := int(self.logits(row, answer, picture).argmax())) != 2:
+            answer.append(token)
+        return answer
+
+
+def _after(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix) if name.startswith(prefix) else ""
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give every parameter its tensor, by the end of its name: exactly one fits."""
+    for name, parameter in model.named_parameters():
+        (fits,) = [key for key in weights if key and (key == name or key.endswith(f".{name}"))]
+        parameter.data.copy_(weights[fits])
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory) -> tuple[Path, list[dict], list[Example]]:
+    """Questions of several lengths, with pictures of several shapes and kinds, and without."""
+    folder = tmp_path_factory.mktemp("pictures")
+    looks = [((64, 48), "RGB"), ((30, 77), "L"), ((SIDE, SIDE), "RGB"), ((90, 20), "RGBA")]
+    rows, examples = [PROMPTS[index] for index in (0, 3, 4, 5, 12, 13)], []
+    for index, row in enumerate(rows):
+        name = f"{index}.png" if row["image"] else None
+        if name:
+            size, colours = looks[index % len(looks)]
+            draw_picture(size, colours, index).save(folder / name)
+        examples.append(Example(str(index), row["question"], "", name))
+    assert {row["image"] for row in rows} == {True, False}
+    return folder, rows, examples
+
+
+def picture_of(folder: Path, example: Example) -> Image.Image | None:
+    return read_picture(folder / example.image) if example.image else None
+
+
+def batch_of(reader: Reader, folder: Path, examples: list[Example]) -> dict[str, Tensor]:
+    prompts = [prompt_ids(reader, example) for example in examples]
+    pictures = [picture for example in examples if (picture := picture_of(folder, example)) is not None]
+    found = {"input_ids": pad(prompts, PAD, "left"), "attention_mask": pad([[1] * len(p) for p in prompts], 0, "left")}
+    return found | ({"pixel_values": reader.pixels(pictures)} if pictures else {})
+
+
+def test_logits_of_a_left_padded_batch_equal_those_of_each_prompt_alone(generator, asked):
+    folder, rows, examples = asked
+    with torch.no_grad():
+        found = generator.model(**batch_of(generator.reader, folder, examples)).logits[:, -1]
+    alone = Independent(draw_weights())
+    for row, example, logits in zip(rows, examples, found, strict=True):
+        wanted = alone.logits(row, [], picture_of(folder, example))
+        torch.testing.assert_close(logits, wanted, atol=2e-4, rtol=1e-4)
+        assert wanted.std() > 0.5  # so large that the tolerance means something
+
+
+def test_answers_are_the_greedy_ones_though_the_folder_says_to_sample(generator, asked):
+    folder, rows, examples = asked
+    alone, tokenizer = Independent(draw_weights()), generator.reader.tokenizer
+    wanted = [alone.greedy(row, 4, picture_of(folder, one)) for row, one in zip(rows, examples, strict=True)]
+    assert len({tuple(answer) for answer in wanted}) == len(wanted)
+    assert generator(examples, folder, 4) == [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in wanted]
+
+
+def test_text_only_questions_need_no_picture_in_their_batch(generator, asked):
+    folder, rows, examples = asked
+    (one,) = [example for example in examples if example.question_id == "2"]
+    ids = Independent(draw_weights()).greedy(rows[2], 3, None)
+    assert generator([one], folder, 3) == [generator.reader.tokenizer.decode(ids, skip_special_tokens=True).strip()]
+
+
+def test_a_checkpoint_in_parts_and_in_half_precision_is_the_same_model(tmp_path, asked):
+    folder, _, examples = asked
+    whole = write_checkpoint(tmp_path / "whole", torch.float16)
+    parts = write_checkpoint(tmp_path / "parts", torch.float16, shards=3)
+    answers = [Generator(base, "vicuna_v1", dtype=torch.float16)(examples, folder, 3) for base in (whole, parts)]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("name", ["llava15_7b", "llava15_13b"])
+def test_the_models_are_trained_by_the_published_recipe_on_gpus_unless_told_otherwise(name):
+    config, other = (read_config(compose("train_all", [f"model={name}", *more])) for more in ([], ["trainer=ddp"]))
+    assert (config.model.recipe, config.model.template) == (Recipe(), "vicuna_v1")
+    assert (config.peft.r, config.peft.alpha, config.model.precision) == (16, 32, "fp16")
+    assert (config.trainer.engine, other.trainer.engine) == ("zero2", "ddp")
+    assert read_config(compose("train_all", [])).trainer.engine == "cpu"

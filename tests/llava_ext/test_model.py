@@ -1,0 +1,83 @@
+"""A base model's folder: what it must hold, and what is said of one that does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_ext.generate import Generator
+from llava_ext.model import load_model
+from robustmerge.stage.settings import UserError
+from tests.hub_layout import TOWER, draw_weights, write_checkpoint
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_are_read_in_the_precision_asked_for_whatever_they_are_kept_in(tmp_path, kept):
+    model = load_model(write_checkpoint(tmp_path, kept, shards=2), torch.float32)
+    drawn = draw_weights()["language_model.model.layers.1.mlp.up_proj.weight"]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.model.language_model.layers[1].mlp.up_proj.weight, drawn.to(kept).float())
+
+
+def change(file: Path, **values: object) -> None:
+    """Set top-level keys of a JSON file; None takes a key away."""
+    content = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def without(file: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).unlink()
+
+
+def with_config(**values: object) -> Callable[[Path], None]:
+    return lambda folder: change(folder / "config.json", **values)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (without("config.json"), "it has no config.json"),
+        (without("tokenizer.json"), "it has neither tokenizer.json nor tokenizer.model"),
+        (without("model.safetensors"), "it has neither model.safetensors nor pytorch_model.bin"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+        (with_config(model_type="llama"), "is no LLaVA: its config.json says model_type 'llama'"),
+        (with_config(model_type=None), "is no LLaVA: its config.json says model_type None"),
+        (with_config(model_type="llava_llama"), "is a LLaVA in the layout of the original code"),
+        (with_config(mm_vision_tower="openai/clip"), "is a LLaVA in the layout of the original code"),
+        (with_config(vision_config={"model_type": "siglip_vision_model"}), "is a siglip_vision_model; allowed"),
+        (with_config(image_token_index=319), "the text '▁A'; the tokenizer's '<image>' is 32000"),
+        (with_config(image_token_index=32064), "pictures at token 32064, but embeddings for 32064"),
+        (lambda folder: change(folder / "tokenizer_config.json", pad_token=None), "has no pad token"),
+        (
+            lambda folder: change(folder / "preprocessor_config.json", crop_size={"height": 28, "width": 28}),
+            "pictures are made 28 x 28 pixels (crop_size), the vision tower takes 42 x 42",
+        ),
+        (with_config(vision_config={**TOWER, "num_hidden_layers": 4}), "weights of {} are missing; the first is"),
+        (with_config(vision_config={**TOWER, "num_hidden_layers": 2}), "belong to no part of a LLaVA; the first is"),
+        (with_config(vision_config={**TOWER, "intermediate_size": 41}), "another shape than config.json says"),
+    ],
+)
+def test_a_folder_that_is_no_whole_llava_is_refused_in_words(tmp_path, spoil, said):
+    folder = write_checkpoint(tmp_path / "base")
+    spoil(folder)
+    with pytest.raises(UserError) as told:
+        Generator(folder, "vicuna_v1")
+    assert said.format(folder) in str(told.value)
+
+
+def test_a_part_that_is_not_there_is_named(tmp_path):
+    folder = write_checkpoint(tmp_path, shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UserError, match="names model-00002-of-00003.safetensors, which is not there"):
+        load_model(folder, torch.float32)
+
+
+def test_damaged_weights_are_one_message(tmp_path):
+    folder = write_checkpoint(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"no tensors at all")
+    with pytest.raises(UserError, match=f"the weights of {folder} cannot be loaded"):
+        load_model(folder, torch.float32)

@@ -1,0 +1,372 @@
+"""Training of experts and of the base: exact resume, seeds of A, what is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from llava_ext import train, trainer
+from llava_ext.launch import launch_command
+from llava_ext.settings import BaseModel, Expert, Part, Peft, Recipe, Trainer
+from llava_ext.small.networks import measure_answers
+from llava_ext.small.train_base import train_base
+from llava_ext.train import count_steps, train_expert
+from llava_ext.trainer import mark_complete, newest_complete, pickles_in, remove_others
+from robustmerge.stage.address import Address
+from robustmerge.stage.records import read_examples
+from robustmerge.stage.settings import ConfigError, UserError
+from tests.tiny_model import COLOURS, SMALL, TEMPLATE, draw_examples, write_base, write_task
+
+FILES = ("adapter_model.safetensors", "adapter_config.json", "losses.jsonl")
+RECIPE = Recipe(learning_rate=1e-2, projector_learning_rate=1e-3, global_batch=8, max_steps=6, save_steps=2)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ground")
+    return {"base": write_base(root / "base"), "one": write_task(root / "one"), "two": write_task(root / "two", seed=1)}
+
+
+def settings_of(*tasks: str, **changes) -> Expert:
+    return Expert(tasks=tasks or ("one",), template=TEMPLATE, **{"recipe": RECIPE, "peft": Peft(r=4), **changes})
+
+
+def run(ground: dict, folder: Path, settings: Expert, say: Callable[[str], None] = lambda _: None) -> Path:
+    data = {task: ground[task] for task in settings.tasks}
+    address = Address(folder.parent, folder, {"stage": "train", "name": folder.name})
+    return train_expert(address, settings, ground["base"], data, say)
+
+
+@pytest.fixture(scope="module")
+def whole(ground, tmp_path_factory) -> Path:
+    """An expert whose training was not interrupted."""
+    return run(ground, tmp_path_factory.mktemp("whole") / "expert", settings_of())
+
+
+class Killed(BaseException):
+    pass
+
+
+PLACES = ("between checkpoints", "inside a checkpoint", "before the first", "while saving", "while removing")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_going_on_after_a_kill_gives_the_same_bytes(ground, whole, tmp_path, monkeypatch, place):
+    def kill(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if place == "inside a checkpoint":  # everything of step 4 is written but the marker
+            mark = trainer.mark_complete
+            patch.setattr(
+                trainer, "mark_complete", lambda path, *a: kill() if path.name.endswith("4") else mark(path, *a)
+            )
+        elif place == "while saving":
+            patch.setattr(train, "save_adapter", kill)
+        elif place == "while removing":
+            patch.setattr(train, "remove_work", kill)
+        else:
+            last = 3 if place == "between checkpoints" else 1
+            step_end = trainer.Journal.on_step_end
+            patch.setattr(
+                trainer.Journal,
+                "on_step_end",
+                lambda self, a, state, c, **k: (
+                    kill() if state.global_step == last else step_end(self, a, state, c, **k)
+                ),
+            )
+        with pytest.raises(Killed):
+            run(ground, tmp_path / "expert", settings_of())
+    assert not (tmp_path / "expert" / "manifest.json").exists()
+    assert (tmp_path / "expert" / "adapter_model.safetensors").exists() == (place == "while removing")
+    with monkeypatch.context() as patch:
+        if place in ("while saving", "while removing"):
+            patch.setattr(trainer.OrderedTrainer, "training_step", kill)  # no step is repeated
+        found = run(ground, tmp_path / "expert", settings_of())
+    for name in FILES:
+        assert (found / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_checkpoints_that_another_layout_makes_useless_are_named(ground, tmp_path, monkeypatch):
+    def kill_at_five(self, args, state, control, **rest):
+        if state.global_step == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Journal, "on_step_end", kill_at_five)
+        with pytest.raises(Killed):
+            run(ground, tmp_path / "expert", settings_of())
+    said: list[str] = []
+    run(ground, tmp_path / "expert", settings_of(trainer=Trainer(per_device_batch=4)), said.append)
+    written = "it was written with batch 8, now 4; accumulation 1, now 2"
+    assert said == [f"one: checkpoint-4 cannot be used and is removed: {written}"]
+
+
+def test_what_is_trained_and_saved_is_float32_though_the_model_is_bfloat16(ground, tmp_path, monkeypatch):
+    seen = []
+    begin = trainer.Journal.on_train_begin
+    monkeypatch.setattr(
+        trainer.Journal, "on_train_begin", lambda *a, model, **k: seen.append(model) or begin(*a, model=model, **k)
+    )
+    half = Trainer(precision="bf16", per_device_batch=1)  # batches of text alone too
+    found = run(ground, tmp_path / "expert", settings_of(trainer=half))
+    dtypes = {(weight.requires_grad, weight.dtype) for weight in seen[0].parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    tensors = load_file(found / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    losses = [json.loads(line)["loss"] for line in (found / "losses.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+
+def test_an_expert_s_folder_holds_the_adapter_and_nothing_to_unpickle(whole):
+    assert {path.name for path in whole.iterdir()} == {*FILES, "training.json", "manifest.json"}
+    assert pickles_in(whole) == []
+    losses = [json.loads(line) for line in (whole / "losses.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in losses] == [1, 2, 3, 4, 5, 6]
+    assert losses[-1]["loss"] < losses[0]["loss"]
+    record = json.loads((whole / "manifest.json").read_text())["record"]
+    assert record["steps"] == 6 and record["samples"] == 48
+
+
+def test_lora_is_on_the_language_model_alone_and_the_projector_is_saved(ground, whole):
+    tensors = load_file(whole / "adapter_model.safetensors")
+    lora = [name for name in tensors if ".lora_" in name]
+    assert len(lora) == 2 * 7 * 2 and all(".language_model.layers." in name for name in lora)
+    assert not any("vision_tower" in name for name in tensors)
+    projector = {name for name in tensors if "multi_modal_projector" in name}
+    assert len(projector) == 4 and set(tensors) == {*lora, *projector}
+    assert all(bool(tensors[name].any()) for name in lora if "lora_B" in name)
+
+
+def test_peft_loads_the_expert_without_a_missing_key(ground, whole, recwarn):
+    model = LlavaForConditionalGeneration.from_pretrained(ground["base"])
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    loaded = PeftModel.from_pretrained(model, whole)
+    assert not [warning for warning in recwarn if "missing" in str(warning.message).lower()]
+    tensors = load_file(whole / "adapter_model.safetensors")
+    state = {name.replace(".default", ""): weight for name, weight in loaded.state_dict().items()}
+    for name, weight in tensors.items():
+        place = name.replace("multi_modal_projector.", "multi_modal_projector.modules_to_save.")
+        assert torch.equal(state[place if place in state else name], weight), name
+    assert not torch.equal(
+        tensors["base_model.model.model.multi_modal_projector.linear_1.weight"],
+        before["model.multi_modal_projector.linear_1.weight"],
+    )
+
+
+def first_a(ground: dict, folder: Path, settings: Expert) -> str:
+    run(ground, folder, dataclasses.replace(settings, recipe=dataclasses.replace(RECIPE, max_steps=1)))
+    return json.loads((folder / "manifest.json").read_text())["record"]["first_a_sha256"]
+
+
+def test_a_depends_on_seed_and_task_and_can_be_shared(ground, tmp_path):
+    shared = Peft(r=4, shared_a_init=True)
+    found = {
+        "one": first_a(ground, tmp_path / "1", settings_of("one")),
+        "two": first_a(ground, tmp_path / "2", settings_of("two")),
+        "seed": first_a(ground, tmp_path / "3", settings_of("one", seed=1)),
+        "both": first_a(ground, tmp_path / "4", settings_of("one", "two")),
+        "shared": first_a(ground, tmp_path / "5", settings_of("one", peft=shared)),
+    }
+    assert len(set(found.values())) == 5
+    assert first_a(ground, tmp_path / "6", settings_of("two", peft=shared)) == found["shared"]
+
+
+def test_several_tasks_are_trained_on_as_many_samples_as_their_experts_together():
+    alone, both = settings_of("one"), settings_of("one", "two")
+    assert both.name == "multi_task"
+    assert count_steps(both, [24, 24]) == 2 * count_steps(alone, [24])
+    by_epochs = dataclasses.replace(RECIPE, max_steps=None)
+    alone, both = (dataclasses.replace(settings, recipe=by_epochs) for settings in (alone, both))
+    assert (count_steps(alone, [24]), count_steps(both, [24, 24])) == (3, 6)
+    eight = settings_of(*"abcdefgh", recipe=dataclasses.replace(by_epochs, global_batch=32))
+    assert count_steps(eight, [2000] * 8) == 496 == 8 * count_steps(eight, [2000])  # 500 in their union
+
+
+def test_a_loss_that_is_no_number_stops_the_run(ground, tmp_path):
+    wild = dataclasses.replace(RECIPE, learning_rate=1e30, projector_learning_rate=1e30, max_grad_norm=0.0)
+    with pytest.raises(UserError, match=r"one: the loss is (nan|inf).*lower recipe.learning_rate"):
+        run(ground, tmp_path / "expert", dataclasses.replace(settings_of(), recipe=wild))
+    assert not (tmp_path / "expert" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_read_stops_the_run_with_one_line(ground, tmp_path, workers):
+    task = write_task(tmp_path / "one")
+    first = next(example for example in read_examples(task / "train.jsonl") if example.image)
+    (task / first.image).write_bytes(b"no picture")
+    with pytest.raises(UserError) as told:
+        run({**ground, "one": task}, tmp_path / "expert", settings_of(trainer=Trainer(workers=workers)))
+    assert str(told.value).startswith(f"cannot read the picture {task / first.image}: ")
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_batch_accumulation_and_processes_always_make_the_global_batch():
+    assert Trainer().accumulation(8) == (8, 1)
+    assert Trainer(per_device_batch=3).accumulation(8) == (2, 4)
+    ddp = Trainer(engine="ddp", device="cuda", processes=2, per_device_batch=16)
+    assert ddp.accumulation(128) == (16, 4)
+    with pytest.raises(ConfigError, match="3 processes cannot share a global batch of 8"):
+        settings_of(trainer=dataclasses.replace(ddp, processes=3))
+
+
+def test_a_checkpoint_counts_only_with_its_marker_and_its_layout(tmp_path):
+    for step in (2, 4, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert newest_complete(tmp_path, {"engine": "cpu"}) is None
+    mark_complete(tmp_path / "checkpoint-2", {"engine": "cpu"})
+    mark_complete(tmp_path / "checkpoint-4", {"engine": "zero2"})
+    assert newest_complete(tmp_path, {"engine": "cpu"}).name == "checkpoint-2"
+    remove_others(tmp_path, tmp_path / "checkpoint-2")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_launch_commands_name_processes_and_threads():
+    script, job = Path("child.py"), Path("job.json")
+    command, environment = launch_command(Trainer(), script, job)
+    assert command[1:] == ["child.py", "job.json"] and environment["OMP_NUM_THREADS"] == "1"
+    several = Trainer(engine="zero2", device="cpu", processes=2, deepspeed={"zero_optimization": {"stage": 2}})
+    command, environment = launch_command(several, script, job)
+    assert "--standalone" in command and "--nproc_per_node=2" in command
+    assert environment["DS_ACCELERATOR"] == "cpu"
+
+
+def write_corpus(folder: Path, count: int = 48) -> Path:
+    """A corpus for the base: coloured squares, one head, dialogues of one or two turns."""
+    examples = [example for example in draw_examples(folder, 2 * count) if example.image][:count]
+    pictures = []
+    for example in examples:
+        from PIL import Image
+
+        with Image.open(folder / example.image) as picture:
+            picture.resize((24, 24)).save(folder / example.image)
+        pictures.append((folder / example.image).read_bytes())
+    colours = [list(COLOURS).index(example.answer) for example in examples]
+    columns = {"image": pictures, "colour": colours}
+    datasets.Dataset.from_dict(columns).save_to_disk(str(folder / "vision"))
+    turns = [[[example.text, example.answer]] * (1 + index % 2) for index, example in enumerate(examples)]
+    skills = [["colour"] * len(talk) for talk in turns]
+    talks = datasets.Dataset.from_dict({"image": pictures, "turns": turns, "skills": skills})
+    kept = count // 12
+    talks.select(range(kept, count)).save_to_disk(str(folder / "instruct"))
+    talks.select(range(kept)).save_to_disk(str(folder / "held_out"))
+    (folder / "heads.json").write_text(json.dumps({"colour": len(COLOURS)}))
+    lines = [text for example in examples for text in (example.text, example.answer)]
+    (folder / "tokenizer_corpus.txt").write_text("\n".join([*lines, "USER: ASSISTANT:"]))
+    return folder
+
+
+PART = Part(epochs=2, batch=16, learning_rate=3e-3)
+BASE = dataclasses.replace(SMALL, see=PART, talk=PART, held_out=0.1, save_steps=2)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def make_base(corpus: Path, folder: Path, settings: BaseModel = BASE) -> Path:
+    return train_base(Address(folder.parent, folder, {"stage": "base"}), settings, corpus, lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def whole_base(corpus, tmp_path_factory) -> Path:
+    """A base whose training was not interrupted."""
+    return make_base(corpus, tmp_path_factory.mktemp("whole_base") / "base")
+
+
+def assert_same_base(found: Path, whole: Path) -> None:
+    assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for path in whole.iterdir():
+        if path.name != "manifest.json":
+            assert path.read_bytes() == (found / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("place", ["after a checkpoint", "inside a checkpoint", "between checkpoints"])
+def test_a_base_goes_on_after_a_kill_in_either_part_with_the_same_bytes(
+    corpus, whole_base, tmp_path, monkeypatch, place
+):
+    mark, step_end = trainer.mark_complete, trainer.Journal.on_step_end
+    for part in ("see", "talk"):
+
+        def kill_at_four(path, layout, part=part):
+            if place == "after a checkpoint":
+                mark(path, layout)
+            if path.parts[-2:] == (part, "checkpoint-4"):
+                raise Killed
+            mark(path, layout)
+
+        def kill_at_three(self, args, state, control, part=part, **rest):
+            if Path(args.output_dir).name == part and state.global_step == 3:
+                raise Killed
+            step_end(self, args, state, control, **rest)
+
+        with monkeypatch.context() as patch:
+            if place == "between checkpoints":
+                patch.setattr(trainer.Journal, "on_step_end", kill_at_three)
+            else:
+                patch.setattr(trainer, "mark_complete", kill_at_four)
+            with pytest.raises(Killed):
+                make_base(corpus, tmp_path / "cut")
+    assert_same_base(make_base(corpus, tmp_path / "cut"), whole_base)
+
+
+@pytest.mark.parametrize("place", ["while saving", "while removing", "before the manifest"])
+def test_a_base_that_is_killed_at_its_end_repeats_no_step(corpus, whole_base, tmp_path, monkeypatch, place):
+    def kill(*args, **kwargs):
+        raise Killed
+
+    module, name = {
+        "while saving": ("llava_ext.small.train_base", "save_base"),
+        "while removing": (train, "remove_work"),
+        "before the manifest": ("robustmerge.stage.address", "_remove_cut_files"),
+    }[place]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(f"{module}.{name}", kill)
+        make_base(corpus, tmp_path / "cut")
+    monkeypatch.setattr(trainer.OrderedTrainer, "training_step", kill)
+    assert_same_base(make_base(corpus, tmp_path / "cut"), whole_base)
+
+
+def test_a_base_keeps_its_losses_and_nothing_to_unpickle(whole_base):
+    assert pickles_in(whole_base) == [] and not (whole_base / "unfinished").exists()
+    for part in ("see", "talk"):
+        losses = [json.loads(line) for line in (whole_base / f"losses_{part}.jsonl").read_text().splitlines()]
+        assert [entry["step"] for entry in losses] == [1, 2, 3, 4]
+        assert losses[-1]["loss"] < losses[0]["loss"]
+    record = json.loads((whole_base / "manifest.json").read_text())["record"]
+    assert set(record["heads"]) == set(record["probe"]) == {"colour"} and set(record["skills"]) == {"all", "colour"}
+    assert len(AutoProcessor.from_pretrained(whole_base).tokenizer) == record["vocabulary"]
+
+
+def test_a_loss_that_is_no_number_stops_the_base(corpus, tmp_path):
+    wild = dataclasses.replace(BASE, talk=dataclasses.replace(PART, learning_rate=1e30))
+    with pytest.raises(UserError, match=r"part 2/2 talk: the loss is (nan|inf).*lower model.base.talk.learning_rate"):
+        make_base(corpus, tmp_path / "base", wild)
+
+
+def test_an_answer_counts_for_the_skill_of_its_turn_if_every_token_is_right():
+    class Always(torch.nn.Module):
+        """Says token 1 everywhere."""
+
+        def logits(self, labels):
+            row, column = torch.nonzero(labels[:, 1:] >= 0, as_tuple=True)
+            return torch.eye(3)[torch.ones(len(row), dtype=int)], labels[row, column + 1], torch.stack([row, column])
+
+    rows = [[-100, 1, 1, -100, 1, 2], [-100, 2, -100, 1, -100, -100]]  # right, wrong; wrong, right
+
+    def collate(drawn):
+        return {"labels": torch.tensor(drawn)}
+
+    found = measure_answers(Always(), rows, [["a", "b"], ["a", "b"]], collate)
+    assert found == {"all": 0.5, "a": 0.5, "b": 0.5}
+    assert measure_answers(Always(), rows, [["a", "b"], ["b", "a"]], collate) == {"all": 0.5, "a": 1.0, "b": 0.0}

@@ -1,0 +1,125 @@
+"""Engines of several processes, and DeepSpeed, on CPUs: against one plain process, and after a kill.
+
+Accelerate has DeepSpeed over several processes on GPUs only, so two CPU processes of zero2 run as ddp (gloo), and
+DeepSpeed itself, ZeRO-2 and ZeRO-3, runs in one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
+
+from llava_ext.adapters import add_adapter
+from llava_ext.launch import launch_command
+from llava_ext.settings import Expert, Peft, Recipe, Trainer
+from llava_ext.trainer import MARKER
+from robustmerge.stage.address import Address
+from robustmerge.stage.process import process_start
+from robustmerge.stage.settings import build
+from tests.tiny_model import TEMPLATE, write_base, write_task
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed runs on Linux")
+RECIPE = Recipe(learning_rate=1e-2, projector_learning_rate=1e-3, global_batch=8, max_steps=4, save_steps=2)
+
+
+def describe_zero2(engine: str = "zero2", processes: int = 2) -> Trainer:
+    described = yaml.safe_load((REPOSITORY / f"configs/trainer/{engine}.yaml").read_text())
+    small = {"device": "cpu", "processes": processes, "precision": "fp32", "per_device_batch": 2, "workers": 0}
+    return build(Trainer, {**described, **small}, "trainer")
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A base, a task, the folder of an expert that two processes have trained, and of one that a plain one has."""
+    root = tmp_path_factory.mktemp("ground")
+    base, task = write_base(root / "base"), write_task(root / "task")
+    run(describe_zero2(), root / "zero2", base, task)
+    run(Trainer(), root / "cpu", base, task)
+    return base, task, root / "zero2", root / "cpu"
+
+
+def test_two_processes_train_the_adapter_of_one_plain_process(ground):
+    _, _, folder, plain = ground
+    assert describe_zero2().accumulation(8) == (2, 2)
+    assert not list(folder.rglob("*.pt"))
+    assert_same_adapter(folder, plain)
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_deepspeed_trains_the_adapter_of_one_plain_process(ground, tmp_path, engine):
+    base, task, _, plain = ground
+    trainer = describe_zero2(engine, processes=1)
+    assert trainer.uses_deepspeed and not describe_zero2(engine).uses_deepspeed
+    run(trainer, tmp_path / engine, base, task)
+    assert_same_adapter(tmp_path / engine, plain)
+
+
+@pytest.mark.parametrize("float32", [True, False])
+def test_what_is_trained_has_one_precision(ground, float32):
+    """ZeRO-3 partitions it in one piece, which tensors of two precisions do not make."""
+    model = LlavaForConditionalGeneration.from_pretrained(ground[0], dtype=torch.bfloat16)
+    adapted = add_adapter(model, Peft(r=4), "base", 0, "task", float32)
+    found = {weight.dtype for weight in adapted.parameters() if weight.requires_grad}
+    assert found == {torch.float32 if float32 else torch.bfloat16}
+
+
+def assert_same_adapter(folder: Path, plain: Path) -> None:
+    found, wanted = (load_file(place / "adapter_model.safetensors") for place in (folder, plain))
+    assert found.keys() == wanted.keys()
+    assert max(float(weight.abs().max()) for name, weight in wanted.items() if "lora_B" in name) > 1e-2
+    for name, weight in wanted.items():
+        assert float((weight - found[name]).abs().max()) < 1e-3, name
+
+
+def test_zero2_goes_on_with_the_same_bytes_after_all_its_processes_were_killed(ground, tmp_path):
+    base, task, whole, _ = ground
+    folder = tmp_path / "zero2"
+    child = start(describe_zero2(), folder, base, task)
+    marker, deadline = folder / "unfinished" / "checkpoint-2" / MARKER, time.monotonic() + 60
+    while not marker.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    processes = [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]
+    for process in processes:
+        process.kill()
+    child.communicate()
+    assert len(processes) >= 3 and marker.exists() and not (folder / "adapter_model.safetensors").exists()
+    assert "going on from checkpoint-2 of 4 steps" in run(describe_zero2(), folder, base, task)
+    for name in ("adapter_model.safetensors", "losses.jsonl"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def run(trainer: Trainer, folder: Path, base: Path, task: Path) -> str:
+    """Train through the child program, as the line does. Returns what it printed."""
+    child = start(trainer, folder, base, task)
+    said, _ = child.communicate(timeout=240)
+    assert child.returncode == 0, said[-6000:]
+    return said
+
+
+def start(trainer: Trainer, folder: Path, base: Path, task: Path) -> subprocess.Popen:
+    peft = Peft(r=4, dropout=0.0)  # each process would drop other inputs
+    settings = Expert(tasks=("task",), peft=peft, recipe=RECIPE, trainer=trainer, template=TEMPLATE)
+    address = Address(folder.parent, folder, {"stage": "train", "engine": trainer.engine})
+    item = {"stage": "train", "name": folder.name, "address": address.to_json(), "base": str(base)}
+    item |= {"settings": dataclasses.asdict(settings), "data": {"task": str(task)}}
+    job = folder.with_suffix(".job.json")
+    parent = {"pid": os.getpid(), "start": process_start(os.getpid())}
+    job.write_text(json.dumps({"parent": parent, "items": [item]}))
+    command, environment = launch_command(trainer, REPOSITORY / "scripts" / "child.py", job)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)

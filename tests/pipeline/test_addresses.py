@@ -1,0 +1,68 @@
+"""Every result keeps its address: those of the default plan, and of LLaVA-1.5-7B on MM-MergeBench, are pinned.
+
+A change here means that finished results are made again. Whoever wants that says which and why in the commit, and
+writes the file anew: `python -m tests.pipeline.test_addresses`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipeline import addresses
+from pipeline.plan import Plan, make_plans
+from pipeline.program import compose
+from robustmerge.stage.address import REPOSITORY
+from tests.published_folder import write_published
+
+GOLDEN = REPOSITORY / "tests/golden/addresses.json"
+PLANS = {
+    "the default": [],
+    "mm_mergebench of llava15_7b": ["benchmark=mm_mergebench", "model=llava15_7b"],
+}
+ASKED = ("zero_shot", "expert/vqav2", "multi_task", "merged/task_arithmetic", "merged/robustmerge")
+
+
+def plan_under(folder: Path, *words: str) -> Plan:
+    """The configuration with every method, its published files and the Hub's commits fixed."""
+    collection, images = write_published(folder)
+    runs = folder / "runs"
+    runs.mkdir()
+    (runs / "hub.json").write_text(json.dumps({"llava-hf/llava-1.5-7b-hf@main": "1" * 40}))
+    places = [f"paths.mm_mergebench={collection}", f"paths.mm_mergebench_images={images}", f"paths.runs={runs}"]
+    (plan,) = make_plans([compose("merge_eval", ["methods=all", *places, *words])])
+    return plan
+
+
+def list_addresses(plan: Plan) -> dict[str, list[str]]:
+    """By stage, the short addresses of a plan; of answers and scores, those of one source of every kind."""
+    sources = [source for source in plan.configured if source.name in ASKED]
+    asked = [(source, task, "test") for source in sources for task in source.tasks]
+    asked += [(source, task, "val") for source in plan.tried[:1] for task in source.tasks]
+    bases = [plan.corpus, plan.base] if plan.config.model.base is not None else []
+    return {
+        "data": [plan.data(task).short for task in plan.config.tasks],
+        "base": [address.short for address in bases],
+        "experts": [address.short for address in (*plan.experts.values(), plan.multi_task)],
+        "merged": [plan.merged(method).short for method in plan.config.methods],
+        "predictions": [plan.predictions(*one).short for one in asked],
+        "scores": [plan.score(*one).short for one in asked],
+        "official": [plan.score(*one, protocol="official").short for one in asked if one[2] == "test"],
+    }
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_address_is_the_pinned_one(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.addresses.has_java", lambda: True)  # without it captions have other scores
+    found = list_addresses(plan_under(tmp_path, *PLANS[name]))
+    assert found == json.loads(GOLDEN.read_text())[name]
+
+
+if __name__ == "__main__":
+    addresses.has_java = lambda: True  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as folder:
+        found = {name: list_addresses(plan_under(Path(folder) / name, *words)) for name, words in PLANS.items()}
+    GOLDEN.write_text(json.dumps(found, indent=1) + "\n")

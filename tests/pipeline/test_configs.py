@@ -1,0 +1,205 @@
+"""Every config file composes and becomes its dataclass; every mistake on the command line is one clear message."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import read_config
+from pipeline.plan import make_plans
+from pipeline.program import CONFIGS, compose, list_groups, list_options
+from pipeline.tools.convert import KEYS, Request
+from pipeline.tools.inspect.inspect import read_request
+from robustmerge.stage.address import REPOSITORY
+from robustmerge.stage.settings import UserError, build
+
+PROGRAMS = sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "common")
+GROUPS = {
+    "benchmark": 2,
+    "merge": 16,
+    "model": 4,
+    "peft": 1,
+    "trainer": 6,
+    "logger": 2,
+    "profile": 2,
+    "paths": 1,
+    "expert_set": 2,
+    "experiment": 2,
+}  # how many files each has
+
+
+def test_there_are_configs_to_test():
+    assert len(PROGRAMS) == 15
+    assert {group: len(list_options(group)) for group in GROUPS} == GROUPS
+    assert set(list_groups()) == {*GROUPS, "task"}
+
+
+@pytest.mark.parametrize("program", [program for program in PROGRAMS if program != "convert"])
+def test_every_program_composes_into_a_checked_configuration(program):
+    point = compose(program, ["source=zero_shot"])
+    if program == "inspect_adapters":
+        config = read_request(point)[0].config
+    else:
+        of_its_own = point.keys() - compose("merge", []).keys()  # what a program takes before it reads the rest
+        config = read_config({key: value for key, value in point.items() if key not in of_its_own})
+    assert config.tasks
+
+
+def test_the_program_that_knows_no_benchmark_composes_into_a_request():
+    point = compose("convert", ["to=peft", "adapters=[a]", "out=b"])
+    assert build(Request, {key: point[key] for key in KEYS}, "").places == {"a": "a"}
+
+
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])
+def test_every_option_of_every_group_becomes_its_dataclass(choice):
+    needed = ["benchmark=mm_mergebench"] if choice == "expert_set=released" else []
+    config = read_config(compose("train_all", [choice, *needed]))
+    assert len(config.methods) == (1 if choice.startswith("merge=") else 5)
+
+
+def test_all_methods_are_the_files_of_their_folder_but_what_they_build_on():
+    config = read_config(compose("merge_eval", ["methods=all"]))
+    assert [method.name for method in config.methods] == list_options("merge")
+    assert "_neutral" not in list_options("merge")
+
+
+def test_every_task_file_of_a_benchmark_is_part_of_it():
+    for folder in (path for path in (CONFIGS / "task").iterdir() if path.is_dir()):
+        listed = compose("train_all", [f"benchmark={folder.name}"])["task"]
+        assert sorted(listed) == sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_every_config_begins_with_a_comment(file):
+    assert file.read_text().startswith("#")
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "merge").glob("[!_]*.yaml")), ids=lambda file: file.stem)
+def test_a_method_is_called_what_its_file_is_called(file):
+    assert yaml.safe_load(file.read_text())["name"] == file.stem
+    assert file.read_text().startswith(f"# bash scripts/merge_eval.sh merge={file.stem}\n")
+
+
+def test_conda_gets_the_versions_of_the_lock_file():
+    locked = [line for line in (REPOSITORY / "requirements.lock").read_text().splitlines() if "==" in line]
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+    assert environment["dependencies"][-1]["pip"] == locked
+    assert not [line for line in locked if "+" in line or "nvidia" in line or "--hash" in line]
+
+
+def test_no_tracked_file_names_a_place_of_one_machine():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    if not tracked:
+        pytest.skip("not a git checkout")
+    for name in filter(None, tracked.split("\0")):
+        file = REPOSITORY / name
+        if file.suffix in (".py", ".sh", ".yaml", ".md", ".toml"):
+            text = file.read_text()
+            assert not any(place + "/" in text for place in ("/home", "/mnt", "/tmp", "/root")), name  # noqa: S108
+
+
+def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / f"{program}.py"), f"paths.runs={runs}", *words],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "said"),
+    [
+        ("train_all", ["peft.rr=8"], "unknown key 'rr' under peft; choose one of"),
+        ("train_all", ["pefft.r=8"], "unknown key 'pefft'; choose one of"),
+        ("train_all", ["peft.r=eight"], "expected a whole number, got 'eight' (peft.r)"),
+        ("train_all", ["tasks=[vqa2]"], "unknown task 'vqa2'; choose one of"),
+        ("train_all", ["tasks=[vqav2"], "Lists and spaces need quotes"),
+        (
+            "train_all",
+            ["model=tny"],
+            "unknown model 'tny'; choose one of llava15_13b, llava15_7b, small, tiny (did you mean 'tiny'?)",
+        ),
+        ("merge_eval", ["merge=robust"], "unknown method 'robust'; choose one of average, compress_then_merge"),
+        ("merge_eval", ["methods=[tais]"], "unknown method 'tais'; choose one of average, compress_then_merge"),
+        ("merge_eval", ["merge=ties", "merge.out.format=model"], "merged/ties is a full model, and a source is"),
+        ("merge_eval", ["merge.strength=1"], "can be set for one method only: add merge=NAME"),
+        ("merge_eval", ["merge=robustmerge", "merge.prune.density=1.2"], "(merge.prune.density)"),
+        ("merge_eval", ["merge=robustmerge", "merge.prune.densty=1"], "did you mean 'density'?"),
+        ("merge_eval", ["merge=ties", "merge.weights.rec=2"], "give it whole, as 'merge.weights={rec: VALUE}'"),
+        ("merge_eval", ["experts=[a:nowhere]"], "expert 'a': there is no folder nowhere"),
+        ("merge_eval", ["peft.r=8", "merge=robustmerge"], "Make them with: bash scripts/train_all.sh"),
+        ("predict", ["source=expert/vqa"], "unknown source 'expert/vqa'; choose one of"),
+        ("predict", [], "source=NAME is needed; choose one of"),
+        ("predict", ["source=expert/vqav2"], "experts/vqav2-"),
+        ("predict", ["source=merged/ties", "tasks=[rec]"], "another model is named by its address"),
+        ("train_all", ["trainer=zero2", "trainer.processes=5"], "5 processes cannot share a global batch of 16"),
+        ("train_all", ["trainer=zero2"], "trainer=zero2 needs 8 GPUs and this machine shows 0"),
+        ("train_all", ["jobs=0"], "jobs must be at least 1, got 0 (jobs)"),
+    ],
+)
+def test_a_mistake_is_one_message_and_nothing_is_written(tmp_path, program, words, said):
+    found = answer(program, *words, runs=tmp_path / "runs")
+    assert found.returncode == 2, found.stderr
+    assert found.stderr.startswith("error: ")
+    assert said in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+
+
+def test_all_mistakes_of_a_configuration_are_told_at_once():
+    point = compose("merge_eval", ["merge=robustmerge", "merge.prune.density=2", "peft.r=0", "seed=x", "tasks=[nope]"])
+    with pytest.raises(UserError) as told:
+        read_config(point)
+    for key in ("(merge.prune.density)", "(peft.r)", "(seed)", "(tasks)"):
+        assert key in str(told.value)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_shows_how_to_use_it(program, tmp_path):
+    shown = answer(program, "--help", runs=tmp_path)
+    assert shown.returncode == 0
+    assert f"scripts/{program}." in shown.stdout
+    if program != "convert":  # which knows no benchmark and no method
+        assert "benchmark: mini" in shown.stdout
+        assert "merge: average, " in shown.stdout
+
+
+def test_the_configuration_can_be_printed(tmp_path):
+    shown = answer("train_all", "peft.r=8", "--cfg", "job", runs=tmp_path)
+    assert yaml.safe_load(shown.stdout)["peft"]["r"] == 8
+
+
+def test_what_does_not_change_a_result_does_not_change_its_address():
+    (usual,) = make_plans([compose("train_all", [])])
+    (other,) = make_plans([compose("train_all", ["jobs=7", "logger=none", "report=other"])])
+    assert {a.short for a in usual.experts.values()} == {a.short for a in other.experts.values()}
+
+
+def test_an_override_reaches_the_stages_it_is_about_and_disturbs_no_other():
+    (usual,) = make_plans([compose("train_all", [])])
+    (other,) = make_plans([compose("train_all", ["peft.r=8"])])
+    assert usual.base == other.base
+    assert usual.corpus == other.corpus
+    for name in usual.experts:
+        assert usual.experts[name].path != other.experts[name].path
+
+
+def test_a_subset_of_tasks_has_the_same_experts():
+    (all_tasks,) = make_plans([compose("train_all", [])])
+    (few,) = make_plans([compose("train_all", ["tasks=[vqav2,rec]"])])
+    assert few.experts == {name: all_tasks.experts[name] for name in ("vqav2", "rec")}
+    assert few.multi_task != all_tasks.multi_task
+
+
+def test_the_seed_of_the_experts_leaves_data_and_base_alone():
+    (first,) = make_plans([compose("train_all", ["seed=1"])])
+    (second,) = make_plans([compose("train_all", ["seed=2"])])
+    assert first.base == second.base
+    assert not {a.path for a in first.experts.values()} & {a.path for a in second.experts.values()}

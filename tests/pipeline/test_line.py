@@ -1,0 +1,256 @@
+"""The whole line as a user types it, at smoke size: runs, resumes, survives kills. About three minutes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from robustmerge.stage.address import REPOSITORY, read_manifest
+from robustmerge.stage.records import read_examples, read_predictions, read_score
+from tests.smoke_line import type_command
+
+SEEN = ["scienceqa", "imagenet", "vqav2", "rec", "ocrvqa", "vizwiz", "flickr30k", "iconqa"]
+N_TEST, N_VAL = 24, 8  # questions a task in profile=smoke
+
+
+def files_under(root: Path, pattern: str) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.glob(pattern)) if path.is_file()}
+
+
+def test_training_makes_an_expert_a_task_and_the_multi_task_model(smoke):
+    made = sorted(path.name.rpartition("-")[0] for path in (smoke.root / "experts").iterdir())
+    assert made == sorted([*SEEN, "multi_task"])
+    for folder in (smoke.root / "experts").iterdir():
+        assert (folder / "manifest.json").exists()
+        assert not [file for file in folder.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_every_source_answers_every_question_it_is_asked(smoke):
+    assert {len(read_predictions(path)) for path in smoke.predictions()} == {N_TEST}
+    n_tasks = Counter(path.parent.relative_to(smoke.root / "predictions").as_posix() for path in smoke.predictions())
+    experts = [n for source, n in n_tasks.items() if source.startswith("expert/")]
+    assert experts == [1] * 8, "each expert on its own task"
+    others = [n for source, n in n_tasks.items() if not source.startswith("expert/")]
+    assert set(others) == {12}
+    assert 7 <= len(others) <= 12, "zero-shot, multi-task, five methods, and those whose chosen strength is another"
+    for file in (smoke.root / "scores").rglob("*.json"):
+        if not file.name.endswith(".manifest.json"):
+            score = read_score(file)
+            assert score.n_expected == (N_VAL if "val" in file.relative_to(smoke.root).parts else N_TEST)
+            assert 0 <= score.value <= 100
+            assert score.n_failed == 0
+
+
+def test_the_report_has_every_row_every_task_and_the_published_values_apart(smoke):
+    report = (smoke.root / "reports" / "main" / "report.md").read_text()
+    methods = ("Task Arithmetic", "TIES", "DARE", "KnOTS-TIES", "RobustMerge")
+    for row in ("Zero-shot", "Individual", "Multi-task", *methods):
+        assert f"| {row}" in report
+    assert "published" in report.lower()
+    assert "69.23" in report, "the paper's individual average"
+    assert "mean nothing" in report.lower(), "a smoke report says so"
+    assert (smoke.root / "reports" / "main" / "report.html").exists()
+    assert "RobustMerge" in smoke.printed
+
+
+def test_a_second_run_starts_no_process_and_rewrites_no_result(smoke):
+    before = {path: path.stat().st_mtime_ns for path in smoke.root.rglob("*") if "reports" not in path.parts}
+    type_command("train_all", runs=smoke.runs)
+    type_command("merge_eval", runs=smoke.runs)
+    assert before == {path: path.stat().st_mtime_ns for path in smoke.root.rglob("*") if "reports" not in path.parts}
+
+
+def test_the_manifest_tells_what_a_result_is_and_how_it_was_made(smoke):
+    manifests = [read_manifest(file) for file in (smoke.root / "merged").glob("robustmerge-*/manifest.json")]
+    (manifest,) = [m for m in manifests if m["identity"]["settings"]["strength"] == 2.0]  # not one to choose from
+    assert manifest["identity"]["settings"]["prune"]["density"] == 0.2
+    assert set(manifest["identity"]["inputs"]) == set(SEEN)
+    assert {"commit", "dirty", "versions", "host", "seconds", "outputs"} <= set(manifest["record"])
+
+
+def test_a_sweep_shares_one_table_and_dense_deltas_are_a_row_of_it(smoke):
+    subset = ["tasks=[vqav2,rec]", "multi_task=false", "strength_grid=null", "report=sweep"]
+    type_command("merge_eval", "-m", "merge=ties", "merge.space=delta,core", *subset, runs=smoke.runs)
+    report = (smoke.root / "reports" / "sweep" / "report.md").read_text()
+    assert "space=delta" in report
+    assert "space=core" in report
+    assert len(list((smoke.root / "merged").glob("ties-*/delta.safetensors"))) == 1
+
+
+def test_any_adapter_folder_is_a_source_and_can_be_merged(smoke):
+    (adapter,) = (smoke.root / "experts").glob("vqav2-*")
+    (other,) = (smoke.root / "experts").glob("rec-*")
+    experts = f"experts=[mine:{adapter},yours:{other}]"
+    type_command("merge_eval", experts, "tasks=[vqav2]", "merge=robustmerge", "report=mine", runs=smoke.runs)
+    assert "RobustMerge" in (smoke.root / "reports" / "mine" / "report.md").read_text()
+
+
+OWN_TASK = """# @package task.mine
+title: Mine
+seen: true
+data: {{train: "{folder}/questions.json", test: "{folder}/questions.json", images: "{images}"}}
+prompt: "{{text}} ¿Qué es?"
+max_new_tokens: 6
+parse: text
+metric: ngram_f1
+"""
+
+
+def test_a_task_of_ones_own_is_trained_answered_and_scored(smoke, tmp_path):
+    (data,) = (smoke.root / "data").glob("vqav2-*")
+    questions = [
+        {
+            "question_id": number,
+            "image": f"train_{number:05d}.png",
+            "text": "<image>\nWas siehst du? 🦉",
+            "answer": "日本",
+        }
+        for number in range(32)
+    ]
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "mine.yaml").write_text(OWN_TASK.format(folder=tmp_path, images=data / "images"))
+    words = ["--config-dir", str(tmp_path), "+task=mine", "tasks=[mine]", "profile=smoke", "logger=none"]
+    type_python("train.py", *words, runs=smoke.runs)
+    type_python("predict.py", *words, "source=expert/mine", runs=smoke.runs)
+    assert "(32 of 32 scored)" in type_python("score.py", *words, "source=expert/mine", runs=smoke.runs)
+
+
+def test_a_strength_chosen_on_val_is_a_row_of_its_own_and_a_source(smoke):
+    words = ["methods=[ties]", "strength_grid=[0.5]", "tasks=[vqav2,rec,tabmwp]", "multi_task=false", "report=chosen"]
+    said = type_command("merge_eval", *words, runs=smoke.runs).stdout
+    assert "TIES: strength 0.707 (0.5 x the default's update) chosen on val: " in said
+    told = type_python("score.py", *words, "profile=smoke", "source=merged/ties@chosen", runs=smoke.runs)
+    assert [line.split()[0] for line in told.splitlines()] == ["merged/ties@chosen"] * 3
+    asked = {path.name.rpartition("-")[0] for path in (smoke.root / "predictions" / "val").rglob("*.jsonl")}
+    assert asked == set(SEEN), "no unseen task is asked before the choice"
+
+
+def test_missing_experts_are_named_with_the_command_that_makes_them(smoke):
+    said = type_command("merge_eval", "peft.r=3", "tasks=[vqav2,rec]", runs=smoke.runs, check=False)
+    assert said.returncode == 2
+    assert "experts/vqav2-" in said.stderr
+    assert "bash scripts/train_all.sh profile=smoke logger=none peft.r=3 'tasks=[vqav2,rec]'" in said.stderr
+
+
+def test_an_interrupt_is_one_message(tmp_path):
+    started = _start("train_all", tmp_path, "tasks=[vqav2]")
+    _wait_for(lambda: any(tmp_path.rglob("*.lock")), started)
+    started.send_signal(signal.SIGINT)
+    said, _ = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert "type the same command to go on" in said
+    assert "Traceback" not in said
+
+
+def test_kills_at_any_moment_change_no_byte(smoke, tmp_path):
+    """kill -9 ten times, of the whole process group and of the parent alone in turn, once inside a checkpoint.
+
+    The killed run has one process at a time, the other one had two.
+    """
+    pair = ["tasks=[vqav2,rec]", "multi_task=false", "report=pair"]
+    type_command("merge_eval", *pair, runs=smoke.runs)
+    words = [*pair, "jobs=1", "model.recipe.save_steps=2"]
+    draw = random.Random(int(os.environ.get("KILL_SEED", "0")))
+    moments = [*(draw.uniform(1, 10) for _ in range(5)), "checkpoint"]
+    for number, moment in enumerate(moments):
+        _kill_at(moment, _start("train_all", tmp_path, *words), tmp_path, parent_alone=number % 2 == 1)
+    type_command("train_all", *words, runs=tmp_path)
+    for number in range(4):
+        _kill_at(draw.uniform(1, 6), _start("merge_eval", tmp_path, *words), tmp_path, parent_alone=number % 2 == 1)
+    type_command("merge_eval", *words, runs=tmp_path)
+    killed = tmp_path / "smoke" / smoke.root.name
+    for pattern in (
+        "experts/*/adapter_model.safetensors",
+        "merged/*/adapter_model.safetensors",
+        "predictions/**/*.jsonl",
+    ):
+        found = files_under(killed, pattern)
+        assert found, pattern
+        for name, content in found.items():
+            assert content == (smoke.root / name).read_bytes(), name
+
+
+def _kill_at(moment: float | str, started: subprocess.Popen, runs: Path, parent_alone: bool) -> None:
+    """Wait for the moment (seconds, or a checkpoint that is not complete yet) and kill -9."""
+    if moment == "checkpoint":
+        _wait_for(lambda: _inside_a_checkpoint(runs), started)
+    else:
+        _wait_for(lambda: False, started, float(moment))
+    if started.poll() is None:
+        (os.kill if parent_alone else os.killpg)(started.pid, signal.SIGKILL)
+    started.communicate()
+
+
+def _inside_a_checkpoint(runs: Path) -> bool:
+    return any(not (path / "complete.json").exists() for path in runs.rglob("checkpoint-*"))
+
+
+def _start(program: str, runs: Path, *words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        ["bash", str(REPOSITORY / "scripts" / f"{program}.sh"), "profile=smoke", "logger=none", *words],
+        env={**os.environ, "ROBUSTMERGE_RUNS": str(runs)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
+    )
+
+
+def _wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_what_exists_can_be_listed_with_what_differs_from_the_defaults(smoke):
+    words = ["merge=robustmerge", "merge.prune.density=0.3", "tasks=[vqav2,rec]", "multi_task=false", "report=listed"]
+    type_command("merge_eval", *words, "strength_grid=null", runs=smoke.runs)
+    shown = type_python("runs.py", runs=smoke.runs)
+    (row,) = [line for line in shown.splitlines() if "prune.density=0.3" in line]
+    assert row.strip().startswith("merged/robustmerge-")
+    assert "experts/vqav2-" in shown
+
+
+def test_cleaning_keeps_what_a_report_uses(smoke, tmp_path):
+    copied = tmp_path / "smoke" / "mini-tiny"
+    shutil.copytree(smoke.root, copied)
+    kept = set(smoke.predictions())
+    shutil.rmtree(copied / "reports")
+    shutil.copytree(smoke.root / "reports" / "main", copied / "reports" / "main")
+    (copied / "merged" / "unused-00000000").mkdir()
+    assert "merged/unused-00000000" in type_python("runs.py", "--clean", "--yes", runs=tmp_path)
+    assert not (copied / "merged" / "unused-00000000").exists()
+    assert all((copied / path.relative_to(smoke.root)).exists() for path in kept)
+    assert "nothing to remove" in type_python("runs.py", "--clean", runs=tmp_path)
+
+
+def type_python(program: str, *words: str, runs: Path) -> str:
+    """What `python scripts/<program>` prints."""
+    environment = {**os.environ, "ROBUSTMERGE_RUNS": str(runs)}
+    line = [sys.executable, str(REPOSITORY / "scripts" / program), *words]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_ids_are_asked_of_the_task_that_has_them_and_an_unknown_one_is_refused(smoke):
+    words = ["profile=smoke", "logger=none", "source=merged/ties"]
+    (data,) = (smoke.root / "data").glob("rec-*")
+    asked = [example.question_id for example in read_examples(data / "test.jsonl")[:2]]
+    shown = type_python("predict.py", *words, f"ids=[{','.join(asked)}]", runs=smoke.runs)
+    assert "merged/ties on rec:" in shown and all(f"  {name}: " in shown for name in asked)
+    assert " on vqav2:" not in shown
+    assert "a look at 2 of 24" in type_python("score.py", *words, f"ids=[{','.join(asked)}]", runs=smoke.runs)
+    line = [sys.executable, str(REPOSITORY / "scripts" / "predict.py"), *words, f"ids=[{asked[0]},nobody]"]
+    refused = subprocess.run(
+        line, env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs)}, capture_output=True, text=True
+    )
+    assert refused.returncode == 2 and "no task has a question nobody (ids); ids are like" in refused.stderr

@@ -1,0 +1,172 @@
+"""`merge.py out=FOLDER`: any adapters, one merge, a closing table."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from pipeline.closing import tell_made
+from pipeline.plan import make_plans
+from pipeline.program import compose
+from pipeline.stages import merge
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.merging import merge_folders
+from robustmerge.stage.address import REPOSITORY, foreign, run_stage
+from robustmerge.stage.files import BESIDE
+from robustmerge.stage.settings import UserError
+from tests.merge_cases import QUIET, load_with_peft, random_experts, save_expert, write_expert
+from tests.original_layout import write_original
+
+
+@pytest.fixture
+def experts(tmp_path: Path) -> list[Path]:
+    return [write_expert(tmp_path / name, pairs) for name, pairs in random_experts("ab").items()]
+
+
+def merge_to(out: Path | str, experts: list[Path], *words: str) -> None:
+    """What `python scripts/merge.py` does with these words."""
+    named = f"experts=[{','.join(map(str, experts))}]"
+    merge.merge_out(make_plans([compose("merge", [named, f"out={out}", *words])]))
+
+
+def test_experts_in_llavas_own_format_are_not_said_to_be_for_the_small_base_of_no_model(tmp_path):
+    originals = [write_original(tmp_path / name, seed) for seed, name in enumerate("ab")]
+    merge_to(tmp_path / "out", originals, "merge=ties", f"paths.runs={tmp_path}/runs")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == ""
+
+
+def test_the_command_merges_any_adapters_and_says_what_came_of_it(tmp_path):
+    for number, name in enumerate(("one", "two")):
+        save_expert(tmp_path / name, seed=number, modules_to_save=["projector"])
+    words = ["merge=knots_ties", "experts=[first:one,two]", "out=made/here", "merge.weights={first: 0.5}", "jobs=2"]
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / "merge.py"), *words],
+        cwd=tmp_path,
+        env={**os.environ, "ROBUSTMERGE_RUNS": str(tmp_path / "runs")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = {line[:22].strip(): line[22:].strip() for line in done.stdout.splitlines()}
+    assert "KnOTS-TIES: 2 experts merged into made/here" in done.stdout
+    assert (told["experts"], told["modules"], told["rank"]) == ("first, two", "4", "6")
+    assert told["effective factor"] == "0.6"
+    assert told["modules_to_save"] == "2 tensors averaged"
+    assert "x the experts' mean of" in told["norm of the update"]
+    assert {"rank rows dropped", "size", "time"} <= set(told)
+    assert "source=made/here" in done.stdout
+    assert torch.isfinite(load_with_peft(tmp_path / "made" / "here")).all()
+    manifest = json.loads((tmp_path / "made" / "here" / "manifest.json").read_text())
+    assert set(manifest["identity"]["inputs"]) == {"first", "two"}
+    assert manifest["identity"]["settings"]["weights"] == {"first": 0.5}
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["here"]
+
+
+def test_the_folder_has_the_bytes_of_merge_folders(tmp_path, experts):
+    merge_to(tmp_path / "typed", experts, "merge=ties", "jobs=2")
+    merge_folders(experts, "ties", tmp_path / "called", **QUIET)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
+        assert (tmp_path / "typed" / name).read_bytes() == (tmp_path / "called" / name).read_bytes()
+
+
+def test_dense_deltas_are_written_where_no_adapter_is_exact(tmp_path, experts, capsys):
+    merge_to(tmp_path / "dense", experts, "merge=ties", "merge.space=delta")
+    assert (tmp_path / "dense" / "delta.safetensors").exists()
+    card = (tmp_path / "dense" / "README.md").read_text()
+    assert "library_name" not in card
+    assert "alpha/r" not in card
+    assert "none: dense updates" in capsys.readouterr().out
+
+
+def test_a_folder_is_never_overwritten_and_what_a_kill_left_is_no_hindrance(tmp_path, experts, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f".adapter_model.safetensors.1{BESIDE}").write_text("half")
+    merge_to(out, experts, "merge=average")
+    assert not list(out.glob(f".*{BESIDE}"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    merge_to(out, experts, "merge=average")  # made already
+    assert capsys.readouterr().out.count("it was there already, from the same experts and settings") == 1
+    with pytest.raises(UserError, match="choose another folder.* made of other experts or settings"):
+        merge_to(out, experts, "merge=ties")
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ([["out=x"]], r"one merge: add merge=NAME; choose one of average"),
+        ([["merge=ties", "out=x"], ["merge=dare", "out=x"]], "a sweep makes several merges"),
+        ([["merge=ties", f"out={Path(__file__).parent}"]], "is there already and is not empty"),
+        ([["merge=ties", f"out={Path(__file__)}"]], "is there already"),
+        ([["merge=ties", "merge.weights={c: 1}", "out=x"]], "weights names an unknown expert 'c'"),
+    ],
+)
+def test_what_cannot_be_written_to_one_folder_is_refused(tmp_path, monkeypatch, experts, points, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        merge.merge_out(make_plans([compose("merge", ["experts=[a,b]", *words]) for words in points]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_an_update_of_which_nothing_is_left_is_told(tmp_path, capsys):
+    pair = LoraPair(torch.ones(4, 10), torch.full((7, 4), 1e-6))  # the threshold over both parts lies within A
+    for name in "cd":
+        write_expert(tmp_path / name, {"layers.0.q": pair})
+    merge_to(tmp_path / "out", [tmp_path / "c", tmp_path / "d"], "merge=ties", "merge.prune.scope=model")
+    assert "warning: almost nothing is left of the updates: one threshold" in capsys.readouterr().out
+
+
+def test_a_method_without_a_strength_is_told_too(tmp_path, experts, capsys):
+    merge_to(tmp_path / "out", experts, "merge=tsv_m")
+    assert "effective factor     1\n" in capsys.readouterr().out
+    tell_made([foreign(tmp_path / "out", tmp_path)])
+    assert "(0 s, 2 modules)" in capsys.readouterr().out
+
+
+def test_one_expert_alone_is_merged_with_a_warning(tmp_path, experts, capsys):
+    merge_to(tmp_path / "out", experts[:1], "merge=task_arithmetic")
+    said = capsys.readouterr().out
+    assert "1 expert merged into" in said
+    assert "warning: there is nothing to merge with" in said
+
+
+def test_a_full_model_of_the_lines_own_experts_is_made_from_the_lines_base_and_loads_as_its_card_says(tmp_path):
+    """The experts name the base by the name of its folder, which alone is no path."""
+    shape = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=16, **shape))
+    llama.save_pretrained(tmp_path / "short-name")
+    words = ["merge=average", "merge.out.format=model", f"out={tmp_path / 'out'}", "tasks=[vqav2,rec]"]
+    words += [f"paths.runs={tmp_path / 'runs'}", "model.base=null", f"+model.checkpoint={tmp_path / 'short-name'}"]
+    (line,) = lines = make_plans([compose("merge", words)])
+    expert = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+
+    def save(folder: Path) -> None:
+        expert.save_pretrained(folder)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "short-name"}))
+
+    for address in line.experts.values():
+        run_stage(address, save, **QUIET)
+    merge.merge_out(lines)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "Base model: `short-name`" in card
+    assert "alpha/r" not in card
+    found = {}
+    exec(card.split("```python")[1].split("```")[0].replace("path/of/this/folder", str(tmp_path / "out")), found)
+    assert type(found["model"]) is transformers.LlamaForCausalLM
+    whole = expert.merge_and_unload().state_dict()
+    for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
+        torch.testing.assert_close(found["model"].state_dict()[name], tensor)
+        torch.testing.assert_close(tensor, whole[name])  # the mean of two that are the same

@@ -1,0 +1,224 @@
+"""Reports over several training seeds, with chosen strengths and experts trained in two ways. Needs nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from eval.report.report import make_report
+from eval.report.results import CHOSEN, Choice, arrange_rows
+from eval.report.tables import MISSING, main_table, seeds_table
+from eval.statistics import T_QUANTILES, Resampled, spread_over_seeds
+from pipeline.sources import Source
+from pipeline.stages import report
+from robustmerge.method import read_method
+from tests.report_cases import SWEPT, TASKS, both, cell, make_result, make_results, make_score, make_seeds, measure
+
+SEEDS = (1, 2, 3, 4, 5)
+SEEN = ["vqav2", "rec"]
+
+
+def test_the_quantiles_are_those_of_students_t():
+    for freedom in (2, 4, 9, 30):
+        quantile = T_QUANTILES[freedom - 2]
+        at = np.linspace(0, quantile, 20001)
+        density = (1 + at**2 / freedom) ** (-(freedom + 1) / 2)
+        beyond = quantile / np.linspace(1e-9, 1, 400001)[1:]  # substitution x = q / u, so that the tail is finite
+        tail = (1 + beyond**2 / freedom) ** (-(freedom + 1) / 2) * beyond**2 / quantile
+        inside, outside = np.trapezoid(density, at), tail.mean()
+        assert inside / (inside + outside) == pytest.approx(0.95, abs=2e-4)
+
+
+def test_about_95_per_cent_of_intervals_over_five_seeds_hold_the_truth():
+    drawn = np.random.default_rng(0).standard_normal((2000, 5))
+    held = [spread_over_seeds(list(values)) for values in drawn]
+    assert 0.935 < np.mean([one.low < 0 < one.high for one in held]) < 0.965
+
+
+def test_two_seeds_have_a_deviation_but_no_interval_and_one_has_neither():
+    two, one = spread_over_seeds([1.0, 3.0]), spread_over_seeds([2.0])
+    assert (two.mean, two.low, two.is_clear) == (2.0, None, False) and two.deviation == pytest.approx(2**0.5)
+    assert (one.mean, one.deviation, one.low) == (2.0, None, None)
+
+
+def test_results_that_differ_in_the_seed_only_become_one_row(sweep):
+    rows = arrange_rows(sweep)
+    assert len(rows) == 1 + 2 + 1 + 2 * 2 * len(SWEPT) == 24
+    assert [len(row.points) for row in rows] == [1] + [5] * 23
+    assert len({row.key for row in rows}) == 24
+    titles = [row.title for row in rows]
+    assert titles[:4] == ["Zero-shot", "Individual (independent A)", "Individual (shared A)", "Multi-task"]
+    assert titles[-1] == "RobustMerge, strength chosen (shared A)"
+    assert list(dict.fromkeys(row.block for row in rows)) == [
+        "",
+        "Independent A, default strength",
+        "Independent A, strength chosen on val",
+        "Shared A, default strength",
+        "Shared A, strength chosen on val",
+    ]
+
+
+def test_a_value_is_the_mean_over_seeds_and_behind_it_stands_their_deviation(context):
+    results = make_seeds("dare", "DARE", {1: both(30), 2: both(60), 3: both(90)})
+    rows = arrange_rows(results)
+    found = cell(main_table(rows, context, measure(rows, context)), "DARE", "seen_avg")
+    assert (found.value, found.deviation) == pytest.approx((50.0, 25.0))
+    assert found.text.startswith("50.0 (") and found.text.endswith(") ± 25.0")
+    assert found.low < 50 < found.high
+
+
+def test_the_interval_over_questions_resamples_what_each_scored_on_average_over_the_seeds(context):
+    rows = arrange_rows(make_seeds("dare", "DARE", {1: both(30), 2: both(60), 4: both(90)}))
+    nothing = make_score("rec", 0)
+    means = {name: ((i < 30) + (i < 60) + (i < 90)) / 3 for i, name in enumerate(nothing.values)}
+    mean = dataclasses.replace(nothing, values=means)
+    expected = Resampled({"mean": {"rec": mean}}, context.bootstrap).interval("mean", ["rec"])
+    found = measure(rows, context).interval(rows[0].key, ["rec"])
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_differences_are_paired_over_seeds(context):
+    levels = {seed: 10 * seed for seed in SEEDS}  # what moves both by the same says nothing of their difference
+    rows = arrange_rows(
+        make_seeds("ties", "TIES", {seed: both(level) for seed, level in levels.items()})
+        + make_seeds("robustmerge", "RobustMerge", {seed: both(level + 12) for seed, level in levels.items()})
+    )
+    measured = measure(rows, context)
+    found = measured.difference(rows[1].key, rows[0].key, SEEN)
+    assert measured.interval(rows[0].key, SEEN).seeds.deviation > 10
+    assert (found.seeds.mean, found.seeds.low, found.seeds.high) == pytest.approx((10.0, 10.0, 10.0))
+    assert found.is_clear and found.value == pytest.approx(10.0)
+
+
+def test_a_lead_that_another_training_may_turn_is_neither_bold_nor_clear(context):
+    rights = {1: 95, 2: 20, 3: 95, 4: 50, 5: 60}
+    rows = arrange_rows(
+        make_seeds("ties", "TIES", {seed: both(50) for seed in SEEDS})
+        + make_seeds("robustmerge", "RobustMerge", {seed: both(right) for seed, right in rights.items()})
+    )
+    measured = measure(rows, context)
+    found = measured.difference(rows[1].key, rows[0].key, SEEN)
+    assert found.is_clear_of_questions and not found.seeds.is_clear and not found.is_clear
+    assert not any(one.bold for row in main_table(rows, context, measured).rows for one in row.cells)
+    text = make_report([point for row in rows for point in row.points], context).files["report.md"].decode()
+    assert "is outside the noise of the questions, but **within** that of the seeds" in text
+
+
+def test_a_row_with_fewer_seeds_says_so_and_is_compared_over_those_that_both_have(context):
+    rows = arrange_rows(
+        make_seeds("ties", "TIES", {seed: both(10 * seed) for seed in SEEDS})
+        + make_seeds("robustmerge", "RobustMerge", {seed: both(10 * seed) for seed in (3, 4, 5)})
+    )
+    assert [row.title for row in rows] == ["TIES", "RobustMerge [3 of 5 seeds]"]
+    found = measure(rows, context).difference(rows[1].key, rows[0].key, SEEN)
+    assert (found.value, found.seeds.n, found.seeds.high) == (0.0, 3, 0.0)
+
+
+def test_rows_that_share_no_seed_are_never_told_apart(context):
+    results = make_seeds("ties", "TIES", {1: both(10), 2: both(10), 3: both(10)})
+    results += make_seeds("robustmerge", "RobustMerge", {4: both(90), 5: both(90), 6: both(90)})
+    rows = arrange_rows(results)
+    found = measure(rows, context).difference(rows[1].key, rows[0].key, SEEN)
+    assert found.is_clear_of_questions and not found.is_clear and found.seeds.n == 0
+
+
+def test_a_lead_over_one_shared_seed_is_not_clear_where_there_are_several(context):
+    results = make_seeds("ties", "TIES", {1: both(10), 2: both(10), 3: both(10)})
+    rows = arrange_rows(results + make_seeds("robustmerge", "RobustMerge", {3: both(90)}))
+    found = measure(rows, context).difference(rows[1].key, rows[0].key, SEEN)
+    assert found.is_clear_of_questions and not found.is_clear and found.seeds.n == 1
+    assert not any(one.bold for row in main_table(rows, context, measure(rows, context)).rows for one in row.cells)
+
+
+def test_who_is_ahead_by_seeds_that_the_other_lacks_has_no_lead(context):
+    results = make_seeds("ties", "TIES", {1: both(120), 2: both(120), 3: both(60), 4: both(60), 5: both(60)})
+    results += make_seeds("robustmerge", "RobustMerge", {seed: both(72) for seed in (3, 4, 5)})
+    rows = arrange_rows(results)
+    measured = measure(rows, context)
+    found = measured.difference(rows[0].key, rows[1].key, SEEN)
+    assert found.is_clear and found.value == pytest.approx(-10)
+    assert not any(one.bold for row in main_table(rows, context, measured).rows for one in row.cells)
+    text = make_report(results, context).files["report.md"].decode()
+    assert "TIES is first of the merged models with 70.0 %" in text and "is **none** over the seeds that both" in text
+
+
+def test_the_zero_shot_base_stands_beside_every_seed(context):
+    zero = make_result("zero_shot", "zero_shot", "Zero-shot", both(20))
+    rows = arrange_rows([zero, *make_seeds("dare", "DARE", {1: both(30), 2: both(40), 3: both(50)})])
+    measured = measure(rows, context)
+    assert measured.difference(rows[1].key, rows[0].key, SEEN).seeds.n == 3
+    seeds = seeds_table(rows, context, measured)
+    assert [cell(seeds, "Zero-shot", key).text for key in ("seen_seed_1", "seen_mean", "seen_deviation")] == [
+        MISSING,
+        "16.7",
+        MISSING,
+    ]
+    shown = [cell(seeds, "DARE", f"unseen_{key}").value for key in ("seed_1", "seed_2", "seed_3", "mean", "deviation")]
+    assert shown == pytest.approx([25, 100 / 3, 125 / 3, 100 / 3, 25 / 3])
+
+
+def test_one_seed_makes_the_same_report_as_before_there_were_seeds(context):
+    named = [dataclasses.replace(one, seed=None if one.kind == "zero_shot" else 7) for one in make_results()]
+    seeded, plain = (make_report(results, context) for results in (named, make_results()))
+    assert "seeds" not in seeded.tables and "figures/standing.svg" not in seeded.files
+    assert seeded.files["tables/main.csv"] == plain.files["tables/main.csv"]
+    assert seeded.files["figures/tasks.svg"] == plain.files["figures/tasks.svg"]
+
+
+def make_line(seed: int, start: str) -> SimpleNamespace:
+    """A point of a sweep with a base, an expert, a multi-task model and one method at two strengths."""
+    rec, method = TASKS[1], read_method("ties")
+
+    def make(name: str, kind: str, address: str, variant: str = "") -> Source:
+        merged = dataclasses.replace(method, strength=seed / 10) if variant else method
+        found = merged if kind == "merged" else None
+        return Source(name, kind, SimpleNamespace(short=address), (rec,), found, variant)
+
+    point = f"{seed}-{start}"
+    sources = (
+        make("zero_shot", "zero_shot", "base"),
+        make("expert/rec", "expert", f"rec-{point}"),
+        make("multi_task", "multi_task", f"multi_task-{seed}"),
+        make("merged/ties", "merged", f"ties-{point}"),
+        make("merged/ties", "merged", f"ties-{point}", CHOSEN),  # the choice is the default: the same address
+    )
+    words = (f"seed={seed}", f"peft.shared_a_init={start}", "profile=smoke")
+    return SimpleNamespace(
+        config=SimpleNamespace(overrides=words, seed=seed, trains=True, methods=(method,), report=None),
+        sources=sources,
+        choices={"ties": Choice(1.0, seed / 10, False, {1.0: 9.0})},
+        score=lambda source, task: SimpleNamespace(fingerprint=f"{source.address.short}/{task.name}", path="rec"),
+        other_score=lambda source, task: None,
+        predictions=lambda source, task: SimpleNamespace(path=f"{source.address.short}.jsonl"),
+    )
+
+
+def test_a_sweep_over_seeds_and_starts_is_collected_into_rows_that_name_what_differs(monkeypatch):
+    monkeypatch.setattr(report, "read_score", lambda path: make_score(path, 9))
+    lines = [make_line(seed, start) for seed in (1, 2) for start in ("false", "true")]
+    rows = {row.title: [point.seed for point in row.points] for row in arrange_rows(report.collect(lines))}
+    both_starts = ("independent A", "shared A")
+    assert rows == {
+        "Zero-shot": [None],
+        **{f"Individual ({start})": [1, 2] for start in both_starts},
+        "Multi-task": [1, 2],
+        **{f"TIES{words} ({start})": [1, 2] for start in both_starts for words in ("", ", strength chosen")},
+    }
+    assert report.name_of(lines) == "peft.shared_a_init=false_true-seed=1_2"
+
+
+def test_scores_under_the_other_protocol_are_collected_where_they_are_finished(monkeypatch):
+    monkeypatch.setattr(report, "read_score", lambda path: make_score("rec", {"rec": 9, "other": 7}[path]))
+    line = make_line(1, "false")
+
+    def other_score(source, task):
+        finished = {"zero_shot": True, "multi_task": False}.get(source.name)
+        return None if finished is None else SimpleNamespace(path="other", is_complete=lambda: finished)
+
+    line.other_score = other_score
+    also = {result.title: dict(result.also) for result in report.collect([line])}
+    assert also.pop("Zero-shot") == {"rec": make_score("rec", 7)}
+    assert also == {"Individual": {}, "Multi-task": {}, "TIES": {}}

@@ -1,0 +1,309 @@
+"""Pins and downloads of the Hub, against a small Hub on this machine (tests/tiny_hub.py)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from pipeline.config import Paths, _read_experts
+from robustmerge.hub.download import fetch_pinned, is_fetched
+from robustmerge.hub.pins import Pinned, pin, snapshot_folder, storage_folder
+from robustmerge.hub.places import fetch, find_folder, find_model, name_of
+from robustmerge.stage.address import REPOSITORY
+from robustmerge.stage.settings import ConfigError, UserError
+from tests.tiny_hub import COMMIT, OLD, TinyHub, digest_of, serve, use
+
+SAFE, BIN, CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = "model.safetensors.index.json"
+LONG = bytes(range(256)) * 40  # a file of 10,240 bytes, in chunks of 1,000
+MODEL = ("*.json", "model*.safetensors")
+WHOLE = Pinned("ann/base", COMMIT)
+NOWHERE = "http://127.0.0.1:9"  # nobody listens there
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyHub]:
+    index = json.dumps({"weight_map": {"one": SHARDS[0], "two": SHARDS[1]}}).encode()
+    repositories = {
+        "ann/both": {CONFIG: b"{}", SAFE: b"safe", BIN: b"bin", "README.md": b"card", "optimizer.pt": b"large"},
+        "ann/bin": {CONFIG: b"{}", BIN: b"bin", "non_lora_trainables.bin": b"projector"},
+        "ann/model": {"config.json": b"{}", "pytorch_model.bin": b"large"},
+        "ann/base": {"config.json": b"{}", INDEX: index, SHARDS[0]: LONG, SHARDS[1]: LONG[::-1], "flax.msgpack": b"x"},
+        "ann/gated": {CONFIG: b"{}", SAFE: b"safe"},
+    }
+    with serve(repositories) as served:
+        use(monkeypatch, served.address, tmp_path / "cache")
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+        monkeypatch.setattr("robustmerge.hub.download.WAIT_S", 0.0)
+        yield served
+
+
+def leave_cut(hub: TinyHub, name: str, size: int) -> None:
+    """What a process that was ended has left of a file of ann/base."""
+    data = hub.files["ann/base"][name]
+    part = storage_folder("ann/base") / "blobs" / f"{digest_of(data)}.incomplete"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(data[:size])
+
+
+def test_settings_of_the_environment_hold_and_planning_stays_light(hub: TinyHub, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from robustmerge.hub.places import find_folder\n"
+        "assert not {'torch', 'huggingface_hub'} & set(sys.modules)\n"
+        "print(sorted(file.name for file in find_folder('ann/both').iterdir()))\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")}
+    env = {**kept, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_secret"}
+    told = ""
+    for more in ({}, {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": NOWHERE}):
+        ran = subprocess.run(
+            [sys.executable, "-c", code], cwd=REPOSITORY, env={**env, **more}, capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.endswith(f"{['README.md', CONFIG, SAFE]}\n")
+        told += ran.stdout
+    assert told.count("fetching ann/both@aaaaaaaaaa: 3 files") == 1
+    tokens = {token for first, token in hub.tokens if first in ("ann", "cdn")}
+    assert tokens == {"Bearer hf_secret", None}
+    assert ("cdn", None) in hub.tokens
+    assert ("cdn", "Bearer hf_secret") not in hub.tokens
+
+
+def test_the_hub_gives_an_adapters_files_and_says_why_not(
+    hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(text: str) -> dict[str, str]:
+        return {file.name: file.read_text() for file in find_folder(text).iterdir()}
+
+    both, only_bin = look("ann/both"), look("ann/bin")
+    assert both == {CONFIG: "{}", SAFE: "safe", "README.md": "card"}
+    assert look("ann/both@old")[SAFE] == "safe old"
+    assert only_bin == {CONFIG: "{}", BIN: "bin", "non_lora_trainables.bin": "projector"}
+    for text, reason in {
+        "ann/none": r"there is no repository ann/none \(if it is private: log in with",
+        "ann/gated": "it is gated; ask for access on its page",
+        "ann/both@new": "ann/both has no revision new",
+        f"ann/both@{'d' * 40}": f"ann/both has no revision {'d' * 40}",
+    }.items():
+        with pytest.raises(
+            UserError, match=f"is no folder here, and cannot be had from the Hugging Face Hub: {reason}"
+        ):
+            find_folder(text)
+    with pytest.raises(UserError, match="'ann/model' of the Hugging Face Hub is no adapter: no adapter_config.json"):
+        find_folder("ann/model")
+    for offline in (False, True):  # no network, and none allowed
+        use(monkeypatch, NOWHERE, tmp_path / "cache", offline)
+        assert look("ann/both") == both
+        assert look("ann/bin") == only_bin
+        with pytest.raises(UserError, match="not whole in the cache, and the Hub was not reached"):
+            find_folder("ann/none")
+
+
+def test_experts_of_the_hub_stay_what_they_were_and_are_asked_for_once(hub: TinyHub, tmp_path: Path) -> None:
+    paths = Paths(runs=str(tmp_path / "runs"))
+    first = _read_experts(["ann/bin", "two:ann/both"], paths)
+    asked, hub.refs["main"] = len(hub.asked), OLD
+    assert _read_experts(["ann/bin", "two:ann/both"], paths) == first
+    assert len(hub.asked) == asked and COMMIT in paths.pins.read_text()
+
+
+def test_a_pinned_revision_stays_what_it_was(hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pins = tmp_path / "runs" / "hub.json"
+    assert pin("ann/both", pins) == pin("ann/both@main", pins) == Pinned("ann/both", COMMIT)
+    hub.refs["main"] = OLD  # somebody uploads
+    assert pin("ann/both", pins).revision == COMMIT
+    assert pin("ann/both").revision == pin("ann/both@old", pins).revision == OLD
+    assert json.loads(pins.read_text()) == {"ann/both@main": COMMIT, "ann/both@old": OLD}
+    hub.asked.clear()
+    assert pin(f"ann/none@{COMMIT}", pins) == Pinned("ann/none", COMMIT)
+    assert not hub.asked
+    use(monkeypatch, NOWHERE, tmp_path / "cache", offline=True)
+    assert pin("ann/both", pins).revision == COMMIT
+    assert pin("ann/both", tmp_path / "other.json").revision == OLD  # what the cache was told last
+    with pytest.raises(UserError, match="'ann/bin' is no folder here.* not whole in the cache"):
+        pin("ann/bin", pins)
+
+
+def test_pins_that_cannot_be_read_are_refused_and_stay(tmp_path: Path) -> None:
+    pins = tmp_path / "hub.json"
+    for text, reason in (("{", "cannot be read"), ('{"ann/both@main": "main"}', "must be a commit of 40 hexadecimal")):
+        pins.write_text(text)
+        with pytest.raises(UserError, match=reason):
+            pin("ann/both", pins)
+        assert pins.read_text() == text
+    for text in ("both", "ann/both/deep", "/ann/both", "ann/both@"):
+        with pytest.raises(UserError, match="is written user/repo or user/repo@revision"):
+            pin(text, pins)
+
+
+def test_what_is_there_is_not_asked_for_again(hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_fetched(WHOLE, MODEL)
+    said: list[str] = []
+    folder = fetch_pinned(WHOLE, MODEL, said.append)
+    assert folder == snapshot_folder(WHOLE)
+    assert sorted(file.name for file in folder.iterdir()) == sorted(["config.json", INDEX, *SHARDS])
+    assert (folder / SHARDS[1]).read_bytes() == LONG[::-1]
+    assert [line.split(":")[0].split(" in ")[0] for line in said] == [f"fetching {WHOLE}", f"fetched {WHOLE}"]
+    use(monkeypatch, NOWHERE, tmp_path / "cache", offline=True)
+    assert fetch_pinned(WHOLE, MODEL, said.append) == folder
+    assert len(said) == 2
+    (folder / SHARDS[0]).resolve().unlink()
+    assert is_fetched(WHOLE, ["*.json"])
+    assert not is_fetched(WHOLE, MODEL)
+    with pytest.raises(UserError, match="not whole in the cache"):
+        fetch_pinned(WHOLE, MODEL)
+
+
+def test_a_cache_that_another_program_has_filled_is_judged_by_what_is_there(hub: TinyHub) -> None:
+    folder = fetch_pinned(WHOLE, MODEL)
+    shutil.rmtree(storage_folder("ann/base") / "listings")
+    assert is_fetched(WHOLE, MODEL)
+    (folder / SHARDS[0]).unlink()
+    assert not is_fetched(WHOLE, MODEL)
+    (folder / INDEX).unlink()
+    (folder / SHARDS[1]).unlink()
+    assert not is_fetched(WHOLE, MODEL)
+    assert is_fetched(WHOLE, ["*.json"])
+
+
+@pytest.mark.parametrize("takes_ranges", [True, False])
+def test_only_the_rest_of_a_cut_file_is_asked_for(hub: TinyHub, takes_ranges: bool) -> None:
+    hub.takes_ranges = takes_ranges
+    leave_cut(hub, SHARDS[0], 4321)
+    said: list[str] = []
+    folder = fetch_pinned(WHOLE, MODEL, said.append)
+    assert hub.of_file(SHARDS[0]) == ["bytes=4321-"]
+    assert "20.6 kB, 4.3 kB of it here already" in said[0]
+    assert [(folder / name).read_bytes() for name in SHARDS] == [LONG, LONG[::-1]]
+
+
+def test_a_connection_that_breaks_is_taken_up_again(hub: TinyHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    hub.cuts[SHARDS[0]] = [3500, 100, 5000]
+    folder = fetch_pinned(WHOLE, MODEL)
+    assert hub.of_file(SHARDS[0]) == [None, "bytes=3000-", "bytes=3000-", "bytes=8000-"]  # whole chunks are kept
+    assert (folder / SHARDS[0]).read_bytes() == LONG
+
+
+def test_a_connection_that_brings_nothing_is_given_up_and_what_has_come_is_kept(
+    hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    hub.cuts[SHARDS[0]] = [5000] + [0] * 50
+    with pytest.raises(UserError, match=rf"{SHARDS[0]} of ann/base@aaaaaaaaaa could not be fetched .* is kept, and"):
+        fetch_pinned(WHOLE, MODEL)
+    hub.cuts.clear()
+    hub.asked.clear()
+    fetch_pinned(WHOLE, MODEL)
+    assert hub.of_file(SHARDS[0]) == ["bytes=5000-"]
+    assert "config.json" not in {path.rpartition("/")[2] for path, _ in hub.asked}
+
+
+def test_a_damaged_file_is_fetched_again_and_twice_damaged_refused(hub: TinyHub) -> None:
+    said: list[str] = []
+    hub.spoilt = {SHARDS[0]: 1, "config.json": 1}
+    folder = fetch_pinned(WHOLE, MODEL, said.append)
+    assert (folder / SHARDS[0]).read_bytes() == LONG
+    assert (folder / "config.json").read_bytes() == b"{}"
+    assert sum("arrived damaged" in line for line in said) == 2
+    hub.spoilt = {SAFE: 2}
+    with pytest.raises(UserError, match=f"{SAFE} of ann/both@.* its digest is .*, the Hub lists .* fetched twice"):
+        fetch("ann/both", [SAFE])
+    assert not list((storage_folder("ann/both") / "blobs").glob("*"))
+
+
+def test_a_cut_file_that_is_damaged_begins_again(hub: TinyHub) -> None:
+    leave_cut(hub, SHARDS[1], 2000)
+    part = next((storage_folder("ann/base") / "blobs").glob("*.incomplete"))
+    for left in (bytes(2000), bytes(20_000)):  # not the file's first bytes; more than the file has
+        part.write_bytes(left)
+        assert (fetch_pinned(WHOLE, MODEL) / SHARDS[1]).read_bytes() == LONG[::-1]
+        shutil.rmtree(storage_folder("ann/base") / "snapshots")
+        part.with_suffix("").unlink()
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(hub: TinyHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(".")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(
+        UserError, match=r"ann/base@aaaaaaaaaa needs 20.6 kB in .*cache, where 1.0 kB are free; .*HF_HOME"
+    ):
+        fetch_pinned(WHOLE, MODEL)
+    assert not hub.of_file(SHARDS[0])
+
+
+def test_progress_bars_that_others_silenced_show_and_lines_are_said_where_nobody_sees_them(
+    hub: TinyHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silenced, said, told = [], [], threading.Event()
+
+    def http_get(url: str, file: BinaryIO, **given: object) -> None:
+        silenced.append(are_progress_bars_disabled())
+        file.write(LONG)
+        file.flush()
+        assert told.wait(20)
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line == "fetched 10.2 kB of 10.2 kB":
+            told.set()
+
+    monkeypatch.setattr("robustmerge.hub.download.TELL_EVERY_S", 0.001)
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", http_get)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # no terminal
+    disable_progress_bars()
+    try:
+        fetch_pinned(WHOLE, [SHARDS[0]], say)
+        assert silenced == [False]
+        assert are_progress_bars_disabled()
+    finally:
+        enable_progress_bars()
+
+
+def test_a_base_of_the_hub_has_its_weights_in_either_format(hub: TinyHub) -> None:
+    assert sorted(file.name for file in find_model("ann/base").glob("model-*")) == list(SHARDS)
+    assert [file.name for file in find_model("ann/model").glob("*.bin")] == ["pytorch_model.bin"]
+
+
+def test_a_folder_here_comes_before_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ann" / "both").mkdir(parents=True)
+    (tmp_path / "ann" / SAFE).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert find_folder("ann/both") == find_folder("./ann/both/") == tmp_path / "ann" / "both"
+    assert [name_of(text) for text in ("ann/both", "ann/other@v1.0", "some/deep/path")] == ["both", "other", "path"]
+    with pytest.raises(UserError, match="ann/adapter_model.safetensors is a file; give the adapter folder"):
+        find_folder(f"ann/{SAFE}")
+    for text in ("some/deep/path", "/ann/none", "./none", "nowhere"):
+        with pytest.raises(UserError, match="there is no folder .*, and a repository of the Hugging Face Hub is"):
+            find_folder(text)
+
+
+def test_experts_on_the_command_line_may_be_named_and_all_their_problems_are_told(tmp_path: Path) -> None:
+    for name in ("one", "two", "bare"):
+        (tmp_path / name).mkdir()
+    for name in ("one", "two"):
+        (tmp_path / name / CONFIG).write_text("{}")
+    read = _read_experts([f"{tmp_path}/one", f"second:{tmp_path}/two"])
+    assert read == (("one", tmp_path / "one"), ("second", tmp_path / "two"))
+    with pytest.raises(ConfigError) as refused:
+        _read_experts([f"{tmp_path}/one", f"one:{tmp_path}/two", f"{tmp_path}/bare", "b:no/such/folder"])
+    told = refused.value.problems
+    assert told[0] == "two experts are called 'one'; name them as name:folder (experts)"
+    assert told[1] == f"expert 'bare': {tmp_path}/bare has no adapter_config.json (experts)"
+    assert told[2].startswith("expert 'b': there is no folder no/such/folder, and a repository")
+    assert len(told) == 3

@@ -1,0 +1,213 @@
+"""Addresses, identities, manifests and locks. Needs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from robustmerge.stage.address import (
+    REPOSITORY,
+    Address,
+    address_file,
+    address_folder,
+    foreign,
+    read_manifest,
+    run_stage,
+)
+from robustmerge.stage.files import write_atomically
+from robustmerge.stage.process import process_start
+from robustmerge.stage.settings import UserError, later, outside_identity
+
+
+@dataclass(frozen=True)
+class Settings:
+    density: float = 0.2
+    jobs: int = outside_identity(1)
+    added: int = later(3)
+
+
+def address_of(root: Path, settings: Settings = Settings(), **inputs: Address) -> Address:
+    return address_folder(root, "merged", "ties", "merge", 1, settings, inputs)
+
+
+def test_what_changes_the_result_changes_the_address(tmp_path):
+    assert address_of(tmp_path).path != address_of(tmp_path, Settings(density=0.3)).path
+
+
+def test_what_does_not_change_the_result_leaves_the_address_alone(tmp_path):
+    assert address_of(tmp_path).path == address_of(tmp_path, Settings(jobs=8)).path
+
+
+def test_a_later_field_leaves_old_addresses_alone_while_it_has_its_default(tmp_path):
+    assert "added" not in address_of(tmp_path).identity["settings"]
+    assert address_of(tmp_path).path != address_of(tmp_path, Settings(added=4)).path
+
+
+def test_an_input_is_known_by_its_identity_not_by_its_place(tmp_path):
+    here, there = address_of(tmp_path / "a"), address_of(tmp_path / "b")
+    assert address_of(tmp_path, data=here).path == address_of(tmp_path, data=there).path
+    other = address_of(tmp_path / "a", Settings(density=0.5))
+    assert address_of(tmp_path, data=here).path != address_of(tmp_path, data=other).path
+
+
+def test_a_stage_is_complete_only_when_its_manifest_is_written(tmp_path):
+    address = address_of(tmp_path)
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise RuntimeError("cut")
+
+    with pytest.raises(RuntimeError):
+        run_stage(address, fail)
+    assert not address.is_complete()
+    assert (address.path / "half").exists(), "what was begun stays, to go on from"
+    run_stage(address, lambda folder: {"found": sorted(p.name for p in folder.iterdir())})
+    record = read_manifest(address.manifest)["record"]
+    assert record["found"] == ["half"]
+    assert set(record["outputs"]) == {"half"}
+
+
+def test_a_complete_stage_is_not_run_again(tmp_path):
+    address = address_of(tmp_path)
+    run_stage(address, lambda folder: None)
+    run_stage(address, lambda folder: pytest.fail("ran again"))
+
+
+def test_a_file_has_its_manifest_beside_it(tmp_path):
+    address = address_file(tmp_path, tmp_path / "scores", "rec", ".json", "score", 1, Settings(), {})
+    run_stage(address, lambda path: path.write_text("{}") and None)
+    assert address.manifest == address.path.with_suffix(".manifest.json")
+    assert address.is_complete()
+
+
+def test_a_manifest_that_tells_of_something_else_is_refused(tmp_path):
+    address = address_of(tmp_path)
+    run_stage(address, lambda folder: None)
+    changed = json.loads(address.manifest.read_text())
+    changed["identity"]["settings"]["density"] = 0.9
+    address.manifest.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        address.is_complete()
+
+
+def test_a_foreign_folder_is_known_by_its_content(tmp_path):
+    for name in ("one", "two.v2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("same")
+    first = foreign(tmp_path / "one")
+    assert first.fingerprint == foreign(tmp_path / "two.v2").fingerprint
+    assert first.is_complete()
+    (tmp_path / "two.v2" / "weights").write_text("other")
+    assert first.fingerprint != foreign(tmp_path / "two.v2").fingerprint
+
+
+def test_an_unfinished_folder_of_ours_is_not_taken_for_a_foreign_one(tmp_path):
+    (tmp_path / "expert" / "unfinished").mkdir(parents=True)
+    with pytest.raises(UserError, match="not finished yet"):
+        foreign(tmp_path / "expert")
+
+
+def test_a_manifest_of_somebody_else_is_an_ordinary_file(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"version": 1}')
+    assert foreign(tmp_path).identity["stage"] == "foreign"
+
+
+def test_what_a_kill_left_beside_a_file_does_not_stay_in_a_complete_result(tmp_path):
+    address = address_of(tmp_path)
+    run_stage(address, lambda folder: (folder / ".weights.123.part").write_text("cut") and None)
+    assert [path.name for path in address.path.iterdir()] == ["manifest.json"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "file"
+    write_atomically(target, "old")
+    with pytest.raises(TypeError):
+        write_atomically(target, 3)  # type: ignore[arg-type]
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from robustmerge.stage.address import Address, run_stage
+address = Address(Path(sys.argv[1]), Path(sys.argv[1]) / "merged" / "x-1", {"stage": "merge"})
+def work(folder):
+    (folder / "holding").write_text("")
+    time.sleep(float(sys.argv[2]))
+run_stage(address, work)
+"""
+
+
+def _hold(root: Path, seconds: float) -> subprocess.Popen:
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(root), str(seconds)], cwd=REPOSITORY)
+    while not (root / "merged" / "x-1" / "holding").exists():
+        time.sleep(0.02)
+    return child
+
+
+def test_a_live_lock_is_waited_for_with_a_message(tmp_path):
+    child = _hold(tmp_path, 1.0)
+    said: list[str] = []
+    address = Address(tmp_path, tmp_path / "merged" / "x-1", {"stage": "merge"})
+    run_stage(address, lambda folder: pytest.fail("the other process has done it"), said.append)
+    assert child.wait() == 0
+    assert f"process {child.pid}" in said[0]
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    child = _hold(tmp_path, 60)
+    child.kill()
+    child.wait()
+    address = Address(tmp_path, tmp_path / "merged" / "x-1", {"stage": "merge"})
+    said: list[str] = []
+    run_stage(address, lambda folder: None, said.append)
+    assert address.is_complete()
+    assert not said
+    assert not address.lock.exists()
+
+
+PARENT = """
+import os, subprocess, sys, time
+from robustmerge.stage.address import process_start
+child = ("import sys, time; from robustmerge.stage.address import end_with_process; "
+         "end_with_process(int(sys.argv[1]), sys.argv[2], 0.05); time.sleep(60)")
+started = subprocess.Popen([sys.executable, "-c", child, str(os.getpid()), process_start(os.getpid())])
+print(started.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_ends_when_its_parent_is_killed(tmp_path):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    start = process_start(child)
+    time.sleep(0.5)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while start is not None and process_start(child) == start and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process_start(child) != start
+
+
+def test_a_process_is_told_from_a_later_one_of_the_same_number():
+    assert process_start(os.getpid()) == process_start(os.getpid())
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert process_start(ended.pid) is None
+
+
+def test_an_address_survives_the_way_through_a_job_file(tmp_path):
+    address = address_of(tmp_path)
+    assert Address.from_json(json.loads(json.dumps(address.to_json()))) == address
+    assert replace(address).hash8 == address.hash8

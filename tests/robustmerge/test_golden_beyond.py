@@ -1,0 +1,120 @@
+"""The methods beyond the paper against what their authors' own code makes of the same experts, and through the files.
+
+The cases in tests/golden/merging say where they come from, with which settings and within which tolerance.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+
+from robustmerge.algebra import merge_pairs
+from robustmerge.beyond import compress_then_merge, dc_merge, iso_c, swudi, tsv_m
+from robustmerge.formats.adapter import WEIGHTS, LoraPair, open_adapter
+from robustmerge.merging import merge_folders
+from robustmerge.method import read_method
+from robustmerge.stage.settings import UserError
+from tests.merge_cases import QUIET, REPOSITORY, Case, Tiny, assert_within, cases, save_expert
+
+Merge = Callable[..., LoraPair]
+METHODS: dict[str, Merge] = {
+    "tsv_m": tsv_m.merge,
+    "iso_c": iso_c.merge,
+    "swudi": swudi.merge,
+    "dc_merge": dc_merge.merge,
+    "compress_then_merge": compress_then_merge.merge,
+}
+OUTPUTS: list[tuple[str, str, dict[str, Any]]] = [  # folder, output in the case, settings; strength 1 in all
+    ("tsv_m", "output.", {}),
+    ("iso_c", "output.", {}),
+    ("swudi", "output.swudi.", {}),
+    ("swudi", "output.aswudi.", {"variant": "aswudi"}),
+    ("swudi", "output.aswudi_mean.", {"variant": "aswudi", "init": "mean"}),
+    ("dc_merge", "output.avg.", {"smoothing": "avg"}),
+    ("dc_merge", "output.linear.", {"smoothing": "linear"}),
+    *(
+        ("compress_then_merge", f"output.{rule}_beta{beta}.", {"rule": rule.rstrip("25"), "beta": beta})
+        for rule in ("sum", "ties25")
+        for beta in (0.25, 1.0)
+    ),
+]
+FROBENIUS = {"tsv_m": 1e-4, "iso_c": 1e-4, "swudi": 5e-3, "dc_merge": 1e-4, "compress_then_merge": 0.02}
+
+
+def case_of(folder: str, output: str) -> list[Path]:
+    return [path for path in cases(folder) if Case(path).group(output)]
+
+
+@pytest.mark.parametrize(
+    ("path", "output", "changes"),
+    [
+        pytest.param(path, output, changes, id=f"{folder}-{path.stem}-{output.removeprefix('output.')}")
+        for folder, output, changes in OUTPUTS
+        for path in case_of(folder, output)
+    ],
+)
+def test_a_method_equals_its_authors_code(path: Path, output: str, changes: dict[str, Any]) -> None:
+    case, name = Case(path), path.parent.name
+    for module in case.modules:
+        pairs = [case.pair(expert, module) for expert in case.experts]
+        pairs = [LoraPair(p.A.float(), p.B.float()) for p in pairs]
+        found = METHODS[name](pairs, **changes, strength=1.0).delta()
+        reference = case.tensors[f"{output}{module}.delta"]
+        assert (found - reference).norm() <= FROBENIUS[name] * reference.norm(), module
+        if "ties" not in output:  # one flipped entry is allowed there
+            assert_within(found, reference, case.about["tolerance"], module)
+
+
+@pytest.mark.parametrize("path", cases("compress_then_merge"), ids=lambda path: path.stem)
+def test_robustmerge_as_the_authors_of_compress_then_merge_read_it(path: Path) -> None:
+    case = Case(path)
+    method = read_method("robustmerge", prune__count="authors", scale__floor=0.0, strength=1.0)
+    for module in case.modules:
+        merged = merge_pairs({expert: case.pair(expert, module) for expert in case.experts}, method, module)
+        for part in ("A", "B"):
+            reference = case.tensors[f"output.robustmerge_ctm.{module}.lora_{part}"]
+            assert_within(getattr(merged, part), reference, {"rtol": 1e-5, "atol_rel_to_max": 1e-6}, f"{module} {part}")
+
+
+def test_all_cases_are_here() -> None:
+    assert {name: len(cases(name)) for name in METHODS} == {
+        "tsv_m": 4, "iso_c": 4, "swudi": 5, "dc_merge": 2, "compress_then_merge": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_file_lists_the_settings_of_its_function_with_their_defaults(name: str) -> None:
+    values = yaml.safe_load((REPOSITORY / "configs" / "merge" / f"{name}.yaml").read_text())
+    parameters = list(inspect.signature(METHODS[name]).parameters.values())[1:]
+    assert values["params"] == {parameter.name: parameter.default for parameter in parameters}
+    assert values["_target_"] == f"robustmerge.beyond.{name}.merge"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_from_folders_to_an_adapter_that_peft_loads(name: str, tmp_path: Path) -> None:
+    """Ranks 3 and 2, other alphas, rsLoRA; the same bytes with one worker and with two."""
+    save_expert(tmp_path / "a", seed=1)
+    save_expert(tmp_path / "b", seed=2, r=2, lora_alpha=8, use_rslora=True)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    merged, again = (merge_folders(folders, name, tmp_path / f"{n} workers", n, **QUIET) for n in (1, 2))
+    assert (merged / WEIGHTS).read_bytes() == (again / WEIGHTS).read_bytes()
+    model = PeftModel.from_pretrained(Tiny(), merged).eval()
+    pair = open_adapter(merged).pair("layers.0.q")
+    layer = model.get_submodule("base_model.model.layers.0.q")
+    torch.testing.assert_close(layer.get_delta_weight("default"), pair.delta())
+
+
+def test_wrong_settings_are_told_once_and_nothing_is_written(tmp_path: Path) -> None:
+    save_expert(tmp_path / "a")
+    for key, said in (("variant", "unknown variant"), ("tme", "unknown key 'tme' .*did you mean 'time'")):
+        with pytest.raises(UserError, match=said) as refused:
+            merge_folders([tmp_path / "a"], read_method("swudi", **{f"params__{key}": "x"}), tmp_path / "out", **QUIET)
+        assert len(str(refused.value).splitlines()) == 1
+        assert not list((tmp_path / "out").glob("*"))
