@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.report_cases import (
-    sweep,  # noqa: F401  fixtures of the tests of tables, reports and W&B
-)
+from tests.report_cases import context, sweep  # noqa: F401  fixtures of the tests of tables, reports and W&B
 from tests.smoke_line import SmokeRun, run_smoke
 
 

@@ -20,6 +20,7 @@ import yaml
 from pipeline.plan import make_plan_with
 from pipeline.program import compose
 from pipeline.tools.push import upload
+from pipeline.tools.push.push import Request, collect
 from pipeline.tools.push.push import push as push_folder
 from robustmerge.merging import merge_folders
 from robustmerge.stage.settings import ConfigError, UserError
@@ -311,15 +312,15 @@ def test_a_trained_expert_gets_a_card_of_its_manifest(tmp_path: Path) -> None:
     (tmp_path / SAFE).write_bytes(b"weights")
     identity = {"stage": "train", "settings": {"tasks": ["rec"], "seed": 3}, "inputs": {"base": "0123456789"}}
     (tmp_path / "manifest.json").write_text(json.dumps({"identity": identity, "record": {"commit": "abc"}}))
-    _, card, left_out = push.collect(tmp_path, None)
+    _, card, left_out = collect(tmp_path, None)
     assert (card.title, card.base, card.lacks, left_out) == ("LoRA expert of rec", "ann/base", (), [])
     assert "Commit: `abc`" in card.text and "seed: 3" in card.text and "base `01234567`" in card.text
 
 
 def test_what_is_typed_is_what_is_asked() -> None:
     words = ["repo=ann/x", "folder=/x", "base=ann/b", "private=false", "update=true", "large=true", "yes=true"]
-    _, request = make_plan_with(push.Request, compose("push", words))
-    assert request == push.Request("ann/x", "/x", "ann/b", False, True, True, True)
+    _, request = make_plan_with(Request, compose("push", words))
+    assert request == Request("ann/x", "/x", "ann/b", False, True, True, True)
 
 
 def test_an_item_knows_its_size(tmp_path: Path) -> None:

@@ -187,4 +187,4 @@ def tell(planned: Sequence[GeneralLine]) -> None:
     titles = {name: read_method(name).title for name in list_methods()}
     print("", format_text(table), *general_notes(rows), "", sep="\n")
     print(format_text(published_general(PUBLISHED, titles | TITLES)))
-    print(f"answers and logs: {', '.join(shown(one.line.root / one.folder) for one in planned)}")
+    print(f"answers and logs: {', '.join(shown(one.plan.root / one.folder) for one in planned)}")
