@@ -1,0 +1,205 @@
+"""Every number of README.md and docs/ that repeats results/ equals it. Needs nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import cache
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from robustmerge.stage.address import REPOSITORY
+
+RESULTS = REPOSITORY / "results"
+INDEPENDENT, SHARED = "independent A", "shared A"
+METHODS = ("Task Arithmetic", "TIES", "DARE", "KnOTS-TIES", "RobustMerge")
+Row = dict[str, str]
+
+
+@cache
+def read_csv(name: str) -> list[Row]:
+    with (RESULTS / "mini-tiny" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def find_row(name: str, title: str, group: str = "") -> Row:
+    """The row of a CSV file whose first column is the title, or "title (group)"."""
+    rows = {next(iter(row.values())): row for row in read_csv(name)}
+    return rows[title] if title in rows else rows[f"{title} ({group})"]
+
+
+def column(name: str, key: str, **where: str) -> list[float]:
+    """The values of a column, in the rows that hold what `where` says."""
+    return [float(row[key]) for row in read_csv(name) if where.items() <= row.items()]
+
+
+def read_json(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text())
+
+
+def read_table(page: str, heading: str) -> dict[str, list[str]]:
+    """The cells of every row, by the first, of the table whose first line begins with `heading`."""
+    lines = (REPOSITORY / page).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(heading))
+    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start + 2 : end]]
+    return {title: cells for title, *cells in rows}
+
+
+def with_noise(row: Row, average: str) -> str:
+    """A mean with its interval over questions and its deviation over seeds, as the report prints it."""
+    if not row[average]:
+        return "—"
+    value, low, high = (float(row[average + end]) for end in ("", "_low", "_high"))
+    deviation = row[f"{average}_deviation"]
+    return f"{value:.1f} ({low:.1f}–{high:.1f})" + (f" ± {float(deviation):.1f}" if deviation else "")
+
+
+def test_the_scores_of_the_readme_are_those_of_the_report():
+    rows = read_table("README.md", "| | independent A: seen")
+    assert len(rows) == 13
+    for title, cells in rows.items():
+        for group, pair in ((INDEPENDENT, cells[:2]), (SHARED, cells[2:])):
+            row = find_row("tables/main", title.removesuffix(", default"), group)
+            assert pair == [with_noise(row, "seen_avg"), with_noise(row, "unseen_avg")], (title, group)
+
+
+def test_the_differences_of_the_findings_are_those_of_the_report():
+    rows = read_table("docs/findings.md", "| RobustMerge minus")
+    assert rows.keys() == {*METHODS} - {"RobustMerge"}
+    for title, cells in rows.items():
+        for group, cell in zip((INDEPENDENT, SHARED), cells, strict=True):
+            row = find_row("tables/standing", f"{title}, strength chosen", group)
+            value, low, high = (f"{float(row['seen_avg' + end]):+.1f}" for end in ("", "_seeds_low", "_seeds_high"))
+            assert cell == f"{value} ({low} to {high})".replace("-", "−"), (title, group)
+
+
+def test_the_costs_of_merging_are_those_that_were_measured():
+    shown = read_table("README.md", "| method                      |  CPU s")
+    measured = {row["name"]: row for row in read_json("bench_merge/table.json")["rows"]}
+    assert shown.keys() == measured.keys()
+    for name, row in measured.items():
+        peft = row.get("peft")
+        ratio = f"{row['cpu'] / peft['cpu']:.2g} of {peft['cpu']:.3g} s ({peft['kind']})" if peft else "—"
+        numbers = f"{row['cpu']:.2f} {row['wall']:.2f} {row['private']:.0f} {row['cpu'] / row['bound']:.1f}"
+        assert shown[name] == [*numbers.split(), ratio], name
+
+
+# What the sentences repeat.
+
+
+def seen(title: str, group: str = "") -> float:
+    return float(find_row("tables/main", title, group)["seen_avg"])
+
+
+def chosen(method: str, group: str) -> float:
+    return seen(f"{method}, strength chosen", group)
+
+
+def rise(method: str, group: str) -> float:
+    """What choosing the strength adds."""
+    return chosen(method, group) - seen(method, group)
+
+
+def first_two_seeds(method: str) -> float:
+    row = find_row("tables/seeds", f"{method}, strength chosen", INDEPENDENT)
+    return mean(float(row[f"seen_seed_{seed}"]) for seed in (1, 2))
+
+
+def exact_sums(name: str) -> list[tuple[float, float]]:
+    """Mean and deviation of a method on the products, at its default strength and at the chosen one."""
+    return [(float(row["seen_avg"]), float(row["seen_avg_deviation"])) for row in read_csv(f"exact_sums/{name}")[2:]]
+
+
+def merged(key: str, method: str, group: str) -> float:
+    return mean(column("findings/merged", key, method=method, group=group))
+
+
+def chosen_over_default() -> list[float]:
+    """The chosen strength over the default one, of every method, group and seed."""
+    both = [
+        [column("findings/merged", "factor", method=method, group=group) for method in (name, f"{name}, chosen")]
+        for name in METHODS
+        for group in (INDEPENDENT, SHARED)
+    ]
+    return [after / before for pair in both for before, after in zip(*pair, strict=True)]
+
+
+def main_rows(*titles: str) -> list[Row]:
+    return [row for row in read_csv("tables/main") if row["source"].startswith(titles)]
+
+
+def gpu_row(pictures: str, batch: int) -> dict[str, float]:
+    rows = read_json("bench_eval/gpu/table.json")["rows"]
+    return next(row for row in rows if (row["picture"], row["batch"]) == (pictures, batch))
+
+
+def readme_sentences() -> list[str]:
+    lead = [
+        chosen("KnOTS-TIES", group) - chosen(second, group)
+        for group, second in ((INDEPENDENT, "Task Arithmetic"), (SHARED, "RobustMerge"))
+    ]
+    (_, equation_5), (_, products) = exact_sums("robustmerge_eq5"), exact_sums("task_arithmetic_delta")
+    memory = [gpu_row("336x336", batch)["memory"] for batch in (16, 32, 64)]
+    fast = next(row for row in read_json("bench_eval/table.json")["rows"] if row["name"] == "batches of 64")
+    return [
+        f"KnOTS-TIES gains {rise('KnOTS-TIES', INDEPENDENT):.0f} points",
+        f"Task Arithmetic with a shared A {rise('Task Arithmetic', SHARED):.0f}",
+        f"by {lead[0]:.0f} points over Task Arithmetic with independent A and by {lead[1]:.0f} over RobustMerge",
+        "equation 5 as printed to {:.1f} ± {:.1f}".format(*equation_5),
+        "`merge.space=delta` to {:.1f} ± {:.1f}".format(*products),
+        "in batches of 16, 32 (the default) and 64 took {:.0f}, {:.0f} and {:.0f} GB".format(*memory),
+        f"one H100 answers {gpu_row('336x336', 64)['times']:.0f} times as many questions in batches of 64",
+        f"({gpu_row('640x480', 64)['times']:.0f} times with 640x480 pictures",
+        f"the tiny model on two cores answers {fast['times']:.1f} times as many",
+    ]
+
+
+def findings_sentences() -> list[str]:
+    deviations = [float(row["seen_avg_deviation"]) for row in main_rows(*METHODS)]
+    half = [(float(row["seen_avg_high"]) - float(row["seen_avg_low"])) / 2 for row in main_rows("")]
+    rises = [rise(method, group) for method in METHODS for group in (INDEPENDENT, SHARED)]
+    ratios = chosen_over_default()
+    apart = [merged("outside", method, INDEPENDENT) for method in METHODS if method != "KnOTS-TIES"]
+    rho = {
+        key: column("findings/relations", "rho", group=INDEPENDENT, scope="methods", quantity=key)[0]
+        for key in ("share_lowest", "outside")
+    }
+    plain = {"method": "plain sums of A and B"}
+    cosine = mean(column("findings/cross", "cosine", group=SHARED, **plain))
+    lengths = [mean(column("findings/experts", "norm_over_mean", expert=name)) for name in ("imagenet", "flickr30k")]
+    (default_5, equation_5), (_, products) = exact_sums("robustmerge_eq5"), exact_sums("task_arithmetic_delta")
+    share = mean(column("findings/merged", "share_mean", kind="multi_task"))
+    broken = max(float(row[task]) for row in main_rows(*METHODS) for task in ("rec", "ocrvqa"))
+    rec = [float(main_rows(title)[0]["rec"]) for title in ("Multi-task", "Individual")]
+    return [
+        f"an update {merged('norm_over_mean', 'RobustMerge', SHARED):.1f} experts long with shared A",
+        f"and {merged('norm_over_mean', 'RobustMerge', INDEPENDENT):.1f} long without",
+        f"on all eight; {seen('Individual', INDEPENDENT):.1f} against {seen('Zero-shot'):.1f}",
+        f"no: {seen('Multi-task'):.1f}, one point above individual, by REC ({rec[0]:.0f} against {rec[1]:.0f})",
+        f"REC and OCR-VQA are at 0 to {broken:.0f} for every *merged* model",
+        f"{min(half):.2f} to {max(half):.2f}",
+        f"Seeds move a merged average by {min(deviations):.1f} to {max(deviations):.1f} points",
+        f"moves by up to {max(rises):.0f} points",
+        f"by factors of {min(ratios):.2g} to {max(ratios):.2g}",
+        f"{100 * min(apart):.0f} to {100 * max(apart):.0f} % of such a merged update is of no expert",
+        f"is {100 * merged('outside', 'KnOTS-TIES', INDEPENDENT):.0f} %",
+        f"(rank correlation {rho['share_lowest']:.2f}) and against what is of no expert ({rho['outside']:.2f})",
+        f"(cosine {cosine:.2f})",
+        "{:.1f} ± {:.1f} against ".format(*products) + f"{first_two_seeds('Task Arithmetic'):.1f} with A and B apart",
+        "{:.1f} ± {:.1f} against ".format(*equation_5) + f"{first_two_seeds('RobustMerge'):.1f} as released",
+        f"({default_5[0]:.1f} at the default)",
+        f"KnOTS-TIES has {first_two_seeds('KnOTS-TIES'):.1f} there",
+        "of unlike length ({:.1f} to {:.1f} of their mean)".format(*lengths),
+        f"keeps {100 * share:.0f} % of their updates",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page", "sentences"), [("README.md", readme_sentences), ("docs/findings.md", findings_sentences)]
+)
+def test_a_sentence_says_what_was_measured(page, sentences):
+    text = " ".join((REPOSITORY / page).read_text().split())
+    assert [sentence for sentence in sentences() if sentence not in text] == []
