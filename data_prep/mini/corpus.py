@@ -1,26 +1,26 @@
-"""What the small base model is trained on: labelled pictures and dialogues about them.
+"""The training data of the small base model: labelled pictures, and dialogues about them.
 
-Layout of the folder (read by the base stage):
+Layout of the folder, which the base stage reads:
 
     vision/               Arrow dataset (`datasets.load_from_disk`), a row a picture: `image` (PNG bytes) and one
                           int8 column per attribute head, -1 where the attribute does not apply
     heads.json            number of classes of every head, in the order of the columns
     instruct/             Arrow dataset, a row a dialogue: `image` (PNG bytes), `turns`: list of [question, answer],
                           `skills`: name of the intent of each turn
-    held_out/             the same of pictures drawn apart, one dialogue each, to measure on (1 % are twins of pictures
-                          above: drawings in black and white have few looks); every question has the tag that
+    held_out/             the same, of pictures drawn separately, one dialogue each, to measure on (1 % equal a picture
+                          above: drawings in black and white do not vary much); every question has the tag that
                           settles the convention, so each has one right answer
     tokenizer_corpus.txt  one text a line, newlines as spaces: every question and answer of the dialogues once, then
                           the texts of the tasks and their prompts, and every box edge, digit and letter, so that a
                           tokenizer trained on it can have one token for each word
 
-Dialogue k is about picture k mod images. Tens of thousands of pictures are two files, not tens of thousands.
+Dialogue k is about picture k mod images. Arrow keeps tens of thousands of pictures in two files.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -35,8 +35,8 @@ from robustmerge.stage.files import write_atomically
 
 CHUNK = 512
 Picture = tuple[bytes, tuple[int, ...]]  # PNG, label of every head
-Talk = tuple[int, bytes, tuple[Turn, ...]]  # number, PNG, turns
-# Words of the task files' prompts; a test keeps this equal to what configs/task/mini says.
+Dialogue = tuple[int, bytes, tuple[Turn, ...]]  # number, PNG, turns
+# The prompts of configs/task/mini; a test keeps them equal.
 PROMPT_WORDS = (
     "Answer the question using a single word or phrase.",
     "Answer with the option's letter from the given choices directly.",
@@ -49,7 +49,7 @@ SHARES = {"object": 40, "icon": 20, "book": 11, "marks": 10, "screen": 10, "tabl
 
 
 def sample_scene(rng: Random) -> Scene:
-    """A picture of any kind; every quality and rendition that a task shows occurs. Bad photos are of larger things."""
+    """A picture of any kind, quality and rendition that occurs in a task. Bad photos show larger objects only."""
     kind = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
     if kind == "icon":
         return scenes.sample_icon(rng, rng.choice(RENDITIONS))
@@ -66,44 +66,46 @@ def sample_scene(rng: Random) -> Scene:
     return scenes.sample_object(rng, sizes=("medium", "large"), qualities=scenes.QUALITIES)
 
 
-def _draw_chunk(job: tuple[int, int, int, int, int]) -> tuple[list[Picture], list[Talk]]:
+def _draw_chunk(job: tuple[int, int, int, int, int]) -> tuple[list[Picture], list[Dialogue]]:
     """Pictures start..stop with their labels, and the numbered dialogues about them."""
-    seed, start, stop, images, dialogues = job
-    pictures, talks = [], []
+    seed, start, stop, image_count, dialogue_count = job
+    pictures: list[Picture] = []
+    dialogues: list[Dialogue] = []
     for index in range(start, stop):
         scene = sample_scene(Random(f"corpus/{seed}/{index}"))
         image = encode(draw(scene))
         pictures.append((image, tuple(scenes.label(scene).values())))
-        talks += [
+        dialogues += [
             (number, image, converse(Random(f"corpus/{seed}/dialogue/{number}"), scene))
-            for number in range(index, dialogues, images)
+            for number in range(index, dialogue_count, image_count)
         ]
-    return pictures, talks
+    return pictures, dialogues
 
 
-def _draw_held_out(job: tuple[int, int, int]) -> list[Talk]:
+def _draw_held_out(job: tuple[int, int, int]) -> list[Dialogue]:
     """Dialogues start..stop to measure on, every question tagged."""
     seed, start, stop = job
-    talks = []
+    dialogues = []
     for index in range(start, stop):
         rng = Random(f"corpus/{seed}/held_out/{index}")
         scene = sample_scene(rng)
-        talks.append((index, encode(draw(scene)), converse(rng, scene, tagged=1.0)))
-    return talks
+        dialogues.append((index, encode(draw(scene)), converse(rng, scene, tagged=1.0)))
+    return dialogues
 
 
 def _chunks(count: int) -> list[tuple[int, int]]:
+    """Bounds (start, stop) of the chunks of a range."""
     return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
-def draw_corpus(settings: BaseCorpus) -> Iterator[tuple[list[Picture], list[Talk]]]:
+def draw_corpus(settings: BaseCorpus) -> Iterator[tuple[list[Picture], list[Dialogue]]]:
     """The corpus in chunks of pictures and dialogues, the same for any number of processes."""
     jobs = ((settings.seed, *chunk, settings.images, settings.dialogues) for chunk in _chunks(settings.images))
     return map_in_order(_draw_chunk, jobs, settings.jobs)
 
 
-def task_texts() -> list[str]:
-    """Every question and answer text of the tasks (from drawn examples), every box edge, digit and letter."""
+def list_task_texts() -> list[str]:
+    """Questions and answers of the tasks (of 200 examples each), every box edge, digit and letter."""
     texts = set(PROMPT_WORDS)
     for name, make in GENERATORS.items():
         for index in range(200):
@@ -114,18 +116,21 @@ def task_texts() -> list[str]:
     return sorted(texts) + edges + sorted(set(values)) + list("0123456789ABCDE") + [f"{letter}." for letter in "ABCDE"]
 
 
-def _save(folder: Path, columns: dict[str, list], kinds: dict[str, str | list]) -> None:
-    """Write columns as an Arrow dataset. The fingerprint is set, so that equal columns give equal files."""
+def _save_columns(folder: Path, columns: dict[str, Sequence], types: dict[str, str]) -> None:
+    """Write columns as an Arrow dataset; the fingerprint is set, so that equal columns give equal files.
+
+    types: of each column, one of bytes, int, texts (of a row) and turns (of a row).
+    """
     import datasets
     import pyarrow
 
-    types = {
+    arrow = {
         "bytes": pyarrow.binary(),
         "int": pyarrow.int8(),
+        "texts": pyarrow.list_(pyarrow.string()),
         "turns": pyarrow.list_(pyarrow.list_(pyarrow.string())),
-        "skills": pyarrow.list_(pyarrow.string()),
     }
-    table = pyarrow.table({name: pyarrow.array(columns[name], types[kinds[name]]) for name in columns})
+    table = pyarrow.table({name: pyarrow.array(columns[name], arrow[types[name]]) for name in columns})
     was_shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -135,32 +140,32 @@ def _save(folder: Path, columns: dict[str, list], kinds: dict[str, str | list]) 
             datasets.enable_progress_bars()
 
 
-def _save_talks(folder: Path, talks: list[Talk]) -> None:
-    columns = {
-        "image": [image for _, image, _ in talks],
-        "turns": [[[turn.question, turn.answer] for turn in said] for _, _, said in talks],
-        "skills": [[turn.skill for turn in said] for _, _, said in talks],
+def _save_dialogues(folder: Path, dialogues: list[Dialogue]) -> None:
+    columns: dict[str, Sequence] = {
+        "image": [image for _, image, _ in dialogues],
+        "turns": [[[turn.question, turn.answer] for turn in turns] for _, _, turns in dialogues],
+        "skills": [[turn.skill for turn in turns] for _, _, turns in dialogues],
     }
-    _save(folder, columns, {"image": "bytes", "turns": "turns", "skills": "skills"})
+    _save_columns(folder, columns, {"image": "bytes", "turns": "turns", "skills": "texts"})
 
 
-def write_corpus(folder: Path, settings: BaseCorpus) -> dict:
+def write_corpus(folder: Path, settings: BaseCorpus) -> dict[str, int]:
     """Draw the base corpus into a folder; returns the numbers of pictures, dialogues and turns."""
-    pictures, talks = [], []
-    for drawn, said in draw_corpus(settings):
-        pictures += drawn
-        talks += said
-    talks.sort(key=lambda talk: talk[0])  # with more dialogues than pictures a chunk's numbers do not follow each other
+    pictures: list[Picture] = []
+    dialogues: list[Dialogue] = []
+    for more_pictures, more_dialogues in draw_corpus(settings):
+        pictures += more_pictures
+        dialogues += more_dialogues
+    dialogues.sort(key=lambda one: one[0])  # with more dialogues than pictures, each chunk has numbers of all sizes
     jobs = ((settings.seed, *chunk) for chunk in _chunks(settings.held_out))
-    kept = [talk for chunk in map_in_order(_draw_held_out, jobs, settings.jobs) for talk in chunk]
-    labels = map(list, zip(*(values for _, values in pictures), strict=True))
-    kinds = {"image": "bytes", **dict.fromkeys(HEADS, "int")}
-    images = [image for image, _ in pictures]
-    _save(folder / "vision", {"image": images, **dict(zip(HEADS, labels, strict=True))}, kinds)
-    _save_talks(folder / "instruct", talks)
-    _save_talks(folder / "held_out", kept)
-    write_atomically(folder / "heads.json", json.dumps({head: len(known) for head, known in HEADS.items()}) + "\n")
-    texts = {text.replace("\n", " ") for _, _, said in talks for turn in said for text in turn[:2]}
-    write_atomically(folder / "tokenizer_corpus.txt", "\n".join([*sorted(texts), *task_texts()]) + "\n")
-    turns = sum(len(said) for _, _, said in talks)
-    return {"pictures": len(images), "dialogues": len(talks), "turns": turns, "held_out": len(kept)}
+    held_out = [one for chunk in map_in_order(_draw_held_out, jobs, settings.jobs) for one in chunk]
+    labels = dict(zip(HEADS, zip(*(labels for _, labels in pictures), strict=True), strict=True))
+    columns: dict[str, Sequence] = {"image": [image for image, _ in pictures], **labels}
+    _save_columns(folder / "vision", columns, {"image": "bytes", **dict.fromkeys(HEADS, "int")})
+    _save_dialogues(folder / "instruct", dialogues)
+    _save_dialogues(folder / "held_out", held_out)
+    write_atomically(folder / "heads.json", json.dumps({head: len(classes) for head, classes in HEADS.items()}) + "\n")
+    texts = {text.replace("\n", " ") for _, _, turns in dialogues for turn in turns for text in turn[:2]}
+    write_atomically(folder / "tokenizer_corpus.txt", "\n".join([*sorted(texts), *list_task_texts()]) + "\n")
+    turn_count = sum(len(turns) for _, _, turns in dialogues)
+    return {"pictures": len(pictures), "dialogues": len(dialogues), "turns": turn_count, "held_out": len(held_out)}

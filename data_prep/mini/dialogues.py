@@ -1,11 +1,11 @@
-"""Instruction dialogues for the small base model: what it is asked about a scene and how it answers.
+"""Instruction dialogues that train the small base model: questions on a scene, each answered in one of two conventions.
 
 The base must see and obey, but not know how the tasks want their answers. So every intent has many wordings
 (opening x question x word for the thing x ending) and two conventions of answering. An untagged question gets the
 second one two times in five; a tag forces it. Boxes, options, counts and names are answered in other forms than
-the tasks ask for (colours and shapes are not: VQAv2 wants them as the second convention says them); no prompt of a
-task occurs. The words of the tasks' answers all occur in answers here: LoRA does not train the output embeddings,
-so a word that the base never said could not be learnt.
+the tasks want (colours and shapes are not: VQAv2 wants them as in the second convention); no prompt of a task occurs.
+The words of the tasks' answers all occur in answers here: LoRA does not train the output embeddings, so a word that
+the base never said could not be learnt. The order of the random draws is part of the corpus.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import NamedTuple
 from data_prep.mini.scenes import COLOURS, GRID, MARKS, MATERIALS, SIDE, SIZES, Scene
 from data_prep.mini.tasks import NUMBERS, SHAPE_OPTIONS
 
-Asked = tuple[str, str, str]  # question, answer in the first convention, answer in the second
+Exchange = tuple[str, str, str]  # question, answer in the first convention, answer in the second
+Intent = Callable[[Random, Scene], Exchange]
 
 LOOSE_SIZES = {"small": "tiny", "medium": "normal", "large": "huge"}
 LOOSE_PLACES = {"top": "upper", "bottom": "lower", "center": "middle"}
@@ -32,8 +33,8 @@ class Turn(NamedTuple):
     skill: str
 
 
-# The openings and endings also carry the words of the tasks' prompts, though never the prompts: LoRA does not train
-# the input embeddings either.
+# Openings and endings also bring in the words of the tasks' prompts, never a whole prompt: LoRA does not train the
+# input embeddings either.
 OPENINGS = (
     "Look at the picture.", "Here is an image.", "I have a question.", "Hello!",
     "Please help me.", "Study this image.", "Please look closely.", "Tell me:", "Next question:",
@@ -43,62 +44,33 @@ OPENINGS = (
     "I hold a phone with this image.", "There are many things to see.", "I can ask in most words.",
     "Use the sentence given below.", "Each toy has its cell.", "I look at the object's image from here.",
 )  # fmt: skip
-
-
 ENDINGS = (
     "Thanks.", "Take your time.", "Please answer.", "I want to know.", "Thank you!", "Generate a good answer.",
     "It is one big region.", "I am looking at it too.",
 )  # fmt: skip
-
-
-BARE = 0.45  # how often there is no opening, and likewise no ending
-
-
+BARE = 0.45  # probability of no opening, and of no ending
 TAGS = (
     "Short style.", "Use short style.", "Style: short.", "In short style, please.", "Answer in any word.",
     "Any phrase will do.", "A brief answer is good.", "A single word that describes it, please.",
 )  # fmt: skip
-
-
-SECOND = 0.4  # how often an untagged question is answered in the second convention
-
-
-TAGGED = 0.35
-
-
-def converse(rng: Random, scene: Scene, tagged: float = TAGGED, most: int = 4) -> tuple[Turn, ...]:
-    """A dialogue of one to four turns about a scene, no intent asked about more often than the kind lists it.
-
-    tagged: how often a question says how to answer; 1 where each must have one right answer.
-    """
-    intents = intents_of(scene)
-    turns = rng.sample(intents, min(rng.randint(1, most), len(intents)))
-    return tuple(_word(rng, tagged, intent.__name__.removeprefix("ask_"), *intent(rng, scene)) for intent in turns)
-
-
-def _word(rng: Random, tagged: float, skill: str, question: str, first: str, second: str) -> Turn:
-    """Dress a question in an opening and an ending, and choose the convention of its answer."""
-    forced = rng.random() < tagged
-    opening = "" if rng.random() < BARE else rng.choice(OPENINGS)
-    ending = rng.choice(TAGS) if forced else "" if rng.random() < BARE else rng.choice(ENDINGS)
-    gap = "" if question.endswith("\n") else " "
-    text = f"{opening} {question}{gap}{ending}".strip()
-    return Turn(text, second if forced or rng.random() < SECOND else first, skill)
+TAGGED = 0.35  # probability of a tag
+SECOND = 0.4  # probability that an untagged question is answered in the second convention
 
 
 def _loose_place(place: str) -> str:
     return " ".join(LOOSE_PLACES.get(word, word) for word in place.split())
 
 
-def _a(word: str) -> str:
+def _with_article(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def _thing(rng: Random) -> str:
+    """A word for the one object of a picture."""
     return rng.choice(("thing", "figure", "item", "object", "form"))
 
 
-def ask_colour(rng: Random, scene: Scene) -> Asked:
+def ask_colour(rng: Random, scene: Scene) -> Exchange:
     thing = "book" if scene.kind == "book" else _thing(rng)
     question = rng.choice(
         (
@@ -110,7 +82,7 @@ def ask_colour(rng: Random, scene: Scene) -> Asked:
     return question, f"it is {scene.colour}", scene.colour
 
 
-def ask_shape(rng: Random, scene: Scene) -> Asked:
+def ask_shape(rng: Random, scene: Scene) -> Exchange:
     thing = _thing(rng)
     question = rng.choice(
         (
@@ -119,10 +91,10 @@ def ask_shape(rng: Random, scene: Scene) -> Asked:
             f"The shape of this {thing}, what is it?",
         )
     )
-    return question, f"it is {_a(scene.shape)}", scene.shape
+    return question, f"it is {_with_article(scene.shape)}", scene.shape
 
 
-def ask_size(rng: Random, scene: Scene) -> Asked:
+def ask_size(rng: Random, scene: Scene) -> Exchange:
     thing = _thing(rng)
     question = rng.choice(
         (f"Name the size of the {thing}.", f"How large is this {thing}?", f"How big does the {thing} look?")
@@ -130,7 +102,7 @@ def ask_size(rng: Random, scene: Scene) -> Asked:
     return question, f"it looks {LOOSE_SIZES[scene.size]}", f"{scene.size} size"
 
 
-def ask_place(rng: Random, scene: Scene) -> Asked:
+def ask_place(rng: Random, scene: Scene) -> Exchange:
     thing = _thing(rng)
     question = rng.choice(
         (
@@ -142,7 +114,7 @@ def ask_place(rng: Random, scene: Scene) -> Asked:
     return question, f"it sits in the {_loose_place(scene.place)} part", f"at the {scene.place}"
 
 
-def ask_material(rng: Random, scene: Scene) -> Asked:
+def ask_material(rng: Random, scene: Scene) -> Exchange:
     thing = _thing(rng)
     question = rng.choice(
         (
@@ -154,18 +126,18 @@ def ask_material(rng: Random, scene: Scene) -> Asked:
     return question, f"it is made of {scene.material}", f"{scene.material} stuff"
 
 
-def ask_quality(rng: Random, scene: Scene) -> Asked:
+def ask_quality(rng: Random, scene: Scene) -> Exchange:
     question = rng.choice(("How good is this photo?", "Name the quality of the picture.", "How is the image quality?"))
     return question, f"the photo is {scene.quality}", f"{scene.quality} picture"
 
 
-def ask_rendition(rng: Random, scene: Scene) -> Asked:
+def ask_rendition(rng: Random, scene: Scene) -> Exchange:
     question = rng.choice(("Is this in color or a drawing?", "How was this picture made?", "Name the kind of picture."))
     return question, f"it is a {scene.rendition} image", f"{scene.rendition} style"
 
 
-def ask_box(rng: Random, scene: Scene) -> Asked:
-    """Boxes in other forms than the task's: grid columns and rows; two intervals."""
+def ask_box(rng: Random, scene: Scene) -> Exchange:
+    """A box in other forms than REC's: columns and rows of the grid, or two intervals."""
     thing = rng.choice((_thing(rng), scene.shape, f"{scene.size} {scene.shape}"))
     question = rng.choice(
         (
@@ -185,15 +157,16 @@ def _list_options(rng: Random, options: tuple[str, ...], right: str) -> tuple[st
     return listed, "ABCD"[options.index(right)]
 
 
-def _set_with(sets: tuple[tuple[str, ...], ...], right: str) -> tuple[str, ...]:
+def _options_with(sets: tuple[tuple[str, ...], ...], right: str) -> tuple[str, ...]:
+    """The one of several fixed sets of options that has the right answer."""
     return next(options for options in sets if right in options)
 
 
-def ask_options(rng: Random, scene: Scene) -> Asked:
-    """Options of any kind, answered by their text."""
+def ask_options(rng: Random, scene: Scene) -> Exchange:
+    """Multiple choice on any attribute, answered by the option's text."""
     kinds = ((SHAPE_OPTIONS, scene.shape), (FOUR_COLOURS, scene.colour), ((MATERIALS,), scene.material))
     sets, right = rng.choice((*kinds, ((tuple(SIZES),), scene.size)))
-    listed, _ = _list_options(rng, _set_with(sets, right), right)
+    listed, _ = _list_options(rng, _options_with(sets, right), right)
     question = rng.choice(
         (
             "Which of these choices fits the picture?",
@@ -205,21 +178,21 @@ def ask_options(rng: Random, scene: Scene) -> Asked:
     return f"{question}\n{listed}\n", f"I choose {right}", right
 
 
-def ask_option(rng: Random, scene: Scene) -> Asked:
-    """Options of colours and sizes, answered by their letter, but never by the letter alone.
+def ask_option(rng: Random, scene: Scene) -> Exchange:
+    """Multiple choice on colours and sizes, answered by the option's letter, but never by the letter alone.
 
-    The tasks ask for letters of materials and shapes: that these are answered so too is what an expert learns.
+    The tasks want the letters of materials and shapes: the step to these is what an expert learns.
     """
     sets, right = rng.choice(((FOUR_COLOURS, scene.colour), ((tuple(SIZES),), scene.size)))
-    listed, letter = _list_options(rng, _set_with(sets, right), right)
+    listed, letter = _list_options(rng, _options_with(sets, right), right)
     question = rng.choice(
         ("Which option fits the picture?", "Select the option that you see.", "Which option is right?")
     )
     return f"{question}\n{listed}\n", f"it is option {letter}", f"option {letter}"
 
 
-def ask_scene(rng: Random, scene: Scene) -> Asked:
-    """Descriptions, in other forms than captions of the tasks but with their words."""
+def ask_scene(rng: Random, scene: Scene) -> Exchange:
+    """A description with the words of the tasks' captions but in other forms."""
     question = rng.choice(
         (
             "Say what you see.",
@@ -249,7 +222,7 @@ def ask_scene(rng: Random, scene: Scene) -> Asked:
     return question, first, f"{what} with {scene.shape}, {scene.size}, {scene.colour}, at the {scene.place}"
 
 
-def ask_icon(rng: Random, scene: Scene) -> Asked:
+def ask_icon(rng: Random, scene: Scene) -> Exchange:
     thing = _thing(rng)
     question = rng.choice(
         (
@@ -259,11 +232,11 @@ def ask_icon(rng: Random, scene: Scene) -> Asked:
             f"What {thing} do you see in the image?",
         )
     )
-    return question, f"it looks like {_a(scene.icon)}", f"{scene.icon} symbol"
+    return question, f"it looks like {_with_article(scene.icon)}", f"{scene.icon} symbol"
 
 
-def ask_count(rng: Random, scene: Scene) -> Asked:
-    """Counts as words; digits are said only in boxes."""
+def ask_count(rng: Random, scene: Scene) -> Exchange:
+    """A count as a word; digits occur only in boxes."""
     colour = rng.choice([None, *MARKS])
     thing = rng.choice(("marks", "toys", "items", "icons", "things") + (("cells",) if scene.kind == "table" else ()))
     thing = thing if colour is None else f"{colour} {thing}"
@@ -281,30 +254,26 @@ def ask_count(rng: Random, scene: Scene) -> Asked:
     return question, first, f"{number} in all" if colour is None else f"{number}{kind}"
 
 
-def ask_title(rng: Random, scene: Scene) -> Asked:
-    first, second = scene.letters
+def ask_title(rng: Random, scene: Scene) -> Exchange:
+    first, second = tuple(scene.letters)
     question = rng.choice(
         ("Read the cover.", "What does the cover say?", "Spell the title.", "Read the name of the book.")
     )
     return question, f"the letters are {first} and {second}", f"{first} then {second}"
 
 
-def ask_letter(rng: Random, scene: Scene) -> Asked:
+def ask_letter(rng: Random, scene: Scene) -> Exchange:
     index, which = rng.choice([(0, "first"), (1, "second"), (0, "left"), (1, "right")])
     question = rng.choice((f"Read the {which} character.", f"Which character is the {which} one?"))
     return question, f"the letter is {scene.letters[index]}", f"letter {scene.letters[index]}"
 
 
-_SEEN = (ask_colour, ask_shape, ask_size, ask_place, ask_material, ask_box, ask_options, ask_option,
-         ask_scene)  # fmt: skip
-
-
-_DRAWN = (ask_shape, ask_size, ask_place, ask_rendition, ask_box, ask_scene)
-
-
-_INTENTS: dict[str, tuple[Callable[[Random, Scene], Asked], ...]] = {
-    "object": (*_SEEN, ask_scene, ask_quality, ask_quality),
-    "screen": (*_SEEN, ask_scene),
+_COLOURED = (ask_colour, ask_shape, ask_size, ask_place, ask_material, ask_box, ask_options, ask_option,
+             ask_scene)  # fmt: skip
+_MONOCHROME = (ask_shape, ask_size, ask_place, ask_rendition, ask_box, ask_scene)
+_INTENTS: dict[str, tuple[Intent, ...]] = {
+    "object": (*_COLOURED, ask_scene, ask_quality, ask_quality),
+    "screen": (*_COLOURED, ask_scene),
     "icon": (ask_icon, ask_icon, ask_rendition),
     "book": (ask_title, ask_title, ask_letter, ask_colour),
     "marks": (ask_count, ask_count),
@@ -312,6 +281,28 @@ _INTENTS: dict[str, tuple[Callable[[Random, Scene], Asked], ...]] = {
 }
 
 
-def intents_of(scene: Scene) -> tuple[Callable[[Random, Scene], Asked], ...]:
-    """What can be asked about a scene; the likelier intents are listed twice."""
-    return _DRAWN if scene.kind == "object" and scene.rendition == "drawing" else _INTENTS[scene.kind]
+def list_intents(scene: Scene) -> tuple[Intent, ...]:
+    """The intents of a question on a scene; the likelier ones occur more than once."""
+    return _MONOCHROME if scene.kind == "object" and scene.rendition == "drawing" else _INTENTS[scene.kind]
+
+
+def converse(rng: Random, scene: Scene, tagged: float = TAGGED, most: int = 4) -> tuple[Turn, ...]:
+    """A dialogue of one to `most` turns about a scene, with no intent more often than `list_intents` names it.
+
+    tagged: probability that a question says how to answer; 1 where each must have one right answer.
+    """
+    intents = list_intents(scene)
+    sample = rng.sample(intents, min(rng.randint(1, most), len(intents)))
+    return tuple(
+        _word_turn(rng, tagged, intent.__name__.removeprefix("ask_"), *intent(rng, scene)) for intent in sample
+    )
+
+
+def _word_turn(rng: Random, tagged: float, skill: str, question: str, first: str, second: str) -> Turn:
+    """Put an opening and an ending around a question, and choose the convention of its answer."""
+    forced = rng.random() < tagged
+    opening = "" if rng.random() < BARE else rng.choice(OPENINGS)
+    ending = rng.choice(TAGS) if forced else "" if rng.random() < BARE else rng.choice(ENDINGS)
+    gap = "" if question.endswith("\n") else " "
+    text = f"{opening} {question}{gap}{ending}".strip()
+    return Turn(text, second if forced or rng.random() < SECOND else first, skill)

@@ -1,6 +1,6 @@
 """Scenes to pixels with Pillow: drawn at four times the size, then averaged down.
 
-All outlines are polygons of ours (`outlines.py`), letters too: no font of the machine enters a picture.
+All outlines, letters too, are the polygons of `outlines.py`: no font of the machine enters a picture.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from functools import lru_cache
 from PIL import Image, ImageDraw, ImageFilter
 
 from data_prep.mini.outlines import GLYPHS, ICON_PARTS, SHAPE_POINTS, Points
-from data_prep.mini.scenes import COLOURS, SIDE, Scene
+from data_prep.mini.scenes import COLOURS, SIDE, Colour, Scene
 
-FINE = 4  # drawn pixels a pixel
-WIDE = SIDE * FINE
+FINE = 4  # side of a pixel in drawn pixels
+WIDE = SIDE * FINE  # side of the picture in drawn pixels
 BLACK, WHITE = (20, 20, 20), (255, 255, 255)
 
 
-def _shade(colour: tuple[int, int, int], by: float) -> tuple[int, int, int]:
-    """Towards black for by < 0, towards white for by > 0."""
+def _shade(colour: Colour, by: float) -> Colour:
+    """A colour moved towards black (by < 0) or towards white (by > 0)."""
     goal = 255 if by > 0 else 0
     red, green, blue = (round(part + abs(by) * (goal - part)) for part in colour)
     return red, green, blue
 
 
 def _fit(points: Points, box: tuple[float, float, float, float]) -> list[tuple[float, float]]:
-    """Points of the unit square into a box given in pixels, in drawn pixels."""
+    """Stretch points of the unit square to a box in pixels; the result is in drawn pixels."""
     left, top, right, bottom = (FINE * edge for edge in box)
     return [(left + x * (right - left), top + y * (bottom - top)) for x, y in points]
 
 
-def _trace(canvas: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: tuple[int, int, int]) -> None:
+def _trace(canvas: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: Colour) -> None:
     canvas.line([*points, points[0], points[1]], fill=colour, width=5, joint="curve")
 
 
@@ -115,7 +115,7 @@ def _draw_phone(image: Image.Image) -> None:
 
 
 def _spoil(image: Image.Image, scene: Scene) -> Image.Image:
-    """The flaws of a bad photo."""
+    """Give the picture the flaw that the scene's quality names."""
     if scene.quality == "blurry":
         return image.filter(ImageFilter.GaussianBlur(1.4))
     if scene.quality == "dark":
@@ -127,8 +127,8 @@ def _spoil(image: Image.Image, scene: Scene) -> Image.Image:
 
 def draw(scene: Scene) -> Image.Image:
     """The picture of a scene, RGB, 48 x 48."""
-    plain = scene.rendition == "drawing"
-    image = Image.new("RGB", (WIDE, WIDE), _shade(scene.paper, 0.6) if plain else scene.paper)
+    monochrome = scene.rendition == "drawing"
+    image = Image.new("RGB", (WIDE, WIDE), _shade(scene.paper, 0.6) if monochrome else scene.paper)
     if scene.kind == "screen":
         _draw_phone(image)
     if scene.kind in ("object", "screen"):
@@ -140,11 +140,11 @@ def draw(scene: Scene) -> Image.Image:
     else:
         _draw_marks(image, scene)
     image = image.reduce(FINE)
-    return _spoil(image.convert("L").convert("RGB") if plain else image, scene)
+    return _spoil(image.convert("L").convert("RGB") if monochrome else image, scene)
 
 
 def encode(image: Image.Image) -> bytes:
-    """A picture as PNG."""
+    """The bytes of a picture as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "png", compress_level=6)
     return buffer.getvalue()

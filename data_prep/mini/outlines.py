@@ -1,4 +1,4 @@
-"""Outlines of everything that is drawn: eight shapes, eighteen icons and the letters of book titles."""
+"""Outlines of what the mini benchmark draws: eight shapes, eighteen icons and the letters of book titles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Points = tuple[tuple[float, float], ...]
 
 
 def _disc(x: float, y: float, across: float, down: float | None = None, start: float = 0, end: float = 2) -> Points:
-    """An ellipse as a polygon (or the arc from start to end, in units of pi, clockwise from the right)."""
+    """An ellipse as a polygon, or its arc from `start` to `end`, in units of pi, clockwise from the right."""
     down = across if down is None else down
     angles = [pi * (start + (end - start) * step / 24) for step in range(24 if end - start == 2 else 25)]
     return tuple((x + across * cos(angle), y + down * sin(angle)) for angle in angles)
@@ -19,7 +19,7 @@ def _rect(left: float, top: float, right: float, bottom: float) -> Points:
 
 
 def _star() -> Points:
-    """Five points, stretched to fill the unit square."""
+    """A star of five points, stretched to fill the unit square."""
     raw = [
         ((1 if k % 2 == 0 else 0.42) * sin(pi * k / 5), -(1 if k % 2 == 0 else 0.42) * cos(pi * k / 5))
         for k in range(10)
@@ -40,7 +40,7 @@ def _moon() -> Points:
     return (*outer, *inner)
 
 
-# In the unit square; a second outline is a hole.
+# Outlines in the unit square; a second one is a hole.
 SHAPE_POINTS: dict[str, tuple[Points, ...]] = {
     "circle": (_disc(0.5, 0.5, 0.5),),
     "square": (_rect(0, 0, 1, 1),),
@@ -56,7 +56,7 @@ SHAPE_POINTS: dict[str, tuple[Points, ...]] = {
 }  # fmt: skip
 
 
-# On a grid of 24 x 24, back to front: (tone, outline).
+# (tone, outline) from back to front, on a grid of 24 x 24.
 _ICONS: dict[str, list[tuple[str, Points]]] = {
     "bell": [
         ("dark", _disc(12, 3, 2)), ("dark", _disc(12, 20, 3)),
@@ -146,13 +146,15 @@ _ICONS: dict[str, list[tuple[str, Points]]] = {
 }  # fmt: skip
 
 
+# The icons in the unit square.
 ICON_PARTS = {
     name: [(tone, tuple((x / 24, y / 24) for x, y in points)) for tone, points in parts]
     for name, parts in _ICONS.items()
 }
 
 
-_ROWS = {
+# Rows of 5 x 7 cells, 1 for a filled one.
+_GLYPH_ROWS = {
     "F": "11111 10000 10000 11110 10000 10000 10000",
     "H": "10001 10001 10001 11111 10001 10001 10001",
     "J": "00111 00010 00010 00010 00010 10010 01100",
@@ -176,5 +178,5 @@ GLYPHS = {
     letter: tuple(
         (column, row) for row, line in enumerate(rows.split()) for column, cell in enumerate(line) if cell == "1"
     )
-    for letter, rows in _ROWS.items()
+    for letter, rows in _GLYPH_ROWS.items()
 }

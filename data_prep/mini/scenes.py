@@ -38,32 +38,35 @@ ICONS = (
 LETTERS = "FHJKLMOPRSTUVXZ"  # no two look alike at this size, none is the letter of an option
 MARKS = ("red", "blue")
 MOST_MARKS = 4  # of one colour
-MOST_IN_ALL = 6  # the base says the digits up to it (of columns and rows)
+MOST_IN_ALL = 6  # of both colours: the small base says no higher digit (of columns and rows)
 KINDS = ("object", "icon", "marks", "book", "screen", "table")
 PAPERS = ((250, 250, 245), (235, 240, 250), (250, 240, 225), (232, 245, 232), (238, 232, 240))
 
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+Colour = tuple[int, int, int]  # RGB
+
+
 @dataclass(frozen=True)
 class Scene:
-    """One picture. Attributes that a kind does not have are None (or empty).
+    """One picture. Attributes that a kind does not have are empty.
 
-    box: left, top, right, bottom in pixels. marks: (cell 0..8, colour, dx, dy) each. ink, paper: RGB as drawn.
-    letters: the two letters of a book's title.
+    paper, ink: colours as drawn. marks: (cell 0..8, colour, dx, dy) each. letters: the two of a book's title.
     """
 
     kind: str
-    paper: tuple[int, int, int]
-    ink: tuple[int, int, int]
-    colour: str | None = None
-    shape: str | None = None
-    size: str | None = None
-    place: str | None = None
-    material: str | None = None
+    paper: Colour
+    ink: Colour
+    colour: str = ""
+    shape: str = ""
+    size: str = ""
+    place: str = ""
+    material: str = ""
     quality: str = "clear"
     rendition: str = "color"
-    icon: str | None = None
+    icon: str = ""
     letters: str = ""
-    box: tuple[int, int, int, int] | None = None
+    box: Box = (0, 0, 0, 0)
     marks: tuple[tuple[int, str, int, int], ...] = ()
 
     def count(self, colour: str | None = None) -> int:
@@ -71,32 +74,32 @@ class Scene:
         return sum(colour in (None, mark[1]) for mark in self.marks)
 
 
-def _jitter(rng: Random, colour: tuple[int, int, int], by: int) -> tuple[int, int, int]:
+def _jitter(rng: Random, colour: Colour, by: int) -> Colour:
     red, green, blue = (max(0, min(255, part + rng.randint(-by, by))) for part in colour)
     return red, green, blue
 
 
-def _look(rng: Random, colour: str) -> dict:
-    """Paper and ink: slight differences that make every picture its own."""
+def _sample_tints(rng: Random, colour: str) -> tuple[Colour, Colour]:
+    """Paper and ink, with slight differences that make every picture unique."""
     paper = _jitter(rng, rng.choice(PAPERS), 6)
-    return {"paper": paper, "ink": _jitter(rng, COLOURS[colour], 12)}
+    return paper, _jitter(rng, COLOURS[colour], 12)
 
 
-def _place_of(box: tuple[int, int, int, int]) -> str:
+def _third(middle: float) -> int:
+    """Which third of the picture's side a coordinate lies in; the middle one is 20 to 28."""
+    return 0 if middle < 20 else 2 if middle > 28 else 1
+
+
+def _name_place(box: Box) -> str:
     """The name of the ninth of the picture in which the box's centre lies."""
     left, top, right, bottom = box
-    column, row = (
-        (0 if middle < 20 else 2 if middle > 28 else 1) for middle in ((left + right) / 2, (top + bottom) / 2)
-    )
-    return PLACES[3 * row + column]
+    return PLACES[3 * _third((top + bottom) / 2) + _third((left + right) / 2)]
 
 
-def _span(rng: Random, length: int) -> tuple[int, int]:
+def _sample_span(rng: Random, length: int) -> tuple[int, int]:
     """A start and end on the grid; each third of the picture is equally likely to hold the middle."""
     third = rng.randrange(3)
-    middles = [(start, start + length / 2) for start in range(0, SIDE - length + 1, GRID)]
-    inside = [start for start, middle in middles if (0 if middle < 20 else 2 if middle > 28 else 1) == third]
-    start = rng.choice(inside)
+    start = rng.choice([start for start in range(0, SIDE - length + 1, GRID) if _third(start + length / 2) == third])
     return start, start + length
 
 
@@ -109,17 +112,17 @@ def sample_object(
 ) -> Scene:
     """One shape on paper (kind "object") or on a phone's screen (kind "screen")."""
     size = rng.choice(sizes)
-    left, right = _span(rng, SIZES[size])
-    top, bottom = _span(rng, SIZES[size])
+    left, right = _sample_span(rng, SIZES[size])
+    top, bottom = _sample_span(rng, SIZES[size])
     colour = rng.choice(list(COLOURS))
     return Scene(
         kind,
-        **_look(rng, colour),
-        colour=colour if rendition == "color" else None,
+        *_sample_tints(rng, colour),
+        colour=colour if rendition == "color" else "",
         shape=rng.choice(SHAPES),
         size=size,
-        place=_place_of((left, top, right, bottom)),
-        material=rng.choice(MATERIALS) if rendition == "color" else None,
+        place=_name_place((left, top, right, bottom)),
+        material=rng.choice(MATERIALS) if rendition == "color" else "",
         quality=rng.choice(qualities),
         rendition=rendition,
         box=(left, top, right, bottom),
@@ -133,8 +136,8 @@ def sample_icon(rng: Random, rendition: str) -> Scene:
     left, top = rng.randint(2, SIDE - 2 - side), rng.randint(2, SIDE - 2 - side)
     return Scene(
         "icon",
-        **_look(rng, colour),
-        colour=colour if rendition == "color" else None,
+        *_sample_tints(rng, colour),
+        colour=colour if rendition == "color" else "",
         rendition=rendition,
         icon=rng.choice(ICONS),
         box=(left, top, left + side, top + side),
@@ -151,9 +154,9 @@ def sample_marks(rng: Random, table: bool = False) -> Scene:
         (cell, "red" if index < red else "blue", rng.randint(-shake, shake), rng.randint(-shake, shake))
         for index, cell in enumerate(cells)
     )
-    look = _look(rng, "red")
+    tints = _sample_tints(rng, "red")
     shape = "square" if table else rng.choice(("circle", "triangle", "star", "heart"))
-    return Scene("table" if table else "marks", **look, shape=shape, marks=tuple(sorted(marks)))
+    return Scene("table" if table else "marks", *tints, shape=shape, marks=tuple(sorted(marks)))
 
 
 def sample_book(rng: Random) -> Scene:
@@ -161,10 +164,13 @@ def sample_book(rng: Random) -> Scene:
     colour = rng.choice(list(COLOURS))
     left, top = rng.randint(0, 2), rng.randint(0, 6)
     letters = rng.choice(LETTERS) + rng.choice(LETTERS)
-    return Scene("book", **_look(rng, colour), colour=colour, letters=letters, box=(left, top, left + 46, top + 42))
+    return Scene(
+        "book", *_sample_tints(rng, colour), colour=colour, letters=letters, box=(left, top, left + 46, top + 42)
+    )
 
 
-HEADS = {
+# The attributes that a picture is labelled with, and the classes of each.
+HEADS: dict[str, tuple] = {
     "kind": KINDS,
     "colour": tuple(COLOURS),
     "shape": SHAPES,
@@ -186,10 +192,10 @@ HEADS = {
 def label(scene: Scene) -> dict[str, int]:
     """The index of the scene's value for every head; -1 where the attribute does not apply."""
     single = scene.kind in ("object", "screen")
-    values = {
+    values: dict[str, str | int] = {
         "kind": scene.kind,
         "colour": scene.colour,
-        "shape": scene.shape if single else None,
+        "shape": scene.shape if single else "",
         "size": scene.size,
         "place": scene.place,
         "material": scene.material,
@@ -203,4 +209,4 @@ def label(scene: Scene) -> dict[str, int]:
         values |= {"count": scene.count(), "red": scene.count("red"), "blue": scene.count("blue")}
     if single:
         values |= dict(zip(("left", "top", "right", "bottom"), scene.box, strict=True))
-    return {head: known.index(values[head]) if values.get(head) in known else -1 for head, known in HEADS.items()}
+    return {head: classes.index(values[head]) if values.get(head) in classes else -1 for head, classes in HEADS.items()}
