@@ -75,8 +75,8 @@ def compose(program: str, overrides: list[str]) -> dict:
 
 
 def runs_folder() -> Path:
-    """Where results live by default."""
-    return Path(compose("train_all", [])["paths"]["runs"])
+    """Where results live by default, as configs/paths/default.yaml has it; a relative path starts at the repository."""
+    return REPOSITORY / Path(os.environ.get("ROBUSTMERGE_RUNS", "runs")).expanduser()
 
 
 def _register_resolvers() -> None:
