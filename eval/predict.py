@@ -42,7 +42,7 @@ class Team(Protocol):
 Together = Callable[[Address, Callable[[Path, Team], dict | None], Callable[[str], None]], Path]
 
 
-class Alone:
+class SingleProcess:
     """A team of one."""
 
     rank, size = 0, 1
@@ -58,9 +58,9 @@ def read_nothing(examples: Sequence[Example], image_root: Path) -> None:
     """Nothing is read ahead."""
 
 
-def run_alone(address: Address, work: Callable[[Path, Team], dict | None], say: Callable[[str], None]) -> Path:
+def run_in_one_process(address: Address, work: Callable[[Path, Team], dict | None], say: Callable[[str], None]) -> Path:
     """The stage in this process."""
-    return run_stage(address, lambda path: work(path, Alone()), say)
+    return run_stage(address, lambda path: work(path, SingleProcess()), say)
 
 
 def predict(
@@ -70,7 +70,7 @@ def predict(
     generate: Generate,
     say: Callable[[str], None] = print,
     progress: bool = True,
-    together: Together = run_alone,
+    together: Together = run_in_one_process,
     ahead: Ahead = read_nothing,
 ) -> Path:
     """Write the predictions of one source, in the order of the question file, to `address`.

@@ -44,12 +44,12 @@ def read_prompts(questions: Path, prompt: str, only: Selection = ALL) -> list[Ex
         raise UserError(f"{questions}: {error}") from error
 
 
-def show_expected(example: Example) -> str:
+def format_expected(example: Example) -> str:
     """All that counts as right, each once."""
     return " / ".join(dict.fromkeys(example.accepted))
 
 
-def show_answer(prediction: Prediction) -> str:
+def format_answer(prediction: Prediction) -> str:
     """What was said, or why nothing is there."""
     if prediction.error is not None:
         return f"(failed: {prediction.error})"

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.metrics.answers import METRICS, mean_iou
-from eval.metrics.official import OFFICIAL
+from eval.metrics.answers import ANSWER_METRICS, mean_iou
+from eval.metrics.official import OFFICIAL_METRICS
 from eval.parse import PARSERS, Answer
 from eval.questions import read_questions
 from eval.settings import CAPTION_NAMES, OFFICIAL_NAMES, Scoring
@@ -91,7 +91,7 @@ def score_predictions(settings: Scoring, examples: Sequence[Example], prediction
 def _judge(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Judged:
     """By the task's parser and metric: the value of a question is 0 where there is no answer to compare."""
     references = _read_references(settings, examples)
-    parse, metric = PARSERS[settings.parse], METRICS[settings.metric]
+    parse, metric = PARSERS[settings.parse], ANSWER_METRICS[settings.metric]
     answers = [parse(one.text, example.choices) for example, one in zip(examples, predictions, strict=True)]
     states = [_state_of(one, answer) for one, answer in zip(predictions, answers, strict=True)]
     values = [
@@ -107,7 +107,7 @@ def _judge(settings: Scoring, examples: Sequence[Example], predictions: Sequence
 
 def _judge_officially(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Judged:
     """By the rule of the published script, its faults included. It knows no failed answer, which stays worth 0."""
-    rule = OFFICIAL[settings.metric]
+    rule = OFFICIAL_METRICS[settings.metric]
     states = [_state_of(one, one.text) for one in predictions]
     values = [
         rule(one.text, example) if state != "failed" else 0.0
@@ -128,10 +128,10 @@ def _by_question(
 
 
 def _judge_captions(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Judged:
-    from eval.metrics.captions import CAPTIONS  # loads the caption scorers, which no other task needs
+    from eval.metrics.captions import CAPTION_METRICS  # loads the caption scorers, which no other task needs
 
     texts = [prediction.text for prediction in predictions]
-    found = CAPTIONS[settings.metric](texts, [example.accepted for example in examples], settings.tokenizer)
+    found = CAPTION_METRICS[settings.metric](texts, [example.accepted for example in examples], settings.tokenizer)
     ids = [example.question_id for example in examples]
     states = [_state_of(prediction, prediction.text) for prediction in predictions]
     return states, {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from robustmerge.stage.prompts import PLACEHOLDERS
 from robustmerge.stage.settings import IMAGE_MODES, PRECISIONS, PRODUCTS, later, outside_identity, refuse, suggest
 
-# The names of parse.PARSERS and of metrics/: answers.METRICS, official.OFFICIAL, captions.CAPTIONS; a test keeps them
+# The names of parse.PARSERS and of metrics/: answers.ANSWER_METRICS, official.OFFICIAL_METRICS, captions.CAPTION_METRICS; a test keeps them
 # equal.
 PARSER_NAMES = ("box", "letter", "number", "raw", "table", "text")
 METRIC_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "vqa_soft")

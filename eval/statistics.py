@@ -48,7 +48,7 @@ class SeedSpread:
     high: float | None = None
 
     @property
-    def is_clear(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether there is an interval and it leaves out zero."""
         return self.low is not None and (self.low > 0 or self.high < 0)
 
@@ -89,14 +89,14 @@ class Difference:
     seeds: SeedSpread | None = None
 
     @property
-    def is_clear_of_questions(self) -> bool:
+    def is_significant_over_questions(self) -> bool:
         """Whether the interval over questions leaves out zero."""
         return self.low > 0 or self.high < 0
 
     @property
-    def is_clear(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether every interval leaves out zero; with two seeds, of which there is none, it never is."""
-        return self.is_clear_of_questions and (self.seeds is None or self.seeds.is_clear)
+        return self.is_significant_over_questions and (self.seeds is None or self.seeds.is_significant)
 
 
 def resample_counts(clusters: int, name: str, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
@@ -110,16 +110,16 @@ def resample_counts(clusters: int, name: str, bootstrap: Bootstrap) -> Iterator[
         yield np.bincount(flat, minlength=rows * clusters).reshape(rows, clusters)
 
 
-def columns_of(score: Score, ids: Sequence[str]) -> np.ndarray:
+def stack_statistics(score: Score, ids: Sequence[str]) -> np.ndarray:
     """What is summed for each question: [questions, columns]; its value where a score has no statistics."""
     if score.statistics:
         return np.array([score.statistics[name] for name in ids], dtype=float)
     return np.array([score.values[name] for name in ids], dtype=float)[:, None]
 
 
-def sums_of(score: Score) -> np.ndarray:
+def sum_statistics(score: Score) -> np.ndarray:
     """What the score's aggregate takes, of all questions: [1 + columns], the number of questions first."""
-    columns = columns_of(score, list(score.values))
+    columns = stack_statistics(score, list(score.values))
     return np.array([len(columns), *(column.sum() for column in columns.T)])  # a column at a time: as np.mean adds
 
 
@@ -159,7 +159,7 @@ class Resampled:
         for source, score in scores.items():
             if set(score.values) != set(ids):
                 raise UserError(f"{source} and {first} were scored on different questions of {task}")
-            self._points[source, task] = float(AGGREGATES[score.aggregate](sums_of(score)))
+            self._points[source, task] = float(AGGREGATES[score.aggregate](sum_statistics(score)))
         self._clusters[task] = int(number_clusters(list(scores.values()), ids).max()) + 1
         drawn = resample_scores(list(scores.values()), ids, task, bootstrap)
         self._draws.update({(source, task): column for source, column in zip(scores, drawn.T, strict=True)})
@@ -182,19 +182,19 @@ class Resampled:
 
     def interval(self, source: str, tasks: Sequence[str]) -> Interval:
         """The mean over tasks in per cent."""
-        return interval_of(self.point(source, tasks), self.draws(source, tasks))
+        return estimate_interval(self.point(source, tasks), self.draws(source, tasks))
 
     def difference(self, one: str, other: str, tasks: Sequence[str]) -> Difference:
         """`one` minus `other`, paired over questions."""
         point = self.point(one, tasks) - self.point(other, tasks)
-        return difference_of(point, self.draws(one, tasks) - self.draws(other, tasks), self.has_noise(tasks))
+        return estimate_difference(point, self.draws(one, tasks) - self.draws(other, tasks), self.has_noise(tasks))
 
 
 def resample_scores(scores: Sequence[Score], ids: Sequence[str], task: str, bootstrap: Bootstrap) -> np.ndarray:
     """Scores of one task in 0..1 over resampled questions, the same ones for every source: [draws, sources]."""
     cluster_of = number_clusters(scores, ids)
     sizes = np.bincount(cluster_of)
-    columns = [columns_of(score, ids) for score in scores]
+    columns = [stack_statistics(score, ids) for score in scores]
     summed = np.zeros((len(sizes), sum(found.shape[1] for found in columns)))
     np.add.at(summed, cluster_of, np.concatenate(columns, axis=1))
     ends = np.cumsum([found.shape[1] for found in columns])
@@ -208,12 +208,12 @@ def resample_scores(scores: Sequence[Score], ids: Sequence[str], task: str, boot
     return np.concatenate([np.stack(part, axis=1) for part in parts])
 
 
-def interval_of(point: float, draws: np.ndarray) -> Interval:
+def estimate_interval(point: float, draws: np.ndarray) -> Interval:
     """A mean in 0..1 and its resamples as percentages."""
     return Interval(*_spread(point, draws))
 
 
-def difference_of(point: float, draws: np.ndarray, has_noise: bool = True) -> Difference:
+def estimate_difference(point: float, draws: np.ndarray, has_noise: bool = True) -> Difference:
     """A difference and its resamples. p = twice the smaller share of draws on either side of zero, at most 1.
 
     What is below ROUNDING is none: sums in another order, or the tiny numbers that keep BLEU from dividing by zero.

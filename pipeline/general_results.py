@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from eval.general.lmms_results import GeneralRow, GeneralRun, show_changes
+from eval.general.lmms_results import GeneralResult, GeneralRun, describe_changes
 from pipeline.plan import Plan
 from pipeline.sources import Source
 from robustmerge.stage.address import Address, read_manifest
@@ -27,15 +27,15 @@ def find_scores(root: Path, source: Source, base: Address, usual: GeneralRun) ->
             run = build(GeneralRun, identity["settings"], str(manifest))
             score = read_score(manifest.parent / "score.json")
             if not score.n_asked:
-                found[run.task + show_changes(run, usual)] = score
+                found[run.task + describe_changes(run, usual)] = score
     return found
 
 
-def general_rows(plan: Plan, titles: Mapping[str, Source]) -> list[GeneralRow]:
+def general_rows(plan: Plan, titles: Mapping[str, Source]) -> list[GeneralResult]:
     """The rows of a report's table: title -> source, of those that have a finished general score."""
     usual = usual_run(plan)
     found = [
-        GeneralRow(title, source.kind, find_scores(plan.root, source, plan.base, usual), paper_name(source))
+        GeneralResult(title, source.kind, find_scores(plan.root, source, plan.base, usual), paper_name(source))
         for title, source in titles.items()
     ]
     return [row for row in found if row.scores]

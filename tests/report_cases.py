@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from eval.report.measured import Measured
+from eval.report.estimates import Estimates
 from eval.report.published import published_table
-from eval.report.results import CHOSEN, Choice, Context, SourceResult, arrange_rows
+from eval.report.results import CHOSEN, Choice, Context, SourceResult, group_results
 from eval.report.tables import main_table
 from eval.settings import Bootstrap, Task
 from robustmerge.stage.records import Example, Prediction, Score, write_examples, write_predictions
@@ -154,12 +154,12 @@ def with_predictions(results: list[SourceResult], folder: Path) -> list[SourceRe
     return made
 
 
-def measure(rows, context) -> Measured:
-    return Measured(rows, [task.name for task in context.tasks], context.bootstrap)
+def measure(rows, context) -> Estimates:
+    return Estimates(rows, [task.name for task in context.tasks], context.bootstrap)
 
 
 def tables_of(results, context):
-    rows = arrange_rows(results)
+    rows = group_results(results)
     return main_table(rows, context, measure(rows, context)), published_table(rows, context)
 
 

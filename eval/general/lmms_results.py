@@ -53,7 +53,7 @@ class GeneralRun:
 
 
 @dataclass(frozen=True)
-class GeneralRow:
+class GeneralResult:
     """A source and its scores, by the title of their column (the task, with what its run has otherwise than usual).
 
     name: as the paper's table 3 is keyed: zero_shot, multi_task, or the method.
@@ -66,7 +66,7 @@ class GeneralRow:
 
 
 @dataclass(frozen=True)
-class Told:
+class LmmsOutput:
     """What lmms-eval wrote of one task. figures: metric -> value as given; samples: one a question."""
 
     figures: dict[str, float]
@@ -89,7 +89,7 @@ def find_results(folder: Path, task: str) -> tuple[Path, Path]:
     return found[0], samples
 
 
-def read_told(results: Path, samples: Path, run: GeneralRun) -> Told:
+def read_output(results: Path, samples: Path, run: GeneralRun) -> LmmsOutput:
     """What the two files say. Raises UserError if the task is not in them, or they are not whole."""
     told = _read_json(results)
     figures = _figures_of(told, run.task, results)
@@ -108,7 +108,7 @@ def read_told(results: Path, samples: Path, run: GeneralRun) -> Told:
     if not len(answers) == len(ids) == n_asked == wanted:
         counts = f"{len(answers)} answers to {len(ids)} questions, {n_asked} announced"
         raise UserError(f"{samples}: {counts}, and {wanted} of {n_all} were to be asked")
-    return Told(figures, answers, n_asked, n_all)
+    return LmmsOutput(figures, answers, n_asked, n_all)
 
 
 def _read_json(path: Path) -> Any:
@@ -128,7 +128,7 @@ def _figures_of(told: Any, task: str, path: Path) -> dict[str, float]:
     return {k: float(v) for k, v in named.items() if isinstance(v, (int, float)) and "_stderr" not in k}
 
 
-def show_changes(run: GeneralRun, usual: GeneralRun) -> str:
+def describe_changes(run: GeneralRun, usual: GeneralRun) -> str:
     """What a run has otherwise than usual, for its title: ` (image=crop)`; "" for nothing."""
     found = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name != "task"}
     changed = [f"{name}={value}" for name, value in found.items() if value != getattr(usual, name)]

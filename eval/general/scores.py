@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eval.general.lmms_results import GeneralRun, Told
+from eval.general.lmms_results import GeneralRun, LmmsOutput
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
 
@@ -18,7 +18,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 NO_FAMILY = "no figure of this task is known to be its score; all that lmms-eval gives are parts"
 
 
-def score_told(told: Told, run: GeneralRun, n_failed: int = 0) -> Score:
+def score_output(told: LmmsOutput, run: GeneralRun, n_failed: int = 0) -> Score:
     """The score of one task. n_failed: answers that ended in an error, by the log.
 
     POPE: value = F1 of "yes" in per cent. MME: points of perception, 0..2000. MMBench: per cent of questions that are
@@ -50,7 +50,7 @@ def _answer_of(sample: Mapping[str, Any]) -> str:
     return str(found[0] if isinstance(found, list) and found else found or "")
 
 
-def _score_pope(told: Told) -> dict[str, Any]:
+def _score_pope(told: LmmsOutput) -> dict[str, Any]:
     """F1 = 2 tp / (2 tp + fp + fn), where an answer that is neither yes nor no counts nowhere, as lmms-eval has it.
 
     parts: `f1_of_all` takes it for a missed "yes" where one was due. `said_yes` is over all answers; lmms-eval's
@@ -83,7 +83,7 @@ def _score_pope(told: Told) -> dict[str, Any]:
     }
 
 
-def _score_mme(told: Told) -> dict[str, Any]:
+def _score_mme(told: LmmsOutput) -> dict[str, Any]:
     """Per category 100 (accuracy + share of pictures with both questions right); perception is the sum of its ten.
 
     parts: in points. statistics: by question, for every category of perception half a picture and half its points, in
@@ -120,16 +120,16 @@ def _score_mme(told: Told) -> dict[str, Any]:
     }
 
 
-def _score_mmbench(told: Told) -> dict[str, Any]:
+def _score_mmbench(told: LmmsOutput) -> dict[str, Any]:
     """lmms-eval's figure: a question counts if it is right in every order of its options. No value by question."""
     return {"metric": "mmbench_circular", "value": told.figures["gpt_eval_score"], "values": {}}
 
 
-def _score_other(told: Told) -> dict[str, Any]:
+def _score_other(told: LmmsOutput) -> dict[str, Any]:
     return {"metric": "lmms_eval", "value": None, "reason": NO_FAMILY, "parts": dict(told.figures), "values": {}}
 
 
-FAMILIES: dict[str, Callable[[Told], dict[str, Any]]] = {
+FAMILIES: dict[str, Callable[[LmmsOutput], dict[str, Any]]] = {
     "pope_accuracy": _score_pope,
     "mme_perception_score": _score_mme,
     "gpt_eval_score": _score_mmbench,

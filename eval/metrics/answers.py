@@ -129,7 +129,7 @@ def _ngrams(words: Sequence[str], n: int) -> Counter:
 Metric = Callable[[Answer, Sequence[Answer]], float]
 
 
-METRICS: dict[str, Metric] = {
+ANSWER_METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
     "iou_at_half": iou_at_half,
     "ngram_f1": ngram_f1,

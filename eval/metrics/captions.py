@@ -154,7 +154,7 @@ def _closest(lengths: Sequence[int], length: int) -> int:
     return min((abs(one - length), one) for one in lengths)[1]
 
 
-CAPTIONS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]], str], CaptionScore]] = {
+CAPTION_METRICS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]], str], CaptionScore]] = {
     "cider": score_cider,
     "mean_of_seven": score_mean_of_seven,
 }

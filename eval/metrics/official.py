@@ -89,7 +89,7 @@ def scienceqa(text: str, example: Example) -> float:
     return float(letter in OPTIONS[: len(example.choices) or None] and letter == example.answer)
 
 
-OFFICIAL: dict[str, Callable[[str, Example], float]] = {
+OFFICIAL_METRICS: dict[str, Callable[[str, Example], float]] = {
     "official_equal": equal,
     "official_ocrvqa": ocrvqa,
     "official_rec": rec,

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from eval.questions import first_by_hash
 from eval.report.examples import read_picture, words_of
-from eval.report.figures import STYLE
+from eval.report.figures import RC_PARAMS
 from eval.report.palette import GREY, INK
 from eval.report.results import Context
 from eval.settings import Task
@@ -43,7 +43,7 @@ class _Shown:
         return PICTURE + LINE * (len(self.asked) + len(self.expected)) + 0.36
 
 
-def draw_sheet(context: Context) -> bytes | None:
+def draw_contact_sheet(context: Context) -> bytes | None:
     """As PNG; None if no task has a question file. Questions have the smallest sha256 of their id."""
     paths = [(task, Path(context.questions[task.name])) for task in context.tasks if task.name in context.questions]
     bands = [(task, _read(path)) for task, path in paths if path.exists()]
@@ -51,7 +51,7 @@ def draw_sheet(context: Context) -> bytes | None:
         return None
     heights = [max((one.height for one in shown), default=PICTURE) for _, shown in bands]
     width, height = NAME + PICTURES_A_TASK * (PICTURE + GAP), sum(heights)
-    with matplotlib.rc_context({**STYLE, "font.size": 7.5}):
+    with matplotlib.rc_context({**RC_PARAMS, "font.size": 7.5}):
         figure = Figure(figsize=(width, height), dpi=DPI)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib import image as pictures
 
-from eval.questions import first_by_hash, show_answer, show_expected
-from eval.report.results import CHOSEN, Context, SourceRow
+from eval.questions import first_by_hash, format_answer, format_expected
+from eval.report.results import CHOSEN, Context, ResultGroup
 from eval.report.tables import MISSING
 from eval.settings import Task
 from robustmerge.stage.prompts import show_choices
@@ -32,7 +32,7 @@ class Shown:
     answers: tuple[tuple[str, str, float | None], ...]
 
 
-def pick_examples(rows: Sequence[SourceRow], context: Context) -> dict[str, list[Shown]]:
+def pick_examples(rows: Sequence[ResultGroup], context: Context) -> dict[str, list[Shown]]:
     """By task, the questions with the smallest sha256 of their id: neither chosen nor changing from run to run."""
     found = {}
     for task in context.tasks:
@@ -42,7 +42,7 @@ def pick_examples(rows: Sequence[SourceRow], context: Context) -> dict[str, list
     return found
 
 
-def rows_with_answers(rows: Sequence[SourceRow]) -> list[SourceRow]:
+def select_example_groups(rows: Sequence[ResultGroup]) -> list[ResultGroup]:
     """Of a large table one block with its references: the first of those with a chosen strength, if there are any."""
     blocks = [row for row in rows if row.block]
     if not blocks:
@@ -52,20 +52,20 @@ def rows_with_answers(rows: Sequence[SourceRow]) -> list[SourceRow]:
     return [*references, *(row for row in blocks if row.block == shown.block)]
 
 
-def _pick(task: Task, path: Path, rows: Sequence[SourceRow]) -> list[Shown]:
-    able = [row for row in rows_with_answers(rows) if _has_predictions(row, task)]
+def _pick(task: Task, path: Path, rows: Sequence[ResultGroup]) -> list[Shown]:
+    able = [row for row in select_example_groups(rows) if _has_predictions(row, task)]
     shown = first_by_hash(read_examples(path), EXAMPLES_A_TASK)
     answers = {row.key: _answers_of(row, task) for row in able}
     return [_show(example, path.parent, task, able, answers) for example in shown]
 
 
-def _has_predictions(row: SourceRow, task: Task) -> bool:
+def _has_predictions(row: ResultGroup, task: Task) -> bool:
     """Whether there is a score and a file of answers; of several seeds the first is shown."""
     files = row.first.predictions
     return task.name in row.first.scores and task.name in files and Path(files[task.name]).exists()
 
 
-def _answers_of(row: SourceRow, task: Task) -> dict[str, Prediction]:
+def _answers_of(row: ResultGroup, task: Task) -> dict[str, Prediction]:
     return {prediction.question_id: prediction for prediction in read_predictions(row.first.predictions[task.name])}
 
 
@@ -73,14 +73,14 @@ def _show(
     example: Example,
     folder: Path,
     task: Task,
-    rows: Sequence[SourceRow],
+    rows: Sequence[ResultGroup],
     answers: Mapping[str, Mapping[str, Prediction]],
 ) -> Shown:
     lines = []
     for row in rows:
         prediction = answers[row.key].get(example.question_id)
         value = row.first.scores[task.name].values.get(example.question_id)
-        said = MISSING if prediction is None else show_answer(prediction)
+        said = MISSING if prediction is None else format_answer(prediction)
         lines.append((row.label if row.block else row.title, said, value))
     picture = _thumbnail(folder, example.image)
     return Shown(example.question_id, *words_of(example), picture, tuple(lines))
@@ -91,7 +91,7 @@ def words_of(example: Example) -> tuple[str, str]:
     asked = example.text
     if example.choices:
         asked += f" [{'; '.join(show_choices(example.choices).splitlines())}]"
-    return asked, show_expected(example)
+    return asked, format_expected(example)
 
 
 def read_picture(folder: Path, name: str | None) -> np.ndarray | None:

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from eval.report.palette import COLOURS, GREY, INK, Look, list_panels, look_of
+from eval.report.palette import COLOURS, GREY, INK, Style, assign_styles, list_panels
 from eval.report.tables import Cell, Row, Table
 
-STYLE = {
+RC_PARAMS = {
     "svg.hashsalt": "robustmerge",
     "font.size": 10,
     "axes.spines.top": False,
@@ -32,7 +32,7 @@ BETTER, WORSE = COLOURS[0], COLOURS[1]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RenderedFigure:
     """One figure. alt: what it shows, for those who do not see it. wide: whether it needs the width of the page."""
 
     name: str
@@ -42,13 +42,13 @@ class Drawn:
     wide: bool = False
 
 
-def draw_figures(main: Table) -> list[Drawn]:
+def draw_figures(main: Table) -> list[RenderedFigure]:
     """Seen against unseen average (figure 1 of the paper), if a source has both, and the scores task by task."""
     averages = [index for index, column in enumerate(main.columns) if column.is_average]
     whole = len(averages) == 2 and any(
         all(row.cells[index].value is not None for index in averages) for row in main.rows
     )
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(RC_PARAMS):
         return [*([draw_seen_unseen(main)] if whole else []), draw_tasks(main)]
 
 
@@ -66,14 +66,14 @@ def _start(main: Table, width: float, height: float) -> tuple[Figure, list[Axes]
     return figure, list(found)
 
 
-def draw_seen_unseen(main: Table) -> Drawn:
+def draw_seen_unseen(main: Table) -> RenderedFigure:
     """One point a source with the crosses of its 95 % intervals. The experts have no unseen average: a line.
 
     Other sources without both averages are left out.
     """
     figure, found = _start(main, 7.6, 4.6)
     at = {column.key: index for index, column in enumerate(main.columns)}
-    looks, shown = look_of(main.rows), []
+    looks, shown = assign_styles(main.rows), []
     for axes, (_, indices) in zip(found, list_panels(main.rows), strict=True):
         for index in indices:
             row, look = main.rows[index], looks[index]
@@ -91,10 +91,10 @@ def draw_seen_unseen(main: Table) -> Drawn:
     found[0].set_ylabel("Average over unseen tasks (%)")
     _add_legend(figure, main, shown, title="95 % intervals over questions")
     alt = "Average over seen against average over unseen tasks, a point a source"
-    return render(figure, "seen_unseen", alt, wide=len(found) > 1)
+    return render_figure(figure, "seen_unseen", alt, wide=len(found) > 1)
 
 
-def _cross(axes: Axes, seen: Cell, unseen: Cell, look: Look) -> None:
+def _cross(axes: Axes, seen: Cell, unseen: Cell, look: Style) -> None:
     axes.errorbar(
         seen.value,
         unseen.value,
@@ -108,12 +108,12 @@ def _cross(axes: Axes, seen: Cell, unseen: Cell, look: Look) -> None:
     )
 
 
-def draw_tasks(main: Table) -> Drawn:
+def draw_tasks(main: Table) -> RenderedFigure:
     """A band a task, a mark a source in the order of the legend; averages below, with their intervals."""
     panels = list_panels(main.rows)
     line_height = min(max(0.42, 0.055 * max(len(indices) for _, indices in panels)), 0.8)
     figure, found = _start(main, 7.6, 1.4 + line_height * len(main.columns))
-    looks = look_of(main.rows)
+    looks = assign_styles(main.rows)
     order = sorted(range(len(main.columns)), key=lambda index: main.columns[index].is_average)
     for axes, (_, indices) in zip(found, panels, strict=True):
         for line, column in enumerate(order):
@@ -125,7 +125,7 @@ def draw_tasks(main: Table) -> Drawn:
         axes.set_xlabel("Score (%)")
     _name_bands(found[0], main, order)
     _add_legend(figure, main, [i for i, row in enumerate(main.rows) if any(c.value is not None for c in row.cells)])
-    return render(figure, "tasks", "Score of every source on every task", wide=len(found) > 1)
+    return render_figure(figure, "tasks", "Score of every source on every task", wide=len(found) > 1)
 
 
 def _largest(main: Table) -> float:
@@ -141,7 +141,7 @@ def _name_bands(axes: Axes, main: Table, order: Sequence[int]) -> None:
     axes.set_ylim(len(columns) - 0.5, -0.5)
 
 
-def _dots(axes: Axes, line: int, main: Table, column: int, rows: Sequence[tuple[Row, Look]]) -> None:
+def _dots(axes: Axes, line: int, main: Table, column: int, rows: Sequence[tuple[Row, Style]]) -> None:
     known = [row.cells[column].value for row, _ in rows if row.cells[column].value is not None]
     if known:
         axes.plot([min(known), max(known)], [line, line], color="#d8dde3", lw=3, zorder=1, solid_capstyle="round")
@@ -156,7 +156,7 @@ def _dots(axes: Axes, line: int, main: Table, column: int, rows: Sequence[tuple[
         axes.plot(cell.value, height, zorder=3, **_mark(look))
 
 
-def _mark(look: Look) -> dict:
+def _mark(look: Style) -> dict:
     """How a mark is drawn, on the axes and in the legend."""
     thin = look.marker == "|"
     fill = {"color": look.colour, "mfc": look.colour if look.filled else "white", "ls": "none"}
@@ -191,7 +191,7 @@ def _legend_height(main: Table) -> float:
 
 def _add_legend(figure: Figure, main: Table, shown: Sequence[int], title: str | None = None) -> None:
     """Every source that is shown once, in the order of the rows; long titles go below, off the axes."""
-    looks, labels = look_of(main.rows), {main.rows[index].label for index in shown}
+    looks, labels = assign_styles(main.rows), {main.rows[index].label for index in shown}
     handles = []
     for label, (index, text) in _legend_of(main).items():
         if label in labels:
@@ -203,28 +203,28 @@ def _add_legend(figure: Figure, main: Table, shown: Sequence[int], title: str | 
     figure.legend(handles=handles, loc=place, title=title, alignment="left", ncols=_legend_columns(main))
 
 
-def _handle(look: Look, text: str, crossed: bool) -> Line2D:
+def _handle(look: Style, text: str, crossed: bool) -> Line2D:
     """crossed: in the figure of the averages, where the experts are a line."""
     if crossed and look.marker == "|":
         return Line2D([], [], color=look.colour, ls="--", lw=1.2, label=f"{text} (seen only)")
     return Line2D([], [], label=text, **_mark(look))
 
 
-def render(figure: Figure, name: str, alt: str, wide: bool = False) -> Drawn:
+def render_figure(figure: Figure, name: str, alt: str, wide: bool = False) -> RenderedFigure:
     """The figure as PNG and SVG."""
     files = {}
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         file = io.BytesIO()
         figure.savefig(file, format=kind, dpi=160, metadata=metadata)
         files[kind] = file.getvalue()
-    return Drawn(name, alt, **files, wide=wide)
+    return RenderedFigure(name, alt, **files, wide=wide)
 
 
-def draw_standing(standing: Table) -> Drawn:
+def draw_standing(standing: Table) -> RenderedFigure:
     """A line a method, block by block; a panel an average. Right of zero RobustMerge is better."""
     places = _places(standing.rows)
     height = max(places.values()) if places else 0.0
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(RC_PARAMS):
         figure = Figure(figsize=(12.8, 1.5 + 0.3 * height), layout="constrained")
         found = figure.subplots(1, len(standing.columns), sharey=True, squeeze=False)[0]
         for index, (axes, column) in enumerate(zip(found, standing.columns, strict=True)):
@@ -238,7 +238,7 @@ def draw_standing(standing: Table) -> Drawn:
         _name_lines(found[0], standing.rows, list(places.values()))
         _add_standing_legend(figure, standing)
         alt = "RobustMerge minus each other method, with intervals over questions and over seeds"
-        return render(figure, "standing", alt, wide=True)
+        return render_figure(figure, "standing", alt, wide=True)
 
 
 def _places(rows: Sequence[Row]) -> dict[int, float]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from eval.report.tables import REFERENCES, Cell, Column, Row, Table
 
-Show = Callable[[Table], str]  # one of the functions below, without further settings
+FormatTable = Callable[[Table], str]  # one of the functions below, without further settings
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "—": "---", "–": "--", "−": "$-$",
@@ -53,7 +53,7 @@ def _groups(columns: Sequence[Column]) -> Iterator[tuple[str, int]]:
 
 
 def format_html(table: Table) -> str:
-    """A table with group headings; a value 0..100 has a bar behind it. Styled by the page (eval.report.report)."""
+    """A table with group headings; a value 0..100 has a bar behind it. Styled by the page (eval.report.assemble)."""
     groups = "".join(f'<th colspan="{count}">{html.escape(group)}</th>' for group, count in _groups(table.columns))
     heads = "".join(f'<th class="{_column_class(c)}">{html.escape(c.title)}</th>' for c in table.columns)
     body = "".join(_html_heading(table, index) + _html_row(table, index) for index in range(len(table.rows)))

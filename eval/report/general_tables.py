@@ -8,11 +8,11 @@ from pathlib import Path
 
 import yaml
 
-from eval.general.lmms_results import GeneralRow
+from eval.general.lmms_results import GeneralResult
 from eval.report.results import Context
 from eval.report.tables import REFERENCES, Cell, Column, Row, Table
 from eval.settings import Bootstrap
-from eval.statistics import interval_of, resample_scores
+from eval.statistics import estimate_interval, resample_scores
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
 
@@ -33,7 +33,7 @@ NOTES = {
 LOOK = "asked only {n} of {whole} questions: a look, not a result"
 
 
-def general_table(rows: Sequence[GeneralRow], bootstrap: Bootstrap | None = None) -> Table | None:
+def general_table(rows: Sequence[GeneralResult], bootstrap: Bootstrap | None = None) -> Table | None:
     """Scores with 95 % intervals where the answers give one; POPE has two columns. None without any score."""
     titles = dict.fromkeys(title for row in rows for title in row.scores)
     if not titles:
@@ -48,7 +48,7 @@ def general_table(rows: Sequence[GeneralRow], bootstrap: Bootstrap | None = None
     return Table("general", title, tuple(columns), tuple(filled), bars=False)
 
 
-def _cell(row: GeneralRow, column: Column, bootstrap: Bootstrap) -> Cell:
+def _cell(row: GeneralResult, column: Column, bootstrap: Bootstrap) -> Cell:
     score = row.scores.get(column.tasks[0])
     if score is None or score.value is None:
         return Cell()
@@ -62,11 +62,11 @@ def _with_interval(score: Score, bootstrap: Bootstrap) -> Cell:
     if not score.values:
         return Cell(f"{score.value:.1f}", score.value)
     draws = resample_scores([score], list(score.values), score.task, bootstrap)[:, 0]
-    found = interval_of(score.value / 100, draws)
+    found = estimate_interval(score.value / 100, draws)
     return Cell(f"{found.value:.1f} ({found.low:.1f}–{found.high:.1f})", found.value, found.low, found.high)
 
 
-def general_notes(rows: Sequence[GeneralRow]) -> list[str]:
+def general_notes(rows: Sequence[GeneralResult]) -> list[str]:
     """What a reader must know of the scores shown; limited runs first."""
     scores = [(title, score) for row in rows for title, score in row.scores.items()]
     looks = {t: LOOK.format(n=f"{s.n_expected:,}", whole=f"{s.n_asked:,}") for t, s in scores if s.n_asked}
@@ -89,10 +89,10 @@ def general_tables(context: Context) -> dict[str, Table]:
     if table is None:
         return {}
     titles = {row.name: row.title for row in context.general if row.name}
-    return {"general": table, "general_published": published_general(context.published, titles)}
+    return {"general": table, "general_published": published_general_table(context.published, titles)}
 
 
-def published_general(path: Path, titles: Mapping[str, str] | None = None) -> Table:
+def published_general_table(path: Path, titles: Mapping[str, str] | None = None) -> Table:
     """The paper's table 3. titles: how rows are called, by name. Raises UserError if the file has no such table."""
     try:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["table_3_general_benchmarks"]

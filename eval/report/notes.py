@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from eval.metrics.official import FOOTNOTES
-from eval.report.counts_and_parts import BUILTIN, has_scores, scores_of, title_of_part, under_other
-from eval.report.formats import Show, escape_markdown
+from eval.report.counts_and_parts import BUILTIN, has_scores, list_scores, title_of_part, under_other_protocol
+from eval.report.formats import FormatTable, escape_markdown
 from eval.report.general_tables import general_notes
-from eval.report.results import Context, SourceRow, seeds_of
+from eval.report.results import Context, ResultGroup, list_seeds
 from eval.report.tables import MISSING, Table
 from eval.settings import Official, Task, other_protocol
 
 PROBLEMS = ("empty", "unparsed", "failed")
 LONGEST_FOLDED = 120  # rows; a longer table is in its files only
-MEANING = {  # of the protocols
+PROTOCOL_MEANINGS = {  # of the protocols
     "corrected": "what each metric commonly means",
     "official": "what the published scripts do, their faults included",
 }
 
 
-def tell_look(rows: Sequence[SourceRow], context: Context) -> str:
+def format_partial_notice(rows: Sequence[ResultGroup], context: Context) -> str:
     """That only some of the questions were asked, if so; "" otherwise."""
     asked = _titles_by(
         (f"{score.n_expected:,} of {score.n_asked:,} questions", task)
         for task in context.tasks
         for row in rows
-        for score in scores_of(row, task)
+        for score in list_scores(row, task)
         if score.n_asked
     )
     if not asked:
@@ -38,16 +38,16 @@ def tell_look(rows: Sequence[SourceRow], context: Context) -> str:
     return f"A LOOK, NOT A RESULT: {told}."
 
 
-def tell_notes(rows: Sequence[SourceRow], context: Context, protocol: str) -> str:
+def format_footnotes(rows: Sequence[ResultGroup], context: Context, protocol: str) -> str:
     """The footnotes of a table of scores, as a Markdown list; "" of none."""
     lines = [*_tell_missing(rows, context), *_tell_builtin(rows, context)]
     lines += _tell_faults(context) if protocol == "official" else []
     return "\n".join([*lines, ""]) if lines else ""
 
 
-def metrics_of(rows: Sequence[SourceRow], task: Task) -> list[str]:
+def list_metrics(rows: Sequence[ResultGroup], task: Task) -> list[str]:
     """The names that the values of a task go by."""
-    return list(dict.fromkeys(score.metric for row in rows for score in scores_of(row, task)))
+    return list(dict.fromkeys(score.metric for row in rows for score in list_scores(row, task)))
 
 
 def _titles_by(pairs: Iterable[tuple[str, Task]]) -> dict[str, list[str]]:
@@ -63,21 +63,23 @@ def _name(titles: Sequence[str]) -> str:
     return escape_markdown(", ".join(titles))
 
 
-def _tell_missing(rows: Sequence[SourceRow], context: Context) -> list[str]:
+def _tell_missing(rows: Sequence[ResultGroup], context: Context) -> list[str]:
     """Why scores are missing that were asked for."""
     reasons = _titles_by(
         (score.reason or "no reason is recorded", task)
         for task in context.tasks
         for row in rows
-        for score in scores_of(row, task)
+        for score in list_scores(row, task)
         if score.value is None
     )
     return [f"- {MISSING} of {_name(titles)}: {escape_markdown(reason)}." for reason, titles in reasons.items()]
 
 
-def _tell_builtin(rows: Sequence[SourceRow], context: Context) -> list[str]:
+def _tell_builtin(rows: Sequence[ResultGroup], context: Context) -> list[str]:
     """Caption scores that are not what others call by that name."""
-    pairs = ((metric, task) for task in context.tasks for metric in metrics_of(rows, task) if metric.endswith(BUILTIN))
+    pairs = (
+        (metric, task) for task in context.tasks for metric in list_metrics(rows, task) if metric.endswith(BUILTIN)
+    )
     return [
         f"- **{_name(titles)}** (`{metric}`): without Java our own tokenizer splits the words, so that no published "
         f"{title_of_part(metric.removesuffix(BUILTIN))} compares."
@@ -94,21 +96,21 @@ def _tell_faults(context: Context) -> list[str]:
     return [f"- **{_name(titles)}** (`{key}`): {FOOTNOTES[key]}" for key, titles in noted.items()]
 
 
-def tell_other(rows: Sequence[SourceRow], context: Context, tables: Mapping[str, Table], show: Show) -> str:
+def tell_other(rows: Sequence[ResultGroup], context: Context, tables: Mapping[str, Table], show: FormatTable) -> str:
     """The section on the scores under the other protocol."""
-    others, other = under_other(rows), other_protocol(context.protocol)
+    others, other = under_other_protocol(rows), other_protocol(context.protocol)
     if not has_scores(others):
         return ""
-    lacking = [t.title for t in context.tasks if not any(scores_of(row, t) for row in others)]
+    lacking = [t.title for t in context.tasks if not any(list_scores(row, t) for row in others)]
     alike = [t.title for t in context.tasks if t.official == Official() and t.title not in lacking]
-    told = f"The same sources under the {other} protocol: {MEANING[other]}."
+    told = f"The same sources under the {other} protocol: {PROTOCOL_MEANINGS[other]}."
     told += f" Both protocols treat {escape_markdown(', '.join(alike))} alike." if alike else ""
     told += f" Not scored so: {escape_markdown(', '.join(lacking))}." if lacking else ""
-    notes = tell_notes(others, context, other)
+    notes = format_footnotes(others, context, other)
     return f"## Scores under the {other} protocol\n\n{told}\n\n{show(tables['other_protocol'])}\n{notes}"
 
 
-def tell_parts(tables: Mapping[str, Table], show: Show) -> str:
+def tell_parts(tables: Mapping[str, Table], show: FormatTable) -> str:
     """The section on the parts of scores."""
     found = [tables[name] for name in ("parts", "other_parts") if name in tables]
     if not found:
@@ -119,7 +121,7 @@ def tell_parts(tables: Mapping[str, Table], show: Show) -> str:
     return f"## Further figures\n\n{told}\n\n" + "\n".join(_fold(table, show) for table in found)
 
 
-def tell_general(context: Context, tables: Mapping[str, Table], show: Show) -> str:
+def tell_general(context: Context, tables: Mapping[str, Table], show: FormatTable) -> str:
     """The section on general benchmarks, and the paper's own values for them."""
     if "general" not in tables:
         return ""
@@ -130,7 +132,7 @@ def tell_general(context: Context, tables: Mapping[str, Table], show: Show) -> s
     )
 
 
-def tell_pairs(tables: Mapping[str, Table], show: Show) -> str:
+def tell_pairs(tables: Mapping[str, Table], show: FormatTable) -> str:
     """Every pair of merged models, folded."""
     table = tables["pairs"]
     if len(table.rows) > LONGEST_FOLDED:
@@ -138,16 +140,16 @@ def tell_pairs(tables: Mapping[str, Table], show: Show) -> str:
     return _fold(table, show)
 
 
-def _fold(table: Table, show: Show) -> str:
+def _fold(table: Table, show: FormatTable) -> str:
     return f"<details><summary>{table.title}</summary>\n\n{show(table)}\n</details>\n"
 
 
-def tell_problems(rows: Sequence[SourceRow], context: Context) -> str:
+def tell_problems(rows: Sequence[ResultGroup], context: Context) -> str:
     """Answers that could not count, where there are any."""
     lines = []
     for row in rows:
         for task in context.tasks:
-            scores = scores_of(row, task)
+            scores = list_scores(row, task)
             counts = {kind: sum(getattr(score, f"n_{kind}") for score in scores) for kind in PROBLEMS}
             if any(counts.values()):
                 shown = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
@@ -158,6 +160,6 @@ def tell_problems(rows: Sequence[SourceRow], context: Context) -> str:
     if not lines:
         return f"{title}None: every answer was there and could be read. {files}\n"
     head = "These count as wrong. Empty: nothing was said; unparsed: no such answer in it; failed: an error. "
-    head += "Counted over all seeds. " if len(seeds_of(rows)) > 1 else ""
+    head += "Counted over all seeds. " if len(list_seeds(rows)) > 1 else ""
     columns = "| Source | Task | Answers | Of |\n| --- | --- | --- | ---: |"
     return "\n".join([f"{title}{head}{files}\n", columns, *lines, ""])

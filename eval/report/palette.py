@@ -16,7 +16,7 @@ GREY = "#6e7781"
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """How a source is drawn."""
 
     colour: str
@@ -24,7 +24,7 @@ class Look:
     filled: bool
 
 
-def look_of(rows: Sequence[Row]) -> list[Look]:
+def assign_styles(rows: Sequence[Row]) -> list[Style]:
     """One look a label: references grey and black, from the second of a kind on coloured; others take colours and
     markers in turn. Where strengths were chosen, marks of merged models at their default are hollow."""
     labels: dict[str, list[str]] = {}
@@ -38,11 +38,11 @@ def look_of(rows: Sequence[Row]) -> list[Look]:
             turn, hollow = labels[row.kind].index(row.label), row.kind == "zero_shot"
             marker = {"zero_shot": "o", "individual": "|", "multi_task": "D"}[row.kind]
             colour = COLOURS[(turn - 1) % len(COLOURS)] if turn else GREY if hollow else INK
-            looks.append(Look(colour, marker, filled=not hollow and not turn))
+            looks.append(Style(colour, marker, filled=not hollow and not turn))
         else:
             turn = labels["merged"].index(row.label)
             marker = MARKERS[(turn // len(COLOURS) + turn) % len(MARKERS)]
-            looks.append(Look(COLOURS[turn % len(COLOURS)], marker, filled=row.chosen or not chosen))
+            looks.append(Style(COLOURS[turn % len(COLOURS)], marker, filled=row.chosen or not chosen))
     return looks
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from eval.report.results import Context, SourceRow
+from eval.report.results import Context, ResultGroup
 from eval.report.tables import REFERENCES, Cell, Column, Row, Table, list_columns
 from robustmerge.stage.settings import UserError
 
@@ -22,7 +22,7 @@ def read_published(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a file of published values: {error!r}") from error
 
 
-def published_table(rows: Sequence[SourceRow], context: Context) -> Table:
+def published_table(rows: Sequence[ResultGroup], context: Context) -> Table:
     """The paper's table 2 for the tasks of this report, and a row for each method of ours that it lacks.
 
     Averages are the printed ones; they are shown only if the report has all the tasks that they are over.
@@ -39,7 +39,7 @@ def published_table(rows: Sequence[SourceRow], context: Context) -> Table:
     return Table("published", title, columns, tuple(filled))
 
 
-def _published_name(row: SourceRow) -> str:
+def _published_name(row: ResultGroup) -> str:
     return row.first.name if row.kind == "merged" else row.kind
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.general.lmms_results import GeneralRow
+from eval.general.lmms_results import GeneralResult
 from eval.settings import Bootstrap, Task
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.records import Score
@@ -80,7 +80,7 @@ class SourceResult:
 
 
 @dataclass(frozen=True)
-class SourceRow:
+class ResultGroup:
     """A row of the tables: results that differ in nothing but the seed of training.
 
     key: unique; title: as tables print it; label: without what the block says. block: heading of the rows that are
@@ -125,7 +125,7 @@ class Context:
     seeds: by what they seed. command: makes this report again. published: the file of the paper's values.
     notes: more sentences for the section on how the numbers were made. base: the record of the base that was trained
     here (`probe`, `heads`, `skills`: accuracies 0..1 by name; `parameters`), None for another's.
-    general: what lmms-eval measured. protocol: of the scores.
+    general: what lmms-eval estimates. protocol: of the scores.
     """
 
     name: str
@@ -143,7 +143,7 @@ class Context:
     notes: tuple[str, ...] = ()
     base: Mapping[str, Any] | None = None
     regime: Regime | None = None
-    general: tuple[GeneralRow, ...] = ()
+    general: tuple[GeneralResult, ...] = ()
     protocol: str = "corrected"
 
     @property
@@ -155,12 +155,12 @@ class Context:
         return tuple(task for task in self.tasks if not task.seen)
 
 
-def seeds_of(rows: Sequence[SourceRow]) -> list[int]:
+def list_seeds(rows: Sequence[ResultGroup]) -> list[int]:
     """Every seed of training that some row has."""
     return sorted({point.seed for row in rows for point in row.points if point.seed is not None})
 
 
-def arrange_rows(results: Sequence[SourceResult]) -> list[SourceRow]:
+def group_results(results: Sequence[SourceResult]) -> list[ResultGroup]:
     """The rows of the tables in their order: seeds joined, points of a sweep labelled, keys unique.
 
     The order is zero-shot, individual, multi-task, then the merged models block by block (how the experts were
@@ -196,7 +196,7 @@ def _join_seeds(results: Sequence[SourceResult]) -> list[list[SourceResult]]:
     return joined
 
 
-def _label(group: Sequence[SourceResult], groups: Sequence[Sequence[SourceResult]]) -> SourceRow:
+def _label(group: Sequence[SourceResult], groups: Sequence[Sequence[SourceResult]]) -> ResultGroup:
     """Write what differs behind titles that several sources share, and how many seeds there are if some lack."""
     point = group[0]
     alike = [other[0] for other in groups if _is_alike(other[0], point)]
@@ -212,7 +212,7 @@ def _label(group: Sequence[SourceResult], groups: Sequence[Sequence[SourceResult
     count = Counter((_describe(o, alike), o.facet) for o in alike)[own, point.facet]
     if count > 1:  # nothing that is known tells them apart
         title, label = f"{title} [{point.address}]", f"{label} [{point.address}]"
-    return SourceRow(title, title, label, tuple(group))
+    return ResultGroup(title, title, label, tuple(group))
 
 
 def _is_alike(one: SourceResult, other: SourceResult) -> bool:
@@ -231,7 +231,7 @@ def _show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _make_blocks(rows: Sequence[SourceRow]) -> list[SourceRow]:
+def _make_blocks(rows: Sequence[ResultGroup]) -> list[ResultGroup]:
     """Name the blocks, where the merged models have more than one."""
     merged = [row.first for row in rows if row.kind == "merged"]
     variants, facets = ({getattr(point, key) for point in merged} for key in ("variant", "facet"))

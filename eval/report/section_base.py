@@ -12,7 +12,7 @@ SEES, OBEYS = 0.95, 0.90
 MARK = "▼"
 
 
-def tell_base(context: Context) -> str:
+def format_base_section(context: Context) -> str:
     """The section, or "" for a base that was not trained here."""
     base = context.base or {}
     probe, heads, skills = (base.get(key) or {} for key in ("probe", "heads", "skills"))

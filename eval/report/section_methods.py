@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.report.formats import escape_markdown
-from eval.report.results import VARIANTS, Choice, SourceRow
+from eval.report.results import VARIANTS, Choice, ResultGroup
 from eval.report.tables import MISSING
 
 INLINE_ADDRESSES = 1  # of a method; more are listed at the end of the section
 
 
-def tell_methods(rows: Sequence[SourceRow]) -> str:
+def format_methods_section(rows: Sequence[ResultGroup]) -> str:
     """The section, or "" without merged models."""
     merged = [row for row in rows if row.kind == "merged"]
     if not merged:
@@ -26,7 +26,7 @@ def tell_methods(rows: Sequence[SourceRow]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _tell(row: SourceRow) -> str:
+def _tell(row: ResultGroup) -> str:
     point = row.first
     paper = f" [paper]({point.paper})." if point.paper else ""
     single = len(row.points) <= INLINE_ADDRESSES and not row.block
@@ -53,7 +53,7 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _tell_choices(merged: Sequence[SourceRow]) -> str:
+def _tell_choices(merged: Sequence[ResultGroup]) -> str:
     """The grid, its mean val scores and what was chosen, a row a method; and where the grid was too small."""
     rows = [(row, [point.choice for point in row.points]) for row in merged if row.first.choice is not None]
     if not rows:
@@ -87,7 +87,7 @@ def _tell_choices(merged: Sequence[SourceRow]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _short(row: SourceRow) -> str:
+def _short(row: ResultGroup) -> str:
     return f"{row.label} ({row.first.facet})" if row.first.facet else row.label
 
 
@@ -95,7 +95,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _tell_taken(row: SourceRow) -> str:
+def _tell_taken(row: ResultGroup) -> str:
     """`0.5 (1.41)`; of several seeds each value once, with its seeds where they differ."""
     by_choice: dict[str, list[int | None]] = {}
     for point in row.points:
@@ -109,7 +109,7 @@ def _shown_choice(choice: Choice) -> str:
     return f"{choice.factor:g} ({choice.strength:.3g})" + (" ⚠" if choice.at_end else "")
 
 
-def _of_seeds(row: SourceRow) -> str:
+def _of_seeds(row: ResultGroup) -> str:
     """Which of several seeds chose an end of the grid."""
     if len(row.points) < 2:
         return ""
@@ -117,7 +117,7 @@ def _of_seeds(row: SourceRow) -> str:
     return ", every seed" if len(ends) == len(row.points) else f", seed {', '.join(ends)}"
 
 
-def _addresses(rows: Sequence[SourceRow]) -> str:
+def _addresses(rows: Sequence[ResultGroup]) -> str:
     """What was evaluated, folded away."""
     listed = [
         f"{row.title}{'' if point.seed is None else f', seed {point.seed}'}: {point.address}"

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eval.report.examples import Shown, rows_with_answers
-from eval.report.figures import Drawn
-from eval.report.formats import Show, escape_markdown
-from eval.report.measured import Measured
-from eval.report.notes import tell_general, tell_look, tell_notes, tell_other, tell_pairs, tell_parts, tell_problems
-from eval.report.provenance import tell_provenance
+from eval.report.estimates import Estimates
+from eval.report.examples import Shown, select_example_groups
+from eval.report.figures import RenderedFigure
+from eval.report.formats import FormatTable, escape_markdown
+from eval.report.notes import (
+    format_footnotes,
+    format_partial_notice,
+    tell_general,
+    tell_other,
+    tell_pairs,
+    tell_parts,
+    tell_problems,
+)
+from eval.report.provenance import format_provenance_section
 from eval.report.published import read_published
-from eval.report.results import CHOSEN, Context, SourceRow, seeds_of
-from eval.report.section_base import tell_base
-from eval.report.section_methods import tell_methods
-from eval.report.standing import show_difference, tell_standing
+from eval.report.results import CHOSEN, Context, ResultGroup, list_seeds
+from eval.report.section_base import format_base_section
+from eval.report.section_methods import format_methods_section
+from eval.report.standing import describe_standing, format_difference
 from eval.report.tables import MISSING, Column, Table, list_averages, list_blocks, rank_merged
 from eval.settings import Task
 from eval.statistics import FEWEST_SEEDS, Difference
@@ -31,14 +39,14 @@ SHEET = (
 
 
 def compose(
-    rows: Sequence[SourceRow],
+    rows: Sequence[ResultGroup],
     context: Context,
-    measured: Measured,
+    estimates: Estimates,
     tables: Mapping[str, Table],
-    figures: Sequence[Drawn],
+    figures: Sequence[RenderedFigure],
     examples: Mapping[str, Sequence[Shown]],
     has_sheet: bool,
-    show: Show,
+    show: FormatTable,
 ) -> str:
     """The whole report as Markdown."""
     drawn = {figure.name: figure for figure in figures}
@@ -46,9 +54,9 @@ def compose(
         f"# {escape_markdown(context.benchmark)} on {escape_markdown(context.model)}\n",
         SMOKE if context.profile == "smoke" else "",
         _look(rows, context),
-        _finding(rows, context, measured),
+        _finding(rows, context, estimates),
         _scores(rows, context, tables, show),
-        _standing(tables, drawn, seeds_of(rows), show),
+        _standing(tables, drawn, list_seeds(rows), show),
         _figures([figure for figure in figures if figure.name != "standing"]),
         _differences(tables, show),
         _seeds(tables, show),
@@ -56,27 +64,27 @@ def compose(
         tell_parts(tables, show),
         tell_general(context, tables, show),
         _published(context, tables["published"], show),
-        tell_base(context),
+        format_base_section(context),
         SHEET if has_sheet else "",
         tell_problems(rows, context),
-        tell_methods(rows),
+        format_methods_section(rows),
         _examples(rows, context, examples),
-        tell_provenance(rows, context, measured),
+        format_provenance_section(rows, context, estimates),
     ]
     return "\n".join(section for section in sections if section)
 
 
-def _look(rows: Sequence[SourceRow], context: Context) -> str:
-    told = tell_look(rows, context)
+def _look(rows: Sequence[ResultGroup], context: Context) -> str:
+    told = format_partial_notice(rows, context)
     return f"> **{escape_markdown(told)}**\n" if told else ""
 
 
-def _scores(rows: Sequence[SourceRow], context: Context, tables: Mapping[str, Table], show: Show) -> str:
-    notes = tell_notes(rows, context, context.protocol)
+def _scores(rows: Sequence[ResultGroup], context: Context, tables: Mapping[str, Table], show: FormatTable) -> str:
+    notes = format_footnotes(rows, context, context.protocol)
     return f"## Scores\n\n{show(tables['main'])}\n{_reading(rows)}" + (f"\n{notes}" if notes else "")
 
 
-def _finding(rows: Sequence[SourceRow], context: Context, measured: Measured) -> str:
+def _finding(rows: Sequence[ResultGroup], context: Context, estimates: Estimates) -> str:
     """One sentence an average and block: which merged model is first, and whether that is more than noise.
 
     Where strengths were chosen, of the blocks with those: the others are in the tables.
@@ -86,21 +94,21 @@ def _finding(rows: Sequence[SourceRow], context: Context, measured: Measured) ->
     lines = []
     for column in list_averages(context):
         for block, members in (chosen or blocks).items():
-            ranked = rank_merged(members, column, measured)
+            ranked = rank_merged(members, column, estimates)
             if ranked:
                 place = f"{column.group}, {block[:1].lower()}{block[1:]}" if block else column.group
-                lines.append(f"- **{place}:** {_tell_first(ranked, column, measured)}.")
+                lines.append(f"- **{place}:** {_tell_first(ranked, column, estimates)}.")
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def _tell_first(ranked: Sequence[SourceRow], column: Column, measured: Measured) -> str:
+def _tell_first(ranked: Sequence[ResultGroup], column: Column, estimates: Estimates) -> str:
     best = ranked[0]
-    value = measured.interval(best.key, column.tasks)
+    value = estimates.interval(best.key, column.tasks)
     told = f"{escape_markdown(_called(best))} is first of the merged models with {value.value:.1f} %"
     if len(ranked) < 2:
         return told
-    found = measured.difference(best.key, ranked[1].key, column.tasks)
-    lead = f"its lead over {escape_markdown(_called(ranked[1]))}, {show_difference(found)}"
+    found = estimates.difference(best.key, ranked[1].key, column.tasks)
+    lead = f"its lead over {escape_markdown(_called(ranked[1]))}, {format_difference(found)}"
     return f"{told}; {lead}, {_judge(found)}"
 
 
@@ -109,23 +117,23 @@ def _judge(found: Difference) -> str:
     if found.value < 0:
         return "is **none** over the seeds that both have"
     if found.seeds is None:
-        verdict = "outside" if found.is_clear else "**within**"
+        verdict = "outside" if found.is_significant else "**within**"
         return f"is {verdict} the noise of the questions"
-    questions = "outside" if found.is_clear_of_questions else "**within**"
+    questions = "outside" if found.is_significant_over_questions else "**within**"
     if found.seeds.low is None:
         return f"is {questions} the noise of the questions; {FEWEST_SEEDS} shared seeds are needed to tell theirs"
-    seeds = "outside" if found.seeds.is_clear else "**within**"
+    seeds = "outside" if found.seeds.is_significant else "**within**"
     if questions == seeds:
         return f"is {questions} the noise of the questions and that of the seeds"
     return f"is {questions} the noise of the questions, but {seeds} that of the seeds"
 
 
-def _called(row: SourceRow) -> str:
+def _called(row: ResultGroup) -> str:
     return row.label if row.block else row.title
 
 
-def _reading(rows: Sequence[SourceRow]) -> str:
-    seeds, blocks = seeds_of(rows), list_blocks(rows)
+def _reading(rows: Sequence[ResultGroup]) -> str:
+    seeds, blocks = list_seeds(rows), list_blocks(rows)
     several = len(seeds) > 1
     within = " of a block" if len(blocks) > 1 else ""
     bold = (
@@ -146,22 +154,24 @@ def _reading(rows: Sequence[SourceRow]) -> str:
     )
 
 
-def _figures(figures: Sequence[Drawn]) -> str:
+def _figures(figures: Sequence[RenderedFigure]) -> str:
     """Wide ones stand alone."""
     narrow = [f"![{figure.alt}](figures/{figure.name}.svg)" for figure in figures if not figure.wide]
     wide = [_wide(figure) for figure in figures if figure.wide]
     return "## Figures\n\n" + "\n".join([*narrow, *([""] if narrow and wide else []), *wide, ""])
 
 
-def _wide(figure: Drawn) -> str:
+def _wide(figure: RenderedFigure) -> str:
     return f'<p><img class="wide" src="figures/{figure.name}.svg" alt="{figure.alt}"></p>\n'
 
 
-def _standing(tables: Mapping[str, Table], drawn: Mapping[str, Drawn], seeds: Sequence[int], show: Show) -> str:
+def _standing(
+    tables: Mapping[str, Table], drawn: Mapping[str, RenderedFigure], seeds: Sequence[int], show: FormatTable
+) -> str:
     if "standing" not in tables:
         return ""
     table = tables["standing"]
-    told = "\n".join(f"- **{place}:** {escape_markdown(words)}" for place, words in tell_standing(table))
+    told = "\n".join(f"- **{place}:** {escape_markdown(words)}" for place, words in describe_standing(table))
     figure = _wide(drawn["standing"]) if "standing" in drawn else ""
     noise = "the 95 % interval over the questions leaves out zero"
     if len(seeds) > 1:
@@ -172,14 +182,14 @@ def _standing(tables: Mapping[str, Table], drawn: Mapping[str, Drawn], seeds: Se
     )
 
 
-def _differences(tables: Mapping[str, Table], show: Show) -> str:
+def _differences(tables: Mapping[str, Table], show: FormatTable) -> str:
     if "differences" not in tables:
         return ""
     title, pairs = tables["differences"].title, tell_pairs(tables, show)
     return f"## Are the differences real?\n\n{title}.\n\n{show(tables['differences'])}\n{pairs}"
 
 
-def _seeds(tables: Mapping[str, Table], show: Show) -> str:
+def _seeds(tables: Mapping[str, Table], show: FormatTable) -> str:
     if "seeds" not in tables:
         return ""
     return (
@@ -188,7 +198,7 @@ def _seeds(tables: Mapping[str, Table], show: Show) -> str:
     )
 
 
-def _published(context: Context, table: Table, show: Show) -> str:
+def _published(context: Context, table: Table, show: FormatTable) -> str:
     url = read_published(context.published)["url"]
     return (
         f"## Published values\n\n**Published, not measured here**: table 2 of [the paper]({url}), LLaVA-1.5-7B on the "
@@ -197,14 +207,14 @@ def _published(context: Context, table: Table, show: Show) -> str:
     )
 
 
-def _examples(rows: Sequence[SourceRow], context: Context, examples: Mapping[str, Sequence[Shown]]) -> str:
+def _examples(rows: Sequence[ResultGroup], context: Context, examples: Mapping[str, Sequence[Shown]]) -> str:
     parts = [_example_table(task, examples[task.name]) for task in context.tasks if examples.get(task.name)]
     if not parts:
         return ""
     head = "Questions are taken by the hash of their id, not chosen. ✓ right, ✗ wrong, a number: a part of a point."
-    blocks = [row.block for row in rows_with_answers(rows) if row.block]
+    blocks = [row.block for row in select_example_groups(rows) if row.block]
     head += f" Of the merged models: {blocks[0][:1].lower()}{blocks[0][1:]}." if blocks else ""
-    head += f" Answers are those of seed {seeds_of(rows)[0]}.\n" if len(seeds_of(rows)) > 1 else "\n"
+    head += f" Answers are those of seed {list_seeds(rows)[0]}.\n" if len(list_seeds(rows)) > 1 else "\n"
     return "## Examples\n\n" + "\n".join([head, *parts])
 
 

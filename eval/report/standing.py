@@ -6,19 +6,19 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from eval.report.measured import Measured
-from eval.report.results import Context, SourceRow
+from eval.report.estimates import Estimates
+from eval.report.results import Context, ResultGroup
 from eval.report.tables import Cell, Column, Row, Table, list_averages, list_blocks, make_row, rank_merged
 from eval.statistics import Difference
 
 OURS = "robustmerge"
 
 
-def difference_table(rows: Sequence[SourceRow], context: Context, measured: Measured) -> Table | None:
+def difference_table(rows: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
     """The best merged model of each average against every other one of its block; None if no block has two."""
     blocks = list_blocks(rows)
     ranked = {
-        (block, column.key): [row.key for row in rank_merged(members, column, measured)]
+        (block, column.key): [row.key for row in rank_merged(members, column, estimates)]
         for block, members in blocks.items()
         for column in list_averages(context)
     }
@@ -28,7 +28,7 @@ def difference_table(rows: Sequence[SourceRow], context: Context, measured: Meas
     if not averages:
         return None
     filled = [
-        make_row(row, [_against_best(row, column, ranked[block, column.key], measured) for column in averages])
+        make_row(row, [_against_best(row, column, ranked[block, column.key], estimates) for column in averages])
         for block, members in blocks.items()
         for row in members
     ]
@@ -39,15 +39,15 @@ def difference_table(rows: Sequence[SourceRow], context: Context, measured: Meas
     return Table("differences", title, averages, tuple(filled), bars=False)
 
 
-def _against_best(row: SourceRow, column: Column, ranked: Sequence[str], measured: Measured) -> Cell:
+def _against_best(row: ResultGroup, column: Column, ranked: Sequence[str], estimates: Estimates) -> Cell:
     if row.key not in ranked:
         return Cell()
     if row.key == ranked[0]:
         return Cell("best")
-    return difference_cell(measured.difference(row.key, ranked[0], column.tasks))
+    return difference_cell(estimates.difference(row.key, ranked[0], column.tasks))
 
 
-def standing_table(rows: Sequence[SourceRow], context: Context, measured: Measured) -> Table | None:
+def standing_table(rows: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
     """RobustMerge minus each other method of its block; None if no block has it beside another.
 
     Differences whose every interval leaves out zero are bold.
@@ -59,7 +59,7 @@ def standing_table(rows: Sequence[SourceRow], context: Context, measured: Measur
         if len(ours) != 1:  # points of a sweep over RobustMerge itself: none of them is the one
             continue
         others = [row for row in members if row is not ours[0]]
-        filled += [make_row(row, [_minus(ours[0], row, column, measured) for column in averages]) for row in others]
+        filled += [make_row(row, [_minus(ours[0], row, column, estimates) for column in averages]) for row in others]
     if not filled or all(cell.value is None for row in filled for cell in row.cells):
         return None
     several = any(cell.deviation is not None for row in filled for cell in row.cells)
@@ -68,20 +68,20 @@ def standing_table(rows: Sequence[SourceRow], context: Context, measured: Measur
     return Table("standing", title, averages, tuple(filled), head="RobustMerge minus", bars=False)
 
 
-def _minus(ours: SourceRow, other: SourceRow, column: Column, measured: Measured) -> Cell:
-    if not (measured.has(ours.key, column.tasks) and measured.has(other.key, column.tasks)):
+def _minus(ours: ResultGroup, other: ResultGroup, column: Column, estimates: Estimates) -> Cell:
+    if not (estimates.has(ours.key, column.tasks) and estimates.has(other.key, column.tasks)):
         return Cell()
-    return difference_cell(measured.difference(ours.key, other.key, column.tasks), embolden=True)
+    return difference_cell(estimates.difference(ours.key, other.key, column.tasks), embolden=True)
 
 
-def pairs_table(rows: Sequence[SourceRow], context: Context, measured: Measured) -> Table | None:
+def pairs_table(rows: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
     """Every merged model minus every one above it in its block; None if no block has two that can be compared.
 
     Differences whose every interval leaves out zero are bold.
     """
     averages = list_averages(context)
     filled = [
-        _pair(one, other, averages, measured)
+        _pair(one, other, averages, estimates)
         for members in list_blocks(rows).values()
         for other, one in itertools.combinations(members, 2)
     ]
@@ -92,8 +92,8 @@ def pairs_table(rows: Sequence[SourceRow], context: Context, measured: Measured)
     return Table("pairs", f"{title}: paired differences", averages, tuple(filled), head="Difference", bars=False)
 
 
-def _pair(one: SourceRow, other: SourceRow, columns: Sequence[Column], measured: Measured) -> Row:
-    row = make_row(one, [_minus(one, other, column, measured) for column in columns])
+def _pair(one: ResultGroup, other: ResultGroup, columns: Sequence[Column], estimates: Estimates) -> Row:
+    row = make_row(one, [_minus(one, other, column, estimates) for column in columns])
     return replace(row, title=f"{one.title} minus {other.title}", label=f"{one.label} minus {other.label}")
 
 
@@ -101,7 +101,7 @@ def difference_cell(found: Difference, embolden: bool = False) -> Cell:
     """A difference as a cell."""
     over = found.seeds
     return Cell(
-        show_difference(found),
+        format_difference(found),
         found.value,
         found.low,
         found.high,
@@ -109,11 +109,11 @@ def difference_cell(found: Difference, embolden: bool = False) -> Cell:
         deviation=over.deviation if over else None,
         seeds_low=over.low if over else None,
         seeds_high=over.high if over else None,
-        bold=embolden and found.is_clear,
+        bold=embolden and found.is_significant,
     )
 
 
-def show_difference(found: Difference) -> str:
+def format_difference(found: Difference) -> str:
     """`-1.2 (-2.0 to -0.4), p = 0.004`; of several seeds both intervals. With the signs that print well."""
     questions = f"{found.low:+.1f} to {found.high:+.1f}"
     if found.seeds is None:
@@ -125,7 +125,7 @@ def show_difference(found: Difference) -> str:
     return f"{found.value:+.1f} (questions {questions}; {count} {seeds})".replace("-", "−")
 
 
-def tell_standing(table: Table) -> list[tuple[str, str]]:
+def describe_standing(table: Table) -> list[tuple[str, str]]:
     """A sentence a block and average: what RobustMerge is clearly above, clearly below, and not told apart from."""
     told = []
     for index, column in enumerate(table.columns):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from eval.report.measured import Measured
-from eval.report.results import CHOSEN, Context, SourceRow, seeds_of
+from eval.report.estimates import Estimates
+from eval.report.results import CHOSEN, Context, ResultGroup, list_seeds
 from eval.statistics import Interval
 
 MISSING = "—"
@@ -47,7 +47,7 @@ class Cell:
 class Row:
     """kind: as in SourceResult, or `published`; it separates the references from the merged models.
 
-    label: the title without what block (see SourceRow) and facet say, by which a source looks the same in every part
+    label: the title without what block (see ResultGroup) and facet say, by which a source looks the same in every part
     of a figure. facet: the part that it stands in, "" for all. chosen: at the strength chosen on `val`.
     """
 
@@ -72,7 +72,7 @@ class Table:
     bars: bool = True
 
 
-def make_row(row: SourceRow, cells: Sequence[Cell]) -> Row:
+def make_row(row: ResultGroup, cells: Sequence[Cell]) -> Row:
     """The row of a source in any table."""
     point = row.first
     return Row(row.title, row.kind, tuple(cells), row.label, row.block, point.facet, point.variant == CHOSEN)
@@ -95,9 +95,9 @@ def list_averages(context: Context) -> tuple[Column, ...]:
     return tuple(column for column in list_columns(context) if column.is_average)
 
 
-def list_blocks(rows: Sequence[SourceRow]) -> dict[str, list[SourceRow]]:
+def list_blocks(rows: Sequence[ResultGroup]) -> dict[str, list[ResultGroup]]:
     """The merged models that are compared with each other, by the heading of their block."""
-    blocks: dict[str, list[SourceRow]] = {}
+    blocks: dict[str, list[ResultGroup]] = {}
     for row in rows:
         if row.kind == "merged":
             blocks.setdefault(row.block, []).append(row)
@@ -105,7 +105,7 @@ def list_blocks(rows: Sequence[SourceRow]) -> dict[str, list[SourceRow]]:
 
 
 def main_table(
-    rows: Sequence[SourceRow], context: Context, measured: Measured, name: str = "main", protocol: str = ""
+    rows: Sequence[ResultGroup], context: Context, estimates: Estimates, name: str = "main", protocol: str = ""
 ) -> Table:
     """Scores in per cent, means over seeds; averages with 95 % intervals and the deviation over seeds.
 
@@ -115,49 +115,51 @@ def main_table(
     the second best leave out zero; between two equal best values none is bold.
     """
     columns = list_columns(context)
-    filled = {row.key: make_row(row, [_cell(row, column, measured) for column in columns]) for row in rows}
+    filled = {row.key: make_row(row, [_cell(row, column, estimates) for column in columns]) for row in rows}
     for block in list_blocks(rows).values():
         for index, column in enumerate(columns):
-            best = _clear_best(block, column, measured)
+            best = _clear_best(block, column, estimates)
             if best is not None:
                 filled[best] = _embolden(filled[best], index)
     under = f", {protocol} protocol" if protocol else ""
     title = f"{context.benchmark}, {context.model}{under}: scores in %, averages with 95 % intervals"
-    if len(seeds_of(rows)) > 1:
-        title += f" over questions ± deviation over {len(seeds_of(rows))} seeds"
+    if len(list_seeds(rows)) > 1:
+        title += f" over questions ± deviation over {len(list_seeds(rows))} seeds"
     return Table(name, title, columns, tuple(filled.values()))
 
 
-def _cell(row: SourceRow, column: Column, measured: Measured) -> Cell:
-    if not measured.has(row.key, column.tasks):
+def _cell(row: ResultGroup, column: Column, estimates: Estimates) -> Cell:
+    if not estimates.has(row.key, column.tasks):
         return Cell()
-    found = measured.interval(row.key, column.tasks)
+    found = estimates.interval(row.key, column.tasks)
     text = f"{found.value:.1f}"
     if column.is_average:
-        text = show_interval(found)
+        text = format_interval(found)
     return Cell(text, found.value, found.low, found.high, deviation=found.seeds.deviation if found.seeds else None)
 
 
-def show_interval(found: Interval) -> str:
+def format_interval(found: Interval) -> str:
     """`43.2 (42.8–43.6)`, with several seeds ` ± 1.1` behind it."""
     return f"{found.value:.1f} ({found.low:.1f}–{found.high:.1f})" + (
         f" ± {found.seeds.deviation:.1f}" if found.seeds else ""
     )
 
 
-def rank_merged(rows: Sequence[SourceRow], column: Column, measured: Measured) -> list[SourceRow]:
+def rank_merged(rows: Sequence[ResultGroup], column: Column, estimates: Estimates) -> list[ResultGroup]:
     """The merged rows that have a value in this column, best first."""
-    able = [row for row in rows if row.kind == "merged" and measured.has(row.key, column.tasks)]
-    return sorted(able, key=lambda row: -measured.interval(row.key, column.tasks).value)
+    able = [row for row in rows if row.kind == "merged" and estimates.has(row.key, column.tasks)]
+    return sorted(able, key=lambda row: -estimates.interval(row.key, column.tasks).value)
 
 
-def _clear_best(block: Sequence[SourceRow], column: Column, measured: Measured) -> str | None:
-    ranked = rank_merged(block, column, measured)
+def _clear_best(block: Sequence[ResultGroup], column: Column, estimates: Estimates) -> str | None:
+    ranked = rank_merged(block, column, estimates)
     if len(ranked) < 2:
         return None
     first, second = (row.key for row in ranked[:2])
-    found = measured.difference(first, second, column.tasks)
-    return first if found.is_clear and found.value > 0 else None  # below 0: ahead by seeds that the second lacks only
+    found = estimates.difference(first, second, column.tasks)
+    return (
+        first if found.is_significant and found.value > 0 else None
+    )  # below 0: ahead by seeds that the second lacks only
 
 
 def _embolden(row: Row, index: int) -> Row:
@@ -166,9 +168,9 @@ def _embolden(row: Row, index: int) -> Row:
     return replace(row, cells=tuple(cells))
 
 
-def seeds_table(rows: Sequence[SourceRow], context: Context, measured: Measured) -> Table | None:
+def seeds_table(rows: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
     """Seen and unseen average of every row for each seed, with mean and deviation; None for a single seed."""
-    seeds = seeds_of(rows)
+    seeds = list_seeds(rows)
     if len(seeds) < 2:
         return None
     columns: list[Column] = []
@@ -179,14 +181,14 @@ def seeds_table(rows: Sequence[SourceRow], context: Context, measured: Measured)
         columns += [Column(f"{short}_{key}", name, average.tasks, group, key == "mean") for key, name in keys]
     filled = []
     for row in rows:
-        filled.append(make_row(row, [c for a in list_averages(context) for c in _by_seed(row, a, seeds, measured)]))
+        filled.append(make_row(row, [c for a in list_averages(context) for c in _by_seed(row, a, seeds, estimates)]))
     return Table("seeds", "Averages of every training seed, in %", tuple(columns), tuple(filled), bars=False)
 
 
-def _by_seed(row: SourceRow, column: Column, seeds: Sequence[int], measured: Measured) -> list[Cell]:
-    if not measured.has(row.key, column.tasks):
+def _by_seed(row: ResultGroup, column: Column, seeds: Sequence[int], estimates: Estimates) -> list[Cell]:
+    if not estimates.has(row.key, column.tasks):
         return [Cell()] * (len(seeds) + 2)
-    values = measured.by_seed(row.key, column.tasks)
-    found = measured.interval(row.key, column.tasks)
+    values = estimates.by_seed(row.key, column.tasks)
+    found = estimates.interval(row.key, column.tasks)
     shown = [values.get(seed) for seed in seeds] + [found.value, found.seeds.deviation if found.seeds else None]
     return [Cell() if value is None else Cell(f"{value:.1f}", value) for value in shown]

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from eval.questions import read_questions, show_answer, show_expected
+from eval.questions import format_answer, format_expected, read_questions
 from eval.settings import Task
 from llava_ext.launch import answering, list_gpus
 from pipeline.jobs import say
@@ -114,7 +114,7 @@ def tell_answers(plans: Sequence[Plan]) -> None:
             print(f"\n{source.label} on {task.name}:")
             for example in examples[:SHOWN]:
                 asked = " ".join(example.text.split())
-                answer, expected = show_answer(given[example.question_id]), show_expected(example)
+                answer, expected = format_answer(given[example.question_id]), format_expected(example)
                 print(f"  {example.question_id}: {asked}\n    {answer}   (expected: {expected})")
             if len(examples) > SHOWN:
                 print(f"  ... and {len(examples) - SHOWN} more")

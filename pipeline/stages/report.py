@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from eval.report.report import make_report, show_summary, write_files
+from eval.report.assemble import assemble_report, format_summary, write_report
 from eval.report.results import Context, SourceResult
 from eval.settings import Task
 from pipeline.closing import _minutes, shown
@@ -47,14 +47,14 @@ def report(plans: Sequence[Plan]) -> list[tuple[Path, str]]:
 def _report_one(root: Path, plans: Sequence[Plan]) -> tuple[Path, str]:
     folder = root / "reports" / name_of(plans)
     context = replace(make_context(folder.name, plans), general=read_general(plans))
-    made = make_report(collect(plans), context)
+    made = assemble_report(collect(plans), context)
     folder.mkdir(parents=True, exist_ok=True)
     used = {address.short for plan in plans for address in _addresses(plan)}
     used |= {address for plan in plans for address in general_addresses(plan)}
     write_atomically(folder / "addresses.json", json.dumps(sorted(used), indent=1) + "\n")
-    write_files(folder, made)
+    write_report(folder, made)
     _log(plans[0], folder, made.tables, context)
-    return folder, show_summary(made)
+    return folder, format_summary(made)
 
 
 def _log(plan: Plan, folder: Path, tables: Mapping[str, Any], context: Context) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from eval.general.lmms_results import GeneralRow
+from eval.general.lmms_results import GeneralResult
 from eval.report.results import Context, Regime
 from pipeline.general_results import general_rows
 from pipeline.plan import Plan
@@ -40,7 +40,7 @@ def make_context(name: str, plans: Sequence[Plan]) -> Context:
     )
 
 
-def read_general(plans: Sequence[Plan]) -> tuple[GeneralRow, ...]:
+def read_general(plans: Sequence[Plan]) -> tuple[GeneralResult, ...]:
     """What general.py has measured of the sources of these points, each source once.
 
     Raises UserError where the val scores are missing by which strengths are chosen.

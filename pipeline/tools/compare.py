@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eval.report.estimates import Estimates
 from eval.report.formats import format_csv, format_text
-from eval.report.measured import Measured
-from eval.report.results import Context, SourceResult, SourceRow
+from eval.report.results import Context, ResultGroup, SourceResult
 from eval.report.standing import difference_cell
-from eval.report.tables import Cell, Column, Row, Table, list_columns, show_interval
+from eval.report.tables import Cell, Column, Row, Table, format_interval, list_columns
 from eval.settings import Task
 from eval.statistics import FEWEST_SEEDS, Difference
 from pipeline.plan import Plan, make_plans
@@ -47,9 +47,9 @@ class Compared:
     """Two rows at one point of a sweep over more than the seed. at: that point, "" where there is one."""
 
     at: str
-    one: SourceRow
-    other: SourceRow
-    measured: Measured
+    one: ResultGroup
+    other: ResultGroup
+    measured: Estimates
 
 
 def compare(points: Sequence[Mapping[str, Any]]) -> None:
@@ -84,7 +84,7 @@ def list_pairs(plans: Sequence[Plan], names: Sequence[str], context: Context) ->
     tasks = [task.name for task in context.tasks]
     for at, alike in _by_point(plans).items():
         rows = [_row(name, alike) for name in names]
-        measured = Measured(rows, tasks, context.bootstrap)
+        measured = Estimates(rows, tasks, context.bootstrap)
         for one, other in itertools.combinations(rows, 2):
             if not one.tasks & other.tasks:
                 raise UserError(_nothing_in_common(one, other))
@@ -102,7 +102,7 @@ def _by_point(plans: Sequence[Plan]) -> dict[str, list[Plan]]:
     return points
 
 
-def _row(name: str, plans: Sequence[Plan]) -> SourceRow:
+def _row(name: str, plans: Sequence[Plan]) -> ResultGroup:
     """A source with its scores of every seed; one that is the same in all of them has no seed."""
     found = {plan.config.seed: (plan, plan.find_source(name)) for plan in plans}
     untrained = len(found) > 1 and len({source.address.path for _, source in found.values()}) == 1
@@ -110,7 +110,7 @@ def _row(name: str, plans: Sequence[Plan]) -> SourceRow:
     for seed, (plan, source) in found.items():
         scores = {task.name: read for task in source.tasks if (read := _read(plan, source, task)) is not None}
         results.append(SourceResult(name, "adapter", name, scores, seed=None if untrained else seed))
-    return SourceRow(name, name, name, tuple(results[:1] if untrained else results))
+    return ResultGroup(name, name, name, tuple(results[:1] if untrained else results))
 
 
 def _read(plan: Plan, source: Source, task: Task) -> Score | None:
@@ -118,7 +118,7 @@ def _read(plan: Plan, source: Source, task: Task) -> Score | None:
     return read_score(address.path) if address.is_complete() else None
 
 
-def _nothing_in_common(one: SourceRow, other: SourceRow) -> str:
+def _nothing_in_common(one: ResultGroup, other: ResultGroup) -> str:
     lacking = [row.title for row in (one, other) if not row.tasks] or [one.title, other.title]
     made = [f"  {_typed(program, name)}" for name in lacking for program in ("predict", "score")]
     return "\n".join([f"{one.title} and {other.title} have no score on a common task. Make them with:", *made])
@@ -157,7 +157,7 @@ def _cells(pair: Compared, column: Column) -> Iterator[Cell]:
     measured, keys = pair.measured, (pair.one.key, pair.other.key)
     able = [measured.has(key, column.tasks) for key in keys]
     for key, has in zip(keys, able, strict=True):
-        yield Cell(show_interval(measured.interval(key, column.tasks))) if has else Cell()
+        yield Cell(format_interval(measured.interval(key, column.tasks))) if has else Cell()
     if not all(able):
         yield from [Cell()] * 4
         return

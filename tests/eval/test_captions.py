@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.metrics import aggregates, caption_tokens, captions, meteor
-from eval.metrics.captions import CAPTIONS, SEVEN
+from eval.metrics.captions import CAPTION_METRICS, SEVEN
 from eval.settings import CAPTION_NAMES
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import UserError
@@ -35,7 +35,7 @@ corpora = corpora.filter(lambda corpus: any(any(references) for _, references in
 @pytest.fixture(scope="module")
 def published():
     """The golden captions under the published rule. The one test process of METEOR starts here."""
-    yield CAPTIONS["mean_of_seven"](TEXTS, REFERENCES, "ptb")
+    yield CAPTION_METRICS["mean_of_seven"](TEXTS, REFERENCES, "ptb")
     meteor.stop()
 
 
@@ -47,14 +47,14 @@ def no_java(monkeypatch):
     caption_tokens.has_java.cache_clear()
 
 
-def sums_of(found: captions.CaptionScore, rows=slice(None)) -> np.ndarray:
+def sum_statistics(found: captions.CaptionScore, rows=slice(None)) -> np.ndarray:
     statistics = np.array(found.statistics)[rows]
     return np.concatenate(([len(statistics)], statistics.sum(0)))
 
 
 def test_a_caption_metric_can_be_chosen_and_summed():
-    assert tuple(sorted(CAPTIONS)) == CAPTION_NAMES
-    assert set(CAPTIONS) <= set(aggregates.AGGREGATES)
+    assert tuple(sorted(CAPTION_METRICS)) == CAPTION_NAMES
+    assert set(CAPTION_METRICS) <= set(aggregates.AGGREGATES)
 
 
 @needs_java
@@ -68,7 +68,7 @@ def test_the_seven_figures_are_the_published_ones(published):
 
 @needs_java
 def test_cider_is_the_same_figure_beside_the_six_and_in_the_seven(published):
-    found = CAPTIONS["cider"](TEXTS, REFERENCES, "ptb")
+    found = CAPTION_METRICS["cider"](TEXTS, REFERENCES, "ptb")
     assert found.metric == "cider"
     assert found.value == pytest.approx(published.parts["cider"])
     assert found.parts == {name: published.parts[name] for name in WITHOUT_METEOR if name != "cider"}
@@ -87,14 +87,16 @@ def test_meteor_from_sums_is_what_its_jar_says_of_any_captions(published):
 
 @needs_java
 def test_a_score_follows_from_its_statistics(published):
-    found = aggregates.AGGREGATES[published.aggregate](sums_of(published))
+    found = aggregates.AGGREGATES[published.aggregate](sum_statistics(published))
     assert 100 * found == pytest.approx(published.value, abs=1e-9)
-    assert 100 * aggregates.seven(sums_of(published)) == pytest.approx(list(published.parts.values()), abs=1e-9)
+    assert 100 * aggregates.seven(sum_statistics(published)) == pytest.approx(list(published.parts.values()), abs=1e-9)
 
 
 @needs_java
 def test_many_sums_at_once_are_each_of_them(published):
-    draws = np.stack([sums_of(published, np.random.default_rng(seed).integers(20, size=20)) for seed in range(6)])
+    draws = np.stack(
+        [sum_statistics(published, np.random.default_rng(seed).integers(20, size=20)) for seed in range(6)]
+    )
     together = aggregates.mean_of_seven(draws.reshape(2, 3, -1))
     assert together.shape == (2, 3)
     assert together.ravel() == pytest.approx([aggregates.mean_of_seven(row) for row in draws])
@@ -103,10 +105,10 @@ def test_many_sums_at_once_are_each_of_them(published):
 @needs_java
 def test_every_task_uses_one_process_and_a_known_caption_not_even_that(published, monkeypatch):
     process = meteor._process
-    CAPTIONS["mean_of_seven"](TEXTS[:3], REFERENCES[:3], "ptb")
+    CAPTION_METRICS["mean_of_seven"](TEXTS[:3], REFERENCES[:3], "ptb")
     assert meteor._process is process
     monkeypatch.setattr(meteor, "ask", lambda *_: pytest.fail("asked again"))
-    again = CAPTIONS["mean_of_seven"](TEXTS, REFERENCES, "ptb")
+    again = CAPTION_METRICS["mean_of_seven"](TEXTS, REFERENCES, "ptb")
     assert again == published
 
 
@@ -133,7 +135,7 @@ def test_a_tokenizer_that_loses_a_line_is_refused(monkeypatch):
 
 
 def test_without_java_there_is_no_mean_of_six(no_java):
-    found = CAPTIONS["mean_of_seven"](TEXTS, REFERENCES, "builtin")
+    found = CAPTION_METRICS["mean_of_seven"](TEXTS, REFERENCES, "builtin")
     assert found.value is None
     assert found.reason.startswith("METEOR needs Java")
     assert found.parts.pop("meteor") is None
@@ -142,7 +144,7 @@ def test_without_java_there_is_no_mean_of_six(no_java):
 
 
 def test_without_java_figures_have_names_of_their_own(no_java):
-    found = CAPTIONS["cider"](TEXTS, REFERENCES, "builtin")
+    found = CAPTION_METRICS["cider"](TEXTS, REFERENCES, "builtin")
     assert found.metric == "cider_builtin"
     assert found.value == found.parts["cider_builtin"] > 0
     assert set(found.parts) == {f"{name}_builtin" for name in WITHOUT_METEOR}
@@ -151,22 +153,22 @@ def test_without_java_figures_have_names_of_their_own(no_java):
 @pytest.mark.parametrize("metric", CAPTION_NAMES)
 def test_the_published_tokenizer_is_refused_without_java(no_java, metric):
     with pytest.raises(UserError, match="needs Java"):
-        CAPTIONS[metric](TEXTS, REFERENCES, "ptb")
+        CAPTION_METRICS[metric](TEXTS, REFERENCES, "ptb")
 
 
 @pytest.mark.parametrize("metric", CAPTION_NAMES)
 def test_references_without_any_word_are_refused(metric):
     with pytest.raises(UserError, match="no reference caption holds a word"):
-        CAPTIONS[metric](["a dog", "a cat"], [["", "..."], ["\n"]], "builtin")
+        CAPTION_METRICS[metric](["a dog", "a cat"], [["", "..."], ["\n"]], "builtin")
 
 
 def test_an_unknown_tokenizer_is_refused():
     with pytest.raises(UserError, match="unknown tokenizer of captions 'moses'; choose one of builtin, ptb"):
-        CAPTIONS["cider"](TEXTS, REFERENCES, "moses")
+        CAPTION_METRICS["cider"](TEXTS, REFERENCES, "moses")
 
 
 def test_cider_of_one_question_is_not_a_number():
-    found = CAPTIONS["cider"](["a dog"], [["a dog"]], "builtin")
+    found = CAPTION_METRICS["cider"](["a dog"], [["a dog"]], "builtin")
     assert found.value is None
     assert "two questions" in found.reason
 
@@ -184,8 +186,10 @@ def test_bleu_from_sums_is_what_its_scorer_says(corpus):
 @settings(max_examples=40, deadline=None)
 def test_cider_follows_from_its_questions_in_any_order(corpus, random):
     shuffled = random.sample(corpus, len(corpus))
-    found, other = (CAPTIONS["cider"](*map(list, zip(*one, strict=True)), "builtin") for one in (corpus, shuffled))
-    assert 100 * aggregates.AGGREGATES[found.aggregate](sums_of(found)) == pytest.approx(found.value)
+    found, other = (
+        CAPTION_METRICS["cider"](*map(list, zip(*one, strict=True)), "builtin") for one in (corpus, shuffled)
+    )
+    assert 100 * aggregates.AGGREGATES[found.aggregate](sum_statistics(found)) == pytest.approx(found.value)
     assert other.value == pytest.approx(found.value)
     of = dict(zip(map(repr, shuffled), other.values, strict=True))
     assert found.values == pytest.approx([of[repr(question)] for question in corpus])
@@ -196,10 +200,10 @@ def test_cider_follows_from_its_questions_in_any_order(corpus, random):
 def test_no_caption_beats_the_only_reference_and_an_empty_one_is_worth_nothing(corpus):
     texts, references = zip(*corpus, strict=True)
     only = [[several[0] or "dog"] for several in references]
-    best = CAPTIONS["cider"]([several[0] for several in only], only, "builtin")
-    found = CAPTIONS["cider"](texts, only, "builtin")
+    best = CAPTION_METRICS["cider"]([several[0] for several in only], only, "builtin")
+    found = CAPTION_METRICS["cider"](texts, only, "builtin")
     assert np.all(np.array(found.values) <= np.array(best.values) + 1e-9)
-    assert CAPTIONS["cider"]([""] * len(only), only, "builtin").value == 0
+    assert CAPTION_METRICS["cider"]([""] * len(only), only, "builtin").value == 0
 
 
 def stub(code: str) -> list[str]:
@@ -239,9 +243,9 @@ def test_an_answer_that_is_no_statistics_is_refused(own_process):
 
 def test_neither_spice_nor_a_scorer_is_loaded_before_it_is_needed():
     code = (
-        "import sys; from eval.metrics.captions import CAPTIONS; early = set(sys.modules);"
-        "CAPTIONS['cider'](['a', 'b'], [['a'], ['b']], 'builtin');"
-        "CAPTIONS['mean_of_seven'](['a', 'b'], [['a'], ['b']], 'builtin');"
+        "import sys; from eval.metrics.captions import CAPTION_METRICS; early = set(sys.modules);"
+        "CAPTION_METRICS['cider'](['a', 'b'], [['a'], ['b']], 'builtin');"
+        "CAPTION_METRICS['mean_of_seven'](['a', 'b'], [['a'], ['b']], 'builtin');"
         "print(*[name for name in early if 'pycoco' in name], *[name for name in sys.modules if 'spice' in name])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

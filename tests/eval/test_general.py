@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.general.lmms_results import GeneralRow, GeneralRun, Told, find_results, read_told
-from eval.general.scores import COGNITION, score_told
+from eval.general.lmms_results import GeneralResult, GeneralRun, LmmsOutput, find_results, read_output
+from eval.general.scores import COGNITION, score_output
 from eval.metrics.aggregates import AGGREGATES
-from eval.report.general_tables import general_notes, general_table, published_general
-from eval.report.report import make_report
-from eval.statistics import sums_of
+from eval.report.assemble import assemble_report
+from eval.report.general_tables import general_notes, general_table, published_general_table
+from eval.statistics import sum_statistics
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
@@ -39,7 +39,7 @@ def lay_out(folder: Path, name: str) -> Path:
 
 def read(folder: Path, name: str, limit: int | None = None, n_failed: int = 0):
     run = GeneralRun(TASKS[name], TEMPLATE, limit=limit or LIMITS[name])
-    return score_told(read_told(*find_results(folder, run.task), run), run, n_failed)
+    return score_output(read_output(*find_results(folder, run.task), run), run, n_failed)
 
 
 @pytest.mark.parametrize(("name", "value", "parts"), [
@@ -52,7 +52,7 @@ def test_recorded_files_become_the_scores_that_lmms_eval_gave(tmp_path, name, va
     assert score.value == pytest.approx(value) and score.n_expected == LIMITS[name] and score.n_asked in (36, 80)
     assert {key: score.parts[key] for key in parts} == pytest.approx(parts)
     if score.values:
-        assert 100 * AGGREGATES[score.aggregate](sums_of(score)) == pytest.approx(score.value)
+        assert 100 * AGGREGATES[score.aggregate](sum_statistics(score)) == pytest.approx(score.value)
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -100,10 +100,10 @@ def test_pope_counts_every_answer_and_its_f1_follows_from_sums(pairs):
         for i, (said, gold) in enumerate(pairs)
     ]
     n = len(pairs)
-    score = score_told(Told({**figures, "pope_f1_score": f1}, samples, n, n), GeneralRun("pope", TEMPLATE))
+    score = score_output(LmmsOutput({**figures, "pope_f1_score": f1}, samples, n, n), GeneralRun("pope", TEMPLATE))
     assert score.n_scored + score.n_empty + score.n_unparsed == score.n_expected == n
     assert score.value == pytest.approx(100 * f1) and score.parts["f1_of_all"] <= score.value + 1e-9
-    assert 100 * AGGREGATES["f1"](sums_of(score)) == pytest.approx(score.value)
+    assert 100 * AGGREGATES["f1"](sum_statistics(score)) == pytest.approx(score.value)
 
 
 @given(st.dictionaries(st.sampled_from(("color", "count", "OCR", COGNITION[0])), st.lists(
@@ -123,23 +123,23 @@ def test_mme_adds_its_categories_and_a_perfect_one_has_200_points(pictures):
         }
         for i, (c, picture, right) in enumerate(rows)
     ]  # fmt: skip
-    score = score_told(Told(figures, samples, len(rows), len(rows)), GeneralRun("mme", TEMPLATE))
+    score = score_output(LmmsOutput(figures, samples, len(rows), len(rows)), GeneralRun("mme", TEMPLATE))
     assert score.value == pytest.approx(perception) and {c: score.parts[c] for c in points} == pytest.approx(points)
     assert all(points[c] == 200 for c, pairs in pictures.items() if all(all(pair) for pair in pairs))
     if score.values:
-        assert 100 * AGGREGATES[score.aggregate](sums_of(score)) == pytest.approx(score.value)
+        assert 100 * AGGREGATES[score.aggregate](sum_statistics(score)) == pytest.approx(score.value)
 
 
 def test_a_task_of_no_known_family_has_no_value_and_keeps_lmms_evals_figures():
-    told = Told({"gqa_exact_match": 0.5}, [{"doc_id": 0, "filtered_resps": "a"}], 1, 1)
-    score = score_told(told, GeneralRun("gqa", TEMPLATE))
+    told = LmmsOutput({"gqa_exact_match": 0.5}, [{"doc_id": 0, "filtered_resps": "a"}], 1, 1)
+    score = score_output(told, GeneralRun("gqa", TEMPLATE))
     assert score.value is None and score.reason and score.parts == {"gqa_exact_match": 0.5}
-    assert general_table([GeneralRow("x", "merged", {"gqa": score})]).rows[0].cells[0].value is None
+    assert general_table([GeneralResult("x", "merged", {"gqa": score})]).rows[0].cells[0].value is None
 
 
 def test_the_tables_show_both_figures_of_pope_and_keep_the_papers_apart(tmp_path):
     rows = [
-        GeneralRow(name, "merged", {TASKS[name]: read(lay_out(tmp_path / name, name), name)})
+        GeneralResult(name, "merged", {TASKS[name]: read(lay_out(tmp_path / name, name), name)})
         for name in ("pope", "mme")
     ]
     table = general_table(rows)
@@ -148,7 +148,7 @@ def test_the_tables_show_both_figures_of_pope_and_keep_the_papers_apart(tmp_path
     assert f1.low < f1.value < f1.high and accuracy.value == pytest.approx(250 / 3) and mme.value is None
     notes = general_notes(rows)
     assert "12 of 80 questions: a look" in notes[0] and any("does not say" in note for note in notes)
-    published = published_general(REPOSITORY / "results" / "paper.yaml", {"ties": "TIES"})
+    published = published_general_table(REPOSITORY / "results" / "paper.yaml", {"ties": "TIES"})
     assert {row.title for row in published.rows} > {"TIES", "robustmerge"}
     assert all("published" in column.title for column in published.columns)
     assert general_table([]) is None
@@ -158,8 +158,8 @@ def test_a_report_shows_general_scores_beside_the_papers_own_and_nothing_where_n
     results = make_results()
     values = {f"q{index}": float(index % 4 > 0) for index in range(40)}
     score = Score("pope", "accuracy", 75.0, 40, 40, 0, 0, 0, values)
-    rows = (GeneralRow("RobustMerge", "merged", {"pope": score}, "robustmerge"),)
-    without, with_scores = make_report(results, context), make_report(results, replace(context, general=rows))
+    rows = (GeneralResult("RobustMerge", "merged", {"pope": score}, "robustmerge"),)
+    without, with_scores = assemble_report(results, context), assemble_report(results, replace(context, general=rows))
     assert "General benchmarks" not in without.files["report.md"].decode()
     shown = with_scores.files["report.md"].decode().split("## General benchmarks")[1].split("\n## ")[0]
     assert "| RobustMerge | 75.0 (" in shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eval.metrics.answers import METRICS, exact_match, intersection_over_union, ngram_f1, normalise, vqa_soft
+from eval.metrics.answers import ANSWER_METRICS, exact_match, intersection_over_union, ngram_f1, normalise, vqa_soft
 from eval.parse import PARSERS, parse_box, parse_letter, parse_number, parse_text
 from eval.questions import read_prompts
 from eval.settings import METRIC_NAMES, PARSER_NAMES, Bootstrap, Generation, Logger, Scoring, Task
@@ -26,7 +26,7 @@ GENERATION = {"task": "rec", "prompt": "{text}", "template": "plain", "max_new_t
 
 def test_the_names_in_the_settings_are_the_names_of_the_tables():
     assert tuple(sorted(PARSERS)) == PARSER_NAMES
-    assert tuple(sorted(METRICS)) == METRIC_NAMES
+    assert tuple(sorted(ANSWER_METRICS)) == METRIC_NAMES
 
 
 # One question a metric: references, and an answer that is right, wrong and unreadable (None: nothing is).
@@ -270,8 +270,8 @@ def test_intersection_over_union_of_known_boxes(one, other, expected):
 
 
 def test_an_iou_of_just_one_half_is_a_miss_as_in_the_published_code():
-    assert METRICS["iou_at_half"]((0, 0, 1, 1), [(0, 0, 1, 2)]) == 0.0
-    assert METRICS["iou_at_half"]((0, 0, 1, 1.01), [(0, 0, 1, 2)]) == 1.0
+    assert ANSWER_METRICS["iou_at_half"]((0, 0, 1, 1), [(0, 0, 1, 2)]) == 0.0
+    assert ANSWER_METRICS["iou_at_half"]((0, 0, 1, 1.01), [(0, 0, 1, 2)]) == 1.0
 
 
 def test_a_caption_equal_to_any_reference_is_worth_1_whatever_its_length():

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eval.predict import list_shards, plan_batches, predict, run_alone
+from eval.predict import list_shards, plan_batches, predict, run_in_one_process
 from eval.questions import read_questions
 from eval.settings import Generation, Selection
 from robustmerge.stage.address import address_file, foreign, run_stage
@@ -56,7 +56,7 @@ class Model:
         return [f"{e.question_id} é\u2028 {image_root.name} {max_new_tokens} {e.text!r}" for e in examples]
 
 
-def run(folder: Path, questions: Path, model: Model, say=lambda line: None, together=run_alone) -> Path:
+def run(folder: Path, questions: Path, model: Model, say=lambda line: None, together=run_in_one_process) -> Path:
     address = address_in(folder, questions)
     return predict(address, SETTINGS, questions, model, say=say, progress=False, together=together)
 

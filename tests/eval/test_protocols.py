@@ -10,12 +10,12 @@ from itertools import combinations
 import pytest
 
 from eval.metrics.official import FOOTNOTES
+from eval.report.assemble import assemble_report, format_summary
 from eval.report.counts_and_parts import counts_table, further_tables, parts_table, title_of_part
 from eval.report.figures import draw_figures
 from eval.report.formats import format_csv, format_html
-from eval.report.notes import tell_look, tell_notes
-from eval.report.report import make_report, show_summary
-from eval.report.results import SourceResult, arrange_rows
+from eval.report.notes import format_footnotes, format_partial_notice
+from eval.report.results import SourceResult, group_results
 from eval.report.standing import pairs_table
 from eval.report.tables import MISSING, main_table
 from eval.settings import Official
@@ -46,7 +46,7 @@ def two(context):
 
 
 def test_the_other_protocol_has_a_table_of_its_own_and_below_it_what_is_wrong_with_it(two):
-    with_other, without = make_report(with_also(make_results()), two), make_report(make_results(), two)
+    with_other, without = assemble_report(with_also(make_results()), two), assemble_report(make_results(), two)
     for name in ("tables/main.csv", "tables/pairs.csv", "figures/tasks.svg"):
         assert with_other.files[name] == without.files[name]
     other, main = with_other.tables["other_protocol"], with_other.tables["main"]
@@ -64,7 +64,7 @@ def test_the_other_protocol_has_a_table_of_its_own_and_below_it_what_is_wrong_wi
 
 def test_an_official_report_names_its_protocol_and_explains_its_own_numbers(two):
     official = dataclasses.replace(two, protocol="official")
-    report = make_report(with_also(make_results()), official)
+    report = assemble_report(with_also(make_results()), official)
     text = report.files["report.md"].decode()
     scores = text[text.index("## Scores\n") : text.index("## Figures")]
     assert "official protocol" in report.tables["main"].title and "(`official_substring`)" in scores
@@ -74,8 +74,8 @@ def test_an_official_report_names_its_protocol_and_explains_its_own_numbers(two)
 
 
 def test_a_footnote_is_there_for_what_a_shown_task_has_and_for_nothing_else(context, two):
-    assert tell_notes([], context, "official") == tell_notes([], two, "corrected") == ""
-    told = tell_notes([], two, "official")
+    assert format_footnotes([], context, "official") == format_footnotes([], two, "corrected") == ""
+    told = format_footnotes([], two, "official")
     assert [key for key in FOOTNOTES if f"(`{key}`)" in told] == ["crop", "official_substring"]
     assert FOOTNOTES["crop"] in told
 
@@ -84,7 +84,7 @@ def test_captions_scored_without_java_are_not_passed_off_as_published_figures(co
     results = make_results()
     for result in results:
         result.scores["rec"] = dataclasses.replace(result.scores["rec"], metric="cider_builtin")
-    told = tell_notes(arrange_rows(results), context, "corrected")
+    told = format_footnotes(group_results(results), context, "corrected")
     assert told.startswith("- **REC** (`cider_builtin`): without Java") and "no published CIDEr compares" in told
 
 
@@ -98,7 +98,7 @@ def test_the_terminal_says_so_too(capsys):
 def test_an_average_is_missing_where_a_score_of_one_seed_cannot_be_had(context):
     results = make_seeds("dare", "DARE", {1: both(30), 2: both(60)})
     results[1].scores["rec"] = dataclasses.replace(results[1].scores["rec"], value=None, reason=NO_JAVA)
-    rows = arrange_rows(results)
+    rows = group_results(results)
     main = main_table(rows, context, measure(rows, context))
     assert [cell(main, "DARE", key).text for key in ("rec", "seen_avg")] == [MISSING] * 2
     assert cell(main, "DARE", "vqav2").value == pytest.approx(100 * 45 / N)
@@ -106,7 +106,7 @@ def test_an_average_is_missing_where_a_score_of_one_seed_cannot_be_had(context):
 
 def test_every_question_is_counted_once_beside_each_score(two):
     results = with_also(make_seeds("dare", "DARE", {1: both(30), 2: both(60)}))
-    table = counts_table(arrange_rows([*results, *with_also(make_results())]), two)
+    table = counts_table(group_results([*results, *with_also(make_results())]), two)
     lines = list(csv.DictReader(io.StringIO(format_csv(table))))
     kinds = ("scored", "empty", "unparsed", "failed")
     assert all(int(one["n_expected"]) == sum(int(one[f"n_{kind}"]) for kind in kinds) for one in lines)
@@ -123,13 +123,13 @@ def test_parts_are_means_over_seeds_and_missing_where_one_is(context):
     results = make_seeds("dare", "DARE", {1: both(30), 2: both(60)})
     for result, bleu, meteor in zip(results, (10.0, 30.0), (20.0, None), strict=True):
         result.scores["rec"] = with_parts(result.scores["rec"], bleu_4_builtin=bleu, meteor=meteor)
-    table = parts_table(arrange_rows(results), context, "parts", "corrected")
+    table = parts_table(group_results(results), context, "parts", "corrected")
     assert [(column.group, column.title) for column in table.columns] == [
         ("REC", "BLEU-4, own words"),
         ("REC", "METEOR"),
     ]
     assert [one.text for one in table.rows[0].cells] == ["20.0", MISSING]
-    assert parts_table(arrange_rows(make_results()), context, "parts", "corrected") is None
+    assert parts_table(group_results(make_results()), context, "parts", "corrected") is None
     assert [title_of_part(part) for part in ("rouge_l", "cider_builtin", "with_picture")] == [
         "ROUGE-L",
         "CIDEr, own words",
@@ -142,18 +142,21 @@ def test_a_few_questions_are_called_a_look_on_the_page_and_in_the_terminal(conte
         looked = [{t: dataclasses.replace(s, n_asked=n) for t, s in one.scores.items()} for one in results]
         return [dataclasses.replace(one, scores=scores) for one, scores in zip(results, looked, strict=True)]
 
-    report = make_report(look(make_results(), 1500), context)
+    report = assemble_report(look(make_results(), 1500), context)
     told = f"A LOOK, NOT A RESULT: {N} of 1,500 questions a task."
     assert report.files["report.md"].decode().splitlines()[2] == f"> **{told}**"
-    assert show_summary(report).startswith(told)
-    assert tell_look(arrange_rows(look(make_results(), 0)), context) == ""
+    assert format_summary(report).startswith(told)
+    assert format_partial_notice(group_results(look(make_results(), 0)), context) == ""
     mixed = [*look(make_results()[:1], 1500), *make_results()[1:]]
     mixed[0].scores["rec"] = make_score("rec", 3)
-    assert tell_look(arrange_rows(mixed), context) == f"A LOOK, NOT A RESULT: VQAv2, AOKVQA {N} of 1,500 questions."
+    assert (
+        format_partial_notice(group_results(mixed), context)
+        == f"A LOOK, NOT A RESULT: VQAv2, AOKVQA {N} of 1,500 questions."
+    )
 
 
 def test_every_pair_of_a_block_is_there_once_and_bold_only_outside_the_noise(sweep, context):
-    rows = arrange_rows(sweep)
+    rows = group_results(sweep)
     measured = measure(rows, context)
     table = pairs_table(rows, context, measured)
     blocks = {row.block: [other.title for other in rows if other.block == row.block] for row in rows if row.block}
@@ -172,7 +175,7 @@ def test_a_score_above_100_fills_its_bar_and_stays_on_the_axes(context):
     caption = dataclasses.replace(
         result.scores["rec"], value=143.0, values=dict.fromkeys(result.scores["rec"].values, 1.43)
     )
-    rows = arrange_rows([dataclasses.replace(result, scores={**result.scores, "rec": caption})])
+    rows = group_results([dataclasses.replace(result, scores={**result.scores, "rec": caption})])
     main = main_table(rows, context, measure(rows, context))
     assert cell(main, "RobustMerge", "rec").text == "143.0"
     assert "--v:100.0%" in format_html(main) and "--v:143" not in format_html(main)
@@ -181,5 +184,5 @@ def test_a_score_above_100_fills_its_bar_and_stays_on_the_axes(context):
 
 
 def test_further_tables_are_only_those_that_have_something_to_show(context):
-    assert set(further_tables(arrange_rows(make_results()), context)) == {"counts"}
-    assert set(further_tables(arrange_rows(with_also(make_results())), context)) == {"counts", "other_protocol"}
+    assert set(further_tables(group_results(make_results()), context)) == {"counts"}
+    assert set(further_tables(group_results(with_also(make_results())), context)) == {"counts", "other_protocol"}

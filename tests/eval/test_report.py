@@ -11,11 +11,11 @@ import sys
 import pytest
 from matplotlib import image
 
+from eval.report.assemble import assemble_report, format_summary, write_report
 from eval.report.examples import EXAMPLES_A_TASK, LONGEST_SIDE
 from eval.report.figures import draw_figures
 from eval.report.page import make_page
-from eval.report.palette import look_of
-from eval.report.report import make_report, show_summary, write_files
+from eval.report.palette import assign_styles
 from eval.report.results import SourceResult
 from eval.report.tables import MISSING
 from robustmerge.stage.settings import UserError
@@ -33,7 +33,7 @@ from tests.report_cases import (
 
 
 def test_a_report_is_whole_and_its_page_needs_nothing_else(context, tmp_path):
-    path = write_files(tmp_path / "report", make_report(with_predictions(make_results(), tmp_path), context))
+    path = write_report(tmp_path / "report", assemble_report(with_predictions(make_results(), tmp_path), context))
     text, page = path.read_text(), (tmp_path / "report" / "report.html").read_text()
     for wanted in ("Zero-shot", "0123abc", "uncommitted", "training 7", "VQAv2 120", "400 draws", context.command):
         assert wanted in text and wanted in page
@@ -49,7 +49,7 @@ def test_a_report_is_whole_and_its_page_needs_nothing_else(context, tmp_path):
 
 
 def test_examples_show_pictures_questions_and_every_answer_unharmed(context, tmp_path):
-    report = make_report(with_predictions(make_results(), tmp_path), context)
+    report = assemble_report(with_predictions(make_results(), tmp_path), context)
     text, page = report.files["report.md"].decode(), report.files["report.html"].decode()
     assert text.count("| **Expected** |") == len(TASKS)
     assert text.count("| Question |") == len(TASKS) and EXAMPLES_A_TASK == 3
@@ -61,28 +61,28 @@ def test_examples_show_pictures_questions_and_every_answer_unharmed(context, tmp
 
 def test_the_same_scores_give_the_same_bytes_and_what_an_earlier_report_left_goes(context, tmp_path):
     results = with_predictions(make_results(), tmp_path)
-    first, second = make_report(results, context), make_report(results, context)
+    first, second = assemble_report(results, context), assemble_report(results, context)
     assert first.files == second.files
     (tmp_path / "report" / "figures" / "examples").mkdir(parents=True)
     (tmp_path / "report" / "tables").mkdir()
     for name in ("figures/examples/old-1.png", "tables/old.tex"):
         (tmp_path / "report" / name).write_text("old")
     (tmp_path / "report" / "tables" / "notes.txt").write_text("mine")
-    write_files(tmp_path / "report", make_report(results, context))
+    write_report(tmp_path / "report", assemble_report(results, context))
     left = {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*.*")}
     assert left == {*first.files, "tables/notes.txt"}
 
 
 def test_a_smoke_report_says_first_that_its_numbers_mean_nothing(context):
     smoke = dataclasses.replace(context, profile="smoke")
-    files = make_report(make_results(), smoke).files
+    files = assemble_report(make_results(), smoke).files
     assert files["report.md"].decode().splitlines()[2].startswith("> **SMOKE RUN: THESE NUMBERS MEAN NOTHING")
     assert "<blockquote>" in files["report.html"].decode()
 
 
 def test_answers_that_could_not_count_are_listed_where_there_are_any(context):
     scores = {"rec": make_score("rec", 10, n_empty=2, n_unparsed=3, n_failed=1)}
-    text = make_report([SourceResult("zero_shot", "zero_shot", "Zero-shot", scores)], context).files["report.md"]
+    text = assemble_report([SourceResult("zero_shot", "zero_shot", "Zero-shot", scores)], context).files["report.md"]
     assert "| Zero-shot | REC | 2 empty, 3 unparsed, 1 failed |" in text.decode()
 
 
@@ -91,13 +91,13 @@ def test_the_legend_tells_settings_paper_and_address(context):
     result = make_result(
         "merged/robustmerge", "merged", "RobustMerge", {"vqav2": 9}, settings=settings, paper=PAPER_URL
     )
-    text = make_report([result], context).files["report.md"].decode()
+    text = assemble_report([result], context).files["report.md"].decode()
     assert f"- **RobustMerge.** [paper]({PAPER_URL}). `space=factors, prune.density=0.2, scale.A=null" in text
     assert "`merged/robustmerge-1a2b3c4d`" in text
 
 
 def test_the_finding_calls_noise_noise(context):
-    text = make_report(make_results(), context).files["report.md"].decode()
+    text = assemble_report(make_results(), context).files["report.md"].decode()
     seen, unseen = [line for line in text.splitlines() if line.startswith(("- **Seen", "- **Unseen"))][:2]
     assert "RobustMerge is first" in seen and "is outside the noise" in seen
     assert "is **within** the noise" in unseen
@@ -105,10 +105,10 @@ def test_the_finding_calls_noise_noise(context):
 
 def test_a_report_without_unseen_tasks_or_pictures_or_predictions_still_stands(context, tmp_path):
     few = dataclasses.replace(context, tasks=TASKS[:2], questions={})
-    report = make_report(make_results(), few)
+    report = assemble_report(make_results(), few)
     assert "figures/seen_unseen.svg" not in report.files and "figures/tasks.svg" in report.files
     assert "## Examples" not in report.files["report.md"].decode()
-    assert "Unseen avg" not in show_summary(report)
+    assert "Unseen avg" not in format_summary(report)
 
 
 def test_a_source_that_lacks_tasks_has_no_average_over_them_and_the_report_stands(context, tmp_path):
@@ -118,7 +118,7 @@ def test_a_source_that_lacks_tasks_has_no_average_over_them_and_the_report_stand
         make_result("merged/robustmerge", "merged", "RobustMerge", {"vqav2": 110, "rec": 110}, overrides=part),
         make_result("merged/dare", "merged", "DARE", {"rec": 100}),
     ]
-    report = make_report(with_predictions(results, tmp_path), context)
+    report = assemble_report(with_predictions(results, tmp_path), context)
     main, differences = report.tables["main"], report.tables["differences"]
     lacking = "RobustMerge (density=0.3)"
     assert cell(main, lacking, "seen_avg").bold and cell(main, lacking, "vqav2").bold
@@ -135,7 +135,7 @@ def test_merged_models_of_which_no_two_share_an_average_are_not_compared(context
         make_result("merged/robustmerge", "merged", "RobustMerge", {"vqav2": 80}),
         make_result("merged/dare", "merged", "DARE", {"rec": 60, "aokvqa": 10}),
     ]
-    report = make_report(results, context)
+    report = assemble_report(results, context)
     assert "differences" not in report.tables and "figures/seen_unseen.svg" not in report.files
     assert "Are the differences real" not in report.files["report.md"].decode()
 
@@ -172,13 +172,13 @@ def test_every_source_of_a_large_table_looks_different(context):
     kinds = ["zero_shot"] * 3 + ["individual"] * 3 + ["multi_task"] * 3 + ["merged"] * 20
     results = [make_result(f"s{i}", kind, f"s{i}", {"vqav2": i}) for i, kind in enumerate(kinds)]
     main, _ = tables_of(results, context)
-    looks = look_of(main.rows)
+    looks = assign_styles(main.rows)
     assert len(set(looks)) == len(looks) == 29
 
 
 def test_nothing_to_report_is_said(context):
     with pytest.raises(UserError, match="no score"):
-        make_report([], context)
+        assemble_report([], context)
 
 
 def test_a_title_cannot_break_the_page(context):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eval.metrics.answers import METRICS
+from eval.metrics.answers import ANSWER_METRICS
 from eval.score import align, score, score_predictions
 from eval.settings import Scoring
 from robustmerge.stage.address import address_file, foreign
@@ -53,7 +53,7 @@ def test_missing_doubled_and_unknown_ids_are_refused_together_before_anything_is
     def scorer(answer, references):
         raise AssertionError("a scorer ran")
 
-    monkeypatch.setitem(METRICS, "exact_match", scorer)
+    monkeypatch.setitem(ANSWER_METRICS, "exact_match", scorer)
     wrong = [ANSWERS[0], ANSWERS[0], ANSWERS[1], Prediction("q9", "red")]
     with pytest.raises(UserError) as caught:
         stage(tmp_path, wrong)

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from eval.metrics.answers import (
+    ANSWER_METRICS,
     ARTICLES,
-    METRICS,
     exact_match,
     intersection_over_union,
     mean_iou,
@@ -44,7 +44,7 @@ def worth(parser: str, metric: str, text: str, references: list[str], choices=CH
     answer = PARSERS[parser](text, choices)
     accepted = [PARSERS[parser](reference, choices) for reference in references]
     assert None not in accepted
-    return METRICS[metric](answer, accepted) if text.strip() and answer is not None else 0.0
+    return ANSWER_METRICS[metric](answer, accepted) if text.strip() and answer is not None else 0.0
 
 
 def test_every_parser_but_the_published_scorers_has_answers_here():

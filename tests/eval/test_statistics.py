@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from eval.metrics.aggregates import AGGREGATES
 from eval.settings import Bootstrap
-from eval.statistics import Resampled, number_clusters, resample_counts, sums_of
+from eval.statistics import Resampled, number_clusters, resample_counts, sum_statistics
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
 
@@ -132,7 +132,7 @@ def test_what_is_summed_says_all_that_a_score_needs(monkeypatch):
     found = Resampled({"s": {"t": score}}, Bootstrap(100))
     (counts,) = resample_counts(60, "t", Bootstrap(100))
     assert found.draws("s", ["t"]) == pytest.approx(counts @ matched / (counts @ guessed))
-    assert found.point("s", ["t"]) == AGGREGATES["ratio"](sums_of(score)) == matched.sum() / guessed.sum()
+    assert found.point("s", ["t"]) == AGGREGATES["ratio"](sum_statistics(score)) == matched.sum() / guessed.sum()
     plain = dataclasses.replace(values, statistics={name: [value] for name, value in values.values.items()})
     assert np.array_equal(*(Resampled({"s": {"t": one}}).draws("s", ["t"]) for one in (values, plain)))
 
@@ -147,14 +147,14 @@ def test_a_score_that_cannot_be_had_counts_as_missing(scores):
 def test_the_difference_of_a_source_to_its_copy_is_nothing_with_p_1(scores):
     found = Resampled({**scores, "copy": scores["high"]}).difference("high", "copy", ["rec", "vqav2"])
     assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
-    assert not found.is_clear
+    assert not found.is_significant
 
 
 def test_a_difference_of_rounding_is_none(scores):
     ulp = {name: value + 1e-12 for name, value in scores["high"]["rec"].values.items()}
     more = {"rec": dataclasses.replace(scores["high"]["rec"], values=ulp)}
     found = Resampled({"more": more, "high": scores["high"]}).difference("more", "high", ["rec"])
-    assert (found.value, found.low, found.high, found.p, found.is_clear) == (0.0, 0.0, 0.0, 1.0, False)
+    assert (found.value, found.low, found.high, found.p, found.is_significant) == (0.0, 0.0, 0.0, 1.0, False)
 
 
 def test_one_question_or_one_picture_makes_no_difference_clear(scores):
@@ -162,17 +162,17 @@ def test_one_question_or_one_picture_makes_no_difference_clear(scores):
     for shared in (cluster(one, "aaa"), make_score("t", [1])):
         less = make_score("t", [0] * len(shared.values))
         found = Resampled({"one": {"t": shared}, "other": {"t": less}}).difference("one", "other", ["t"])
-        assert (found.value, found.low, found.high, found.p, found.is_clear) == (100.0, 0.0, 100.0, 1.0, False)
-    assert Resampled({"one": {"t": one}, "other": {"t": other}}).difference("one", "other", ["t"]).is_clear
+        assert (found.value, found.low, found.high, found.p, found.is_significant) == (100.0, 0.0, 100.0, 1.0, False)
+    assert Resampled({"one": {"t": one}, "other": {"t": other}}).difference("one", "other", ["t"]).is_significant
     with_one = {name: {**found, "t": make_score("t", [name == "high"])} for name, found in scores.items()}
-    assert not Resampled(with_one).difference("high", "low", ["rec", "t"]).is_clear
-    assert Resampled(with_one).difference("high", "low", ["rec"]).is_clear
+    assert not Resampled(with_one).difference("high", "low", ["rec", "t"]).is_significant
+    assert Resampled(with_one).difference("high", "low", ["rec"]).is_significant
 
 
 def test_a_large_difference_is_clear_and_its_sign_follows_the_order(scores):
     resampled = Resampled(scores)
     up, down = resampled.difference("high", "low", ["rec"]), resampled.difference("low", "high", ["rec"])
-    assert up.is_clear and up.low > 0 and up.p < 0.01
+    assert up.is_significant and up.low > 0 and up.p < 0.01
     assert (down.value, down.low, down.high, down.p) == pytest.approx((-up.value, -up.high, -up.low, up.p))
 
 
@@ -181,7 +181,7 @@ def test_pairing_sees_a_small_difference_that_separate_intervals_would_not():
     better = base.copy()
     better[np.flatnonzero(base == 0)[:12]] = 1  # 12 questions more, none less
     resampled = Resampled({s: {"t": make_score("t", values)} for s, values in (("a", base), ("b", better))})
-    assert resampled.difference("b", "a", ["t"]).is_clear
+    assert resampled.difference("b", "a", ["t"]).is_significant
     assert resampled.interval("b", ["t"]).low < resampled.interval("a", ["t"]).high
 
 

@@ -7,26 +7,26 @@ import io
 
 from matplotlib import image
 
-from eval.report.contact_sheet import draw_sheet
-from eval.report.examples import rows_with_answers
+from eval.report.assemble import assemble_report, format_summary
+from eval.report.contact_sheet import draw_contact_sheet
+from eval.report.examples import select_example_groups
 from eval.report.formats import format_csv, format_html, format_text
-from eval.report.palette import list_panels, look_of
-from eval.report.provenance import tell_provenance
-from eval.report.report import make_report, show_summary
-from eval.report.results import CHOSEN, Choice, Regime, SourceResult, arrange_rows
-from eval.report.section_base import tell_base
-from eval.report.section_methods import tell_methods
-from eval.report.standing import difference_table, standing_table, tell_standing
+from eval.report.palette import assign_styles, list_panels
+from eval.report.provenance import format_provenance_section
+from eval.report.results import CHOSEN, Choice, Regime, SourceResult, group_results
+from eval.report.section_base import format_base_section
+from eval.report.section_methods import format_methods_section
+from eval.report.standing import describe_standing, difference_table, standing_table
 from eval.report.tables import main_table
 from eval.settings import Bootstrap
 from tests.report_cases import SWEPT, TASKS, both, make_result, make_results, make_seeds, measure
 
 
 def test_robustmerge_is_compared_within_its_block_and_the_verdicts_are_put_in_words(sweep, context):
-    rows = arrange_rows(sweep)
+    rows = group_results(sweep)
     table = standing_table(rows, context, measure(rows, context))
     assert [row.label for row in table.rows] == ["Task Arithmetic", "DARE", "TIES", "PCB"] * 4
-    told = dict(tell_standing(table))
+    told = dict(describe_standing(table))
     assert len(told) == 8
     assert "clearly above" in told["Seen tasks, independent A, default strength"]
     assert "TIES" in told["Unseen tasks, shared A, strength chosen on val"].partition("not told apart")[0]
@@ -37,7 +37,7 @@ def test_robustmerge_is_compared_within_its_block_and_the_verdicts_are_put_in_wo
 
 
 def test_every_format_of_a_sweep_names_its_rows_and_csv_has_both_noises(sweep, context):
-    rows = arrange_rows(sweep)
+    rows = group_results(sweep)
     main = main_table(rows, context, measure(rows, context))
     page = format_html(main)
     assert page.count('<tr class="block">') == 4 and "Shared A, strength chosen on val" in page
@@ -50,9 +50,9 @@ def test_every_format_of_a_sweep_names_its_rows_and_csv_has_both_noises(sweep, c
 
 
 def test_in_a_figure_a_method_looks_the_same_in_both_panels_and_hollow_at_its_default(sweep, context):
-    rows = arrange_rows(sweep)
+    rows = group_results(sweep)
     main = main_table(rows, context, measure(rows, context))
-    looks = {row.title: look for row, look in zip(main.rows, look_of(main.rows), strict=True)}
+    looks = {row.title: look for row, look in zip(main.rows, assign_styles(main.rows), strict=True)}
     assert [heading for heading, _ in list_panels(main.rows)] == ["independent A", "shared A"]
     assert [len(indices) for _, indices in list_panels(main.rows)] == [13, 13]
     assert looks["TIES (shared A)"] == looks["TIES (independent A)"]
@@ -61,16 +61,16 @@ def test_in_a_figure_a_method_looks_the_same_in_both_panels_and_hollow_at_its_de
 
 
 def test_the_report_of_a_sweep_is_whole(sweep, context):
-    report = make_report(sweep, dataclasses.replace(context, bootstrap=Bootstrap(draws=200)))
+    report = assemble_report(sweep, dataclasses.replace(context, bootstrap=Bootstrap(draws=200)))
     text = report.files["report.md"].decode()
     for wanted in ("Where RobustMerge stands", "Seed by seed", "experts 1, 2, 3, 4, 5", "Student's t", "sheet.png"):
         assert wanted in text, wanted
     assert {"tables/seeds.tex", "tables/standing.csv", "figures/standing.png", "figures/sheet.png"} <= set(report.files)
-    assert "Unseen avg" in show_summary(report) and "VQAv2" not in show_summary(report)
+    assert "Unseen avg" in format_summary(report) and "VQAv2" not in format_summary(report)
 
 
 def test_answers_are_shown_of_one_block_with_its_references(sweep):
-    shown = [row.title for row in rows_with_answers(arrange_rows(sweep))]
+    shown = [row.title for row in select_example_groups(group_results(sweep))]
     assert shown[:3] == ["Zero-shot", "Individual (independent A)", "Multi-task"]
     assert shown[3:] == [f"{title}, strength chosen (independent A)" for title, _ in SWEPT.values()]
 
@@ -82,7 +82,7 @@ def test_the_methods_tell_grid_choice_and_where_the_grid_was_too_small():
         return make_result("merged/ties", "merged", "TIES", both(9), variant=CHOSEN, seed=seed, choice=choice)
 
     default = make_seeds("ties", "TIES", {1: both(9), 2: both(8)}, settings={"space": "delta"})
-    text = tell_methods(arrange_rows([*default, make(1, 1.0, False), make(2, 2.0, True)]))
+    text = format_methods_section(group_results([*default, make(1, 1.0, False), make(2, 2.0, True)]))
     assert text.count("- **TIES.** `space=delta`.") == 1
     assert "| Method | × 0.5 | × 1 | × 2 |" in text and "| TIES | 30.0 | **41.5** | 35.0 |" in text
     assert "1 (2), seed 1; 2 (4) ⚠, seed 2" in text
@@ -91,22 +91,26 @@ def test_the_methods_tell_grid_choice_and_where_the_grid_was_too_small():
 
 def test_what_the_base_cannot_is_marked(context):
     base = {"probe": {"colour": 0.949, "shape": 0.951}, "heads": {"colour": 1.0}, "skills": {"all": 0.9, "box": 0.5}}
-    text = tell_base(dataclasses.replace(context, base={**base, "parameters": 2_100_000}))
+    text = format_base_section(dataclasses.replace(context, base={**base, "parameters": 2_100_000}))
     assert "1 of 2 concepts" in text and "| Linear probe | **94.9** ▼ | 95.1 |" in text
     assert "0 of 1 skills" in text and "| Right answers | 90.0 | **50.0** ▼ |" in text and "2.1 million" in text
-    assert tell_base(context) == "" == tell_base(dataclasses.replace(context, base={"seconds": 1.0}))
+    assert (
+        format_base_section(context) == "" == format_base_section(dataclasses.replace(context, base={"seconds": 1.0}))
+    )
 
 
 def test_how_low_the_rank_is_and_how_fine_the_scores_are_is_stated(context):
-    rows = arrange_rows(make_results())
-    text = tell_provenance(rows, dataclasses.replace(context, regime=Regime(8, 4, 160)), measure(rows, context))
+    rows = group_results(make_results())
+    text = format_provenance_section(
+        rows, dataclasses.replace(context, regime=Regime(8, 4, 160)), measure(rows, context)
+    )
     assert "8 experts of rank 4 span at most 32 of 160 dimensions, N·r/d = 0.20" in text
     assert "half-width of the 95 % interval of the seen average is" in text
 
 
 def test_the_sheet_is_a_picture_and_the_same_bytes_each_time(context):
-    sheet = draw_sheet(context)
-    assert sheet == draw_sheet(context)
+    sheet = draw_contact_sheet(context)
+    assert sheet == draw_contact_sheet(context)
     pixels = image.imread(io.BytesIO(sheet))
     assert pixels.shape[0] > 300 * len(TASKS) / 2 and pixels.shape[1] > 1000
-    assert draw_sheet(dataclasses.replace(context, questions={})) is None
+    assert draw_contact_sheet(dataclasses.replace(context, questions={})) is None

@@ -12,7 +12,7 @@ import yaml
 
 from eval.report.formats import escape_latex, escape_markdown, format_csv, format_latex, format_markdown, format_text
 from eval.report.published import published_table
-from eval.report.results import PUBLISHED, arrange_rows
+from eval.report.results import PUBLISHED, group_results
 from eval.report.tables import MISSING
 from robustmerge.stage.settings import UserError
 from tests.report_cases import N, cell, make_result, make_results, make_task, tables_of
@@ -66,12 +66,12 @@ def test_the_points_of_a_sweep_are_rows_labelled_by_what_differs(context):
         )
         for strength in ({"strength": 0.3}, {"strength": 0.5}, {})
     ]
-    assert [row.title for row in arrange_rows(points)] == [
+    assert [row.title for row in group_results(points)] == [
         "Task Arithmetic (strength=0.3)",
         "Task Arithmetic (strength=0.5)",
         "Task Arithmetic (strength=default)",
     ]
-    assert arrange_rows(points[:1])[0].title == "Task Arithmetic (space=delta, strength=0.3)"
+    assert group_results(points[:1])[0].title == "Task Arithmetic (space=delta, strength=0.3)"
     main, published = tables_of(points, context)
     assert len(main.rows) == 3
     assert [row.title for row in published.rows].count("Task Arithmetic") == 1
@@ -79,7 +79,7 @@ def test_the_points_of_a_sweep_are_rows_labelled_by_what_differs(context):
 
 def test_sources_that_cannot_be_told_apart_get_their_address():
     same = make_result("merged/dare", "merged", "DARE", {"vqav2": 5})
-    rows = arrange_rows([same, dataclasses.replace(same, address="merged/dare-99999999")])
+    rows = group_results([same, dataclasses.replace(same, address="merged/dare-99999999")])
     assert [row.title for row in rows] == ["DARE [merged/dare-1a2b3c4d]", "DARE [merged/dare-99999999]"]
 
 
@@ -91,7 +91,7 @@ def test_sources_that_cannot_be_told_apart_get_their_address():
 )
 def test_results_that_make_no_table_are_refused(results, said):
     with pytest.raises(UserError, match=said):
-        arrange_rows(results)
+        group_results(results)
 
 
 def test_published_values_are_the_papers_and_a_missing_one_shows_as_missing(context):

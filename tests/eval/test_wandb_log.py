@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from eval.report import wandb_log
-from eval.report.report import make_report
+from eval.report.assemble import assemble_report
 from eval.settings import Logger
 from robustmerge.stage.settings import build
 from tests.report_cases import REPOSITORY, make_results
@@ -59,7 +59,7 @@ def fake_wandb(monkeypatch, key: bool = False, broken: bool = False) -> types.Si
 def test_tables_and_averages_go_to_wandb_offline_without_a_key(context, tmp_path, monkeypatch, mode, key, expected):
     module, said = fake_wandb(monkeypatch, key), []
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    tables = make_report(make_results(), context).tables
+    tables = assemble_report(make_results(), context).tables
     assert wandb_log.log_report(Logger("wandb", mode=mode), tmp_path, tables, context, said.append) == expected
     assert module.started["mode"] == expected and module.started["dir"] == str(tmp_path)
     assert set(module.run.logged) == {"main", "published", "differences", "pairs", "standing", "counts"}
@@ -73,6 +73,6 @@ def test_tables_and_averages_go_to_wandb_offline_without_a_key(context, tmp_path
 def test_a_failure_of_wandb_is_a_warning(context, tmp_path, monkeypatch):
     fake_wandb(monkeypatch, broken=True)
     said: list[str] = []
-    tables = make_report(make_results(), context).tables
+    tables = assemble_report(make_results(), context).tables
     assert wandb_log.log_report(Logger("wandb"), tmp_path, tables, context, said.append) is None
     assert said == ["warning: the report was not logged to W&B: ConnectionError: no route to host"]

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from eval.report.report import make_report
-from eval.report.results import CHOSEN, Choice, arrange_rows
+from eval.report.assemble import assemble_report
+from eval.report.results import CHOSEN, Choice, group_results
 from eval.report.tables import MISSING, main_table, seeds_table
 from eval.statistics import T_QUANTILES, Resampled, spread_over_seeds
 from pipeline.sources import Source
@@ -40,12 +40,12 @@ def test_about_95_per_cent_of_intervals_over_five_seeds_hold_the_truth():
 
 def test_two_seeds_have_a_deviation_but_no_interval_and_one_has_neither():
     two, one = spread_over_seeds([1.0, 3.0]), spread_over_seeds([2.0])
-    assert (two.mean, two.low, two.is_clear) == (2.0, None, False) and two.deviation == pytest.approx(2**0.5)
+    assert (two.mean, two.low, two.is_significant) == (2.0, None, False) and two.deviation == pytest.approx(2**0.5)
     assert (one.mean, one.deviation, one.low) == (2.0, None, None)
 
 
 def test_results_that_differ_in_the_seed_only_become_one_row(sweep):
-    rows = arrange_rows(sweep)
+    rows = group_results(sweep)
     assert len(rows) == 1 + 2 + 1 + 2 * 2 * len(SWEPT) == 24
     assert [len(row.points) for row in rows] == [1] + [5] * 23
     assert len({row.key for row in rows}) == 24
@@ -63,7 +63,7 @@ def test_results_that_differ_in_the_seed_only_become_one_row(sweep):
 
 def test_a_value_is_the_mean_over_seeds_and_behind_it_stands_their_deviation(context):
     results = make_seeds("dare", "DARE", {1: both(30), 2: both(60), 3: both(90)})
-    rows = arrange_rows(results)
+    rows = group_results(results)
     found = cell(main_table(rows, context, measure(rows, context)), "DARE", "seen_avg")
     assert (found.value, found.deviation) == pytest.approx((50.0, 25.0))
     assert found.text.startswith("50.0 (") and found.text.endswith(") ± 25.0")
@@ -71,7 +71,7 @@ def test_a_value_is_the_mean_over_seeds_and_behind_it_stands_their_deviation(con
 
 
 def test_the_interval_over_questions_resamples_what_each_scored_on_average_over_the_seeds(context):
-    rows = arrange_rows(make_seeds("dare", "DARE", {1: both(30), 2: both(60), 4: both(90)}))
+    rows = group_results(make_seeds("dare", "DARE", {1: both(30), 2: both(60), 4: both(90)}))
     nothing = make_score("rec", 0)
     means = {name: ((i < 30) + (i < 60) + (i < 90)) / 3 for i, name in enumerate(nothing.values)}
     mean = dataclasses.replace(nothing, values=means)
@@ -82,7 +82,7 @@ def test_the_interval_over_questions_resamples_what_each_scored_on_average_over_
 
 def test_differences_are_paired_over_seeds(context):
     levels = {seed: 10 * seed for seed in SEEDS}  # what moves both by the same says nothing of their difference
-    rows = arrange_rows(
+    rows = group_results(
         make_seeds("ties", "TIES", {seed: both(level) for seed, level in levels.items()})
         + make_seeds("robustmerge", "RobustMerge", {seed: both(level + 12) for seed, level in levels.items()})
     )
@@ -90,25 +90,25 @@ def test_differences_are_paired_over_seeds(context):
     found = measured.difference(rows[1].key, rows[0].key, SEEN)
     assert measured.interval(rows[0].key, SEEN).seeds.deviation > 10
     assert (found.seeds.mean, found.seeds.low, found.seeds.high) == pytest.approx((10.0, 10.0, 10.0))
-    assert found.is_clear and found.value == pytest.approx(10.0)
+    assert found.is_significant and found.value == pytest.approx(10.0)
 
 
 def test_a_lead_that_another_training_may_turn_is_neither_bold_nor_clear(context):
     rights = {1: 95, 2: 20, 3: 95, 4: 50, 5: 60}
-    rows = arrange_rows(
+    rows = group_results(
         make_seeds("ties", "TIES", {seed: both(50) for seed in SEEDS})
         + make_seeds("robustmerge", "RobustMerge", {seed: both(right) for seed, right in rights.items()})
     )
     measured = measure(rows, context)
     found = measured.difference(rows[1].key, rows[0].key, SEEN)
-    assert found.is_clear_of_questions and not found.seeds.is_clear and not found.is_clear
+    assert found.is_significant_over_questions and not found.seeds.is_significant and not found.is_significant
     assert not any(one.bold for row in main_table(rows, context, measured).rows for one in row.cells)
-    text = make_report([point for row in rows for point in row.points], context).files["report.md"].decode()
+    text = assemble_report([point for row in rows for point in row.points], context).files["report.md"].decode()
     assert "is outside the noise of the questions, but **within** that of the seeds" in text
 
 
 def test_a_row_with_fewer_seeds_says_so_and_is_compared_over_those_that_both_have(context):
-    rows = arrange_rows(
+    rows = group_results(
         make_seeds("ties", "TIES", {seed: both(10 * seed) for seed in SEEDS})
         + make_seeds("robustmerge", "RobustMerge", {seed: both(10 * seed) for seed in (3, 4, 5)})
     )
@@ -120,34 +120,34 @@ def test_a_row_with_fewer_seeds_says_so_and_is_compared_over_those_that_both_hav
 def test_rows_that_share_no_seed_are_never_told_apart(context):
     results = make_seeds("ties", "TIES", {1: both(10), 2: both(10), 3: both(10)})
     results += make_seeds("robustmerge", "RobustMerge", {4: both(90), 5: both(90), 6: both(90)})
-    rows = arrange_rows(results)
+    rows = group_results(results)
     found = measure(rows, context).difference(rows[1].key, rows[0].key, SEEN)
-    assert found.is_clear_of_questions and not found.is_clear and found.seeds.n == 0
+    assert found.is_significant_over_questions and not found.is_significant and found.seeds.n == 0
 
 
 def test_a_lead_over_one_shared_seed_is_not_clear_where_there_are_several(context):
     results = make_seeds("ties", "TIES", {1: both(10), 2: both(10), 3: both(10)})
-    rows = arrange_rows(results + make_seeds("robustmerge", "RobustMerge", {3: both(90)}))
+    rows = group_results(results + make_seeds("robustmerge", "RobustMerge", {3: both(90)}))
     found = measure(rows, context).difference(rows[1].key, rows[0].key, SEEN)
-    assert found.is_clear_of_questions and not found.is_clear and found.seeds.n == 1
+    assert found.is_significant_over_questions and not found.is_significant and found.seeds.n == 1
     assert not any(one.bold for row in main_table(rows, context, measure(rows, context)).rows for one in row.cells)
 
 
 def test_who_is_ahead_by_seeds_that_the_other_lacks_has_no_lead(context):
     results = make_seeds("ties", "TIES", {1: both(120), 2: both(120), 3: both(60), 4: both(60), 5: both(60)})
     results += make_seeds("robustmerge", "RobustMerge", {seed: both(72) for seed in (3, 4, 5)})
-    rows = arrange_rows(results)
+    rows = group_results(results)
     measured = measure(rows, context)
     found = measured.difference(rows[0].key, rows[1].key, SEEN)
-    assert found.is_clear and found.value == pytest.approx(-10)
+    assert found.is_significant and found.value == pytest.approx(-10)
     assert not any(one.bold for row in main_table(rows, context, measured).rows for one in row.cells)
-    text = make_report(results, context).files["report.md"].decode()
+    text = assemble_report(results, context).files["report.md"].decode()
     assert "TIES is first of the merged models with 70.0 %" in text and "is **none** over the seeds that both" in text
 
 
 def test_the_zero_shot_base_stands_beside_every_seed(context):
     zero = make_result("zero_shot", "zero_shot", "Zero-shot", both(20))
-    rows = arrange_rows([zero, *make_seeds("dare", "DARE", {1: both(30), 2: both(40), 3: both(50)})])
+    rows = group_results([zero, *make_seeds("dare", "DARE", {1: both(30), 2: both(40), 3: both(50)})])
     measured = measure(rows, context)
     assert measured.difference(rows[1].key, rows[0].key, SEEN).seeds.n == 3
     seeds = seeds_table(rows, context, measured)
@@ -162,7 +162,7 @@ def test_the_zero_shot_base_stands_beside_every_seed(context):
 
 def test_one_seed_makes_the_same_report_as_before_there_were_seeds(context):
     named = [dataclasses.replace(one, seed=None if one.kind == "zero_shot" else 7) for one in make_results()]
-    seeded, plain = (make_report(results, context) for results in (named, make_results()))
+    seeded, plain = (assemble_report(results, context) for results in (named, make_results()))
     assert "seeds" not in seeded.tables and "figures/standing.svg" not in seeded.files
     assert seeded.files["tables/main.csv"] == plain.files["tables/main.csv"]
     assert seeded.files["figures/tasks.svg"] == plain.files["figures/tasks.svg"]
@@ -199,7 +199,7 @@ def make_line(seed: int, start: str) -> SimpleNamespace:
 def test_a_sweep_over_seeds_and_starts_is_collected_into_rows_that_name_what_differs(monkeypatch):
     monkeypatch.setattr(report, "read_score", lambda path: make_score(path, 9))
     lines = [make_line(seed, start) for seed in (1, 2) for start in ("false", "true")]
-    rows = {row.title: [point.seed for point in row.points] for row in arrange_rows(report.collect(lines))}
+    rows = {row.title: [point.seed for point in row.points] for row in group_results(report.collect(lines))}
     both_starts = ("independent A", "shared A")
     assert rows == {
         "Zero-shot": [None],

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from eval.report.figures import STYLE, Drawn, render
+from eval.report.figures import RC_PARAMS, RenderedFigure, render_figure
 from eval.report.palette import COLOURS, GREY, INK, MARKERS
 from eval.report.results import CHOSEN
 from pipeline.tools.findings.relations import Findings, Row, merged_only, retained
@@ -26,9 +26,9 @@ AGAINST = {
 COSINES = {"update_cosine": "of B A", "a_cosine": "of A", "b_cosine": "of B"}
 
 
-def draw_findings(found: Findings) -> list[Drawn]:
+def draw_findings(found: Findings) -> list[RenderedFigure]:
     """Four figures, or three where no strength was tried on val; points are means over seeds."""
-    with matplotlib.rc_context({**STYLE, "axes.titlesize": 10.5, "axes.titlelocation": "left"}):
+    with matplotlib.rc_context({**RC_PARAMS, "axes.titlesize": 10.5, "axes.titlelocation": "left"}):
         tried = [_draw_strengths(found)] if found.grid else []
         return [_draw_experts(found), _draw_kept(found), *tried, _draw_scores(found)]
 
@@ -50,7 +50,7 @@ def _over_seeds(rows: Sequence[Row], keys: Sequence[str], value: str) -> Iterato
         yield members[0], [row[value] for row in members]
 
 
-def _draw_experts(found: Findings) -> Drawn:
+def _draw_experts(found: Findings) -> RenderedFigure:
     """Spectra, norms and cosines: a colour a group."""
     names = list(dict.fromkeys(row["expert"] for row in found.experts))
     figure = Figure(figsize=(12, 1.8 + 0.32 * max(6, len(names))), layout="constrained")
@@ -72,7 +72,7 @@ def _draw_experts(found: Findings) -> Drawn:
             values = [row[key] for row in found.pairs if row["group"] == group]
             axes[2].plot(values, [line + shift * 1.6] * len(values), "|", ms=11, mew=0.8, alpha=0.35, color=colour)
     _finish_experts(axes, names)
-    return render(figure, "experts", "Spectra, norms and cosines of the experts")
+    return render_figure(figure, "experts", "Spectra, norms and cosines of the experts")
 
 
 def _finish_experts(axes: Sequence[Axes], names: Sequence[str]) -> None:
@@ -96,7 +96,7 @@ def _finish_experts(axes: Sequence[Axes], names: Sequence[str]) -> None:
         ax.set_axisbelow(True)
 
 
-def _draw_kept(found: Findings) -> Drawn:
+def _draw_kept(found: Findings) -> RenderedFigure:
     """A panel a group, a line a merged model, a mark an expert: how much of it is left."""
     rows = merged_only(found.kept)
     groups, methods = _groups(rows), list(dict.fromkeys(row["method"] for row in rows))
@@ -121,10 +121,10 @@ def _draw_kept(found: Findings) -> Drawn:
     panels[0].set_yticks(range(len(methods)), methods)
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
     _add_legend(figure, [(task, _look(i), True) for i, task in enumerate(tasks)], "Expert")
-    return render(figure, "kept", "Share of every expert that each merged model leaves")
+    return render_figure(figure, "kept", "Share of every expert that each merged model leaves")
 
 
-def _draw_strengths(found: Findings) -> Drawn:
+def _draw_strengths(found: Findings) -> RenderedFigure:
     """A panel a group, a line a method: the mean val score as the merged update gets longer."""
     groups, methods = _groups(found.grid), list(dict.fromkeys(row["method"] for row in found.grid))
     figure = Figure(figsize=(2.0 + 4.6 * len(groups), 3.8), layout="constrained")
@@ -144,12 +144,12 @@ def _draw_strengths(found: Findings) -> Drawn:
     _scale_log(panels[0], panels[0].xaxis)
     panels[0].set_ylabel("mean score on val (%)")
     _add_legend(figure, [(method, _look(i), True) for i, method in enumerate(methods)], "Method")
-    return render(
+    return render_figure(
         figure, "strengths", "Mean val score of every method at the strengths tried, against the norm of its update"
     )
 
 
-def _draw_scores(found: Findings) -> Drawn:
+def _draw_scores(found: Findings) -> RenderedFigure:
     """Retained share of the expert's gain against what is left of the expert: a mark a method and task."""
     rows = [row | {"retained": x} for row in merged_only(found.kept) if (x := retained(row)) is not None]
     groups = _groups(found.kept)
@@ -180,7 +180,7 @@ def _draw_scores(found: Findings) -> Drawn:
     entries = [(name, _look(i), varied) for i, name in enumerate(names)]
     more = "\nfilled: strength chosen\nhollow: default" if varied else ""
     _add_legend(figure, entries, f"A mark a task{more}")
-    return render(figure, "scores", "Retained share of the experts' gain against what a merge left of them")
+    return render_figure(figure, "scores", "Retained share of the experts' gain against what a merge left of them")
 
 
 def _scale_shares(ax: Axes) -> None:

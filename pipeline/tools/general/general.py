@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval.general.lmms_results import GeneralRow, GeneralRun
+from eval.general.lmms_results import GeneralResult, GeneralRun
 from eval.report.formats import format_text
-from eval.report.general_tables import general_notes, general_table, published_general
+from eval.report.general_tables import general_notes, general_table, published_general_table
 from eval.report.results import PUBLISHED
 from pipeline.closing import shown
 from pipeline.general_results import KIND
@@ -180,11 +180,11 @@ def tell(planned: Sequence[GeneralLine]) -> None:
     rows = []
     for one in planned:
         scores = {run.task: read_score(address.path / "score.json") for address, run in one.tasks}
-        rows.append(GeneralRow(one.source.label, one.source.kind, scores))
+        rows.append(GeneralResult(one.source.label, one.source.kind, scores))
     table = general_table(rows, planned[0].plan.config.bootstrap)
     if table is None:
         raise UserError("no task was asked (tasks_general)")
     titles = {name: read_method(name).title for name in list_methods()}
     print("", format_text(table), *general_notes(rows), "", sep="\n")
-    print(format_text(published_general(PUBLISHED, titles | TITLES)))
+    print(format_text(published_general_table(PUBLISHED, titles | TITLES)))
     print(f"answers and logs: {', '.join(shown(one.plan.root / one.folder) for one in planned)}")

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from eval.general.lmms_results import FAILED, LMMS_EVAL, GeneralRun, find_results, read_told
-from eval.general.scores import score_told
+from eval.general.lmms_results import FAILED, LMMS_EVAL, GeneralRun, find_results, read_output
+from eval.general.scores import score_output
 from pipeline.jobs import Job, run_jobs
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.files import write_atomically
@@ -119,7 +119,7 @@ def run_task(
         results, samples = find_results(out, run.task)
     except UserError as error:
         raise UserError(f"{run.task}: {error}\n{_end_of(text)}\n  (log: {log})") from error
-    score = score_told(read_told(results, samples, run), run, n_failed=text.count(FAILED))
+    score = score_output(read_output(results, samples, run), run, n_failed=text.count(FAILED))
     for name, path in (("results", results), ("samples", samples), ("log", log)):
         shutil.move(path, folder / KEPT[name])
     write_score(folder / "score.json", score)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.report.figures import STYLE, Drawn, render
+from eval.report.figures import RC_PARAMS, RenderedFigure, render_figure
 from eval.report.palette import COLOURS, GREY, INK, MARKERS
 from robustmerge.analysis.inspection import Inspection, Row
 
@@ -24,11 +24,11 @@ DIRECTIONS = {
 }
 
 
-def draw_inspection(found: Inspection) -> Drawn:
+def draw_inspection(found: Inspection) -> RenderedFigure:
     """Two or three rows of panels: one expert has no pairs, without a merged adapter there is no third row."""
     names = [row["expert"] for row in found.experts]
     n_rows = 1 + bool(found.pairs) + bool(found.merged)
-    with matplotlib.rc_context({**STYLE, "axes.titlesize": 10.5, "axes.titlelocation": "left"}):
+    with matplotlib.rc_context({**RC_PARAMS, "axes.titlesize": 10.5, "axes.titlelocation": "left"}):
         figure = Figure(figsize=(WIDTH, 3.9 * n_rows), layout="constrained")
         rows = iter(figure.subplots(n_rows, 3, squeeze=False))
         _draw_spectra(next(rows), found, names)
@@ -36,7 +36,7 @@ def draw_inspection(found: Inspection) -> Drawn:
             _draw_pairs(next(rows), found, names)
         if found.merged:
             _draw_merged(next(rows), found)
-        return render(figure, "inspection", "Norms, spectra and overlap of the experts")
+        return render_figure(figure, "inspection", "Norms, spectra and overlap of the experts")
 
 
 def _draw_spectra(axes: Sequence[Axes], found: Inspection, names: Sequence[str]) -> None:

@@ -7,14 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from eval.report.results import SourceRow, seeds_of
+from eval.report.results import ResultGroup, list_seeds
 from eval.settings import Bootstrap
-from eval.statistics import Difference, Interval, Resampled, SeedSpread, difference_of, interval_of, spread_over_seeds
+from eval.statistics import (
+    Difference,
+    Interval,
+    Resampled,
+    SeedSpread,
+    estimate_difference,
+    estimate_interval,
+    spread_over_seeds,
+)
 
 Seed = int | None  # None: of a source that is not trained, so that it stands beside every seed
 
 
-class Measured:
+class Estimates:
     """Values and paired differences of rows, by key.
 
     A value is the mean over the row's seeds. Its interval over questions resamples what each question scored on
@@ -22,9 +30,9 @@ class Measured:
     answered different questions of one task.
     """
 
-    def __init__(self, rows: Sequence[SourceRow], tasks: Sequence[str], bootstrap: Bootstrap):
+    def __init__(self, rows: Sequence[ResultGroup], tasks: Sequence[str], bootstrap: Bootstrap):
         self._seeds: dict[str, list[Seed]] = {row.key: [point.seed for point in row.points] for row in rows}
-        self._several = len(seeds_of(rows)) > 1
+        self._several = len(list_seeds(rows)) > 1
         scores = {
             _name(row.key, point.seed): {task: point.scores[task] for task in tasks if task in row.tasks}
             for row in rows
@@ -51,7 +59,7 @@ class Measured:
         asked = (key, *tasks)
         if asked not in self._found:
             points, draws = self._of(key, self._seeds[key], tasks)
-            self._found[asked] = replace(interval_of(float(points.mean()), draws), seeds=_over_seeds(points))
+            self._found[asked] = replace(estimate_interval(float(points.mean()), draws), seeds=_over_seeds(points))
         return self._found[asked]
 
     def difference(self, one: str, other: str, tasks: Sequence[str]) -> Difference:
@@ -74,7 +82,7 @@ class Measured:
         points, draws = self._of(one, seeds, tasks)
         less_points, less_draws = self._of(other, others, tasks)
         has_noise = self._resampled.has_noise(tasks)
-        found = difference_of(float(points.mean() - less_points.mean()), draws - less_draws, has_noise)
+        found = estimate_difference(float(points.mean() - less_points.mean()), draws - less_draws, has_noise)
         pairs = [] if trained and not shared else points - less_points
         if len(pairs) > 1:
             return replace(found, seeds=_over_seeds(pairs))
