@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from robustmerge.stage.prompts import PLACEHOLDERS
 from robustmerge.stage.settings import IMAGE_MODES, PRECISIONS, PRODUCTS, later, outside_identity, refuse, suggest
 
-# The names of parse.PARSERS and of metrics/: answers.ANSWER_METRICS, official.OFFICIAL_METRICS, captions.CAPTION_METRICS; a test keeps them
-# equal.
+# The keys of PARSERS, ANSWER_METRICS, OFFICIAL_METRICS and CAPTION_METRICS, repeated because planning imports none of
+# them; tests keep them equal.
 PARSER_NAMES = ("box", "letter", "number", "raw", "table", "text")
 METRIC_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "vqa_soft")
 OFFICIAL_NAMES = ("official_equal", "official_ocrvqa", "official_rec", "official_scienceqa", "official_substring")
