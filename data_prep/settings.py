@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.published_layout import ADVICE, find_published
-from robustmerge.stage.settings import ConfigError, UserError, later, outside_identity, refuse, suggest
+from robustmerge.stage.settings import ConfigError, Problem, UserError, later, outside_identity, refuse, suggest
 
 SPLITS = ("train", "val", "test")
 ID_RULES = ("file", "number")
 GENERATOR = 2  # version of everything that is drawn: raised with any change of a picture, a question or an answer
+
+
+def _problems_of_counts(settings: object, names: Sequence[str], least: int) -> list[Problem]:
+    counts = {name: getattr(settings, name) for name in names}
+    return [Problem(f"{name} must be at least {least}, got {count}") for name, count in counts.items() if count < least]
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Counts:
     test: int = 500
 
     def __post_init__(self) -> None:
-        refuse([f"{name} must be at least 0, got {getattr(self, name)}" for name in SPLITS if getattr(self, name) < 0])
+        refuse(_problems_of_counts(self, SPLITS, 0))
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,17 @@ class TaskData:
         named = (*SPLITS, "images", "annotations", "collection")
         files = [name for name in named if getattr(self, name) is not None]
         if self.generator is not None and files:
-            raise ConfigError([f"{self.task}: give either a generator or files, got generator and {', '.join(files)}"])
+            raise ConfigError(
+                Problem(f"{self.task}: give either a generator or files, got generator and {', '.join(files)}")
+            )
         if self.generator is None and self.train is None and self.test is None:
-            raise ConfigError([f"{self.task}: give a generator, or a train or test question file"])
+            raise ConfigError(Problem(f"{self.task}: give a generator, or a train or test question file"))
         if self.annotations is not None and self.test is None:
-            raise ConfigError([f"{self.task}: annotations are on test questions, and there is no test file"])
+            raise ConfigError(Problem(f"{self.task}: annotations are on test questions, and there is no test file"))
         if self.ids not in ID_RULES:
-            raise ConfigError([f"unknown rule '{self.ids}'; {suggest(self.ids, ID_RULES)} (ids)"])
+            raise ConfigError(Problem(f"unknown rule '{self.ids}'; {suggest(self.ids, ID_RULES)}", "ids"))
         if self.jobs < 1:
-            raise ConfigError([f"jobs must be at least 1, got {self.jobs}"])
+            raise ConfigError(Problem(f"jobs must be at least 1, got {self.jobs}"))
 
     @property
     def question_files(self) -> dict[str, Path]:
@@ -113,5 +120,4 @@ class BaseCorpus:
     jobs: int = outside_identity(2)
 
     def __post_init__(self) -> None:
-        names = ("images", "dialogues", "held_out", "jobs")
-        refuse([f"{name} must be at least 1, got {getattr(self, name)}" for name in names if getattr(self, name) < 1])
+        refuse(_problems_of_counts(self, ("images", "dialogues", "held_out", "jobs"), 1))

@@ -8,7 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from robustmerge.stage.prompts import PLACEHOLDERS
-from robustmerge.stage.settings import IMAGE_MODES, PRECISIONS, PRODUCTS, later, outside_identity, refuse, suggest
+from robustmerge.stage.settings import (
+    IMAGE_MODES,
+    PRECISIONS,
+    PRODUCTS,
+    Problem,
+    later,
+    outside_identity,
+    refuse,
+    suggest,
+)
 
 # The keys of PARSERS, ANSWER_METRICS, OFFICIAL_METRICS and CAPTION_METRICS, repeated because planning imports none of
 # them; tests keep them equal.
@@ -37,7 +46,9 @@ class Selection:
     ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        both = ["give either limit or ids, not both (limit, ids)"] if self.limit is not None and self.ids else []
+        both = (
+            [Problem("give either limit or ids, not both", "limit, ids")] if self.limit is not None and self.ids else []
+        )
         refuse([*both, *([] if self.limit is None else _problems_of_count("limit", self.limit))])
 
     @property
@@ -90,7 +101,7 @@ class Task:
         if self.official != Official():
             self.under("official")
 
-    def _problems(self) -> list[str]:
+    def _problems(self) -> list[Problem]:
         return [
             *_problems_of_prompt(self.prompt),
             *_problems_of_count("max_new_tokens", self.max_new_tokens),
@@ -182,7 +193,7 @@ class Bootstrap:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        seed = [] if self.seed >= 0 else [f"seed must be at least 0, got {self.seed}"]
+        seed = [] if self.seed >= 0 else [Problem(f"seed must be at least 0, got {self.seed}")]
         refuse([*_problems_of_count("draws", self.draws), *seed])
 
 
@@ -199,44 +210,49 @@ class Logger:
     mode: str = outside_identity("auto")
 
     def __post_init__(self) -> None:
-        project = [] if self.project.strip() else ["project is empty"]
+        project = [] if self.project.strip() else [Problem("project is empty")]
         name = _problems_of_choice("logger", self.name, LOGGER_NAMES)
         refuse([*name, *project, *_problems_of_choice("mode", self.mode, WANDB_MODES)])
 
 
-def _problems_of_choice(what: str, name: str, choices: Iterable[str]) -> list[str]:
-    return [] if name in choices else [f"unknown {what} '{name}'; {suggest(name, choices)}"]
+def _problems_of_choice(what: str, name: str, choices: Iterable[str]) -> list[Problem]:
+    return [] if name in choices else [Problem(f"unknown {what} '{name}'; {suggest(name, choices)}")]
 
 
-def _problems_of_count(what: str, value: int) -> list[str]:
-    return [] if value >= 1 else [f"{what} must be at least 1, got {value}"]
+def _problems_of_count(what: str, value: int) -> list[Problem]:
+    return [] if value >= 1 else [Problem(f"{what} must be at least 1, got {value}")]
 
 
-def _problems_of_name(name: str) -> list[str]:
+def _problems_of_name(name: str) -> list[Problem]:
     if re.fullmatch(r"[a-z0-9_]+", name):
         return []
-    return [f"a task's name is made of a-z, 0-9 and _ (it becomes a file name), got '{name}'"]
+    return [Problem(f"a task's name is made of a-z, 0-9 and _ (it becomes a file name), got '{name}'")]
 
 
-def _problems_of_prompt(prompt: str) -> list[str]:
-    found = _IN_BRACES.findall(prompt)
-    unknown = [name for name in found if name not in PLACEHOLDERS]
-    problems = [f"unknown placeholder '{{{name}}}' in prompt; {suggest(name, PLACEHOLDERS)}" for name in unknown]
-    asks = "text" in found or "first_line" in found
-    return problems if asks else [*problems, f"prompt must hold {{text}} or {{first_line}}, got {prompt!r}"]
+def _problems_of_prompt(prompt: str) -> list[Problem]:
+    named = _IN_BRACES.findall(prompt)
+    problems = [
+        Problem(f"unknown placeholder '{{{name}}}' in prompt; {suggest(name, PLACEHOLDERS)}")
+        for name in named
+        if name not in PLACEHOLDERS
+    ]
+    if "text" not in named and "first_line" not in named:
+        problems.append(Problem(f"prompt must hold {{text}} or {{first_line}}, got {prompt!r}"))
+    return problems
 
 
-def _problems_of_scoring(parse: str, metric: str) -> list[str]:
+def _problems_of_scoring(parse: str, metric: str) -> list[Problem]:
     problems = [
         *_problems_of_choice("parse", parse, PARSER_NAMES),
         *_problems_of_choice("metric", metric, (*METRIC_NAMES, *OFFICIAL_NAMES, *CAPTION_NAMES)),
     ]
     if problems:
         return problems
+    given = f"got parse={parse} and metric={metric}"
     if (parse == "box") != (metric == "iou_at_half"):
-        problems.append(f"parse=box and metric=iou_at_half go together, got parse={parse} and metric={metric}")
+        problems.append(Problem(f"parse=box and metric=iou_at_half go together, {given}"))
     if (parse == "raw") != (metric in OFFICIAL_NAMES):
-        problems.append(f"parse=raw goes with the official_* metrics, got parse={parse} and metric={metric}")
+        problems.append(Problem(f"parse=raw goes with the official_* metrics, {given}"))
     if metric in CAPTION_NAMES and parse != "text":
-        problems.append(f"metric={metric} goes with parse=text, got parse={parse}")
+        problems.append(Problem(f"metric={metric} goes with parse=text, got parse={parse}"))
     return problems

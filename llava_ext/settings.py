@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robustmerge.stage.settings import PRECISIONS, PRODUCTS, ConfigError, outside_identity, refuse, suggest
+from robustmerge.stage.settings import PRECISIONS, PRODUCTS, ConfigError, Problem, outside_identity, refuse, suggest
 
 LANGUAGE_LINEARS = (
     r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
@@ -14,18 +14,18 @@ DEEPSPEED_ENGINES = ("zero2", "zero3", "zero3_offload")
 MULTI_TASK = "multi_task"
 
 
-def _positive(owner: object, *names: str) -> list[str]:
+def _positive(owner: object, *names: str) -> list[Problem]:
     return [
-        f"{name} must be above 0, got {getattr(owner, name)} ({name})"
+        Problem(f"{name} must be above 0, got {getattr(owner, name)}", name)
         for name in names
         if getattr(owner, name) is not None and getattr(owner, name) <= 0
     ]
 
 
-def _problems_of_precision(precision: str) -> list[str]:
+def _problems_of_precision(precision: str) -> list[Problem]:
     if precision in PRECISIONS:
         return []
-    return [f"unknown precision '{precision}'; {suggest(precision, PRECISIONS)} (precision)"]
+    return [Problem(f"unknown precision '{precision}'; {suggest(precision, PRECISIONS)}", "precision")]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Vision:
     def __post_init__(self):
         problems = _positive(self, "layers", "width", "mlp", "heads", "image_size", "patch_size")
         if not problems and self.width % self.heads:
-            problems.append(f"width must be a multiple of heads, got {self.width} and {self.heads} (width)")
+            problems.append(Problem(f"width must be a multiple of heads, got {self.width} and {self.heads}", "width"))
         if not problems and self.image_size % self.patch_size:
-            problems.append(f"image_size must be a multiple of patch_size {self.patch_size} (image_size)")
+            problems.append(Problem(f"image_size must be a multiple of patch_size {self.patch_size}", "image_size"))
         refuse(problems)
 
 
@@ -60,7 +60,7 @@ class Language:
     def __post_init__(self):
         problems = _positive(self, "layers", "width", "mlp", "heads")
         if not problems and self.width % (2 * self.heads):
-            problems.append(f"width must be a multiple of 2 x heads, got {self.width}, {self.heads} (width)")
+            problems.append(Problem(f"width must be a multiple of 2 x heads, got {self.width}, {self.heads}", "width"))
         refuse(problems)
 
 
@@ -100,9 +100,11 @@ class BaseModel:
     def __post_init__(self):
         problems = _positive(self, "save_steps")
         if self.vocabulary < 300:
-            problems.append(f"vocabulary must be at least 300 (256 bytes and some words), got {self.vocabulary}")
+            problems.append(
+                Problem(f"vocabulary must be at least 300 (256 bytes and some words), got {self.vocabulary}")
+            )
         if not 0 < self.held_out < 0.5:
-            problems.append(f"held_out must be in (0, 0.5), got {self.held_out} (held_out)")
+            problems.append(Problem(f"held_out must be in (0, 0.5), got {self.held_out}", "held_out"))
         refuse(problems)
 
 
@@ -126,7 +128,7 @@ class Peft:
     def __post_init__(self):
         problems = _positive(self, "r", "alpha")
         if not 0 <= self.dropout < 1:
-            problems.append(f"dropout must be in [0, 1), got {self.dropout} (dropout)")
+            problems.append(Problem(f"dropout must be in [0, 1), got {self.dropout}", "dropout"))
         refuse(problems)
 
 
@@ -156,11 +158,13 @@ class Recipe:
         )
         schedules = ("constant", "constant_with_warmup", "cosine", "linear")
         if self.schedule not in schedules:
-            problems.append(f"unknown schedule '{self.schedule}'; {suggest(self.schedule, schedules)} (schedule)")
+            problems.append(
+                Problem(f"unknown schedule '{self.schedule}'; {suggest(self.schedule, schedules)}", "schedule")
+            )
         if self.save_steps < 0:
-            problems.append(f"save_steps must be 0 or more, got {self.save_steps} (save_steps)")
+            problems.append(Problem(f"save_steps must be 0 or more, got {self.save_steps}", "save_steps"))
         if not 0 <= self.warmup_ratio < 1:
-            problems.append(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio} (warmup_ratio)")
+            problems.append(Problem(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio}", "warmup_ratio"))
         refuse(problems)
 
 
@@ -200,12 +204,14 @@ class Model:
     def __post_init__(self):
         problems = [*_positive(self, "generation_batch", "parameters"), *_problems_of_precision(self.precision)]
         if self.products not in PRODUCTS:
-            problems.append(f"unknown products '{self.products}'; {suggest(self.products, PRODUCTS)} (products)")
+            problems.append(
+                Problem(f"unknown products '{self.products}'; {suggest(self.products, PRODUCTS)}", "products")
+            )
         if (self.base is None) == (self.checkpoint is None):
-            problems.append("a model has either a base (trained here) or a checkpoint (base, checkpoint)")
+            problems.append(Problem("a model has either a base (trained here) or a checkpoint", "base, checkpoint"))
         elif self.base is not None and self.base.template != self.template:
             problems.append(
-                f"the base is trained with template '{self.base.template}', not '{self.template}' (template)"
+                Problem(f"the base is trained with template '{self.base.template}', not '{self.template}'", "template")
             )
         refuse(problems)
 
@@ -230,14 +236,16 @@ class Trainer:
     def __post_init__(self):
         problems = _positive(self, "processes", "per_device_batch")
         if self.engine not in ENGINES:
-            problems.append(f"unknown engine '{self.engine}'; {suggest(self.engine, ENGINES)} (engine)")
+            problems.append(Problem(f"unknown engine '{self.engine}'; {suggest(self.engine, ENGINES)}", "engine"))
         if self.device not in ("cpu", "cuda"):
-            problems.append(f"device must be cpu or cuda, got '{self.device}' (device)")
+            problems.append(Problem(f"device must be cpu or cuda, got '{self.device}'", "device"))
         problems += _problems_of_precision(self.precision)
         if self.engine in ("cpu", "single_gpu") and self.processes != 1:
-            problems.append(f"engine {self.engine} has one process, got {self.processes} (processes)")
+            problems.append(Problem(f"engine {self.engine} has one process, got {self.processes}", "processes"))
         if (self.engine in DEEPSPEED_ENGINES) != bool(self.deepspeed):
-            problems.append(f"deepspeed settings go with {', '.join(DEEPSPEED_ENGINES)} and only there (deepspeed)")
+            problems.append(
+                Problem(f"deepspeed settings go with {', '.join(DEEPSPEED_ENGINES)} and only there", "deepspeed")
+            )
         refuse(problems)
 
     @property
@@ -253,10 +261,10 @@ class Trainer:
         share, rest = divmod(global_batch, self.processes)
         if rest or not share:
             raise ConfigError(
-                [
-                    f"{self.processes} processes cannot share a global batch of {global_batch} equally "
-                    "(trainer.processes, model.recipe.global_batch)"
-                ]
+                Problem(
+                    f"{self.processes} processes cannot share a global batch of {global_batch} equally",
+                    "trainer.processes, model.recipe.global_batch",
+                )
             )
         batch = next(size for size in range(min(self.per_device_batch or share, share), 0, -1) if share % size == 0)
         return batch, share // batch
@@ -284,9 +292,9 @@ class Expert:
 
     def __post_init__(self):
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
-            raise ConfigError([f"tasks must be named once each, got {list(self.tasks)} (tasks)"])
+            raise ConfigError(Problem(f"tasks must be named once each, got {list(self.tasks)}", "tasks"))
         if unknown := sorted(set(self.prompts) - set(self.tasks)):
-            raise ConfigError([f"prompts for tasks that are not trained: {', '.join(unknown)} (prompts)"])
+            raise ConfigError(Problem(f"prompts for tasks that are not trained: {', '.join(unknown)}", "prompts"))
         self.trainer.accumulation(self.recipe.global_batch)
 
     @property

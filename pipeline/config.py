@@ -16,7 +16,7 @@ from pipeline.strengths import is_set_by_user, problems_of_grid
 from robustmerge.hub.places import find_folder, name_of
 from robustmerge.method import Method, OutsideMethod, build_method, list_methods, read_method
 from robustmerge.stage.address import REPOSITORY
-from robustmerge.stage.settings import ConfigError, UserError, build, choose, refuse, suggest
+from robustmerge.stage.settings import ConfigError, Problem, UserError, build, choose, refuse, suggest
 
 EXPERT_SETS = ("trained", "released")
 DEVICES = ("cpu", "cuda")
@@ -80,9 +80,11 @@ class General:
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
-            raise ConfigError([f"jobs must be at least 1, got {self.jobs} (jobs)"])
+            raise ConfigError(Problem(f"jobs must be at least 1, got {self.jobs}", "jobs"))
         if self.report is not None and not re.fullmatch(r"[\w.=-]+", self.report):
-            raise ConfigError([f"a report's name is made of letters, digits and _.=-, got '{self.report}' (report)"])
+            raise ConfigError(
+                Problem(f"a report's name is made of letters, digits and _.=-, got '{self.report}'", "report")
+            )
         choose(self.protocol, PROTOCOLS, "protocol")
         choose(self.expert_set, EXPERT_SETS, "expert_set")
         if self.device is not None:
@@ -159,7 +161,7 @@ def without_training(data: dict) -> dict:
 def read_config(point: Mapping[str, Any]) -> Config:
     """Check a composed config. Raises UserError; where several keys are wrong, all are named."""
     point = dict(point)
-    problems: list[str] = []
+    problems: list[Problem] = []
     parts = {"paths": Paths, "benchmark": Benchmark, "model": Model, "peft": Peft, "trainer": Trainer}
     parts |= {"logger": Logger, "bootstrap": Bootstrap}
     built = {key: _collect(problems, build, cls, point.pop(key), key) for key, cls in parts.items()}
@@ -168,46 +170,49 @@ def read_config(point: Mapping[str, Any]) -> Config:
     methods = _collect(problems, _build_methods, merge, point.pop("methods"))
     experts = _collect(problems, _read_experts, point.pop("experts"), built["paths"])
     general = _collect(problems, build, General, point, "")
-    if problems:
-        raise ConfigError(problems)
+    refuse(problems)
     fixed = tuple(method.name for method in methods if merge is not None and is_set_by_user(merge, method))
     config = Config(**built, tasks=tasks, methods=methods, experts=experts, fixed=fixed, **vars(general))
-    if problems := _problems_of(config):
-        raise ConfigError(problems)
+    refuse(_problems_of(config))
     return config
 
 
-def _problems_of(config: Config) -> list[str]:
+def _problems_of(config: Config) -> list[Problem]:
     """What is wrong between the parts of a configuration, each of which is right by itself."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     for task in config.tasks:
         _collect(problems, config.data, task)
     if config.seen:
         _collect(problems, config.expert, *config.seen)
     if config.benchmark.counts.test < 1:
-        problems.append(f"there must be a test question, got {config.benchmark.counts.test} (benchmark.counts.test)")
+        problems.append(
+            Problem(f"there must be a test question, got {config.benchmark.counts.test}", "benchmark.counts.test")
+        )
     if config.expert_set == "released" and config.experts is None:
         lacking = [task.name for task in config.seen if task.name not in config.benchmark.released]
         if lacking:
             problems.append(
-                f"no expert is known to be released for {', '.join(lacking)} of {config.benchmark.name} "
-                "(benchmark.released); those of the paper: benchmark=mm_mergebench model=llava15_7b"
+                Problem(
+                    f"no expert is known to be released for {', '.join(lacking)} of {config.benchmark.name} "
+                    "(benchmark.released); those of the paper: benchmark=mm_mergebench model=llava15_7b"
+                )
             )
     names = {"benchmark.name": [config.benchmark.name], "model.name": [config.model.name]}
     names["merge.name"] = [method.name for method in config.methods]
     for key, found in names.items():
         bad = [name for name in found if not re.fullmatch(r"[a-z0-9_]+", name)]
-        problems += [f"a name is made of a-z, 0-9 and _ (it becomes a folder), got '{name}' ({key})" for name in bad]
+        rule = "a name is made of a-z, 0-9 and _ (it becomes a folder)"
+        problems += [Problem(f"{rule}, got '{name}'", key) for name in bad]
     return problems
 
 
-def _collect(problems: list[str], make: Any, *arguments: Any) -> Any:
+def _collect(problems: list[Problem], make: Any, *arguments: Any) -> Any:
     try:
         return make(*arguments)
     except ConfigError as error:
         problems.extend(error.problems)
     except (UserError, ValueError) as error:
-        problems.append(str(error))
+        problems.append(Problem(str(error)))
     return None
 
 
@@ -215,24 +220,25 @@ def _listed(value: Any, key: str) -> list[str]:
     """A list of names; a bare name is a list of one."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError([f"expected a list of names, as '{key}=[a,b]', got {value!r} ({key})"])
+        raise ConfigError(Problem(f"expected a list of names, as '{key}=[a,b]', got {value!r}", key))
     if not names:
-        raise ConfigError([f"the list is empty ({key})"])
+        raise ConfigError(Problem("the list is empty", key))
     return names
 
 
 def _build_tasks(described: Mapping[str, Any], chosen: list[str] | str | None) -> tuple[Task, ...]:
     chosen = list(described) if chosen is None else _listed(chosen, "tasks")
     problems = [
-        f"unknown task '{name}'; {suggest(name, described)} (tasks)" for name in chosen if name not in described
+        Problem(f"unknown task '{name}'; {suggest(name, described)}", "tasks")
+        for name in chosen
+        if name not in described
     ]
     tasks = [
         _collect(problems, build, Task, {"name": name, **node}, f"task.{name}")
         for name, node in described.items()
         if name in chosen
     ]
-    if problems:
-        raise ConfigError(problems)
+    refuse(problems)
     return tuple(tasks)
 
 
@@ -240,11 +246,10 @@ def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> t
     """`merge=NAME` narrows the table to one method; otherwise `methods` names its rows."""
     if merge is not None:
         return (build_method(merge),)
-    problems: list[str] = []
+    problems: list[Problem] = []
     names = list_methods() if names == "all" else _listed(names, "methods")
     methods = tuple(_collect(problems, read_method, name) for name in names)
-    if problems:
-        raise ConfigError(problems)
+    refuse(problems)
     return methods
 
 
@@ -253,23 +258,22 @@ def _read_experts(named: list[str] | str | None, paths: Paths | None = None) -> 
     if named is None:
         return None
     experts: dict[str, Path] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     for entry in _listed(named, "experts"):
         name, colon, where = entry.partition(":")
         where = where if colon else entry
         name = name if colon else name_of(where)
         if name in experts:
-            problems.append(f"two experts are called '{name}'; name them as name:folder (experts)")
+            problems.append(Problem(f"two experts are called '{name}'; name them as name:folder", "experts"))
             continue
         try:
             experts[name] = find_folder(where, paths.pins if paths else None)
         except UserError as error:
-            problems.append(f"expert '{name}': {error} (experts)")
+            problems.append(Problem(f"expert '{name}': {error}", "experts"))
             continue
         if not (experts[name] / "adapter_config.json").exists():
-            problems.append(f"expert '{name}': {experts[name]} has no adapter_config.json (experts)")
-    if problems:
-        raise ConfigError(problems)
+            problems.append(Problem(f"expert '{name}': {experts[name]} has no adapter_config.json", "experts"))
+    refuse(problems)
     return tuple(experts.items())
 
 

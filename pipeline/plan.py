@@ -22,7 +22,7 @@ from pipeline.strengths import choose, has_val
 from robustmerge.method import Method, OutsideMethod, strength_of, times
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import read_examples, read_score
-from robustmerge.stage.settings import ConfigError, UserError, build, suggest
+from robustmerge.stage.settings import ConfigError, Problem, UserError, build, refuse, suggest
 
 SHARED_BY_POINTS = (
     "profile",
@@ -186,14 +186,14 @@ def require(addresses: Iterable[Address | None], what: str, command: str) -> Non
 
 def make_plans(points: Sequence[Mapping[str, Any]]) -> list[Plan]:
     """The lines of all points of a sweep. Raises UserError for everything wrong in their configs, each thing once."""
-    plans, problems = [], []
+    plans: list[Plan] = []
+    problems: list[Problem] = []
     for point in points:
         try:
             plans.append(Plan(read_config(point)))
         except ConfigError as error:
             problems += [problem for problem in error.problems if problem not in problems]
-    if problems:
-        raise ConfigError(problems)
+    refuse(problems)
     for key in SHARED_BY_POINTS:
         if len({repr(getattr(plan.config, key)) for plan in plans}) > 1:
             raise UserError(f"a sweep cannot run over {key}: all its points are made together and end in one report")
@@ -204,14 +204,14 @@ def make_plan_with(own: type[T], point: Mapping[str, Any]) -> tuple[Plan, T]:
     """The line, and a program's own keys as their dataclass. Raises ConfigError with the problems of both."""
     point = dict(point)
     values = {field.name: point.pop(field.name) for field in dataclasses.fields(own)}
-    problems, made = [], []
+    problems: list[Problem] = []
+    made: list[Any] = []
     for make in (lambda: make_plans([point])[0], lambda: build(own, values, "")):
         try:
             made.append(make())
         except ConfigError as error:
             problems += error.problems
-    if problems:
-        raise ConfigError(problems)
+    refuse(problems)
     plan, request = made
     return plan, request
 

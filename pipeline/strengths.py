@@ -15,6 +15,7 @@ from typing import Any
 from data_prep.settings import TaskData
 from eval.report.results import Choice
 from robustmerge.method import Method, OutsideMethod, list_methods, read_method, strength_of
+from robustmerge.stage.settings import Problem
 
 DIGITS = 9  # val means that agree in so many decimals are equal: sums of the same scores in another order
 
@@ -32,14 +33,14 @@ def choose(tried: Mapping[float, tuple[float, float]]) -> Choice:
     return Choice(factor, tried[factor][0], factor in (min(means), max(means)), means)
 
 
-def problems_of_grid(grid: Sequence[float] | None) -> list[str]:
+def problems_of_grid(grid: Sequence[float] | None) -> list[Problem]:
     """What is wrong with `strength_grid`; null and an empty list say that nothing is chosen."""
-    grid = grid or ()
+    key, grid = "strength_grid", grid or ()
     bad = [factor for factor in grid if not 0 < factor < math.inf]
     doubled = sorted({factor for factor in grid if list(grid).count(factor) > 1})
     return [
-        *(f"a multiple of the update must be above 0 and finite, got {factor:g} (strength_grid)" for factor in bad),
-        *(f"{factor:g} is given more than once (strength_grid)" for factor in doubled),
+        *(Problem(f"a multiple of the update must be above 0 and finite, got {factor:g}", key) for factor in bad),
+        *(Problem(f"{factor:g} is given more than once", key) for factor in doubled),
     ]
 
 

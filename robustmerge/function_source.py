@@ -13,15 +13,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from robustmerge.stage.settings import suggest
+from robustmerge.stage.settings import Problem, suggest
 
 
-def read_functions(targets: Mapping[str, str | None], params: Mapping[str, Any]) -> tuple[str, list[str]]:
+def read_functions(targets: Mapping[str, str | None], params: Mapping[str, Any]) -> tuple[str, list[Problem]]:
     """The sha256 of the files that hold the functions, and all that is wrong with them and their settings.
 
     targets: key -> dotted path, `_target_` and, or None, `collect`, whose result the other is given as `collected`.
     """
-    digests, problems = [], []
+    digests: list[str] = []
+    problems: list[Problem] = []
     for key, target in targets.items():
         if target is None:
             continue
@@ -30,8 +31,11 @@ def read_functions(targets: Mapping[str, str | None], params: Mapping[str, Any])
             tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else None
         except (ImportError, ValueError, AttributeError, SyntaxError) as error:
             problems.append(
-                f"cannot find '{target}': {error}. Give the dotted path of a function in robustmerge or in a "
-                f"module that Python can import, as in my_methods.merge (merge.{key})"
+                Problem(
+                    f"cannot find '{target}': {error}. Give the dotted path of a function in robustmerge or in a "
+                    "module that Python can import, as in my_methods.merge",
+                    key,
+                )
             )
             continue
         digests.append(hashlib.sha256(file.read_bytes()).hexdigest())
@@ -50,7 +54,9 @@ def _file_of(target: str) -> Path:
     return Path(spec.origin)
 
 
-def _problems_of(tree: ast.Module, target: str, key: str, params: Mapping[str, Any], told: set[str]) -> Iterator[str]:
+def _problems_of(
+    tree: ast.Module, target: str, key: str, params: Mapping[str, Any], told: set[str]
+) -> Iterator[Problem]:
     """What is wrong with a function's name and with its settings, as far as the source says it.
 
     Only a plain function tells its settings; what is decorated, assigned or imported is seen when it is called.
@@ -60,7 +66,7 @@ def _problems_of(tree: ast.Module, target: str, key: str, params: Mapping[str, A
     bound = Counter(map(_bound_by, ast.walk(tree)))
     if name not in functions:
         if not bound.keys() & {name, "*", "__getattr__"}:
-            yield f"module '{module}' has no function '{name}'; {suggest(name, functions)} (merge.{key})"
+            yield Problem(f"module '{module}' has no function '{name}'; {suggest(name, functions)}", key)
         return
     if bound[name] > 1 or functions[name].decorator_list:
         return
@@ -68,11 +74,11 @@ def _problems_of(tree: ast.Module, target: str, key: str, params: Mapping[str, A
     if functions[name].args.kwarg is None:
         for given in (given for given in params if given not in takes):
             choices = [setting for setting in takes if setting not in told]
-            yield f"unknown key '{given}' of {target}; {suggest(given, choices)} (merge.params.{given})"
+            yield Problem(f"unknown key '{given}' of {target}; {suggest(given, choices)}", f"params.{given}")
         for given in told - set(takes):
-            yield f"{target} must take '{given}', which it is given where there is a collect (merge.collect)"
+            yield Problem(f"{target} must take '{given}', which it is given where there is a collect", "collect")
     for needed in (needed for needed in needs if needed not in params and needed not in told):
-        yield f"missing value, which {target} needs (merge.params.{needed})"
+        yield Problem(f"missing value, which {target} needs", f"params.{needed}")
 
 
 def _bound_by(node: ast.AST) -> str | None:

@@ -18,7 +18,7 @@ import yaml
 
 from robustmerge.function_source import read_functions
 from robustmerge.stage.address import REPOSITORY
-from robustmerge.stage.settings import ConfigError, UserError, build, choose, later, outside_identity, suggest
+from robustmerge.stage.settings import Problem, UserError, build, choose, later, outside_identity, refuse, suggest
 
 MERGE_SCHEMA = 2  # of what a merge writes: raised where the same method gives other numbers than before
 
@@ -149,9 +149,7 @@ class Method:
             object.__setattr__(self, "strength", self.strengths[self.strength_key])
         if self.prune.scope is None and self.space in USUAL_SCOPE:
             object.__setattr__(self, "prune", replace(self.prune, scope=USUAL_SCOPE[self.space]))
-        problems = problems_of(self)
-        if problems:
-            raise ConfigError(problems)
+        refuse(problems_of(self))
 
     @property
     def strength_key(self) -> str:
@@ -229,12 +227,10 @@ class OutsideMethod:
 
     def __post_init__(self) -> None:
         problems = problems_of_out(self.out)
-        problems += [] if self.name else ["name must not be empty (merge.name)"]
+        problems += [] if self.name else [Problem("name must not be empty", "name")]
         source, more = read_functions({"_target_": self.target, "collect": self.collect}, self.params)
         object.__setattr__(self, "source", source)
-        problems += more
-        if problems:
-            raise ConfigError(problems)
+        refuse([*problems, *more])
 
     @property
     def output_format(self) -> str:
@@ -279,33 +275,33 @@ def build_method(values: Mapping[str, Any], where: str = "merge") -> Method | Ou
     return build(OutsideMethod if "target" in values else Method, values, where)
 
 
-def problems_of(method: Method) -> list[str]:
+def problems_of(method: Method) -> list[Problem]:
     """Everything that is wrong with a method."""
     return [*_unknown_names(method), *_wrong_numbers(method), *_meaningless_cells(method), *problems_of_out(method.out)]
 
 
-def problems_of_out(out: Out) -> list[str]:
+def problems_of_out(out: Out) -> list[Problem]:
     """Everything that is wrong with what is to be written."""
     problems = choice(out.dtype, DTYPES, "out.dtype")
     problems += [] if out.format is None else choice(out.format, FORMATS, "out.format")
     if isinstance(out.rank, str) and out.rank != "experts":
-        problems.append(f"rank must be null, a whole number or experts, got '{out.rank}' (merge.out.rank)")
+        problems.append(Problem(f"rank must be null, a whole number or experts, got '{out.rank}'", "out.rank"))
     if isinstance(out.rank, int) and out.rank < 1:
-        problems.append(f"rank must be at least 1, got {out.rank} (merge.out.rank)")
+        problems.append(Problem(f"rank must be at least 1, got {out.rank}", "out.rank"))
     if out.format != "model" and out.base is not None:
-        problems.append(f"a base is for format=model only, got format {out.format or 'null'} (merge.out.base)")
+        problems.append(Problem(f"a base is for format=model only, got format {out.format or 'null'}", "out.base"))
     return problems
 
 
-def choice(value: Any, choices: Iterable[str], key: str) -> list[str]:
+def choice(value: Any, choices: Iterable[str], key: str) -> list[Problem]:
     """A problem if the value is none of the choices."""
     choices = tuple(choices)
     if value in choices:
         return []
-    return [f"unknown {key.rpartition('.')[2]} '{value}'; {suggest(value, choices)} (merge.{key})"]
+    return [Problem(f"unknown {key.rpartition('.')[2]} '{value}'; {suggest(value, choices)}", key)]
 
 
-def _unknown_names(method: Method) -> list[str]:
+def _unknown_names(method: Method) -> list[Problem]:
     chosen = [
         (method.space, SPACES, "space"),
         (method.prune.rule, PRUNE_RULES, "prune.rule"),
@@ -320,77 +316,90 @@ def _unknown_names(method: Method) -> list[str]:
         chosen.append((method.prune.scope, SCOPES, "prune.scope"))
     if method.first is not None:
         chosen.append((method.first.rule, ("random",), "first.rule"))
-    problems = [line for value, choices, key in chosen for line in choice(value, choices, key)]
+    problems = [problem for value, choices, key in chosen for problem in choice(value, choices, key)]
     for part in PARTS:
         source = getattr(method.scale, part)
         if source is not None and source not in PARTS:
-            problems.append(f"scale.{part} must be null, A or B, got '{source}' (merge.scale.{part})")
+            problems.append(Problem(f"scale.{part} must be null, A or B, got '{source}'", f"scale.{part}"))
     for key in method.strengths:
         problems += choice(key, (*SPACES, "each"), "strengths")
     return problems
 
 
-def _wrong_numbers(method: Method) -> list[str]:
-    problems = [] if method.name else ["name must not be empty (merge.name)"]
+def _wrong_numbers(method: Method) -> list[Problem]:
+    problems = [] if method.name else [Problem("name must not be empty", "name")]
     densities = {"prune": method.prune.density, "balance": method.balance.density}
     densities |= {} if method.first is None else {"first": method.first.density}
     for key, density in densities.items():
         if not 0 < density <= 1:
-            problems.append(f"density must be in (0, 1], got {density} (merge.{key}.density)")
+            problems.append(Problem(f"density must be in (0, 1], got {density}", f"{key}.density"))
     if not 0 <= method.scale.floor < 1:
-        problems.append(f"floor must be in [0, 1), got {method.scale.floor} (merge.scale.floor)")
+        problems.append(Problem(f"floor must be in [0, 1), got {method.scale.floor}", "scale.floor"))
     most = 1.0 if method.basis.relative else float("inf")
     if not 0 <= method.basis.cut < most:
         below = f" and below {most:g}" if method.basis.cut >= most else ""
-        problems.append(f"cut must be at least 0{below}, got {method.basis.cut} (merge.basis.cut)")
+        problems.append(Problem(f"cut must be at least 0{below}, got {method.basis.cut}", "basis.cut"))
     if method.strength is None and method.space in SPACES and not _needs_factors(method):
         problems.append(
-            f"strength must be given: merge.strengths lists no default for {method.strength_key} (merge.strength)"
+            Problem(f"strength must be given: merge.strengths lists no default for {method.strength_key}", "strength")
         )
     numbers = {"strength": method.strength} if method.strength is not None else {}
     numbers |= {f"weights.{name}": weight for name, weight in (method.weights or {}).items()}
     for key, value in numbers.items():
         if not abs(value) < float("inf"):
-            problems.append(f"{key.rpartition('.')[2]} must be a finite number, got {value} (merge.{key})")
+            problems.append(Problem(f"{key.rpartition('.')[2]} must be a finite number, got {value}", key))
     return problems
 
 
-def _meaningless_cells(method: Method) -> list[str]:
+def _meaningless_cells(method: Method) -> list[Problem]:
     problems, prune = [*_unused_settings(method.prune), *_unused_range(method.first)], method.prune
     if prune.count == "exact" and (prune.scope == "model" or method.space == "delta") and prune.rule == "magnitude":
         problems.append(
-            "count=exact needs a tensor that is held whole, so scope=tensor and a space other than delta; choose "
-            "count=authors or released (merge.prune.count)"
+            Problem(
+                "count=exact needs a tensor that is held whole, so scope=tensor and a space other than delta; choose "
+                "count=authors or released",
+                "prune.count",
+            )
         )
     if method.strength_key == "factors" and method.strength is not None and method.strength < 0:
         problems.append(
-            "strength multiplies A and B each, so that a negative one does not turn the update round; take another "
-            f"space than factors, or product=each; got {method.strength} (merge.strength)"
+            Problem(
+                "strength multiplies A and B each, so that a negative one does not turn the update round; take "
+                f"another space than factors, or product=each; got {method.strength}",
+                "strength",
+            )
         )
     if method.strength_key == "each" and method.combine in ("elected", "balanced"):
-        problems.append(f"product=each is a sum of products, got combine {method.combine} (merge.product)")
+        problems.append(Problem(f"product=each is a sum of products, got combine {method.combine}", "product"))
     if method.combine == "balanced" and method.scaled_parts and prune.scope == "model":
         problems.append(
-            "scores over the whole model are measured before anything is scaled; with combine=balanced take "
-            "merge.prune.scope=tensor, or scale nothing (merge.scale)"
+            Problem(
+                "scores over the whole model are measured before anything is scaled; with combine=balanced take "
+                "merge.prune.scope=tensor, or scale nothing",
+                "scale",
+            )
         )
     if method.space in SPACES:
         problems += _needs_factors(method)
     if method.out.format == "adapter" and not method.is_low_rank:
         problems.append(
-            f"a pruned or elected update in space {method.space} has full rank, which no adapter holds exactly; give "
-            "the rank to cut it to, merge.out.rank=R, or take delta (merge.out.format)"
+            Problem(
+                f"a pruned or elected update in space {method.space} has full rank, which no adapter holds exactly; "
+                "give the rank to cut it to, merge.out.rank=R, or take delta",
+                "out.format",
+            )
         )
     return problems
 
 
-def _needs_factors(method: Method) -> list[str]:
+def _needs_factors(method: Method) -> list[Problem]:
     """What works on A and B apart, and so in no other space than factors."""
     if method.space == "factors":
         return []
     needs = f"needs merge.space=factors, got space {method.space}"
-    problems = [f"scaling works on A and B apart, so it {needs} (merge.scale.{part})" for part in method.scaled_parts]
-    return [*problems, *([f"product=each {needs} (merge.product)"] if method.product == "each" else [])]
+    scaled = f"scaling works on A and B apart, so it {needs}"
+    problems = [Problem(scaled, f"scale.{part}") for part in method.scaled_parts]
+    return [*problems, *([Problem(f"product=each {needs}", "product")] if method.product == "each" else [])]
 
 
 def ways_past_ranks(method: Method | OutsideMethod) -> str:
@@ -403,7 +412,7 @@ def ways_past_ranks(method: Method | OutsideMethod) -> str:
     return f"in factor space ranks must be equal: take {', or '.join(ways)}" if ways else ""
 
 
-def _unused_settings(prune: Prune) -> list[str]:
+def _unused_settings(prune: Prune) -> list[Problem]:
     """What is said of a density that the rule does not use."""
     if prune.rule not in ("none", "sign"):
         return []
@@ -413,22 +422,27 @@ def _unused_settings(prune: Prune) -> list[str]:
     if prune.density != 1:
         what = "prunes nothing" if prune.rule == "none" else "is not used"
         problems.append(
-            f"density {prune.density} {what} {unused} prune.density=1, or prune.rule to one of {others} "
-            "(merge.prune.density)"
+            Problem(
+                f"density {prune.density} {what} {unused} prune.density=1, or prune.rule to one of {others}",
+                "prune.density",
+            )
         )
     if prune.rescale:
         problems.append(
-            f"rescale divides by a density that is not used {unused} prune.rescale=false, or prune.rule to one of "
-            f"{others} (merge.prune.rescale)"
+            Problem(
+                f"rescale divides by a density that is not used {unused} prune.rescale=false, or prune.rule to one of "
+                f"{others}",
+                "prune.rescale",
+            )
         )
     return problems
 
 
-def _unused_range(first: Prune | None) -> list[str]:
+def _unused_range(first: Prune | None) -> list[Problem]:
     """A random pruning has no threshold, so neither the range of one nor a way to count."""
     keys = {"scope": None, "count": "released"}  # as they are if nothing is said
     return [
-        f"{key} is of thresholds, and a random pruning has none; leave it out (merge.first.{key})"
+        Problem(f"{key} is of thresholds, and a random pruning has none; leave it out", f"first.{key}")
         for key, value in keys.items()
         if first is not None and getattr(first, key) != value
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from robustmerge.stage.records import Score
-from robustmerge.stage.settings import ConfigError, UserError, later, suggest
+from robustmerge.stage.settings import Problem, UserError, later, refuse, suggest
 
 LMMS_EVAL = "0.7.3"
 RESULTS = re.compile(r"\d{8}_\d{6}_results\.json")
@@ -40,16 +40,18 @@ class GeneralRun:
     def __post_init__(self) -> None:
         problems = []
         if not re.fullmatch(r"[\w-]+", self.task):
-            problems.append(
-                f"a task of lmms-eval has a name of letters, digits, _ and -, got '{self.task}' (tasks_general)"
-            )
+            rule = "a task of lmms-eval has a name of letters, digits, _ and -"
+            problems.append(Problem(f"{rule}, got '{self.task}'", "tasks_general"))
         if self.task in ("mmbench_en", "mmbench_en_dev"):
-            take = "take mmbench_en_dev_static (tasks_general)"
-            problems.append(f"{self.task} asks a model of OpenAI about unclear answers; {take}")
+            take = "take mmbench_en_dev_static"
+            problems.append(
+                Problem(f"{self.task} asks a model of OpenAI about unclear answers; {take}", "tasks_general")
+            )
         if self.limit is not None and self.task.startswith("mme") and self.limit % 2:
-            problems.append(f"MME is scored by pairs of questions: limit must be even, got {self.limit} (limit)")
-        if problems:
-            raise ConfigError(problems)
+            problems.append(
+                Problem(f"MME is scored by pairs of questions: limit must be even, got {self.limit}", "limit")
+            )
+        refuse(problems)
 
 
 @dataclass(frozen=True)

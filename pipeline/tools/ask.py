@@ -16,7 +16,7 @@ from pipeline.stages import predict
 from pipeline.stages.base import fetch_bases
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import Example
-from robustmerge.stage.settings import ConfigError, UserError, suggest
+from robustmerge.stage.settings import ConfigError, Problem, UserError, suggest
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ConfigError([f"max_new_tokens must be at least 1, got {self.max_new_tokens}"])
+            raise ConfigError(Problem(f"max_new_tokens must be at least 1, got {self.max_new_tokens}"))
         if self.image is not None and not Path(self.image).expanduser().is_file():
-            raise ConfigError([f"there is no picture {self.image} (image)"])
+            raise ConfigError(Problem(f"there is no picture {self.image}", "image"))
 
 
 def ask(point: Mapping[str, Any]) -> None:

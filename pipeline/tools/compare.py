@@ -22,7 +22,7 @@ from pipeline.sources import Source
 from pipeline.stages.report_context import make_context
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.records import Score, read_score
-from robustmerge.stage.settings import ConfigError, UserError, build
+from robustmerge.stage.settings import ConfigError, Problem, UserError, build
 
 WIDTH = 130  # characters of a line in the terminal
 LONGEST_NAME = 32
@@ -37,9 +37,11 @@ class Request:
 
     def __post_init__(self) -> None:
         if len(set(self.sources)) < max(2, len(self.sources)):
-            raise ConfigError([f"name at least two different sources, as 'sources=[a,b]', got {list(self.sources)}"])
+            raise ConfigError(
+                Problem(f"name at least two different sources, as 'sources=[a,b]', got {list(self.sources)}")
+            )
         if self.out is not None and Path(self.out).suffix != ".csv":
-            raise ConfigError([f"out must be a CSV file, got {self.out} (out)"])
+            raise ConfigError(Problem(f"out must be a CSV file, got {self.out}", "out"))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pipeline.stages.convert import ADAPTER_FILES
 from robustmerge.hub.download import fetch_pinned
 from robustmerge.hub.pins import REPOSITORY, pin
 from robustmerge.hub.places import name_of
-from robustmerge.stage.settings import ConfigError, UserError, build, suggest
+from robustmerge.stage.settings import ConfigError, Problem, UserError, build, refuse, suggest
 
 DIRECTIONS = ("peft", "original")
 KEYS = ("to", "adapters", "out", "base", "like", "vision_tower", "allow_no_projector")
@@ -30,18 +30,17 @@ class Request:
     allow_no_projector: bool = False
 
     def __post_init__(self) -> None:
-        problems = []
+        problems: list[Problem] = []
         if self.to not in DIRECTIONS:
-            problems.append(f"unknown format '{self.to}'; {suggest(self.to, DIRECTIONS)} (to)")
+            problems.append(Problem(f"unknown format '{self.to}'; {suggest(self.to, DIRECTIONS)}", "to"))
         if not self.adapters:
-            problems.append("name at least one adapter, as 'adapters=[name:folder,user/repo]' (adapters)")
+            problems.append(Problem("name at least one adapter, as 'adapters=[name:folder,user/repo]'", "adapters"))
         for key, to in (("base", "peft"), ("like", "original"), ("vision_tower", "original")):
             if getattr(self, key) is not None and self.to != to:
-                problems.append(f"{key} is for to={to} ({key})")
+                problems.append(Problem(f"{key} is for to={to}", key))
         if self.like is not None and not Path(self.like).expanduser().is_dir():
-            problems.append(f"there is no folder {self.like} (like)")
-        if problems:
-            raise ConfigError(problems)
+            problems.append(Problem(f"there is no folder {self.like}", "like"))
+        refuse(problems)
 
     @property
     def places(self) -> dict[str, str]:
@@ -52,7 +51,9 @@ class Request:
             where = where if colon else entry
             name = name if colon else self._name(name_of(where))
             if name in found or not name or "/" in name or name.startswith("."):
-                raise ConfigError([f"'{name}' is no name, or of two adapters; name them as name:folder (adapters)"])
+                raise ConfigError(
+                    Problem(f"'{name}' is no name, or of two adapters; name them as name:folder", "adapters")
+                )
             found[name] = where
         return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,18 +28,37 @@ class UserError(Exception):
     """
 
 
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One mistake in a configuration. key: of the setting, `density` or `prune.density`; of several, `limit, ids`.
+
+    >>> print(Problem("density must be in (0, 1], got 2", "density").under("merge.prune"))
+    density must be in (0, 1], got 2 (merge.prune.density)
+    """
+
+    text: str
+    key: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.key})" if self.key else self.text
+
+    def under(self, where: str) -> Problem:
+        """The same problem, seen from outside: its key starts at `where`, the key of what the settings belong to."""
+        return Problem(self.text, ", ".join(_key(where, key) for key in self.key.split(", ")))
+
+
 class ConfigError(UserError):
     """All problems of one configuration, a line each."""
 
-    def __init__(self, problems: Sequence[str]):
-        self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
+    def __init__(self, *problems: Problem):
+        self.problems = problems
+        super().__init__("\n".join(map(str, self.problems)))
 
 
-def refuse(problems: Sequence[str]) -> None:
+def refuse(problems: Iterable[Problem]) -> None:
     """Raises ConfigError if there is any problem."""
-    if problems:
-        raise ConfigError(problems)
+    if problems := tuple(problems):
+        raise ConfigError(*problems)
 
 
 def outside_identity(default: Any = dataclasses.MISSING) -> Any:
@@ -87,55 +105,43 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
     where: the key path of `values`, put into every message (`merge.prune.density`); empty for the topmost keys.
     Raises ConfigError with all problems at once: unknown keys with the choices, missing keys, wrong types,
-    and whatever the `__post_init__` of the dataclasses refuse (ValueError or ConfigError).
+    and whatever the `__post_init__` of the dataclasses refuse.
     """
-    problems: list[str] = []
-    made = _build(cls, values, where, problems)
+    problems: list[Problem] = []
+    settings = _build(cls, values, where, problems)
     refuse(problems)
-    return made
+    return settings
 
 
-def _build(cls: type, values: Mapping[str, Any], where: str, problems: list[str]) -> Any:
+def _build(cls: type, values: Mapping[str, Any], where: str, problems: list[Problem]) -> Any:
     if not isinstance(values, Mapping):
-        problems.append(f"expected a mapping, got {values!r} ({where})")
+        problems.append(Problem(f"expected a mapping, got {values!r}", where))
         return None
     types_of = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
-            problems.append(f"unknown key '{key}'; {suggest(key, fields)} ({_key(where, key)})")
+            problems.append(Problem(f"unknown key '{key}'; {suggest(key, fields)}", _key(where, key)))
     found, before = {}, len(problems)
     for name, field in fields.items():
         if name in values and values[name] != "???":
             found[name] = _coerce(types_of[name], values[name], _key(where, name), problems)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            problems.append(f"missing value ({_key(where, name)})")
+            problems.append(Problem("missing value", _key(where, name)))
     if len(problems) > before:
         return None
     try:
         return cls(**found)
     except ConfigError as error:
-        problems.extend(_located(line, where) for line in error.problems)
-    except ValueError as error:
-        problems.append(_located(str(error), where))
+        problems.extend(problem.under(where) for problem in error.problems)
     return None
 
 
-def _located(line: str, where: str) -> str:
-    """The line with the full path of its key: `... (density)` and `...` get theirs, `... (merge.density)` has it."""
-    named = re.search(r" \(([\w.]+(, [\w.]+)*)\)$", line)
-    if named is None:
-        return f"{line} ({where})" if where else line
-    if "." in named[1] or not where:
-        return line
-    return f"{line[: named.start()]} ({', '.join(f'{where}.{name}' for name in named[1].split(', '))})"
-
-
 def _key(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
+    return ".".join(part for part in (where, name) if part)
 
 
-def _coerce(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+def _coerce(kind: Any, value: Any, where: str, problems: list[Problem]) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _coerce_union(arguments, value, where, problems)
@@ -150,12 +156,12 @@ def _coerce(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     return _coerce_scalar(kind, value, where, problems)
 
 
-def _coerce_union(arguments: tuple, value: Any, where: str, problems: list[str]) -> Any:
+def _coerce_union(arguments: tuple, value: Any, where: str, problems: list[Problem]) -> Any:
     if value is None and type(None) in arguments:
         return None
     tries = []
     for kind in (kind for kind in arguments if kind is not type(None)):
-        trial: list[str] = []
+        trial: list[Problem] = []
         made = _coerce(kind, value, where, trial)
         if not trial:
             return made
@@ -164,14 +170,14 @@ def _coerce_union(arguments: tuple, value: Any, where: str, problems: list[str])
     return None
 
 
-def _coerce_sequence(origin: type, arguments: tuple, value: Any, where: str, problems: list[str]) -> Any:
+def _coerce_sequence(origin: type, arguments: tuple, value: Any, where: str, problems: list[Problem]) -> Any:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        problems.append(f"expected a list, got {value!r} ({where})")
+        problems.append(Problem(f"expected a list, got {value!r}", where))
         return None
     items = list(value)
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         if len(items) != len(arguments):
-            problems.append(f"expected {len(arguments)} values, got {len(items)} ({where})")
+            problems.append(Problem(f"expected {len(arguments)} values, got {len(items)}", where))
             return None
         kinds: Sequence[Any] = arguments
     else:
@@ -183,22 +189,22 @@ def _coerce_sequence(origin: type, arguments: tuple, value: Any, where: str, pro
     return origin(made)
 
 
-def _coerce_mapping(arguments: tuple, value: Any, where: str, problems: list[str]) -> Any:
+def _coerce_mapping(arguments: tuple, value: Any, where: str, problems: list[Problem]) -> Any:
     if not isinstance(value, Mapping):
-        problems.append(f"expected a mapping, got {value!r} ({where})")
+        problems.append(Problem(f"expected a mapping, got {value!r}", where))
         return None
     kind = arguments[1] if len(arguments) == 2 else Any
     return {str(key): _coerce(kind, item, f"{where}.{key}", problems) for key, item in value.items()}
 
 
-def _coerce_scalar(kind: type, value: Any, where: str, problems: list[str]) -> Any:
+def _coerce_scalar(kind: type, value: Any, where: str, problems: list[Problem]) -> Any:
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    problems.append(f"expected {_NAMES.get(kind, kind.__name__)}, got {value!r} ({where})")
+    problems.append(Problem(f"expected {_NAMES.get(kind, kind.__name__)}, got {value!r}", where))
     return None
 
 

@@ -27,7 +27,7 @@ from pipeline.tools.general.run_lmms import find_environment, run_task
 from robustmerge.method import list_methods, read_method
 from robustmerge.stage.address import Address, address_folder, foreign, run_stage
 from robustmerge.stage.records import read_score
-from robustmerge.stage.settings import IMAGE_MODES, ConfigError, UserError, build, choose, refuse
+from robustmerge.stage.settings import IMAGE_MODES, ConfigError, Problem, UserError, build, choose, refuse
 
 SCHEMA = 1
 
@@ -45,9 +45,9 @@ class Wanted:
     def __post_init__(self) -> None:
         choose(self.image, IMAGE_MODES, "image mode")
         if not self.tasks_general or len(set(self.tasks_general)) != len(self.tasks_general):
-            raise ConfigError([f"name tasks, each once, got {list(self.tasks_general)} (tasks_general)"])
+            raise ConfigError(Problem(f"name tasks, each once, got {list(self.tasks_general)}", "tasks_general"))
         if self.include is not None and not Path(self.include).expanduser().is_dir():
-            raise ConfigError([f"there is no folder {self.include} (include)"])
+            raise ConfigError(Problem(f"there is no folder {self.include}", "include"))
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ def runs_of(plan: Plan, wanted: Wanted) -> list[GeneralRun]:
         "limit": plan.config.limit,
     }
     if plan.config.ids is not None:
-        raise ConfigError(["lmms-eval chooses its own questions: take limit, not ids (ids)"])
-    found, problems = [], []
+        raise ConfigError(Problem("lmms-eval chooses its own questions: take limit, not ids", "ids"))
+    found: list[GeneralRun] = []
+    problems: list[Problem] = []
     for task in wanted.tasks_general:
         try:
             found.append(build(GeneralRun, {"task": task, **values}, ""))

@@ -15,7 +15,7 @@ from pipeline.closing import shown
 from pipeline.plan import Plan, make_plan_with
 from pipeline.stages import merge
 from robustmerge.stage.files import write_atomically
-from robustmerge.stage.settings import ConfigError, UserError
+from robustmerge.stage.settings import ConfigError, Problem, UserError, refuse
 
 TABLES = ("experts", "modules", "kinds", "spectra", "pairs", "merged")
 
@@ -33,7 +33,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
-            raise ConfigError([f"density must be in (0, 1], got {self.density} (density)"])
+            raise ConfigError(Problem(f"density must be in (0, 1], got {self.density}", "density"))
 
 
 def read_request(point: Mapping[str, Any]) -> tuple[Plan, Request]:
@@ -76,22 +76,21 @@ def merged_of(plan: Plan, request: Request) -> dict[str, Path]:
     """What is compared with the experts, by name. Raises UserError naming all that cannot be."""
     named = (request.merged,) if isinstance(request.merged, str) else request.merged or ()
     found: dict[str, Path] = {}
-    problems = []
+    problems: list[Problem] = []
     for entry in named:
         name, colon, place = entry.partition(":")
         try:
             source = plan.find_source(place if colon else entry)
         except UserError as error:
-            problems.append(f"{error} (merged)")
+            problems.append(Problem(str(error), "merged"))
             continue
         name = name if colon else source.label.rpartition("/")[2]
         if source.adapter is None or not source.adapter.is_dir():
-            problems.append(f"'{entry}' is no adapter folder yet: merge the experts first (merged)")
+            problems.append(Problem(f"'{entry}' is no adapter folder yet: merge the experts first", "merged"))
         if name in found:
-            problems.append(f"two merged adapters are called '{name}'; name them as name:folder (merged)")
+            problems.append(Problem(f"two merged adapters are called '{name}'; name them as name:folder", "merged"))
         found[name] = source.address.path
-    if problems:
-        raise ConfigError(problems)
+    refuse(problems)
     return found
 
 

@@ -20,7 +20,7 @@ from pipeline.tools.push.card import Card, make_card
 from pipeline.tools.push.upload import Item
 from robustmerge.stage.address import UNFINISHED, is_locked, read_manifest
 from robustmerge.stage.files import sha256_of
-from robustmerge.stage.settings import ConfigError, UserError
+from robustmerge.stage.settings import ConfigError, Problem, UserError
 
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LARGE = 2e9  # bytes that are not uploaded without large=true
@@ -45,9 +45,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.repo is None or not REPOSITORY.fullmatch(self.repo):
-            raise ConfigError([f"a repository of the Hub is written user/name, got {self.repo} (repo)"])
+            raise ConfigError(Problem(f"a repository of the Hub is written user/name, got {self.repo}", "repo"))
         if self.base is not None and not REPOSITORY.fullmatch(self.base):
-            raise ConfigError([f"a base model of the Hub is written user/name, got {self.base} (base)"])
+            raise ConfigError(Problem(f"a base model of the Hub is written user/name, got {self.base}", "base"))
 
 
 def push(point: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from robustmerge.stage.settings import ConfigError, UserError, build, choose
+from robustmerge.stage.settings import ConfigError, Problem, UserError, build, choose
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Prune:
 
     def __post_init__(self):
         if not 0 < self.density <= 1:
-            raise ConfigError([f"density must be in (0, 1], got {self.density}"])
+            raise ConfigError(Problem(f"density must be in (0, 1], got {self.density}"))
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Method:
 def problems_of(values: dict) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         build(Method, values, "merge")
-    return caught.value.problems
+    return list(map(str, caught.value.problems))
 
 
 def test_nested_values_are_built_and_coerced():
@@ -53,6 +53,21 @@ def test_all_problems_are_told_at_once():
 
 def test_a_value_refused_by_the_dataclass_keeps_its_place():
     assert problems_of({"name": "x", "prune": {"density": 1.2}}) == ["density must be in (0, 1], got 1.2 (merge.prune)"]
+
+
+@pytest.mark.parametrize(
+    ("key", "where", "printed"),
+    [
+        ("density", "merge.prune", "wrong (merge.prune.density)"),
+        ("prune.density", "merge", "wrong (merge.prune.density)"),
+        ("limit, ids", "asked", "wrong (asked.limit, asked.ids)"),
+        ("limit, ids", "", "wrong (limit, ids)"),
+        ("", "merge", "wrong (merge)"),
+        ("", "", "wrong"),
+    ],
+)
+def test_a_problem_is_printed_with_the_whole_path_of_its_keys(key: str, where: str, printed: str) -> None:
+    assert str(Problem("wrong", key).under(where)) == printed
 
 
 @pytest.mark.parametrize("value", [True, "1", 1.5, None])
