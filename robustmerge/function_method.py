@@ -18,9 +18,14 @@ from robustmerge.stage.settings import UserError
 
 
 def collect(method: OutsideMethod, modules: Iterable[tuple[str, Sequence[LoraPair]]]) -> dict[str, Any]:
-    """What `merge` is told besides the params: nothing, or `collected`, made of every module."""
+    """What `merge` is given besides the params: nothing, or `collected`, made of every module.
+
+    Raises UserError, before any module is read, if the functions do not take what they are given.
+    """
+    _check_call(method.target, "_target_", method, ["collected"] if method.collect else [])
     if method.collect is None:
         return {}
+    _check_call(method.collect, "collect", method, [])
     with _noting(method.collect):
         return {"collected": find_function(method.collect, "collect")(modules, **method.params)}
 
@@ -28,15 +33,10 @@ def collect(method: OutsideMethod, modules: Iterable[tuple[str, Sequence[LoraPai
 def merge_outside(module: Module, told: dict[str, Any]) -> Merged:
     """Merge one module with the method's function.
 
-    Raises UserError if it does not have these settings, or returns no update of the module's shape.
+    Raises UserError if it returns no update of the module's shape.
     """
     method: OutsideMethod = module.method
     function = find_function(method.target, "_target_")
-    try:
-        inspect.signature(function).bind(module.pairs, **method.params, **told)
-    except TypeError as error:
-        settings = ", ".join(list(inspect.signature(function).parameters)[1:])
-        raise UserError(f"{method.target}: {error}; it takes {settings} (merge.params)") from error
     with _noting(f"{method.target}, module '{module.name}'"):
         update = function(module.pairs, **method.params, **told)
     shape = (module.pairs[0].B.shape[0], module.pairs[0].A.shape[1])
@@ -49,6 +49,16 @@ def merge_outside(module: Module, told: dict[str, Any]) -> Merged:
         f"module '{module.name}': {method.target} returned {found}; it must return a LoraPair or a Tensor of shape "
         f"{list(shape)}"
     )
+
+
+def _check_call(target: str, key: str, method: OutsideMethod, others: Sequence[str]) -> None:
+    """Raises UserError if a function does not take the params of the method, and the other arguments by name."""
+    signature = inspect.signature(find_function(target, key))
+    try:
+        signature.bind(None, **method.params, **dict.fromkeys(others))
+    except TypeError as error:
+        names = ", ".join(list(signature.parameters)[1:])
+        raise UserError(f"{target}: {error}; after its first argument it takes {names} (merge.params)") from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
-"""Functions that a config names, as their source tells of them: where they are, and which settings they take.
+"""The identity of a function: a digest of the source text that it computes with, which no edit of a comment changes.
 
-They are read, not imported, so that a whole run is checked in a moment and before any of it is made.
+That text is the function and, transitively, every definition (function, class, constant) of its top-level package that
+it names. Docstrings, comments, blank lines and what is raised compute nothing and do not count; nor do definitions that
+only annotations name, nor the file that one stands in. Files are read, not imported, so that planning takes a moment.
 """
 
 from __future__ import annotations
@@ -8,95 +10,183 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections import Counter
+import io
+import tokenize
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
-from robustmerge.stage.settings import Problem, suggest
+from robustmerge.stage.settings import Problem, refuse, suggest
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-def read_functions(targets: Mapping[str, str | None], params: Mapping[str, Any]) -> tuple[str, list[Problem]]:
-    """The sha256 of the files that hold the functions, and all that is wrong with them and their settings.
+def digest_functions(targets: Mapping[str, str | None]) -> str:
+    """The sha256 of all source that the functions compute with; the same in every version of Python.
 
-    targets: key -> dotted path, `_target_` and, or None, `collect`, whose result the other is given as `collected`.
+    targets: key of the setting -> dotted path, or None. Raises ConfigError naming every function that is not there.
     """
-    digests: list[str] = []
+    texts: dict[tuple[Path, str], set[str]] = {}
     problems: list[Problem] = []
     for key, target in targets.items():
         if target is None:
             continue
         try:
-            file = _file_of(target)
-            tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else None
+            source, name = _open_target(target)
         except (ImportError, ValueError, AttributeError, SyntaxError) as error:
-            problems.append(
-                Problem(
-                    f"cannot find '{target}': {error}. Give the dotted path of a function in robustmerge or in a "
-                    "module that Python can import, as in my_methods.merge",
-                    key,
-                )
-            )
+            text = "Give the dotted path of a function in robustmerge or in a module that Python can import, as in"
+            problems.append(Problem(f"cannot find '{target}': {error}. {text} my_methods.merge", key))
             continue
-        digests.append(hashlib.sha256(file.read_bytes()).hexdigest())
-        told = {"collected"} if key == "_target_" and targets.get("collect") else set()
-        problems += _problems_of(tree, target, key, params, told) if tree else []
-    return "+".join(dict.fromkeys(digests)), list(dict.fromkeys(problems))
+        if not {name, "*", "__getattr__"} & {*source.definitions, *source.imports}:
+            functions = [name for name, nodes in source.definitions.items() if isinstance(nodes[0], DEFINITIONS[:2])]
+            module = target.rpartition(".")[0]
+            problems.append(Problem(f"module '{module}' has no function '{name}'; {suggest(name, functions)}", key))
+        _gather(source, [name], texts)
+    refuse(problems)
+    return hashlib.sha256("\n\n".join(sorted(set().union(*texts.values()))).encode()).hexdigest()
 
 
-def _file_of(target: str) -> Path:
-    module, _, function = target.rpartition(".")
-    if not module or not function:
+def _open_target(target: str) -> tuple[Source, str]:
+    module, _, name = target.rpartition(".")
+    if not module or not name:
         raise ValueError("it names no function of a module")
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
         raise ImportError(f"there is no module '{module}'")
-    return Path(spec.origin)
+    file = Path(spec.origin)
+    if file.suffix != ".py":
+        raise ImportError(f"the source of '{module}' is not there to be read, only {file.name}")
+    return _open(file, file.parents[module.count(".") + (file.name == "__init__.py")]), name
 
 
-def _problems_of(
-    tree: ast.Module, target: str, key: str, params: Mapping[str, Any], told: set[str]
-) -> Iterator[Problem]:
-    """What is wrong with a function's name and with its settings, as far as the source says it.
+def _gather(source: Source, path: list[str], texts: dict[tuple[Path, str], set[str]]) -> None:
+    """Add the text of what a dotted name stands for in a module, and of all that this names.
 
-    Only a plain function tells its settings; what is decorated, assigned or imported is seen when it is called.
+    What is imported from another package is told by where it is imported from.
     """
-    module, _, name = target.rpartition(".")
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    bound = Counter(map(_bound_by, ast.walk(tree)))
-    if name not in functions:
-        if not bound.keys() & {name, "*", "__getattr__"}:
-            yield Problem(f"module '{module}' has no function '{name}'; {suggest(name, functions)}", key)
+    root, *rest = path
+    if (source.file, root) in texts and root in source.definitions:
         return
-    if bound[name] > 1 or functions[name].decorator_list:
-        return
-    takes, needs = _settings_of(functions[name].args)
-    if functions[name].args.kwarg is None:
-        for given in (given for given in params if given not in takes):
-            choices = [setting for setting in takes if setting not in told]
-            yield Problem(f"unknown key '{given}' of {target}; {suggest(given, choices)}", f"params.{given}")
-        for given in told - set(takes):
-            yield Problem(f"{target} must take '{given}', which it is given where there is a collect", "collect")
-    for needed in (needed for needed in needs if needed not in params and needed not in told):
-        yield Problem(f"missing value, which {target} needs", f"params.{needed}")
+    if root in source.definitions:
+        texts[source.file, root] = {source.text_of(statement) for statement in source.definitions[root]}
+        for statement in source.definitions[root]:
+            for other in _names_in(statement):
+                _gather(source, other, texts)
+    elif root in source.imports:
+        parts = [*source.imports[root].split("."), *rest]
+        for cut in range(len(parts) - 1, 0, -1):
+            if module := source.open_module(".".join(parts[:cut])):
+                _gather(module, parts[cut:], texts)
+                return
+        texts[source.file, root] = {f"{root} = {source.imports[root]}"}
 
 
-def _bound_by(node: ast.AST) -> str | None:
-    """The name that a node gives to something, wherever in the file."""
-    if isinstance(node, ast.Name):
-        return node.id if isinstance(node.ctx, ast.Store) else None
-    if isinstance(node, ast.alias):
-        return node.asname or node.name
-    return node.name if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) else None
+@dataclass(frozen=True)
+class Source:
+    """One module as text. root: the folder that holds its top-level package, or the module itself."""
+
+    file: Path
+    root: Path
+    text: str
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    @cached_property
+    def definitions(self) -> dict[str, list[ast.stmt]]:
+        """Name -> the module-level statements that bind it, or may change its value."""
+        statements: dict[str, list[ast.stmt]] = {}
+        for statement in self.tree.body:
+            for name in _names_bound(statement):
+                statements.setdefault(name, []).append(statement)
+        return statements
+
+    @cached_property
+    def imports(self) -> dict[str, str]:
+        """Name -> the dotted path of what is imported under it, anywhere in the module; `*` where that is unknown."""
+        paths: dict[str, str] = {}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    top = alias.name.partition(".")[0]
+                    paths |= {alias.asname: alias.name} if alias.asname else {top: top}
+            elif isinstance(node, ast.ImportFrom):
+                folder = self.file.parents[node.level - 1].relative_to(self.root).parts if node.level else ()
+                origin = ".".join([*folder, *([node.module] if node.module else [])])
+                names = {alias.asname or alias.name: alias.name for alias in node.names}
+                if "*" in names and (module := self.open_module(origin)):
+                    names = {name: name for name in (*module.definitions, *module.imports)}
+                paths |= {name: f"{origin}.{attribute}" for name, attribute in names.items()}
+        return paths
+
+    def open_module(self, name: str) -> Source | None:
+        """A module of the same top-level package; None where it is of another, or no module."""
+        package = self.file.relative_to(self.root).with_suffix("").parts[0]
+        place = self.root.joinpath(*name.split("."))
+        files = [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
+        return _open(files[0], self.root) if files and name.partition(".")[0] == package else None
+
+    def text_of(self, statement: ast.stmt) -> str:
+        """The lines of a module-level statement that compute something."""
+        first = min([statement.lineno, *(node.lineno for node in getattr(statement, "decorator_list", []))])
+        return "\n".join(filter(None, self._lines[first - 1 : statement.end_lineno]))
+
+    @cached_property
+    def _lines(self) -> list[str | None]:
+        """The lines of the file; None for one that computes nothing."""
+        lines: list[str | None] = list(self.text.split("\n"))
+        for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
+            row, column = token.start[0] - 1, token.start[1]
+            if token.type in (tokenize.COMMENT, tokenize.NL):  # NL: a blank line, among others
+                lines[row] = (lines[row] or "")[:column].rstrip() or None
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.stmt) and _computes_nothing(node):
+                first, last = node.lineno - 1, node.end_lineno or node.lineno
+                if not (lines[first] or "")[: node.col_offset].strip():  # it begins its line
+                    lines[first:last] = [None] * (last - first)
+        return lines
 
 
-def _settings_of(arguments: ast.arguments) -> tuple[list[str], list[str]]:
-    """The names that a function takes after its first argument, and those of them that have no default."""
-    by_place = [*arguments.posonlyargs, *arguments.args]
-    without = by_place[1 : len(by_place) - len(arguments.defaults)]
-    takes = [a.arg for a in by_place[1:] if a not in arguments.posonlyargs]
-    needs = [a.arg for a in without]
-    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        takes.append(argument.arg)
-        needs += [] if default else [argument.arg]
-    return takes, needs
+def _open(file: Path, root: Path) -> Source:
+    with tokenize.open(file) as opened:
+        return _parsed(file, root, opened.read())
+
+
+_parsed = lru_cache(maxsize=128)(Source)  # methods are built many times, each file is parsed once
+
+
+def _names_bound(statement: ast.stmt) -> set[str]:
+    """What a module-level statement binds; where that is nothing, as in `register(f)`, what it may change."""
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return set()
+    if isinstance(statement, DEFINITIONS):
+        return {statement.name}
+    nodes = list(ast.walk(statement))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.name for node in nodes if isinstance(node, DEFINITIONS)}
+    return names or {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+def _names_in(node: ast.AST) -> Iterator[list[str]]:
+    """The names that code mentions, `a.b.c` as its parts; not those in annotations and in what is raised."""
+    parts: list[str] = []
+    inner = node
+    while isinstance(inner, ast.Attribute):
+        parts.insert(0, inner.attr)
+        inner = inner.value
+    if isinstance(inner, ast.Name):
+        yield [inner.id, *parts]
+    elif not isinstance(node, ast.Raise):
+        for name, value in ast.iter_fields(node):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST) and name not in ("annotation", "returns"):
+                    yield from _names_in(child)
+
+
+def _computes_nothing(statement: ast.stmt) -> bool:
+    """Whether a statement is a docstring, or any other string that stands by itself, or raises an error."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+    return isinstance(statement, ast.Raise)

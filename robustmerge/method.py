@@ -16,9 +16,19 @@ from typing import Any
 
 import yaml
 
-from robustmerge.function_source import read_functions
+from robustmerge.function_source import digest_functions
 from robustmerge.stage.address import REPOSITORY
-from robustmerge.stage.settings import Problem, UserError, build, choose, later, outside_identity, refuse, suggest
+from robustmerge.stage.settings import (
+    ConfigError,
+    Problem,
+    UserError,
+    build,
+    choose,
+    later,
+    outside_identity,
+    refuse,
+    suggest,
+)
 
 MERGE_SCHEMA = 2  # of what a merge writes: raised where the same method gives other numbers than before
 
@@ -212,7 +222,7 @@ class OutsideMethod:
 
     target: the function's dotted path. collect: that of a function `collect(modules, **params)`, called once before,
     with an iterator over (module, pairs); `merge` gets what it returns as `collected=`.
-    source: sha256 of the files that hold them, so that an edited function is another result.
+    source: sha256 of the text that they compute with, so that an edited function is another result.
     """
 
     name: str
@@ -228,9 +238,11 @@ class OutsideMethod:
     def __post_init__(self) -> None:
         problems = problems_of_out(self.out)
         problems += [] if self.name else [Problem("name must not be empty", "name")]
-        source, more = read_functions({"_target_": self.target, "collect": self.collect}, self.params)
-        object.__setattr__(self, "source", source)
-        refuse([*problems, *more])
+        try:
+            object.__setattr__(self, "source", digest_functions({"_target_": self.target, "collect": self.collect}))
+        except ConfigError as error:
+            problems += error.problems
+        refuse(problems)
 
     @property
     def output_format(self) -> str:

@@ -71,22 +71,23 @@ def keep_all(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws
 def keep_largest(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
     """The largest magnitudes of each expert (the mask of equation 2; the trimming of TIES).
 
-    limits: where the threshold covers more than these tensors; otherwise it is found here, a tensor at a time.
+    limits: where the threshold covers more than these tensors; otherwise every tensor has its own.
     """
     if limits is None:
-        return [_largest(x, prune) for x in xs]
+        return [trim(x, prune.density, prune.count) for x in xs]
     return [_at_least(x, limit) for x, limit in zip(xs, limits, strict=True)]
 
 
-def _largest(x: Tensor, prune: Prune) -> Tensor:
+def trim(x: Tensor, density: float, count: str) -> Tensor:
+    """x where its magnitude is among the largest, 0 elsewhere; see `threshold_index`."""
     n = x.numel()
-    k = threshold_index(n, prune.density, prune.count)
+    k = threshold_index(n, density, count)
     if k < 1:
         return x
     if k > n:
         return torch.zeros_like(x)
     threshold = kth_smallest(x.abs().contiguous(), k)
-    if prune.count != "exact":
+    if count != "exact":
         return _at_least(x, threshold)
     magnitudes = x.abs()
     kept = (magnitudes > threshold).flatten()

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.low_rank import basis_of, decompose, pair_of, side_by_side
-from robustmerge.method import Prune
-from robustmerge.rules import elect, keep_largest
+from robustmerge.rules import elect, trim
 from robustmerge.stage.settings import UserError, choose
 
 TOLERANCE, MOST_ROUNDS = 1e-6, 1000
@@ -92,7 +91,7 @@ def _sum(stack: Tensor, density: float) -> Tensor:
 
 
 def _ties(stack: Tensor, density: float) -> Tensor:
-    trimmed = keep_largest(list(stack.float()), Prune("magnitude", density, count="authors"), None, ())
+    trimmed = [trim(x, density, "authors") for x in stack.float()]
     return elect(trimmed, "mean")[0].double()
 
 

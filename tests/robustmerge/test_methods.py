@@ -1,10 +1,9 @@
-"""Methods as data and the rules they name: tables, configs, ablations, cuts to a rank, functions of one's own."""
+"""Methods as data and the rules they name: tables, configs, ablations, cuts to a rank."""
 
 from __future__ import annotations
 
 import dataclasses
 import doctest
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +12,8 @@ import yaml
 from pipeline.program import compose
 from robustmerge import algebra, method, pcb
 from robustmerge import method as method_file
-from robustmerge.algebra import merge_models, merge_pairs
-from robustmerge.formats.adapter import open_adapter
+from robustmerge.algebra import merge_pairs
 from robustmerge.low_rank import concatenate, truncate
-from robustmerge.merging import write_merged
 from robustmerge.method import (
     METHODS,
     Balance,
@@ -31,8 +28,8 @@ from robustmerge.method import (
 )
 from robustmerge.rules import COMBINE, PRUNE
 from robustmerge.spaces import SPACES
-from robustmerge.stage.settings import ConfigError, UserError
-from tests.merge_cases import QUIET, address_of, keep_largest, random_experts, write_expert
+from robustmerge.stage.settings import ConfigError
+from tests.merge_cases import keep_largest, random_experts
 
 
 def test_a_cut_to_rank_is_the_best_approximation_for_pairs_and_dense_updates() -> None:
@@ -161,129 +158,12 @@ def test_another_space_brings_the_strength_listed_beside_it_unless_one_is_given(
     assert read_method("task_arithmetic", space="delta", strength=0.7).strength == 0.7
 
 
-MINE = """
-from robustmerge.low_rank import concatenate
-def first(pairs, times): return concatenate(pairs[:1], [times])
-def dense(pairs): return pairs[0].delta()
-def count(modules, share): return sum(len(pairs) for _, pairs in modules) * share
-def counted(pairs, share, collected): return concatenate(pairs[:1], [collected])
-"""
-
-
-def test_a_function_of_ones_own_is_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_methods.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
-    experts = random_experts()
-    folders = {k: write_expert(tmp_path / k, p) for k, p in experts.items()}
-    method = build_method({"name": "first", "_target_": "my_methods.first", "params": {"times": 3.0}})
-    write_merged(tmp_path / "merged", method, folders, **QUIET)
-    expected = 3 * experts["a"]["layers.0.q"].delta()
-    torch.testing.assert_close(open_adapter(tmp_path / "merged").pair("layers.0.q").delta(), expected)
-    dense = build_method({"name": "dense", "_target_": "my_methods.dense", "out": {"rank": 2}})
-    assert write_merged(tmp_path / "cut", dense, folders, **QUIET)["ranks"] == [2]
-    with pytest.raises(UserError, match=r"a dense update \[7, 10\] is no adapter; give the rank to cut it to"):
-        write_merged(tmp_path / "no", build_method({"name": "d", "_target_": "my_methods.dense"}), folders, **QUIET)
-    before = address_of(tmp_path, method, folders)
-    (tmp_path / "my_methods.py").write_text(MINE + "# edited\n")
-    edited = build_method({"name": "first", "_target_": "my_methods.first", "params": {"times": 3.0}})
-    assert address_of(tmp_path, edited, folders).path != before.path
-
-
-def test_what_a_function_collects_over_the_model_is_the_same_in_memory_and_in_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "my_counting.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
-    functions = {"_target_": "my_counting.counted", "collect": "my_counting.count"}
-    method = build_method({"name": "counted", **functions, "params": {"share": 0.5}})
-    experts = random_experts()
-    merged = merge_models(experts, method)
-    write_merged(tmp_path / "merged", method, {k: write_expert(tmp_path / k, p) for k, p in experts.items()}, **QUIET)
-    for module, pair in experts["a"].items():
-        torch.testing.assert_close(merged[module].delta(), 3 * pair.delta())  # two modules of three experts, halved
-        assert torch.equal(open_adapter(tmp_path / "merged").pair(module).delta(), merged[module].delta())
-
-
 @pytest.mark.parametrize("name", list_methods())
 def test_every_method_file_merges_one_module_in_a_notebook(name: str) -> None:
     pairs = {expert: modules["layers.0.q"] for expert, modules in random_experts(rank=2).items()}
     method = read_method(name, **({"prune__density": 1.0} if name.startswith("robustmerge") else {}))
     update = merge_pairs(pairs, method)
     assert (update.delta() if hasattr(update, "delta") else update).shape == (7, 10)
-
-
-def test_a_function_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cannot find 'nowhere.merge'.*\(merge._target_\)"):
-        build_method({"name": "x", "_target_": "nowhere.merge"})
-    with pytest.raises(ConfigError, match="it names no function of a module"):
-        build_method({"name": "x", "_target_": "merge"})
-    with pytest.raises(ConfigError, match=r"no function 'mrge'; .*\(did you mean 'merge'\?\) \(merge._target_\)"):
-        read_method("swudi", _target_="robustmerge.beyond.swudi.mrge")
-
-
-def test_an_error_in_a_function_of_ones_own_keeps_its_type_and_says_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = "def merge(pairs): return {}[1]", "def count(modules): return 1 / 0", "def given(pairs, collected): ..."
-    (tmp_path / "my_errors.py").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(tmp_path)
-    folders = {k: write_expert(tmp_path / k, p) for k, p in random_experts().items()}
-    described = {"_target_": "my_errors.merge"}, {"_target_": "my_errors.given", "collect": "my_errors.count"}
-    notes = "my_errors.merge, module 'layers.0.q'", "my_errors.count"
-    for functions, kind, note in zip(described, (KeyError, ZeroDivisionError), notes, strict=True):
-        with pytest.raises(kind) as raised:
-            write_merged(tmp_path / "no", build_method({"name": "x", **functions}), folders, workers=2, **QUIET)
-        assert raised.value.__notes__ == [f"raised in the method's function {note}"]
-        assert "my_errors.py" in str(raised.traceback[-1].path)
-
-
-FUNCTIONS = """
-import functools
-def plain(pairs, times, *, share=1.0): ...
-def many(pairs, **params): ...
-def collect(modules, times): ...
-def told(pairs, times, collected): ...
-@functools.cache
-def decorated(pairs): ...
-assigned = functools.partial(plain, times=2.0)
-def again(pairs): ...
-again = plain
-from math import sqrt as imported
-if True:
-    def inside(pairs, **params): ...
-"""
-
-
-@pytest.mark.parametrize(
-    ("described", "problems"),
-    [
-        ({"_target_": "plain", "params": {"time": 1.0, "share": 2.0}},
-         ["unknown key 'time' of my_functions.plain; choose one of share, times (did you mean 'times'?) "
-          "(merge.params.time)", "missing value, which my_functions.plain needs (merge.params.times)"]),
-        ({"_target_": "plain", "params": {"times": 1.0}}, []),
-        ({"_target_": "plain", "collect": "collect", "params": {"times": 1.0}},
-         ["my_functions.plain must take 'collected', which it is given where there is a collect (merge.collect)"]),
-        ({"_target_": "told", "collect": "collect", "params": {"times": 1.0}}, []),
-        ({"_target_": "told", "collect": "colect", "params": {"times": 1.0}},
-         ["module 'my_functions' has no function 'colect'; choose one of again, collect, decorated, many, plain, told "
-          "(did you mean 'collect'?) (merge.collect)"]),
-        *(({"_target_": name, "params": {"anything": 1.0}}, [])
-          for name in ("many", "decorated", "assigned", "again", "imported", "inside")),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_the_settings_of_a_function_are_checked_before_anything_runs(
-    described: dict, problems: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "my_functions.py").write_text(FUNCTIONS)
-    monkeypatch.syspath_prepend(tmp_path)
-    names = {key: f"my_functions.{described[key]}" for key in ("_target_", "collect") if key in described}
-    try:
-        build_method({"name": "x", **described, **names})
-        found = []
-    except ConfigError as refused:
-        found = list(map(str, refused.problems))
-    assert found == problems
 
 
 @pytest.mark.parametrize("module", [algebra, method_file], ids=lambda module: module.__name__)
