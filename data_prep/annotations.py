@@ -1,6 +1,6 @@
-"""Further files on test questions: what the question file leaves out of the references and the options.
+"""Annotation files: references or options of test questions that the question file leaves out.
 
-What a file holds is told by its content; each kind is a published format.
+Three published formats are recognised by their content.
 """
 
 from __future__ import annotations
@@ -16,38 +16,39 @@ from typing import Any
 from robustmerge.stage.records import Example
 from robustmerge.stage.settings import UserError, first_few
 
-KINDS = (
+FORMATS = (
     "captions in COCO's format (images, annotations with image_id and caption), VQA annotations (annotations with "
     "question_id and answers), or ScienceQA's problems (an object of question_id: {choices, answer})"
 )
 
 
 def join_annotations(examples: Sequence[Example], path: Path) -> tuple[list[Example], str]:
-    """The examples with what the file adds, and what that is, in words.
+    """Add the references or options of a file to the examples; returns them and which of captions, answers, choices.
 
-    Raises UserError naming the file if it is none of these kinds, or does not fit the questions.
+    Raises UserError naming the file if it has none of the formats, or does not fit the questions.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     try:
-        return _join(examples, found)
+        return _join(examples, content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); expected {KINDS}") from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); expected {FORMATS}") from error
 
 
-def _join(examples: Sequence[Example], found: Any) -> tuple[list[Example], str]:
-    records = found.get("annotations") if isinstance(found, dict) else None
+def _join(examples: Sequence[Example], content: Any) -> tuple[list[Example], str]:
+    records = content.get("annotations") if isinstance(content, dict) else None
     if isinstance(records, list) and records and "caption" in records[0]:
-        return _join_captions(examples, found["images"], records), "captions"
+        return _join_captions(examples, content["images"], records), "captions"
     if isinstance(records, list) and records and "answers" in records[0]:
         return _join_answers(examples, records), "answers"
-    if isinstance(found, dict) and found and all(isinstance(one, dict) and "choices" in one for one in found.values()):
-        return _join_problems(examples, found), "choices"
-    raise UserError(f"expected {KINDS}")
+    problems = content.values() if isinstance(content, dict) else ()
+    if problems and all(isinstance(problem, dict) and "choices" in problem for problem in problems):
+        return _join_problems(examples, content), "choices"
+    raise UserError(f"expected {FORMATS}")
 
 
 def _join_captions(examples: Sequence[Example], images: list[dict], records: list[dict]) -> list[Example]:
@@ -59,11 +60,11 @@ def _join_captions(examples: Sequence[Example], images: list[dict], records: lis
         captions[record["image_id"]].append(record["caption"])
     problems, joined = [], []
     for example, image in zip(examples, images, strict=True):
-        asked, named = _base_name(example.image), _base_name(image["file_name"])
-        if asked != named:
-            problems.append(f"question {example.question_id} is on {asked}, image {image['id']} is {named}")
+        expected, name = _base_name(example.image), _base_name(image["file_name"])
+        if expected != name:
+            problems.append(f"question {example.question_id} is on {expected}, image {image['id']} is {name}")
         elif not captions[image["id"]]:
-            problems.append(f"image {image['id']} ({named}) has no caption")
+            problems.append(f"image {image['id']} ({name}) has no caption")
         joined.append(_with_references(example, captions[image["id"]]))
     _refuse(problems)
     return joined
@@ -74,14 +75,14 @@ def _base_name(path: str | None) -> str | None:
 
 
 def _join_answers(examples: Sequence[Example], records: list[dict]) -> list[Example]:
-    """References from VQA annotations, ten a question."""
+    """References from VQA annotations, ten for each question."""
     answers = {str(record["question_id"]): [str(one["answer"]) for one in record["answers"]] for record in records}
     _refuse_missing(examples, answers)
     return [_with_references(example, answers[example.question_id]) for example in examples]
 
 
 def _join_problems(examples: Sequence[Example], problems: dict[str, dict]) -> list[Example]:
-    """Options from ScienceQA's problems, and the right one's letter: the published scorer goes by these alone."""
+    """Options from ScienceQA's problems and the letter of the right one, the only answer that its scorer reads."""
     _refuse_missing(examples, problems)
     joined = []
     for example in examples:
@@ -95,14 +96,14 @@ def _join_problems(examples: Sequence[Example], problems: dict[str, dict]) -> li
 
 
 def _with_references(example: Example, references: Sequence[str]) -> Example:
-    """The question's own answer stays: it is what the published scorers compare with."""
+    """The example with references; an answer of the question file stays, as the published scorers compare with it."""
     return dataclasses.replace(
         example, references=tuple(references), answer=example.answer or next(iter(references), "")
     )
 
 
-def _refuse_missing(examples: Sequence[Example], known: dict[str, Any]) -> None:
-    _refuse([f"question {one.question_id} is not in it" for one in examples if one.question_id not in known])
+def _refuse_missing(examples: Sequence[Example], annotated: dict[str, Any]) -> None:
+    _refuse([f"question {one.question_id} is not in it" for one in examples if one.question_id not in annotated])
 
 
 def _refuse(problems: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Drawing in several processes, with results that do not depend on their number."""
+"""A map over several processes whose results do not depend on their number."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 
-def _begin(parent: int, start: str) -> None:
-    """In a drawing process: Ctrl-C is the parent's to answer, and a killed parent leaves nothing behind."""
+def _initialise_worker(parent: int, parent_start: str) -> None:
+    """Leave Ctrl-C to the parent process, and end when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_process(parent, start)
+    end_with_process(parent, parent_start)
 
 
 def map_in_order(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> Iterator[R]:
-    """`work` of every job, in the order of the jobs; `work` must be a module's function of its argument alone."""
+    """Results of `work` for every job, in order; `work` must be a module-level function of its argument alone."""
     if processes == 1:
         yield from map(work, jobs)
         return
@@ -30,8 +30,8 @@ def map_in_order(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> I
     pool = ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
-        initargs=(parent, process_start(parent)),
+        initializer=_initialise_worker,
+        initargs=(parent, process_start(parent) or ""),
     )
     with pool:
         yield from pool.map(work, jobs)

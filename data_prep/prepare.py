@@ -1,16 +1,16 @@
-"""The prepare stages: one task's data as {train,val,test}.jsonl (and .json, LLaVA's question files) with images/.
+"""The prepare stage: one task's data as {train,val,test}.jsonl (and .json, LLaVA's question files) with images/.
 
 A drawn task is one sequence over its splits in which no picture occurs twice, so the splits share no image. Every
 example is a function of (seed, task, split, number): the number of processes does not matter, and `test` does not
-depend on how many training examples are drawn. All six files always exist; a split with count 0 is empty, which is
-what an unseen task asks for: it is only evaluated, neither trained on nor used to choose anything.
+depend on how many training examples are drawn. All six files always exist; an unseen task, which is only evaluated,
+has empty train and val splits (counts of 0).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ from data_prep.mini.corpus import write_corpus
 from data_prep.mini.drawing import draw, encode
 from data_prep.mini.tasks import GENERATORS
 from data_prep.parallel import map_in_order
-from data_prep.question_files import take_over
+from data_prep.question_files import import_task
 from data_prep.settings import SPLITS, BaseCorpus, TaskData
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.files import write_atomically
@@ -27,28 +27,29 @@ from robustmerge.stage.records import Example, write_examples
 from robustmerge.stage.settings import choose
 
 CHUNK = 128
-WORTH = 32  # chunks that repay the start of one more process
-ORDER = ("test", "val", "train")  # test first: its pictures stand whatever else is drawn
+CHUNKS_PER_PROCESS = 32  # fewer do not repay the start of one more process
+ORDER = ("test", "val", "train")  # test first: its pictures do not depend on what else is drawn
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One example and its picture. digest: sha256 of the pixels."""
+    """One example and its picture. path: of the picture in the folder; image: as PNG; digest: sha256 of the pixels."""
 
     example: Example
     split: str
     index: int
+    path: str
     image: bytes
     digest: bytes
 
 
 def draw_example(task: TaskData, split: str, index: int, attempt: int = 0) -> Drawn:
-    """Example `index` of a split; a further attempt gives another one in its place."""
-    rng = Random(f"{task.seed}/{task.generator}/{split}/{index}/{attempt}")
-    scene, fields = GENERATORS[task.generator](rng)
-    picture = draw(scene)
-    example = Example(question_id=f"{task.task}-{split}-{index:05d}", image=f"images/{split}_{index:05d}.png", **fields)
-    return Drawn(example, split, index, encode(picture), hashlib.sha256(picture.tobytes()).digest())
+    """Draw example `index` of a split; another attempt gives another example in its place."""
+    generate = GENERATORS[choose(task.generator or "", GENERATORS, "generator")]
+    scene, fields = generate(Random(f"{task.seed}/{task.generator}/{split}/{index}/{attempt}"))
+    picture, path = draw(scene), f"images/{split}_{index:05d}.png"
+    example = Example(question_id=f"{task.task}-{split}-{index:05d}", image=path, **fields)
+    return Drawn(example, split, index, path, encode(picture), hashlib.sha256(picture.tobytes()).digest())
 
 
 def _draw_chunk(job: tuple[TaskData, str, int, int]) -> list[Drawn]:
@@ -57,7 +58,10 @@ def _draw_chunk(job: tuple[TaskData, str, int, int]) -> list[Drawn]:
 
 
 def draw_task(task: TaskData) -> dict[str, list[Drawn]]:
-    """All splits of a drawn task. A picture that occurred before is drawn again, in the order of the sequence."""
+    """Draw all splits of a task; an example whose picture occurred before is replaced, in the order of the sequence.
+
+    Raises UserError for an unknown generator.
+    """
     jobs = [
         (task, split, start, min(start + CHUNK, getattr(task.counts, split)))
         for split in ORDER
@@ -65,7 +69,7 @@ def draw_task(task: TaskData) -> dict[str, list[Drawn]]:
     ]
     splits: dict[str, list[Drawn]] = {split: [] for split in SPLITS}
     seen: set[bytes] = set()
-    for chunk in map_in_order(_draw_chunk, jobs, min(task.jobs, 1 + len(jobs) // WORTH)):
+    for chunk in map_in_order(_draw_chunk, jobs, min(task.jobs, 1 + len(jobs) // CHUNKS_PER_PROCESS)):
         for drawn in chunk:
             attempt = 0
             while drawn.digest in seen:
@@ -78,21 +82,21 @@ def draw_task(task: TaskData) -> dict[str, list[Drawn]]:
 
 def check_no_shared_image(splits: dict[str, list[Drawn]]) -> None:
     """Raises AssertionError if two examples of a task have the same pixels."""
-    digests = [drawn.digest for drawns in splits.values() for drawn in drawns]
+    digests = [drawn.digest for split in splits.values() for drawn in split]
     if len(set(digests)) != len(digests):
         raise AssertionError(f"{len(digests) - len(set(digests))} pictures occur twice; the redraw is broken")
 
 
-def write_splits(folder: Path, splits: dict[str, Sequence[Example]]) -> None:
+def write_splits(folder: Path, splits: Mapping[str, Sequence[Example]]) -> None:
     """Write every split as JSON lines and as LLaVA's question file (a JSON list)."""
     for split in SPLITS:
         write_examples(folder / f"{split}.jsonl", splits[split])
-        shown = [_question(example) for example in splits[split]]
-        write_atomically(folder / f"{split}.json", json.dumps(shown, ensure_ascii=False, indent=1) + "\n")
+        questions = [_llava_question(example) for example in splits[split]]
+        write_atomically(folder / f"{split}.json", json.dumps(questions, ensure_ascii=False, indent=1) + "\n")
 
 
-def _question(example: Example) -> dict:
-    """An example in LLaVA's question format: question_id, image, text, answer, and what else it has."""
+def _llava_question(example: Example) -> dict:
+    """An example in LLaVA's question format: question_id, image, text, answer, and its further fields."""
     names = ("question_id", "image", "text", "answer", "references", "choices", "size", "turns")
     return {name: getattr(example, name) for name in names if getattr(example, name)}
 
@@ -101,33 +105,32 @@ def _write_drawn(folder: Path, task: TaskData) -> dict:
     splits = draw_task(task)
     check_no_shared_image(splits)
     (folder / "images").mkdir(exist_ok=True)
-    for drawns in splits.values():
-        for drawn in drawns:
-            (folder / drawn.example.image).write_bytes(drawn.image)
-    write_splits(folder, {split: [drawn.example for drawn in drawns] for split, drawns in splits.items()})
+    for split in splits.values():
+        for drawn in split:
+            (folder / drawn.path).write_bytes(drawn.image)
+    write_splits(folder, {name: [drawn.example for drawn in split] for name, split in splits.items()})
     return {"examples": {split: len(splits[split]) for split in SPLITS}}
 
 
-def _write_own(folder: Path, task: TaskData, say: Callable[[str], None]) -> dict:
-    splits, record = take_over(folder, task, say)
+def _write_imported(folder: Path, task: TaskData, say: Callable[[str], None]) -> dict:
+    splits, record = import_task(folder, task, say)
     write_splits(folder, splits)
     return record
 
 
 def prepare(address: Address, settings: TaskData, say: Callable[[str], None] = print) -> Path:
-    """Write one task's data into the folder of `address`, drawn or from a user's own files.
+    """Write one task's data, drawn or from question files, into the folder of `address`.
 
-    An interrupted run is drawn again over what it left (the same bytes, in about a second).
-    Raises UserError for an unknown generator and for faulty files of the user's.
+    An interrupted run starts over (the same bytes; drawing takes about a second).
+    Raises UserError for an unknown generator and for faulty question files or images.
     """
     if settings.generator is None:
-        return run_stage(address, lambda folder: _write_own(folder, settings, say), say)
-    choose(settings.generator, GENERATORS, "generator")
+        return run_stage(address, lambda folder: _write_imported(folder, settings, say), say)
     return run_stage(address, lambda folder: _write_drawn(folder, settings), say)
 
 
 def prepare_corpus(address: Address, settings: BaseCorpus, say: Callable[[str], None] = print) -> Path:
-    """Draw the base model's corpus into the folder of `address`; its layout is described in `corpus.py`.
+    """Draw the training corpus of the small base model into the folder of `address` (layout: `data_prep.mini.corpus`).
 
     An interrupted run starts over (the same bytes, in about ten seconds).
     """

@@ -1,8 +1,7 @@
-"""A user's own task: question files in LLaVA's format and a folder of images, checked and taken over.
+"""The data of a task from question files in LLaVA's format and a folder of images: checked, and copied into the stage.
 
-What a stage reads is in its folder: images are copied, so that editing one later changes nothing that is prepared.
-Read-only images, which nobody edits in place, are hard-linked where the file system can: `chmod -R a-w` on a large
-collection saves its size on disk.
+Images are copied, so that editing one later changes nothing that is prepared. Read-only images, which nobody edits in
+place, are hard-linked where the file system can: `chmod -R a-w` on a large collection saves its size on disk.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
@@ -26,18 +25,24 @@ from data_prep.annotations import join_annotations
 from data_prep.parallel import map_in_order
 from data_prep.settings import SPLITS, TaskData
 from robustmerge.stage.records import Example, read_examples, read_images
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.settings import UserError, first_few
 
 T = TypeVar("T")
-SHOWN = 5
-WORTH = 2000  # images for which it pays to start processes that decode them
+IMAGES_FOR_A_POOL = 2000  # from this number on, several processes decode sooner than one
 
 
-def take_over(folder: Path, settings: TaskData, say: Callable[[str], None]) -> tuple[dict[str, list[Example]], dict]:
-    """Check the user's files and take their images over into `folder`.
+class SourceImage(NamedTuple):
+    """An image outside the stage's folder that can be decoded. size: width and height in pixels."""
 
-    Returns the examples of each split (image paths relative to `folder`) and what the record should keep: the ids
-    of `val` where it was cut from `train`, and how many pictures several splits share.
+    path: Path
+    size: tuple[int, int]
+
+
+def import_task(folder: Path, settings: TaskData, say: Callable[[str], None]) -> tuple[dict[str, list[Example]], dict]:
+    """Check a task's question files and copy their images into `folder`.
+
+    Returns the examples of each split (image paths relative to `folder`) and what the manifest should record: the ids
+    of `val` where it was cut from `train`, and how many images occur in several splits.
     Every image is decoded whole. Raises UserError naming the first missing or unreadable ones and their number.
     """
     files = settings.question_files
@@ -49,15 +54,13 @@ def take_over(folder: Path, settings: TaskData, say: Callable[[str], None]) -> t
         path = settings.input_files["annotations"]
         splits["test"], record["annotations"] = join_annotations(splits["test"], path)
         say(f"{settings.task}: {record['annotations']} from {path}")
-    found = _find_images(settings, files, splits)
-    for name, (source, _) in _with_bar(found.items(), f"{settings.task}: copying images", len(found)):
-        _place_image(source, folder / name)
-    sizes = {name: size for name, (_, size) in found.items()}
-    splits = {split: [_placed(settings, files[split], e, sizes) for e in splits[split]] for split in files} | {
-        split: [] for split in SPLITS if split not in files
-    }
+    images = _check_images(settings, files, splits)
+    for name, image in _with_progress_bar(images.items(), f"{settings.task}: copying images", len(images)):
+        _link_or_copy(image.path, folder / name)
+    for split, file in files.items():
+        splits[split] = [_with_copied_image(settings, file, example, images) for example in splits[split]]
     if "val" not in files and splits["train"]:
-        splits["train"], splits["val"] = cut_val(splits["train"], settings)
+        splits["train"], splits["val"] = _cut_val(splits["train"], settings)
         record["val_cut_from_train"] = [example.question_id for example in splits["val"]]
         say(f"{settings.task}: no val file, {len(splits['val'])} examples of train serve as val")
     shared = _count_shared(splits)
@@ -68,99 +71,98 @@ def take_over(folder: Path, settings: TaskData, say: Callable[[str], None]) -> t
 
 
 def list_pictures(settings: TaskData) -> dict[str, int]:
-    """Every picture that the question files name, with its size in bytes (-1: missing), for the task's identity.
+    """Every image that the question files name, with its size in bytes (-1: missing), for the task's identity.
 
-    Sizes and not digests: they are asked for at every start, and a collection may hold a hundred thousand pictures.
+    Sizes and not digests: they are read at every start, and a collection may hold a hundred thousand images.
     """
     sizes = {}
     for file in settings.question_files.values():
-        about = file.stat() if file.exists() else None
-        for image in _named_pictures(file, about and (about.st_size, about.st_mtime_ns)):
-            path = _root(settings, file) / image
+        stat = file.stat() if file.exists() else None
+        for image in _list_images(file, stat and (stat.st_size, stat.st_mtime_ns)):
+            path = _image_root(settings, file) / image
             sizes[image] = path.stat().st_size if path.is_file() else -1
     return sizes
 
 
 @lru_cache(maxsize=64)
-def _named_pictures(file: Path, version: tuple[int, int] | None) -> tuple[str, ...]:
-    """What a version of a file names, read once for all points of a sweep: half a million questions take seconds."""
+def _list_images(file: Path, version: tuple[int, int] | None) -> tuple[str, ...]:
+    """The images that a version of a file names, read once for a whole sweep: half a million questions take seconds."""
     return read_images(file)
 
 
 def _read_split(settings: TaskData, split: str, file: Path) -> list[Example]:
-    """The questions of a split as the file has them. Annotations may bring the answers of `test`."""
+    """The questions of a split; those of `test` need no answer where annotations bring it."""
     return read_examples(file, settings.ids == "number", split != "test" or settings.annotations is None)
 
 
-def cut_val(train: list[Example], settings: TaskData) -> tuple[list[Example], list[Example]]:
-    """Cut at most counts.val examples and at most a tenth from train, chosen by the seed. Returns (train, val)."""
+def _cut_val(train: list[Example], settings: TaskData) -> tuple[list[Example], list[Example]]:
+    """Move at most counts.val examples, and at most a tenth, from train to val by the seed. Returns (train, val)."""
     number = min(settings.counts.val, max(1, len(train) // 10)) if len(train) > 1 else 0
-    chosen = set(Random(f"{settings.seed}/{settings.task}/val").sample(range(len(train)), number))
-    rest = [example for index, example in enumerate(train) if index not in chosen]
-    return rest, [train[index] for index in sorted(chosen)]
+    val = set(Random(f"{settings.seed}/{settings.task}/val").sample(range(len(train)), number))
+    return [example for index, example in enumerate(train) if index not in val], [train[index] for index in sorted(val)]
 
 
-def _root(settings: TaskData, file: Path) -> Path:
+def _image_root(settings: TaskData, file: Path) -> Path:
     return Path(settings.images).expanduser() if settings.images else file.parent
 
 
-def _place(root: Path, image: str) -> str:
-    """Where an image comes to lie in the stage's folder. Raises ValueError if it lies outside its root."""
+def _name_in_stage(root: Path, image: str) -> str:
+    """The path of an image's copy in the stage's folder. Raises ValueError if the image lies outside its root."""
     inside = os.path.normpath(os.path.relpath(root / image, root))
     if inside.startswith(".."):
         raise ValueError(f"{image} lies outside {root}")
     return Path("images", inside).as_posix()
 
 
-def _placed(settings: TaskData, file: Path, example: Example, sizes: dict[str, tuple[int, int]]) -> Example:
+def _with_copied_image(settings: TaskData, file: Path, example: Example, images: dict[str, SourceImage]) -> Example:
     if example.image is None:
         return example
-    name = _place(_root(settings, file), example.image)
-    return dataclasses.replace(example, image=name, size=example.size or sizes[name])
+    name = _name_in_stage(_image_root(settings, file), example.image)
+    return dataclasses.replace(example, image=name, size=example.size or images[name].size)
 
 
-def _find_images(
+def _check_images(
     settings: TaskData, files: dict[str, Path], splits: dict[str, list[Example]]
-) -> dict[str, tuple[Path, tuple[int, int]]]:
-    """Every image by its new name: where it is now and its size."""
-    sources, bad = _list_sources(settings, files, splits)
-    jobs = settings.jobs if len(sources) > WORTH else 1
-    looked = map_in_order(_look_at, sources.values(), jobs)
-    sizes = _with_bar(looked, f"{settings.task}: reading images", len(sources))
-    found = {}
-    for (name, source), size in zip(sources.items(), sizes, strict=True):
+) -> dict[str, SourceImage]:
+    """Every image by its path in the stage's folder. Raises UserError for those that cannot be decoded."""
+    paths, problems = _list_sources(settings, files, splits)
+    jobs = settings.jobs if len(paths) >= IMAGES_FOR_A_POOL else 1
+    sizes = map_in_order(_decode_size, paths.values(), jobs)
+    images = {}
+    for (name, path), size in zip(
+        paths.items(), _with_progress_bar(sizes, f"{settings.task}: reading images", len(paths)), strict=True
+    ):
         if isinstance(size, str):
-            bad[str(source)] = size
+            problems[path] = size
         else:
-            found[name] = (source, size)
-    if bad:
-        shown = "\n".join(f"  {name}: {reason}" for name, reason in list(bad.items())[:SHOWN])
-        more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise UserError(f"{settings.task}: {len(bad)} images cannot be read (data.images):\n{shown}{more}")
-    return found
+            images[name] = SourceImage(path, size)
+    if problems:
+        lines = first_few([f"{path}: {reason}" for path, reason in problems.items()])
+        raise UserError("\n  ".join([f"{settings.task}: {len(problems)} images cannot be read (data.images):", *lines]))
+    return images
 
 
 def _list_sources(
     settings: TaskData, files: dict[str, Path], splits: dict[str, list[Example]]
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """Every image by its new name, and why there is none for some paths."""
+) -> tuple[dict[str, Path], dict[Path, str]]:
+    """Where every image is, by its path in the stage's folder; and what is wrong with some, by where they should be."""
     sources: dict[str, Path] = {}
-    bad: dict[str, str] = {}
+    problems: dict[Path, str] = {}
     for split, file in files.items():
-        root = _root(settings, file)
+        root = _image_root(settings, file)
         for image in dict.fromkeys(example.image for example in splits[split] if example.image is not None):
             try:
-                name = _place(root, image)
+                name = _name_in_stage(root, image)
                 source = root / image
                 if name in sources and not os.path.samefile(sources[name], source):
                     raise ValueError(f"{source} and {sources[name]} have the same name; give data.images")
                 sources.setdefault(name, source)
             except (OSError, ValueError) as error:
-                bad[str(root / image)] = _explain(error)
-    return sources, bad
+                problems[root / image] = _explain(error)
+    return sources, problems
 
 
-def _look_at(source: Path) -> tuple[int, int] | str:
+def _decode_size(source: Path) -> tuple[int, int] | str:
     """Width and height of an image that can be decoded to its end, or why it cannot."""
     try:
         with Image.open(source) as picture:
@@ -170,10 +172,18 @@ def _look_at(source: Path) -> tuple[int, int] | str:
         return _explain(error)
 
 
-def _with_bar(items: Iterable[T], what: str, total: int) -> Iterable[T]:
+def _with_progress_bar(items: Iterable[T], title: str, total: int) -> Iterable[T]:
     """The items, with a progress bar if they take more than two seconds."""
-    pace = 0.5 if sys.stderr.isatty() else 15
-    return tqdm(items, desc=what, total=total, unit="image", delay=2, mininterval=pace, dynamic_ncols=True, leave=False)
+    return tqdm(
+        items,
+        desc=title,
+        total=total,
+        unit="image",
+        delay=2,
+        mininterval=0.5 if sys.stderr.isatty() else 15,
+        dynamic_ncols=True,
+        leave=False,
+    )
 
 
 def _explain(error: Exception) -> str:
@@ -182,22 +192,22 @@ def _explain(error: Exception) -> str:
     return "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
 
 
-def _place_image(source: Path, target: Path) -> None:
-    """Link a file that nobody may write to, copy any other."""
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file that nobody may write to, copy any other."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.part")
-    beside.unlink(missing_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    partial.unlink(missing_ok=True)
     if not source.stat().st_mode & 0o222:
         with contextlib.suppress(OSError):  # another file system, or one without links
-            os.link(source.resolve(), beside)
-    if not beside.exists():
-        shutil.copyfile(source, beside)
-    os.replace(beside, target)
+            os.link(source.resolve(), partial)
+    if not partial.exists():
+        shutil.copyfile(source, partial)
+    os.replace(partial, target)
 
 
 def _count_shared(splits: dict[str, list[Example]]) -> int:
-    """How many pictures several splits have."""
+    """How many images occur in several splits."""
     counts = Counter(name for examples in splits.values() for name in {e.image for e in examples if e.image})
     return sum(1 for count in counts.values() if count > 1)

@@ -1,4 +1,4 @@
-"""What the prepare stages are told. No import beyond the standard library: addresses are planned from these."""
+"""Settings of the prepare stage; they load no library, as addresses are planned from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _problems_of_counts(settings: object, names: Sequence[str], least: int) -> l
 
 @dataclass(frozen=True)
 class Counts:
-    """Examples a split. Zero is allowed: a task that is only evaluated needs neither train nor val."""
+    """Number of examples of each split; 0 for those that a task does without."""
 
     train: int = 2000
     val: int = 200
@@ -33,18 +33,19 @@ class Counts:
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task's data: drawn by a generator of the mini benchmark, or taken from a user's own question files.
+    """The data of one task: drawn by a generator of the mini benchmark, or read from question files.
 
-    train, val, test: question files (LLaVA's JSON list, or JSON lines). They stay outside the identity because
+    train, val, test: question files (LLaVA's JSON list, or JSON lines). Their paths stay outside the identity because
     their contents enter it, as inputs of the stage.
     images: the folder that the `image` fields are relative to; default: the folder of each question file. The names
-    and sizes of the pictures are an input too.
-    annotations: a further file that adds references or options to the test questions (data_prep.annotations).
-    collection: a folder with the published question files: the names above are looked for in it, in any of the
-    published layouts (data_prep.published_layout), the annotations' name also in `images`.
-    ids: of questions, from the `file`, or the `number` of the question in it, from 1, where the file's are not unique.
-    seed: of the drawing, and of the cut of `train` that serves as `val` where a user gives none
-    (at most counts.val of them, and at most a tenth).
+    and sizes of the images are an input too.
+    annotations: a file that adds references or options to the test questions (data_prep.annotations).
+    collection: a folder with the published question files, in any of the published layouts
+    (data_prep.published_layout); the file names above are searched for in it, that of the annotations also in `images`.
+    ids: `file` for the question ids of the file, `number` for the number of a question in it, from 1, where they are
+    not unique.
+    seed: of the drawing, and of the part of `train` that serves as `val` where there is no val file (at most
+    counts.val examples, and at most a tenth).
     """
 
     task: str
@@ -61,8 +62,8 @@ class TaskData:
     jobs: int = outside_identity(1)
 
     def __post_init__(self) -> None:
-        named = (*SPLITS, "images", "annotations", "collection")
-        files = [name for name in named if getattr(self, name) is not None]
+        names = (*SPLITS, "images", "annotations", "collection")
+        files = [name for name in names if getattr(self, name) is not None]
         if self.generator is not None and files:
             raise ConfigError(
                 Problem(f"{self.task}: give either a generator or files, got generator and {', '.join(files)}")
@@ -78,28 +79,28 @@ class TaskData:
 
     @property
     def question_files(self) -> dict[str, Path]:
-        """The user's question files by split. Raises UserError for those that a collection does not have."""
-        return self._find(SPLITS)
+        """The question files by split. Raises UserError for those that a collection does not have."""
+        return self._find_files(SPLITS)
 
     @property
     def input_files(self) -> dict[str, Path]:
         """Every file whose contents enter the identity, by its key. Raises UserError as `question_files` does."""
-        return self._find((*SPLITS, "annotations"))
+        return self._find_files((*SPLITS, "annotations"))
 
-    def _find(self, keys: Sequence[str]) -> dict[str, Path]:
-        found, problems = {}, []
+    def _find_files(self, keys: Sequence[str]) -> dict[str, Path]:
+        paths, problems = {}, []
         for key in keys:
             if (name := getattr(self, key)) is None:
                 continue
             try:
-                found[key] = self._place_of(key, name)
+                paths[key] = self._find_file(key, name)
             except UserError as error:
                 problems.append(f"{self.task}: {error}")
         if problems:
             raise UserError("\n".join([*problems, ADVICE]))
-        return found
+        return paths
 
-    def _place_of(self, key: str, name: str) -> Path:
+    def _find_file(self, key: str, name: str) -> Path:
         if self.collection is None:
             return Path(name).expanduser()
         folders = [self.collection, self.images] if key == "annotations" and self.images else [self.collection]
@@ -108,9 +109,10 @@ class TaskData:
 
 @dataclass(frozen=True)
 class BaseCorpus:
-    """What the small base model is trained on. images: pictures with labels; dialogues: conversations on them.
+    """The training corpus of the small base model.
 
-    held_out: dialogues on other pictures, to measure on.
+    images: pictures with labels; dialogues: conversations about them; held_out: dialogues about other pictures, to
+    measure on.
     """
 
     images: int = 40_000

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-ASKED = 3
+QUESTIONS = 3
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nA. left\nB. right\nAnswer with the option's letter from the given choices directly."
 # By task: its folder on the Hub, the names of its test file and its annotations.
@@ -44,22 +44,22 @@ ANSWERS: dict[str, tuple[str, str, str]] = {
     "tabmwp": ("1,000", "$5", "1/2"),
 }
 CAPTIONED = ("flickr30k", "screen2words", "vizwiz")
-UNNAMED = ("flickr30k", "screen2words")  # question files without answers: the captions are in the other file
+WITHOUT_ANSWERS = ("flickr30k", "screen2words")  # question files without answers: the captions are in the other file
 
 
 def write_published(root: Path) -> tuple[Path, Path]:
     """Write everything under `root` as the Hub has it. Returns the collection and the folder of the pictures."""
     collection, images = root / "hub", root / "pictures"
-    for name, (folder, test, further) in FILES.items():
+    for name, (folder, test, annotations) in FILES.items():
         place, answers = collection / folder, ANSWERS[name]
-        asked = [_question(name, number, answer) for number, answer in enumerate(answers)]
-        _write(place / test, asked)
+        questions = [_question(name, number, answer) for number, answer in enumerate(answers)]
+        _write(place / test, questions)
         if folder.startswith("Seen"):
             train = "train_brief_4w.json" if name == "flickr30k" else "train.json"
             _write(place / train, [_conversation(name, number, answer) for number, answer in enumerate(answers)])
-        if further is not None:
-            _write(place / further, _annotations(name, asked, answers))
-        for record in asked:
+        if annotations is not None:
+            _write(place / annotations, _annotations(name, questions, answers))
+        for record in questions:
             if "image" in record:
                 (images / record["image"]).parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (6, 4), (len(name), 40, 80)).save(images / record["image"])
@@ -80,32 +80,32 @@ def _question(name: str, number: int, answer: str) -> dict[str, Any]:
     record["text"] = f"What is it in {number}?{LETTER if name in ('scienceqa', 'aokvqa') else SHORT}"
     if name != "scienceqa" or number > 0:
         record["image"] = f"./{name}/val/{number}.png"
-    if name not in UNNAMED:
+    if name not in WITHOUT_ANSWERS:
         record["answer_bbox" if name == "rec" else "answer"] = answer
     return record | ({"size": [6, 4]} if name == "rec" else {})
 
 
 def _conversation(name: str, number: int, answer: str) -> dict[str, Any]:
-    said = [f"<image>\nWhat is it in {number}?{SHORT}", answer]
+    texts = [f"<image>\nWhat is it in {number}?{SHORT}", answer]
     image = f"./{name}/val/{max(number, 1)}.png"
-    turns = [{"from": who, "value": value} for who, value in zip(("human", "gpt"), said, strict=True)]
+    turns = [{"from": who, "value": value} for who, value in zip(("human", "gpt"), texts, strict=True)]
     return {"id": f"{name}-train-{number}", "image": image, "conversations": turns}
 
 
-def _annotations(name: str, asked: list[dict[str, Any]], answers: Sequence[str]) -> dict[str, Any]:
+def _annotations(name: str, questions: list[dict[str, Any]], answers: Sequence[str]) -> dict[str, Any]:
     if name == "scienceqa":
-        known = {one["question_id"]: "AB".index(answer) for one, answer in zip(asked, answers, strict=True)}
-        return {name: {"choices": ["left", "right"], "answer": index} for name, index in known.items()}
+        indices = {one["question_id"]: "AB".index(answer) for one, answer in zip(questions, answers, strict=True)}
+        return {name: {"choices": ["left", "right"], "answer": index} for name, index in indices.items()}
     if name == "vqav2":
-        given = [[answer] * 9 + ["maybe"] for answer in answers]
+        people = [[answer] * 9 + ["maybe"] for answer in answers]
         return {
             "annotations": [
                 {"question_id": one["question_id"], "answers": [{"answer": text} for text in texts]}
-                for one, texts in zip(asked, given, strict=True)
+                for one, texts in zip(questions, people, strict=True)
             ]
         }
     captions = [(number, text) for number, answer in enumerate(answers, 1) for text in (answer, f"here is {answer}")]
     return {
-        "images": [{"id": i, "file_name": f"elsewhere/{one['image'][-5:]}"} for i, one in enumerate(asked, 1)],
+        "images": [{"id": i, "file_name": f"elsewhere/{one['image'][-5:]}"} for i, one in enumerate(questions, 1)],
         "annotations": [{"id": i, "image_id": n, "caption": text} for i, (n, text) in enumerate(captions, 1)],
     }

@@ -1,4 +1,4 @@
-"""What the small base model is trained on: layout, labels, conventions, and that it gives no task away.
+"""The corpus of the small base model: layout, labels, conventions, and that it gives no task away.
 
 Needs `datasets` (reads and writes in tmp_path only).
 """
@@ -15,8 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from data_prep.mini.corpus import PROMPT_WORDS, draw_corpus
-from data_prep.mini.dialogues import TAGS
+from data_prep.mini.corpus import PROMPT_WORDS, sample_scene
+from data_prep.mini.dialogues import TAGS, converse
 from data_prep.mini.scenes import HEADS
 from data_prep.mini.tasks import GENERATORS
 from data_prep.prepare import prepare_corpus
@@ -42,9 +42,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def turns() -> list[tuple[str, str]]:
-    """All turns of a somewhat larger corpus."""
-    chunks = draw_corpus(BaseCorpus(images=4000, dialogues=8000, jobs=1))
-    return [(turn.question, turn.answer) for _, talks in chunks for _, _, said in talks for turn in said]
+    """All turns of 8000 dialogues, as the corpus draws them but without pictures."""
+    rngs = [Random(number) for number in range(8000)]
+    return [(turn.question, turn.answer) for rng in rngs for turn in converse(rng, sample_scene(rng))]
 
 
 def words_of(text: str) -> list[str]:
@@ -63,12 +63,12 @@ def test_the_folder_has_the_promised_layout(folder):
     assert len(instruct) == 900 and len(held_out) == 50
     assert instruct[700]["image"] == vision[0]["image"]
     assert not set(held_out["image"]) & set(vision["image"])
-    for talks in (instruct, held_out):
-        assert talks.column_names == ["image", "turns", "skills"]
-        assert Image.open(io.BytesIO(talks[0]["image"])).size == (48, 48)
-        assert all(1 <= len(talk) <= 4 and all(len(turn) == 2 for turn in talk) for talk in talks["turns"])
-        assert [len(skills) for skills in talks["skills"]] == [len(talk) for talk in talks["turns"]]
-    assert all(any(tag in question for tag in TAGS) for talk in held_out["turns"] for question, _ in talk)
+    for dialogues in (instruct, held_out):
+        assert dialogues.column_names == ["image", "turns", "skills"]
+        assert Image.open(io.BytesIO(dialogues[0]["image"])).size == (48, 48)
+        assert all(1 <= len(turns) <= 4 and all(len(turn) == 2 for turn in turns) for turns in dialogues["turns"])
+        assert [len(skills) for skills in dialogues["skills"]] == [len(turns) for turns in dialogues["turns"]]
+    assert all(any(tag in question for tag in TAGS) for turns in held_out["turns"] for question, _ in turns)
     assert {"colour", "box", "scene", "letter"} < {skill for skills in instruct["skills"] for skill in skills}
 
 
@@ -92,17 +92,17 @@ def test_the_number_of_processes_does_not_matter_and_a_seed_gives_the_same_bytes
 
 
 def test_no_prompt_of_a_task_occurs_in_the_corpus(turns):
-    said = "\n".join(text.casefold() for turn in turns for text in turn)
-    asked = {question for question, _ in turns}
+    corpus = "\n".join(text.casefold() for turn in turns for text in turn)
+    questions = {question for question, _ in turns}
     for task, prompt in PROMPTS.items():
         for index in range(100):
             _, fields = GENERATORS[task](Random(index))
             options = "\n".join(f"{a}. {b}" for a, b in zip("ABCD", fields.get("choices", ()), strict=False))
-            assert prompt.format(text=fields["text"], choices=options) not in asked
+            assert prompt.format(text=fields["text"], choices=options) not in questions
             if task != "rec":
-                assert fields["text"].casefold() not in said
+                assert fields["text"].casefold() not in corpus
     for instruction in INSTRUCTIONS:
-        assert instruction.casefold() not in said
+        assert instruction.casefold() not in corpus
 
 
 def test_no_question_is_answered_as_its_task_would_have_it(turns):
@@ -114,15 +114,15 @@ def test_no_question_is_answered_as_its_task_would_have_it(turns):
 
 def test_every_word_of_the_tasks_answers_and_prompts_is_in_the_corpus(turns):
     answers = {word for _, answer in turns for word in words_of(answer)}
-    known = answers | {word for question, _ in turns for word in words_of(question)}
+    words = answers | {word for question, _ in turns for word in words_of(question)}
     for task, make in GENERATORS.items():
         for index in range(200):
             _, fields = make(Random(index))
-            said = {word for text in (fields["answer"], *fields.get("references", ())) for word in words_of(text)}
-            assert said <= answers, (task, said - answers)
-            assert set(words_of(fields["text"])) <= known, (task, set(words_of(fields["text"])) - known)
+            task_words = {word for text in (fields["answer"], *fields.get("references", ())) for word in words_of(text)}
+            assert task_words <= answers, (task, task_words - answers)
+            assert set(words_of(fields["text"])) <= words, (task, set(words_of(fields["text"])) - words)
     for instruction in INSTRUCTIONS:
-        assert set(words_of(instruction)) <= known, set(words_of(instruction)) - known
+        assert set(words_of(instruction)) <= words, set(words_of(instruction)) - words
 
 
 def test_the_tokenizer_corpus_holds_the_prompts_of_the_task_files(folder):

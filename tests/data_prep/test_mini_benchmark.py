@@ -95,7 +95,7 @@ def test_a_seed_gives_the_same_bytes_again_and_another_seed_gives_others(folders
 
 
 def test_the_number_of_processes_does_not_matter(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "WORTH", 1)
+    monkeypatch.setattr(stage, "CHUNKS_PER_PROCESS", 1)
     settings = settings_of("vizwiz", jobs=2)
     assert address_of(tmp_path, settings).hash8 == address_of(tmp_path, settings_of("vizwiz")).hash8
     assert bytes_of(prepare(address_of(tmp_path, settings), settings)) == bytes_of(folders["vizwiz"])
@@ -152,7 +152,7 @@ def test_boxes_are_inside_the_square_and_around_the_object():
         assert all(edge % scenes.GRID == 0 for edge in scene.box)
         paper = Image.new("RGB", (scenes.SIDE, scenes.SIDE), scene.paper)
         drawn = ImageChops.difference(draw(scene), paper).point(lambda value: 255 * (value > 24)).getbbox()
-        assert all(abs(found - edge) <= 2 for found, edge in zip(drawn, scene.box, strict=True)), scene
+        assert all(abs(side - edge) <= 2 for side, edge in zip(drawn, scene.box, strict=True)), scene
 
 
 @pytest.mark.parametrize("task", ["iconqa", "tabmwp"])

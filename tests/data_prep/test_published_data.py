@@ -23,7 +23,7 @@ from pipeline.program import compose
 from robustmerge.stage.address import settings_in_identity
 from robustmerge.stage.records import Example, Prediction, read_examples
 from robustmerge.stage.settings import UserError
-from tests.published_folder import ANSWERS, ASKED, CAPTIONED, FILES, write_published
+from tests.published_folder import ANSWERS, QUESTIONS, CAPTIONED, FILES, write_published
 
 
 @pytest.fixture(scope="module")
@@ -32,35 +32,39 @@ def published(tmp_path_factory) -> tuple[Path, Path]:
 
 
 @lru_cache
-def composed(*overrides: str) -> str:
-    """The configuration with words for the places."""
+def compose_text(*overrides: str) -> str:
+    """The configuration as JSON, with placeholders for the paths."""
     places = [f"paths.{name}=/{name}" for name in ("mm_mergebench", "mm_mergebench_images", "runs")]
     return json.dumps(compose("merge_eval", ["benchmark=mm_mergebench", *places, *overrides]))
 
 
-def line_of(collection: Path, images: Path, runs: Path, *tasks: str, overrides: tuple[str, ...] = ()) -> Plan:
-    text = composed(*overrides).replace("/mm_mergebench_images", str(images)).replace("/mm_mergebench", str(collection))
+def plan_of(collection: Path, images: Path, runs: Path, *tasks: str, overrides: tuple[str, ...] = ()) -> Plan:
+    text = (
+        compose_text(*overrides)
+        .replace("/mm_mergebench_images", str(images))
+        .replace("/mm_mergebench", str(collection))
+    )
     (plan,) = make_plans([{**json.loads(text.replace('"/runs"', json.dumps(str(runs)))), "tasks": list(tasks) or None}])
     return plan
 
 
 @pytest.fixture(scope="module")
 def plan(published, tmp_path_factory) -> Plan:
-    """The line of the tiny benchmark, its data prepared."""
-    plan = line_of(*published, tmp_path_factory.mktemp("runs"))
+    """The plan of the tiny benchmark, its data prepared."""
+    plan = plan_of(*published, tmp_path_factory.mktemp("runs"))
     for task in plan.config.tasks:
         prepare(plan.data(task), plan.config.data(task), say=lambda _: None)
     return plan
 
 
-def copied(published: tuple[Path, Path], to: Path) -> tuple[Path, Path]:
+def copy_published(published: tuple[Path, Path], to: Path) -> tuple[Path, Path]:
     collection, images = to / "hub", to / "pictures"
     shutil.copytree(published[0], collection)
     shutil.copytree(published[1], images)
     return collection, images
 
 
-def asked(plan: Plan, name: str, split: str = "test") -> list[Example]:
+def questions_of(plan: Plan, name: str, split: str = "test") -> list[Example]:
     task = next(task for task in plan.config.tasks if task.name == name)
     return read_examples(plan.questions(task, split))
 
@@ -91,10 +95,10 @@ def as_somebody_typed(collection: Path) -> None:
 
 @pytest.mark.parametrize("rearrange", [as_scripts_expect, below_instructions, as_somebody_typed])
 def test_every_layout_holds_the_same_tasks(published, plan, tmp_path, rearrange):
-    collection, images = copied(published, tmp_path)
+    collection, images = copy_published(published, tmp_path)
     (collection / "instructions").mkdir()
     rearrange(collection)
-    other = line_of(collection, images, tmp_path / "runs")
+    other = plan_of(collection, images, tmp_path / "runs")
     assert {task.name: other.data(task).hash8 for task in other.config.tasks} == {
         task.name: plan.data(task).hash8 for task in plan.config.tasks
     }
@@ -111,30 +115,30 @@ def test_case_does_not_matter(published, upper):
 
 def test_each_task_has_its_questions(plan):
     for name, (folder, *_) in FILES.items():
-        examples = asked(plan, name)
+        examples = questions_of(plan, name)
         assert tuple(example.answer for example in examples) == ANSWERS[name]
         assert all(example.text.startswith("What is it in") for example in examples)
-        assert len(asked(plan, name, "train")) == (2 if folder.startswith("Seen") else 0)
-        assert len(asked(plan, name, "val")) == (1 if folder.startswith("Seen") else 0)
+        assert len(questions_of(plan, name, "train")) == (2 if folder.startswith("Seen") else 0)
+        assert len(questions_of(plan, name, "val")) == (1 if folder.startswith("Seen") else 0)
 
 
 def test_annotations_bring_references_and_choices(plan):
-    assert all(example.choices == ("left", "right") for example in asked(plan, "scienceqa"))
-    assert all(len(example.references) == 10 for example in asked(plan, "vqav2"))
+    assert all(example.choices == ("left", "right") for example in questions_of(plan, "scienceqa"))
+    assert all(len(example.references) == 10 for example in questions_of(plan, "vqav2"))
     for name in CAPTIONED:
-        assert [example.references for example in asked(plan, name)] == [
+        assert [example.references for example in questions_of(plan, name)] == [
             (answer, f"here is {answer}") for answer in ANSWERS[name]
         ]
 
 
 def test_ids_that_are_not_unique_become_numbers(plan):
-    assert [example.question_id for example in asked(plan, "imagenet_r")] == ["1", "2", "3"]
+    assert [example.question_id for example in questions_of(plan, "imagenet_r")] == ["1", "2", "3"]
 
 
-def scored(plan: Plan, name: str, protocol: str, texts: list[str]):
+def score(plan: Plan, name: str, protocol: str, texts: list[str]):
     task = next(task for task in plan.config.tasks if task.name == name)
     scoring = task.under(protocol).scoring(tokenizer="builtin")
-    examples = asked(plan, name)
+    examples = questions_of(plan, name)
     return score_predictions(
         scoring, examples, [Prediction(one.question_id, text) for one, text in zip(examples, texts, strict=True)]
     )
@@ -142,25 +146,25 @@ def scored(plan: Plan, name: str, protocol: str, texts: list[str]):
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_perfect_answers_are_right_and_empty_ones_wrong_but_for_published_faults(plan, name):
-    perfect, empty = list(ANSWERS[name]), [""] * ASKED
-    right, wrong = (scored(plan, name, "corrected", texts) for texts in (perfect, empty))
-    assert (right.n_scored, wrong.n_empty) == (ASKED, ASKED)
+    perfect, empty = list(ANSWERS[name]), [""] * QUESTIONS
+    right, wrong = (score(plan, name, "corrected", texts) for texts in (perfect, empty))
+    assert (right.n_scored, wrong.n_empty) == (QUESTIONS, QUESTIONS)
     assert wrong.value == 0
     if name in CAPTIONED:
         assert right.value > 100  # CIDEr
-        found = scored(plan, name, "official", perfect)
-        assert found.value is None and "METEOR" in found.reason
+        official_score = score(plan, name, "official", perfect)
+        assert official_score.value is None and "METEOR" in official_score.reason
         return
     assert right.value == pytest.approx(100)
-    assert scored(plan, name, "official", perfect).value == 100
+    assert score(plan, name, "official", perfect).value == 100
     by_substring = name in ("imagenet", "imagenet_r")
-    assert scored(plan, name, "official", empty).value == (100 if by_substring else 0)
+    assert score(plan, name, "official", empty).value == (100 if by_substring else 0)
 
 
 def test_the_share_with_a_picture_stands_beside_scienceqa(plan):
-    found = scored(plan, "scienceqa", "official", ["A", "A", "B"])
-    assert found.value == pytest.approx(200 / 3)
-    assert found.parts["with_picture"] == 50
+    official_score = score(plan, "scienceqa", "official", ["A", "A", "B"])
+    assert official_score.value == pytest.approx(200 / 3)
+    assert official_score.parts["with_picture"] == 50
 
 
 def test_protocols_share_the_answers_wherever_the_published_script_pads(plan):
@@ -176,50 +180,50 @@ def test_the_mini_benchmark_asks_the_same_under_both_protocols():
 
 
 def test_a_benchmark_without_its_files_can_be_composed_and_disturbs_no_other(tmp_path):
-    line_of(tmp_path / "nowhere", tmp_path, tmp_path / "runs")
+    plan_of(tmp_path / "nowhere", tmp_path, tmp_path / "runs")
     (mini,) = make_plans([compose("merge_eval", [f"paths.mm_mergebench={tmp_path}/nowhere"])])
     assert all(mini.data(task).path for task in mini.config.tasks)
 
 
 def test_missing_files_are_one_message_with_what_is_there_and_where_to_get_them(published, tmp_path):
-    collection, images = copied(published, tmp_path)
+    collection, images = copy_published(published, tmp_path)
     (collection / "Seen_data/VQAv2/val.json").rename(collection / "Seen_data/VQAv2/valid.json")
     (collection / "Seen_data/VQAv2/v2_mscoco_val2014_annotations.json").unlink()
-    plan = line_of(collection, images, tmp_path / "runs", "vqav2")
-    with pytest.raises(UserError) as told:
+    plan = plan_of(collection, images, tmp_path / "runs", "vqav2")
+    with pytest.raises(UserError) as error:
         plan.data(plan.config.tasks[0])
-    for said in ("no VQAv2/val.json", "valid.json", "(task.vqav2.data.annotations)", "hf download", "KEY=null"):
-        assert said in str(told.value)
-    assert str(told.value).count("hf download") == 1
+    for part in ("no VQAv2/val.json", "valid.json", "(task.vqav2.data.annotations)", "hf download", "KEY=null"):
+        assert part in str(error.value)
+    assert str(error.value).count("hf download") == 1
 
 
 @pytest.mark.parametrize("chosen", ["expert_set=released", "experiment=only_evaluate"])
 def test_who_only_evaluates_needs_no_training_file(published, tmp_path, chosen):
-    collection, images = copied(published, tmp_path)
+    collection, images = copy_published(published, tmp_path)
     for file in collection.rglob("train*.json"):
         file.unlink()
-    plan = line_of(collection, images, tmp_path / "runs", overrides=(chosen,))
+    plan = plan_of(collection, images, tmp_path / "runs", overrides=(chosen,))
     assert all(plan.data(task).path for task in plan.config.tasks)
     assert not plan.candidates and plan.multi_task is None
 
 
 def test_two_files_that_differ_are_not_chosen_between(published, tmp_path):
-    collection, images = copied(published, tmp_path)
+    collection, images = copy_published(published, tmp_path)
     shutil.copytree(collection / "Seen_data/VizWiz", collection / "instructions/VizWiz-caption")
-    plan = line_of(collection, images, tmp_path / "runs", "vizwiz")
+    plan = plan_of(collection, images, tmp_path / "runs", "vizwiz")
     assert plan.data(plan.config.tasks[0]).path  # equal copies are one file
     (collection / "instructions/VizWiz-caption/val.json").write_text("[]")
-    plan = line_of(collection, images, tmp_path / "runs", "vizwiz")
+    plan = plan_of(collection, images, tmp_path / "runs", "vizwiz")
     with pytest.raises(UserError, match=r"several files that differ; say which one with task\.vizwiz\.data\.test="):
         plan.data(plan.config.tasks[0])
 
 
 def test_annotations_are_a_part_of_the_address_and_can_be_left_out(published, plan, tmp_path):
-    collection, images = copied(published, tmp_path)
+    collection, images = copy_published(published, tmp_path)
     file = collection / "Seen_data/VQAv2/v2_mscoco_val2014_annotations.json"
     file.write_text(file.read_text().replace("maybe", "perhaps"))
     before = next(plan.data(task).hash8 for task in plan.config.tasks if task.name == "vqav2")
-    changed = line_of(collection, images, tmp_path / "runs", "vqav2")
+    changed = plan_of(collection, images, tmp_path / "runs", "vqav2")
     (task,) = changed.config.tasks
     bare = dataclasses.replace(task, data={**task.data, "annotations": None})
     without = Plan(dataclasses.replace(changed.config, tasks=(bare,)))
@@ -238,7 +242,7 @@ def captions_of(number: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (captions_of(2), r"must have the ids 1\.\.3"),
         ({**captions_of(3), "images": captions_of(3)["images"][::-1]}, r"must have the ids 1\.\.3"),
@@ -255,10 +259,10 @@ def captions_of(number: int) -> dict:
         ([], "expected captions in COCO's format"),
     ],
 )
-def test_annotations_that_do_not_fit_the_questions_are_refused(tmp_path, content, said):
+def test_annotations_that_do_not_fit_the_questions_are_refused(tmp_path, content, message):
     (tmp_path / "more.json").write_text(json.dumps(content))
     examples = [Example(f"q{i}", "What?", "x", image=f"{i}.png") for i in (1, 2, 3)]
-    with pytest.raises(UserError, match=rf"more\.json(?s:.*){said}"):
+    with pytest.raises(UserError, match=rf"more\.json(?s:.*){message}"):
         join_annotations(examples, tmp_path / "more.json")
 
 
@@ -269,14 +273,14 @@ def test_annotations_need_a_test_file_and_ids_a_known_rule():
         TaskData(task="mine", test="t.json", ids="numbers")
 
 
-def test_the_missing_files_of_all_tasks_are_told_at_once(published, tmp_path):
-    collection, images = copied(published, tmp_path)
+def test_the_missing_files_of_all_tasks_are_one_message(published, tmp_path):
+    collection, images = copy_published(published, tmp_path)
     for missing in ("Seen_data/ScienceQA/test.json", "Seen_data/IconQA/val.json"):
         (collection / missing).unlink()
-    plan = line_of(collection, images, tmp_path / "runs")
-    with pytest.raises(UserError) as told:
+    plan = plan_of(collection, images, tmp_path / "runs")
+    with pytest.raises(UserError) as error:
         plan.data(plan.config.tasks[0])
-    assert "(task.scienceqa.data.test)" in str(told.value) and "(task.iconqa.data.test)" in str(told.value)
+    assert "(task.scienceqa.data.test)" in str(error.value) and "(task.iconqa.data.test)" in str(error.value)
 
 
 def test_a_question_with_references_needs_no_answer_beside_them(tmp_path):

@@ -1,4 +1,4 @@
-"""A user's own question files and images in the prepare stage. Needs nothing beyond Pillow."""
+"""A user's question files and images in the prepare stage. Needs nothing beyond Pillow."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def write_questions(path: Path, number: int, folder: str = "pictures") -> None:
         for i in range(number)
     ]
     for record in records[number // 2 :]:
-        said = [record.pop("text"), record.pop("answer"), "And?", "so"]
-        record["conversations"] = [{"from": "human" if i % 2 == 0 else "gpt", "value": v} for i, v in enumerate(said)]
+        texts = [record.pop("text"), record.pop("answer"), "And?", "so"]
+        record["conversations"] = [{"from": "human" if i % 2 == 0 else "gpt", "value": v} for i, v in enumerate(texts)]
     path.write_text(json.dumps(records))
 
 
 @pytest.fixture
-def own(tmp_path) -> TaskData:
+def task(tmp_path) -> TaskData:
     for index in range(30):
         picture(tmp_path / f"in/pictures/{index}.png", index)
     write_questions(tmp_path / "in/train.json", 30)
@@ -48,8 +48,8 @@ def address_of(root: Path, settings: TaskData) -> Address:
     return address_folder(root, "data", settings.task, "prepare", 1, settings, inputs)
 
 
-def test_questions_and_images_are_taken_over(own, tmp_path):
-    folder = prepare(address_of(tmp_path / "runs", own), own)
+def test_questions_and_images_are_copied(task, tmp_path):
+    folder = prepare(address_of(tmp_path / "runs", task), task)
     test = read_examples(folder / "test.jsonl")
     assert test == read_examples(folder / "test.json")
     assert [example.image for example in test] == [f"images/pictures/{index}.png" for index in range(5)]
@@ -57,99 +57,99 @@ def test_questions_and_images_are_taken_over(own, tmp_path):
     assert test[0].text == "What?" and test[4].turns == (("And?", "so"),)
 
 
-def test_without_a_val_file_a_recorded_part_of_train_serves_as_val(own, tmp_path):
-    address = address_of(tmp_path / "runs", own)
-    said: list[str] = []
-    folder = prepare(address, own, said.append)
+def test_without_a_val_file_a_recorded_part_of_train_serves_as_val(task, tmp_path):
+    address = address_of(tmp_path / "runs", task)
+    messages: list[str] = []
+    folder = prepare(address, task, messages.append)
     val = [example.question_id for example in read_examples(folder / "val.jsonl")]
     train = [example.question_id for example in read_examples(folder / "train.jsonl")]
     assert len(val) == 3 and sorted(train + val) == sorted(f"train{index}" for index in range(30))
     assert read_manifest(address.manifest)["record"]["val_cut_from_train"] == val
-    assert any("3 examples of train serve as val" in line for line in said)
+    assert any("3 examples of train serve as val" in message for message in messages)
 
 
-def test_the_cut_depends_on_the_seed_and_is_bounded_by_the_count(own, tmp_path):
+def test_the_cut_depends_on_the_seed_and_is_bounded_by_the_count(task, tmp_path):
     cuts = []
     for seed, count in ((0, 200), (0, 200), (1, 200), (0, 2)):
-        settings = TaskData(task="mine", train=own.train, seed=seed, counts=Counts(val=count))
+        settings = TaskData(task="mine", train=task.train, seed=seed, counts=Counts(val=count))
         folder = prepare(address_of(tmp_path / f"runs{len(cuts)}", settings), settings)
         cuts.append([example.question_id for example in read_examples(folder / "val.jsonl")])
     assert cuts[0] == cuts[1] != cuts[2] and len(cuts[3]) == 2
 
 
-def test_a_val_file_is_used_whole_and_nothing_is_cut(own, tmp_path):
+def test_a_val_file_is_used_whole_and_nothing_is_cut(task, tmp_path):
     write_questions(tmp_path / "in/val.json", 4)
-    settings = TaskData(task="mine", train=own.train, val=str(tmp_path / "in/val.json"), test=own.test)
+    settings = TaskData(task="mine", train=task.train, val=str(tmp_path / "in/val.json"), test=task.test)
     address = address_of(tmp_path / "runs", settings)
     folder = prepare(address, settings)
     assert len(read_examples(folder / "val.jsonl")) == 4 and len(read_examples(folder / "train.jsonl")) == 30
     assert "val_cut_from_train" not in read_manifest(address.manifest)["record"]
 
 
-def test_images_may_lie_in_a_folder_of_their_own(own, tmp_path):
+def test_images_may_lie_in_a_folder_of_their_own(task, tmp_path):
     (tmp_path / "in/pictures").rename(tmp_path / "elsewhere")
     write_questions(tmp_path / "in/test.json", 5, folder="")
-    settings = TaskData(task="mine", test=own.test, images=str(tmp_path / "elsewhere"))
+    settings = TaskData(task="mine", test=task.test, images=str(tmp_path / "elsewhere"))
     folder = prepare(address_of(tmp_path / "runs", settings), settings)
     assert read_examples(folder / "test.jsonl")[3].image == "images/3.png"
     assert read_examples(folder / "train.jsonl") == []
 
 
-def test_missing_images_are_one_message_with_the_first_and_their_number(own, tmp_path):
+def test_missing_images_are_one_message_with_the_first_and_their_number(task, tmp_path):
     for index in range(10, 30):
         (tmp_path / f"in/pictures/{index}.png").unlink()
-    address = address_of(tmp_path / "runs", own)
+    address = address_of(tmp_path / "runs", task)
     with pytest.raises(UserError) as error:
-        prepare(address, own)
-    assert "mine: 20 images cannot be read" in str(error.value) and "... and 15 more" in str(error.value)
+        prepare(address, task)
+    assert "mine: 20 images cannot be read" in str(error.value) and "(and 15 more)" in str(error.value)
     assert str(error.value).count(": missing") == 5 and "10.png: missing" in str(error.value)
     assert not address.is_complete()
 
 
-def test_a_file_that_is_no_image_is_refused(own, tmp_path):
+def test_a_file_that_is_no_image_is_refused(task, tmp_path):
     (tmp_path / "in/pictures/2.png").write_text("no image")
     with pytest.raises(UserError, match="1 images cannot be read.*\n.*2.png: not an image"):
-        prepare(address_of(tmp_path / "runs", own), own)
+        prepare(address_of(tmp_path / "runs", task), task)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_picture_cut_short_is_refused(own, tmp_path, monkeypatch, kind, jobs):
-    monkeypatch.setattr("data_prep.question_files.WORTH", 1)
+def test_a_picture_cut_short_is_refused(task, tmp_path, monkeypatch, kind, jobs):
+    monkeypatch.setattr("data_prep.question_files.IMAGES_FOR_A_POOL", 1)
     whole = tmp_path / f"whole.{kind}"
     Image.effect_noise((64, 64), 50.0).save(whole)
     (tmp_path / "in/pictures/2.png").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(UserError, match=r"1 images cannot be read.*\n.*2\.png: .*truncated"):
-        settings = dataclasses.replace(own, jobs=jobs)
+        settings = dataclasses.replace(task, jobs=jobs)
         prepare(address_of(tmp_path / "runs", settings), settings)
 
 
-def test_editing_a_picture_in_place_does_not_change_what_is_prepared(own, tmp_path):
-    folder = prepare(address_of(tmp_path / "runs", own), own)
+def test_editing_a_picture_in_place_does_not_change_what_is_prepared(task, tmp_path):
+    folder = prepare(address_of(tmp_path / "runs", task), task)
     before = (folder / "images/pictures/2.png").read_bytes()
     with open(tmp_path / "in/pictures/2.png", "r+b") as file:
         file.write(b"changed")
     assert (folder / "images/pictures/2.png").read_bytes() == before
 
 
-def test_a_read_only_picture_is_linked(own, tmp_path):
+def test_a_read_only_picture_is_linked(task, tmp_path):
     (tmp_path / "in/pictures/2.png").chmod(0o444)
-    folder = prepare(address_of(tmp_path / "runs", own), own)
+    folder = prepare(address_of(tmp_path / "runs", task), task)
     linked = [i for i in range(30) if (folder / f"images/pictures/{i}.png").stat().st_nlink > 1]
     assert linked == [2]
 
 
-def test_an_image_outside_its_folder_is_refused(own, tmp_path):
+def test_an_image_outside_its_folder_is_refused(task, tmp_path):
     record = {"question_id": "q", "image": "../secret.png", "text": "What?", "answer": "x"}
     (tmp_path / "in/test.json").write_text(json.dumps([record]))
     with pytest.raises(UserError, match=r"\.\./secret\.png lies outside"):
-        prepare(address_of(tmp_path / "runs", own), own)
+        prepare(address_of(tmp_path / "runs", task), task)
 
 
-def test_an_empty_question_file_is_refused(own, tmp_path):
+def test_an_empty_question_file_is_refused(task, tmp_path):
     (tmp_path / "in/test.json").write_text("[]")
     with pytest.raises(UserError, match="no examples in .*test.json"):
-        prepare(address_of(tmp_path / "runs", own), own)
+        prepare(address_of(tmp_path / "runs", task), task)
 
 
 def test_questions_without_images_are_taken(tmp_path):
@@ -159,20 +159,20 @@ def test_questions_without_images_are_taken(tmp_path):
     assert read_examples(folder / "test.jsonl")[0].image is None
 
 
-def test_the_address_follows_the_contents_of_the_question_files_not_their_place(own, tmp_path):
-    before = address_of(tmp_path / "runs", own).hash8
+def test_the_address_follows_the_contents_of_the_question_files_not_their_place(task, tmp_path):
+    before = address_of(tmp_path / "runs", task).hash8
     (tmp_path / "moved").mkdir()
     for name in ("train.json", "test.json"):
         (tmp_path / "moved" / name).write_text((tmp_path / "in" / name).read_text())
     moved = TaskData(task="mine", train=str(tmp_path / "moved/train.json"), test=str(tmp_path / "moved/test.json"))
     assert address_of(tmp_path / "runs", moved).hash8 == before
     write_questions(tmp_path / "in/test.json", 4)
-    assert address_of(tmp_path / "runs", own).hash8 != before
+    assert address_of(tmp_path / "runs", task).hash8 != before
 
 
-def test_the_pictures_in_an_address_are_those_of_the_questions_with_their_sizes(own, tmp_path):
+def test_the_pictures_in_an_address_are_those_of_the_questions_with_their_sizes(task, tmp_path):
     (tmp_path / "in/pictures/29.png").unlink()
-    sizes = list_pictures(own)
-    assert sizes.keys() == {example.image for example in read_examples(Path(own.train))}
+    sizes = list_pictures(task)
+    assert sizes.keys() == {example.image for example in read_examples(Path(task.train))}
     assert sizes["./pictures/29.png"] == -1
     assert sizes["./pictures/3.png"] == (tmp_path / "in/pictures/3.png").stat().st_size
