@@ -50,15 +50,15 @@ WITHOUT_ANSWERS = ("flickr30k", "screen2words")  # question files without answer
 def write_published(root: Path) -> tuple[Path, Path]:
     """Write everything under `root` as the Hub has it. Returns the collection and the folder of the pictures."""
     collection, images = root / "hub", root / "pictures"
-    for name, (folder, test, annotations) in FILES.items():
+    for name, (folder, test, annotation_file) in FILES.items():
         place, answers = collection / folder, ANSWERS[name]
         questions = [_question(name, number, answer) for number, answer in enumerate(answers)]
         _write(place / test, questions)
         if folder.startswith("Seen"):
             train = "train_brief_4w.json" if name == "flickr30k" else "train.json"
             _write(place / train, [_conversation(name, number, answer) for number, answer in enumerate(answers)])
-        if annotations is not None:
-            _write(place / annotations, _annotations(name, questions, answers))
+        if annotation_file is not None:
+            _write(place / annotation_file, _annotations(name, questions, answers))
         for record in questions:
             if "image" in record:
                 (images / record["image"]).parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from pipeline.program import compose
 from robustmerge.stage.address import settings_in_identity
 from robustmerge.stage.records import Example, Prediction, read_examples
 from robustmerge.stage.settings import UserError
-from tests.published_folder import ANSWERS, QUESTIONS, CAPTIONED, FILES, write_published
+from tests.published_folder import ANSWERS, CAPTIONED, FILES, QUESTIONS, write_published
 
 
 @pytest.fixture(scope="module")
