@@ -33,7 +33,6 @@ class TinyHub:
     spoilt: dict[str, int] = field(default_factory=dict)
     gated: tuple[str, ...] = ("ann/gated",)
     refs: dict[str, str] = field(default_factory=lambda: {"main": COMMIT, "old": OLD})
-    takes_ranges: bool = True
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     tokens: set[tuple[str, str | None]] = field(default_factory=set)
     address: str = ""
@@ -97,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.spoilt.get(name, 0) and self.command == "GET":
             self.hub.spoilt[name] -= 1
             data = bytes(len(data))
-        span = self.headers["Range"] if self.hub.takes_ranges else None
+        span = self.headers["Range"]
         start = int(span.removeprefix("bytes=").removesuffix("-")) if span else 0
         headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if span else {}
         cuts = self.hub.cuts.get(name) if self.command == "GET" else None

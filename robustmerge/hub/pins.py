@@ -82,18 +82,10 @@ def refused(text: str, error: Exception, repository: str, revision: str) -> User
     }
     other = (str(error).splitlines() or [type(error).__name__])[0]
     if not _is_answer(error):
-        other = (
-            f"it is not whole in the cache, and the Hub was not reached (no network, or HF_HUB_OFFLINE is set): {other}"
-        )
+        why = "no network, or HF_HUB_OFFLINE is set?"
+        other = f"it is not whole in the cache, and the rest was not fetched ({why}): {other}"
     reason = next((reason for kind, reason in reasons.items() if isinstance(error, kind)), other)
     return UserError(f"'{text}' is no folder here, and cannot be had from the Hugging Face Hub: {reason}")
-
-
-def is_final(error: Exception) -> bool:
-    """Whether asking again brings nothing: the Hub has refused, or HF_HUB_OFFLINE forbids to ask it."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    return _is_answer(error) or isinstance(error, OfflineModeIsEnabled)
 
 
 def _is_answer(error: Exception) -> bool:

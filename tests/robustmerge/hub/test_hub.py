@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
-from huggingface_hub import constants
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub import constants, hf_hub_download
 
 from pipeline.config import Paths, _read_experts
 from robustmerge.hub.download import fetch_pinned, is_fetched
 from robustmerge.hub.pins import Pinned, pin, snapshot_folder, storage_folder
-from robustmerge.hub.places import fetch, find_folder, find_model, name_of
+from robustmerge.hub.places import find_folder, find_model, name_of
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import ConfigError, UserError
-from tests.tiny_hub import COMMIT, OLD, TinyHub, digest_of, serve, use
+from tests.tiny_hub import COMMIT, OLD, TinyHub, serve, use
 
 SAFE, BIN, CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -47,16 +43,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyHub]:
     with serve(repositories) as served:
         use(monkeypatch, served.address, tmp_path / "cache")
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
-        monkeypatch.setattr("robustmerge.hub.download.WAIT_S", 0.0)
         yield served
-
-
-def leave_cut(hub: TinyHub, name: str, size: int) -> None:
-    """What a process that was ended has left of a file of ann/base."""
-    data = hub.files["ann/base"][name]
-    part = storage_folder("ann/base") / "blobs" / f"{digest_of(data)}.incomplete"
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(data[:size])
 
 
 def test_settings_of_the_environment_hold_and_planning_stays_light(hub: TinyHub, tmp_path: Path) -> None:
@@ -77,7 +64,7 @@ def test_settings_of_the_environment_hold_and_planning_stays_light(hub: TinyHub,
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.endswith(f"{['README.md', CONFIG, SAFE]}\n")
         told += ran.stdout
-    assert told.count("fetching ann/both@aaaaaaaaaa: 3 files") == 1
+    assert told.count("fetching ann/both@aaaaaaaaaa: adapter_config.json, ") == 1
     tokens = {token for first, token in hub.tokens if first in ("ann", "cdn")}
     assert tokens == {"Bearer hf_secret", None}
     assert ("cdn", None) in hub.tokens
@@ -110,7 +97,7 @@ def test_the_hub_gives_an_adapters_files_and_says_why_not(
         use(monkeypatch, NOWHERE, tmp_path / "cache", offline)
         assert look("ann/both") == both
         assert look("ann/bin") == only_bin
-        with pytest.raises(UserError, match="not whole in the cache, and the Hub was not reached"):
+        with pytest.raises(UserError, match="not whole in the cache, and the rest was not fetched"):
             find_folder("ann/none")
 
 
@@ -169,27 +156,16 @@ def test_what_is_there_is_not_asked_for_again(hub: TinyHub, tmp_path: Path, monk
         fetch_pinned(WHOLE, MODEL)
 
 
-def test_a_cache_that_another_program_has_filled_is_judged_by_what_is_there(hub: TinyHub) -> None:
-    folder = fetch_pinned(WHOLE, MODEL)
-    shutil.rmtree(storage_folder("ann/base") / "listings")
-    assert is_fetched(WHOLE, MODEL)
-    (folder / SHARDS[0]).unlink()
-    assert not is_fetched(WHOLE, MODEL)
-    (folder / INDEX).unlink()
-    (folder / SHARDS[1]).unlink()
-    assert not is_fetched(WHOLE, MODEL)
-    assert is_fetched(WHOLE, ["*.json"])
-
-
-@pytest.mark.parametrize("takes_ranges", [True, False])
-def test_only_the_rest_of_a_cut_file_is_asked_for(hub: TinyHub, takes_ranges: bool) -> None:
-    hub.takes_ranges = takes_ranges
-    leave_cut(hub, SHARDS[0], 4321)
-    said: list[str] = []
-    folder = fetch_pinned(WHOLE, MODEL, said.append)
-    assert hub.of_file(SHARDS[0]) == ["bytes=4321-"]
-    assert "20.6 kB, 4.3 kB of it here already" in said[0]
-    assert [(folder / name).read_bytes() for name in SHARDS] == [LONG, LONG[::-1]]
+def test_a_cache_that_another_program_has_filled_serves_as_it_is_without_a_network(
+    hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path(hf_hub_download("ann/base", "config.json", revision=COMMIT))
+    assert not is_fetched(WHOLE, ["*.json"]), "nobody has listed what the commit has"
+    use(monkeypatch, NOWHERE, tmp_path / "cache", offline=True)
+    assert fetch_pinned(WHOLE, ["*.json"]) == file.parent == snapshot_folder(WHOLE)
+    use(monkeypatch, hub.address, tmp_path / "cache")
+    assert (fetch_pinned(WHOLE, MODEL) / SHARDS[0]).read_bytes() == LONG
+    assert [path for path, _ in hub.asked].count(f"/cdn/ann/base/{COMMIT}/config.json") == 1
 
 
 def test_a_connection_that_breaks_is_taken_up_again(hub: TinyHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,79 +176,47 @@ def test_a_connection_that_breaks_is_taken_up_again(hub: TinyHub, monkeypatch: p
     assert (folder / SHARDS[0]).read_bytes() == LONG
 
 
-def test_a_connection_that_brings_nothing_is_given_up_and_what_has_come_is_kept(
-    hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_is_cut_for_good_leaves_whole_files_only(hub: TinyHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
     hub.cuts[SHARDS[0]] = [5000] + [0] * 50
-    with pytest.raises(UserError, match=rf"{SHARDS[0]} of ann/base@aaaaaaaaaa could not be fetched .* is kept, and"):
+    with pytest.raises(UserError, match="ann/base@aaaaaaaaaa.* is not whole in the cache, and the rest was not"):
         fetch_pinned(WHOLE, MODEL)
+    assert not is_fetched(WHOLE, MODEL)
+    contents = {file.read_bytes() for file in (storage_folder("ann/base") / "blobs").iterdir()}
+    assert contents < set(hub.files["ann/base"].values())
     hub.cuts.clear()
-    hub.asked.clear()
-    fetch_pinned(WHOLE, MODEL)
-    assert hub.of_file(SHARDS[0]) == ["bytes=5000-"]
-    assert "config.json" not in {path.rpartition("/")[2] for path, _ in hub.asked}
+    asked = {name: len(hub.of_file(name)) for name in ("config.json", INDEX, SHARDS[1])}
+    assert (fetch_pinned(WHOLE, MODEL) / SHARDS[0]).read_bytes() == LONG
+    for name, times in asked.items():
+        assert len(hub.of_file(name)) == max(times, 1), f"{name} had arrived"
 
 
-def test_a_damaged_file_is_fetched_again_and_twice_damaged_refused(hub: TinyHub) -> None:
-    said: list[str] = []
-    hub.spoilt = {SHARDS[0]: 1, "config.json": 1}
-    folder = fetch_pinned(WHOLE, MODEL, said.append)
-    assert (folder / SHARDS[0]).read_bytes() == LONG
-    assert (folder / "config.json").read_bytes() == b"{}"
-    assert sum("arrived damaged" in line for line in said) == 2
-    hub.spoilt = {SAFE: 2}
-    with pytest.raises(UserError, match=f"{SAFE} of ann/both@.* its digest is .*, the Hub lists .* fetched twice"):
-        fetch("ann/both", [SAFE])
-    assert not list((storage_folder("ann/both") / "blobs").glob("*"))
-
-
-def test_a_cut_file_that_is_damaged_begins_again(hub: TinyHub) -> None:
-    leave_cut(hub, SHARDS[1], 2000)
-    part = next((storage_folder("ann/base") / "blobs").glob("*.incomplete"))
-    for left in (bytes(2000), bytes(20_000)):  # not the file's first bytes; more than the file has
-        part.write_bytes(left)
-        assert (fetch_pinned(WHOLE, MODEL) / SHARDS[1]).read_bytes() == LONG[::-1]
-        shutil.rmtree(storage_folder("ann/base") / "snapshots")
-        part.with_suffix("").unlink()
-
-
-def test_a_full_disk_is_told_before_anything_is_fetched(hub: TinyHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(".")._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(
-        UserError, match=r"ann/base@aaaaaaaaaa needs 20.6 kB in .*cache, where 1.0 kB are free; .*HF_HOME"
-    ):
+@pytest.mark.parametrize("name", [SHARDS[0], "config.json"])
+def test_a_damaged_file_is_refused_removed_and_fetched_again(hub: TinyHub, name: str) -> None:
+    hub.spoilt = {name: 1}
+    with pytest.raises(UserError, match=f"^{re.escape(name)} of ann/base@.* arrived damaged"):
         fetch_pinned(WHOLE, MODEL)
-    assert not hub.of_file(SHARDS[0])
+    assert not is_fetched(WHOLE, MODEL)
+    assert (fetch_pinned(WHOLE, MODEL) / name).read_bytes() == hub.files["ann/base"][name]
+    assert is_fetched(WHOLE, MODEL)
+    assert [len(hub.of_file(other)) for other in ("config.json", INDEX, *SHARDS) if other != name] == [1, 1, 1]
 
 
-def test_progress_bars_that_others_silenced_show_and_lines_are_said_where_nobody_sees_them(
+def test_what_a_killed_process_has_not_compared_is_compared_by_the_next(
     hub: TinyHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silenced, said, told = [], [], threading.Event()
+    hub.spoilt = {SHARDS[0]: 1}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("robustmerge.hub.download._check_digests", raise_interrupt)
+        fetch_pinned(WHOLE, MODEL)
+    assert (snapshot_folder(WHOLE) / SHARDS[0]).read_bytes() == bytes(len(LONG))
+    with pytest.raises(UserError, match=f"{SHARDS[0]} of ann/base@.* arrived damaged"):
+        fetch_pinned(WHOLE, MODEL)
+    assert not (snapshot_folder(WHOLE) / SHARDS[0]).exists()
 
-    def http_get(url: str, file: BinaryIO, **given: object) -> None:
-        silenced.append(are_progress_bars_disabled())
-        file.write(LONG)
-        file.flush()
-        assert told.wait(20)
 
-    def say(line: str) -> None:
-        said.append(line)
-        if line == "fetched 10.2 kB of 10.2 kB":
-            told.set()
-
-    monkeypatch.setattr("robustmerge.hub.download.TELL_EVERY_S", 0.001)
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", http_get)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())  # no terminal
-    disable_progress_bars()
-    try:
-        fetch_pinned(WHOLE, [SHARDS[0]], say)
-        assert silenced == [False]
-        assert are_progress_bars_disabled()
-    finally:
-        enable_progress_bars()
+def raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_base_of_the_hub_has_its_weights_in_either_format(hub: TinyHub) -> None:
