@@ -13,7 +13,7 @@ def walk(points: list[dict]) -> None:
     from pipeline.tools.findings.page import write
 
     for page in write(make_plans(points)):
-        print(f"findings: {page} (details, tables and figures in findings, beside it)")
+        print(f"findings: {page} (tables and figures in findings, beside it)")
 
 
 if __name__ == "__main__":

@@ -114,13 +114,13 @@ def exact_sums(name: str) -> list[tuple[float, float]]:
 
 
 def merged(key: str, method: str, group: str) -> float:
-    return mean(column("findings/merged", key, method=method, group=group))
+    return mean(column("findings/merged", key, method=method, variant="", group=group))
 
 
 def chosen_over_default() -> list[float]:
     """The chosen strength over the default one, of every method, group and seed."""
     both = [
-        [column("findings/merged", "factor", method=method, group=group) for method in (name, f"{name}, chosen")]
+        [column("findings/merged", "factor", method=name, variant=variant, group=group) for variant in ("", "chosen")]
         for name in METHODS
         for group in (INDEPENDENT, SHARED)
     ]
@@ -167,8 +167,7 @@ def findings_sentences() -> list[str]:
         key: column("findings/relations", "rho", group=INDEPENDENT, scope="methods", quantity=key)[0]
         for key in ("share_lowest", "outside")
     }
-    plain = {"method": "plain sums of A and B"}
-    cosine = mean(column("findings/cross", "cosine", group=SHARED, **plain))
+    cosine = mean(column("findings/cross", "cosine", group=SHARED, kind="plain"))
     lengths = [mean(column("findings/experts", "norm_over_mean", expert=name)) for name in ("imagenet", "flickr30k")]
     (default_5, equation_5), (_, products) = exact_sums("robustmerge_eq5"), exact_sums("task_arithmetic_delta")
     share = mean(column("findings/merged", "share_mean", kind="multi_task"))

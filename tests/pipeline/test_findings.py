@@ -1,4 +1,4 @@
-"""What the findings measure, by laws, and the page that tells them. Needs nothing."""
+"""The findings: their quantities by laws, and the page on real plans with experts drawn here. Needs nothing."""
 
 from __future__ import annotations
 
@@ -8,24 +8,19 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.report.results import Choice
-from pipeline.plan import make_plans
+from pipeline.plan import Plan, make_plans
 from pipeline.program import compose
-from pipeline.sources import Source
 from pipeline.tools.findings.figures import draw_findings
 from pipeline.tools.findings.measure import groups_of, measure
-from pipeline.tools.findings.page import compose as compose_page
-from pipeline.tools.findings.page import write
+from pipeline.tools.findings.page import compose as page_blocks
+from pipeline.tools.findings.page import spread, write
 from pipeline.tools.findings.relations import Findings, chance_level, rank_correlation, relate
-from pipeline.tools.findings.sentences import conclude
-from pipeline.tools.findings.tables import compose_details, spread
 from robustmerge.analysis.retention import (
     cross_terms,
     has_cross_terms,
@@ -37,15 +32,15 @@ from robustmerge.analysis.retention import (
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.merging import merge
 from robustmerge.method import Method, read_method
+from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import QUIET, address_of, write_expert
 from tests.smoke_line import SmokeRun
 
 TASKS = ("iconqa", "rec", "vizwiz", "vqav2")
-MODULES = {"layers.0.q_proj": (9, 12), "layers.1.q_proj": (7, 10)}  # d_out, d_in
+MODULES = {"layers.0.q_proj": (32, 40), "layers.1.q_proj": (28, 36)}  # d_out, d_in
 METHODS = ("task_arithmetic", "ties", "robustmerge")
-PICTURES = dict.fromkeys(("experts", "kept", "strengths", "scores"), "![x](x.png)")
 
 
 def random_pair(d_out: int, d_in: int, seed: int, rank: int = 2) -> LoraPair:
@@ -97,8 +92,8 @@ def test_a_longer_update_leaves_more_of_an_expert_and_interferes_as_much():
 
 def test_an_expert_itself_is_left_whole_and_a_stranger_is_of_no_expert():
     *experts, stranger = orthogonal_pairs(3)
-    own, other = kept_of(experts, experts[0]), kept_of(experts, stranger)
-    assert (float(own.share[0]), float(own.distance[0]), own.outside) == pytest.approx((1, 0, 0), abs=1e-6)
+    itself, other = kept_of(experts, experts[0]), kept_of(experts, stranger)
+    assert (float(itself.share[0]), float(itself.distance[0]), itself.outside) == pytest.approx((1, 0, 0), abs=1e-6)
     assert (float(other.share[0]), float(other.interference[0]), other.outside) == (0, math.inf, 1)
 
 
@@ -107,8 +102,8 @@ def test_modules_add_up_to_one_long_vector():
     one, other = (inner_products([x[m] for x in pairs], [pairs[0][1]]) for m in range(2))
     long = [torch.cat([p.delta().flatten() for p in x])[None] for x in pairs]
     merged = torch.cat([pairs[0][1].delta().flatten()] * 2)[None]
-    for found, exact in zip(one.plus(other), inner_products(long, [merged]), strict=True):
-        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
+    for summed, exact in zip(one.plus(other), inner_products(long, [merged]), strict=True):
+        torch.testing.assert_close(summed, exact, rtol=1e-4, atol=1e-4)
 
 
 # --- cross terms --------------------------------------------------------------------------------------------------
@@ -120,18 +115,18 @@ def plain(**changes) -> Method:
 
 def test_cross_terms_are_what_summing_factors_adds():
     experts = {f"e{i}": random_pair(9, 12, i) for i in range(3)}
-    own = sum(pair.delta() for pair in experts.values())
+    sum_of_updates = sum(pair.delta() for pair in experts.values())
     whole = sum(p.B for p in experts.values()) @ sum(p.A for p in experts.values())
-    found = cross_terms(experts, plain(), "m")
-    assert found.weight == pytest.approx(float((whole - own).norm() / own.norm()), rel=1e-4)
-    assert found == pytest.approx(cross_terms(experts, plain(strength=0.3), "m"))
+    crossed = cross_terms(experts, plain(), "m")
+    assert crossed.weight == pytest.approx(float((whole - sum_of_updates).norm() / sum_of_updates.norm()), rel=1e-4)
+    assert crossed == pytest.approx(cross_terms(experts, plain(strength=0.3), "m"))
 
 
 def test_cross_terms_of_experts_that_share_A_only_lengthen_the_sum():
     A = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
     shared = {f"e{i}": LoraPair(A, random_pair(9, 12, i).B) for i in range(4)}
-    found = cross_terms(shared, plain(), "m")
-    assert (found.weight, found.cosine) == pytest.approx((3, 1), rel=1e-4)
+    crossed = cross_terms(shared, plain(), "m")
+    assert (crossed.weight, crossed.cosine) == pytest.approx((3, 1), rel=1e-4)
     alone = cross_terms({"e0": shared["e0"]}, plain(), "m")
     assert alone.weight == 0
 
@@ -153,7 +148,7 @@ def test_rank_correlation_sees_order_alone():
     assert rank_correlation([1, 2, 3, math.inf], [1, 2, 3, 4]) == pytest.approx(1)
 
 
-def test_rank_correlation_of_few_or_of_equal_values_is_not_told():
+def test_rank_correlation_of_few_or_of_equal_values_is_undefined():
     assert math.isnan(rank_correlation([1, 2, 3], [1, 2, 3]))
     assert math.isnan(rank_correlation([1, 2, 3, math.nan], [1, 2, 3, 4]))
     assert math.isnan(rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]))
@@ -165,7 +160,7 @@ def test_chance_orders_fewer_things_more_often():
     assert math.isnan(chance_level(3))
 
 
-def test_a_spread_tells_its_deviation_where_there_is_one():
+def test_a_spread_has_a_deviation_where_there_is_one():
     assert spread([1.0, 2.0]) == "1.50 ± 0.71"
     assert spread([1.5]) == spread([1.5, 1.5]) == "1.50"
     assert spread([]) == spread([math.nan]) == "—"
@@ -174,99 +169,99 @@ def test_a_spread_tells_its_deviation_where_there_is_one():
     assert spread([1.0, math.inf]) == "inf"
 
 
-# --- from lines to the page ---------------------------------------------------------------------------------------
+# --- from plans to the page ---------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked(Source):
-    """A source with the height of its scores."""
-
-    height: int = 0
-
-
-def stub_address(path: Path, done: bool = True):
-    return SimpleNamespace(path=path, hash8=path.name, short=path.name, is_complete=lambda: done)
+def compose_plan(root: Path, *words: str) -> Plan:
+    """The real plan of a command line, on four tasks and three methods of the tiny model."""
+    names = [f"tasks=[{','.join(TASKS)}]", f"methods=[{','.join(METHODS)}]", f"paths.runs={root}"]
+    point = compose("findings", ["profile=smoke", "logger=none", *names, *words])
+    (plan,) = make_plans([{**point, "overrides": list(words)}])
+    return plan
 
 
-def stub_line(root: Path, seed: int, shared: bool, names: tuple[str, ...] = METHODS):
-    """A point of a sweep: experts in folders, merged for real, scores made up so that longer updates score higher."""
-    root.mkdir(parents=True)
-    folders = {}
-    for i, task in enumerate(TASKS):
-        pairs = {m: random_pair(*shape, seed=100 * seed + i) for m, shape in MODULES.items()}
-        start = {m: random_pair(*shape, seed=seed).A for m, shape in MODULES.items()}
+def finish_point(plan: Plan) -> None:
+    """Everything that a plan needs: experts drawn at random, merged for real, and scores that are set by hand."""
+    run_stage(plan.base, lambda path: None, **QUIET)
+    start = {m: random_pair(*shape, seed=plan.config.seed).A for m, shape in MODULES.items()}
+    for i, address in enumerate([*plan.experts.values(), plan.multi_task]):
+        pairs = {m: random_pair(*shape, seed=100 * plan.config.seed + i) for m, shape in MODULES.items()}
+        shared = plan.config.peft.shared_a_init
         pairs = {m: LoraPair(start[m] if shared else p.A, (1 + i) * p.B) for m, p in pairs.items()}
-        folders[task] = write_expert(root / f"{task}-{seed}-{shared}", pairs)
-    tasks = [SimpleNamespace(name=task, seen=True) for task in TASKS]
-    found = [Asked("zero_shot", "zero_shot", stub_address(root / "zero_shot"), tasks, height=10)]
-    for task in tasks:
-        found.append(Asked(f"expert/{task.name}", "expert", stub_address(root / task.name), [task], height=90))
-    for height, name in enumerate(names):
-        method = read_method(name)
-        method = replace(method, prune=replace(method.prune, density=0.5)) if method.prunings else method
-        for variant in ("", "chosen"):
-            method = replace(method, strength=0.5) if variant else method
-            address = address_of(root, method, folders)
-            merge(address, method, folders, **QUIET)
-            found.append(Asked(f"merged/{name}", "merged", address, tasks, method, variant, 20 + 9 * height))
+        run_stage(address, lambda path, pairs=pairs: write_adapter(path, pairs), **QUIET)
+    for by_factor in plan.candidates.values():
+        for factor, source in by_factor.items():
+            for task in source.tasks:
+                write_score(plan.score(source, task, "val"), task.name, {0.5: 40.0, 1.0: 30.0}[factor])
+    heights = {"zero_shot": 10, "expert": 90, "multi_task": 80}
+    for source in plan.sources:
+        if source.method is not None:
+            merge(source.address, source.method, {name: one.path for name, one in plan.experts.items()}, **QUIET)
+        height = heights.get(source.kind) or 20 + 9 * METHODS.index(source.method.name)
+        for task in source.tasks:
+            value = height + 3.0 * TASKS.index(task.name) + plan.config.seed
+            write_score(plan.score(source, task), task.name, value)
 
-    def score(source, task):
-        path = root / f"{source.name}-{source.variant}-{task.name}.json".replace("/", "-")
-        value = source.height + 3.0 * TASKS.index(task.name) + seed
-        score = Score(task.name, "m", value, 1, 1, 0, 0, 0, {"q": value / 100})
-        path.write_text(json.dumps(dataclasses.asdict(score)))
-        return stub_address(path)
 
-    swept = (f"seed={seed}", f"peft.shared_a_init={str(shared).lower()}")
-    config = SimpleNamespace(
-        seed=seed, seen=tasks, experts=None, overrides=swept, peft=SimpleNamespace(shared_a_init=shared), profile="full"
-    )
-    config.benchmark, config.model = SimpleNamespace(name="mini"), SimpleNamespace(name="tiny")
-    experts = {task: stub_address(folder) for task, folder in folders.items()}
-    choices = {name: Choice(0.5, 0.5, True, {0.5: 40.0, 1.0: 30.0}) for name in names}
-    made = {"experts": experts, "sources": tuple(found), "score": score, "choices": choices}
-    return SimpleNamespace(config=config, root=root, **made)
+def write_adapter(folder: Path, pairs: dict[str, LoraPair]) -> None:
+    folder.rmdir()
+    write_expert(folder, pairs)
+
+
+def write_score(address: Address, task: str, value: float) -> None:
+    score = Score(task, "m", value, 1, 1, 0, 0, 0, {"q": value / 100})
+    run_stage(address, lambda path: path.write_text(json.dumps(dataclasses.asdict(score))) and None, **QUIET)
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory: pytest.TempPathFactory):
+def plans(tmp_path_factory: pytest.TempPathFactory) -> list[Plan]:
     root = tmp_path_factory.mktemp("findings")
-    return [stub_line(root / f"{seed}-{shared}", seed, shared) for shared in (False, True) for seed in (1, 2)]
+    points = [(f"seed={seed}", f"peft.shared_a_init={shared}") for shared in ("false", "true") for seed in (1, 2)]
+    plans = [compose_plan(root, *words) for words in points]
+    for plan in plans:
+        finish_point(plan)
+    return plans
 
 
 @pytest.fixture(scope="module")
-def found(lines) -> Findings:
-    return measure(lines)
+def findings(plans) -> Findings:
+    return measure(plans)
 
 
-def test_every_point_is_measured_once(lines, found):
-    assert len(found.experts) == 4 * len(TASKS)
-    assert len(found.merged) == 4 * 2 * len(METHODS)
-    assert len(found.kept) == len(found.merged) * len(TASKS)
-    assert measure([lines[0], lines[0]]) == measure([lines[0]])
+def test_every_point_is_measured_once(plans, findings):
+    assert len(findings.experts) == 4 * len(TASKS)
+    assert len(findings.merged) == 4 * (2 * len(METHODS) + 1)
+    assert len(findings.kept) == len(findings.merged) * len(TASKS)
+    assert measure([plans[0], plans[0]]) == measure([plans[0]])
 
 
-def test_norms_at_the_strengths_tried_are_multiples_of_the_default_one(found):
-    assert len(found.grid) == 4 * len(METHODS) * 2
-    defaults = {(r["group"], r["seed"], r["method"]): r["norm_over_mean"] for r in found.merged}
-    for row in found.grid:
-        default = defaults[row["group"], row["seed"], row["method"]]
-        assert row["norm_over_mean"] == pytest.approx(row["factor"] * default)
+def test_both_strengths_of_a_method_have_its_name_and_a_variant_of_their_own(findings):
+    variants = {(row["method"], row["variant"]) for row in findings.merged if row["kind"] == "merged"}
+    titles = [read_method(name).title for name in METHODS]
+    assert variants == {(title, variant) for title in titles for variant in ("", "chosen")}
+
+
+def test_norms_at_the_strengths_tried_are_multiples_of_the_default_one(findings):
+    assert len(findings.grid) == 4 * len(METHODS) * 2
+    lengths = {(r["group"], r["seed"], r["method"], r["variant"]): r["norm_over_mean"] for r in findings.merged}
+    for row in findings.grid:
+        variant = {0.5: "chosen", 1.0: ""}[row["factor"]]
+        measured = lengths[row["group"], row["seed"], row["method"], variant]
+        assert row["norm_over_mean"] == pytest.approx(measured, rel=1e-4)
         assert row["val_avg"] == {0.5: 40, 1.0: 30}[row["factor"]]
 
 
-def test_points_that_differ_in_the_seed_are_one_group(lines):
-    assert groups_of(lines) == ["independent A"] * 2 + ["shared A"] * 2
-    wider = [SimpleNamespace(config=SimpleNamespace(**{**vars(line.config), "overrides": (f"peft.r={i}",)}))
-             for i, line in enumerate(lines[:2])]  # fmt: skip
-    assert groups_of(wider) == ["independent A, peft.r=0", "independent A, peft.r=1"]
+def test_points_that_differ_in_the_seed_are_one_group(plans, tmp_path):
+    assert groups_of(plans) == ["independent A"] * 2 + ["shared A"] * 2
+    wider = [compose_plan(tmp_path, f"peft.r={rank}", "seed=1") for rank in (4, 8)]
+    assert groups_of(wider) == ["independent A, peft.r=4", "independent A, peft.r=8"]
 
 
-def test_a_shared_initial_A_is_seen_in_the_cosines_and_cross_terms(found):
+def test_a_shared_initial_A_is_seen_in_the_cosines_and_cross_terms(findings):
     for group, cosine in (("shared A", 1), ("independent A", 0)):
-        rows = [row for row in found.pairs if row["group"] == group]
+        rows = [row for row in findings.pairs if row["group"] == group]
         assert sum(row["a_cosine"] for row in rows) / len(rows) == pytest.approx(cosine, abs=0.2)
-    plain_sums = {row["group"]: row for row in found.cross if row["method"].startswith("plain")}
+    plain_sums = {row["group"]: row for row in findings.cross if row["kind"] == "plain"}
     assert plain_sums["shared A"]["cosine"] > 0.99 > plain_sums["independent A"]["cosine"] + 0.5
 
 
@@ -278,69 +273,49 @@ def test_a_dense_merge_is_measured_as_an_adapter_of_it_is(tmp_path):
     method = read_method("task_arithmetic")
     updates = {}
     for form in ("adapter", "delta"):
-        own = replace(method, out=replace(method.out, format=form))
-        address = address_of(tmp_path, own, folders)
-        merge(address, own, folders, **QUIET)
+        formatted = replace(method, out=replace(method.out, format=form))
+        address = address_of(tmp_path, formatted, folders)
+        merge(address, formatted, folders, **QUIET)
         updates[form] = open_update(address.path, form)
     for module in MODULES:
         dense, pair = updates["delta"](module), updates["adapter"](module)
         torch.testing.assert_close(dense, pair.delta(), rtol=1e-4, atol=1e-5)
 
 
-def test_correlations_are_within_a_seed_and_count_each_merged_model_once(found):
-    doubled = dataclasses.replace(found, merged=found.merged + [r | {"method": "same again"} for r in found.merged])
-    assert relate(doubled) == relate(found)
-    rows = {(r["group"], r["scope"], r["quantity"]): r for r in relate(found)}
+def test_correlations_are_within_a_seed_and_count_each_merged_model_once(findings):
+    repeated = [row | {"method": "same again"} for row in findings.merged]
+    assert relate(replace(findings, merged=findings.merged + repeated)) == relate(findings)
+    rows = {(r["group"], r["scope"], r["quantity"]): r for r in relate(findings)}
     points = rows["shared A", "points", "share"]
     assert (points["n"], points["n_in_all"], points["seeds"]) == (24, 48, 2)
+    assert rows["shared A", "within_method", "share"]["n"] == len(TASKS)
     assert rows["shared A", "methods", "norm_over_mean"]["n"] == 2 * len(METHODS)
 
 
-def test_a_task_that_the_expert_hardly_gains_on_is_left_out(found):
-    kept = [r | {"individual": r["zero_shot"] + 4.9} if r["task"] == "rec" else r for r in found.kept]
-    rows = relate(dataclasses.replace(found, kept=kept))
+def test_a_task_that_the_expert_hardly_gains_on_is_left_out(findings):
+    kept = [r | {"individual": r["zero_shot"] + 4.9} if r["task"] == "rec" else r for r in findings.kept]
+    rows = relate(replace(findings, kept=kept))
     assert {r["n"] for r in rows if r["scope"] == "points"} == {18}
 
 
-def test_what_is_missing_is_named_with_its_command(lines):
-    one = lines[0]
-    missing = {name: stub_address(Path("experts/gone"), done=name != "rec") for name in one.experts}
-    with pytest.raises(UserError, match=r"experts/gone|gone\n.*merge_eval\.sh"):
-        measure([SimpleNamespace(**{**vars(one), "experts": missing})])
+def test_what_is_missing_is_named_with_its_command(tmp_path):
+    with pytest.raises(UserError, match=r"(?s)experts/rec-.*merge_eval\.sh"):
+        measure([compose_plan(tmp_path, "strength_grid=null")])
 
 
-def test_the_page_tells_groups_deviations_and_limits(lines, found):
-    page = compose_page(lines, found, relate(found), PICTURES)
-    assert "Independent A: seeds 1, 2; shared A: seeds 1, 2" in page
-    assert "**Independent A, 2 seeds**" in page
-    assert "From independent A to shared A" in page
-    assert "paired by seed (n = 2)" in page
-    assert "lie 18.0 points apart as configured, 18.0 at the strengths chosen on val" in page
-    assert "only the strength and the initial A were varied alone" in page
-    assert "4 experts of rank 2 can span all 7 dimensions" in page
-    assert "| Task Arithmetic | 26.0 | 0.303 → 0.25 | " in page  # 20, and 4.5 for the tasks and 1 or 2 for the seed
-    assert "nan" not in page
+def test_the_page_has_a_line_for_every_method_with_both_strengths(findings):
+    links = dict.fromkeys(("experts", "kept", "strengths", "scores"), "![x](x.svg)")
+    page = "\n\n".join(page_blocks(findings, relate(findings), links))
+    assert page.count("| Task Arithmetic |") == 2  # a group each
+    # 20, and 4.5 for the tasks and 1 or 2 for the seed; (26 - 16) / (96 - 16)
+    assert page.count("| Task Arithmetic | 26.0 | 0.13 | 0.303 → 0.151 | ") == 2
+    assert "| independent A, 2 seeds | seen avg |" in page
+    assert page.count("![x](x.svg)") == 4
+    assert "nan" not in page and "chosen |" not in page
 
 
-def test_the_page_is_one_and_the_rest_stands_behind_it(lines, found):
-    page = compose_page(lines, found, relate(found), PICTURES)
-    details = compose_details(found, relate(found), PICTURES)
-    assert len(page.split()) < 1700
-    assert [page.count(f"| {name} |") for name in ("Task Arithmetic", "Task Arithmetic, chosen")] == [2, 0]
-    assert [details.count(f"| {name} |") for name in ("Task Arithmetic", "Task Arithmetic, chosen")] == [2, 2]
-    assert "| Task Arithmetic | 26.0 ± 0.7 | " in details
-    assert "nan" not in details
-
-
-def test_nothing_goes_with_an_order_that_chance_explains(lines, found):
-    rows = [row | {"rho": 0.3} for row in relate(found)]
-    assert "none of 7 quantities" in "".join(conclude(found, rows)).lower()
-    rows = [row | {"rho": 0.99 if row["quantity"] == "outside" else 0.3} for row in rows]
-    assert "by seen average goes with part of no expert (+0.99" in "".join(conclude(found, rows))
-
-
-def test_the_same_findings_draw_the_same_bytes(found):
-    tables = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+def test_the_same_findings_draw_the_same_bytes(findings):
+    tables = {field.name: getattr(findings, field.name) for field in dataclasses.fields(findings)}
     one = Findings(**{name: [r for r in rows if r["group"] == "shared A"] for name, rows in tables.items()})
     first = draw_findings(one)
     assert first == draw_findings(one)
@@ -355,5 +330,6 @@ def test_the_findings_of_a_finished_run_are_written_beside_its_report(smoke: Smo
     with (page.parent / "findings" / "merged.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {"Multi-task", "RobustMerge"} <= {row["method"] for row in rows}
-    for name in ("details.md", "experts.png", "kept.svg", "scores.png", "relations.csv"):
+    assert {row["variant"] for row in rows} == {"", "chosen"}
+    for name in ("experts.png", "kept.svg", "scores.png", "relations.csv"):
         assert (page.parent / "findings" / name).stat().st_size > 0

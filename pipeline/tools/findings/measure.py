@@ -1,47 +1,65 @@
-"""What the findings rest on: every number of every point of a sweep, as rows of plain tables.
+"""Measure the experts, what every merge leaves of them, and the scores, for every point of a sweep.
 
-A point's `group` is what it shares with the points that differ from it in nothing but the experts' seed.
+Points that differ in nothing but the experts' seed are one `group`.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from eval.report.results import CHOSEN
 from pipeline.plan import Plan, require
 from pipeline.program import command, read_overrides
 from pipeline.sources import Source
 from pipeline.stages.report import changed_settings
-from pipeline.tools.findings.relations import PLAIN, Findings, Row, Sums, tell_experts, weights
+from pipeline.tools.findings.relations import Findings, Row
 from robustmerge.analysis.inspection import open_all, shared_modules
-from robustmerge.analysis.retention import Kept, has_cross_terms, open_update, what_is_kept
+from robustmerge.analysis.retention import (
+    Crossed,
+    Inner,
+    Kept,
+    Update,
+    compare_B,
+    cross_terms,
+    has_cross_terms,
+    inner_products,
+    open_update,
+    what_is_kept,
+)
+from robustmerge.formats.adapter import Adapter, LoraPair
+from robustmerge.low_rank import Spectrum, compare_A, decompose
 from robustmerge.method import Method
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import read_score
 from robustmerge.stage.settings import UserError
 
 A_INIT = {True: "shared A", False: "independent A"}
+PLAIN = Method(name="plain_sum", strength=1.0)  # (sum of B)(sum of A), nothing pruned and nothing scaled
+NO_MERGE = Inner(torch.empty(0), torch.empty(0), torch.empty(0))
 
 
 def measure(plans: Sequence[Plan]) -> Findings:
     """Everything, each point once. Raises UserError where a merge or a score is missing, naming the command."""
-    found = Findings()
+    findings = Findings()
     groups = groups_of(plans)
     _check(plans)
     done: set[tuple] = set()
     for plan, group in zip(plans, groups, strict=True):
-        about = {"group": group, "seed": plan.config.seed}
-        experts = tuple(address.hash8 for address in plan.experts.values())
-        asked = [source for source in plan.sources if source.kind in ("multi_task", "merged")]
-        titles = {(group, experts, title_of(source), source.address.hash8): source for source in asked}
-        sources = {key[2]: source for key, source in titles.items() if key not in done}
-        _measure_line(found, plan, sources, about, first=(group, experts) not in done)
-        done |= {(group, experts), *titles}
-    return found
+        point = {"group": group, "seed": plan.config.seed}
+        experts = (group, tuple(address.hash8 for address in plan.experts.values()))
+        sources = {
+            (*experts, method_title(plan, source), source.variant, source.address.hash8): source
+            for source in plan.sources
+            if source.kind in ("multi_task", "merged")
+        }
+        new = [source for key, source in sources.items() if key not in done]
+        _measure_point(findings, plan, new, point, with_experts=experts not in done)
+        done |= {experts, *sources}
+    return findings
 
 
 def groups_of(plans: Sequence[Plan]) -> list[str]:
@@ -58,89 +76,156 @@ def groups_of(plans: Sequence[Plan]) -> list[str]:
     ]
 
 
-def title_of(source: Source) -> str:
-    """The method as tables call it, with what differs from its file; `, chosen` where its strength was chosen."""
-    changed = changed_settings(source.method) if source.method is not None else {}
-    chosen = source.variant == CHOSEN
-    told = [f"{key}={value}" for key, value in changed.items() if not (chosen and key.endswith("strength"))]
-    return source.title + (f" ({', '.join(told)})" if told else "") + (f", {CHOSEN}" if chosen else "")
+def method_title(plan: Plan, source: Source) -> str:
+    """The method as tables call it, with what its configuration changes of its file; the variant is not part of it."""
+    configured = {method.name: method for method in plan.config.methods}
+    changed = changed_settings(configured[source.method.name]) if source.method is not None else {}
+    settings = ", ".join(f"{key}={value}" for key, value in changed.items())
+    return f"{source.title} ({settings})" if settings else source.title
 
 
 def _check(plans: Sequence[Plan]) -> None:
     needed: list[Address] = []
     for plan in plans:
         if not plan.experts:
-            raise UserError("there is no expert to look at: none of the chosen tasks is a seen one (tasks)")
+            raise UserError("there is no expert to measure: none of the chosen tasks is a seen one (tasks)")
         needed += plan.experts.values()
         for source in plan.sources:
             needed += [source.address, *(plan.score(source, task) for task in source.tasks if task.seen)]
     require(needed, "results are", command("merge_eval"))
 
 
-def _measure_line(found: Findings, plan: Plan, sources: Mapping[str, Source], about: Row, first: bool) -> None:
-    """One point. sources: by title. first: whether its experts have not been measured with another point."""
+@dataclass
+class Sums:
+    """Sums over the modules of one point, and what is kept of each module. crossed: by method at strength 1."""
+
+    names: list[str]
+    inner: Inner = NO_MERGE
+    crossed: dict[str, Crossed] = field(default_factory=dict)
+    spectra: list[list[Spectrum]] = field(default_factory=list)  # [modules][experts]
+    a_cosines: list[torch.Tensor] = field(default_factory=list)  # [modules] of [N, N]
+    b_cosines: list[torch.Tensor] = field(default_factory=list)  # [modules] of [N, N]
+
+    def add(
+        self, pairs: Sequence[LoraPair], merged: Sequence[Update], methods: Mapping[str, Method], module: str
+    ) -> None:
+        """Add one module: the experts' pairs, the merged updates, and the methods whose cross terms are measured."""
+        inner = inner_products(pairs, merged)
+        self.inner = self.inner.plus(inner) if self.spectra else inner
+        self.spectra.append([decompose(pair) for pair in pairs])
+        self.a_cosines.append(compare_A(pairs))
+        self.b_cosines.append(compare_B(pairs))
+        for key, method in methods.items():
+            crossed = cross_terms(dict(zip(self.names, pairs, strict=True)), method, module)
+            self.crossed[key] = self.crossed[key].plus(crossed) if key in self.crossed else crossed
+
+    @property
+    def norms(self) -> torch.Tensor:
+        """||B A||_F of every expert over all modules, [N]."""
+        return self.inner.experts.diagonal().sqrt()
+
+
+def _measure_point(findings: Findings, plan: Plan, sources: Sequence[Source], point: Row, with_experts: bool) -> None:
+    """Add the rows of one point. with_experts: its experts have not been measured with another point."""
     adapters = open_all({name: address.path for name, address in plan.experts.items()})
-    readers = [open_update(source.address.path, title) for title, source in sources.items()]
-    methods = {repr(plain): plain for source in sources.values() if (plain := _plain(source)) is not None}
-    methods |= {repr(PLAIN): PLAIN} if first and len({r for a in adapters for r in a.ranks.values()}) == 1 else {}
-    gathered = Sums(names=[adapter.name for adapter in adapters])
+    readers = [open_update(source.address.path, source.label) for source in sources]
+    methods = {repr(method): method for source in sources if (method := _at_strength_1(source)) is not None}
+    if with_experts and len({rank for adapter in adapters for rank in adapter.ranks.values()}) == 1:
+        methods[repr(PLAIN)] = PLAIN
+    sums = Sums(names=[adapter.name for adapter in adapters])
     for module in sorted(shared_modules(adapters)):
         pairs = [adapter.pair(module) for adapter in adapters]
-        gathered.add(pairs, [read(module) for read in readers], methods, module)
-    kept = what_is_kept(gathered.inner)
-    if first:
-        tell_experts(found, gathered, adapters, about)
+        sums.add(pairs, [read(module) for read in readers], methods, module)
+    if with_experts:
+        _add_experts(findings, sums, adapters, point)
     if sources:
-        _tell_merged(found, plan, gathered, sources, kept, about)
-        _tell_grid(found, plan, sources, about)
+        _add_merged(findings, plan, sums, sources, point)
 
 
-def _plain(source: Source) -> Method | None:
-    """The method at strength 1, if its cross terms can be told: they do not depend on the strength."""
-    return replace(source.method, strength=1.0) if has_cross_terms(source.method) else None
+def _at_strength_1(source: Source) -> Method | None:
+    """The method at strength 1 if it has cross terms, which do not depend on the strength."""
+    method = source.method
+    return replace(method, strength=1.0) if isinstance(method, Method) and has_cross_terms(method) else None
 
 
-def _tell_merged(
-    found: Findings, plan: Plan, gathered: Sums, sources: Mapping[str, Source], kept: Sequence[Kept], about: Row
-) -> None:
-    norms = gathered.inner.experts.diagonal().sqrt()
-    tasks = {task.name: task for task in plan.config.seen if task.name in gathered.names}
+def _add_experts(findings: Findings, sums: Sums, adapters: Sequence[Adapter], point: Row) -> None:
+    """The rows of the experts, of their spectra, and of their pairs."""
+    names, norms = sums.names, sums.norms
+    for i, adapter in enumerate(adapters):
+        s = [spectra[i].s for spectra in sums.spectra if len(spectra[i].s)]
+        row = point | {"expert": names[i], "rank": max(adapter.ranks.values()), "width": _narrowest(adapter)}
+        row |= {"modules": len(sums.spectra), "extras": len(adapter.extras), "norm": float(norms[i])}
+        row |= {"norm_over_mean": float(norms[i] / norms.mean())}
+        row |= {"first_over_last": statistics.median([float(x[0] / x[-1]) for x in s] or [math.nan])}
+        stable = [float(x.square().sum() / x[0] ** 2) for x in s]
+        findings.experts.append(row | {"stable_rank": statistics.median(stable or [0.0])})
+        for k in range(max(map(len, s), default=0)):
+            values = [float(x[k] / x[0]) for x in s if len(x) > k]
+            findings.spectra.append(point | {"expert": names[i], "k": k + 1, "relative": statistics.fmean(values)})
+    a_cosine, b_cosine = (torch.stack(cosines).mean(0) for cosines in (sums.a_cosines, sums.b_cosines))
+    for i in range(len(names)):
+        for j in range(i + 1, len(names)):
+            cosine = sums.inner.experts[i, j] / (norms[i] * norms[j])
+            row = point | {"one": names[i], "other": names[j], "update_cosine": float(cosine)}
+            findings.pairs.append(row | {"a_cosine": float(a_cosine[i, j]), "b_cosine": float(b_cosine[i, j])})
+    if crossed := sums.crossed.get(repr(PLAIN)):
+        row = point | {"kind": "plain", "method": "plain sums of A and B", "variant": ""}
+        findings.cross.append(row | {"weight": crossed.weight, "cosine": crossed.cosine})
+
+
+def _narrowest(adapter: Adapter) -> int:
+    """The smallest dimension of its modules."""
+    return min(min(d_out, d_in) for d_out, _, d_in in adapter.shapes.values())
+
+
+def _add_merged(findings: Findings, plan: Plan, sums: Sums, sources: Sequence[Source], point: Row) -> None:
+    """The rows of every merged model: as a whole, by expert, its cross terms, and the strengths tried."""
+    tasks = {task.name: task for task in plan.config.seen if task.name in sums.names}
     by_kind = {source.kind: source for source in plan.sources}
-    own = {source.tasks[0].name: source for source in plan.sources if source.kind == "expert"}
+    experts = {source.tasks[0].name: source for source in plan.sources if source.kind == "expert"}
 
     def score(source: Source, task: str) -> float:
-        return read_score(plan.score(source, tasks[task]).path).value
+        value = read_score(plan.score(source, tasks[task]).path).value
+        return math.nan if value is None else value
 
-    zero = {task: score(by_kind["zero_shot"], task) for task in tasks}
-    best = {task: score(own[task], task) for task in tasks if task in own}
-    for (title, source), one in zip(sources.items(), kept, strict=True):
-        reached = {task: score(source, task) for task in tasks}
-        told = about | {"kind": source.kind, "method": title, "address": source.address.short}
-        told |= {"chosen": source.variant == CHOSEN}
-        told |= {"factor": getattr(source.method, "effective_strength", None)}
-        found.merged.append(told | _whole(one, norms) | _scores(zero, best, reached))
-        crossed = gathered.crossed.get(repr(_plain(source)))
-        if crossed is not None:
-            found.cross.append(about | {"method": title} | weights(crossed))
-        for i, name in enumerate(gathered.names):
-            row = told | {"task": name, "share": float(one.share[i]), "interference": float(one.interference[i])}
-            row |= {"distance": float(one.distance[i]), "norm_ratio": one.norm / float(norms[i])}
-            row |= {"expert_norm": float(norms[i] / norms.mean())}
-            if name in best:
-                row |= {"zero_shot": zero[name], "individual": best[name], "merged": reached[name]}
-                found.kept.append(row)
+    zero_shot = {task: score(by_kind["zero_shot"], task) for task in tasks}
+    individual = {task: score(experts[task], task) for task in tasks if task in experts}
+    for source, kept in zip(sources, what_is_kept(sums.inner), strict=True):
+        merged = {task: score(source, task) for task in tasks}
+        row = point | {"kind": source.kind, "method": method_title(plan, source), "variant": source.variant}
+        model = row | {"address": source.address.short}
+        model |= {"factor": getattr(source.method, "effective_strength", None)}
+        findings.merged.append(model | _summarise(kept, sums.norms) | _average(zero_shot, individual, merged))
+        _add_strengths(findings, plan, source, findings.merged[-1])
+        if crossed := sums.crossed.get(repr(_at_strength_1(source))):
+            findings.cross.append(row | {"weight": crossed.weight, "cosine": crossed.cosine})
+        for i, name in enumerate(sums.names):
+            if name in individual:
+                scores = {"zero_shot": zero_shot[name], "individual": individual[name], "merged": merged[name]}
+                findings.kept.append(model | {"task": name} | _of_expert(kept, sums.norms, i) | scores)
 
 
-def _tell_grid(found: Findings, plan: Plan, sources: Mapping[str, Source], about: Row) -> None:
+def _of_expert(kept: Kept, norms: torch.Tensor, i: int) -> Row:
+    """What a merged model keeps of one expert, and how long both are."""
+    return {
+        "share": float(kept.share[i]),
+        "interference": float(kept.interference[i]),
+        "distance": float(kept.distance[i]),
+        "norm_ratio": kept.norm / float(norms[i]),
+        "expert_norm": float(norms[i] / norms.mean()),
+    }
+
+
+def _add_strengths(findings: Findings, plan: Plan, source: Source, model: Row) -> None:
     """The strengths tried on val: as strength multiplies the whole update, norm and share follow from the default's."""
-    for (title, source), default in zip(sources.items(), found.merged[-len(sources) :], strict=True):
-        choice = None if source.method is None or source.variant else plan.choices.get(source.method.name)
-        for factor, value in sorted(choice.means.items()) if choice else ():
-            told = {key: factor * default[key] for key in ("norm_over_mean", "share_mean")}
-            found.grid.append(about | {"method": title, "factor": factor, **told, "val_avg": value})
+    choice = None if source.method is None or source.variant else plan.choices.get(source.method.name)
+    for factor, value in sorted(choice.means.items()) if choice else ():
+        row = {key: model[key] for key in ("group", "seed", "method")} | {"factor": factor}
+        row |= {key: factor * model[key] for key in ("norm_over_mean", "share_mean")}
+        findings.grid.append(row | {"val_avg": value})
 
 
-def _whole(kept: Kept, norms: torch.Tensor) -> Row:
+def _summarise(kept: Kept, norms: torch.Tensor) -> Row:
     """One number a merged model: means over experts; of interference the median, which a lost expert cannot pull."""
     share = kept.share
     return {
@@ -155,9 +240,9 @@ def _whole(kept: Kept, norms: torch.Tensor) -> Row:
     }
 
 
-def _scores(zero: Mapping[str, float], best: Mapping[str, float], reached: Mapping[str, float]) -> Row:
+def _average(zero_shot: Mapping[str, float], individual: Mapping[str, float], merged: Mapping[str, float]) -> Row:
     """Averages over the tasks that have an expert, and which share of the experts' gain is retained."""
-    if not best:
-        return {"seen_avg": float("nan"), "retained": float("nan")}
-    low, high, own = (statistics.fmean(x[task] for task in best) for x in (zero, best, reached))
-    return {"seen_avg": own, "retained": (own - low) / (high - low) if high != low else float("nan")}
+    if not individual:
+        return {"seen_avg": math.nan, "retained": math.nan}
+    low, high, seen = (statistics.fmean(x[task] for task in individual) for x in (zero_shot, individual, merged))
+    return {"seen_avg": seen, "retained": (seen - low) / (high - low) if high != low else math.nan}
