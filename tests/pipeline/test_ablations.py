@@ -1,73 +1,52 @@
-"""The paper's ablations are overrides of `merge=robustmerge`; each is what it says.
+"""The paper's ablations are files of configs/experiment; each row is what it says.
 
 Tables 6 and 7 and figure 5b of https://arxiv.org/abs/2502.17159. Without normalisation B is multiplied by the sum of
-the scales, and what is not scaled is not divided by their sum either, so those rows need a strength of their own.
+the scales, and what is not scaled is not divided by their sum either, so those rows have a strength of their own.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import dataclasses
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.program import compose
+from pipeline.config import read_config
+from pipeline.program import CONFIGS, compose
 from robustmerge.algebra import merge_pairs
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.method import Method, build_method, read_method
+from robustmerge.method import Method, read_method
 from tests.merge_cases import keep_largest
 
-TABLE_6 = {
-    "none": ["merge.prune.rule=none", "merge.prune.density=1", "merge.scale.B=null", "merge.strength=0.55"],
-    "prune_and_scale": [
-        "merge.scale.normalize=false",
-        "merge.strength=0.45",
-    ],  # 2 / sqrt(sum of scales): about 20 for 8 experts
-    "prune_scale_norm": [],
-}
-TABLE_7 = {
-    "none": ["merge.scale.B=null", "merge.strength=1"],  # 2 / sqrt(N): B averaged, as equal scales normalise to
-    "individual_a": ["merge.scale.A=A", "merge.scale.B=null"],
-    "individual_b": ["merge.scale.B=B"],
-    "individual_a_b": ["merge.scale.A=A", "merge.scale.B=B"],
-    "inter_parameter": [],
-}
-FIGURE_5B = {
-    "random": ["merge.prune.rule=random"],
-    "sign": ["merge.prune.rule=sign", "merge.prune.density=1"],
-    "magnitude": ["merge.prune.rule=magnitude"],
-}
+EXPERIMENTS = CONFIGS / "experiment"
 ROWS = {
-    f"{name}-{row}": overrides
-    for name, table in {"table_6": TABLE_6, "table_7": TABLE_7, "figure_5b": FIGURE_5B}.items()
-    for row, overrides in table.items()
-}
-N, RANK = 4, 6
+    "table6": ["nothing", "prune_and_scale"],
+    "table7": ["none", "individual_a", "individual_b", "individual_a_b"],
+    "figure5b": ["random", "sign"],
+}  # each table ends with RobustMerge itself
+N, RANK = 8, 6
 
 
 def draw_experts() -> dict[str, LoraPair]:
     draw = torch.Generator().manual_seed(3)
     return {
-        name: LoraPair(torch.randn(RANK, 40, generator=draw), torch.randn(30, RANK, generator=draw)) for name in "abcd"
+        name: LoraPair(torch.randn(RANK, 40, generator=draw), torch.randn(30, RANK, generator=draw))
+        for name in "abcdefgh"
     }
 
 
 EXPERTS = draw_experts()
 
 
-def composed(overrides: list[str]) -> Method:
-    return compose_once(*overrides)
+def read_row(table: str, row: str, **changes: object) -> Method:
+    return read_method(EXPERIMENTS / table / f"{row}.yaml", **changes)
 
 
-@cache
-def compose_once(*overrides: str) -> Method:
-    return build_method(compose("merge", ["merge=robustmerge", *overrides])["merge"])
-
-
-def as_in_the_paper(overrides: list[str]) -> LoraPair:
-    """What the overrides merge to without the floor that only the released code has."""
-    return merge_pairs(EXPERTS, composed([*overrides, "merge.scale.floor=0"]))
+def merge_as_printed(method: Method) -> LoraPair:
+    """What a method merges to without the floor that only the released code has."""
+    return merge_pairs(EXPERTS, dataclasses.replace(method, scale=dataclasses.replace(method.scale, floor=0.0)))
 
 
 def pruned(part: str) -> list[Tensor]:
@@ -83,73 +62,71 @@ def scales(part: str, normalize: bool = True) -> list[Tensor]:
     return [s / sum(S) for s in S] if normalize else S
 
 
-def assert_equal(found: LoraPair, A: Tensor, B: Tensor) -> None:
-    torch.testing.assert_close(found.A, A)
-    torch.testing.assert_close(found.B, B)
+def assert_equal(pair: LoraPair, A: Tensor, B: Tensor) -> None:
+    torch.testing.assert_close(pair.A, A)
+    torch.testing.assert_close(pair.B, B)
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_every_row_composes_and_merges_to_finite_values(row: str) -> None:
-    method = composed(ROWS[row])
-    assert method.name == "robustmerge"
-    merged = merge_pairs(EXPERTS, method)
-    assert torch.isfinite(merged.delta()).all()
-    assert merged.delta().any()
+@pytest.mark.parametrize("table", ROWS)
+def test_a_table_compares_its_rows_with_robustmerge(table: str) -> None:
+    methods = read_config(compose("merge_eval", [f"experiment={table}"])).methods
+    assert methods == (*(read_row(table, row) for row in ROWS[table]), read_method("robustmerge"))
+    assert len({method.title for method in methods}) == len(methods)
+    assert sorted(ROWS[table]) == sorted(file.stem for file in (EXPERIMENTS / table).glob("*.yaml"))
+    for method in methods:
+        merged = merge_pairs(EXPERTS, method).delta()
+        assert torch.isfinite(merged).all()
+        assert merged.any()
 
 
-def test_the_rows_are_different_methods_and_the_full_one_is_robustmerge() -> None:
-    for table in (TABLE_6, TABLE_7, FIGURE_5B):
-        methods = [composed(overrides) for overrides in table.values()]
-        assert all(method not in methods[:i] for i, method in enumerate(methods))
-        assert read_method("robustmerge") in methods
+def test_every_folder_of_rows_is_a_table_that_is_tested() -> None:
+    assert {folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir()} == ROWS.keys()
 
 
 def test_table_6_without_any_component_is_task_arithmetic() -> None:
-    found, other = (merge_pairs(EXPERTS, m) for m in (composed(TABLE_6["none"]), read_method("task_arithmetic")))
-    assert torch.equal(found.A, other.A)
-    assert torch.equal(found.B, other.B)
+    one, other = (merge_pairs(EXPERTS, m) for m in (read_row("table6", "nothing"), read_method("task_arithmetic")))
+    assert torch.equal(one.A, other.A)
+    assert torch.equal(one.B, other.B)
 
 
 def test_table_6_prune_and_scale_leaves_the_scales_as_they_are() -> None:
     B = sum(b * s for b, s in zip(pruned("B"), scales("A", normalize=False), strict=True))
-    assert_equal(as_in_the_paper(TABLE_6["prune_and_scale"]), 0.45 * sum(pruned("A")), 0.45 * B)
+    merged = merge_as_printed(read_row("table6", "prune_and_scale"))
+    assert_equal(merged, 0.45 * sum(pruned("A")), 0.45 * B)
     assert sum(scales("A", normalize=False)).min() > N  # by so much at least B is larger than normalised
 
 
 def test_table_7_none_prunes_and_averages_b() -> None:
-    found = as_in_the_paper(TABLE_7["none"]).delta()
-    torch.testing.assert_close(found, 4 * (sum(pruned("B")) / N) @ sum(pruned("A")))
+    method = read_row("table7", "none")
+    assert method.strength == pytest.approx(2 / math.sqrt(N), abs=0.005)
+    merged = merge_as_printed(dataclasses.replace(method, strength=2 / math.sqrt(N))).delta()
+    torch.testing.assert_close(merged, 4 * (sum(pruned("B")) / N) @ sum(pruned("A")))
 
 
 @pytest.mark.parametrize(
     ("row", "A_by", "B_by"),
-    [("individual_a", "A", None), ("individual_b", None, "B"), ("individual_a_b", "A", "B"),
-     ("inter_parameter", None, "A")],
-)  # fmt: skip
-def test_table_7_says_whose_statistic_scales_which_part(row: str, A_by: str | None, B_by: str | None) -> None:
+    [("individual_a", "A", None), ("individual_b", None, "B"), ("individual_a_b", "A", "B"), (None, None, "A")],
+)
+def test_table_7_says_whose_statistic_scales_which_part(row: str | None, A_by: str | None, B_by: str | None) -> None:
+    method = read_row("table7", row) if row else read_method("robustmerge")
     ones = [torch.ones(RANK)] * N
     A = sum(s[:, None] * a for a, s in zip(pruned("A"), scales(A_by) if A_by else ones, strict=True))
     B = sum(b * s for b, s in zip(pruned("B"), scales(B_by) if B_by else ones, strict=True))
-    assert_equal(as_in_the_paper(TABLE_7[row]), 2 * A, 2 * B)
+    assert_equal(merge_as_printed(method), 2 * A, 2 * B)
 
 
 def test_figure_5b_random_keeps_a_fifth_of_the_entries_wherever_they_are() -> None:
-    method = composed([*FIGURE_5B["random"], "merge.scale.B=null", "merge.strength=1"])
+    method = read_row("figure5b", "random", scale__B=None, strength=1)
     for name, pair in EXPERTS.items():
-        found = merge_pairs({name: pair}, method)
-        for x, full in ((found.A, pair.A), (found.B, pair.B)):
+        merged = merge_pairs({name: pair}, method)
+        for x, full in ((merged.A, pair.A), (merged.B, pair.B)):
             assert torch.equal(x, full * (x != 0))
             assert 0.1 < (x != 0).float().mean() < 0.3
 
 
 def test_figure_5b_sign_keeps_what_agrees_with_the_sum_over_experts() -> None:
-    found = merge_pairs(EXPERTS, composed([*FIGURE_5B["sign"], "merge.scale.B=null", "merge.strength=1"]))
+    merged = merge_pairs(EXPERTS, read_row("figure5b", "sign", scale__B=None, strength=1))
     for part in "AB":
         xs = [getattr(pair, part) for pair in EXPERTS.values()]
         expected = sum(torch.where(x.sign() == sum(xs).sign(), x, 0.0) for x in xs)
-        torch.testing.assert_close(getattr(found, part), expected)
-
-
-def test_a_sweep_over_the_grid_of_scales_has_all_rows_of_table_7() -> None:
-    cells = {(method.scale.A, method.scale.B) for method in map(composed, TABLE_7.values())}
-    assert cells == {(None, None), ("A", None), (None, "B"), ("A", "B"), (None, "A")}
+        torch.testing.assert_close(getattr(merged, part), expected)
