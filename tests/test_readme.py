@@ -13,7 +13,6 @@ from pipeline.config import read_config
 from pipeline.program import CONFIGS, compose, list_options
 from robustmerge.method import read_method
 from robustmerge.stage.address import REPOSITORY
-from tests.pipeline.test_ablations import ROWS
 
 README = (REPOSITORY / "README.md").read_text()
 # the last two are what runs this test
@@ -102,9 +101,3 @@ def test_every_method_is_in_the_table_with_its_file_and_the_code_of_its_formula(
     assert len(named) > 8
     for function, place in named:
         assert f"def {function}(" in (REPOSITORY / place).read_text(), (function, place)
-
-
-def test_the_ablations_of_the_paper_are_those_that_are_tested():
-    rows = re.findall(r"^\| (?:table|figure) \w+, [^|]+ \| (.+) \|$", README, flags=re.M)
-    typed = {tuple(row.strip("`").split()) if row != "none" else () for row in rows}
-    assert typed == {tuple(words) for words in ROWS.values()} - {("merge.prune.rule=magnitude",)}
