@@ -1,4 +1,4 @@
-"""LoRA adapters on the language model of a LLaVA: made, started from a named seed, saved, loaded without a gap."""
+"""LoRA adapters and dense deltas of a LLaVA: creation from a seed, saving, and loading without a missing tensor."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_mod
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llava_ext.data import seed_of
-from llava_ext.original.old_peft import MAPPING, name_today, targets_today
+from llava_ext.data import derive_seed
+from llava_ext.original.old_peft import MAPPING, current_name, current_targets
 from llava_ext.settings import Peft
 from robustmerge.formats.adapter import PREFIX, WEIGHTS, open_tensors
 from robustmerge.formats.adapter_config import CONFIG
@@ -30,7 +30,7 @@ def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: st
     """Put LoRA on the language model's linears and make the projector trainable.
 
     A of each module is drawn by the sha256 of (seed, task, module), without the task for `shared_a_init`; B is zero.
-    float32: train in float32 whatever the model's dtype, as small steps vanish in bfloat16; not for DeepSpeed, which
+    float32: train in float32 whatever the model's dtype, as small steps vanish in bfloat16; off for DeepSpeed, which
     keeps float32 copies itself.
     Raises UserError if the targets match nothing, or anything in the vision tower.
     """
@@ -56,24 +56,24 @@ def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: st
         for weight in adapted.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-    start_a(adapted, seed, None if settings.shared_a_init else task)
+    draw_a(adapted, seed, None if settings.shared_a_init else task)
     return adapted
 
 
 @torch.no_grad()
-def start_a(model: PeftModel, seed: int, task: str | None) -> None:
-    """Draw every A anew, uniform in +-1/sqrt(d_in) as PEFT does, each from a generator of its own."""
+def draw_a(model: PeftModel, seed: int, task: str | None) -> None:
+    """Draw every A uniform in +-1/sqrt(d_in), as PEFT does, each with its own generator. task: None for all alike."""
     for name, weight in model.named_parameters():
         if ".lora_A." in name:
             module = name.split(".lora_A.")[0].removeprefix(PREFIX)
-            generator = torch.Generator().manual_seed(seed_of(seed, task or "all tasks", module))
+            generator = torch.Generator().manual_seed(derive_seed(seed, task or "all tasks", module))
             bound = math.sqrt(1.0 / weight.shape[1])
             drawn = torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
             weight.copy_(drawn.to(weight.dtype))
 
 
-def digest_of_a(model: PeftModel) -> str:
-    """sha256 over all A, modules by name: equal for experts that start from the same A."""
+def hash_a(model: PeftModel) -> str:
+    """sha256 of every A, sorted by module: equal for experts that start from the same A."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         if ".lora_A." in name:
@@ -82,7 +82,7 @@ def digest_of_a(model: PeftModel) -> str:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter as PEFT reads it, with bytes that depend on its content alone.
+    """Write the adapter in PEFT's format; its bytes depend on its content alone.
 
     Raises UserError if nothing was learned or if there is LoRA in the vision tower.
     """
@@ -96,18 +96,17 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def check_adapter(tensors: dict[str, Tensor]) -> None:
-    """Raises UserError for LoRA in the vision tower, numbers that are none, or B that is zero everywhere."""
+    """Raises UserError for LoRA in the vision tower, numbers that are not finite, or B that is zero everywhere."""
     if astray := [name for name in tensors if "vision_tower" in name and "lora_" in name]:
         raise UserError(f"there is LoRA in the vision tower: {astray[0]}")
     if bad := [name for name, weight in tensors.items() if not torch.isfinite(weight).all()]:
         raise UserError(f"the adapter holds numbers that are not finite: {bad[0]}")
-    up = [weight for name, weight in tensors.items() if "lora_B" in name]
-    if not any(bool(weight.any()) for weight in up):
+    if not any(bool(weight.any()) for name, weight in tensors.items() if "lora_B" in name):
         raise UserError("nothing was learned: every lora_B is zero")
 
 
 def _plain(value: object) -> object:
-    """JSON values; sets as sorted lists, so that the file does not change with the hash seed."""
+    """A value as JSON can hold it; sets as sorted lists, so that the file does not change with the hash seed."""
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if isinstance(value, dict):
@@ -118,16 +117,16 @@ def _plain(value: object) -> object:
 
 
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
-    """`PeftModel.from_pretrained`, but a key too many or too few is an error and not a warning.
+    """`PeftModel.from_pretrained`, but an unexpected or missing key is an error and not a warning.
 
-    Names of transformers before 4.52 are understood. Targets that match the vision tower too are meant for the
-    language model: tensors tell that there is no LoRA in the tower.
-    Raises UserError also for an adapter that touches the vision tower, or holds numbers that are not finite.
+    Names of transformers before 4.52 are understood. Targets that match the vision tower too are read as those of the
+    language model, if the file has no LoRA of the tower.
+    Raises UserError also for an adapter that changes the vision tower, or holds numbers that are not finite.
     """
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is no adapter folder: it has no {CONFIG}{_instead(folder)}")
-    found = {name_today(name) for name in open_tensors(folder, folder.name).names}
-    if astray := sorted(name for name in found if "vision_tower" in name):
+        raise UserError(f"{folder} is no adapter folder: it has no {CONFIG}{_hint_full_model(folder)}")
+    stored = {current_name(name) for name in open_tensors(folder, folder.name).names}
+    if astray := sorted(name for name in stored if "vision_tower" in name):
         raise UserError(f"the adapter {folder} must leave the vision tower alone, but holds {astray[0]}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -136,13 +135,13 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
         except (ValueError, RuntimeError) as error:  # targets that match nothing, shapes of another model
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            told = " ".join(str(error).split())
-            raise UserError(f"the adapter {folder} does not fit this model: {told}") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"the adapter {folder} does not fit this model: {reason}") from error
     state = get_peft_model_state_dict(loaded, save_embedding_layers=False)
-    if found != set(state):
+    if stored != set(state):
         raise UserError(
-            f"the adapter {folder} does not fit this model: missing {sorted(set(state) - found)[:3]}, "
-            f"not understood {sorted(found - set(state))[:3]}"
+            f"the adapter {folder} does not fit this model: missing {sorted(set(state) - stored)[:3]}, "
+            f"not understood {sorted(stored - set(state))[:3]}"
         )
     if bad := [name for name, weight in state.items() if not torch.isfinite(weight).all()]:
         raise UserError(f"the adapter {folder} holds numbers that are not finite: {bad[0]}")
@@ -151,28 +150,29 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
 
 def _config_for_llava(folder: Path) -> PeftConfig:
     config = PeftConfig.from_pretrained(folder)
-    config.target_modules = targets_today(config.target_modules)
+    config.target_modules = current_targets(config.target_modules)
     if config.exclude_modules is None:
         config.exclude_modules = r".*vision_tower.*"
     return config
 
 
-def touched_by(model: PeftModel, names: Iterable[str]) -> list[str]:
-    """Those of the base model's tensors `names` that merging the adapter may change."""
+def list_changed_weights(model: PeftModel, names: Iterable[str]) -> list[str]:
+    """The tensors of the base model, of those in `names`, that merging the adapter may change."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    places = {name.removeprefix(PREFIX).split(".lora_")[0] for name in state}  # modules, or saved tensors themselves
-    return [name for name in names if name in places or name.rpartition(".")[0] in places]
+    changed = {name.removeprefix(PREFIX).split(".lora_")[0] for name in state}  # modules, or whole saved tensors
+    return [name for name in names if name in changed or name.rpartition(".")[0] in changed]
 
 
-def _instead(folder: Path) -> str:
-    whole = (folder / "config.json").is_file()
-    return "; it is a full model, which is a base (model.checkpoint) and not a source" if whole else ""
+def _hint_full_model(folder: Path) -> str:
+    is_full = (folder / "config.json").is_file()
+    return "; it is a full model, which is a base (model.checkpoint) and not a source" if is_full else ""
 
 
 def open_fitting_delta(weights: Mapping[str, Tensor], folder: Path) -> Delta:
-    """A delta folder whose tensors all have their place in the model. weights: its state dict.
+    """Open a delta folder and check that all its tensors fit the model. weights: the model's state dict.
 
-    Raises UserError if one has none, is of another shape, touches the vision tower, or is tied to another weight.
+    Raises UserError for a tensor that the model lacks or has in another shape, that belongs to the vision tower, or
+    whose weight is tied to another one.
     """
     delta = open_delta(folder)
     shapes = dict(zip(delta.parameters, map(delta.file.shape, delta.file.names), strict=True))
@@ -181,8 +181,8 @@ def open_fitting_delta(weights: Mapping[str, Tensor], folder: Path) -> Delta:
     if unknown := [name for name in shapes if name not in weights]:
         raise UserError(f"the delta {folder} does not fit this model: not understood {unknown[:3]}")
     if odd := [name for name, shape in shapes.items() if shape != tuple(weights[name].shape)]:
-        found, wanted = list(shapes[odd[0]]), list(weights[odd[0]].shape)
-        raise UserError(f"the delta {folder} does not fit this model: {odd[0]} is {found} there, {wanted} here")
+        shape, expected = list(shapes[odd[0]]), list(weights[odd[0]].shape)
+        raise UserError(f"the delta {folder} does not fit this model: {odd[0]} is {shape} there, {expected} here")
     memory = {weights[name].data_ptr(): name for name in shapes}
     if tied := [name for name, weight in weights.items() if memory.get(weight.data_ptr(), name) != name]:
         other = memory[weights[tied[0]].data_ptr()]
@@ -192,7 +192,7 @@ def open_fitting_delta(weights: Mapping[str, Tensor], folder: Path) -> Delta:
 
 @torch.no_grad()
 def add_delta(weights: Mapping[str, Tensor], delta: Delta) -> None:
-    """Change the model's weights in place, one after the other; sums are in float32.
+    """Add the delta to the model's weights in place, one at a time, summing in float32.
 
     Raises UserError, with some weights already changed, for values that are not finite or do not fit the dtype.
     """

@@ -1,4 +1,4 @@
-"""How this machine computes: quick products on CPUs for training, and quiet libraries."""
+"""Settings of the libraries: fast matrix products on CPUs, names of dtypes, no notices."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @contextmanager
 def fast_matmul() -> Iterator[None]:
-    """Let PyTorch give float32 products to oneDNN, on CPUs of AMD more than twice as fast as MKL.
+    """A context in which oneDNN computes float32 products, on AMD's CPUs more than twice as fast as MKL.
 
-    The switch also permits bfloat16 inside products where the CPU has units for it: enough for training; answers are
-    made so only where the model's `products` say fast. Wants eager attention: the fused CPU kernel is slow with it.
+    It also permits bfloat16 inside products where the CPU has units for it: enough for training; answers are generated
+    so only where the model's `products` is fast. Use eager attention with it: the fused CPU kernel is slow then.
     """
-    # oneDNN keeps compiled kernels and their memory per shape; a thousand shapes of sequences are gigabytes.
+    # oneDNN keeps compiled kernels and their memory for each shape: gigabytes for a thousand lengths of sequences.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -32,9 +32,9 @@ def fast_matmul() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Keep the progress bars and notices of transformers to themselves; their errors still show."""
+    """Switch off the progress bars and notices of transformers, DeepSpeed and their like; errors still show."""
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for one as soon as it is imported, aloud
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for one on import and logs it
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Conversation templates as data, and their token ids with labels.
+"""Conversation templates, and the token ids and labels of a conversation.
 
-A conversation is a list of segments; each knows whether it is to be learned. Text between two special tokens is
-tokenised once, as a whole, and labels follow from character offsets: no prefix is ever tokenised again.
+A conversation is a list of segments, each learned or not. Text between two special tokens is tokenised once, as a
+whole, and labels follow from character offsets: no prefix is ever tokenised again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ IGNORE = -100  # what PyTorch's cross entropy leaves out
 
 @dataclass(frozen=True)
 class Template:
-    """The texts around questions and answers; `end` of an answer is the tokenizer's end-of-sequence token."""
+    """The texts around questions and answers; an answer ends with the tokenizer's end-of-sequence token."""
 
     system: str
     user: str = "USER: "
-    image: str = "\n"  # follows the picture, which stands right after `user`
+    image: str = "\n"  # after the picture, which comes right after `user`
     assistant: str = " ASSISTANT:"
     answer: str = " "  # between `assistant` and the answer; learned with it
 
@@ -39,7 +39,7 @@ TEMPLATES = {
 
 
 class Segment(NamedTuple):
-    """kind: `text`, `image` or `end`."""
+    """A piece of a conversation. kind: `text`, `image` or `end`; learned: whether training predicts its tokens."""
 
     kind: str
     text: str = ""
@@ -47,71 +47,72 @@ class Segment(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Token ids and labels of one conversation, `IGNORE` where nothing is to be learned; both [length]."""
+    """Token ids and labels of one conversation, `IGNORE` where nothing is learned; both [length]."""
 
     ids: list[int]
     labels: list[int]
 
 
-def segments_of(template: str, turns: Sequence[tuple[str, str | None]], image: bool) -> list[Segment]:
+def build_segments(template: str, turns: Sequence[tuple[str, str | None]], image: bool) -> list[Segment]:
     """The segments of a conversation; a last answer of None leaves the prompt open for generation.
 
     Raises UserError for an unknown template.
     """
-    style = TEMPLATES[choose(template, TEMPLATES, "template")]
-    segments = [Segment("text", style.system)] if style.system else []
+    texts = TEMPLATES[choose(template, TEMPLATES, "template")]
+    segments = [Segment("text", texts.system)] if texts.system else []
     for index, (question, answer) in enumerate(turns):
-        segments.append(Segment("text", style.user))
+        segments.append(Segment("text", texts.user))
         if image and index == 0:
-            segments += [Segment("image"), Segment("text", style.image)]
-        segments.append(Segment("text", question + style.assistant))
+            segments += [Segment("image"), Segment("text", texts.image)]
+        segments.append(Segment("text", question + texts.assistant))
         if answer is not None:
-            segments += [Segment("text", style.answer + answer, True), Segment("end", learned=True)]
+            segments += [Segment("text", texts.answer + answer, True), Segment("end", learned=True)]
     return segments
 
 
 def render(template: str, turns: Sequence[tuple[str, str | None]], image: bool) -> str:
-    """The conversation as one readable string, `<image>` for the picture and `</s>` for an answer's end."""
-    shown = {"image": "<image>", "end": "</s>"}
-    return "".join(shown.get(segment.kind, segment.text) for segment in segments_of(template, turns, image))
+    """The conversation as one readable string, `<image>` for the picture and `</s>` for the end of an answer."""
+    symbols = {"image": "<image>", "end": "</s>"}
+    return "".join(symbols.get(segment.kind, segment.text) for segment in build_segments(template, turns, image))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment], image_ids: Sequence[int]) -> Encoded:
     """Token ids and labels of a conversation.
 
-    image_ids: what stands for the picture, one id a patch. Special tokens written out in a question stay text.
+    image_ids: the ids of the picture's placeholder tokens, one for each patch. Special tokens that are written out in a
+    question stay text.
     """
     ids, labels = [tokenizer.bos_token_id], [IGNORE]
-    for run in _runs(segments):
-        if run[0].kind == "image":
+    for group in _group_texts(segments):
+        if group[0].kind == "image":
             ids += image_ids
             labels += [IGNORE] * len(image_ids)
-        elif run[0].kind == "end":
+        elif group[0].kind == "end":
             ids.append(tokenizer.eos_token_id)
-            labels.append(tokenizer.eos_token_id if run[0].learned else IGNORE)
+            labels.append(tokenizer.eos_token_id if group[0].learned else IGNORE)
         else:
-            found = _encode_run(tokenizer, run)
-            ids += found.ids
-            labels += found.labels
+            text_ids, text_labels = _encode_texts(tokenizer, group)
+            ids += text_ids
+            labels += text_labels
     return Encoded(ids, labels)
 
 
-def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Neighbouring texts together, special tokens alone."""
-    runs: list[list[Segment]] = []
+def _group_texts(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Segments grouped: neighbouring texts together, an image or an end alone."""
+    groups: list[list[Segment]] = []
     for segment in segments:
-        if runs and segment.kind == "text" and runs[-1][0].kind == "text":
-            runs[-1].append(segment)
+        if groups and segment.kind == "text" and groups[-1][0].kind == "text":
+            groups[-1].append(segment)
         else:
-            runs.append([segment])
-    return runs
+            groups.append([segment])
+    return groups
 
 
-def _encode_run(tokenizer: PreTrainedTokenizerBase, run: Sequence[Segment]) -> Encoded:
-    ids, offsets = _tokenise(tokenizer, "".join(segment.text for segment in run))
+def _encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Segment]) -> Encoded:
+    ids, offsets = _tokenise(tokenizer, "".join(segment.text for segment in texts))
     labels = [IGNORE] * len(ids)
     start = 0
-    for segment in run:
+    for segment in texts:
         end = start + len(segment.text)
         if segment.learned:
             labels = [
@@ -124,5 +125,5 @@ def _encode_run(tokenizer: PreTrainedTokenizerBase, run: Sequence[Segment]) -> E
 
 @lru_cache(maxsize=4096)
 def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
-    return list(found["input_ids"]), [tuple(pair) for pair in found["offset_mapping"]]
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
+    return list(encoding["input_ids"]), [tuple(pair) for pair in encoding["offset_mapping"]]

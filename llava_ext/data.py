@@ -1,4 +1,4 @@
-"""Rows for training: conversations with their pictures, as token ids, and the batches made of them."""
+"""Training data: conversations and pictures as token ids, their order, and batches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from llava_ext.conversation import IGNORE, Encoded, encode, segments_of
-from llava_ext.model import open_config, open_tokenizer, patches_of
+from llava_ext.conversation import IGNORE, Encoded, build_segments, encode
+from llava_ext.model import count_image_tokens, open_config, open_tokenizer
 from llava_ext.pixels import PixelReader, open_picture
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import Example, read_examples
@@ -23,26 +23,26 @@ from robustmerge.stage.settings import UserError
 
 @dataclass(frozen=True)
 class Reader:
-    """What turns text and pictures into a model's input: tokenizer, pixel readers, ids that stand for a picture.
+    """The conversion of texts and pictures to a model's input: tokenizer, pixel readers, placeholder ids of a picture.
 
-    pixels: of pictures padded to a square with the mean colour; cropped: of the centre of pictures, for answers only.
+    pixels: for pictures padded to a square with the mean colour; cropped: for the centre of pictures, in answers only.
     """
 
     tokenizer: PreTrainedTokenizerBase
     pixels: PixelReader
+    cropped: PixelReader
     image_ids: tuple[int, ...]
     template: str
-    cropped: PixelReader | None = None
 
     def encode(self, turns: Sequence[tuple[str, str | None]], image: bool) -> Encoded:
         """Token ids and labels of a conversation in this model's template."""
-        return encode(self.tokenizer, segments_of(self.template, turns, image), self.image_ids)
+        return encode(self.tokenizer, build_segments(self.template, turns, image), self.image_ids)
 
 
 def load_reader(base: Path | str, template: str) -> Reader:
-    """The reader of a base model's folder. Pictures are padded to a square, or cropped, whatever the folder says.
+    """The reader of a base model's folder. Whether pictures are padded or cropped does not depend on the folder.
 
-    Raises UserError if the folder is no whole LLaVA, or its parts do not fit each other.
+    Raises UserError if the folder is no complete LLaVA, or its parts do not fit each other.
     """
     config = open_config(base)
     pixels, cropped = (
@@ -50,20 +50,20 @@ def load_reader(base: Path | str, template: str) -> Reader:
     )
     side = config.vision_config.image_size
     if pixels.size != (side, side):
-        found = f"{pixels.size[0]} x {pixels.size[1]}"
-        raise UserError(f"{base}: pictures are made {found} pixels (crop_size), the vision tower takes {side} x {side}")
+        size = f"{pixels.size[0]} x {pixels.size[1]}"
+        raise UserError(f"{base}: pictures become {size} pixels (crop_size), the vision tower takes {side} x {side}")
     return Reader(
         tokenizer=open_tokenizer(base, config),
         pixels=pixels,
-        image_ids=(config.image_token_id,) * patches_of(config),
-        template=template,
         cropped=cropped,
+        image_ids=(config.image_token_id,) * count_image_tokens(config),
+        template=template,
     )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation: ids and labels [length], its picture as a path or as bytes, or None."""
+    """One conversation: token ids and labels [length], and its picture as a path, as bytes, or None."""
 
     ids: list[int]
     labels: list[int]
@@ -71,7 +71,7 @@ class Row:
 
 
 class Rows(Dataset):
-    """Training rows in the order in which they will be seen, so that a plain sequential sampler does the rest."""
+    """Training rows in the order of the whole run, for a sequential sampler. order: indices of `rows`."""
 
     def __init__(self, rows: Sequence, order: Sequence[int]):
         self.rows, self.order = rows, order
@@ -84,7 +84,7 @@ class Rows(Dataset):
 
 
 def read_rows(reader: Reader, tasks: Mapping[str, Path], prompts: Mapping[str, str], max_length: int) -> list[Row]:
-    """The training rows of task folders, tasks sorted by name, each question put into its task's prompt.
+    """The training rows of task folders, tasks sorted by name, each question in its task's prompt.
 
     Raises UserError for a row longer than max_length, which would lose its answer.
     """
@@ -93,25 +93,23 @@ def read_rows(reader: Reader, tasks: Mapping[str, Path], prompts: Mapping[str, s
         for example in read_examples(folder / "train.jsonl"):
             text = render(prompts[task], example) if task in prompts else example.text
             turns = [(text, example.answer), *example.turns]
-            found = reader.encode(turns, example.image is not None)
-            if len(found.ids) > max_length:
-                raise UserError(
-                    f"{task}: question {example.question_id} has {len(found.ids)} tokens, above recipe.max_length "
-                    f"{max_length}"
-                )
-            rows.append(Row(found.ids, found.labels, folder / example.image if example.image else None))
+            ids, labels = reader.encode(turns, example.image is not None)
+            if len(ids) > max_length:
+                question = f"{task}: question {example.question_id}"
+                raise UserError(f"{question} has {len(ids)} tokens, above recipe.max_length {max_length}")
+            rows.append(Row(ids, labels, folder / example.image if example.image else None))
     if not rows:
         raise UserError(f"no training samples in {', '.join(sorted(tasks))}")
     return rows
 
 
-def seed_of(*parts: object) -> int:
-    """A seed from anything that has a name: the first eight bytes of the sha256 of the parts."""
+def derive_seed(*parts: object) -> int:
+    """A seed below 2^63 from the sha256 of the parts."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") % 2**63
 
 
 def training_order(rows: int, batch: int, steps: int, seed: int) -> list[int]:
-    """The rows of `steps` batches: a fresh permutation an epoch, each depending on (seed, epoch) only.
+    """The order of the rows in `steps` batches: one permutation an epoch, a function of (seed, epoch).
 
     The rows that do not fill a last batch are left out of their epoch, so that per-device batch, accumulation and
     number of processes change nothing. With fewer rows than a batch, rows are repeated.
@@ -119,9 +117,9 @@ def training_order(rows: int, batch: int, steps: int, seed: int) -> list[int]:
     order: list[int] = []
     epoch = 0
     while len(order) < steps * batch:
-        generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
-        drawn = torch.randperm(rows, generator=generator).tolist()
-        order += drawn[: rows // batch * batch] or drawn
+        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        permutation = torch.randperm(rows, generator=generator).tolist()
+        order += permutation[: rows // batch * batch] or permutation
         epoch += 1
     return order[: steps * batch]
 
@@ -130,7 +128,7 @@ GROUP = 32  # batches whose rows are sorted by length together
 
 
 def group_by_length(order: Sequence[int], batch: int, lengths: Sequence[int], seed: int) -> list[int]:
-    """The same rows, those of like length in one batch: less padding. The batches are shuffled again."""
+    """The same rows with those of similar length in one batch, for less padding; the batches are shuffled again."""
     span = GROUP * batch
     chunks = [sorted(order[start : start + span], key=lengths.__getitem__) for start in range(0, len(order), span)]
     batches = [rows[start : start + batch] for rows in chunks for start in range(0, len(rows), batch)]
@@ -139,9 +137,9 @@ def group_by_length(order: Sequence[int], batch: int, lengths: Sequence[int], se
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int, side: str, multiple: int = 1) -> Tensor:
-    """Sequences of several lengths as one tensor, int64 [n, longest], padded on the `left` or the `right`.
+    """Sequences of different lengths as one tensor, int64 [n, longest], padded on the `left` or the `right`.
 
-    multiple: the longest is rounded up to one of it.
+    multiple: the longest length is rounded up to a multiple of it.
     """
     longest = -(-max(len(sequence) for sequence in sequences) // multiple) * multiple
     padded = [
@@ -153,12 +151,12 @@ def pad(sequences: Sequence[Sequence[int]], value: int, side: str, multiple: int
     return torch.tensor(padded, dtype=torch.long)
 
 
-LENGTHS = 8  # training lengths are multiples of it: few shapes, each of which costs oneDNN a kernel and its memory
+LENGTHS = 8  # training lengths are multiples of it: each shape costs oneDNN a kernel and its memory
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows to a training batch, padded on the right. Rows without a picture may stand beside others."""
+    """Makes a training batch of rows, padded on the right; some of them may have no picture."""
 
     reader: Reader
 
@@ -174,6 +172,6 @@ class Collator:
         return batch
 
 
-def prompt_ids(reader: Reader, example: Example) -> list[int]:
-    """The token ids that a model continues with its answer."""
+def encode_prompt(reader: Reader, example: Example) -> list[int]:
+    """The token ids of a prompt, which a model continues with its answer. The text of `example` is the whole prompt."""
     return reader.encode([(example.text, None)], example.image is not None).ids

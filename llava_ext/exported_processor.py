@@ -1,8 +1,8 @@
-"""What an exported model folder tells other programs about prompts and pictures: the same as ours are.
+"""The processor of an exported model folder, with which other programs get our prompts and pixels.
 
-Programs that take a Hugging Face folder build the prompt by its chat template and the pixels by its image processor.
-Published folders of LLaVA crop pictures, and have no template, or one of another form of messages; with the wrong one
-a question can be lost without an error.
+Programs that read a Hugging Face folder build the prompt by its chat template and the pixels by its image processor.
+Published folders of LLaVA crop pictures, and have no template or one for another form of messages; with a wrong one a
+question can be lost without an error.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from llava_ext.conversation import TEMPLATES
 from robustmerge.stage.settings import IMAGE_MODES, choose
 
-STALE = ("preprocessor_config.json", "chat_template.json", "chat_template.jinja")  # newer names hold the same
+STALE = ("preprocessor_config.json", "chat_template.json", "chat_template.jinja")  # replaced by files of newer names
 
 
 def chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """One of our conversation templates in Jinja; the content of a message is a text, or a list of typed parts.
+    """A template of `llava_ext.conversation` in Jinja; a message's content is a text or a list of typed parts.
 
     The beginning-of-sequence token is written out only where the tokenizer does not add it itself.
     Raises UserError for an unknown template.
     """
-    style = TEMPLATES[choose(template, TEMPLATES, "template")]
+    texts = TEMPLATES[choose(template, TEMPLATES, "template")]
     adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    begin = ("" if adds_bos else tokenizer.bos_token) + style.system
-    image, assistant, answer = _quote(f"<image>{style.image}"), _quote(style.assistant), _quote(style.answer)
+    begin = ("" if adds_bos else tokenizer.bos_token) + texts.system
+    image, assistant, answer = _quote(f"<image>{texts.image}"), _quote(texts.assistant), _quote(texts.answer)
     return (
         f"{{{{ {_quote(begin)} }}}}"
         "{% for message in messages %}"
         "{% if message['role'] == 'assistant' %}"
         f"{{{{ {assistant} + {answer} }}}}"
-        f"{{% else %}}{{{{ {_quote(style.user)} }}}}{{% endif %}}"
+        f"{{% else %}}{{{{ {_quote(texts.user)} }}}}{{% endif %}}"
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         f"{{% for part in message['content'] %}}{{% if part['type'] == 'image' %}}{{{{ {image} }}}}{{% endif %}}"
         "{% endfor %}"
@@ -48,34 +48,34 @@ def chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _quote(text: str) -> str:
-    """A string of Jinja, which reads Python's escapes."""
+    """A text as a string literal of Jinja, which has Python's escapes."""
     return json.dumps(text)
 
 
-def _begin_each_chunk(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a tokenizer that puts a space before the first text only put one before each text, as LLaVA is trained.
+def _prepend_space_to_each_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Change a tokenizer that puts a space before the first text alone; LLaVA is trained with one before each text.
 
-    Llama's newer files (`legacy` false) do so; the text behind the picture would begin with another token.
+    Llama's newer files (`legacy` false) are such: the text after the picture would begin with another token.
     """
-    cut = tokenizer.backend_tokenizer.pre_tokenizer
-    if isinstance(cut, Metaspace) and cut.prepend_scheme == "first":
-        cut.prepend_scheme = "always"
-        tokenizer.backend_tokenizer.pre_tokenizer = cut
+    splitter = tokenizer.backend_tokenizer.pre_tokenizer
+    if isinstance(splitter, Metaspace) and splitter.prepend_scheme == "first":
+        splitter.prepend_scheme = "always"
+        tokenizer.backend_tokenizer.pre_tokenizer = splitter
 
 
 def set_processor(folder: Path, template: str, image: str) -> None:
-    """Give the LLaVA in `folder` the processor that asks as we do. image: `pad` pictures, or `crop` their centre.
+    """Replace the processor of the LLaVA in `folder`. image: `pad` pictures to a square, or `crop` their centre.
 
     Raises UserError for an unknown template or mode.
     """
     choose(image, IMAGE_MODES, "image mode")
-    config, tokenizer = LlavaConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    _begin_each_chunk(tokenizer)
+    model, tokenizer = LlavaConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    _prepend_space_to_each_text(tokenizer)
     processor = LlavaProcessor(
         image_processor=LlavaImageProcessorPil.from_pretrained(folder, do_pad=image == "pad"),
         tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        patch_size=model.vision_config.patch_size,
+        vision_feature_select_strategy=model.vision_feature_select_strategy,
         chat_template=chat_template(template, tokenizer),
         num_additional_image_tokens=1,
     )
@@ -83,6 +83,6 @@ def set_processor(folder: Path, template: str, image: str) -> None:
         (folder / name).unlink(missing_ok=True)
     processor.save_pretrained(folder)
     path = folder / "processor_config.json"
-    told = json.loads(path.read_text())
-    told["image_processor"]["image_processor_type"] = "LlavaImageProcessorPil"  # torchvision's resizes otherwise
-    path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+    config = json.loads(path.read_text())
+    config["image_processor"]["image_processor_type"] = "LlavaImageProcessorPil"  # torchvision's gives other pixels
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

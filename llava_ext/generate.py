@@ -1,4 +1,4 @@
-"""Answers by batched greedy generation: one load of the base for all sources."""
+"""Batched greedy generation of answers; the base is loaded once for all sources."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from llava_ext.adapters import add_delta, load_adapter, open_fitting_delta, touched_by
+from llava_ext.adapters import add_delta, list_changed_weights, load_adapter, open_fitting_delta
 from llava_ext.backend import fast_matmul, quiet_libraries
-from llava_ext.data import load_reader, pad, prompt_ids
+from llava_ext.data import encode_prompt, load_reader, pad
 from llava_ext.model import load_model
 from llava_ext.pixels import read_picture
 from robustmerge.formats.delta import CONFIG as DELTA_CONFIG
 from robustmerge.stage.records import Example
 from robustmerge.stage.settings import UserError
 
-FEATURE_BUDGET = 256 * 2**20  # bytes of vision features that are kept for the next source
+FEATURE_BUDGET = 256 * 2**20  # bytes of vision features that are cached for the next source
 
 
 def decoding(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """How answers are decoded: greedily, until the end token, whatever the model's own folder says."""
+    """The generation config of answers: greedy, until the end token, whatever the model's folder says."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -38,12 +38,12 @@ def decoding(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Generat
 
 
 class Generator:
-    """A base model that answers for any source: itself, or itself with an adapter or dense deltas.
+    """A base model that answers for any source: the base alone, or with an adapter or dense deltas.
 
-    Either is merged into the weights, and what it touches is put back from a kept copy before the next one, so the
-    answers of a source do not depend on the sources before it.
+    These are merged into the weights, and the weights that they change are restored from a copy before the next source,
+    so the answers of a source do not depend on the sources before it.
 
-    fast: on a CPU, answer with `fast_matmul`: 1.4 times the answers a second, and a near tie may fall the other way.
+    fast: on a CPU, answer with `fast_matmul`: 1.4 times the answers a second, but a near tie may fall the other way.
     """
 
     def __init__(
@@ -59,59 +59,59 @@ class Generator:
         self.reader = load_reader(base, template)
         self.base, self.device, self.dtype = base, device, dtype
         self.model = self._load()
-        self.kept: dict[str, Tensor] = {}
+        self.originals: dict[str, Tensor] = {}  # of the weights that the source in use changes
         self.features: dict[tuple, Tensor] = {}
-        self.reads_ahead = torch.device(device).type != "cpu"  # on a CPU the answers need the cores themselves
+        self.prefetches = torch.device(device).type != "cpu"  # on a CPU generation itself needs the cores
         self.thread = ThreadPoolExecutor(1)
-        self.coming: dict[tuple, Future[Tensor]] = {}
+        self.prefetched: dict[tuple, Future[Tensor]] = {}
 
     def _load(self) -> LlavaForConditionalGeneration:
-        attention = "eager" if self.fast else None  # the fused CPU kernel is slow beside fast products
+        attention = "eager" if self.fast else None  # the fused CPU kernel is slow with fast products
         model = load_model(self.base, self.dtype, attention)
         return model.to(self.device).eval().requires_grad_(False)
 
     def use(self, source: Path | None) -> None:
-        """Answer with this adapter folder or delta folder from now on; None is the base alone.
+        """Answer with this adapter folder or delta folder from now on; None for the base alone.
 
         Raises UserError if the folder is neither, or not of this model.
         """
         self._restore()
         if source is None:
             return
-        merge = self._add if (Path(source) / DELTA_CONFIG).is_file() else self._merge
+        merge = self._merge_delta if (Path(source) / DELTA_CONFIG).is_file() else self._merge_adapter
         try:
             merge(Path(source))
         except BaseException:
-            self.model, self.kept = self._load(), {}  # what is half loaded is never answered with
+            self.model, self.originals = self._load(), {}  # a half-merged model never answers
             raise
         self.model.eval().requires_grad_(False)
 
-    def _merge(self, adapter: Path) -> None:
-        before = self.model.state_dict()
+    def _merge_adapter(self, adapter: Path) -> None:
+        weights = self.model.state_dict()
         loaded = load_adapter(self.model, adapter)
-        self.kept = {name: before[name].clone() for name in touched_by(loaded, before)}
+        self.originals = {name: weights[name].clone() for name in list_changed_weights(loaded, weights)}
         try:
             self.model = loaded.merge_and_unload(safe_merge=True)
         except ValueError as error:  # peft: a merged weight is not finite
             raise UserError(f"the adapter {adapter} cannot be merged into the base: {error}") from error
 
-    def _add(self, folder: Path) -> None:
+    def _merge_delta(self, folder: Path) -> None:
         weights = self.model.state_dict()
         delta = open_fitting_delta(weights, folder)
-        self.kept = {name: weights[name].clone() for name in delta.parameters}
+        self.originals = {name: weights[name].clone() for name in delta.parameters}
         add_delta(weights, delta)
 
     @torch.no_grad()
     def _restore(self) -> None:
         weights = self.model.state_dict()
-        for name, weight in self.kept.items():
+        for name, weight in self.originals.items():
             weights[name].copy_(weight)
-        self.kept = {}
+        self.originals = {}
 
     def __call__(
         self, examples: Sequence[Example], image_root: Path, max_new_tokens: int, image: str = "pad"
     ) -> list[str]:
-        """One answer an example. Their texts are whole prompts; rows with and without a picture may be mixed.
+        """One answer for each example. Their texts are whole prompts; some of them may have no picture.
 
         image: `pad` pictures to a square, or `crop` their centre. Raises PictureError for one that cannot be read.
         """
@@ -120,63 +120,63 @@ class Generator:
         with torch.inference_mode(), fast_matmul() if self.fast else nullcontext():
             return self._answer(examples, image_root, max_new_tokens, image)
 
-    def ahead(self, examples: Sequence[Example], image_root: Path, image: str = "pad") -> None:
-        """Begin to read the pictures of a batch that will be asked next, beside the GPU's work on another.
+    def prefetch(self, examples: Sequence[Example], image_root: Path, image: str = "pad") -> None:
+        """Start to read the pictures of the next batch while the GPU works on the current one.
 
-        Changes no answer: what cannot be read is told when its batch is asked.
+        Changes no answer; a picture that cannot be read is an error of its own batch.
         """
-        pictures = _pictures_of(examples, image_root)
+        pictures = _list_pictures(examples, image_root)
         key = (image, *pictures)
-        if self.reads_ahead and pictures and key not in self.features:
-            last = list(self.coming.items())[-1:]  # of a batch that failed, nothing stays
-            self.coming = dict([*last, (key, self.thread.submit(self._read, pictures, image))])
+        if self.prefetches and pictures and key not in self.features:
+            last = list(self.prefetched.items())[-1:]  # drops the pictures of a batch that failed
+            self.prefetched = dict([*last, (key, self.thread.submit(self._read, pictures, image))])
 
     def _answer(self, examples: Sequence[Example], image_root: Path, max_new_tokens: int, image: str) -> list[str]:
         tokenizer = self.reader.tokenizer
-        prompts = [prompt_ids(self.reader, example) for example in examples]
+        prompts = [encode_prompt(self.reader, example) for example in examples]
         inputs = {
             "input_ids": pad(prompts, tokenizer.pad_token_id, "left"),
             "attention_mask": pad([[1] * len(prompt) for prompt in prompts], 0, "left"),
         }
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        pictures = _pictures_of(examples, image_root)
+        pictures = _list_pictures(examples, image_root)
         if pictures:
-            inputs["mm_encoder_outputs"] = {"image": self._see(pictures, image)}
-        found = self.model.generate(**inputs, generation_config=decoding(tokenizer, max_new_tokens))
-        answers = found[:, inputs["input_ids"].shape[1] :].tolist()
+            inputs["mm_encoder_outputs"] = {"image": self._encode_pictures(pictures, image)}
+        ids = self.model.generate(**inputs, generation_config=decoding(tokenizer, max_new_tokens))
+        answers = ids[:, inputs["input_ids"].shape[1] :].tolist()
         return [self._decode(answer) for answer in answers]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        """The text before the end token; bytes that are no UTF-8 become the replacement character."""
+        """The text before the end token; bytes that are not UTF-8 become the replacement character."""
         end = self.reader.tokenizer.eos_token_id
         ids = ids[: ids.index(end)] if end in ids else ids
         return self.reader.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def _see(self, pictures: Sequence[Path], image: str) -> BaseModelOutputWithPooling:
-        """Projected features of the pictures. The tower is frozen, so what it sees is kept for the next source."""
+    def _encode_pictures(self, pictures: Sequence[Path], image: str) -> BaseModelOutputWithPooling:
+        """Projected features of the pictures. The tower is frozen, so its features are cached for the next source."""
         key = (image, *pictures)
         if key not in self.features:
-            features = self._look(pictures, image)
-            if sum(kept.nbytes for kept in self.features.values()) + features.nbytes > FEATURE_BUDGET:
+            features = self._tower_features(pictures, image)
+            if sum(cached.nbytes for cached in self.features.values()) + features.nbytes > FEATURE_BUDGET:
                 self.features.clear()
             self.features[key] = features
         projected = self.model.model.multi_modal_projector(self.features[key])
         return BaseModelOutputWithPooling(pooler_output=list(projected))
 
     def _read(self, pictures: Sequence[Path], image: str) -> Tensor:
-        read = self.reader.pixels if image == "pad" else self.reader.cropped
-        return read([read_picture(picture) for picture in pictures])
+        pixels = self.reader.pixels if image == "pad" else self.reader.cropped
+        return pixels([read_picture(picture) for picture in pictures])
 
-    def _look(self, pictures: Sequence[Path], image: str) -> Tensor:
+    def _tower_features(self, pictures: Sequence[Path], image: str) -> Tensor:
         config = self.model.config
-        begun = self.coming.pop((image, *pictures), None)
-        pixels = begun.result() if begun is not None else self._read(pictures, image)
+        prefetched = self.prefetched.pop((image, *pictures), None)
+        pixels = prefetched.result() if prefetched is not None else self._read(pictures, image)
         pixels = pixels.to(self.model.device, self.model.dtype)
         layer = config.vision_feature_layer
         states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-        chosen = torch.cat([states[index] for index in ([layer] if isinstance(layer, int) else layer)], dim=-1)
-        return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
+        features = torch.cat([states[index] for index in ([layer] if isinstance(layer, int) else layer)], dim=-1)
+        return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
 
 
-def _pictures_of(examples: Sequence[Example], image_root: Path) -> list[Path]:
+def _list_pictures(examples: Sequence[Example], image_root: Path) -> list[Path]:
     return [Path(image_root) / example.image for example in examples if example.image is not None]

@@ -1,4 +1,7 @@
-"""How a training process is started for each engine. Standard library only."""
+"""The command that starts a process of training or generation under each engine, and the GPUs there are for it.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ from robustmerge.stage.settings import UserError
 
 
 def launch_command(trainer: Trainer, script: Path, job: Path, slot: int = 0) -> tuple[list[str], dict[str, str]]:
-    """The arguments, and what to add to the environment, that run `script job` under an engine.
+    """The command that runs `script job` under an engine, and the environment variables to add.
 
-    One process is plain Python, on the GPU of its slot; several are torchrun's, `--standalone` so that two runs on
-    one machine do not meet.
+    One process is plain Python, on the GPU of its slot; several are started by torchrun, `--standalone` so that two
+    runs on one machine do not meet.
     """
     environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if trainer.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-        if not trainer.uses_deepspeed:  # which accelerate leaves out where it is told to use the CPU
+        if not trainer.uses_deepspeed:  # with this set, accelerate would leave DeepSpeed out
             environment["ACCELERATE_USE_CPU"] = "true"
     if trainer.device == "cpu" or trainer.engine in DEEPSPEED_ENGINES:
         environment["DS_ACCELERATOR"] = trainer.device
@@ -32,10 +35,10 @@ def launch_command(trainer: Trainer, script: Path, job: Path, slot: int = 0) -> 
     return [sys.executable, *several, str(script), str(job)], environment
 
 
-def answering(trainer: Trainer, device: str | None = None) -> Trainer:
-    """Where answers are made: on as many GPUs as the trainer wants and the machine has; no answer depends on them.
+def trainer_for_answers(trainer: Trainer, device: str | None = None) -> Trainer:
+    """The trainer whose engine, device and processes generate answers; the answers do not depend on it.
 
-    device: cpu or cuda, where it is to be another than the trainer's.
+    It has as many GPUs as `trainer` wants and the machine has. device: cpu or cuda to replace the trainer's.
     """
     device = device or trainer.device
     if device == "cpu":
@@ -46,24 +49,24 @@ def answering(trainer: Trainer, device: str | None = None) -> Trainer:
     return Trainer("single_gpu", "cuda", precision=trainer.precision)
 
 
-def count_side_by_side(trainer: Trainer, jobs: int) -> int:
-    """How many runs share the machine: `jobs` on CPU, at most one a GPU, one under an engine that takes them all.
+def count_parallel_runs(trainer: Trainer, jobs: int) -> int:
+    """How many runs share the machine: `jobs` on CPU, at most one a GPU, one under an engine that uses all GPUs.
 
     Raises UserError if the engine needs more GPUs than there are.
     """
     if trainer.device == "cpu":
         return jobs if trainer.engine == "cpu" else 1
-    found = len(list_gpus())
-    if found < trainer.processes:
+    gpus = len(list_gpus())
+    if gpus < trainer.processes:
         raise UserError(
-            f"trainer={trainer.engine} needs {trainer.processes} GPUs and this machine shows {found}; set "
+            f"trainer={trainer.engine} needs {trainer.processes} GPUs and this machine shows {gpus}; set "
             "trainer.processes, or run on CPU with trainer=cpu"
         )
-    return min(jobs, found) if trainer.engine == "single_gpu" else 1
+    return min(jobs, gpus) if trainer.engine == "single_gpu" else 1
 
 
 def list_gpus() -> list[str]:
-    """The GPUs that we may use, as CUDA_VISIBLE_DEVICES names them; empty without a driver."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; empty without a driver."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
         return [device for device in allowed.split(",") if device.strip() not in ("", "-1")]

@@ -1,7 +1,7 @@
-"""Base models as folders: what must be in one, said before anything heavy is loaded, and the weights loaded whole.
+"""Folders of base models: checked before anything large is loaded, and loaded without a missing weight.
 
-Libraries are lenient where a folder is not what it should be: a config of another kind gets this one's defaults, a
-weight that is not there is drawn at random. Here both are errors.
+The libraries are lenient with a faulty folder: a config of another model gets LLaVA's defaults, a missing weight is
+drawn at random. Here both are errors.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ REMEDY = "take a folder as llava-hf/llava-1.5-7b-hf is one (model.checkpoint)"
 
 
 def open_config(folder: Path | str) -> LlavaConfig:
-    """The config of a base model's folder, checked; its weights are no matter here.
+    """The config of a base model's folder; the folder is checked but for its weights.
 
-    Raises UserError if the folder is no LLaVA of the Hub's kind, or lacks what reads texts and pictures.
+    Raises UserError if it is no LLaVA in the Hub's layout, or lacks a tokenizer or an image processor.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"the base model {folder} is no folder; {REMEDY}")
-    found = read_json(folder / "config.json")
-    kind = found.get("model_type")
-    if kind == "llava_llama" or "mm_vision_tower" in found:
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    if kind == "llava_llama" or "mm_vision_tower" in config:
         raise UserError(f"{folder} is a LLaVA in the layout of the original code, not in that of the Hub; {REMEDY}")
     if kind != "llava":
         raise UserError(f"{folder} is no LLaVA: its config.json says model_type {kind!r}, not 'llava'; {REMEDY}")
-    tower = (found.get("vision_config") or {}).get("model_type", "clip_vision_model")
+    tower = (config.get("vision_config") or {}).get("model_type", "clip_vision_model")
     if tower != "clip_vision_model":
         raise UserError(f"the vision tower of {folder} is a {tower}; allowed: clip_vision_model")
     for names in (TOKENIZERS, PIXELS):
@@ -50,10 +50,10 @@ def open_tokenizer(folder: Path | str, config: LlavaConfig) -> PreTrainedTokeniz
     """The tokenizer of a base model's folder. Raises UserError if it does not fit the model."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image, rows = config.image_token_id, config.text_config.vocab_size
-    named = tokenizer.convert_ids_to_tokens(image) if image < len(tokenizer) else None
-    if named is not None and named not in tokenizer.get_added_vocab():
+    text = tokenizer.convert_ids_to_tokens(image) if image < len(tokenizer) else None
+    if text is not None and text not in tokenizer.get_added_vocab():
         raise UserError(
-            f"pictures stand at token {image} in {folder} (image_token_index), but that is the text '{named}'; the "
+            f"pictures stand at token {image} in {folder} (image_token_index), but that is the text '{text}'; the "
             f"tokenizer's '<image>' is {tokenizer.get_added_vocab().get('<image>')}"
         )
     if image >= rows or len(tokenizer) > rows:
@@ -61,33 +61,33 @@ def open_tokenizer(folder: Path | str, config: LlavaConfig) -> PreTrainedTokeniz
             f"{folder} has {len(tokenizer)} tokens and pictures at token {image}, but embeddings for {rows} "
             "(text_config.vocab_size)"
         )
-    lacks = [kind for kind in ("bos", "eos", "pad") if getattr(tokenizer, f"{kind}_token_id") is None]
-    if lacks:
-        raise UserError(f"the tokenizer of {folder} has no {' and no '.join(lacks)} token (tokenizer_config.json)")
+    missing = [kind for kind in ("bos", "eos", "pad") if getattr(tokenizer, f"{kind}_token_id") is None]
+    if missing:
+        raise UserError(f"the tokenizer of {folder} has no {' and no '.join(missing)} token (tokenizer_config.json)")
     return tokenizer
 
 
-def patches_of(config: LlavaConfig) -> int:
-    """How many tokens a picture takes: one a patch, and one more where the class token is kept (`full`)."""
+def count_image_tokens(config: LlavaConfig) -> int:
+    """The number of tokens of a picture: one a patch, and one more where the class token is kept (`full`)."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     return side**2 + (config.vision_feature_select_strategy == "full")
 
 
 def load_model(folder: Path | str, dtype: torch.dtype, attention: str | None = None) -> LlavaForConditionalGeneration:
-    """The model of a folder in this precision, every weight from its files.
+    """Load the model of a folder in this precision, every weight from its files.
 
-    Raises UserError if a weight is missing, of another shape, or of no use.
+    Raises UserError if a weight is missing, of another shape, or not of a LLaVA.
     """
     _refuse_missing_weights(Path(folder))
     try:
-        model, told = LlavaForConditionalGeneration.from_pretrained(
+        model, report = LlavaForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the weights of {folder} cannot be loaded: {error}") from error
-    mismatched = sorted(str(found[0]) if isinstance(found, tuple) else str(found) for found in told["mismatched_keys"])
-    unused = sorted(name for name in told["unexpected_keys"] if name.endswith((".weight", ".bias")))
-    missing = sorted(told["missing_keys"])
+    mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])
+    unused = sorted(name for name in report["unexpected_keys"] if name.endswith((".weight", ".bias")))
+    missing = sorted(report["missing_keys"])
     for names, problem in (
         (mismatched, "have another shape than config.json says"),
         (missing, "are missing"),

@@ -1,4 +1,4 @@
-"""From pictures to the pixel values of the vision tower."""
+"""Pictures as pixel values of the vision tower."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from robustmerge.stage.settings import UserError
 
 
 class PixelReader:
-    """Turns pictures into normalised pixel values with a model's own image processor.
+    """Converts pictures to normalised pixel values with the image processor of a model.
 
-    Pictures that already have the model's size need no padding, resizing or cropping; for them the same arithmetic
-    is done for a whole batch at once, which is what a small model on a CPU sees almost always.
+    Pictures that already have the model's size need no padding, resizing or cropping; their batch is computed at once
+    with the same arithmetic. Nearly all pictures of the small models are such.
     """
 
     def __init__(self, processor: BaseImageProcessor):
@@ -34,15 +34,15 @@ class PixelReader:
         """Pixel values, float32 [n, 3, height, width]."""
         if all(picture.mode == "RGB" and picture.size == self.size for picture in pictures):
             return self.normalise(torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])))
-        found = self.processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")
-        return found["pixel_values"].float()
+        batch = self.processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")
+        return batch["pixel_values"].float()
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 [n, height, width, 3] of the model's size -> float32 [n, 3, height, width]."""
+        """Pixel values, float32 [n, 3, height, width], of pictures of the model's size, uint8 [n, height, width, 3]."""
         return (pixels.permute(0, 3, 1, 2).float() / 255.0 - self.mean) / self.std
 
     def raw(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """uint8 [n, height, width, 3] of pictures of the model's size. Raises UserError for another size."""
+        """Pictures of the model's size as uint8 [n, height, width, 3]. Raises UserError for another size."""
         for picture in pictures:
             if picture.size != self.size:
                 raise UserError(f"a picture of the base corpus is {picture.size}, the model's are {self.size}")
@@ -50,7 +50,7 @@ class PixelReader:
 
 
 class PictureError(OSError):
-    """A picture that cannot be read: the fault of one question. `errno` is the system's, where it gave one."""
+    """A picture that cannot be read, which fails its question alone. errno: of the system's error, if it was one."""
 
 
 def read_picture(source: Path | bytes) -> Image.Image:
@@ -62,14 +62,14 @@ def read_picture(source: Path | bytes) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # damaged files make Pillow raise SyntaxError, ValueError, struct.error and more
-        named = f"the picture {source}" if isinstance(source, Path) else "a picture of the corpus"
-        problem = PictureError(f"cannot read {named}: {error}")
+        name = f"the picture {source}" if isinstance(source, Path) else "a picture of the corpus"
+        problem = PictureError(f"cannot read {name}: {error}")
         problem.errno = getattr(error, "errno", None)
         raise problem from error
 
 
 def open_picture(source: Path | bytes) -> Image.Image:
-    """`read_picture` for training, where every picture is needed. Raises UserError if it cannot be read."""
+    """`read_picture` for training, which needs every picture. Raises UserError if it cannot be read."""
     try:
         return read_picture(source)
     except PictureError as error:

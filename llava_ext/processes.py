@@ -1,4 +1,4 @@
-"""Several processes of one stage: the first decides, the others follow."""
+"""One stage in several processes of torchrun: the first decides and writes, the others follow."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.distributed.rendezvous import rendezvous
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.settings import UserError
 
-FOREVER = timedelta(days=365)  # as long as another run may hold the lock
+FOREVER = timedelta(days=365)  # another run may hold the lock for any time
 _stages = count()
 
 
 class Team:
-    """The processes that torchrun started, at one stage; one process alone is a team of one.
+    """The processes that work on one stage together; without torchrun there is one.
 
-    rank: of this process, 0 for the first; size: how many there are.
+    rank: of this process, 0 for the first; size: number of processes. key: prefix of the stage's keys in the store.
     """
 
     def __init__(self, key: str = ""):
@@ -30,14 +30,14 @@ class Team:
         self.key = key
 
     def begin(self) -> None:
-        """The first process lets the others begin with the stage."""
+        """In the first process: let the others begin with the stage."""
         if self.size > 1:
             _store().set(self.key, "begin")
 
     def meet(self, problem: str = "") -> None:
-        """The first process waits until each of the others has come here; they tell their problem and go on.
+        """In the first process: wait until every other one has called this; in the others: report `problem` and return.
 
-        Raises UserError in the first process for the first problem that another one has.
+        Raises UserError in the first process for the first problem reported.
         """
         if self.rank:
             _store().set(f"{self.key} of {self.rank}", problem)
@@ -45,18 +45,18 @@ class Team:
         for other in range(1, self.size):
             key = f"{self.key} of {other}"
             _store().wait([key], FOREVER)
-            if told := _store().get(key).decode():
-                raise UserError(told)
+            if report := _store().get(key).decode():
+                raise UserError(report)
 
 
 def run_stage_together(
     address: Address, work: Callable[[Path, Team], dict | None], say: Callable[[str], None] = print
 ) -> Path:
-    """`run_stage` in every process that torchrun started; all call this for the same stages in the same order.
+    """`run_stage` for torchrun: every process calls this, for the same stages in the same order.
 
-    The first process alone looks for the result, waits for the lock and writes the manifest. work(path, team): the
-    first call is the first process's; the others make theirs when that one calls `team.begin()`, and return at once
-    if it never does, because the result is complete or because it failed.
+    The first process alone checks for a complete result, waits for the lock and writes the manifest. It calls
+    work(path, team) first; the others call it as soon as the first one calls `team.begin()`, and return at once if it
+    never does, because the result is complete or because it failed.
     """
     team = Team(f"stage {next(_stages)}")
     if team.size == 1:
@@ -75,6 +75,6 @@ def run_stage_together(
 
 @lru_cache(maxsize=1)
 def _store() -> Store:
-    """The small store in which torchrun's processes meet; it needs no process group and no device."""
+    """The key-value store of torchrun's processes; it needs no process group and no device."""
     store, _, _ = next(rendezvous("env://"))
     return store

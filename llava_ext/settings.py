@@ -1,4 +1,4 @@
-"""Settings of the model stages: the small base, the adapters, the trainers. Standard library only."""
+"""Settings of models, adapters and training. Standard library only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _problems_of_precision(precision: str) -> list[Problem]:
 
 @dataclass(frozen=True)
 class Vision:
-    """A CLIP-type vision tower for square pictures of `image_size` pixels, `patch_size` pixels a patch."""
+    """Sizes of a CLIP vision tower. image_size, patch_size: sides of the square picture and of a patch, in pixels."""
 
     layers: int = 3
     width: int = 128
@@ -50,7 +50,7 @@ class Vision:
 
 @dataclass(frozen=True)
 class Language:
-    """A Llama-type language model."""
+    """Sizes of a Llama language model."""
 
     layers: int = 4
     width: int = 160
@@ -66,7 +66,7 @@ class Language:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the base's training. max_steps, where given, ends it early (the schedule knows it)."""
+    """Settings of one part of the base's training. max_steps: optimizer steps in place of epochs."""
 
     epochs: float = 1.0
     batch: int = 64
@@ -81,10 +81,10 @@ class Part:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The small LLaVA that is trained here from nothing, and how.
+    """A small LLaVA that is trained here from scratch: its sizes and its training.
 
-    vocabulary: the most tokens the tokenizer may have; held_out: share of the labelled pictures that
-    the vision tower is not trained on, to measure it.
+    see, talk: the parts of the training (llava_ext.small.train_base). vocabulary: the most tokens of the tokenizer;
+    held_out: share of the labelled pictures on which the vision tower is measured and not trained.
     """
 
     vision: Vision = field(default_factory=Vision)
@@ -112,8 +112,8 @@ class BaseModel:
 class Peft:
     """LoRA on the linears of the language model; the projector is trained whole (`modules_to_save`).
 
-    targets: a regular expression over the full names of modules, so that no linear of the vision tower is meant.
-    shared_a_init: the seed of A leaves the task out, so that all experts start from the same A.
+    targets: a regular expression that a module's whole name must match, so that the vision tower is left out.
+    shared_a_init: A does not depend on the task, so that all experts start from the same A.
     """
 
     r: int = 16
@@ -134,10 +134,10 @@ class Peft:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to an expert. The defaults are those of LLaVA-1.5's published task training.
+    """Hyperparameters of an expert's training; the defaults are those of LLaVA-1.5's published task training.
 
-    projector_learning_rate: null = learning_rate. max_steps: optimizer steps instead of epochs; multi-task training
-    multiplies it by the number of tasks. save_steps: a checkpoint every so many steps, 0 for none.
+    projector_learning_rate: null for learning_rate. max_steps: optimizer steps in place of epochs; multi-task training
+    multiplies it by the number of tasks. save_steps: steps between checkpoints, 0 for none.
     """
 
     learning_rate: float = 2e-4
@@ -170,7 +170,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Lora:
-    """Rank and alpha that suit a model's width: N experts of rank r span at most N r of its dimensions."""
+    """Default rank and alpha of a model, by its width: N experts of rank r span at most N r of its dimensions."""
 
     r: int = 16
     alpha: float = 32
@@ -181,13 +181,12 @@ class Lora:
 
 @dataclass(frozen=True)
 class Model:
-    """What is evaluated: a base trained here (`base`), or a checkpoint from elsewhere (`checkpoint`).
+    """A model to train experts of and to evaluate: a base trained here (`base`) or a published one (`checkpoint`).
 
-    recipe: of its experts; lora: what `peft.r` and `peft.alpha` are unless set; template: a name of
-    llava_ext.conversation; generation_batch: prompts answered together. products: how a CPU multiplies matrices where
-    answers are made: exact, in float32 throughout; fast, where its units for bfloat16 may serve (as in training).
-    precision: of the weights where answers are made, fp32, fp16 or bf16. parameters: how many, of a checkpoint that is
-    too large to answer on a CPU.
+    recipe: of its experts; lora: defaults of `peft.r` and `peft.alpha`; template: a name of llava_ext.conversation;
+    generation_batch: prompts answered together. products: of matrices on a CPU while it generates: exact, in float32
+    throughout; fast, with bfloat16 inside where the CPU has units for it (as in training). precision: of the weights
+    while it generates, fp32, fp16 or bf16. parameters: their number, for a checkpoint that is too large for a CPU.
     """
 
     name: str
@@ -218,10 +217,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Trainer:
-    """How training runs. Only the precision is part of what an expert *is*.
+    """Engine, devices and precision of training; only the precision changes an expert's address.
 
-    per_device_batch: the most samples that a process takes at a time, the rest is accumulated; null: no limit.
-    device: where the processes compute; `zero2` on `cpu` exists for tests and small machines.
+    per_device_batch: the most samples that a process computes at a time, the rest is accumulated; null: no limit.
+    device: of the processes, cpu or cuda; `zero2` on `cpu` is for tests and small machines.
     """
 
     engine: str = outside_identity("cpu")
@@ -250,11 +249,13 @@ class Trainer:
 
     @property
     def uses_deepspeed(self) -> bool:
-        """Whether DeepSpeed runs it. Accelerate has it on GPUs only: several processes on CPUs run as ddp instead."""
+        """Whether DeepSpeed is used. Accelerate has it on GPUs only: several processes on CPUs run as ddp instead."""
         return self.engine in DEEPSPEED_ENGINES and (self.device == "cuda" or self.processes == 1)
 
     def accumulation(self, global_batch: int) -> tuple[int, int]:
-        """(per-device batch, accumulation): the largest batch allowed such that, times both counts, it is global.
+        """(per-device batch, accumulation): their product times the processes is the global batch.
+
+        The per-device batch is the largest allowed.
 
         Raises ConfigError if the processes cannot share the global batch equally.
         """
@@ -274,11 +275,11 @@ class Trainer:
 class Expert:
     """One training run: one task gives an expert, several give the multi-task model.
 
-    Rule for several tasks: the union of their training samples, each as often as an expert sees its own, in one
-    shuffled order under the same recipe: as many samples and optimizer steps as the experts have together.
+    Several tasks are trained on the union of their training samples, each sample as often as in its expert's training,
+    in one shuffled order under the same recipe: as many samples and optimizer steps as the experts have together.
 
-    prompts: per task, what a question is put into (`{text}`, `{choices}`); a task without one is asked as it is.
-    base_name: what the adapter calls its base; "" for the name of its folder.
+    prompts: by task, the template of a question (`{text}`, `{choices}`); without one it is the question itself.
+    base_name: name of the base in the adapter's config; "" for the name of its folder.
     """
 
     tasks: tuple[str, ...]
@@ -299,5 +300,5 @@ class Expert:
 
     @property
     def name(self) -> str:
-        """What the result is called: the task, or `multi_task`."""
+        """Name of the result: the task, or `multi_task`."""
         return self.tasks[0] if len(self.tasks) == 1 else MULTI_TASK

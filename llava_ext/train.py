@@ -1,4 +1,4 @@
-"""Stage `train`: one expert, or the multi-task model, by the Trainer of transformers and PEFT's LoRA."""
+"""The train stage: one expert or the multi-task model, with the Trainer of transformers and PEFT's LoRA."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from llava_ext.adapters import add_adapter, digest_of_a, save_adapter
+from llava_ext.adapters import add_adapter, hash_a, save_adapter
 from llava_ext.backend import DTYPES, quiet_libraries
-from llava_ext.data import Collator, Reader, Row, Rows, load_reader, read_rows, seed_of, training_order
+from llava_ext.data import Collator, Reader, Row, Rows, derive_seed, load_reader, read_rows, training_order
 from llava_ext.model import load_model
 from llava_ext.processes import Team, run_stage_together
 from llava_ext.settings import Expert
-from llava_ext.trainer import LOSSES, OrderedTrainer, build_arguments, finish, read_finished, remove_work
+from llava_ext.trainer import (
+    LOSSES,
+    OrderedTrainer,
+    build_arguments,
+    finish_training,
+    read_training_record,
+    remove_work,
+)
 from robustmerge.stage.address import Address
 
 
@@ -32,12 +39,12 @@ def train_expert(
     """Train one adapter on the training samples of `data` (task -> its folder) and save it at `address`.
 
     Under torchrun every process calls this; only the first takes the lock and writes.
-    Raises UserError if the loss is no number, or if a task has no samples.
+    Raises UserError if the loss is not finite, or if a task has no samples.
     """
 
     def work(folder: Path, team: Team) -> dict[str, Any]:
         unfinished = folder / "unfinished"
-        if (record := read_finished(folder)) is not None:
+        if (record := read_training_record(folder)) is not None:
             remove_work(unfinished)
             return record
         unfinished.mkdir(exist_ok=True)
@@ -53,15 +60,15 @@ def _train(
     quiet_libraries()
     recipe, name = settings.recipe, settings.name
     reader = load_reader(base, settings.template)
-    rows, steps = _read(settings, reader, data)
-    order = training_order(len(rows), recipe.global_batch, steps, seed_of(settings.seed, name))
-    arguments = _arguments(settings, work, steps)  # before the model: ZeRO-3 partitions it while it is loaded
-    model = _load(settings, base)
-    first_a = digest_of_a(model)
+    rows, steps = _read_training_rows(settings, reader, data)
+    order = training_order(len(rows), recipe.global_batch, steps, derive_seed(settings.seed, name))
+    arguments = _build_arguments(settings, work, steps)  # before the model: ZeRO-3 partitions it while it loads
+    model = _load_model(settings, base)
+    first_a = hash_a(model)
     trainer = ExpertTrainer(settings, model, arguments, Rows(rows, order), Collator(reader))
-    started = time.perf_counter()
-    trainer.go_on(say)
-    seconds = time.perf_counter() - started
+    start = time.perf_counter()
+    trainer.train_or_resume(say)
+    seconds = time.perf_counter() - start
     record = {
         "steps": steps,
         "samples": len(order),
@@ -75,32 +82,32 @@ def _train(
     return record
 
 
-def _read(settings: Expert, reader: Reader, data: Mapping[str, Path]) -> tuple[list[Row], int]:
+def _read_training_rows(settings: Expert, reader: Reader, data: Mapping[str, Path]) -> tuple[list[Row], int]:
     """The training rows of all tasks, tasks sorted by name, and the optimizer steps of the run."""
     limit = settings.recipe.max_length
-    found = [read_rows(reader, {task: data[task]}, settings.prompts, limit) for task in sorted(settings.tasks)]
-    return [row for rows in found for row in rows], count_steps(settings, [len(rows) for rows in found])
+    tasks = [read_rows(reader, {task: data[task]}, settings.prompts, limit) for task in sorted(settings.tasks)]
+    return [row for rows in tasks for row in rows], count_steps(settings, [len(rows) for rows in tasks])
 
 
-def count_steps(settings: Expert, rows: Sequence[int]) -> int:
-    """Optimizer steps of a run, rows: samples of each task. The sum of what an expert of each task would take.
+def count_steps(settings: Expert, samples: Sequence[int]) -> int:
+    """Optimizer steps of a run over so many samples of each task: the sum over the tasks of an expert's steps.
 
-    That is the whole batches of an epoch times the epochs, or `max_steps`.
+    These are the whole batches of an epoch times the epochs, or `max_steps`.
     """
     recipe = settings.recipe
     if recipe.max_steps is not None:
-        return recipe.max_steps * len(rows)
-    return sum(max(1, int(max(1, count // recipe.global_batch) * recipe.epochs)) for count in rows)
+        return recipe.max_steps * len(samples)
+    return sum(max(1, int(max(1, count // recipe.global_batch) * recipe.epochs)) for count in samples)
 
 
-def layout_of(settings: Expert) -> dict[str, Any]:
-    """What two runs must share for the one to go on from a checkpoint of the other."""
+def describe_batching(settings: Expert) -> dict[str, Any]:
+    """The properties that two runs must share for one to resume from a checkpoint of the other."""
     trainer = settings.trainer
     batch, accumulation = trainer.accumulation(settings.recipe.global_batch)
     return {"engine": trainer.engine, "processes": trainer.processes, "batch": batch, "accumulation": accumulation}
 
 
-def _load(settings: Expert, base: Path) -> torch.nn.Module:
+def _load_model(settings: Expert, base: Path) -> torch.nn.Module:
     attention = "eager" if settings.trainer.device == "cpu" else "sdpa"
     model = load_model(base, DTYPES[settings.trainer.precision], attention)
     model.config.use_cache = False
@@ -111,7 +118,7 @@ def _load(settings: Expert, base: Path) -> torch.nn.Module:
     return adapted
 
 
-def _arguments(settings: Expert, work: Path, steps: int) -> TrainingArguments:
+def _build_arguments(settings: Expert, work: Path, steps: int) -> TrainingArguments:
     recipe, trainer = settings.recipe, settings.trainer
     batch, accumulation = trainer.accumulation(recipe.global_batch)
     return build_arguments(
@@ -126,7 +133,7 @@ def _arguments(settings: Expert, work: Path, steps: int) -> TrainingArguments:
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         optim="adamw_torch_fused" if "offload" not in trainer.engine else "adamw_torch",
-        seed=seed_of(settings.seed, settings.name, "dropout") % 2**32,
+        seed=derive_seed(settings.seed, settings.name, "dropout") % 2**32,
         use_cpu=trainer.device == "cpu" and not trainer.uses_deepspeed,
         bf16=trainer.precision == "bf16",
         fp16=trainer.precision == "fp16",
@@ -141,20 +148,22 @@ def _arguments(settings: Expert, work: Path, steps: int) -> TrainingArguments:
 
 
 class ExpertTrainer(OrderedTrainer):
-    """A learning rate for the projector, and batches without a picture."""
+    """An `OrderedTrainer` with a learning rate for the projector, and with batches that have no picture."""
+
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(self, settings: Expert, model, arguments, rows, collate):
-        advice = "lower recipe.learning_rate, or look at the training samples"
-        super().__init__(settings.name, model, arguments, rows, collate, layout_of(settings), advice)
+        advice = "lower recipe.learning_rate, or check the training samples"
+        super().__init__(settings.name, model, arguments, rows, collate, describe_batching(settings), advice)
         self.settings = settings
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Two groups in the order of names: LoRA, and the modules that are trained whole."""
+        """An optimizer with two groups of parameters, sorted by name: LoRA, and modules that are trained whole."""
         if self.optimizer is None:
             recipe = self.settings.recipe
             named = sorted((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
             whole = recipe.projector_learning_rate or recipe.learning_rate
-            groups = [
+            groups: list[dict[str, Any]] = [
                 {"params": [weight for name, weight in named if "modules_to_save" not in name]},
                 {"params": [weight for name, weight in named if "modules_to_save" in name], "lr": whole},
             ]
@@ -166,32 +175,32 @@ class ExpertTrainer(OrderedTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if "pixel_values" not in inputs:
-            loss = loss + self._nothing_seen()
+            loss = loss + self._zero_through_projector()
         return (loss, outputs) if return_outputs else loss
 
-    def _nothing_seen(self) -> torch.Tensor:
-        """Zero, through the projector: so every process has a gradient for it, in batches of text alone too."""
+    def _zero_through_projector(self) -> torch.Tensor:
+        """Zero, computed through the projector: every process then has a gradient for it, in batches of text too."""
         model = self.accelerator.unwrap_model(self.model).get_base_model()
         side = model.config.vision_config.image_size
         blank = torch.zeros(1, 3, side, side, dtype=model.dtype, device=self.args.device)
         with self.accelerator.autocast():  # the projector is float32 whatever the tower is
-            seen = model.get_image_features(blank).pooler_output
-        return 0.0 * sum(features.sum() for features in seen).float()
+            images = model.get_image_features(blank).pooler_output
+        return 0.0 * sum(features.sum() for features in images).float()
 
 
 def _save(trainer: ExpertTrainer, folder: Path, work: Path, record: dict) -> None:
-    """Write the adapter and keep the losses; the record and the removal of the checkpoints end the training."""
+    """Write the adapter and the losses, then the record, and remove the checkpoints."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     with _gathered(trainer, model):
         if trainer.is_world_process_zero():
             save_adapter(model, folder)
     if trainer.is_world_process_zero():
         os.replace(work / LOSSES, folder / LOSSES)
-        finish(folder, work, record)
+        finish_training(folder, work, record)
 
 
 def _gathered(trainer: ExpertTrainer, model: torch.nn.Module) -> contextlib.AbstractContextManager:
-    """Under ZeRO-3, all trained tensors in one piece; otherwise nothing to do."""
+    """A context in which every trained tensor is whole, which ZeRO-3 otherwise keeps in parts."""
     settings = trainer.settings.trainer
     if not (settings.uses_deepspeed and settings.engine.startswith("zero3")):
         return contextlib.nullcontext()

@@ -1,8 +1,8 @@
-"""What every training run here shares: the Trainer of transformers, a journal, and going on exactly.
+"""The Trainer of transformers with exact resume: an interrupted run ends with the bytes of one that was not.
 
-The rows are put into the order of the whole run beforehand, so the Trainer sees one pass over them; going on from a
-checkpoint skips the rows that were seen, restores optimizer and random state, and gives the same bytes as a run that
-was never interrupted.
+The rows are put into the order of the whole run beforehand, so the Trainer sees one pass over them. Resuming from a
+checkpoint skips the rows before it and restores optimizer and random state. A checkpoint counts once its marker is
+written, and only for a run of the same batching: engine, processes, batch and accumulation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -29,16 +29,15 @@ from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import UserError
 
 LOSSES = "losses.jsonl"
-
-MARKER = "complete.json"
 RECORD = "training.json"
+MARKER = "complete.json"  # in a checkpoint: the batching of the run that wrote it
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 
 
 def build_arguments(
     work: Path, steps: int, batch: int, accumulation: int, save_steps: int, warmup_ratio: float, **others: Any
 ) -> TrainingArguments:
-    """The Trainer's arguments: ours for what all runs share, and `others`. save_steps: 0 for no checkpoint."""
+    """The Trainer's arguments: those that all runs share, and `others`. save_steps: 0 for no checkpoint."""
     return TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
@@ -59,10 +58,10 @@ def build_arguments(
 
 
 class OrderedTrainer(HuggingFaceTrainer):
-    """The Trainer over rows that are in order already, with no patience for a loss of NaN.
+    """The Trainer over rows that are in order already; it stops at a loss that is not finite.
 
-    name: of the run, in messages and on its progress bar; layout: what a run must share to go on from a checkpoint
-    of this one; advice: what to do about a loss that is no number.
+    name: of the run, in messages and on its progress bar; batching: what a run must share with this one to resume
+    from its checkpoints; advice: what to do about a loss that is not finite.
     """
 
     def __init__(
@@ -72,26 +71,26 @@ class OrderedTrainer(HuggingFaceTrainer):
         arguments: TrainingArguments,
         rows: Rows,
         collate: Callable[[Sequence], dict[str, torch.Tensor]],
-        layout: Mapping[str, Any],
+        batching: Mapping[str, Any],
         advice: str,
     ):
-        journal = Journal(name, layout)
+        journal = Journal(name, batching)
         super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[journal])
         self.remove_callback(PrinterCallback)
-        self.name, self.layout, self.advice = name, layout, advice
+        self.name, self.batching, self.advice = name, batching, advice
 
-    def go_on(self, say: Callable[[str], None]) -> None:
-        """Train to the end, from the newest complete checkpoint of this layout if there is one.
+    def train_or_resume(self, say: Callable[[str], None]) -> None:
+        """Train to the end, from the newest complete checkpoint of this batching if there is one.
 
-        Raises UserError when the loss is no number, or a picture cannot be read.
+        Raises UserError if the loss is not finite or a picture cannot be read.
         """
         work = Path(self.args.output_dir)
         first = self.is_world_process_zero()
-        (checkpoint,) = broadcast_object_list([newest_complete(work, self.layout) if first else None])
+        (checkpoint,) = broadcast_object_list([find_newest_complete(work, self.batching) if first else None])
         if first:
-            if lost := lost_to_layout(work, checkpoint, self.layout):
-                say(f"{self.name}: {lost}")
-            remove_others(work, checkpoint)
+            if unusable := describe_unusable(work, checkpoint, self.batching):
+                say(f"{self.name}: {unusable}")
+            remove_other_checkpoints(work, checkpoint)
             if checkpoint is not None:
                 say(f"{self.name}: going on from {checkpoint.name} of {self.args.max_steps} steps")
         try:
@@ -112,18 +111,18 @@ class OrderedTrainer(HuggingFaceTrainer):
 
 
 class Journal(TrainerCallback):
-    """Writes losses.jsonl and a progress bar, and marks checkpoints as complete."""
+    """Writes losses.jsonl, shows a progress bar, and marks checkpoints as complete."""
 
-    def __init__(self, name: str, layout: Mapping[str, Any]):
-        self.name, self.layout = name, layout
+    def __init__(self, name: str, batching: Mapping[str, Any]):
+        self.name, self.batching = name, batching
         self.bar: tqdm | None = None
-        self.file = None
+        self.file: TextIO | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
         self.file = (Path(args.output_dir) / LOSSES).open("w", encoding="utf-8")
-        for entry in state.log_history:  # of the steps before the checkpoint that we go on from
+        for entry in state.log_history:  # of the steps before the checkpoint
             self._write(entry)
         self.bar = tqdm(total=args.max_steps, initial=state.global_step, desc=self.name, mininterval=1.0)
 
@@ -139,66 +138,71 @@ class Journal(TrainerCallback):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # every process has written its part
         if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.layout)
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.batching)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self.file is not None:
-            self.file.close()
-            self.bar.close()
+        for output in (self.file, self.bar):
+            if output is not None:
+                output.close()
 
     def _write(self, entry: Mapping[str, Any]) -> None:
-        if "loss" in entry:
-            line = {"step": entry["step"], "loss": round(entry["loss"], 6), "learning_rate": entry["learning_rate"]}
-            self.file.write(json.dumps(line) + "\n")
+        if self.file is not None and "loss" in entry:
+            record = {"step": entry["step"], "loss": round(entry["loss"], 6), "learning_rate": entry["learning_rate"]}
+            self.file.write(json.dumps(record) + "\n")
             self.file.flush()
 
 
-def mark_complete(checkpoint: Path, layout: Mapping[str, object]) -> None:
-    """Say that everything in `checkpoint` is written. layout: what a run must share to go on from it."""
-    write_atomically(checkpoint / MARKER, json.dumps(dict(layout), sort_keys=True) + "\n")
+def mark_complete(checkpoint: Path, batching: Mapping[str, object]) -> None:
+    """Write the marker of a checkpoint whose other files are all written."""
+    write_atomically(checkpoint / MARKER, json.dumps(dict(batching), sort_keys=True) + "\n")
 
 
-def newest_complete(folder: Path, layout: Mapping[str, object]) -> Path | None:
-    """The complete checkpoint of the highest step that was written by a run of this layout."""
-    return max((path for path in _all(folder) if _layout(path) == dict(layout)), key=_step, default=None)
+def find_newest_complete(folder: Path, batching: Mapping[str, object]) -> Path | None:
+    """The complete checkpoint of the highest step that a run of this batching wrote."""
+    return max(
+        (path for path in _list_checkpoints(folder) if _read_marker(path) == dict(batching)), key=_step, default=None
+    )
 
 
-def lost_to_layout(folder: Path, kept: Path | None, layout: Mapping[str, object]) -> str | None:
-    """In words, what `remove_others` takes away only because it was written by a run of another layout."""
-    further = [path for path in _all(folder) if kept is None or _step(path) > _step(kept)]
-    path = max((path for path in further if _layout(path) not in (None, dict(layout))), key=_step, default=None)
-    if path is None:
-        return None
-    found = _layout(path)
-    changed = [f"{key} {found.get(key)}, now {value}" for key, value in layout.items() if found.get(key) != value]
-    return f"{path.name} cannot be used and is removed: it was written with {'; '.join(changed)}"
+def describe_unusable(folder: Path, kept: Path | None, batching: Mapping[str, object]) -> str | None:
+    """A message if a checkpoint newer than `kept` cannot be used because a run of another batching wrote it."""
+    for path in sorted(_list_checkpoints(folder), key=_step, reverse=True):
+        if kept is not None and _step(path) <= _step(kept):
+            break
+        marker = _read_marker(path)
+        if marker not in (None, dict(batching)):
+            changes = [
+                f"{key} {marker.get(key)}, now {value}" for key, value in batching.items() if marker.get(key) != value
+            ]
+            return f"{path.name} cannot be used and is removed: it was written with {'; '.join(changes)}"
+    return None
 
 
-def remove_others(folder: Path, kept: Path | None) -> None:
-    """Remove every checkpoint but `kept`: cut ones, older ones and those of another layout.
+def remove_other_checkpoints(folder: Path, kept: Path | None) -> None:
+    """Remove every checkpoint but `kept`: incomplete ones, older ones and those of another batching.
 
     The marker goes first, so that a removal that is cut short does not leave half a checkpoint that counts.
     """
-    for path in _all(folder):
+    for path in _list_checkpoints(folder):
         if path != kept:
             (path / MARKER).unlink(missing_ok=True)
             shutil.rmtree(path)
 
 
-def finish(folder: Path, work: Path, record: dict) -> dict:
-    """End a training whose results are all in `folder`: write its record there, then remove `work`. Returns the record.
+def finish_training(folder: Path, work: Path, record: dict) -> dict:
+    """Write the record beside the results in `folder`, then remove the checkpoints in `work`. Returns the record.
 
     Raises UserError if a pickle is among the results.
     """
-    if left := [path for path in pickles_in(folder) if work not in path.parents]:
-        raise UserError(f"a trained model's folder must hold no pickle, found {left[0]}")
+    if pickles := [path for path in list_pickles(folder) if work not in path.parents]:
+        raise UserError(f"a trained model's folder must hold no pickle, but has {pickles[0]}")
     write_atomically(folder / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     remove_work(work)
     return record
 
 
-def read_finished(folder: Path) -> dict | None:
-    """The record of a training that has ended, even if it was killed just then; None if there is more to train."""
+def read_training_record(folder: Path) -> dict | None:
+    """The record of a finished training, even if it was killed right after; None if there is more to train."""
     try:
         return json.loads((folder / RECORD).read_text())
     except FileNotFoundError:
@@ -211,21 +215,20 @@ def remove_work(work: Path) -> None:
         shutil.rmtree(work)
 
 
-def pickles_in(folder: Path) -> list[Path]:
-    """Files that would have to be unpickled to be read."""
+def list_pickles(folder: Path) -> list[Path]:
+    """Files under a folder that can only be read by unpickling."""
     return sorted(path for path in folder.rglob("*") if path.suffix in PICKLES)
 
 
-def _all(folder: Path) -> list[Path]:
-    found = folder.glob("checkpoint-*") if folder.exists() else ()
-    return [path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)]
+def _list_checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
 
 
 def _step(path: Path) -> int:
     return int(path.name.rsplit("-", 1)[1])
 
 
-def _layout(path: Path) -> dict | None:
+def _read_marker(path: Path) -> dict | None:
     try:
         return json.loads((path / MARKER).read_text())
     except (OSError, ValueError):

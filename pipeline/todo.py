@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llava_ext.launch import count_side_by_side, launch_command
+from llava_ext.launch import count_parallel_runs, launch_command
 from llava_ext.settings import Trainer
 from pipeline.jobs import Job, run_jobs
 from pipeline.plan import Plan
@@ -59,7 +59,7 @@ def share_out(
     together = trainer.processes > 1
     side_by_side = 1 if together else min(plans[0].config.jobs, len(items))
     if together or trainer.device != "cpu":
-        side_by_side = min(count_side_by_side(trainer, side_by_side), side_by_side)
+        side_by_side = min(count_parallel_runs(trainer, side_by_side), side_by_side)
     launch = partial(launch_command, trainer)
     jobs = [
         Job(f"{title} {number}", [item for item, _ in piece], sum(cost for _, cost in piece), launch)

@@ -95,7 +95,7 @@ def _misfit(place: Place, shape: tuple[int, ...], sizes: dict[str, int]) -> str 
     return None
 
 
-def problems_of_config(config: Mapping[str, Any]) -> list[str]:
+def check_adapter_config(config: Mapping[str, Any]) -> list[str]:
     """What the adapter's config switches on that this format, or its conversion, does not have."""
     problems = []
     if str(config.get("peft_type")).upper() != "LORA":
@@ -110,7 +110,7 @@ def problems_of_config(config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def problems_of_llava(config: Mapping[str, Any], sizes: Mapping[str, int]) -> list[str]:
+def check_llava_config(config: Mapping[str, Any], sizes: Mapping[str, int]) -> list[str]:
     """Where LLaVA's config tells of another model than LLaVA-1.5, or than the tensors."""
     problems = [
         f"{key} must be {' or '.join(map(repr, allowed))}, got {config[key]!r}"

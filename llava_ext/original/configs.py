@@ -29,7 +29,7 @@ LLAVA15 = {  # (layers, width)
 }
 
 
-def targets_of(linears: Iterable[str]) -> str:
+def build_targets(linears: Iterable[str]) -> str:
     """The regular expression of these linears in every layer; that of our experts if it is all of them."""
     linears = set(linears)
     if linears == set(LINEARS):
@@ -37,7 +37,7 @@ def targets_of(linears: Iterable[str]) -> str:
     return rf".*language_model\.layers\.\d+\.({'|'.join(map(re.escape, sorted(linears)))})"
 
 
-def known_config(known: Known, sizes: Mapping[str, int]) -> dict[str, Any]:
+def build_llava_config(known: Known, sizes: Mapping[str, int]) -> dict[str, Any]:
     """LLaVA's config.json after task training of LLaVA-1.5, as its code writes it."""
     return {
         "_name_or_path": known.original, "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama",

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_ext.original.checks import Layout, layout_of, problems_of_llava
-from llava_ext.original.configs import LLAVA15, SAVED, TOWER, known_config, original_adapter_config
+from llava_ext.original.checks import Layout, check_llava_config, layout_of
+from llava_ext.original.configs import LLAVA15, SAVED, TOWER, build_llava_config, original_adapter_config
 from llava_ext.original.names import (
     ADAPTER_CONFIG,
     LLAVA_CONFIG,
@@ -22,19 +22,19 @@ from llava_ext.original.names import (
     is_llava_config,
     is_original,
     lora_name,
-    place_of,
+    parse_lora_name,
     projector_name,
     read_json,
 )
 from llava_ext.original.record import (
     RECORD,
+    build_record,
+    check_projector_shapes,
+    check_values,
     finish,
-    in_file,
-    odd_projector,
-    problems_of_values,
-    record_of,
-    refuse_folder,
+    raise_problems,
     start,
+    with_location,
 )
 from robustmerge.formats.adapter import Adapter, open_adapter
 from robustmerge.formats.tensors import all_finite
@@ -67,13 +67,13 @@ def convert_to_original(
     opened = _open_ours(adapter)
     layout = _our_layout(opened)
     projector = _our_projector(opened, layout.sizes["hidden"], allow_no_projector)
-    refuse_folder(adapter, problems_of_values(opened.file, layout, every=False))
+    raise_problems(adapter, check_values(opened.file, layout, every=False))
     first = projector.get(projector_name("0.weight"))
     sizes = {**layout.sizes, **({} if first is None else {"picture": first.shape[1]})}
     config, base, notes = _llava_config(adapter, like, sizes, vision_tower)
     raw = read_json(adapter / ADAPTER_CONFIG) or {}
-    asked = asked_of_original(like, vision_tower)
-    record = record_of("original", adapter, layout, raw["lora_alpha"], opened.file, projector.values(), asked)
+    asked = original_request(like, vision_tower)
+    record = build_record("original", adapter, layout, raw["lora_alpha"], opened.file, projector.values(), asked)
     record |= {"base": base, "notes": [*notes, *_notes_of_name(folder)]}
     start(adapter, folder)
     lora = {lora_name(place): opened.file.get(name).clone() for place, name in layout.names.items()}
@@ -85,7 +85,7 @@ def convert_to_original(
     return record
 
 
-def asked_of_original(like: Path | None, vision_tower: str | None) -> dict[str, Any]:
+def original_request(like: Path | None, vision_tower: str | None) -> dict[str, Any]:
     """What a conversion to LLaVA's format depends on beside the adapter."""
     digest = sha256_of(like / LLAVA_CONFIG) if like is not None and (like / LLAVA_CONFIG).is_file() else None
     return {"to": "original", "like": digest, "vision_tower": vision_tower}
@@ -116,7 +116,7 @@ def _open_ours(adapter: Path) -> Adapter:
         for extra in opened.extras
         if not _OUR_PROJECTOR.fullmatch(extra)
     ]
-    refuse_folder(adapter / ADAPTER_CONFIG, problems)
+    raise_problems(adapter / ADAPTER_CONFIG, problems)
     return opened
 
 
@@ -124,13 +124,13 @@ def _our_layout(opened: Adapter) -> Layout:
     names = [(module, part, name) for module, parts in opened.lora.items() for part, name in parts.items()]
     places = {name: _our_place(module, part) for module, part, name in names}
     shapes = {name: opened.file.shape(name) for name in places}
-    return in_file(opened.folder, lambda: layout_of(places, shapes, opened.config["r"]))
+    return with_location(opened.folder, lambda: layout_of(places, shapes, opened.config["r"]))
 
 
 def _our_place(module: str, part: str) -> Place | None:
     """Also by the names that transformers had before 4.52 (`language_model.model.layers`)."""
     found = _OUR_LORA.fullmatch(module)
-    return place_of(lora_name((int(found[1]), found[2], part))) if found else None
+    return parse_lora_name(lora_name((int(found[1]), found[2], part))) if found else None
 
 
 def _our_projector(opened: Adapter, hidden: int, allow_none: bool) -> dict[str, Tensor]:
@@ -144,11 +144,11 @@ def _our_projector(opened: Adapter, hidden: int, allow_none: bool) -> dict[str, 
             "the base is meant, say allow_no_projector=true"
         )
     found = {part: opened.extra(parts[name]) for part, name in PROJECTOR_NAMES.items()}
-    problems = odd_projector({part: tuple(x.shape) for part, x in found.items()}, hidden)
+    problems = check_projector_shapes({part: tuple(x.shape) for part, x in found.items()}, hidden)
     problems += [
         f"{parts[PROJECTOR_NAMES[p]]} holds numbers that are not finite" for p, x in found.items() if not all_finite(x)
     ]
-    refuse_folder(opened.folder, problems)
+    raise_problems(opened.folder, problems)
     return {projector_name(part): x.clone() for part, x in found.items()}
 
 
@@ -171,8 +171,8 @@ def _llava_config(
             f"{adapter} is an adapter of {sizes['layers']} layers of width {sizes['hidden']}, which is no LLaVA-1.5-7B "
             "or 13B: name a folder in LLaVA's format whose config.json fits, like=FOLDER"
         )
-    config = dict(config or known_config(known, sizes))
-    refuse_folder(place, problems_of_llava(config, sizes))
+    config = dict(config or build_llava_config(known, sizes))
+    raise_problems(place, check_llava_config(config, sizes))
     base = base or (known.original if known else "")
     notes = [] if base else ["base_model_name_or_path is empty; LLaVA's scripts take the base as --model-base"]
     tower = vision_tower or config.get("mm_vision_tower", TOWER)

@@ -49,10 +49,10 @@ def is_original(folder: Path) -> bool:
 
     A LoRA of a Llama alone has the same names; what tells LLaVA's is the projector's file or LLaVA's config.
     """
-    file = weights_of(folder)
+    file = find_weights(folder)
     if file is None or not (folder / ADAPTER_CONFIG).is_file():
         return False
-    names = [name for name in names_in(file) if ".lora_" in name]
+    names = [name for name in list_tensor_names(file) if ".lora_" in name]
     if not any(_LORA.fullmatch(name) for name in names) or any("language_model" in name for name in names):
         return False
     return (folder / PROJECTOR).is_file() or is_llava_config(read_json(folder / LLAVA_CONFIG))
@@ -63,18 +63,18 @@ def is_llava_config(config: Mapping[str, Any] | None) -> bool:
     return config is not None and ("mm_projector_type" in config or "mm_vision_tower" in config)
 
 
-def weights_of(folder: Path) -> Path | None:
+def find_weights(folder: Path) -> Path | None:
     """The file of the LoRA tensors."""
     return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
-def files_of(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """The files that a conversion reads, of those that are there."""
-    named = [folder / ADAPTER_CONFIG, weights_of(folder), folder / PROJECTOR, folder / LLAVA_CONFIG]
+    named = [folder / ADAPTER_CONFIG, find_weights(folder), folder / PROJECTOR, folder / LLAVA_CONFIG]
     return [file for file in named if file is not None and file.is_file()]
 
 
-def names_in(file: Path) -> set[str]:
+def list_tensor_names(file: Path) -> set[str]:
     """All texts in the header of a .safetensors file or in the pickle of a .bin, tensor names among them.
 
     Nothing is unpickled. A damaged file gives no names.
@@ -119,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def place_of(name: str) -> Place | None:
+def parse_lora_name(name: str) -> Place | None:
     """Layer, linear and part of a LoRA tensor by LLaVA's name; None for any other name."""
     found = _LORA.fullmatch(name)
     return (int(found[1]), found[2], found[3]) if found else None

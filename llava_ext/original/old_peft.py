@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_ext.original.configs import SAVED, targets_of
-from llava_ext.original.names import ADAPTER_CONFIG, LINEARS, names_in, read_json, weights_of
+from llava_ext.original.configs import SAVED, build_targets
+from llava_ext.original.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names, read_json
 from robustmerge.formats.adapter import PREFIX, WEIGHTS, open_adapter
 from robustmerge.formats.tensors import TensorWriter, room_for
 from robustmerge.stage.settings import UserError, first_few
@@ -26,7 +26,7 @@ MAPPING = {rf"^{re.escape(old)}": new for old, new in _MOVED}  # as peft takes i
 _LINEAR = re.compile(r"model\.language_model\.layers\.\d+\.(.+)")
 
 
-def name_today(name: str) -> str:
+def current_name(name: str) -> str:
     """The name of an adapter's tensor in a LLaVA of today; that of today stays."""
     inner = name.removeprefix(PREFIX)
     for old, new in _MOVED:
@@ -35,18 +35,20 @@ def name_today(name: str) -> str:
     return name
 
 
-def targets_today(targets: Any) -> Any:
+def current_targets(targets: Any) -> Any:
     """Targets of an adapter's config that name the old level, in a list or in a regular expression, without it."""
     if isinstance(targets, str):
         today = re.sub(r"language_model(\\?\.)model\\?\.", r"language_model\1", targets)
         return re.sub(r"^\^?language_model\\", r"model\\.language_model\\", today)  # an expression matches whole names
-    return type(targets)(map(targets_today, targets)) if isinstance(targets, (list, set)) else targets
+    return type(targets)(map(current_targets, targets)) if isinstance(targets, (list, set)) else targets
 
 
 def has_old_names(folder: Path) -> bool:
     """Whether a PEFT adapter has the names of before, by its tensors."""
-    file = weights_of(folder)
-    return file is not None and any(name.startswith(PREFIX + "language_model.model.") for name in names_in(file))
+    file = find_weights(folder)
+    return file is not None and any(
+        name.startswith(PREFIX + "language_model.model.") for name in list_tensor_names(file)
+    )
 
 
 def rename(adapter: Path, folder: Path, base: str, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,15 +56,15 @@ def rename(adapter: Path, folder: Path, base: str, asked: Mapping[str, Any]) -> 
 
     Raises UserError for LoRA of anything but linears of the language model's layers.
     """
-    from llava_ext.original.record import digests_of, finish, start
+    from llava_ext.original.record import finish, hash_sources, start
 
     opened = open_adapter(adapter)
     config = read_json(adapter / ADAPTER_CONFIG) or {}
-    linears = {module: _LINEAR.fullmatch(name_today(module)) for module in opened.modules}
+    linears = {module: _LINEAR.fullmatch(current_name(module)) for module in opened.modules}
     if odd := [module for module, found in linears.items() if found is None or found[1] not in LINEARS]:
         told = [f"{adapter}: '{module}' is no linear of the language model's layers" for module in odd]
         raise UserError("\n".join(first_few(told)))
-    names = {name_today(name): name for name in opened.file.names}
+    names = {current_name(name): name for name in opened.file.names}
     start(adapter, folder)
     with TensorWriter(folder / WEIGHTS, room_for(names)) as writer:
         for name, stored in sorted(names.items()):
@@ -80,9 +82,9 @@ def rename(adapter: Path, folder: Path, base: str, asked: Mapping[str, Any]) -> 
         "modules": len(opened.modules),
         "projector_tensors": sum(SAVED in extra for extra in opened.extras),
         "projector_dtype": None,
-        "digests": digests_of(adapter),
+        "digests": hash_sources(adapter),
     }
-    targets = targets_of({found[1] for found in linears.values()})
+    targets = build_targets({found[1] for found in linears.values()})
     ours = {**config, "base_model_name_or_path": base, "target_modules": targets}
     text = "Names of tensors brought to those of transformers since 4.52, without any change of the numbers."
     finish(folder, record, "library_name: peft\n", text, {ADAPTER_CONFIG: ours})

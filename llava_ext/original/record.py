@@ -16,7 +16,7 @@ from llava_ext.original.names import (
     PROJECTOR,
     PROJECTOR_NAMES,
     WEIGHTS,
-    files_of,
+    list_files,
     projector_name,
     read_json,
 )
@@ -41,13 +41,13 @@ _CARD = """\
 """
 
 
-def refuse_folder(place: Path, problems: list[str]) -> None:
+def raise_problems(place: Path, problems: list[str]) -> None:
     """Raises UserError with the first few problems, each with the folder or file it was found in."""
     if problems:
         raise UserError("\n".join(f"{place}: {problem}" for problem in first_few(problems)))
 
 
-def in_file(place: Path, action: Callable[[], T]) -> T:
+def with_location(place: Path, action: Callable[[], T]) -> T:
     """What `action` returns; every line of its UserError says where."""
     try:
         return action()
@@ -55,7 +55,7 @@ def in_file(place: Path, action: Callable[[], T]) -> T:
         raise UserError("\n".join(f"{place}: {line}" for line in str(error).splitlines())) from error
 
 
-def odd_projector(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> list[str]:
+def check_projector_shapes(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> list[str]:
     """0: [hidden, of a picture], 2: [hidden, hidden]."""
     first = shapes["0.weight"][-1] if shapes["0.weight"] else 0
     wanted = {"0.weight": (hidden, first), "0.bias": (hidden,), "2.weight": (hidden, hidden), "2.bias": (hidden,)}
@@ -66,7 +66,7 @@ def odd_projector(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> list[st
     ]
 
 
-def problems_of_values(file: TensorFile, layout: Layout, every: bool = True) -> list[str]:
+def check_values(file: TensorFile, layout: Layout, every: bool = True) -> list[str]:
     """LoRA tensors that are not finite, and lora_B that is zero: every one of them is a fault, or only all at once."""
     problems, zero = [], []
     for (_, _, part), name in layout.names.items():
@@ -82,7 +82,7 @@ def problems_of_values(file: TensorFile, layout: Layout, every: bool = True) -> 
     return problems
 
 
-def not_finite(file: TensorFile | None) -> list[str]:
+def check_finite(file: TensorFile | None) -> list[str]:
     """The tensors of a file that hold NaN or infinity."""
     names = file.names if file is not None else []
     return [
@@ -90,7 +90,7 @@ def not_finite(file: TensorFile | None) -> list[str]:
     ]
 
 
-def record_of(
+def build_record(
     to: str,
     source: Path,
     layout: Layout,
@@ -112,13 +112,13 @@ def record_of(
         "modules": len(layout.names) // 2,
         "projector_tensors": len(saved),
         "projector_dtype": ", ".join(sorted({str(x.dtype).removeprefix("torch.") for x in saved})) or None,
-        "digests": digests_of(source),
+        "digests": hash_sources(source),
     }
 
 
-def digests_of(source: Path) -> dict[str, str]:
+def hash_sources(source: Path) -> dict[str, str]:
     """sha256 of the files that a conversion of this folder reads."""
-    return {file.name: sha256_of(file) for file in files_of(source)}
+    return {file.name: sha256_of(file) for file in list_files(source)}
 
 
 def is_converted(source: Path, folder: Path, asked: Mapping[str, Any]) -> bool:
@@ -128,7 +128,7 @@ def is_converted(source: Path, folder: Path, asked: Mapping[str, Any]) -> bool:
     """
     found = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
     record = read_json(folder / RECORD)
-    if record is not None and (record.get("asked") != asked or record.get("digests") != digests_of(source)):
+    if record is not None and (record.get("asked") != asked or record.get("digests") != hash_sources(source)):
         raise UserError(f"{folder} holds another conversion than is asked for; move it away, or choose another out=")
     if foreign := [name for name in found if name not in WRITTEN and not name.startswith(".")]:
         raise UserError(f"{folder} holds {foreign[0]}, which no conversion writes; choose another out=")

@@ -11,42 +11,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_ext.original.checks import Layout, layout_of, problems_of_config, problems_of_llava
+from llava_ext.original.checks import Layout, check_adapter_config, check_llava_config, layout_of
 from llava_ext.original.configs import LLAVA15, SAVED, our_adapter_config
-from llava_ext.original.from_peft import asked_of_original, convert_to_original
+from llava_ext.original.from_peft import convert_to_original, original_request
 from llava_ext.original.names import (
     ADAPTER_CONFIG,
     LLAVA_CONFIG,
     PROJECTOR,
     PROJECTOR_NAMES,
     Place,
+    find_weights,
     is_original,
     lora_name,
-    place_of,
+    parse_lora_name,
     projector_name,
     projector_part,
     read_json,
-    weights_of,
 )
 from llava_ext.original.old_peft import has_old_names, rename
 from llava_ext.original.record import (
     RECORD,
+    build_record,
+    check_finite,
+    check_projector_shapes,
+    check_values,
     finish,
-    in_file,
     is_converted,
-    not_finite,
-    odd_projector,
-    problems_of_values,
-    record_of,
-    refuse_folder,
+    raise_problems,
     start,
+    with_location,
 )
 from robustmerge.formats.adapter import PREFIX, WEIGHTS
 from robustmerge.formats.tensors import TensorFile, TensorWriter, room_for
 from robustmerge.stage.settings import UserError
 
 __all__ = [
-    "RECORD", "asked_of_original", "asked_of_peft", "convert_to_original", "convert_to_peft",
+    "RECORD", "original_request", "peft_request", "convert_to_original", "convert_to_peft",
     "is_converted", "is_original",
 ]  # fmt: skip
 
@@ -61,7 +61,7 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
     the language model beside a projector; for a lora_B that is zero, or numbers that are not finite.
     """
     if not is_original(original) and has_old_names(original):
-        return rename(original, folder, base, asked_of_peft(base))
+        return rename(original, folder, base, peft_request(base))
     config, layout, lora = _open_lora(original)
     _check_base(original, layout, base)
     projector = _open_projector(original, layout.sizes, allow_no_projector)
@@ -70,10 +70,10 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
         for name in projector.names:
             part = PROJECTOR_NAMES[projector_part(name)]
             sources[f"{PREFIX}model.{SAVED}.{part}"] = (projector, name)
-    problems = [*problems_of_values(lora, layout), *not_finite(projector)]
-    refuse_folder(original, problems)
+    problems = [*check_values(lora, layout), *check_finite(projector)]
+    raise_problems(original, problems)
     saved = [projector.get(name) for name in projector.names] if projector else []
-    record = record_of("peft", original, layout, config["lora_alpha"], lora, saved, asked_of_peft(base))
+    record = build_record("peft", original, layout, config["lora_alpha"], lora, saved, peft_request(base))
     base = base or _known_base(layout) or ""
     record |= {"base": base, "adapter_config": config, "config": read_json(original / LLAVA_CONFIG)}
     start(original, folder)
@@ -86,7 +86,7 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
     return record
 
 
-def asked_of_peft(base: str) -> dict[str, Any]:
+def peft_request(base: str) -> dict[str, Any]:
     """What a conversion to ours depends on beside the adapter."""
     return {"to": "peft", "base": base}
 
@@ -105,14 +105,14 @@ def _check_base(original: Path, layout: Layout, base: str) -> None:
 
 def _open_lora(original: Path) -> tuple[dict[str, Any], Layout, TensorFile]:
     """The adapter's config and its LoRA tensors, every one of them understood."""
-    weights, config = weights_of(original), read_json(original / ADAPTER_CONFIG)
+    weights, config = find_weights(original), read_json(original / ADAPTER_CONFIG)
     if weights is None or config is None:
         found = ", ".join(sorted(file.name for file in original.iterdir())) if original.is_dir() else "no such folder"
         raise UserError(
             f"{original} is no adapter in LLaVA's own format: it needs {ADAPTER_CONFIG} and adapter_model.bin or "
             f"{WEIGHTS}, found: {found or 'nothing'}"
         )
-    refuse_folder(original / ADAPTER_CONFIG, problems_of_config(config))
+    raise_problems(original / ADAPTER_CONFIG, check_adapter_config(config))
     file = TensorFile(weights)
     if not is_original(original):
         raise UserError(
@@ -120,9 +120,11 @@ def _open_lora(original: Path) -> tuple[dict[str, Any], Layout, TensorFile]:
             f"not '{lora_name((0, 'self_attn.q_proj', 'A'))}', or it has neither {PROJECTOR} nor LLaVA's {LLAVA_CONFIG}"
         )
     shapes = {name: file.shape(name) for name in file.names}
-    layout = in_file(weights, lambda: layout_of({n: place_of(n) for n in file.names}, shapes, int(config["r"])))
+    layout = with_location(
+        weights, lambda: layout_of({n: parse_lora_name(n) for n in file.names}, shapes, int(config["r"]))
+    )
     llava = read_json(original / LLAVA_CONFIG)
-    refuse_folder(original / LLAVA_CONFIG, problems_of_llava(llava or {}, layout.sizes))
+    raise_problems(original / LLAVA_CONFIG, check_llava_config(llava or {}, layout.sizes))
     return config, layout, file
 
 
@@ -151,11 +153,11 @@ def _open_projector(original: Path, sizes: Mapping[str, int], allow_none: bool) 
             found[part] = name
     problems += [f"{projector_name(part)} is missing" for part in PROJECTOR_NAMES if part not in found]
     if not problems:
-        problems = odd_projector({part: file.shape(name) for part, name in found.items()}, sizes["hidden"])
+        problems = check_projector_shapes({part: file.shape(name) for part, name in found.items()}, sizes["hidden"])
     llava = read_json(original / LLAVA_CONFIG) or {}
     if not problems:
-        problems = problems_of_llava(llava, {"picture": file.shape(found["0.weight"])[1]})
-    refuse_folder(path, problems)
+        problems = check_llava_config(llava, {"picture": file.shape(found["0.weight"])[1]})
+    raise_problems(path, problems)
     return file
 
 

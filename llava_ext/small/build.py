@@ -1,4 +1,4 @@
-"""A real but small LLaVA: `LlavaForConditionalGeneration` from a config, with its own processor."""
+"""A small LLaVA with random weights: config, `LlavaForConditionalGeneration` and processor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llava_ext.small.tokenizer import IMAGE
 
 
 def build_config(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
-    """The config of a LLaVA of these sizes."""
+    """The config of a LLaVA of the settings' sizes."""
     vision, language = settings.vision, settings.language
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -55,7 +55,7 @@ def build_config(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> Lla
 
 
 def build_model(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
-    """The untrained model. Depends on the settings and the tokenizer's size alone, not on any global seed."""
+    """The untrained model, a function of the settings and the tokenizer's size; no global seed matters."""
     model = LlavaForConditionalGeneration(build_config(settings, tokenizer)).float()
     initialise(model, settings.seed)
     model.generation_config = GenerationConfig(
@@ -84,7 +84,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 
 def build_processor(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
-    """The processor that belongs to the model: pads to a square with the mean colour, never crops.
+    """The processor of the model: it pads pictures to a square with the mean colour and never crops.
 
     The Pillow backend is pinned by class: torchvision resizes with other code and gives other pixels.
     """
@@ -102,6 +102,6 @@ def build_processor(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def save_base(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
-    """Write model and processor so that `from_pretrained` and `AutoProcessor` load them."""
+    """Write model and processor as `from_pretrained` and `AutoProcessor` read them."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,6 +1,6 @@
-"""What the base is trained as, and measured as: a tower under attribute heads, a LLaVA that answers.
+"""The modules that the small base is trained through: attribute heads on the tower, next-token loss on the whole.
 
-Both modules return {"loss": ...}, which is what the Trainer of transformers wants of a model.
+Both return {"loss": ...}, as the Trainer of transformers expects of a model. The functions measure their accuracy.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ class Heads(nn.Module):
     def forward(self, features: Tensor) -> list[Tensor]:
         """Logits of every head, each [n, size]."""
         features = self.norm(features)
-        shares = (features @ self.query).softmax(dim=1)  # [n, patches, heads]
-        pooled = torch.einsum("nph,npd->hnd", shares, features)
+        attention = (features @ self.query).softmax(dim=1)  # [n, patches, heads]
+        pooled = torch.einsum("nph,npd->hnd", attention, features)
         return [functional.linear(pooled[index], weight) for index, weight in enumerate(self.weights)]
 
 
 class Seer(nn.Module):
-    """A vision tower under its heads. Loss: the mean over the heads of each one's, on the pictures it applies to."""
+    """A vision tower with attribute heads.
+
+    Loss: the mean over the heads of their cross entropies, each over the pictures to which the head applies.
+    """
 
     def __init__(self, model: LlavaForConditionalGeneration, heads: Heads):
         super().__init__()
@@ -49,51 +52,53 @@ class Seer(nn.Module):
         self.layer = model.config.vision_feature_layer
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """What the projector reads: features [n, patches, width], without the class token."""
+        """The features that the projector reads, without the class token, [n, patches, width]."""
         return self.tower(pixel_values, output_hidden_states=True).hidden_states[self.layer][:, 1:]
 
     def logits(self, pixel_values: Tensor) -> list[Tensor]:
-        """Logits of every head."""
+        """Logits of every head, each [n, size]."""
         return self.heads(self.features(pixel_values))
 
     def forward(self, pixel_values: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """targets: [n, heads], -1 where a head does not apply."""
         losses = [
-            functional.cross_entropy(found, wanted, ignore_index=-1, reduction="sum") / (wanted >= 0).sum().clamp(min=1)
-            for found, wanted in zip(self.logits(pixel_values), targets.unbind(1), strict=True)
+            functional.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
+            / (target >= 0).sum().clamp(min=1)
+            for logits, target in zip(self.logits(pixel_values), targets.unbind(1), strict=True)
         ]
         return {"loss": torch.stack(losses).mean()}
 
 
 class Speaker(nn.Module):
-    """A LLaVA whose logits are computed where an answer's tokens are wanted; other positions cost nothing."""
+    """A LLaVA with a next-token loss on answers; logits are computed at their positions only."""
 
-    accepts_loss_kwargs = True  # the Trainer then counts the wanted tokens of all micro-batches of a step
+    accepts_loss_kwargs = True  # the Trainer then counts the answers' tokens in all micro-batches of a step
 
     def __init__(self, model: LlavaForConditionalGeneration):
         super().__init__()
         self.model = model
 
     def logits(self, labels: Tensor, **batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [answers' tokens, vocabulary], the tokens wanted, and row and column of each [2, tokens]."""
+        """Logits [tokens of answers, vocabulary], the true tokens, and row and column of each [2, tokens]."""
         hidden = self.model.model(**batch).last_hidden_state
         row, column = torch.nonzero(labels[:, 1:] >= 0, as_tuple=True)
         return self.model.lm_head(hidden[row, column]), labels[row, column + 1], torch.stack([row, column])
 
     def forward(self, num_items_in_batch: Tensor, **batch: Tensor) -> dict[str, Tensor]:
-        found, wanted, _ = self.logits(**batch)
-        return {"loss": functional.cross_entropy(found, wanted, reduction="sum") / num_items_in_batch}
+        """Cross entropy of the answers' tokens, summed and divided by their number in the whole step."""
+        logits, targets, _ = self.logits(**batch)
+        return {"loss": functional.cross_entropy(logits, targets, reduction="sum") / num_items_in_batch}
 
 
 @torch.inference_mode()
-def measure_heads(seer: Seer, kept: Sequence, collate: Collate, names: Iterable[str]) -> dict[str, float]:
-    """Accuracy of every head over the kept rows to which it applies (see `probe.accuracies`)."""
-    found, wanted = [], []
-    for start in range(0, len(kept), MEASURE_BATCH):
-        batch = collate(kept[start : start + MEASURE_BATCH])
-        found.append(torch.stack([logits.argmax(-1) for logits in seer.logits(batch["pixel_values"])], dim=1))
-        wanted.append(batch["targets"])
-    return accuracies(torch.cat(found), torch.cat(wanted), names)
+def measure_heads(seer: Seer, rows: Sequence, collate: Collate, names: Iterable[str]) -> dict[str, float]:
+    """Accuracy of every head over the rows to which it applies (see `probe.accuracies`)."""
+    classes, targets = [], []
+    for start in range(0, len(rows), MEASURE_BATCH):
+        batch = collate(rows[start : start + MEASURE_BATCH])
+        classes.append(torch.stack([logits.argmax(-1) for logits in seer.logits(batch["pixel_values"])], dim=1))
+        targets.append(batch["targets"])
+    return accuracies(torch.cat(classes), torch.cat(targets), names)
 
 
 @torch.no_grad()
@@ -109,20 +114,19 @@ def read_features(seer: Seer, rows: Sequence, collate: Collate) -> tuple[Tensor,
 
 @torch.inference_mode()
 def measure_answers(
-    speaker: Speaker, kept: Sequence[Row], skills: Sequence[Sequence[str]], collate: Collate
+    speaker: Speaker, rows: Sequence[Row], skills: Sequence[Sequence[str]], collate: Collate
 ) -> dict[str, float]:
     """Share of answers whose every token is the most likely one, given the true tokens before it; by skill, and `all`.
 
-    skills: name of what each turn of each row asks for. Every question has to have one right answer, so that all of
-    them can be right.
+    skills: the skill of each turn of each row. Every question should have one right answer, so that all can be right.
     """
     right: dict[str, list[bool]] = {}
-    for start in range(0, len(kept), MEASURE_BATCH):
-        found, wanted, where = speaker.logits(**collate(kept[start : start + MEASURE_BATCH]))
-        hits = found.argmax(-1) == wanted
+    for start in range(0, len(rows), MEASURE_BATCH):
+        logits, targets, positions = speaker.logits(**collate(rows[start : start + MEASURE_BATCH]))
+        hits = logits.argmax(-1) == targets
         turns: dict[tuple[int, int], bool] = {}
         previous, turn = (-1, -1), 0
-        for hit, row, column in zip(hits.tolist(), *where.tolist(), strict=True):
+        for hit, row, column in zip(hits.tolist(), *positions.tolist(), strict=True):
             turn = 0 if row != previous[0] else turn + (column != previous[1] + 1)
             turns[row, turn] = turns.get((row, turn), True) and hit
             previous = (row, column)

@@ -1,4 +1,4 @@
-"""A linear probe: what can be read from frozen features by a plane alone, without attention or hidden layers."""
+"""Linear probes: the classes that can be read from frozen features without attention or hidden layers."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PICTURES = 16_000  # at most, to fit on: some 25 s on one thread. Half as many read about one point less
-PENALTY = 1e-2  # a third and three times of it read as much from pictures kept back
-ITERATIONS = 60  # seconds; 150 read a fifth of a point more from pictures kept back
+PICTURES = 16_000  # most that are fitted on: some 25 s on one thread; with half of them, accuracy is a point lower
+PENALTY = 1e-2  # a third and three times of it give the same accuracy on held-out pictures
+ITERATIONS = 60  # seconds; 150 give 0.2 points more on held-out pictures
 
 
 def probe(
-    train: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], sizes: Mapping[str, int], penalty: float = PENALTY
+    train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], sizes: Mapping[str, int], penalty: float = PENALTY
 ) -> dict[str, float]:
-    """Fit linear classifiers on `train`, return the accuracy of each on the rows of `kept` to which it applies.
+    """Fit linear classifiers on `train`; returns the accuracy of each on the rows of `held_out` to which it applies.
 
-    train, kept: features [rows, width] and targets [rows, heads], -1 where a head does not apply; sizes: number of
+    train, held_out: features [rows, width] and targets [rows, heads], -1 where a head does not apply; sizes: number of
     classes of every head, in the order of the columns. The features are standardised by the mean and deviation of
-    `train`. Equal input gives equal numbers: float32 on one thread, starting from zero.
+    `train`. Equal inputs give equal numbers: float32 on one thread, from zero weights.
     """
     with exact_products():
         features, targets = train
         mean, deviation = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
         weights = fit_logistic((features - mean) / deviation, targets, list(sizes.values()), penalty)
-        found = predict((kept[0] - mean) / deviation, weights, list(sizes.values()))
-    return accuracies(found, kept[1], sizes)
+        classes = predict((held_out[0] - mean) / deviation, weights, list(sizes.values()))
+    return accuracies(classes, held_out[1], sizes)
 
 
 def fit_logistic(
@@ -37,9 +37,9 @@ def fit_logistic(
     """Weights [width + 1, all classes] of multinomial logistic regressions, one a head; the last row is the bias.
 
     Minimises sum over heads of (mean cross-entropy over the head's rows) + penalty / 2 |weights|^2 by LBFGS, all
-    heads at once. The problems are convex and share nothing; one product for all of them is quicker than many.
+    heads at once. The problems are convex and independent; one product for all of them is faster than many.
     """
-    inputs = _with_one(features)
+    inputs = _append_one(features)
     weights = torch.zeros(inputs.shape[1], sum(sizes), requires_grad=True)
     optimiser = torch.optim.LBFGS([weights], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
 
@@ -47,8 +47,9 @@ def fit_logistic(
         optimiser.zero_grad()
         scores = (inputs @ weights).split(list(sizes), dim=1)
         entropies = [
-            functional.cross_entropy(found, wanted, ignore_index=-1, reduction="sum") / (wanted >= 0).sum().clamp(min=1)
-            for found, wanted in zip(scores, targets.unbind(1), strict=True)
+            functional.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
+            / (target >= 0).sum().clamp(min=1)
+            for logits, target in zip(scores, targets.unbind(1), strict=True)
         ]
         total = torch.stack(entropies).sum() + penalty / 2 * weights[:-1].square().sum()
         total.backward()
@@ -59,28 +60,28 @@ def fit_logistic(
 
 
 def predict(features: Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The likeliest class of every head, [rows, heads]."""
-    scores = (_with_one(features) @ weights).split(list(sizes), dim=1)
+    """The most likely class of every head, [rows, heads]."""
+    scores = (_append_one(features) @ weights).split(list(sizes), dim=1)
     return torch.stack([score.argmax(-1) for score in scores], dim=1)
 
 
-def accuracies(found: Tensor, wanted: Tensor, names: Iterable[str]) -> dict[str, float]:
-    """Share of right classes of every head over its rows; both are [rows, heads], `wanted` -1 where none applies.
+def accuracies(classes: Tensor, targets: Tensor, names: Iterable[str]) -> dict[str, float]:
+    """Share of right classes of every head; both tensors are [rows, heads], targets -1 where a head does not apply.
 
     A head that applies to no row has no accuracy and is left out.
     """
-    right, asked = (found == wanted).sum(0), (wanted >= 0).sum(0)
-    counts = zip(names, right.tolist(), asked.tolist(), strict=True)
+    right, applicable = (classes == targets).sum(0), (targets >= 0).sum(0)
+    counts = zip(names, right.tolist(), applicable.tolist(), strict=True)
     return {name: round(hits / rows, 4) for name, hits, rows in counts if rows}
 
 
-def _with_one(features: Tensor) -> Tensor:
+def _append_one(features: Tensor) -> Tensor:
     return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Products in full float32 on one thread: sums in one order, so equal bytes on one machine."""
+    """Products in full float32 on one thread: sums have one order, so a machine repeats their bytes."""
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from eval.questions import format_answer, format_expected, read_questions
 from eval.settings import Task
-from llava_ext.launch import answering, list_gpus
+from llava_ext.launch import list_gpus, trainer_for_answers
 from pipeline.jobs import say
 from pipeline.plan import Plan, make_command, require
 from pipeline.program import read_overrides
@@ -44,7 +44,7 @@ def predict(plans: Sequence[Plan], sources: Sources, split: str = "test") -> Non
         return [(plan.predictions(source, task, split), (plan, source, task)) for source, task in _pairs(plan, sources)]
 
     config, items, costs = plans[0].config, [], []
-    trainer = answering(config.trainer, config.device)
+    trainer = trainer_for_answers(config.trainer, config.device)
     for address, (plan, source, task) in once(plans, list_one):
         adapter = str(source.adapter) if source.adapter else None
         model = {"base": str(plan.base.path), "adapter": adapter, "device": trainer.device}
@@ -85,7 +85,7 @@ def check_devices(plans: Sequence[Plan], look: bool = False) -> None:
     look: only a few are wanted, which a CPU that is asked for (device=cpu) gives in the end.
     """
     for config in (plan.config for plan in plans):
-        trainer, model = answering(config.trainer, config.device), config.model
+        trainer, model = trainer_for_answers(config.trainer, config.device), config.model
         few = config.device == "cpu" and (look or not config.only.is_all)
         if (model.parameters or 0) > ON_A_CPU and not few and not (trainer.device == "cuda" and list_gpus()):
             raise UserError(
@@ -133,7 +133,7 @@ def work_predict(item: dict) -> None:
     generate.use(Path(item["adapter"]) if item["adapter"] else None)
     answer = partial(generate, image=settings.image)
     address, questions = Address.from_json(item["address"]), Path(item["questions"])
-    ahead = partial(generate.ahead, image=settings.image)
+    ahead = partial(generate.prefetch, image=settings.image)
     try:
         predict(address, settings, questions, answer, say, together=run_stage_together, ahead=ahead)
     except OutOfMemoryError as error:

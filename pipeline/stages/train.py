@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from eval.settings import Task
-from llava_ext.launch import count_side_by_side, launch_command
+from llava_ext.launch import count_parallel_runs, launch_command
 from pipeline.closing import _minutes, _tell
 from pipeline.jobs import Job, run_jobs, say
 from pipeline.plan import Plan
@@ -37,7 +37,7 @@ def _trainings(plan: Plan) -> list[tuple[Address, tuple[Plan, tuple[Task, ...]]]
 def check_trainer(plans: Sequence[Plan]) -> None:
     """Raises UserError, before anything long, if there is something to train and no device for it."""
     if once(plans, _trainings):
-        count_side_by_side(plans[0].config.trainer, plans[0].config.jobs)
+        count_parallel_runs(plans[0].config.trainer, plans[0].config.jobs)
 
 
 def train(plans: Sequence[Plan]) -> None:
@@ -51,7 +51,7 @@ def train(plans: Sequence[Plan]) -> None:
         jobs.append(Job(address.short, [item], cost, partial(launch_command, settings.trainer)))
     config = plans[0].config
     if jobs:
-        run_jobs("train", jobs, count_side_by_side(config.trainer, config.jobs), logs_of(plans))
+        run_jobs("train", jobs, count_parallel_runs(config.trainer, config.jobs), logs_of(plans))
 
 
 def work_train(item: dict) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.settings import Task
-from llava_ext.launch import answering
+from llava_ext.launch import trainer_for_answers
 from pipeline.plan import Plan, make_plan_with, train_all_command
 from pipeline.stages import predict
 from pipeline.stages.base import fetch_bases
@@ -50,7 +50,7 @@ def ask(point: Mapping[str, Any]) -> None:
     from pipeline.stages.predict import load_base
 
     model = plan.config.model
-    device = answering(plan.config.trainer, plan.config.device).device
+    device = trainer_for_answers(plan.config.trainer, plan.config.device).device
     fast = model.products == "fast"
     generate = load_base(str(plan.base.path), model.template, fast, device, plan.generation(task).precision)
     generate.use(source.adapter)

@@ -108,10 +108,10 @@ def _convert_one(request: Request, source: Path, folder: Path) -> str:
 
     if request.to == "peft":
         given = (request.base or "",)
-        asked, act = to_peft.asked_of_peft(*given), to_peft.convert_to_peft
+        asked, act = to_peft.peft_request(*given), to_peft.convert_to_peft
     else:
         given = (Path(request.like).expanduser() if request.like else None, request.vision_tower)
-        asked, act = from_peft.asked_of_original(*given), from_peft.convert_to_original
+        asked, act = from_peft.original_request(*given), from_peft.convert_to_original
     if record.is_converted(source, folder, asked):
         return "complete, left alone"
     record = act(source, folder, *given, allow_no_projector=request.allow_no_projector)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor
 
-from llava_ext.conversation import IGNORE, encode, render, segments_of
-from llava_ext.data import Collator, Row, load_reader, pad, prompt_ids, training_order
+from llava_ext.conversation import IGNORE, build_segments, encode, render
+from llava_ext.data import Collator, Row, encode_prompt, load_reader, pad, training_order
 from llava_ext.pixels import PixelReader, open_picture
 from llava_ext.small.tokenizer import build_tokenizer
 from robustmerge.stage.records import Example
@@ -42,7 +42,7 @@ def test_vicuna_v1_is_the_published_string():
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), st.booleans())
 def test_labels_cover_exactly_the_answers_and_their_end_tokens(turns, image):
-    found = encode(TOKENIZER, segments_of(TEMPLATE, turns, image), [3] * 4)
+    found = encode(TOKENIZER, build_segments(TEMPLATE, turns, image), [3] * 4)
     assert all(label in (IGNORE, token) for token, label in zip(found.ids, found.labels, strict=True))
     learned = [label for label in found.labels if label != IGNORE]
     expected = "".join(f" {answer}</s>" for _, answer in turns)
@@ -55,15 +55,15 @@ def test_labels_cover_exactly_the_answers_and_their_end_tokens(turns, image):
 @settings(max_examples=100, deadline=None)
 @given(TEXT, TEXT)
 def test_a_prompt_is_the_beginning_of_its_training_text(question, answer):
-    prompt = encode(TOKENIZER, segments_of(TEMPLATE, [(question, None)], True), [3])
-    whole = encode(TOKENIZER, segments_of(TEMPLATE, [(question, answer)], True), [3])
+    prompt = encode(TOKENIZER, build_segments(TEMPLATE, [(question, None)], True), [3])
+    whole = encode(TOKENIZER, build_segments(TEMPLATE, [(question, answer)], True), [3])
     assert whole.ids[: len(prompt.ids)] == prompt.ids
     assert set(whole.labels[: len(prompt.ids)]) == {IGNORE}
 
 
 def test_an_unknown_template_names_the_choices():
     with pytest.raises(UserError, match="vicuna_v1"):
-        segments_of("vicuna", [("a", "b")], False)
+        build_segments("vicuna", [("a", "b")], False)
 
 
 def test_our_ids_and_pixels_are_those_of_the_processor(base, tmp_path):
@@ -71,7 +71,7 @@ def test_our_ids_and_pixels_are_those_of_the_processor(base, tmp_path):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8))
     found = processor(images=picture, text=render(TEMPLATE, [("What colour is it?", None)], True), return_tensors="pt")
     example = Example("q", "What colour is it?", "red", image="a.png")
-    assert [reader.tokenizer.bos_token_id, *found["input_ids"][0].tolist()] == prompt_ids(reader, example)
+    assert [reader.tokenizer.bos_token_id, *found["input_ids"][0].tolist()] == encode_prompt(reader, example)
     assert torch.equal(found["pixel_values"], reader.pixels([picture]))
     assert type(processor.image_processor).__name__ == "LlavaImageProcessorPil"
 

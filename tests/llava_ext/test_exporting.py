@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from llava_ext.conversation import TEMPLATES, render
-from llava_ext.data import load_reader, prompt_ids
+from llava_ext.data import encode_prompt, load_reader
 from llava_ext.exported_processor import chat_template, set_processor
 from llava_ext.generate import Generator
 from robustmerge.formats.adapter import open_adapter
@@ -78,7 +78,7 @@ def test_tokens_and_pixels_of_an_exported_folder_are_ours(ground, tmp_path, imag
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.text}]}]
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         found = processor(images=[picture], text=text, return_tensors="pt")
-        assert found["input_ids"][0].tolist() == prompt_ids(reader, example)
+        assert found["input_ids"][0].tolist() == encode_prompt(reader, example)
         pixels = reader.pixels if image == "pad" else reader.cropped
         assert torch.equal(found["pixel_values"], pixels([picture]))
 

@@ -57,15 +57,15 @@ def test_a_batch_gives_the_answers_of_its_questions_one_by_one(ground):
         assert together == generate(examples[::-1], task, 8)[::-1]
 
 
-def test_quick_products_give_the_same_answers_again_and_end_with_them(ground):
+def test_fast_products_repeat_their_answers_and_are_switched_off_after_them(ground):
     base, experts, task, examples = ground
     generate, exact = Generator(base, TEMPLATE, fast=True), Generator(base, TEMPLATE)
     for source in (experts[0], None):
         generate.use(source)
         exact.use(source)
-        quick = generate(examples, task, 8)
+        fast_answers = generate(examples, task, 8)
         assert torch.get_float32_matmul_precision() == "highest"
-        assert quick == generate(examples, task, 8)
+        assert fast_answers == generate(examples, task, 8)
     assert all(torch.equal(one, other) for one, other in zip(*map(_weights, (generate, exact)), strict=True))
 
 
@@ -143,7 +143,7 @@ def fill(part: str, value: float) -> Callable[[dict[str, torch.Tensor]], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (add_to_the_tower, r"must leave the vision tower alone, but holds base_model.*q_proj\.lora_A\.weight"),
         (fill("lora_B", float("nan")), "holds numbers that are not finite"),
@@ -152,7 +152,7 @@ def fill(part: str, value: float) -> Callable[[dict[str, torch.Tensor]], None]:
     ],
     ids=["vision tower", "nan", "projector", "overflow"],
 )
-def test_an_adapter_that_would_spoil_the_base_is_refused(ground, tmp_path, change, said):
+def test_an_adapter_that_would_spoil_the_base_is_refused(ground, tmp_path, change, message):
     base, experts, task, examples = ground
     folder = change_weights(experts[0], tmp_path / "spoilt", change)
     config = json.loads((folder / CONFIG).read_text())
@@ -161,20 +161,20 @@ def test_an_adapter_that_would_spoil_the_base_is_refused(ground, tmp_path, chang
         (folder / CONFIG).write_text(json.dumps(config))
     generate = Generator(base, TEMPLATE)
     before = generate(examples, task, 4)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         generate.use(folder)
     assert generate(examples, task, 4) == before
 
 
-def test_only_what_an_adapter_touches_is_kept_for_putting_back(ground):
+def test_only_the_weights_that_an_adapter_changes_are_copied(ground):
     base, experts, _, _ = ground
     generate = Generator(base, TEMPLATE)
     generate.use(experts[0])
-    parts = {name.split("layers.")[-1].split(".", 1)[-1] for name in generate.kept if "language_model" in name}
+    parts = {name.split("layers.")[-1].split(".", 1)[-1] for name in generate.originals if "language_model" in name}
     assert parts == {f"self_attn.{part}_proj.weight" for part in "qkvo"} | {
         f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")
     }
-    others = {name for name in generate.kept if "language_model" not in name}
+    others = {name for name in generate.originals if "language_model" not in name}
     assert len(others) == 4 and all("multi_modal_projector" in name for name in others)
 
 
@@ -212,7 +212,7 @@ def break_picture(kind: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "cut", "no picture", "damaged", "bomb"])
-def test_an_unreadable_picture_is_the_fault_of_its_question_alone(ground, tmp_path, kind):
+def test_an_unreadable_picture_fails_its_question_alone(ground, tmp_path, kind):
     base, _, _, _ = ground
     examples = draw_examples(tmp_path, 5)
     write_examples(tmp_path / "test.jsonl", examples)
@@ -222,15 +222,15 @@ def test_an_unreadable_picture_is_the_fault_of_its_question_alone(ground, tmp_pa
     def answer(name: str) -> dict[str, Prediction]:
         address = Address(tmp_path, tmp_path / name, {"stage": "predict"})
         path = predict(address, settings, tmp_path / "test.jsonl", generate, lambda _: None, progress=False)
-        return {found.question_id: found for found in read_predictions(path)}
+        return {answer.question_id: answer for answer in read_predictions(path)}
 
     whole = answer("whole.jsonl")
     break_picture(kind, tmp_path / examples[0].image)
     generate.features.clear()
-    found = answer("broken.jsonl")
-    bad = found.pop(examples[0].question_id)
+    others = answer("broken.jsonl")
+    bad = others.pop(examples[0].question_id)
     assert bad.error.startswith(f"PictureError: cannot read the picture {tmp_path / examples[0].image}: ")
-    assert found == {name: whole[name] for name in found}
+    assert others == {name: whole[name] for name in others}
 
 
 def test_generation_is_silent_and_greedy(ground, capfd):
@@ -242,8 +242,8 @@ def test_generation_is_silent_and_greedy(ground, capfd):
         generate.use(experts[0])
         first = generate(examples, task, 4)
     assert first == generate(examples, task, 4)
-    said = capfd.readouterr()
-    assert said.out == "" and said.err == ""
+    captured = capfd.readouterr()
+    assert captured.out == "" and captured.err == ""
     assert json.loads((experts[0] / "adapter_config.json").read_text())["inference_mode"] is True
 
 
@@ -279,7 +279,7 @@ def test_a_picture_is_padded_or_cropped_as_its_protocol_says(ground, tmp_path):
     generate = Generator(base, TEMPLATE)
 
     def see(name: str, image: str) -> torch.Tensor:
-        return generate._look([tmp_path / name], image)
+        return generate._tower_features([tmp_path / name], image)
 
     assert torch.equal(see("wide.png", "crop"), see("centre.png", "pad"))
     assert torch.equal(see("wide.png", "pad"), see("padded.png", "crop"))
@@ -289,4 +289,4 @@ def test_a_picture_is_padded_or_cropped_as_its_protocol_says(ground, tmp_path):
     assert generate([example], tmp_path, 4, "crop") == generate([example], tmp_path, 4, "crop")
     assert len(generate.features) == 1
     generate([example], tmp_path, 4, "pad")
-    assert len(generate.features) == 2, "what was seen of a cropped picture is not taken for the padded one"
+    assert len(generate.features) == 2, "features of a cropped picture are not used for the padded one"

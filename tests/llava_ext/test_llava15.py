@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoProcessor, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava_ext.conversation import IGNORE
-from llava_ext.data import Reader, load_reader, pad, prompt_ids
+from llava_ext.data import Reader, encode_prompt, load_reader, pad
 from llava_ext.exported_processor import set_processor
 from llava_ext.generate import Generator
 from llava_ext.pixels import read_picture
@@ -59,7 +59,7 @@ def test_a_line_break_behind_the_picture_is_two_tokens_whatever_the_tokenizers_f
     asked, whole = Example("q", "What is the object in the image?", "", "x.png"), {}
     for legacy in (False, True):
         folder = write_checkpoint(tmp_path / str(legacy), legacy=legacy)
-        ids = prompt_ids(load_reader(folder, "vicuna_v1"), asked)
+        ids = encode_prompt(load_reader(folder, "vicuna_v1"), asked)
         end = len(ids) - ids[::-1].index(IMAGE)
         assert ids[end : end + 3] == [29871, 13, 5618]  # a space, a line break, `What`
         whole[legacy] = AutoTokenizer.from_pretrained(folder)("USER: <image>\nWhat")["input_ids"][-3:]
@@ -76,12 +76,12 @@ def test_an_exported_model_asks_other_programs_for_the_same_tokens(tmp_path, leg
     content = [{"type": "image"}, {"type": "text", "text": asked.text}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     found = processor(text=text, images=picture, return_tensors="pt")
-    assert found["input_ids"][0].tolist() == prompt_ids(reader, asked)
+    assert found["input_ids"][0].tolist() == encode_prompt(reader, asked)
     assert torch.equal(found["pixel_values"], reader.pixels([picture]))
 
 
 def test_written_out_special_tokens_of_a_question_stay_text(checkpoint):
-    ids = prompt_ids(load_reader(checkpoint, "vicuna_v1"), Example("q", "</s> and <image> and <pad>", ""))
+    ids = encode_prompt(load_reader(checkpoint, "vicuna_v1"), Example("q", "</s> and <image> and <pad>", ""))
     assert not {2, IMAGE, PAD} & set(ids)
 
 
@@ -221,7 +221,7 @@ def picture_of(folder: Path, example: Example) -> Image.Image | None:
 
 
 def batch_of(reader: Reader, folder: Path, examples: list[Example]) -> dict[str, Tensor]:
-    prompts = [prompt_ids(reader, example) for example in examples]
+    prompts = [encode_prompt(reader, example) for example in examples]
     pictures = [picture for example in examples if (picture := picture_of(folder, example)) is not None]
     found = {"input_ids": pad(prompts, PAD, "left"), "attention_mask": pad([[1] * len(p) for p in prompts], 0, "left")}
     return found | ({"pixel_values": reader.pixels(pictures)} if pictures else {})

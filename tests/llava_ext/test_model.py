@@ -54,7 +54,7 @@ def with_config(**values: object) -> Callable[[Path], None]:
         (lambda folder: change(folder / "tokenizer_config.json", pad_token=None), "has no pad token"),
         (
             lambda folder: change(folder / "preprocessor_config.json", crop_size={"height": 28, "width": 28}),
-            "pictures are made 28 x 28 pixels (crop_size), the vision tower takes 42 x 42",
+            "pictures become 28 x 28 pixels (crop_size), the vision tower takes 42 x 42",
         ),
         (with_config(vision_config={**TOWER, "num_hidden_layers": 4}), "weights of {} are missing; the first is"),
         (with_config(vision_config={**TOWER, "num_hidden_layers": 2}), "belong to no part of a LLaVA; the first is"),

@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_ext.adapters import load_adapter
 from llava_ext.original.from_peft import convert_to_original
-from llava_ext.original.old_peft import name_today, targets_today
+from llava_ext.original.old_peft import current_name, current_targets
 from llava_ext.original.to_peft import convert_to_peft
 from llava_ext.settings import LANGUAGE_LINEARS
 from robustmerge.formats.adapter import WEIGHTS, open_adapter
@@ -124,8 +124,8 @@ def test_a_missing_tensor_of_before_is_told_and_not_drawn_anew(base: Path, tmp_p
 def test_names_and_targets_of_today_stay(tmp_path: Path) -> None:
     convert_to_peft(write_original(tmp_path / "original"), tmp_path / "ours", "base")
     names = open_adapter(tmp_path / "ours").file.names
-    assert [name_today(name) for name in names] == names
-    assert targets_today(LANGUAGE_LINEARS) == LANGUAGE_LINEARS and targets_today(set(SUFFIXES)) == set(SUFFIXES)
+    assert [current_name(name) for name in names] == names
+    assert current_targets(LANGUAGE_LINEARS) == LANGUAGE_LINEARS and current_targets(set(SUFFIXES)) == set(SUFFIXES)
 
 
 def test_targets_that_match_nothing_are_told(base: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import datasets
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -20,7 +21,7 @@ from llava_ext.settings import BaseModel, Expert, Part, Peft, Recipe, Trainer
 from llava_ext.small.networks import measure_answers
 from llava_ext.small.train_base import train_base
 from llava_ext.train import count_steps, train_expert
-from llava_ext.trainer import mark_complete, newest_complete, pickles_in, remove_others
+from llava_ext.trainer import find_newest_complete, list_pickles, mark_complete, remove_other_checkpoints
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import read_examples
 from robustmerge.stage.settings import ConfigError, UserError
@@ -73,7 +74,7 @@ def test_going_on_after_a_kill_gives_the_same_bytes(ground, whole, tmp_path, mon
         elif place == "while saving":
             patch.setattr(train, "save_adapter", kill)
         elif place == "while removing":
-            patch.setattr(train, "remove_work", kill)
+            patch.setattr(trainer, "remove_work", kill)
         else:
             last = 3 if place == "between checkpoints" else 1
             step_end = trainer.Journal.on_step_end
@@ -91,12 +92,12 @@ def test_going_on_after_a_kill_gives_the_same_bytes(ground, whole, tmp_path, mon
     with monkeypatch.context() as patch:
         if place in ("while saving", "while removing"):
             patch.setattr(trainer.OrderedTrainer, "training_step", kill)  # no step is repeated
-        found = run(ground, tmp_path / "expert", settings_of())
+        folder = run(ground, tmp_path / "expert", settings_of())
     for name in FILES:
-        assert (found / name).read_bytes() == (whole / name).read_bytes(), name
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_checkpoints_that_another_layout_makes_useless_are_named(ground, tmp_path, monkeypatch):
+def test_checkpoints_of_another_batching_are_named_and_removed(ground, tmp_path, monkeypatch):
     def kill_at_five(self, args, state, control, **rest):
         if state.global_step == 5:
             raise Killed
@@ -105,31 +106,31 @@ def test_checkpoints_that_another_layout_makes_useless_are_named(ground, tmp_pat
         patch.setattr(trainer.Journal, "on_step_end", kill_at_five)
         with pytest.raises(Killed):
             run(ground, tmp_path / "expert", settings_of())
-    said: list[str] = []
-    run(ground, tmp_path / "expert", settings_of(trainer=Trainer(per_device_batch=4)), said.append)
+    messages: list[str] = []
+    run(ground, tmp_path / "expert", settings_of(trainer=Trainer(per_device_batch=4)), messages.append)
     written = "it was written with batch 8, now 4; accumulation 1, now 2"
-    assert said == [f"one: checkpoint-4 cannot be used and is removed: {written}"]
+    assert messages == [f"one: checkpoint-4 cannot be used and is removed: {written}"]
 
 
 def test_what_is_trained_and_saved_is_float32_though_the_model_is_bfloat16(ground, tmp_path, monkeypatch):
-    seen = []
+    models = []
     begin = trainer.Journal.on_train_begin
     monkeypatch.setattr(
-        trainer.Journal, "on_train_begin", lambda *a, model, **k: seen.append(model) or begin(*a, model=model, **k)
+        trainer.Journal, "on_train_begin", lambda *a, model, **k: models.append(model) or begin(*a, model=model, **k)
     )
     half = Trainer(precision="bf16", per_device_batch=1)  # batches of text alone too
-    found = run(ground, tmp_path / "expert", settings_of(trainer=half))
-    dtypes = {(weight.requires_grad, weight.dtype) for weight in seen[0].parameters()}
+    folder = run(ground, tmp_path / "expert", settings_of(trainer=half))
+    dtypes = {(weight.requires_grad, weight.dtype) for weight in models[0].parameters()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
-    tensors = load_file(found / "adapter_model.safetensors")
+    tensors = load_file(folder / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
-    losses = [json.loads(line)["loss"] for line in (found / "losses.jsonl").read_text().splitlines()]
+    losses = [json.loads(line)["loss"] for line in (folder / "losses.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
 
 
 def test_an_expert_s_folder_holds_the_adapter_and_nothing_to_unpickle(whole):
     assert {path.name for path in whole.iterdir()} == {*FILES, "training.json", "manifest.json"}
-    assert pickles_in(whole) == []
+    assert list_pickles(whole) == []
     losses = [json.loads(line) for line in (whole / "losses.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in losses] == [1, 2, 3, 4, 5, 6]
     assert losses[-1]["loss"] < losses[0]["loss"]
@@ -170,15 +171,15 @@ def first_a(ground: dict, folder: Path, settings: Expert) -> str:
 
 def test_a_depends_on_seed_and_task_and_can_be_shared(ground, tmp_path):
     shared = Peft(r=4, shared_a_init=True)
-    found = {
+    digests = {
         "one": first_a(ground, tmp_path / "1", settings_of("one")),
         "two": first_a(ground, tmp_path / "2", settings_of("two")),
         "seed": first_a(ground, tmp_path / "3", settings_of("one", seed=1)),
         "both": first_a(ground, tmp_path / "4", settings_of("one", "two")),
         "shared": first_a(ground, tmp_path / "5", settings_of("one", peft=shared)),
     }
-    assert len(set(found.values())) == 5
-    assert first_a(ground, tmp_path / "6", settings_of("two", peft=shared)) == found["shared"]
+    assert len(set(digests.values())) == 5
+    assert first_a(ground, tmp_path / "6", settings_of("two", peft=shared)) == digests["shared"]
 
 
 def test_several_tasks_are_trained_on_as_many_samples_as_their_experts_together():
@@ -204,10 +205,10 @@ def test_a_picture_that_cannot_be_read_stops_the_run_with_one_line(ground, tmp_p
     task = write_task(tmp_path / "one")
     first = next(example for example in read_examples(task / "train.jsonl") if example.image)
     (task / first.image).write_bytes(b"no picture")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         run({**ground, "one": task}, tmp_path / "expert", settings_of(trainer=Trainer(workers=workers)))
-    assert str(told.value).startswith(f"cannot read the picture {task / first.image}: ")
-    assert len(str(told.value).splitlines()) == 1
+    assert str(error.value).startswith(f"cannot read the picture {task / first.image}: ")
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_batch_accumulation_and_processes_always_make_the_global_batch():
@@ -219,14 +220,14 @@ def test_batch_accumulation_and_processes_always_make_the_global_batch():
         settings_of(trainer=dataclasses.replace(ddp, processes=3))
 
 
-def test_a_checkpoint_counts_only_with_its_marker_and_its_layout(tmp_path):
+def test_a_checkpoint_counts_only_with_its_marker_and_its_batching(tmp_path):
     for step in (2, 4, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert newest_complete(tmp_path, {"engine": "cpu"}) is None
+    assert find_newest_complete(tmp_path, {"engine": "cpu"}) is None
     mark_complete(tmp_path / "checkpoint-2", {"engine": "cpu"})
     mark_complete(tmp_path / "checkpoint-4", {"engine": "zero2"})
-    assert newest_complete(tmp_path, {"engine": "cpu"}).name == "checkpoint-2"
-    remove_others(tmp_path, tmp_path / "checkpoint-2")
+    assert find_newest_complete(tmp_path, {"engine": "cpu"}).name == "checkpoint-2"
+    remove_other_checkpoints(tmp_path, tmp_path / "checkpoint-2")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
@@ -245,8 +246,6 @@ def write_corpus(folder: Path, count: int = 48) -> Path:
     examples = [example for example in draw_examples(folder, 2 * count) if example.image][:count]
     pictures = []
     for example in examples:
-        from PIL import Image
-
         with Image.open(folder / example.image) as picture:
             picture.resize((24, 24)).save(folder / example.image)
         pictures.append((folder / example.image).read_bytes())
@@ -254,11 +253,11 @@ def write_corpus(folder: Path, count: int = 48) -> Path:
     columns = {"image": pictures, "colour": colours}
     datasets.Dataset.from_dict(columns).save_to_disk(str(folder / "vision"))
     turns = [[[example.text, example.answer]] * (1 + index % 2) for index, example in enumerate(examples)]
-    skills = [["colour"] * len(talk) for talk in turns]
-    talks = datasets.Dataset.from_dict({"image": pictures, "turns": turns, "skills": skills})
-    kept = count // 12
-    talks.select(range(kept, count)).save_to_disk(str(folder / "instruct"))
-    talks.select(range(kept)).save_to_disk(str(folder / "held_out"))
+    skills = [["colour"] * len(dialogue) for dialogue in turns]
+    dialogues = datasets.Dataset.from_dict({"image": pictures, "turns": turns, "skills": skills})
+    held_out = count // 12
+    dialogues.select(range(held_out, count)).save_to_disk(str(folder / "instruct"))
+    dialogues.select(range(held_out)).save_to_disk(str(folder / "held_out"))
     (folder / "heads.json").write_text(json.dumps({"colour": len(COLOURS)}))
     lines = [text for example in examples for text in (example.text, example.answer)]
     (folder / "tokenizer_corpus.txt").write_text("\n".join([*lines, "USER: ASSISTANT:"]))
@@ -284,11 +283,11 @@ def whole_base(corpus, tmp_path_factory) -> Path:
     return make_base(corpus, tmp_path_factory.mktemp("whole_base") / "base")
 
 
-def assert_same_base(found: Path, whole: Path) -> None:
-    assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in whole.iterdir())
+def assert_same_base(folder: Path, whole: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
     for path in whole.iterdir():
         if path.name != "manifest.json":
-            assert path.read_bytes() == (found / path.name).read_bytes(), path.name
+            assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("place", ["after a checkpoint", "inside a checkpoint", "between checkpoints"])
@@ -298,12 +297,12 @@ def test_a_base_goes_on_after_a_kill_in_either_part_with_the_same_bytes(
     mark, step_end = trainer.mark_complete, trainer.Journal.on_step_end
     for part in ("see", "talk"):
 
-        def kill_at_four(path, layout, part=part):
+        def kill_at_four(path, batching, part=part):
             if place == "after a checkpoint":
-                mark(path, layout)
+                mark(path, batching)
             if path.parts[-2:] == (part, "checkpoint-4"):
                 raise Killed
-            mark(path, layout)
+            mark(path, batching)
 
         def kill_at_three(self, args, state, control, part=part, **rest):
             if Path(args.output_dir).name == part and state.global_step == 3:
@@ -327,7 +326,7 @@ def test_a_base_that_is_killed_at_its_end_repeats_no_step(corpus, whole_base, tm
 
     module, name = {
         "while saving": ("llava_ext.small.train_base", "save_base"),
-        "while removing": (train, "remove_work"),
+        "while removing": ("llava_ext.trainer", "remove_work"),
         "before the manifest": ("robustmerge.stage.address", "_remove_cut_files"),
     }[place]
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -338,7 +337,7 @@ def test_a_base_that_is_killed_at_its_end_repeats_no_step(corpus, whole_base, tm
 
 
 def test_a_base_keeps_its_losses_and_nothing_to_unpickle(whole_base):
-    assert pickles_in(whole_base) == [] and not (whole_base / "unfinished").exists()
+    assert list_pickles(whole_base) == [] and not (whole_base / "unfinished").exists()
     for part in ("see", "talk"):
         losses = [json.loads(line) for line in (whole_base / f"losses_{part}.jsonl").read_text().splitlines()]
         assert [entry["step"] for entry in losses] == [1, 2, 3, 4]
@@ -364,9 +363,8 @@ def test_an_answer_counts_for_the_skill_of_its_turn_if_every_token_is_right():
 
     rows = [[-100, 1, 1, -100, 1, 2], [-100, 2, -100, 1, -100, -100]]  # right, wrong; wrong, right
 
-    def collate(drawn):
-        return {"labels": torch.tensor(drawn)}
+    def collate(batch):
+        return {"labels": torch.tensor(batch)}
 
-    found = measure_answers(Always(), rows, [["a", "b"], ["a", "b"]], collate)
-    assert found == {"all": 0.5, "a": 0.5, "b": 0.5}
+    assert measure_answers(Always(), rows, [["a", "b"], ["a", "b"]], collate) == {"all": 0.5, "a": 0.5, "b": 0.5}
     assert measure_answers(Always(), rows, [["a", "b"], ["b", "a"]], collate) == {"all": 0.5, "a": 1.0, "b": 0.0}

@@ -21,7 +21,7 @@ class Full:
     def use(self, source: Path | None) -> None:
         pass
 
-    def ahead(self, examples: list[Example], image_root: Path, image: str) -> None:
+    def prefetch(self, examples: list[Example], image_root: Path, image: str) -> None:
         pass
 
     def __call__(self, *_: object, image: str) -> list[str]:

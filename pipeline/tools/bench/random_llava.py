@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 from eval.predict import predict
 from eval.settings import Generation
 from llava_ext.adapters import add_adapter, save_adapter
-from llava_ext.data import Reader, prompt_ids
+from llava_ext.data import Reader, encode_prompt
 from llava_ext.generate import Generator
 from llava_ext.pixels import read_picture
 from llava_ext.settings import BaseModel, Language, Peft, Vision
@@ -121,7 +121,7 @@ def answer_in_batches(generator: Generator, questions: Path, tokens: int, batch:
     settings = Generation("bench", "{text}", generator.reader.template, tokens, batch)
     file = work / f"answers-{time.monotonic_ns()}.jsonl"
     address = Address(work, file, {"stage": "bench"})
-    predict(address, settings, questions, generator, lambda text: None, progress=False, ahead=generator.ahead)
+    predict(address, settings, questions, generator, lambda text: None, progress=False, ahead=generator.prefetch)
     return [prediction.text for prediction in read_predictions(file)]
 
 
@@ -131,7 +131,7 @@ def answer_one_by_one(generator: Generator, examples: Sequence[Example], folder:
     model, reader = generator.model, generator.reader
     tokenizer, answers = reader.tokenizer, []
     for example in examples:
-        ids = torch.tensor([prompt_ids(reader, example)], device=model.device)
+        ids = torch.tensor([encode_prompt(reader, example)], device=model.device)
         pixels = reader.pixels([read_picture(folder / example.image)]).to(model.device, model.dtype)
         found = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, do_sample=False,
