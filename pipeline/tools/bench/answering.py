@@ -3,76 +3,65 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.tools.bench.table import describe_machine
+from pipeline.tools.bench.rounds import describe_machine, format_machine, save
 from robustmerge.stage.address import REPOSITORY
-from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import UserError
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "pillow")
+RESULTS = REPOSITORY / "results" / "bench_eval"
 
 
-def bench_cpu(asked: argparse.Namespace) -> None:
-    """Measure on a CPU; what is measured is saved after every round."""
-    from pipeline.tools.bench.answering_cpu import Plan, bench, draw_run, find_run, table_of
+def bench_cpu(arguments: argparse.Namespace, work: Path) -> None:
+    """Measure on a CPU. work: an empty folder."""
+    from pipeline.tools.bench.answering_cpu import CpuWorkload, bench, draw_run, find_run, format_table
 
-    names = ("limit", "batch", "sources", "runs")
-    plan = Plan(**{name: getattr(asked, name) for name in names if getattr(asked, name) is not None})
-    if plan.sources < 2:
-        raise UserError(f"sources are compared with each other, so two at least, got {plan.sources} (--sources)")
-    known = REPOSITORY / "runs" / "mini-tiny"
-    place = None if asked.random else asked.run or (known if (known / "merged").is_dir() else None)
-    out = asked.out or REPOSITORY / "results" / "bench_eval"
-    with tempfile.TemporaryDirectory(prefix="bench-eval-") as work:
-        run = find_run(place.resolve(), plan.sources) if place else draw_run(Path(work), plan.sources, plan.limit)
-        for found in bench(plan, run, Path(work), tell):
-            save(out, {"made": describe_machine(PACKAGES), **found}, table_of(found))
-    print(f"{table_of(found)}\nsaved as {out}/table.md and table.json")
+    workload = CpuWorkload(**_given(arguments, "limit", "batch", "sources", "runs"))
+    if workload.sources < 2:
+        raise UserError(f"sources are compared with each other, so two at least, got {workload.sources} (--sources)")
+    mini = REPOSITORY / "runs" / "mini-tiny"
+    folder = None if arguments.random else arguments.run or (mini if (mini / "merged").is_dir() else None)
+    run = find_run(folder.resolve(), workload.sources) if folder else draw_run(work, workload.sources, workload.limit)
+    save_rounds(arguments.out or RESULTS, bench(workload, run, work), format_table, describe_machine(PACKAGES))
 
 
-def bench_gpu(asked: argparse.Namespace) -> None:
-    """Measure on a GPU; what is measured is saved after every round. Raises UserError if there is no GPU."""
+def bench_gpu(arguments: argparse.Namespace, work: Path) -> None:
+    """Measure on a GPU. work: an empty folder. Raises UserError if there is no GPU."""
     import torch
 
-    from pipeline.tools.bench.answering_gpu import Plan, bench, table_of
+    from pipeline.tools.bench.answering_gpu import GpuWorkload, bench, format_table
 
-    if asked.device == "cuda" and not torch.cuda.is_available():
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU here; --device cpu --gpu-shape tiny runs the same code")
-    names = ("device", "dtype", "questions", "tokens", "runs", "seconds")
-    chosen: dict[str, Any] = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
-    chosen |= {"batches": tuple(asked.batches)} if asked.batches else {}
-    chosen |= {"pictures": tuple(map(_size_of, asked.pictures))} if asked.pictures else {}
-    made = describe_machine(PACKAGES) | {"gpu": torch.cuda.get_device_name() if asked.device == "cuda" else None}
-    out = asked.out or REPOSITORY / "results" / "bench_eval" / "gpu"
-    with tempfile.TemporaryDirectory(prefix="bench-eval-") as work:
-        for found in bench(Plan(shape=asked.gpu_shape, **chosen), Path(work), tell):
-            save(out, {"made": made, **found}, table_of(found))
-    print(f"{table_of(found)}\nsaved as {out}/table.md and table.json")
+    values = _given(arguments, "device", "dtype", "questions", "tokens", "runs", "seconds")
+    values |= {"batches": tuple(arguments.batches)} if arguments.batches else {}
+    values |= {"pictures": tuple(map(_read_size, arguments.pictures))} if arguments.pictures else {}
+    machine = describe_machine(PACKAGES)
+    machine["gpu"] = torch.cuda.get_device_name() if arguments.device == "cuda" else None
+    tables = bench(GpuWorkload(shape=arguments.gpu_shape, **values), work)
+    save_rounds(arguments.out or RESULTS / "gpu", tables, format_table, machine)
 
 
-def tell(text: str) -> None:
-    """Progress, beside the table."""
-    print(text, file=sys.stderr, flush=True)
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that are given; the others have the workload's defaults."""
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
-def save(folder: Path, found: dict[str, Any], table: str) -> None:
-    """Write table.json and table.md, the latter with where it was measured."""
-    made = found["made"]
-    libraries = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    gpu = f"{made['gpu']}, " if made.get("gpu") else ""
-    commit = f"commit {(made['commit'] or 'unknown')[:7]}{' with changes' if made['dirty'] else ''}"
-    place = f"{gpu}{made['processor']}, {made['cores']} cores, Python {made['python']}, {libraries}, {commit}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "table.json", json.dumps(found, indent=1) + "\n")
-    write_atomically(folder / "table.md", f"{table}\nMeasured on {place}.\n")
+def save_rounds(
+    folder: Path, tables: Iterable[dict[str, Any]], format_table: Callable[[dict[str, Any]], str], machine: dict
+) -> None:
+    """Save the table of every round as it comes, with where it was measured; print the last."""
+    for table in tables:
+        markdown = f"{format_table(table)}\nMeasured on {format_machine(machine)}.\n"
+        save(folder, {"made": machine, **table}, markdown)
+    print(f"{markdown}\nsaved as {folder}/table.md and table.json")
 
 
-def _size_of(text: str) -> tuple[int, int]:
+def _read_size(text: str) -> tuple[int, int]:
     width, by, height = text.partition("x")
     if not (by and width.isdecimal() and height.isdecimal()):
         raise UserError(f"a picture's size is like 640x480, got '{text}' (--pictures)")
@@ -103,5 +92,6 @@ def read_arguments(description: str | None) -> argparse.Namespace:
 
 
 def main(description: str | None) -> None:
-    asked = read_arguments(description)
-    (bench_gpu if asked.gpu else bench_cpu)(asked)
+    arguments = read_arguments(description)
+    with tempfile.TemporaryDirectory(prefix="bench-eval-") as work:
+        (bench_gpu if arguments.gpu else bench_cpu)(arguments, Path(work))

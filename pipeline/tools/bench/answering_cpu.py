@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.stages.predict import TOKENS_OF_A_PROMPT
 from pipeline.todo import cut_evenly
-from pipeline.tools.bench.process_cost import ONE_THREAD
-from robustmerge.stage.address import REPOSITORY, read_manifest
+from pipeline.tools.bench.processes import run_together
+from pipeline.tools.bench.rounds import Series, median_ratio, run_rounds
+from pipeline.tools.tables import format_markdown
+from robustmerge.stage.address import read_manifest
 from robustmerge.stage.settings import UserError
 
-Wave = Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]
-CHILD = "pipeline.tools.bench.answering_child"
+Answer = Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]
+TITLES = ("answered", "processes", "answers", "answering s", "answers/s", "per CPU s", "wall s", "times faster")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Row:
+class CpuRow:
     """One way of answering. processes: side by side; each: the base is loaded for every source by a process of its own.
 
     against: the name of the row that it is compared with.
@@ -59,8 +57,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is measured. limit: questions of every task; batch: prompts answered together; runs: rounds."""
+class CpuWorkload:
+    """How much is measured. limit: questions of every task; batch: prompts answered together; runs: rounds."""
 
     limit: int = 128
     batch: int = 64
@@ -68,16 +66,16 @@ class Plan:
     runs: int = 3
     fast: bool = True
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[CpuRow]:
         """Every way of answering, those it is compared with first."""
         together, each = f"{self.sources} sources, a load each", f"{self.sources} sources, one load a process"
         return [
-            Row("one by one", 1),
-            Row(f"batches of {self.batch}", self.batch, against="one by one"),
-            Row("one process", self.batch, processes=1),
-            Row("two processes", self.batch, against="one process"),
-            Row(together, self.batch, self.sources, each=True),
-            Row(each, self.batch, self.sources, against=together),
+            CpuRow("one by one", 1),
+            CpuRow(f"batches of {self.batch}", self.batch, against="one by one"),
+            CpuRow("one process", self.batch, processes=1),
+            CpuRow("two processes", self.batch, against="one process"),
+            CpuRow(together, self.batch, self.sources, each=True),
+            CpuRow(each, self.batch, self.sources, against=together),
         ]
 
 
@@ -111,11 +109,11 @@ def draw_run(folder: Path, sources: int, limit: int) -> Run:
     from llava_ext.settings import BaseModel
     from llava_ext.small.build import build_model, build_processor, save_base
     from llava_ext.small.tokenizer import build_tokenizer
-    from pipeline.tools.bench.random_llava import draw_adapter, draw_questions, words
+    from pipeline.tools.bench.random_llava import draw_adapter, draw_questions, make_words
 
     quiet_libraries()
     shape = BaseModel()
-    tokenizer = build_tokenizer([" ".join(words(shape.vocabulary))], shape.vocabulary)
+    tokenizer = build_tokenizer([" ".join(make_words(shape.vocabulary))], shape.vocabulary)
     (folder / "base").mkdir(parents=True)
     model = build_model(shape, tokenizer)
     save_base(folder / "base", model, build_processor(shape, tokenizer))
@@ -129,112 +127,84 @@ def draw_run(folder: Path, sources: int, limit: int) -> Run:
     return Run("random weights", str(folder / "base"), (None, *map(str, adapters)), tuple(tasks))
 
 
-def run_wave(pieces: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Do pieces of work side by side, a fresh process of one thread each; all begin together.
-
-    Each answer is that of `answering_child.answer`, and `wall`: from the start of the processes to the end of the last.
-    Raises UserError if one fails.
-    """
-    started = time.perf_counter()
-    command = [sys.executable, "-m", CHILD]
-    with contextlib.ExitStack() as stack:
-        children = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [*command, json.dumps(piece)], cwd=REPOSITORY, env={**os.environ, **ONE_THREAD}, text=True,
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                )
-            )
-            for piece in pieces
-        ]  # fmt: skip
-        ready = [child.stdout.readline() for child in children]
-        for child in children:
-            child.stdin.close()  # what each waits for
-        lines = [child.stdout.read().splitlines() for child in children]
-    wall = time.perf_counter() - started
-    if any(child.returncode for child in children) or not all(ready):
-        raise UserError("a process that answers has failed, see above")
-    return [{**json.loads(line[-1]), "wall": wall} for line in lines]
+def answer_together(inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Answer several inputs side by side, a fresh process of one thread each: what `answering_work.answer` returns."""
+    return [cost.answer for cost in run_together("pipeline.tools.bench.answering_work:answer", inputs)]
 
 
-def cut(items: Sequence[dict[str, Any]], pieces: int) -> list[list[dict[str, Any]]]:
-    """Consecutive pieces as the line makes them: sources change rarely."""
+def cut_items(items: Sequence[dict[str, Any]], pieces: int) -> list[list[dict[str, Any]]]:
+    """Consecutive pieces of about the same cost, cut as the pipeline cuts them: sources change rarely."""
     costs = [item["settings"]["max_new_tokens"] + TOKENS_OF_A_PROMPT for item in items]
     return [[item for item, _ in piece] for piece in cut_evenly(items, costs, pieces)]
 
 
-def measure(row: Row, run: Run, plan: Plan, work: Path, wave: Wave = run_wave) -> dict[str, float]:
+def measure(
+    row: CpuRow, run: Run, workload: CpuWorkload, work: Path, answer: Answer = answer_together
+) -> dict[str, float]:
     """Answer as the row says.
 
-    Returns answers, seconds of answering (the longest of those side by side), their CPU seconds (of all), and wall.
+    Returns answers, seconds of answering (the longest of those side by side), their CPU seconds (of all), and wall
+    seconds from the start of the processes to the end of the last.
     """
+    sources = run.sources[: row.sources]
     items = [
         {"source": source, "questions": task.questions, "settings": task.settings}
-        for source in run.sources[: row.sources]
+        for source in sources
         for task in run.tasks
     ]
-    same = {"base": run.base, "fast": plan.fast, "batch": row.batch, "limit": plan.limit, "work": str(work)}
+    common = {"base": run.base, "fast": workload.fast, "batch": row.batch, "limit": workload.limit, "work": str(work)}
     if row.each:
-        pieces = [[item for item in items if item["source"] == source] for source in run.sources[: row.sources]]
+        pieces = [[item for item in items if item["source"] == source] for source in sources]
     else:
-        pieces = cut(items, row.processes)
+        pieces = cut_items(items, row.processes)
     total = {"answers": 0, "answering": 0.0, "cpu": 0.0, "wall": 0.0}
     for start in range(0, len(pieces), row.processes):
-        found = wave([{**same, "items": piece} for piece in pieces[start : start + row.processes]])
-        for sum_up in ("answers", "cpu"):
-            total[sum_up] += sum(one[sum_up] for one in found)
-        for clock in ("answering", "wall"):
-            total[clock] += max(one[clock] for one in found)
+        begun = time.perf_counter()
+        answered = answer([{**common, "items": piece} for piece in pieces[start : start + row.processes]])
+        total["wall"] += time.perf_counter() - begun
+        total["answering"] += max(one["answering"] for one in answered)
+        for key in ("answers", "cpu"):
+            total[key] += sum(one[key] for one in answered)
     return total
 
 
-def bench(
-    plan: Plan, run: Run, work: Path, tell: Callable[[str], None], wave: Wave = run_wave
-) -> Iterator[dict[str, Any]]:
-    """All rows as they stand, after every round. work: an empty folder for answers."""
-    about = {"plan": dataclasses.asdict(plan), "run": run.name, "tasks": len(run.tasks)}
-    found: dict[str, list[dict[str, float]]] = {row.name: [] for row in plan.rows()}
-    for _ in range(plan.runs):
-        for row in plan.rows():
-            cost = measure(row, run, plan, work, wave)
-            found[row.name].append(cost)
-            tell(f"{row.name}: {cost['answers']} answers in {cost['answering']:.1f} s, {cost['wall']:.1f} s in all")
-        yield {**about, "rows": [_told(row, found) for row in plan.rows()]}
+def bench(workload: CpuWorkload, run: Run, work: Path, answer: Answer = answer_together) -> Iterator[dict[str, Any]]:
+    """The table as it stands, after every round. work: an empty folder for answers. Raises UserError if a row fails."""
+    table = {"plan": dataclasses.asdict(workload), "run": run.name, "tasks": len(run.tasks)}
+    series = {row.name: Series(row.name, partial(measure, row, run, workload, work, answer)) for row in workload.rows()}
+    for _ in run_rounds(list(series.values()), workload.runs):
+        if failures := [one.failed for one in series.values() if one.failed]:
+            raise UserError(f"a process that answers has failed: {failures[0]}")
+        yield {**table, "rows": [_as_row(row, series) for row in workload.rows()]}
 
 
-def _told(row: Row, found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """The row as the table has it; `times` is the median of the ratios within a round.
+def _as_row(row: CpuRow, series: dict[str, Series]) -> dict[str, Any]:
+    """The row of table.json; `times` is the median of the ratios within a round.
 
     Loads are compared by wall seconds, with the start of the processes; all else by the seconds of answering.
     """
-    costs = found[row.name]
-    told = {**dataclasses.asdict(row), "answers": costs[0]["answers"]}
-    for clock in ("answering", "cpu", "wall"):
-        told[clock] = [cost[clock] for cost in costs]
+    measured = series[row.name]
+    values = {**dataclasses.asdict(row), "answers": measured.values("answers")[0]}
+    values |= {clock: measured.values(clock) for clock in ("answering", "cpu", "wall")}
     if row.against:
         clock = "wall" if row.sources > 1 else "answering"
-        pairs = zip(found[row.against], costs, strict=True)
-        told["times"] = statistics.median(slow[clock] / fast[clock] for slow, fast in pairs)
-    return told
+        values["times"] = median_ratio(series[row.against].values(clock), values[clock])
+    return values
 
 
-def table_of(found: dict[str, Any]) -> str:
+def format_table(table: dict[str, Any]) -> str:
     """The rows as Markdown."""
-    lines = ["| answered | processes | answers | answering s | answers/s | per CPU s | wall s | times faster |"]
-    lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
-    for row in found["rows"]:
+    cells = []
+    for row in table["rows"]:
         answering, cpu, wall = (statistics.median(row[clock]) for clock in ("answering", "cpu", "wall"))
+        rates = [f"{answering:.1f}", f"{row['answers'] / answering:.0f}", f"{row['answers'] / cpu:.0f}", f"{wall:.1f}"]
         times = f"{row['times']:.1f} than {row['against']}" if row["against"] else ""
-        lines.append(
-            f"| {row['name']} | {row['processes']} | {row['answers']} | {answering:.1f} | "
-            f"{row['answers'] / answering:.0f} | {row['answers'] / cpu:.0f} | {wall:.1f} | {times} |"
-        )
-    plan = found["plan"]
+        cells.append([row["name"], str(row["processes"]), str(row["answers"]), *rates, times])
     about = (
-        f"Base and sources: {found['run']}; {plan['limit']} questions of each of {found['tasks']} tasks. Medians of "
-        f"{len(found['rows'][0]['wall'])} rounds, in each of which every row is measured once; ratios are taken within "
-        "a round. Processes of one thread. Answering: with the base loaded, by the slowest process; per CPU s: answers "
-        "in a second of one core, which hardly depends on what else the machine does; wall: with the start of the "
-        "processes and loading, by which loads are compared."
+        f"Base and sources: {table['run']}; {table['plan']['limit']} questions of each of {table['tasks']} tasks. "
+        f"Medians of {len(table['rows'][0]['wall'])} rounds, in each of which every row is measured once; ratios are "
+        "taken within a round. Processes of one thread. Answering: with the base loaded, by the slowest process; per "
+        "CPU s: answers in a second of one core, which hardly depends on what else the machine does; wall: with the "
+        "start of the processes and loading, by which loads are compared."
     )
-    return "\n".join([*lines, "", about]) + "\n"
+    return f"{format_markdown(TITLES, cells, text=(0, 7))}\n\n{about}\n"

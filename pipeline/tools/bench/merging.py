@@ -3,104 +3,171 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.tools.bench.experts import Shape, find_experts
-from pipeline.tools.bench.merging_rows import BOUND, SMALL, Row, all_rows
-from pipeline.tools.bench.process_cost import Cost, measure, median, warm
-from pipeline.tools.bench.table import describe_machine, keep, table_of
+from pipeline.tools.bench.merging_rows import BOUND, SMALL, MergingRow, list_rows
+from pipeline.tools.bench.processes import read_once, run_together
+from pipeline.tools.bench.rounds import (
+    Series,
+    describe_machine,
+    format_commit,
+    format_machine,
+    run_rounds,
+    save,
+)
+from pipeline.tools.tables import format_markdown
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import UserError, suggest
 
-LONG = 60  # CPU seconds above which one run says enough
+LONG = 60.0  # seconds above which one run says enough
+PACKAGES = ("torch", "numpy", "safetensors", "peft")
+TITLES = ("method", "CPU s", "wall s", "memory MB", "of the bound", "of peft")
+MISSING = "—"
 
 
-def bench(
-    shape: Shape, rows: Sequence[Row], folder: Path, runs: int, tell: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
-    """Measure row by row; the bound is measured first, whatever the rows. folder: for experts and what is merged."""
-    experts = find_experts(folder, shape)
-    warm(experts)
-    often = range(2 * runs - 1)  # these two are in every number
-    idle = median([measure({"work": "nothing"}) for _ in often])
-    bound = median([_run(Row(BOUND, work="sum"), experts, folder) for _ in often])
-    tell(f"a process that merges nothing: {idle.cpu:.2f} CPU s after its imports, {idle.private:.0f} MB")
-    made, peft = describe_machine(), {}
-    for row in rows:
-        told: dict[str, Any] = {"name": row.name, "made": made}
-        try:
-            cost = bound if row.work == "sum" else _measure_row(row, experts, folder, runs)
-            if row.peft and row.peft not in peft:
-                peft[row.peft] = _measure_peft(row.peft, experts, shape, runs)
-            told |= {"cpu": cost.cpu - idle.cpu, "wall": cost.wall - idle.wall, "private": cost.private}
-            told |= {"bound": bound.cpu - idle.cpu, "workers": row.workers, "changes": row.changes}
-            told |= {"peft": peft[row.peft]} if row.peft else {}
-            tell(f"{row.name}: {told['cpu']:.2f} CPU s, {told['wall']:.2f} s, {told['private']:.0f} MB")
-        except UserError as error:
-            told["failed"] = str(error)
-            tell(f"{row.name}: failed: {error}")
-        yield told
+def bench(shape: Shape, rows: Sequence[MergingRow], folder: Path, runs: int) -> Iterator[list[dict[str, Any]]]:
+    """Measure the rows; yields them after every round. folder: for experts and what is merged.
 
-
-def _measure_row(row: Row, experts: Sequence[Path], folder: Path, runs: int) -> Cost:
-    costs = [_run(row, experts, folder)]
-    while len(costs) < runs and costs[0].cpu < LONG:
-        costs.append(_run(row, experts, folder))
-    return median(costs)
-
-
-def _run(row: Row, experts: Sequence[Path], folder: Path) -> Cost:
-    work: dict[str, Any] = {"work": row.work, "experts": [str(path) for path in experts]}
-    if row.work == "sum":
-        return measure(work)
-    made = Path(tempfile.mkdtemp(prefix="merged-", dir=folder))
-    try:
-        work |= {
-            "method": row.method,
-            "changes": row.changes,
-            "workers": row.workers,
-            "as_stage": row.as_stage,
-            "out": str(made / "out"),
-        }
-        return measure(work)
-    finally:
-        shutil.rmtree(made)
-
-
-def _measure_peft(kind: str, experts: Sequence[Path], shape: Shape, runs: int) -> dict[str, Any]:
-    """peft's time for all modules, from one of each size; svd takes minutes a module, so it runs once."""
-    modules = list(shape.one_of_each().values())
-    work = {"work": "peft", "kind": kind, "rank": shape.rank, "repeats": 1 if kind == "svd" else runs}
-    cost = measure({**work, "experts": [str(path) for path in experts], "modules": modules})
-    return {"kind": kind, **cost.answer}
-
-
-def choose_rows(named: Sequence[str] | None, delta: bool, small: bool = False) -> list[Row]:
-    """The rows whose names begin with one of the words; without words all, or those of a quick look.
-
-    Raises UserError for a word that begins none.
+    What every number is compared with is measured first: a process that does nothing, the bound, and peft, which
+    takes minutes a module for svd, so that it runs that once.
     """
-    rows = [row for row in all_rows() if delta or not row.by_hand]
-    if named is None:
+    folders = find_experts(folder, shape)
+    read_once(folders)
+    machine, experts = describe_machine(PACKAGES), [str(expert) for expert in folders]
+    idle = Series("a process that merges nothing", partial(_measure, "do_nothing"))
+    bound = Series(BOUND, partial(_measure, "sum_files", experts=experts))
+    list(run_rounds([idle, bound], 2 * runs - 1))  # these two are in every number
+    modules = list(shape.one_of_each().values())
+    peft = {kind: Series(f"peft, {kind}", partial(
+        _measure, "merge_with_peft", experts=experts, kind=kind, modules=modules, rank=shape.rank,
+        repeats=1 if kind == "svd" else runs,
+    )) for kind in dict.fromkeys(row.peft for row in rows) if kind}  # fmt: skip
+    list(run_rounds(list(peft.values()), 1))
+    series = [Series(row.name, partial(_merge, row, experts, folder)) for row in rows if row.name != BOUND]
+    by_name = {one.name: one for one in [bound, *series]}
+    for _ in run_rounds(series, runs, repeat_below=LONG):
+        yield [{"name": row.name, "made": machine} | _as_row(row, by_name[row.name], idle, bound, peft) for row in rows]
+
+
+def _measure(function: str, **values: Any) -> dict[str, Any]:
+    (cost,) = run_together(f"pipeline.tools.bench.merging_work:{function}", [values])
+    return asdict(cost)
+
+
+def _merge(row: MergingRow, experts: list[str], folder: Path) -> dict[str, Any]:
+    merged = Path(tempfile.mkdtemp(prefix="merged-", dir=folder))
+    settings = {key: getattr(row, key) for key in ("method", "changes", "workers", "as_stage")}
+    try:
+        return _measure("merge", experts=experts, out=str(merged / "out"), **settings)
+    finally:
+        shutil.rmtree(merged)
+
+
+def _as_row(row: MergingRow, series: Series, idle: Series, bound: Series, peft: dict[str, Series]) -> dict[str, Any]:
+    """The row of table.json: median seconds, largest memory; or why it failed."""
+    used = [idle, bound, series, *([peft[row.peft]] if row.peft else [])]
+    if failures := [one.failed for one in used if one.failed]:
+        return {"failed": failures[0]}
+    cost = {key: series.median(key) - idle.median(key) for key in ("cpu", "wall")}
+    cost |= {"private": max(series.values("private")), "bound": bound.median("cpu") - idle.median("cpu")}
+    answer = {"peft": {"kind": row.peft, **peft[row.peft].values("answer")[0]}} if row.peft else {}
+    return {**cost, "workers": row.workers, "changes": row.changes, **answer}
+
+
+def update_table(folder: Path, shape: dict[str, int], measured: Sequence[dict[str, Any]]) -> tuple[list[dict], str]:
+    """Write table.json and table.md; returns all rows and the Markdown. A row not measured again stays as it was.
+
+    One that fails keeps the numbers it has, and notes the failure. Rows of other shapes of experts are dropped.
+    """
+    file = folder / "table.json"
+    saved: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"shape": shape, "rows": []}
+    rows = {row["name"]: row for row in saved["rows"] if saved["shape"] == shape}
+    rows |= {row["name"]: _replace(rows.get(row["name"]), row) for row in measured}
+    order = [row.name for row in list_rows()]
+    in_order = sorted(rows.values(), key=lambda row: order.index(row["name"]) if row["name"] in order else len(order))
+    markdown = format_table(shape, in_order)
+    save(folder, {"shape": shape, "rows": in_order}, markdown)
+    return in_order, markdown
+
+
+def _replace(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, Any]:
+    """The row in the place of the one before, whose numbers outlive a failure."""
+    if before is None or "cpu" not in before or "failed" not in row:
+        return row
+    return {**before, "failed": row["failed"], "failed_on": row["made"]}
+
+
+def format_table(shape: dict[str, int], rows: Sequence[dict[str, Any]]) -> str:
+    """The table with what one needs to read it."""
+    about = (
+        f"{shape['experts']} experts, {shape['layers']} layers of 7 modules, width {shape['hidden']} and "
+        f"{shape['wide']}, rank {shape['rank']}, float16. CPU s: user and system seconds of a fresh process with its "
+        "threads, less those of one that imports the same and merges nothing; wall s: likewise; medians. One thread "
+        "of torch; what is read is in the page cache, what is merged is written. Memory: the most the process held of "
+        f"its own (RssAnon), libraries included. Of the bound: against the row `{BOUND}` (read every file once, add "
+        "up in float32, write nothing). Of peft: against `add_weighted_adapter` of the kind named, measured on one "
+        "module of each size and multiplied by how many there are.\n"
+    )
+    return f"{format_markdown(TITLES, map(_cells, rows))}\n\n{about}{_machines(rows)}{_failures(rows)}"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if "cpu" not in row:
+        return [row["name"], "failed", *[MISSING] * 4]
+    peft = row.get("peft")
+    against = f"{row['cpu'] / peft['cpu']:.2g} of {peft['cpu']:.3g} s ({peft['kind']})" if peft else MISSING
+    bound = f"{row['cpu'] / row['bound']:.1f}" if row["bound"] > 0 else MISSING
+    name = row["name"] + (" (older: failed since)" if "failed" in row else "")
+    return [name, f"{row['cpu']:.2f}", f"{row['wall']:.2f}", f"{row['private']:.0f}", bound, against]
+
+
+def _machines(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for every machine and commit that rows were measured on."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(format_machine(row["made"]), []).append(f"`{row['name']}`")
+    if len(names) == 1:
+        return f"\nMeasured on {next(iter(names))}.\n"
+    return "".join(f"\n{', '.join(of_machine)}: on {machine}.\n" for machine, of_machine in names.items())
+
+
+def _failures(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for every row that failed when it was last measured."""
+    return "".join(
+        f"\n`{row['name']}` failed on {format_commit(row.get('failed_on', row['made']))}: {row['failed']}\n"
+        for row in rows
+        if "failed" in row
+    )
+
+
+def choose_rows(names: Sequence[str] | None, delta: bool, small: bool = False) -> list[MergingRow]:
+    """The rows whose names begin with one of `names`; without names all, or those of a quick run.
+
+    Raises UserError for a name that begins none.
+    """
+    rows = [row for row in list_rows() if delta or not row.by_hand]
+    if names is None:
         return [row for row in rows if row.name in SMALL] if small else rows
-    for word in named:
-        if not any(row.name.startswith(word) for row in rows):
-            raise UserError(f"no row begins with '{word}'; {suggest(word, [row.name for row in rows])} (--rows)")
-    return [row for row in rows if any(row.name.startswith(word) for word in named)]
+    for name in names:
+        if not any(row.name.startswith(name) for row in rows):
+            raise UserError(f"no row begins with '{name}'; {suggest(name, [row.name for row in rows])} (--rows)")
+    return [row for row in rows if row.name.startswith(tuple(names))]
 
 
 def read_arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a quick look: two layers, few rows, one run")
+    parser.add_argument("--small", action="store_true", help="a quick run: two layers, few rows, one round")
     parser.add_argument("--delta", action="store_true", help="also the rows that take long and much disk")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only the rows whose names begin with one of these")
-    parser.add_argument("--runs", type=int, help="of each row, whose median counts (default 3; of a quick look 1)")
+    parser.add_argument("--runs", type=int, help="of each row, whose median counts (default 3; of a quick run 1)")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "runs" / "bench", help="for experts and results")
     parser.add_argument("--out", type=Path, help="for the table (default results/bench_merge)")
     for key in ("layers", "hidden", "wide", "rank", "experts"):
@@ -109,19 +176,18 @@ def read_arguments(description: str | None) -> argparse.Namespace:
 
 
 def main(description: str | None) -> None:
-    asked = read_arguments(description)
-    sizes = {key: getattr(asked, key) for key in asdict(Shape()) if getattr(asked, key) is not None}
-    shape = Shape(**({"layers": 2} if asked.small else {}) | sizes)
-    rows = choose_rows(asked.rows, asked.delta, asked.small)
-    runs = asked.runs or (1 if asked.small else 3)
-    if asked.small:  # minutes for each module
+    arguments = read_arguments(description)
+    sizes = {key: getattr(arguments, key) for key in asdict(Shape()) if getattr(arguments, key) is not None}
+    shape = Shape(**({"layers": 2} if arguments.small else {}) | sizes)
+    rows = choose_rows(arguments.rows, arguments.delta, arguments.small)
+    runs = arguments.runs or (1 if arguments.small else 3)
+    if arguments.small:  # minutes for each module
         rows = [replace(row, peft=None) if row.peft == "svd" else row for row in rows]
-    out = asked.out or (REPOSITORY / "results" / "bench_merge" if shape == Shape() else asked.folder / "small")
-    order, found, kept = [row.name for row in all_rows()], [], []
-    for told in bench(shape, rows, asked.folder, runs, lambda text: print(text, file=sys.stderr, flush=True)):
-        found.append(told)
-        kept = keep(out, asdict(shape), [told], order)
-    print(table_of(asdict(shape), kept))
-    print(f"saved as {out}/table.md and table.json")
-    if failed := [row["name"] for row in found if "failed" in row]:
+    results = REPOSITORY / "results" / "bench_merge"
+    out = arguments.out or (results if shape == Shape() else arguments.folder / "small")
+    measured: list[dict[str, Any]] = []
+    for measured in bench(shape, rows, arguments.folder, runs):
+        _, markdown = update_table(out, asdict(shape), measured)
+    print(f"{markdown}\nsaved as {out}/table.md and table.json")
+    if failed := [row["name"] for row in measured if "failed" in row]:
         raise UserError(f"these rows failed, see above: {'; '.join(failed)}")

@@ -1,4 +1,4 @@
-"""What the benchmark measures: a row for each method, in each space that matters."""
+"""What the benchmark measures: a row for each method, in each space that matters, and the lower bound."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ BOUND = "lower bound"
 
 
 @dataclass(frozen=True)
-class Row:
-    """work: of merging_child.py. peft: the kind of `add_weighted_adapter` that does the same, if there is one.
+class MergingRow:
+    """One way of merging. peft: the kind of `add_weighted_adapter` that does the same, if there is one.
 
     changes: keys of the method's file that are set, with __ for a dot. by_hand: measured with --delta only.
     as_stage: with the sha256 of everything that goes in and comes out, as a manifest has them.
     """
 
     name: str
-    work: str = "merge"
     method: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
     workers: int = 1
@@ -28,15 +27,15 @@ class Row:
     as_stage: bool = False
 
 
-def _row(name: str, peft: str | None = None, method: str | None = None, **rest: Any) -> Row:
-    return Row(name, method=method or name.partition(",")[0], peft=peft, **rest)
+def _row(name: str, peft: str | None = None, method: str | None = None, **rest: Any) -> MergingRow:
+    return MergingRow(name, method=method or name.partition(",")[0], peft=peft, **rest)
 
 
 MODEL, DELTA = {"prune__scope": "model"}, {"space": "delta"}
 
 
 ROWS = (
-    Row(BOUND, work="sum"),
+    MergingRow(BOUND),
     _row("average"),
     _row("task_arithmetic", "linear"),
     _row("task_arithmetic, delta", "cat", changes=DELTA),
@@ -63,7 +62,7 @@ ROWS = (
 SMALL = (BOUND, "average", "robustmerge", "robustmerge_eq5", "ties", "dare_ties", "pcb", "svd", "knots_ties", "tsv_m")
 
 
-def all_rows() -> list[Row]:
+def list_rows() -> list[MergingRow]:
     """The rows above, and one at its defaults for every other method file."""
-    listed = {row.method for row in ROWS}
-    return [*ROWS, *(_row(name) for name in list_methods() if name not in listed)]
+    methods = {row.method for row in ROWS}
+    return [*ROWS, *(_row(name) for name in list_methods() if name not in methods)]

@@ -46,12 +46,12 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHARPNESS = 12  # a picture is drawn from so many random colours a side: photographs compress about as well
 
 
-class Drawn(Generator):
+class RandomGenerator(Generator):
     """A Generator whose model is drawn on the device instead of being read from the folder, which has the rest."""
 
     def __init__(self, folder: Path, shape: str, device: str, dtype: torch.dtype):
         self.shape = SHAPES[shape]
-        tokenizer = build_tokenizer([" ".join(words(self.shape.vocabulary))], self.shape.vocabulary)
+        tokenizer = build_tokenizer([" ".join(make_words(self.shape.vocabulary))], self.shape.vocabulary)
         build_processor(self.shape, tokenizer).save_pretrained(folder)
         build_config(self.shape, tokenizer).save_pretrained(folder)
         super().__init__(folder, TEMPLATE, device, dtype)
@@ -91,7 +91,7 @@ def draw_adapter(folder: Path, model: nn.Module, seed: int) -> Path:
     return folder
 
 
-def words(count: int) -> list[str]:
+def make_words(count: int) -> list[str]:
     """Words of three letters and more, all different."""
     return [LETTERS[n // 676 % 26] + LETTERS[n // 26 % 26] + LETTERS[n % 26] * (1 + n // 17576) for n in range(count)]
 
@@ -101,28 +101,33 @@ def draw_questions(folder: Path, count: int, size: tuple[int, int], vocabulary: 
 
     vocabulary: of the tokenizer, which knows the first quarter of its words for certain.
     """
-    drawn, colours = random.Random(seed), np.random.default_rng(seed)
-    known = words(vocabulary // 4)
+    texts, colours = random.Random(seed), np.random.default_rng(seed)
+    vocabulary_words = make_words(vocabulary // 4)
     (folder / "images").mkdir(parents=True)
     examples = []
     for index in range(count):
         name = f"images/{index:05d}.jpg"
         rough = Image.fromarray(colours.integers(0, 256, (SHARPNESS, SHARPNESS, 3), dtype=np.uint8))
         rough.resize(size, Image.Resampling.BICUBIC).save(folder / name, quality=90)
-        text = " ".join(drawn.choices(known, k=drawn.randint(6, 30))) + "?"
+        text = " ".join(texts.choices(vocabulary_words, k=texts.randint(6, 30))) + "?"
         examples.append(Example(f"q{index}", text, "", image=name))
     write_examples(folder / "test.jsonl", examples)
     return folder / "test.jsonl"
 
 
 def answer_in_batches(generator: Generator, questions: Path, tokens: int, batch: int, work: Path) -> list[str]:
-    """The predict stage as the line runs it, with nothing kept of earlier pictures. work: a folder for its file."""
+    """The predict stage as the pipeline runs it, with nothing kept of earlier pictures. work: a folder for its file."""
     generator.features.clear()
     settings = Generation("bench", "{text}", generator.reader.template, tokens, batch)
     file = work / f"answers-{time.monotonic_ns()}.jsonl"
     address = Address(work, file, {"stage": "bench"})
     predict(address, settings, questions, generator, lambda text: None, progress=False, ahead=generator.prefetch)
     return [prediction.text for prediction in read_predictions(file)]
+
+
+def _picture(folder: Path, example: Example) -> Path:
+    """The picture that `draw_questions` gave a question."""
+    return folder / (example.image or "")
 
 
 @torch.inference_mode()
@@ -132,18 +137,18 @@ def answer_one_by_one(generator: Generator, examples: Sequence[Example], folder:
     tokenizer, answers = reader.tokenizer, []
     for example in examples:
         ids = torch.tensor([encode_prompt(reader, example)], device=model.device)
-        pixels = reader.pixels([read_picture(folder / example.image)]).to(model.device, model.dtype)
-        found = model.generate(
+        pixels = reader.pixels([read_picture(_picture(folder, example))]).to(model.device, model.dtype)
+        output = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, do_sample=False,
             max_new_tokens=tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
-        answers.append(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).strip())
+        answers.append(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip())
     return answers
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Where one batch spends its time, in seconds: reading pictures, looking at them, the prompt, one further token."""
+    """Seconds of one batch: reading pictures, the vision tower, the rest of the prompt, one further token."""
 
     read: float
     look: float
@@ -158,9 +163,9 @@ def time_parts(generator: Generator, examples: Sequence[Example], folder: Path, 
     def shorter(action: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
         return min((before(), clock(action))[1] for _ in range(2))
 
-    read = shorter(lambda: reader.pixels([read_picture(folder / example.image) for example in examples]))
+    read = shorter(lambda: reader.pixels([read_picture(_picture(folder, example)) for example in examples]))
     all_of_one = shorter(lambda: generator(examples, folder, 1), generator.features.clear)
-    prompt = shorter(lambda: generator(examples, folder, 1))  # what was seen is kept
+    prompt = shorter(lambda: generator(examples, folder, 1))  # features of the pictures are kept
     token = (shorter(lambda: generator(examples, folder, tokens)) - prompt) / max(1, tokens - 1)
     return Parts(read, max(0.0, all_of_one - prompt - read), prompt, token)
 

@@ -1,19 +1,10 @@
-"""The process of one measurement: do one piece of work and end. Started by bench_measure.py, never typed.
-
-    python -m pipeline.tools.bench.merging_child '{"work": "sum", "experts": [...]}'
-
-The last line of its output is JSON: when the imports were done, which are the same for every kind of work, and what
-the work answers.
-"""
+"""The work whose cost the benchmark of merging measures, each in a process of its own (child.py)."""
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +17,7 @@ from robustmerge.method import read_method
 
 
 def do_nothing() -> dict[str, Any]:
-    """Only the imports."""
+    """Nothing: what a process takes besides its work."""
     return {}
 
 
@@ -100,18 +91,3 @@ def _time_peft(
         times["wall"].append(time.perf_counter() - wall)
         model.delete_adapter(f"merged{n}")
     return times
-
-
-WORK: dict[str, Callable[..., dict[str, Any]]] = {
-    "nothing": do_nothing,
-    "sum": sum_files,
-    "merge": merge,
-    "peft": merge_with_peft,
-}
-
-
-if __name__ == "__main__":
-    imported = {"cpu": time.process_time(), "time": time.time()}
-    described = json.loads(sys.argv[1])
-    print(json.dumps({"imported": imported, "answer": WORK[described.pop("work")](**described)}), flush=True)
-    os._exit(0)  # Python's own end takes down every library, for a third of a CPU second, and varies
