@@ -25,6 +25,7 @@ PARSER_NAMES = ("box", "letter", "number", "raw", "table", "text")
 METRIC_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "vqa_soft")
 OFFICIAL_NAMES = ("official_equal", "official_ocrvqa", "official_rec", "official_scienceqa", "official_substring")
 CAPTION_NAMES = ("cider", "mean_of_seven")
+BUILTIN_SUFFIX = "_builtin"  # of a caption metric whose words our own tokenizer split
 TOKENIZERS = ("", "ptb", "builtin")
 PROTOCOLS = ("corrected", "official")
 LOGGER_NAMES = ("none", "wandb")

@@ -37,7 +37,8 @@ def make_score(task: str, right: int, **counts: int) -> Score:
 
 def make_result(source: str, kind: str, title: str, right: dict[str, int], **more) -> SourceResult:
     scores = {task: make_score(task, count) for task, count in right.items()}
-    return SourceResult(source, kind, title, scores, address=f"{source}-1a2b3c4d", **more)
+    method = source.removeprefix("merged/") if kind == "merged" else ""
+    return SourceResult(source, kind, title, scores, address=f"{source}-1a2b3c4d", method=method, **more)
 
 
 def make_results() -> list[SourceResult]:
@@ -88,11 +89,11 @@ def make_sweep(tasks, seeds=(1, 2, 3, 4, 5), questions: int = N, noise: float = 
             point = {"peft.shared_a_init": start}
             add("individual", "individual", "Individual", 50, seed, overrides=point)
             for name, (title, better) in SWEPT.items():
-                add(f"merged/{name}", "merged", title, 22 + shift + better, seed, overrides=point)
+                add(f"merged/{name}", "merged", title, 22 + shift + better, seed, overrides=point, method=name)
                 factor = GRID[(seed + len(name)) % 4]
                 means = {one: 30 - 3 * abs(one - factor) for one in GRID}
                 choice = Choice(factor, 2 * factor**0.5, factor in (GRID[0], GRID[-1]), means)
-                more = {"overrides": point, "variant": CHOSEN, "choice": choice}
+                more = {"overrides": point, "method": name, "variant": CHOSEN, "choice": choice}
                 add(f"merged/{name}", "merged", title, 26 + shift + better / 2, seed, **more)
     return found
 

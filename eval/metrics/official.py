@@ -96,21 +96,3 @@ OFFICIAL_METRICS: dict[str, Callable[[str, Example], float]] = {
     "official_scienceqa": scienceqa,
     "official_substring": substring,
 }
-
-
-# For the report: what to know about a number, by the name of its metric; `crop` where pictures are cropped.
-FOOTNOTES = {
-    "crop": "Only the centre of the picture is seen, although training pads it to a square. REC's boxes refer to the "
-    "padded square, so that even a perfect answer about what is seen can miss.",
-    "mean_of_seven": "The mean of BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr; CIDEr can exceed 100 and outweighs the "
-    "others.",
-    "official_equal": "Only case is forgiven: `3.` or `three` for `3` is wrong, and so is `B.` for `B`. Where a "
-    "question has several references only the first counts.",
-    "official_ocrvqa": "Only case is forgiven, and an answer that contains `Unanswerable` is wrong even where it is "
-    "right.",
-    "official_rec": "The last character of a box is cut off, as a rule the last digit of y2 (`0.9` becomes `0.`), and "
-    "a box with any word beside it is a miss.",
-    "official_scienceqa": "`b`, `B)`, `(B)`, `B.` and a final `The answer is B` without a full stop are wrong.",
-    "official_substring": "Right if the answer contains the class or the class the answer: an empty answer is right, "
-    "and so is a list of all classes, or `Hip` for `Whippet`.",
-}

@@ -1,4 +1,4 @@
-"""Tables beside the main one: the other protocol, how many answers counted, and the parts of scores."""
+"""Tables beside the main one: how the answers counted, the parts of scores, and both under the other protocol."""
 
 from __future__ import annotations
 
@@ -7,96 +7,95 @@ from dataclasses import replace
 from statistics import fmean
 
 from eval.report.estimates import Estimates
-from eval.report.results import Context, ResultGroup
+from eval.report.results import Context, ResultGroup, list_scores
 from eval.report.tables import Cell, Column, Row, Table, main_table, make_row
-from eval.settings import Task, other_protocol
-from robustmerge.stage.records import Score
+from eval.settings import BUILTIN_SUFFIX, Task, other_protocol
 
 COUNTED = ("expected", "scored", "empty", "unparsed", "failed")
 PART_TITLES = {"meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "mean_iou": "Mean IoU"}
-BUILTIN = "_builtin"  # ends the name of a caption score whose words our own tokenizer split
+PART_TITLES |= {f"bleu_{order}": f"BLEU-{order}" for order in range(1, 5)}
 
 
-def under_other_protocol(rows: Sequence[ResultGroup]) -> list[ResultGroup]:
-    """The same rows with their scores under the other protocol."""
-    return [replace(row, points=tuple(replace(p, scores=p.also, also={}) for p in row.points)) for row in rows]
+def under_other_protocol(groups: Sequence[ResultGroup]) -> list[ResultGroup]:
+    """The same groups with their scores under the other protocol."""
+    return [
+        replace(group, results=tuple(replace(one, scores=one.other_scores, other_scores={}) for one in group.results))
+        for group in groups
+    ]
 
 
-def has_scores(rows: Sequence[ResultGroup]) -> bool:
-    """Whether any row has any score."""
-    return any(point.scores for row in rows for point in row.points)
+def has_scores(groups: Sequence[ResultGroup]) -> bool:
+    """Whether any group has any score."""
+    return any(result.scores for group in groups for result in group.results)
 
 
-def further_tables(rows: Sequence[ResultGroup], context: Context) -> dict[str, Table]:
-    """Those of them that there is something to show in, by name."""
-    others = under_other_protocol(rows)
-    made = [counts_table(rows, context), parts_table(rows, context, "parts", context.protocol)]
+def further_tables(groups: Sequence[ResultGroup], context: Context) -> dict[str, Table]:
+    """The tables that have a row, by name."""
+    others = under_other_protocol(groups)
+    tables = [counts_table(groups, context), parts_table(groups, context, "parts", context.protocol)]
     if has_scores(others):
-        other = other_protocol(context.protocol)
+        protocol = other_protocol(context.protocol)
         estimates = Estimates(others, [task.name for task in context.tasks], context.bootstrap)
-        made.append(main_table(others, context, estimates, "other_protocol", other))
-        made.append(parts_table(others, context, "other_parts", other))
-    return {table.name: table for table in made if table is not None}
+        tables.append(main_table(others, context, estimates, "other_protocol", protocol))
+        tables.append(parts_table(others, context, "other_parts", protocol))
+    return {table.name: table for table in tables if table is not None}
 
 
-def list_scores(row: ResultGroup, task: Task) -> list[Score]:
-    """Of every seed that has one."""
-    return [point.scores[task.name] for point in row.points if task.name in point.scores]
-
-
-def counts_table(rows: Sequence[ResultGroup], context: Context) -> Table:
-    """A line a source, protocol and task: the mean score, and the number of questions by how their answers counted.
+def counts_table(groups: Sequence[ResultGroup], context: Context) -> Table:
+    """A row a source, protocol and task: the mean score, and the number of questions by how their answers counted.
 
     Counts are sums over the seeds.
     """
-    heads = [Column(key, key.capitalize(), (), "", is_text=True) for key in ("protocol", "task")]
-    heads += [Column("score", "Score", (), ""), *(Column(f"n_{kind}", kind.capitalize(), (), "") for kind in COUNTED)]
-    filled = []
-    for row, also in zip(rows, under_other_protocol(rows), strict=True):
-        filled += _count(row, context.protocol, context)
-        filled += _count(also, other_protocol(context.protocol), context)
+    columns = [Column(key, key.capitalize(), is_text=True) for key in ("protocol", "task")]
+    columns += [Column("score", "Score"), *(Column(f"n_{state}", state.capitalize()) for state in COUNTED)]
+    rows: list[Row] = []
+    for group, other in zip(groups, under_other_protocol(groups), strict=True):
+        rows += _list_counts(group, context.protocol, context)
+        rows += _list_counts(other, other_protocol(context.protocol), context)
     title = "How the answers counted: numbers of questions, over all seeds"
-    return Table("counts", title, tuple(heads), tuple(filled), bars=False)
+    return Table("counts", title, tuple(columns), tuple(rows), bars=False)
 
 
-def _count(row: ResultGroup, protocol: str, context: Context) -> Iterator[Row]:
+def _list_counts(group: ResultGroup, protocol: str, context: Context) -> Iterator[Row]:
     for task in context.tasks:
-        scores = list_scores(row, task)
+        scores = list_scores(group, task)
         if scores:
-            counts = [sum(getattr(score, f"n_{kind}") for score in scores) for kind in COUNTED]
-            words = [Cell(protocol), Cell(task.name), _mean_cell([score.value for score in scores])]
-            yield make_row(row, [*words, *(Cell(str(count), count) for count in counts)])
+            counts = [sum(getattr(score, f"n_{state}") for score in scores) for state in COUNTED]
+            cells = [Cell(protocol), Cell(task.name), _mean_cell([score.value for score in scores])]
+            yield make_row(group, [*cells, *(Cell(str(count), count) for count in counts)])
 
 
 def _mean_cell(values: Sequence[float | None]) -> Cell:
-    """Their mean; nothing if one is missing."""
-    if not values or None in values:
+    """The mean of the values; a missing cell if one of them is missing."""
+    present = [value for value in values if value is not None]
+    if not present or len(present) < len(values):
         return Cell()
-    return Cell(f"{fmean(values):.1f}", fmean(values))
+    return Cell(f"{fmean(present):.1f}", fmean(present))
 
 
-def parts_table(rows: Sequence[ResultGroup], context: Context, name: str, protocol: str) -> Table | None:
+def parts_table(groups: Sequence[ResultGroup], context: Context, name: str, protocol: str) -> Table | None:
     """The further figures that scores come with, means over seeds; None if there are none."""
-    columns = []
+    columns: list[Column] = []
     for task in context.tasks:
-        names = dict.fromkeys(part for row in rows for score in list_scores(row, task) for part in score.parts)
-        columns += [Column(f"{task.name}_{part}", title_of_part(part), (task.name,), task.title) for part in names]
+        parts = dict.fromkeys(part for group in groups for score in list_scores(group, task) for part in score.parts)
+        columns += [
+            Column(f"{task.name}_{part}", format_part(part), (task.name,), task.title, part=part) for part in parts
+        ]
     if not columns:
         return None
     tasks = {task.name: task for task in context.tasks}
-    filled = [make_row(row, [_part_cell(row, tasks, column) for column in columns]) for row in rows]
+    rows = [make_row(group, [_part_cell(group, tasks, column) for column in columns]) for group in groups]
     title = f"Further figures of the {protocol} protocol, in %"
-    return Table(name, title, tuple(columns), tuple(filled), bars=False)
+    return Table(name, title, tuple(columns), tuple(rows), bars=False)
 
 
-def _part_cell(row: ResultGroup, tasks: Mapping[str, Task], column: Column) -> Cell:
+def _part_cell(group: ResultGroup, tasks: Mapping[str, Task], column: Column) -> Cell:
     (name,) = column.tasks
-    part = column.key.removeprefix(f"{name}_")
-    return _mean_cell([score.parts.get(part) for score in list_scores(row, tasks[name])])
+    return _mean_cell([score.parts.get(column.part) for score in list_scores(group, tasks[name])])
 
 
-def title_of_part(part: str) -> str:
+def format_part(part: str) -> str:
     """`bleu_4_builtin` -> `BLEU-4, own words`."""
-    name = part.removesuffix(BUILTIN)
-    title = name.replace("_", "-").upper() if name.startswith("bleu_") else name.replace("_", " ").capitalize()
-    return PART_TITLES.get(name, title) + (", own words" if part.endswith(BUILTIN) else "")
+    name = part.removesuffix(BUILTIN_SUFFIX)
+    title = PART_TITLES.get(name, name.replace("_", " ").capitalize())
+    return title + (", own words" if part.endswith(BUILTIN_SUFFIX) else "")

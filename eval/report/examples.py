@@ -1,4 +1,4 @@
-"""A few questions of each task with their pictures and every source's answer: what the numbers are made of."""
+"""A few questions of each task with their pictures and every source's answer, and the section that shows them."""
 
 from __future__ import annotations
 
@@ -11,87 +11,94 @@ import numpy as np
 from matplotlib import image as pictures
 
 from eval.questions import first_by_hash, format_answer, format_expected
-from eval.report.results import CHOSEN, Context, ResultGroup
+from eval.report.formats import escape_markdown
+from eval.report.results import CHOSEN, Context, ResultGroup, list_seeds, lower_first
 from eval.report.tables import MISSING
 from eval.settings import Task
 from robustmerge.stage.prompts import show_choices
 from robustmerge.stage.records import Example, Prediction, read_examples, read_predictions
 
 EXAMPLES_A_TASK = 3
-LONGEST_SIDE = 192
+LONGEST_SIDE = 192  # pixels
+LONGEST_ANSWER = 160  # characters
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One question. picture: PNG, None if there is none to show. answers: by row title, with their value 0..1."""
+class Answer:
+    """What one source answered. value: 0..1; None if it was not scored."""
+
+    source: str
+    text: str
+    value: float | None
+
+
+@dataclass(frozen=True)
+class ShownQuestion:
+    """One question with the answers to it. picture: PNG, None if there is none to show."""
 
     question_id: str
     text: str
     expected: str
     picture: bytes | None
-    answers: tuple[tuple[str, str, float | None], ...]
+    answers: tuple[Answer, ...]
 
 
-def pick_examples(rows: Sequence[ResultGroup], context: Context) -> dict[str, list[Shown]]:
+def pick_examples(groups: Sequence[ResultGroup], context: Context) -> dict[str, list[ShownQuestion]]:
     """By task, the questions with the smallest sha256 of their id: neither chosen nor changing from run to run."""
-    found = {}
-    for task in context.tasks:
-        path = context.questions.get(task.name)
-        if path is not None and Path(path).exists():
-            found[task.name] = _pick(task, Path(path), rows)
-    return found
+    return {task.name: _pick(task, path, groups) for task, path in context.question_files()}
 
 
-def select_example_groups(rows: Sequence[ResultGroup]) -> list[ResultGroup]:
-    """Of a large table one block with its references: the first of those with a chosen strength, if there are any."""
-    blocks = [row for row in rows if row.block]
-    if not blocks:
-        return list(rows)
-    shown = next((row for row in blocks if row.first.variant == CHOSEN), blocks[0])
-    references = [row for row in rows if not row.block and row.first.facet in ("", shown.first.facet)]
-    return [*references, *(row for row in blocks if row.block == shown.block)]
+def select_example_groups(groups: Sequence[ResultGroup]) -> list[ResultGroup]:
+    """One block and its references, to keep the examples short: the first with a chosen strength if there is one."""
+    in_blocks = [group for group in groups if group.block]
+    if not in_blocks:
+        return list(groups)
+    shown = next((group for group in in_blocks if group.first.variant == CHOSEN), in_blocks[0])
+    references = [group for group in groups if not group.block and group.first.facet in ("", shown.first.facet)]
+    return [*references, *(group for group in in_blocks if group.block == shown.block)]
 
 
-def _pick(task: Task, path: Path, rows: Sequence[ResultGroup]) -> list[Shown]:
-    able = [row for row in select_example_groups(rows) if _has_predictions(row, task)]
-    shown = first_by_hash(read_examples(path), EXAMPLES_A_TASK)
-    answers = {row.key: _answers_of(row, task) for row in able}
-    return [_show(example, path.parent, task, able, answers) for example in shown]
+def _pick(task: Task, path: Path, groups: Sequence[ResultGroup]) -> list[ShownQuestion]:
+    answered = [group for group in select_example_groups(groups) if _has_predictions(group, task)]
+    answers = {group.title: _read_answers(group, task) for group in answered}
+    questions = first_by_hash(read_examples(path), EXAMPLES_A_TASK)
+    return [_show(question, path.parent, task, answered, answers) for question in questions]
 
 
-def _has_predictions(row: ResultGroup, task: Task) -> bool:
+def _has_predictions(group: ResultGroup, task: Task) -> bool:
     """Whether there is a score and a file of answers; of several seeds the first is shown."""
-    files = row.first.predictions
-    return task.name in row.first.scores and task.name in files and Path(files[task.name]).exists()
+    files = group.first.predictions
+    return task.name in group.first.scores and task.name in files and Path(files[task.name]).exists()
 
 
-def _answers_of(row: ResultGroup, task: Task) -> dict[str, Prediction]:
-    return {prediction.question_id: prediction for prediction in read_predictions(row.first.predictions[task.name])}
+def _read_answers(group: ResultGroup, task: Task) -> dict[str, Prediction]:
+    predictions = read_predictions(group.first.predictions[task.name])
+    return {prediction.question_id: prediction for prediction in predictions}
 
 
 def _show(
     example: Example,
     folder: Path,
     task: Task,
-    rows: Sequence[ResultGroup],
-    answers: Mapping[str, Mapping[str, Prediction]],
-) -> Shown:
-    lines = []
-    for row in rows:
-        prediction = answers[row.key].get(example.question_id)
-        value = row.first.scores[task.name].values.get(example.question_id)
-        said = MISSING if prediction is None else format_answer(prediction)
-        lines.append((row.label if row.block else row.title, said, value))
-    picture = _thumbnail(folder, example.image)
-    return Shown(example.question_id, *words_of(example), picture, tuple(lines))
+    groups: Sequence[ResultGroup],
+    predictions: Mapping[str, Mapping[str, Prediction]],
+) -> ShownQuestion:
+    answers = []
+    for group in groups:
+        prediction = predictions[group.title].get(example.question_id)
+        value = group.first.scores[task.name].values.get(example.question_id)
+        text = MISSING if prediction is None else format_answer(prediction)
+        answers.append(Answer(group.short_title, text, value))
+    picture = _make_thumbnail(folder, example.image)
+    return ShownQuestion(example.question_id, *format_question(example), picture, tuple(answers))
 
 
-def words_of(example: Example) -> tuple[str, str]:
+def format_question(example: Example) -> tuple[str, str]:
     """The question with its choices, and what counts as right."""
-    asked = example.text
+    text = example.text
     if example.choices:
-        asked += f" [{'; '.join(show_choices(example.choices).splitlines())}]"
-    return asked, format_expected(example)
+        text += f" [{'; '.join(show_choices(example.choices).splitlines())}]"
+    return text, format_expected(example)
 
 
 def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
@@ -105,12 +112,13 @@ def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
     return _shrink(pixels / 255.0 if pixels.dtype == np.uint8 else pixels)
 
 
-def _thumbnail(folder: Path, name: str | None) -> bytes | None:
+def _make_thumbnail(folder: Path, name: str | None) -> bytes | None:
     pixels = read_picture(folder, name)
     if pixels is None:
         return None
     file = io.BytesIO()
-    pictures.imsave(file, pixels, format="png", cmap="gray", metadata={"Software": None})
+    leave_out_version = {"Software": None}
+    pictures.imsave(file, pixels, format="png", cmap="gray", metadata=leave_out_version)  # type: ignore[arg-type]
     return file.getvalue()
 
 
@@ -123,3 +131,51 @@ def _shrink(pixels: np.ndarray) -> np.ndarray:
     height, width = pixels.shape[0] // down, pixels.shape[1] // across
     blocks = pixels[: height * down, : width * across].reshape(height, down, width, across, *pixels.shape[2:])
     return np.clip(blocks.mean(axis=(1, 3)), 0, 1)
+
+
+def format_examples_section(
+    groups: Sequence[ResultGroup], context: Context, examples: Mapping[str, Sequence[ShownQuestion]]
+) -> str:
+    """The section with a table of examples for each task; "" without examples."""
+    parts = [_format_examples(task, examples[task.name]) for task in context.tasks if examples.get(task.name)]
+    if not parts:
+        return ""
+    intro = "Questions are taken by the hash of their id, not chosen. ✓ right, ✗ wrong, a number: a part of a point."
+    blocks = [group.block for group in select_example_groups(groups) if group.block]
+    intro += f" Of the merged models: {lower_first(blocks[0])}." if blocks else ""
+    intro += f" Answers are those of seed {list_seeds(groups)[0]}.\n" if len(list_seeds(groups)) > 1 else "\n"
+    return "## Examples\n\n" + "\n".join([intro, *parts])
+
+
+def _format_examples(task: Task, questions: Sequence[ShownQuestion]) -> str:
+    """A column a question, a row a source."""
+    images = [
+        f'<img src="figures/examples/{task.name}-{number}.png" width="144" alt="question {number}">'
+        if question.picture is not None
+        else "(no picture)"
+        for number, question in enumerate(questions, start=1)
+    ]
+    lines = [
+        f"### {escape_markdown(task.title)}\n",
+        _format_line("", images),
+        "| --- |" + " --- |" * len(questions),
+        _format_line("Question", [escape_markdown(question.text) for question in questions]),
+        _format_line("**Expected**", [f"**{escape_markdown(question.expected)}**" for question in questions]),
+    ]
+    for index, first in enumerate(questions[0].answers):
+        answers = [_format_answer(question.answers[index]) for question in questions]
+        lines.append(_format_line(escape_markdown(first.source), answers))
+    return "\n".join([*lines, ""])
+
+
+def _format_line(head: str, cells: Sequence[str]) -> str:
+    return f"| {head} | " + " | ".join(cells) + " |"
+
+
+def _format_answer(answer: Answer) -> str:
+    """The text, shortened, with ✓, ✗ or its value."""
+    mark = ""
+    if answer.value is not None:
+        mark = {1.0: " ✓", 0.0: " ✗"}.get(answer.value, f" {answer.value:.2f}")
+    text = answer.text if len(answer.text) <= LONGEST_ANSWER else answer.text[: LONGEST_ANSWER - 1] + "…"
+    return escape_markdown(text) + mark

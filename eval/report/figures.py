@@ -6,6 +6,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from eval.report.palette import COLOURS, GREY, INK, Style, assign_styles, list_panels
-from eval.report.tables import Cell, Row, Table
+from eval.report.tables import Cell, Row, Table, starts_block
 
 RC_PARAMS = {
     "svg.hashsalt": "robustmerge",
@@ -27,7 +28,6 @@ RC_PARAMS = {
     "legend.frameon": False,
 }
 LONGEST_BESIDE = 30  # characters of a title with which the legend still stands beside the axes
-
 BETTER, WORSE = COLOURS[0], COLOURS[1]
 
 
@@ -42,28 +42,28 @@ class RenderedFigure:
     wide: bool = False
 
 
+def render_figure(figure: Figure, name: str, alt: str, wide: bool = False) -> RenderedFigure:
+    """The figure as PNG and SVG."""
+    files = {}
+    metadata: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    for kind in metadata:
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, dpi=160, metadata=metadata[kind])
+        files[kind] = file.getvalue()
+    return RenderedFigure(name, alt, **files, wide=wide)
+
+
+# Scores: seen against unseen, and task by task
+
+
 def draw_figures(main: Table) -> list[RenderedFigure]:
     """Seen against unseen average (figure 1 of the paper), if a source has both, and the scores task by task."""
     averages = [index for index, column in enumerate(main.columns) if column.is_average]
-    whole = len(averages) == 2 and any(
+    has_both = len(averages) == 2 and any(
         all(row.cells[index].value is not None for index in averages) for row in main.rows
     )
     with matplotlib.rc_context(RC_PARAMS):
-        return [*([draw_seen_unseen(main)] if whole else []), draw_tasks(main)]
-
-
-def _start(main: Table, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with one axes a panel, side by side, and room for the legend."""
-    panels = list_panels(main.rows)
-    size = (width if len(panels) == 1 else 6.4 * len(panels), height + _legend_height(main))
-    figure = Figure(figsize=size, layout="constrained")
-    found = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (heading, _) in zip(found, panels, strict=True):
-        axes.grid(color="#e6e9ed", lw=0.8)
-        axes.set_axisbelow(True)
-        if heading:
-            axes.set_title(heading[:1].upper() + heading[1:], loc="left", fontweight="bold", fontsize=11, color=INK)
-    return figure, list(found)
+        return [*([draw_seen_unseen(main)] if has_both else []), draw_tasks(main)]
 
 
 def draw_seen_unseen(main: Table) -> RenderedFigure:
@@ -71,39 +71,61 @@ def draw_seen_unseen(main: Table) -> RenderedFigure:
 
     Other sources without both averages are left out.
     """
-    figure, found = _start(main, 7.6, 4.6)
-    at = {column.key: index for index, column in enumerate(main.columns)}
-    looks, shown = assign_styles(main.rows), []
-    for axes, (_, indices) in zip(found, list_panels(main.rows), strict=True):
+    figure, all_axes = _start(main, 7.6, 4.6)
+    index_of = {column.average_over: index for index, column in enumerate(main.columns)}
+    styles, shown = assign_styles(main.rows), []
+    for axes, (_, indices) in zip(all_axes, list_panels(main.rows), strict=True):
         for index in indices:
-            row, look = main.rows[index], looks[index]
-            seen, unseen = row.cells[at["seen_avg"]], row.cells[at["unseen_avg"]]
+            row, style = main.rows[index], styles[index]
+            seen, unseen = row.cells[index_of["seen"]], row.cells[index_of["unseen"]]
             if seen.value is not None and unseen.value is not None:
-                _cross(axes, seen, unseen, look)
+                _draw_cross(axes, seen, unseen, style)
             elif row.kind == "individual" and seen.value is not None:
-                axes.axvspan(seen.low, seen.high, color=look.colour, alpha=0.10, lw=0)
-                axes.axvline(seen.value, color=look.colour, ls="--", lw=1.2)
+                axes.axvspan(*_bounds(seen), color=style.colour, alpha=0.10, lw=0)
+                axes.axvline(seen.value, color=style.colour, ls="--", lw=1.2)
             else:
                 continue
             shown.append(index)
         axes.set_xlabel("Average over seen tasks (%)")
         axes.margins(0.08)
-    found[0].set_ylabel("Average over unseen tasks (%)")
+    all_axes[0].set_ylabel("Average over unseen tasks (%)")
     _add_legend(figure, main, shown, title="95 % intervals over questions")
     alt = "Average over seen against average over unseen tasks, a point a source"
-    return render_figure(figure, "seen_unseen", alt, wide=len(found) > 1)
+    return render_figure(figure, "seen_unseen", alt, wide=len(all_axes) > 1)
 
 
-def _cross(axes: Axes, seen: Cell, unseen: Cell, look: Style) -> None:
+def _start(main: Table, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with one axes a panel, side by side, and room for the legend."""
+    panels = list_panels(main.rows)
+    size = (width if len(panels) == 1 else 6.4 * len(panels), height + _legend_height(main))
+    figure = Figure(figsize=size, layout="constrained")
+    all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (heading, _) in zip(all_axes, panels, strict=True):
+        axes.grid(color="#e6e9ed", lw=0.8)
+        axes.set_axisbelow(True)
+        if heading:
+            axes.set_title(heading[:1].upper() + heading[1:], loc="left", fontweight="bold", fontsize=11, color=INK)
+    return figure, list(all_axes)
+
+
+def _bounds(cell: Cell) -> tuple[float, float]:
+    """The ends of the interval over questions; the value itself where there is none."""
+    value = cell.value or 0.0
+    return value if cell.low is None else cell.low, value if cell.high is None else cell.high
+
+
+def _draw_cross(axes: Axes, seen: Cell, unseen: Cell, style: Style) -> None:
+    x, y = seen.value or 0.0, unseen.value or 0.0
+    (left, right), (below, above) = _bounds(seen), _bounds(unseen)
     axes.errorbar(
-        seen.value,
-        unseen.value,
-        xerr=[[seen.value - seen.low], [seen.high - seen.value]],
-        yerr=[[unseen.value - unseen.low], [unseen.high - unseen.value]],
-        fmt=look.marker,
+        x,
+        y,
+        xerr=[[x - left], [right - x]],
+        yerr=[[y - below], [above - y]],
+        fmt=style.marker,
         ms=7,
-        color=look.colour,
-        mfc=look.colour if look.filled else "white",
+        color=style.colour,
+        mfc=style.colour if style.filled else "white",
         elinewidth=1.1,
     )
 
@@ -111,25 +133,40 @@ def _cross(axes: Axes, seen: Cell, unseen: Cell, look: Style) -> None:
 def draw_tasks(main: Table) -> RenderedFigure:
     """A band a task, a mark a source in the order of the legend; averages below, with their intervals."""
     panels = list_panels(main.rows)
-    line_height = min(max(0.42, 0.055 * max(len(indices) for _, indices in panels)), 0.8)
-    figure, found = _start(main, 7.6, 1.4 + line_height * len(main.columns))
-    looks = assign_styles(main.rows)
+    band_height = min(max(0.42, 0.055 * max(len(indices) for _, indices in panels)), 0.8)
+    figure, all_axes = _start(main, 7.6, 1.4 + band_height * len(main.columns))
+    styles = assign_styles(main.rows)
     order = sorted(range(len(main.columns)), key=lambda index: main.columns[index].is_average)
-    for axes, (_, indices) in zip(found, panels, strict=True):
-        for line, column in enumerate(order):
-            if line % 2:
-                axes.axhspan(line - 0.5, line + 0.5, color="#f4f6f8", lw=0, zorder=0)
-            _dots(axes, line, main, column, [(main.rows[index], looks[index]) for index in indices])
+    for axes, (_, indices) in zip(all_axes, panels, strict=True):
+        for band, column in enumerate(order):
+            if band % 2:
+                axes.axhspan(band - 0.5, band + 0.5, color="#f4f6f8", lw=0, zorder=0)
+            cells = [(main.rows[index].cells[column], styles[index]) for index in indices]
+            _draw_band(axes, band, cells, main.columns[column].is_average)
         axes.grid(False, axis="y")
-        axes.set_xlim(-2, max(102, 1.02 * _largest(main)))  # CIDEr can exceed 100
+        axes.set_xlim(-2, max(102, 1.02 * _find_largest(main)))  # CIDEr can exceed 100
         axes.set_xlabel("Score (%)")
-    _name_bands(found[0], main, order)
+    _name_bands(all_axes[0], main, order)
     _add_legend(figure, main, [i for i, row in enumerate(main.rows) if any(c.value is not None for c in row.cells)])
-    return render_figure(figure, "tasks", "Score of every source on every task", wide=len(found) > 1)
+    return render_figure(figure, "tasks", "Score of every source on every task", wide=len(all_axes) > 1)
 
 
-def _largest(main: Table) -> float:
+def _find_largest(main: Table) -> float:
     return max((c.high or c.value for row in main.rows for c in row.cells if c.value is not None), default=0.0)
+
+
+def _draw_band(axes: Axes, band: int, cells: Sequence[tuple[Cell, Style]], has_intervals: bool) -> None:
+    values = [cell.value for cell, _ in cells if cell.value is not None]
+    if values:
+        axes.plot([min(values), max(values)], [band, band], color="#d8dde3", lw=3, zorder=1, solid_capstyle="round")
+    spread = 0.7 / max(len(cells) - 1, 1)
+    for place, (cell, style) in enumerate(cells):
+        if cell.value is None:
+            continue
+        height = band - 0.35 + spread * place
+        if has_intervals:
+            axes.plot(_bounds(cell), [height, height], color=style.colour, lw=1.2, zorder=2)
+        axes.plot(cell.value, height, zorder=3, **_mark(style))
 
 
 def _name_bands(axes: Axes, main: Table, order: Sequence[int]) -> None:
@@ -141,30 +178,15 @@ def _name_bands(axes: Axes, main: Table, order: Sequence[int]) -> None:
     axes.set_ylim(len(columns) - 0.5, -0.5)
 
 
-def _dots(axes: Axes, line: int, main: Table, column: int, rows: Sequence[tuple[Row, Style]]) -> None:
-    known = [row.cells[column].value for row, _ in rows if row.cells[column].value is not None]
-    if known:
-        axes.plot([min(known), max(known)], [line, line], color="#d8dde3", lw=3, zorder=1, solid_capstyle="round")
-    spread = 0.7 / max(len(rows) - 1, 1)
-    for place, (row, look) in enumerate(rows):
-        cell = row.cells[column]
-        if cell.value is None:
-            continue
-        height = line - 0.35 + spread * place
-        if main.columns[column].is_average:
-            axes.plot([cell.low, cell.high], [height, height], color=look.colour, lw=1.2, zorder=2)
-        axes.plot(cell.value, height, zorder=3, **_mark(look))
-
-
-def _mark(look: Style) -> dict:
+def _mark(style: Style) -> dict[str, Any]:
     """How a mark is drawn, on the axes and in the legend."""
-    thin = look.marker == "|"
-    fill = {"color": look.colour, "mfc": look.colour if look.filled else "white", "ls": "none"}
-    return {"marker": look.marker, "ms": 11 if thin else 5.5, "mew": 2 if thin else 1, **fill}
+    thin = style.marker == "|"
+    fill = {"color": style.colour, "mfc": style.colour if style.filled else "white", "ls": "none"}
+    return {"marker": style.marker, "ms": 11 if thin else 5.5, "mew": 2 if thin else 1, **fill}
 
 
-def _legend_of(main: Table) -> dict[str, tuple[int, str]]:
-    """By label, in the order of the rows: the row whose look stands for it, and how it is called."""
+def _list_entries(main: Table) -> dict[str, tuple[int, str]]:
+    """The legend by label, in the order of the rows: the row whose style is shown, and the text."""
     rows = main.rows
     chosen = {row.label for row in rows if row.chosen}
     first: dict[str, int] = {}
@@ -176,6 +198,7 @@ def _legend_of(main: Table) -> dict[str, tuple[int, str]]:
 
 
 def _is_beside(main: Table) -> bool:
+    """Whether the legend stands beside the axes; long titles and several panels leave no room there."""
     return len(list_panels(main.rows)) == 1 and max(len(row.label) for row in main.rows) <= LONGEST_BESIDE
 
 
@@ -185,93 +208,83 @@ def _legend_columns(main: Table) -> int:
 
 def _legend_height(main: Table) -> float:
     """Inches that a legend below the axes needs; one beside them needs none."""
-    entries = len(_legend_of(main)) + 2 * any(row.chosen for row in main.rows)
+    entries = len(_list_entries(main)) + 2 * any(row.chosen for row in main.rows)
     return 0.0 if _is_beside(main) else 0.3 + 0.21 * -(-entries // _legend_columns(main))
 
 
 def _add_legend(figure: Figure, main: Table, shown: Sequence[int], title: str | None = None) -> None:
     """Every source that is shown once, in the order of the rows; long titles go below, off the axes."""
-    looks, labels = assign_styles(main.rows), {main.rows[index].label for index in shown}
-    handles = []
-    for label, (index, text) in _legend_of(main).items():
-        if label in labels:
-            handles.append(_handle(looks[index], text, crossed=title is not None))
+    styles, labels = assign_styles(main.rows), {main.rows[index].label for index in shown}
+    handles = [
+        _make_handle(styles[index], text, crossed=title is not None)
+        for label, (index, text) in _list_entries(main).items()
+        if label in labels
+    ]
     if any(row.chosen for row in main.rows):
-        for words, fill in (("hollow: default strength", "white"), ("filled: chosen on val", INK)):
-            handles.append(Line2D([], [], label=words, marker="s", ms=5.5, color=INK, mfc=fill, ls="none"))
+        for text, fill in (("hollow: default strength", "white"), ("filled: chosen on val", INK)):
+            handles.append(Line2D([], [], label=text, marker="s", ms=5.5, color=INK, mfc=fill, ls="none"))
     place = "outside right upper" if _is_beside(main) else "outside lower left"
     figure.legend(handles=handles, loc=place, title=title, alignment="left", ncols=_legend_columns(main))
 
 
-def _handle(look: Style, text: str, crossed: bool) -> Line2D:
-    """crossed: in the figure of the averages, where the experts are a line."""
-    if crossed and look.marker == "|":
-        return Line2D([], [], color=look.colour, ls="--", lw=1.2, label=f"{text} (seen only)")
-    return Line2D([], [], label=text, **_mark(look))
+def _make_handle(style: Style, text: str, crossed: bool) -> Line2D:
+    """An entry of the legend. crossed: in the figure of the averages, where the experts are a line."""
+    if crossed and style.marker == "|":
+        return Line2D([], [], color=style.colour, ls="--", lw=1.2, label=f"{text} (seen only)")
+    return Line2D([], [], label=text, **_mark(style))
 
 
-def render_figure(figure: Figure, name: str, alt: str, wide: bool = False) -> RenderedFigure:
-    """The figure as PNG and SVG."""
-    files = {}
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=160, metadata=metadata)
-        files[kind] = file.getvalue()
-    return RenderedFigure(name, alt, **files, wide=wide)
+# Where RobustMerge stands: differences with both intervals
 
 
 def draw_standing(standing: Table) -> RenderedFigure:
-    """A line a method, block by block; a panel an average. Right of zero RobustMerge is better."""
-    places = _places(standing.rows)
-    height = max(places.values()) if places else 0.0
+    """RobustMerge minus each method, block by block, a panel an average. Right of zero RobustMerge is better."""
+    heights = _stack_rows(standing.rows)
     with matplotlib.rc_context(RC_PARAMS):
-        figure = Figure(figsize=(12.8, 1.5 + 0.3 * height), layout="constrained")
-        found = figure.subplots(1, len(standing.columns), sharey=True, squeeze=False)[0]
-        for index, (axes, column) in enumerate(zip(found, standing.columns, strict=True)):
+        figure = Figure(figsize=(12.8, 1.5 + 0.3 * max(heights, default=0.0)), layout="constrained")
+        all_axes = figure.subplots(1, len(standing.columns), sharey=True, squeeze=False)[0]
+        for index, (axes, column) in enumerate(zip(all_axes, standing.columns, strict=True)):
             axes.axvline(0, color=GREY, lw=1)
-            for row, place in zip(standing.rows, places.values(), strict=True):
-                _bars(axes, row.cells[index], place)
+            for row, height in zip(standing.rows, heights, strict=True):
+                _draw_difference(axes, row.cells[index], height)
             axes.set_xlabel(f"RobustMerge minus the other, {column.title.lower()} (points)")
             axes.grid(axis="x", color="#e6e9ed", lw=0.8)
             axes.set_axisbelow(True)
             axes.tick_params(axis="y", length=0)
-        _name_lines(found[0], standing.rows, list(places.values()))
+        _name_rows(all_axes[0], standing.rows, heights)
         _add_standing_legend(figure, standing)
         alt = "RobustMerge minus each other method, with intervals over questions and over seeds"
         return render_figure(figure, "standing", alt, wide=True)
 
 
-def _places(rows: Sequence[Row]) -> dict[int, float]:
-    """Heights of the lines by row, with room above each block for its heading."""
-    places, height = {}, 0.0
-    for index, row in enumerate(rows):
-        height += 1.0 if not row.block or index and rows[index - 1].block == row.block else 2.2
-        places[index] = height
-    return places
+def _stack_rows(rows: Sequence[Row]) -> list[float]:
+    """The height of each row, with room above each block for its heading."""
+    heights, height = [], 0.0
+    for index in range(len(rows)):
+        height += 2.2 if starts_block(rows, index) else 1.0
+        heights.append(height)
+    return heights
 
 
-def _bars(axes: Axes, cell: Cell, place: float) -> None:
+def _draw_difference(axes: Axes, cell: Cell, height: float) -> None:
     """A thick bar over questions, a thin one over seeds, a mark that is hollow where one of them holds zero."""
     if cell.value is None:
         return
     colour = (BETTER if cell.value > 0 else WORSE) if cell.bold else GREY
-    axes.plot([cell.low, cell.high], [place, place], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
-    if cell.seeds_low is not None:
-        axes.plot([cell.seeds_low, cell.seeds_high], [place, place], "|-", color=colour, lw=1.2, ms=7)
-    axes.plot(cell.value, place, "o", ms=6, color=colour, mfc=colour if cell.bold else "white", zorder=3)
+    axes.plot(_bounds(cell), [height, height], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
+    if cell.seeds_low is not None and cell.seeds_high is not None:
+        axes.plot([cell.seeds_low, cell.seeds_high], [height, height], "|-", color=colour, lw=1.2, ms=7)
+    axes.plot(cell.value, height, "o", ms=6, color=colour, mfc=colour if cell.bold else "white", zorder=3)
 
 
-def _name_lines(axes: Axes, rows: Sequence[Row], places: Sequence[float]) -> None:
-    ticks, names = list(places), [row.label for row in rows]
-    for index, row in enumerate(rows):
-        if row.block and (not index or rows[index - 1].block != row.block):
-            ticks.append(places[index] - 1.0)
-            names.append(row.block)
-    axes.set_yticks(ticks, names)
+def _name_rows(axes: Axes, rows: Sequence[Row], heights: Sequence[float]) -> None:
+    headings = [index for index in range(len(rows)) if starts_block(rows, index)]
+    ticks = [*heights, *(heights[index] - 1.0 for index in headings)]
+    axes.set_yticks(ticks, [*(row.label for row in rows), *(rows[index].block for index in headings)])
     for label in axes.get_yticklabels()[len(rows) :]:
         label.set_fontweight("bold")
         label.set_color(INK)
-    axes.set_ylim(max(places) + 0.8, min(ticks) - 0.8)
+    axes.set_ylim(max(heights) + 0.8, min(ticks) - 0.8)
 
 
 def _add_standing_legend(figure: Figure, standing: Table) -> None:

@@ -8,9 +8,10 @@ import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from eval.report.tables import REFERENCES, Cell, Column, Row, Table
+from eval.report.results import REFERENCE_KINDS
+from eval.report.tables import Cell, Column, Row, Table, starts_block
 
-FormatTable = Callable[[Table], str]  # one of the functions below, without further settings
+FormatTable = Callable[[Table], str]  # one of the functions below, with its defaults
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "—": "---", "–": "--", "−": "$-$",
@@ -27,14 +28,17 @@ def escape_markdown(text: str) -> str:
 
 def is_reference(row: Row) -> bool:
     """Whether the row is no merged model: a line is drawn below the last of these."""
-    return row.kind in REFERENCES or row.kind == "published_reference"
+    return row.kind in REFERENCE_KINDS or row.kind == "published_reference"
 
 
 def format_markdown(table: Table) -> str:
-    """A pipe table; best values that are clear are bold. Columns of one title are told apart by their groups."""
+    """A pipe table. Columns that share a title are distinguished by their headings."""
     titles = [column.title for column in table.columns]
-    alike = len(set(titles)) < len(titles)
-    heads = [f"{column.group}: {column.title}" if alike and column.group else column.title for column in table.columns]
+    are_ambiguous = len(set(titles)) < len(titles)
+    heads = [
+        f"{column.heading}: {column.title}" if are_ambiguous and column.heading else column.title
+        for column in table.columns
+    ]
     lines = [_piped([table.head, *heads])]
     lines.append("|" + " --- |" + " ---: |" * len(table.columns))
     for row in table.rows:
@@ -47,14 +51,16 @@ def _piped(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _groups(columns: Sequence[Column]) -> Iterator[tuple[str, int]]:
-    for group, members in itertools.groupby(columns, key=lambda column: column.group):
-        yield group, len(list(members))
+def _list_headings(columns: Sequence[Column]) -> Iterator[tuple[str, int]]:
+    """The headings above the columns, each with the number of columns that it spans."""
+    for heading, members in itertools.groupby(columns, key=lambda column: column.heading):
+        yield heading, len(list(members))
 
 
 def format_html(table: Table) -> str:
-    """A table with group headings; a value 0..100 has a bar behind it. Styled by the page (eval.report.assemble)."""
-    groups = "".join(f'<th colspan="{count}">{html.escape(group)}</th>' for group, count in _groups(table.columns))
+    """A table with headings above its columns; a value 0..100 has a bar behind it. Styled by eval.report.page."""
+    headings = _list_headings(table.columns)
+    groups = "".join(f'<th colspan="{count}">{html.escape(heading)}</th>' for heading, count in headings)
     heads = "".join(f'<th class="{_column_class(c)}">{html.escape(c.title)}</th>' for c in table.columns)
     body = "".join(_html_heading(table, index) + _html_row(table, index) for index in range(len(table.rows)))
     return (
@@ -68,11 +74,11 @@ def _column_class(column: Column) -> str:
 
 
 def _html_heading(table: Table, index: int) -> str:
-    """A line above the first row of a block."""
-    block = table.rows[index].block
-    if not block or (index and table.rows[index - 1].block == block):
+    """The heading of a block, above its first row."""
+    if not starts_block(table.rows, index):
         return ""
-    return f'<tr class="block"><th colspan="{len(table.columns) + 1}"><span>{html.escape(block)}</span></th></tr>'
+    block = html.escape(table.rows[index].block)
+    return f'<tr class="block"><th colspan="{len(table.columns) + 1}"><span>{block}</span></th></tr>'
 
 
 def _html_row(table: Table, index: int) -> str:
@@ -104,7 +110,7 @@ def format_latex(table: Table) -> str:
         f"% {table.title}",
         r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
         r"\toprule",
-        _latex_groups(table.columns),
+        _latex_headings(table.columns),
         " & ".join(escape_latex(head) for head in heads) + r" \\",
         r"\midrule",
     ]
@@ -117,13 +123,13 @@ def format_latex(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _latex_groups(columns: Sequence[Column]) -> str:
-    headings = [rf"\multicolumn{{{count}}}{{c}}{{{escape_latex(group)}}}" for group, count in _groups(columns)]
+def _latex_headings(columns: Sequence[Column]) -> str:
+    headings = [rf"\multicolumn{{{count}}}{{c}}{{{escape_latex(text)}}}" for text, count in _list_headings(columns)]
     return " & ".join(["", *headings]) + r" \\"
 
 
 def format_csv(table: Table) -> str:
-    """One line a row; of each column the words, or the value and what tells its noise. Missing: empty."""
+    """One line a row; of each column the words, or the value and its noise. Missing: empty."""
     parts = [
         (index, column, part)
         for index, column in enumerate(table.columns)

@@ -1,165 +1,101 @@
-"""What to know about the numbers of a table: why some are missing, and what the published scripts get wrong."""
+"""What to know about the numbers of a table: partial evaluations, missing scores, faults of the published scripts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from eval.metrics.official import FOOTNOTES
-from eval.report.counts_and_parts import BUILTIN, has_scores, list_scores, title_of_part, under_other_protocol
-from eval.report.formats import FormatTable, escape_markdown
-from eval.report.general_tables import general_notes
-from eval.report.results import Context, ResultGroup, list_seeds
-from eval.report.tables import MISSING, Table
-from eval.settings import Official, Task, other_protocol
+from eval.report.counts_and_parts import format_part
+from eval.report.formats import escape_markdown
+from eval.report.results import Context, ResultGroup, list_metrics, list_scores
+from eval.report.tables import MISSING
+from eval.settings import BUILTIN_SUFFIX, Task
 
-PROBLEMS = ("empty", "unparsed", "failed")
-LONGEST_FOLDED = 120  # rows; a longer table is in its files only
-PROTOCOL_MEANINGS = {  # of the protocols
+PROTOCOL_MEANINGS = {
     "corrected": "what each metric commonly means",
     "official": "what the published scripts do, their faults included",
 }
+# By the name of a metric; `crop` where pictures are cropped.
+FOOTNOTES = {
+    "crop": "Only the centre of the picture is seen, although training pads it to a square. REC's boxes refer to the "
+    "padded square, so that even a perfect answer about what is seen can miss.",
+    "mean_of_seven": "The mean of BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr; CIDEr can exceed 100 and outweighs the "
+    "others.",
+    "official_equal": "Only case is forgiven: `3.` or `three` for `3` is wrong, and so is `B.` for `B`. Where a "
+    "question has several references only the first counts.",
+    "official_ocrvqa": "Only case is forgiven, and an answer that contains `Unanswerable` is wrong even where it is "
+    "right.",
+    "official_rec": "The last character of a box is cut off, as a rule the last digit of y2 (`0.9` becomes `0.`), and "
+    "a box with any word beside it is a miss.",
+    "official_scienceqa": "`b`, `B)`, `(B)`, `B.` and a final `The answer is B` without a full stop are wrong.",
+    "official_substring": "Right if the answer contains the class or the class the answer: an empty answer is right, "
+    "and so is a list of all classes, or `Hip` for `Whippet`.",
+}
 
 
-def format_partial_notice(rows: Sequence[ResultGroup], context: Context) -> str:
-    """That only some of the questions were asked, if so; "" otherwise."""
-    asked = _titles_by(
+def format_partial_notice(groups: Sequence[ResultGroup], context: Context) -> str:
+    """A warning if only some of the questions were asked; "" otherwise."""
+    counts = _group_titles(
         (f"{score.n_expected:,} of {score.n_asked:,} questions", task)
         for task in context.tasks
-        for row in rows
-        for score in list_scores(row, task)
+        for group in groups
+        for score in list_scores(group, task)
         if score.n_asked
     )
-    if not asked:
+    if not counts:
         return ""
-    (count, titles), *others = asked.items()
+    (count, titles), *others = counts.items()
     if not others and len(titles) == len(context.tasks):
-        return f"A LOOK, NOT A RESULT: {count} a task."
-    told = "; ".join(f"{', '.join(titles)} {count}" for count, titles in asked.items())
-    return f"A LOOK, NOT A RESULT: {told}."
+        return f"PARTIAL EVALUATION, NOT A RESULT: {count} a task."
+    listed = "; ".join(f"{', '.join(titles)} {count}" for count, titles in counts.items())
+    return f"PARTIAL EVALUATION, NOT A RESULT: {listed}."
 
 
-def format_footnotes(rows: Sequence[ResultGroup], context: Context, protocol: str) -> str:
-    """The footnotes of a table of scores, as a Markdown list; "" of none."""
-    lines = [*_tell_missing(rows, context), *_tell_builtin(rows, context)]
-    lines += _tell_faults(context) if protocol == "official" else []
+def format_footnotes(groups: Sequence[ResultGroup], context: Context, protocol: str) -> str:
+    """The footnotes of a table of scores, as a Markdown list; "" if there are none."""
+    lines = [*_explain_missing(groups, context), *_explain_builtin(groups, context)]
+    lines += _explain_faults(context) if protocol == "official" else []
     return "\n".join([*lines, ""]) if lines else ""
 
 
-def list_metrics(rows: Sequence[ResultGroup], task: Task) -> list[str]:
-    """The names that the values of a task go by."""
-    return list(dict.fromkeys(score.metric for row in rows for score in list_scores(row, task)))
-
-
-def _titles_by(pairs: Iterable[tuple[str, Task]]) -> dict[str, list[str]]:
-    """The titles of the tasks of each word, each once."""
-    found: dict[str, list[str]] = {}
-    for word, task in pairs:
-        titles = found.setdefault(word, [])
+def _group_titles(pairs: Iterable[tuple[str, Task]]) -> dict[str, list[str]]:
+    """The titles of the tasks that share a text, each title once."""
+    grouped: dict[str, list[str]] = {}
+    for text, task in pairs:
+        titles = grouped.setdefault(text, [])
         titles += [task.title] if task.title not in titles else []
-    return found
+    return grouped
 
 
-def _name(titles: Sequence[str]) -> str:
+def _join(titles: Sequence[str]) -> str:
     return escape_markdown(", ".join(titles))
 
 
-def _tell_missing(rows: Sequence[ResultGroup], context: Context) -> list[str]:
-    """Why scores are missing that were asked for."""
-    reasons = _titles_by(
+def _explain_missing(groups: Sequence[ResultGroup], context: Context) -> list[str]:
+    """Why scores are missing although the questions were answered."""
+    reasons = _group_titles(
         (score.reason or "no reason is recorded", task)
         for task in context.tasks
-        for row in rows
-        for score in list_scores(row, task)
+        for group in groups
+        for score in list_scores(group, task)
         if score.value is None
     )
-    return [f"- {MISSING} of {_name(titles)}: {escape_markdown(reason)}." for reason, titles in reasons.items()]
+    return [f"- {MISSING} of {_join(titles)}: {escape_markdown(reason)}." for reason, titles in reasons.items()]
 
 
-def _tell_builtin(rows: Sequence[ResultGroup], context: Context) -> list[str]:
-    """Caption scores that are not what others call by that name."""
-    pairs = (
-        (metric, task) for task in context.tasks for metric in list_metrics(rows, task) if metric.endswith(BUILTIN)
-    )
+def _explain_builtin(groups: Sequence[ResultGroup], context: Context) -> list[str]:
+    """Caption scores by our own tokenizer, which are not what others call by that name."""
+    metrics = ((metric, task) for task in context.tasks for metric in list_metrics(groups, task))
+    builtin = _group_titles((metric, task) for metric, task in metrics if metric.endswith(BUILTIN_SUFFIX))
     return [
-        f"- **{_name(titles)}** (`{metric}`): without Java our own tokenizer splits the words, so that no published "
-        f"{title_of_part(metric.removesuffix(BUILTIN))} compares."
-        for metric, titles in _titles_by(pairs).items()
+        f"- **{_join(titles)}** (`{metric}`): without Java our own tokenizer splits the words, so that no published "
+        f"{format_part(metric.removesuffix(BUILTIN_SUFFIX))} compares."
+        for metric, titles in builtin.items()
     ]
 
 
-def _tell_faults(context: Context) -> list[str]:
-    """What to know about the official numbers of the tasks shown."""
-    published = {task.name: task.under("official") for task in context.tasks}
-    metrics = ((task.metric, task) for task in published.values())
-    cropped = (("crop", task) for task in published.values() if task.image == "crop")
-    noted = _titles_by(pair for pairs in (metrics, cropped) for pair in pairs if pair[0] in FOOTNOTES)
-    return [f"- **{_name(titles)}** (`{key}`): {FOOTNOTES[key]}" for key, titles in noted.items()]
-
-
-def tell_other(rows: Sequence[ResultGroup], context: Context, tables: Mapping[str, Table], show: FormatTable) -> str:
-    """The section on the scores under the other protocol."""
-    others, other = under_other_protocol(rows), other_protocol(context.protocol)
-    if not has_scores(others):
-        return ""
-    lacking = [t.title for t in context.tasks if not any(list_scores(row, t) for row in others)]
-    alike = [t.title for t in context.tasks if t.official == Official() and t.title not in lacking]
-    told = f"The same sources under the {other} protocol: {PROTOCOL_MEANINGS[other]}."
-    told += f" Both protocols treat {escape_markdown(', '.join(alike))} alike." if alike else ""
-    told += f" Not scored so: {escape_markdown(', '.join(lacking))}." if lacking else ""
-    notes = format_footnotes(others, context, other)
-    return f"## Scores under the {other} protocol\n\n{told}\n\n{show(tables['other_protocol'])}\n{notes}"
-
-
-def tell_parts(tables: Mapping[str, Table], show: FormatTable) -> str:
-    """The section on the parts of scores."""
-    found = [tables[name] for name in ("parts", "other_parts") if name in tables]
-    if not found:
-        return ""
-    told = "Parts of scores, and further figures of the same answers: means over seeds, without intervals."
-    if any(column.key.endswith(BUILTIN) for table in found for column in table.columns):
-        told += " *Own words*: our own tokenizer splits them, so that nothing published compares."
-    return f"## Further figures\n\n{told}\n\n" + "\n".join(_fold(table, show) for table in found)
-
-
-def tell_general(context: Context, tables: Mapping[str, Table], show: FormatTable) -> str:
-    """The section on general benchmarks, and the paper's own values for them."""
-    if "general" not in tables:
-        return ""
-    notes = "\n".join(f"- {escape_markdown(note)}" for note in general_notes(context.general))
-    return (
-        f"## General benchmarks\n\n{tables['general'].title}.\n\n{show(tables['general'])}\n{notes}\n\n"
-        f"{tables['general_published'].title}.\n\n{show(tables['general_published'])}"
-    )
-
-
-def tell_pairs(tables: Mapping[str, Table], show: FormatTable) -> str:
-    """Every pair of merged models, folded."""
-    table = tables["pairs"]
-    if len(table.rows) > LONGEST_FOLDED:
-        return f"{table.title}: {len(table.rows)} pairs, in `tables/pairs.csv`.\n"
-    return _fold(table, show)
-
-
-def _fold(table: Table, show: FormatTable) -> str:
-    return f"<details><summary>{table.title}</summary>\n\n{show(table)}\n</details>\n"
-
-
-def tell_problems(rows: Sequence[ResultGroup], context: Context) -> str:
-    """Answers that could not count, where there are any."""
-    lines = []
-    for row in rows:
-        for task in context.tasks:
-            scores = list_scores(row, task)
-            counts = {kind: sum(getattr(score, f"n_{kind}") for score in scores) for kind in PROBLEMS}
-            if any(counts.values()):
-                shown = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-                expected = sum(score.n_expected for score in scores)
-                cells = (escape_markdown(row.title), escape_markdown(task.title), shown, str(expected))
-                lines.append(f"| {' | '.join(cells)} |")
-    title, files = "## Answers that could not count\n\n", "Every count: `tables/counts.csv`."
-    if not lines:
-        return f"{title}None: every answer was there and could be read. {files}\n"
-    head = "These count as wrong. Empty: nothing was said; unparsed: no such answer in it; failed: an error. "
-    head += "Counted over all seeds. " if len(list_seeds(rows)) > 1 else ""
-    columns = "| Source | Task | Answers | Of |\n| --- | --- | --- | ---: |"
-    return "\n".join([f"{title}{head}{files}\n", columns, *lines, ""])
+def _explain_faults(context: Context) -> list[str]:
+    """The faults behind the official numbers of the tasks shown."""
+    published = [task.under("official") for task in context.tasks]
+    keys = [(task.metric, task) for task in published] + [("crop", task) for task in published if task.image == "crop"]
+    noted = _group_titles((key, task) for key, task in keys if key in FOOTNOTES)
+    return [f"- **{_join(titles)}** (`{key}`): {FOOTNOTES[key]}" for key, titles in noted.items()]

@@ -1,4 +1,4 @@
-"""The HTML page of a report, made from its Markdown; it needs nothing beside it."""
+"""The HTML page of a report, made from its Markdown and complete in one file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 def make_page(text: str, context: Context, files: Mapping[str, bytes]) -> str:
-    """One HTML page that needs nothing else: style inside, pictures embedded."""
+    """The page with its style inside and its pictures embedded. files: pictures by their path in the text."""
     body = markdown.markdown(text, extensions=["tables", "fenced_code", "sane_lists"], output_format="html")
     body = re.sub(r'src="([^"]+)"', lambda match: f'src="{_embed(match[1], files)}"', body)
     for mark, name in (("✓", "right"), ("✗", "wrong")):

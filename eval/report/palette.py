@@ -1,16 +1,18 @@
-"""How the sources look in figures: colours, markers and the parts that rows stand in."""
+"""Colours, markers and panels of the figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.report.tables import REFERENCES, Row
+from eval.report.results import REFERENCE_KINDS
+from eval.report.tables import Row
 
-# Okabe and Ito, told apart with any colour vision (https://jfly.uni-koeln.de/color/); brown for their yellow, which is
+# Okabe and Ito, distinct with any colour vision (https://jfly.uni-koeln.de/color/); brown for their yellow, which is
 # too light for white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+REFERENCE_MARKERS = {"zero_shot": "o", "individual": "|", "multi_task": "D"}
 INK = "#24292f"
 GREY = "#6e7781"
 
@@ -25,29 +27,31 @@ class Style:
 
 
 def assign_styles(rows: Sequence[Row]) -> list[Style]:
-    """One look a label: references grey and black, from the second of a kind on coloured; others take colours and
-    markers in turn. Where strengths were chosen, marks of merged models at their default are hollow."""
+    """A style for each row, the same for rows with one label.
+
+    References are grey and black, from the second of a kind on coloured; others take colours and markers in turn.
+    Where strengths were chosen, marks of merged models at their default strength are hollow.
+    """
     labels: dict[str, list[str]] = {}
     for row in rows:
-        alike = labels.setdefault(row.kind if row.kind in REFERENCES else "merged", [])
-        alike += [row.label] if row.label not in alike else []
-    chosen = any(row.chosen for row in rows)
-    looks = []
+        of_kind = labels.setdefault(row.kind if row.kind in REFERENCE_KINDS else "merged", [])
+        of_kind += [row.label] if row.label not in of_kind else []
+    any_chosen = any(row.chosen for row in rows)
+    styles = []
     for row in rows:
-        if row.kind in REFERENCES:
+        if row.kind in REFERENCE_KINDS:
             turn, hollow = labels[row.kind].index(row.label), row.kind == "zero_shot"
-            marker = {"zero_shot": "o", "individual": "|", "multi_task": "D"}[row.kind]
             colour = COLOURS[(turn - 1) % len(COLOURS)] if turn else GREY if hollow else INK
-            looks.append(Style(colour, marker, filled=not hollow and not turn))
+            styles.append(Style(colour, REFERENCE_MARKERS[row.kind], filled=not hollow and not turn))
         else:
             turn = labels["merged"].index(row.label)
             marker = MARKERS[(turn // len(COLOURS) + turn) % len(MARKERS)]
-            looks.append(Style(COLOURS[turn % len(COLOURS)], marker, filled=row.chosen or not chosen))
-    return looks
+            styles.append(Style(COLOURS[turn % len(COLOURS)], marker, filled=row.chosen or not any_chosen))
+    return styles
 
 
 def list_panels(rows: Sequence[Row]) -> list[tuple[str, list[int]]]:
-    """The parts of a figure, as heading and indices of rows: one for each way the experts were trained."""
+    """The panels of a figure, as heading and indices of rows: one for each way the experts were trained."""
     facets = list(dict.fromkeys(row.facet for row in rows if row.facet))
     if len(facets) < 2:
         return [("", list(range(len(rows))))]

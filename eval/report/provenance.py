@@ -1,25 +1,24 @@
-"""How the numbers of a report were made: seeds, questions, intervals, regime, command."""
+"""The section on how the numbers were made: seeds, questions, intervals, rank, command."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.report.counts_and_parts import list_scores
 from eval.report.estimates import Estimates
 from eval.report.formats import escape_markdown
-from eval.report.notes import PROTOCOL_MEANINGS, list_metrics
-from eval.report.results import Context, Regime, ResultGroup, list_seeds
+from eval.report.notes import PROTOCOL_MEANINGS
+from eval.report.results import Context, Regime, ResultGroup, list_metrics, list_scores, list_seeds
 from eval.report.tables import list_averages
 from eval.settings import Task
 from eval.statistics import FEWEST_SEEDS, LEVEL
 
 
-def format_provenance_section(rows: Sequence[ResultGroup], context: Context, estimates: Estimates) -> str:
-    """The section."""
-    counts = {task.title: _n_questions(rows, task) for task in context.tasks}
+def format_provenance_section(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> str:
+    """The section as Markdown."""
+    counts = {task.title: _count_questions(groups, task) for task in context.tasks}
     questions = ", ".join(f"{escape_markdown(title)} {count}" for title, count in counts.items())
-    state = {True: " (with uncommitted changes)", False: "", None: ""}[context.dirty]
-    trained = ", ".join(map(str, list_seeds(rows)))
+    state = " (with uncommitted changes)" if context.dirty else ""
+    trained = ", ".join(map(str, list_seeds(groups)))
     seeds = [f"{key} {value}" for key, value in sorted(context.seeds.items())]
     seeds += [f"experts {trained}"] if trained and "experts" not in context.seeds else []
     lines = [
@@ -27,19 +26,19 @@ def format_provenance_section(rows: Sequence[ResultGroup], context: Context, est
         f"- Protocol `{context.protocol}`: {PROTOCOL_MEANINGS[context.protocol]}.",
         f"- Commit `{context.commit or 'unknown'}`{state}.",
         "- Seeds: " + ("; ".join(seeds) or "none") + ".",
-        *([_tell_regime(context.regime)] if context.regime else []),
+        *([_describe_rank(context.regime)] if context.regime else []),
         f"- Questions: {questions}.",
         f"- Intervals: {LEVEL:.0f} % percentile bootstrap over questions within tasks, {context.bootstrap.draws} "
         f"draws, seed {context.bootstrap.seed}; differences are paired."
-        f"{_tell_sums(rows, context)}{_tell_seed_intervals(rows)}",
-        *_tell_resolution(rows, context, estimates),
-        f"- Metrics: {', '.join(_name_metrics(rows, task) for task in context.tasks)}.",
+        f"{_describe_resampling(groups, context)}{_describe_seed_intervals(groups)}",
+        *_describe_resolution(groups, context, estimates),
+        f"- Metrics: {', '.join(_name_metrics(groups, task) for task in context.tasks)}.",
         *(f"- {note}" for note in context.notes),
     ]
     return "## How this was made\n\n" + "\n".join(lines) + f"\n\nTo make it again:\n\n```bash\n{context.command}\n```\n"
 
 
-def _tell_regime(regime: Regime) -> str:
+def _describe_rank(regime: Regime) -> str:
     spanned = regime.experts * regime.rank
     return (
         f"- Low rank: {regime.experts} experts of rank {regime.rank} span at most {spanned} of {regime.width} "
@@ -47,23 +46,24 @@ def _tell_regime(regime: Regime) -> str:
     )
 
 
-def _name_metrics(rows: Sequence[ResultGroup], task: Task) -> str:
-    named = " and ".join(f"`{metric}`" for metric in list_metrics(rows, task)) or "none"
-    return f"{escape_markdown(task.title)} {named}"
+def _name_metrics(groups: Sequence[ResultGroup], task: Task) -> str:
+    metrics = " and ".join(f"`{metric}`" for metric in list_metrics(groups, task)) or "none"
+    return f"{escape_markdown(task.title)} {metrics}"
 
 
-def _tell_sums(rows: Sequence[ResultGroup], context: Context) -> str:
+def _describe_resampling(groups: Sequence[ResultGroup], context: Context) -> str:
     """What is drawn and summed where that is not questions and their values."""
-    by_task = {task.title: [score for row in rows for score in list_scores(row, task)] for task in context.tasks}
+    by_task = {task.title: [score for group in groups for score in list_scores(group, task)] for task in context.tasks}
     clustered = [title for title, scores in by_task.items() if any(score.clusters for score in scores)]
     summed = [title for title, scores in by_task.items() if any(score.statistics for score in scores)]
-    told = [f"Questions on one picture are drawn together ({', '.join(clustered)})."] if clustered else []
-    told += [f"Scores that are no mean of values follow from resampled sums ({', '.join(summed)})."] if summed else []
-    return "".join(f" {escape_markdown(sentence)}" for sentence in told)
+    sentences = [f"Questions on one picture are drawn together ({', '.join(clustered)})."] if clustered else []
+    if summed:
+        sentences.append(f"Scores that are no mean of values follow from resampled sums ({', '.join(summed)}).")
+    return "".join(f" {escape_markdown(sentence)}" for sentence in sentences)
 
 
-def _tell_seed_intervals(rows: Sequence[ResultGroup]) -> str:
-    if len(list_seeds(rows)) < 2:
+def _describe_seed_intervals(groups: Sequence[ResultGroup]) -> str:
+    if len(list_seeds(groups)) < 2:
         return ""
     return (
         " Over questions, what each scored on average over the seeds is resampled; over seeds, the interval is "
@@ -71,18 +71,19 @@ def _tell_seed_intervals(rows: Sequence[ResultGroup]) -> str:
     )
 
 
-def _tell_resolution(rows: Sequence[ResultGroup], context: Context, estimates: Estimates) -> list[str]:
-    """Half the width of the seen average's interval, over the rows that have one."""
-    column = next((column for column in list_averages(context) if column.key == "seen_avg"), None)
+def _describe_resolution(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> list[str]:
+    """Half the width of the seen average's interval, over the sources that have one."""
+    column = next((column for column in list_averages(context) if column.average_over == "seen"), None)
     if column is None:
         return []
-    found = [estimates.interval(row.key, column.tasks) for row in rows if estimates.has(row.key, column.tasks)]
-    halves = sorted((one.high - one.low) / 2 for one in found)
+    titles = [group.title for group in groups if estimates.has(group.title, column.tasks)]
+    means = [estimates.interval(title, column.tasks) for title in titles]
+    halves = sorted((mean.high - mean.low) / 2 for mean in means)
     if not halves:
         return []
     width = " to ".join(dict.fromkeys(f"{half:.2f}" for half in (halves[0], halves[-1])))
     return [f"- Resolution: the half-width of the {LEVEL:.0f} % interval of the seen average is {width} points."]
 
 
-def _n_questions(rows: Sequence[ResultGroup], task: Task) -> int:
-    return max((p.scores[task.name].n_expected for r in rows for p in r.points if task.name in p.scores), default=0)
+def _count_questions(groups: Sequence[ResultGroup], task: Task) -> int:
+    return max((score.n_expected for group in groups for score in list_scores(group, task)), default=0)

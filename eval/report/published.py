@@ -1,4 +1,4 @@
-"""The paper's own values as a table, apart from what is measured here."""
+"""The paper's own values as tables, apart from what is measured here."""
 
 from __future__ import annotations
 
@@ -8,66 +8,76 @@ from typing import Any
 
 import yaml
 
-from eval.report.results import Context, ResultGroup
-from eval.report.tables import REFERENCES, Cell, Column, Row, Table, list_columns
+from eval.report.results import REFERENCE_KINDS, ROBUSTMERGE, Context, ResultGroup
+from eval.report.tables import Cell, Column, Row, Table, list_columns
 from robustmerge.stage.settings import UserError
+
+METHOD_TITLES = {
+    "dare": "DARE",
+    "ties": "TIES",
+    "pcb": "PCB",
+    "robustmerge": "RobustMerge",
+    "zero_shot": "Zero-shot",
+    "multi_task": "Multi-task",
+}
 
 
 def read_published(path: Path) -> dict[str, Any]:
-    """The file of published values. Raises UserError if it is not one."""
+    """The paper's table 2, and the paper's `url`. Raises UserError if the file is not one of published values."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return {**found["table_2_mm_mergebench"], "url": found["paper"]["url"]}
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return {**values["table_2_mm_mergebench"], "url": values["paper"]["url"]}
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a file of published values: {error!r}") from error
 
 
-def published_table(rows: Sequence[ResultGroup], context: Context) -> Table:
+def published_table(groups: Sequence[ResultGroup], context: Context) -> Table:
     """The paper's table 2 for the tasks of this report, and a row for each method of ours that it lacks.
 
     Averages are the printed ones; they are shown only if the report has all the tasks that they are over.
     """
     published = read_published(context.published)
     columns = list_columns(context)
-    titles = {_published_name(row): row.first.title for row in rows if row.kind != "adapter"}
-    filled = []
-    for name in sorted(dict.fromkeys([*REFERENCES, *published["rows"], *titles]), key="robustmerge".__eq__):
-        values = _published_values(published, name)
-        cells = tuple(_published_cell(values, column, published) for column in columns)
-        filled.append(Row(titles.get(name, _titled(name)), _published_kind(name), cells))
+    titles = {group.first.method or group.kind: group.first.title for group in groups if group.kind != "adapter"}
+    rows = []
+    for name in sorted(dict.fromkeys([*REFERENCE_KINDS, *published["rows"], *titles]), key=ROBUSTMERGE.__eq__):
+        values = _list_values(published, name)
+        title = titles.get(name) or METHOD_TITLES.get(name, name.replace("_", " ").title())
+        rows.append(Row(title, _find_kind(name), tuple(_make_cell(values, column, published) for column in columns)))
     title = "Published values (table 2 of the paper; LLaVA-1.5-7B, its own data), in %: not measured here"
-    return Table("published", title, columns, tuple(filled))
+    return Table("published", title, columns, tuple(rows))
 
 
-def _published_name(row: ResultGroup) -> str:
-    return row.first.name if row.kind == "merged" else row.kind
+def _find_kind(name: str) -> str:
+    return "published_reference" if name in REFERENCE_KINDS else "published"
 
 
-def _published_kind(name: str) -> str:
-    return "published_reference" if name in REFERENCES else "published"
-
-
-def _titled(name: str) -> str:
-    known = {
-        "dare": "DARE",
-        "ties": "TIES",
-        "pcb": "PCB",
-        "zero_shot": "Zero-shot",
-        "multi_task": "Multi-task",
-    }
-    return known.get(name, "RobustMerge" if name == "robustmerge" else name.replace("_", " ").title())
-
-
-def _published_values(published: Mapping[str, Any], name: str) -> dict[str, float]:
-    """By task name; the averages as `seen_avg` and `unseen_avg`."""
+def _list_values(published: Mapping[str, Any], name: str) -> dict[str, float]:
+    """A row by task name; the averages as `seen_avg` and `unseen_avg`."""
     row = published["rows"].get(name, {})
     values = {key: row[key] for key in ("seen_avg", "unseen_avg") if key in row}
-    for group in ("seen", "unseen"):
-        values.update(zip(published[group], row.get(group, ()), strict=False))
+    for split in ("seen", "unseen"):
+        values.update(zip(published[split], row.get(split, ()), strict=False))
     return values
 
 
-def _published_cell(values: Mapping[str, float], column: Column, published: Mapping[str, Any]) -> Cell:
-    whole = set(published[column.key.removesuffix("_avg")]) == set(column.tasks) if column.is_average else True
-    value = values.get(column.key) if whole else None
+def _make_cell(values: Mapping[str, float], column: Column, published: Mapping[str, Any]) -> Cell:
+    if column.is_average and set(published[column.average_over]) != set(column.tasks):
+        return Cell()
+    value = values.get(column.key)
     return Cell() if value is None else Cell(f"{value:.2f}", value)
+
+
+def published_general_table(path: Path, titles: Mapping[str, str]) -> Table:
+    """The paper's table 3. titles: of the rows, by name. Raises UserError if the file has no such table."""
+    try:
+        table = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["table_3_general_benchmarks"]
+        benchmarks = [str(name) for name in table["columns"]]
+        rows = {str(name): [float(value) for value in values] for name, values in table["rows"].items()}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has no table 3 of published values: {error!r}") from error
+    columns = tuple(Column(name, f"{name} (published)", (name,)) for name in benchmarks)
+    cells = {name: tuple(Cell(f"{value:.1f}", value) for value in values) for name, values in rows.items()}
+    title = "Published values (table 3 of the paper; LLaVA-1.5-7B), in %, MME in points: not measured here"
+    filled = tuple(Row(titles.get(name, name), _find_kind(name), cells[name]) for name in rows)
+    return Table("general_published", title, columns, filled, bars=False)

@@ -1,4 +1,4 @@
-"""What a report is made of: the scores of every source, and how they came about."""
+"""What a report is made of: the scores of every source, grouped over training seeds, and the facts of the run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
 
-# The order of the rows; a method that the paper does not have stands before RobustMerge, in the order given.
-KINDS = ("zero_shot", "individual", "multi_task", "merged", "adapter")
+REFERENCE_KINDS = ("zero_shot", "individual", "multi_task")
+SOURCE_KINDS = (*REFERENCE_KINDS, "merged", "adapter")  # in the order of the rows
 PAPER_METHODS = ("task_arithmetic", "dare", "ties", "pcb")
+ROBUSTMERGE = "robustmerge"
 PUBLISHED = REPOSITORY / "results" / "paper.yaml"
 CHOSEN = "chosen"
-VARIANTS = {"": "default strength", CHOSEN: "strength chosen on val"}  # as headings of blocks
-# Settings of training whose values have a word; the rows and the figures are grouped by them.
+VARIANT_TITLES = {"": "default strength", CHOSEN: "strength chosen on val"}  # in the headings of blocks
+# Settings of training whose values have a title; the rows and the figures are divided by them.
 FACETS = {"peft.shared_a_init": {"true": "shared A", "false": "independent A"}}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for one method.
+    """The strength that was chosen for one method.
 
     factor: of the update, relative to the default's; strength: the setting that gives it (in factor space the default
     times the square root of the factor). at_end: the factor is the grid's smallest or largest, so that a better one may
@@ -43,14 +44,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class SourceResult:
-    """One source and its scores.
+    """The scores of one source, trained with one seed.
 
-    source: zero_shot | individual | multi_task | merged/<method> | the folder of any adapter. kind: one of KINDS.
-    title: as tables print it. scores, predictions: by task; predictions are the files that example answers are taken
-    from. also: by task, the scores under the other protocol where there are any. address: the short address of what was
-    evaluated. overrides: what differs from the method's own file and between the points of a sweep, without the seed.
-    settings, paper: what the method ran with and its URL, for the legend. seed: of training; None where nothing was
-    trained. variant, choice: of a strength chosen on `val`.
+    source: zero_shot | individual | multi_task | merged/<method> | the folder of any adapter. kind: one of
+    SOURCE_KINDS. title: as tables print it. method: of a merged model. scores, predictions: by task; predictions are
+    the files that example answers are taken from. other_scores: by task, under the other protocol where there are any.
+    address: the short address of what was evaluated. overrides: what differs from the method's own file and between
+    the points of a sweep, without the seed. settings, paper: what the method ran with and its URL, for the legend.
+    seed: of training; None where nothing was trained. variant: CHOSEN for a strength chosen on `val`, else "";
+    choice: how it was chosen.
     """
 
     source: str
@@ -63,54 +65,54 @@ class SourceResult:
     settings: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
     seed: int | None = None
+    method: str = ""
     variant: str = ""
     choice: Choice | None = None
-    also: Mapping[str, Score] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The method of a merged model."""
-        return self.source.partition("/")[2] or self.source
+    other_scores: Mapping[str, Score] = field(default_factory=dict)
 
     @property
     def facet(self) -> str:
         """`shared A` and the like; "" where no such setting is swept."""
-        words = [FACETS[key].get(str(self.overrides[key]).lower(), "") for key in FACETS if key in self.overrides]
-        return ", ".join(word for word in words if word)
+        titles = [FACETS[key].get(str(self.overrides[key]).lower(), "") for key in FACETS if key in self.overrides]
+        return ", ".join(title for title in titles if title)
 
 
 @dataclass(frozen=True)
 class ResultGroup:
-    """A row of the tables: results that differ in nothing but the seed of training.
+    """Results that differ in nothing but the seed of training: a row of every table.
 
-    key: unique; title: as tables print it; label: without what the block says. block: heading of the rows that are
-    compared with each other, "" where there is one block only. points: in the order of their seeds.
+    title: as tables print it, unique; label: without what the block says. results: in the order of their seeds.
+    block: heading of the groups that are compared with each other, "" where there is one block only.
     """
 
-    key: str
     title: str
     label: str
-    points: tuple[SourceResult, ...]
+    results: tuple[SourceResult, ...]
     block: str = ""
 
     @property
     def first(self) -> SourceResult:
-        return self.points[0]
+        return self.results[0]
 
     @property
     def kind(self) -> str:
         return self.first.kind
 
     @property
+    def short_title(self) -> str:
+        """The title under the heading of its block."""
+        return self.label if self.block else self.title
+
+    @property
     def tasks(self) -> frozenset[str]:
-        """Those that every seed has a score for, with a value."""
-        had = ({task for task, score in point.scores.items() if score.value is not None} for point in self.points)
-        return frozenset.intersection(*map(frozenset, had))
+        """Tasks for which every seed has a score with a value."""
+        scored = ({task for task, score in one.scores.items() if score.value is not None} for one in self.results)
+        return frozenset.intersection(*map(frozenset, scored))
 
 
 @dataclass(frozen=True)
 class Regime:
-    """experts of rank `rank` in a base whose language model is `width` wide."""
+    """How low the rank is: experts of rank `rank` in a base whose language model is `width` wide."""
 
     experts: int
     rank: int
@@ -119,13 +121,13 @@ class Regime:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything else that a report states.
+    """Everything that a report states beside the results.
 
     tasks: in the order of the columns; seen ones are put first. questions: the question file of each task.
     seeds: by what they seed. command: makes this report again. published: the file of the paper's values.
     notes: more sentences for the section on how the numbers were made. base: the record of the base that was trained
     here (`probe`, `heads`, `skills`: accuracies 0..1 by name; `parameters`), None for another's.
-    general: what lmms-eval estimates. protocol: of the scores.
+    general: what lmms-eval measured. protocol: of the scores.
     """
 
     name: str
@@ -154,93 +156,126 @@ class Context:
     def unseen(self) -> tuple[Task, ...]:
         return tuple(task for task in self.tasks if not task.seen)
 
+    def question_files(self) -> list[tuple[Task, Path]]:
+        """The question files that exist, with their tasks."""
+        paths = [(task, Path(self.questions[task.name])) for task in self.tasks if task.name in self.questions]
+        return [(task, path) for task, path in paths if path.exists()]
 
-def list_seeds(rows: Sequence[ResultGroup]) -> list[int]:
-    """Every seed of training that some row has."""
-    return sorted({point.seed for row in rows for point in row.points if point.seed is not None})
+
+def list_seeds(groups: Sequence[ResultGroup]) -> list[int]:
+    """Every seed of training that some result has."""
+    return sorted({result.seed for group in groups for result in group.results if result.seed is not None})
+
+
+def list_scores(group: ResultGroup, task: Task) -> list[Score]:
+    """The scores of a task, of every seed that has one."""
+    return [result.scores[task.name] for result in group.results if task.name in result.scores]
+
+
+def list_metrics(groups: Sequence[ResultGroup], task: Task) -> list[str]:
+    """The names of the metrics that a task was scored with."""
+    return list(dict.fromkeys(score.metric for group in groups for score in list_scores(group, task)))
+
+
+def list_blocks(groups: Sequence[ResultGroup]) -> dict[str, list[ResultGroup]]:
+    """The merged models that are compared with each other, by the heading of their block."""
+    blocks: dict[str, list[ResultGroup]] = {}
+    for group in groups:
+        if group.kind == "merged":
+            blocks.setdefault(group.block, []).append(group)
+    return blocks
+
+
+def lower_first(heading: str) -> str:
+    """The heading of a block as it stands within a sentence."""
+    return heading[:1].lower() + heading[1:]
 
 
 def group_results(results: Sequence[SourceResult]) -> list[ResultGroup]:
-    """The rows of the tables in their order: seeds joined, points of a sweep labelled, keys unique.
+    """The rows of the tables in their order: seeds joined, points of a sweep labelled, titles unique.
 
     The order is zero-shot, individual, multi-task, then the merged models block by block (how the experts were
-    trained, then default and chosen strength), in each the methods as in the paper, RobustMerge last.
+    trained, then default and chosen strength), in each the methods as in the paper, then others, RobustMerge last.
     Raises UserError for an unknown kind.
     """
     for result in results:
-        if result.kind not in KINDS:
-            raise UserError(f"unknown kind '{result.kind}' of {result.source}; choose one of {', '.join(KINDS)}")
-    groups = _join_seeds(results)
+        if result.kind not in SOURCE_KINDS:
+            choices = ", ".join(SOURCE_KINDS)
+            raise UserError(f"unknown kind '{result.kind}' of {result.source}; choose one of {choices}")
+    joined = _join_seeds(results)
     facets = list(dict.fromkeys(result.facet for result in results))
-    groups.sort(key=lambda group: _rank(group[0], facets))  # a stable sort: the points of a sweep keep their order
-    return _make_blocks([_label(group, groups) for group in groups])
+    joined.sort(key=lambda seeds: _rank(seeds[0], facets))  # a stable sort: the points of a sweep keep their order
+    return _name_blocks([_label(seeds, joined) for seeds in joined])
 
 
-def _rank(point: SourceResult, facets: Sequence[str]) -> tuple[int, ...]:
-    known = point.name in PAPER_METHODS
-    method = PAPER_METHODS.index(point.name) if known else len(PAPER_METHODS) + point.name.startswith("robustmerge")
-    return KINDS.index(point.kind), facets.index(point.facet), list(VARIANTS).index(point.variant), method
+def _rank(result: SourceResult, facets: Sequence[str]) -> tuple[int, ...]:
+    if result.method in PAPER_METHODS:
+        place = PAPER_METHODS.index(result.method)
+    else:  # robustmerge_eq5 is a RobustMerge, too
+        place = len(PAPER_METHODS) + result.method.startswith(ROBUSTMERGE)
+    variant = list(VARIANT_TITLES).index(result.variant)
+    return SOURCE_KINDS.index(result.kind), facets.index(result.facet), variant, place
 
 
 def _join_seeds(results: Sequence[SourceResult]) -> list[list[SourceResult]]:
-    """Results that differ in the seed only, together; those that differ in nothing that is known stay apart."""
-    groups: dict[str, list[SourceResult]] = {}
-    for result in results:
-        same = (result.kind, result.source, result.variant, sorted((k, _show(v)) for k, v in result.overrides.items()))
-        groups.setdefault(repr(same), []).append(result)
+    """Put results together that differ in the seed only; results with one and the same seed stay apart."""
+    alike: dict[str, list[SourceResult]] = {}
+    for one in results:
+        overrides = sorted((key, _format_value(value)) for key, value in one.overrides.items())
+        alike.setdefault(repr((one.kind, one.source, one.variant, overrides)), []).append(one)
     joined: list[list[SourceResult]] = []
-    for group in groups.values():
-        seeds = [result.seed for result in group]
-        whole = None not in seeds and len(set(seeds)) == len(seeds)
-        joined += [sorted(group, key=lambda result: result.seed or 0)] if whole else [[result] for result in group]
+    for members in alike.values():
+        seeds = [one.seed for one in members]
+        are_distinct = None not in seeds and len(set(seeds)) == len(seeds)
+        joined += [sorted(members, key=lambda one: one.seed or 0)] if are_distinct else [[one] for one in members]
     return joined
 
 
-def _label(group: Sequence[SourceResult], groups: Sequence[Sequence[SourceResult]]) -> ResultGroup:
+def _label(results: Sequence[SourceResult], joined: Sequence[Sequence[SourceResult]]) -> ResultGroup:
     """Write what differs behind titles that several sources share, and how many seeds there are if some lack."""
-    point = group[0]
-    alike = [other[0] for other in groups if _is_alike(other[0], point)]
-    own = _describe(point, alike)
-    described = ", ".join(word for word in (point.facet, own) if word)
-    title = point.title + (", strength chosen" if point.variant == CHOSEN else "")
-    title += f" ({described})" if described else ""
-    label = f"{point.title} ({own})" if own else point.title
-    seeds = {other.seed for each in groups for other in each if other.seed is not None}
-    if point.seed is not None and len(group) < len(seeds):
-        lacking = f" [{len(group)} of {len(seeds)} seeds]"
+    first = results[0]
+    alike = [seeds[0] for seeds in joined if _is_alike(seeds[0], first)]
+    overrides = _describe_overrides(first, alike)
+    details = ", ".join(words for words in (first.facet, overrides) if words)
+    title = first.title + (", strength chosen" if first.variant == CHOSEN else "")
+    title += f" ({details})" if details else ""
+    label = f"{first.title} ({overrides})" if overrides else first.title
+    every_seed = {one.seed for seeds in joined for one in seeds if one.seed is not None}
+    if first.seed is not None and len(results) < len(every_seed):
+        lacking = f" [{len(results)} of {len(every_seed)} seeds]"
         title, label = title + lacking, label + lacking
-    count = Counter((_describe(o, alike), o.facet) for o in alike)[own, point.facet]
-    if count > 1:  # nothing that is known tells them apart
-        title, label = f"{title} [{point.address}]", f"{label} [{point.address}]"
-    return ResultGroup(title, title, label, tuple(group))
+    count = Counter((_describe_overrides(one, alike), one.facet) for one in alike)[overrides, first.facet]
+    if count > 1:  # only the address distinguishes them
+        title, label = f"{title} [{first.address}]", f"{label} [{first.address}]"
+    return ResultGroup(title, label, tuple(results))
 
 
 def _is_alike(one: SourceResult, other: SourceResult) -> bool:
     return (one.kind, one.source, one.variant) == (other.kind, other.source, other.variant)
 
 
-def _describe(result: SourceResult, alike: Sequence[SourceResult]) -> str:
-    """One point: all its overrides. Several: the keys in which they differ. Those with a word are told apart."""
+def _describe_overrides(result: SourceResult, alike: Sequence[SourceResult]) -> str:
+    """Of a single result all its overrides; of several the keys in which they differ. Facets are left out."""
     keys = sorted({key for other in alike for key in other.overrides if key not in FACETS})
-    if len({_show(other.overrides) for other in alike}) > 1:
+    if len({_format_value(other.overrides) for other in alike}) > 1:
         keys = [key for key in keys if len({str(other.overrides.get(key, "default")) for other in alike}) > 1]
-    return ", ".join(f"{key}={_show(result.overrides.get(key, 'default'))}" for key in keys)
+    return ", ".join(f"{key}={_format_value(result.overrides.get(key, 'default'))}" for key in keys)
 
 
-def _show(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _make_blocks(rows: Sequence[ResultGroup]) -> list[ResultGroup]:
-    """Name the blocks, where the merged models have more than one."""
-    merged = [row.first for row in rows if row.kind == "merged"]
-    variants, facets = ({getattr(point, key) for point in merged} for key in ("variant", "facet"))
+def _name_blocks(groups: Sequence[ResultGroup]) -> list[ResultGroup]:
+    """Give the merged models the heading of their block, where there is more than one block."""
+    merged = [group.first for group in groups if group.kind == "merged"]
+    variants, facets = {result.variant for result in merged}, {result.facet for result in merged}
     if len(variants) < 2 and len(facets) < 2:
-        return list(rows)
-    made = []
-    for row in rows:
-        words = [row.first.facet] if row.first.facet else []
-        words += [VARIANTS[row.first.variant]] if len(variants) > 1 else []
-        block = ", ".join(words) if row.kind == "merged" else ""
-        made.append(dataclasses.replace(row, block=block[:1].upper() + block[1:]))
-    return made
+        return list(groups)
+    named = []
+    for group in groups:
+        words = [group.first.facet] if group.first.facet else []
+        words += [VARIANT_TITLES[group.first.variant]] if len(variants) > 1 else []
+        block = ", ".join(words) if group.kind == "merged" else ""
+        named.append(dataclasses.replace(group, block=block[:1].upper() + block[1:]))
+    return named

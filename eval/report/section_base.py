@@ -1,4 +1,4 @@
-"""What the base can do before any expert is trained: a failure of a task is then known to be none of sight."""
+"""The section on what the base can do before any expert is trained: whether a low score is a failure of sight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARK = "▼"
 
 
 def format_base_section(context: Context) -> str:
-    """The section, or "" for a base that was not trained here."""
+    """The section as Markdown; "" for a base that was not trained here."""
     base = context.base or {}
     probe, heads, skills = (base.get(key) or {} for key in ("probe", "heads", "skills"))
     if not (probe or heads or skills):
@@ -25,31 +25,32 @@ def format_base_section(context: Context) -> str:
         "likely its convention than its pictures.\n"
     ]
     if probe or heads:
-        parts.append(_tell_sight(probe, heads))
+        parts.append(_format_sight(probe, heads))
     if skills:
-        parts.append(_tell_skills(skills))
+        parts.append(_format_skills(skills))
     return "\n".join(parts)
 
 
-def _tell_sight(probe: Mapping[str, float], heads: Mapping[str, float]) -> str:
-    """The probe if there is one; the heads that the tower was trained with stand beside it."""
-    judged = probe or heads
+def _format_sight(probe: Mapping[str, float], heads: Mapping[str, float]) -> str:
+    """A verdict by the probe, or without one by the heads that the vision tower was trained with; a table of both."""
+    accuracies = probe or heads
     what = "a linear probe on the frozen features" if probe else "the heads that the vision tower was trained with"
-    below = [name for name, value in judged.items() if value < SEES]
+    below = [name for name, value in accuracies.items() if value < SEES]
     names = list(dict.fromkeys([*probe, *heads]))
-    titled = (("Linear probe", probe), ("Training heads", heads))
-    lines = [(title, [_percent(values.get(name), SEES) for name in names]) for title, values in titled if values]
-    head = f"**It sees** {len(judged) - len(below)} of {len(judged)} concepts at {100 * SEES:.0f} % or more, by {what}"
-    return f"{head}{_name_below(below, judged)}.\n\n{_across('Accuracy, %', names, lines)}"
+    by_title = (("Linear probe", probe), ("Training heads", heads))
+    lines = [(title, [_percent(values.get(name), SEES) for name in names]) for title, values in by_title if values]
+    count = f"{len(accuracies) - len(below)} of {len(accuracies)}"
+    head = f"**It sees** {count} concepts at {100 * SEES:.0f} % or more, by {what}"
+    return f"{head}{_name_below(below, accuracies)}.\n\n{_split_table('Accuracy, %', names, lines)}"
 
 
-def _tell_skills(skills: Mapping[str, float]) -> str:
+def _format_skills(skills: Mapping[str, float]) -> str:
     each = {name: value for name, value in skills.items() if name != "all"}
     below = [name for name, value in each.items() if value < OBEYS]
     names = list(skills)
     lines = [("Right answers", [_percent(skills[name], OBEYS) for name in names])]
     head = f"**It obeys** in {len(each) - len(below)} of {len(each)} skills at {100 * OBEYS:.0f} % or more"
-    return f"{head}{_name_below(below, each)}.\n\n{_across('Accuracy, %', names, lines)}"
+    return f"{head}{_name_below(below, each)}.\n\n{_split_table('Accuracy, %', names, lines)}"
 
 
 def _name_below(below: Sequence[str], values: Mapping[str, float]) -> str:
@@ -59,19 +60,19 @@ def _name_below(below: Sequence[str], values: Mapping[str, float]) -> str:
     return f" ({MARK} below: " + ", ".join(f"{escape_markdown(n)} {100 * values[n]:.1f}" for n in worst) + ")"
 
 
-def _percent(value: float | None, line: float) -> str:
+def _percent(value: float | None, threshold: float) -> str:
     if value is None:
         return MISSING
-    return f"**{100 * value:.1f}** {MARK}" if value < line else f"{100 * value:.1f}"
+    return f"**{100 * value:.1f}** {MARK}" if value < threshold else f"{100 * value:.1f}"
 
 
-def _across(head: str, names: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]], width: int = 10) -> str:
+def _split_table(head: str, names: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]], width: int = 10) -> str:
     """Tables of at most `width` columns, so that none is wider than the page."""
     tables = []
     count = -(-len(names) // width)
-    each = -(-len(names) // count)
-    for start in range(0, len(names), each):
-        part = slice(start, start + each)
+    columns = -(-len(names) // count)
+    for start in range(0, len(names), columns):
+        part = slice(start, start + columns)
         tables.append(
             "\n".join(
                 [

@@ -1,4 +1,4 @@
-"""The methods of a report in words: settings, papers, how each strength was chosen, what was evaluated."""
+"""The section on the methods: settings, papers, how each strength was chosen, what was evaluated."""
 
 from __future__ import annotations
 
@@ -8,59 +8,62 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.report.formats import escape_markdown
-from eval.report.results import VARIANTS, Choice, ResultGroup
+from eval.report.results import CHOSEN, VARIANT_TITLES, Choice, ResultGroup
 from eval.report.tables import MISSING
 
 INLINE_ADDRESSES = 1  # of a method; more are listed at the end of the section
 
 
-def format_methods_section(rows: Sequence[ResultGroup]) -> str:
-    """The section, or "" without merged models."""
-    merged = [row for row in rows if row.kind == "merged"]
+def format_methods_section(groups: Sequence[ResultGroup]) -> str:
+    """The section as Markdown; "" without merged models."""
+    merged = [group for group in groups if group.kind == "merged"]
     if not merged:
         return ""
-    configured = [row for row in merged if row.first.choice is None] or merged
-    lines = list(dict.fromkeys(_tell(row) for row in configured))
-    several = any(len(row.points) > INLINE_ADDRESSES or row.block for row in merged)
-    parts = ["## Methods\n", "\n".join([*lines, ""]), _tell_choices(merged), _addresses(rows) if several else ""]
+    configured = [group for group in merged if group.first.choice is None] or merged
+    lines = list(dict.fromkeys(_format_method(group) for group in configured))
+    several = any(len(group.results) > INLINE_ADDRESSES or group.block for group in merged)
+    addresses = _format_addresses(groups) if several else ""
+    parts = ["## Methods\n", "\n".join([*lines, ""]), _format_choices(merged), addresses]
     return "\n".join(part for part in parts if part)
 
 
-def _tell(row: ResultGroup) -> str:
-    point = row.first
-    paper = f" [paper]({point.paper})." if point.paper else ""
-    single = len(row.points) <= INLINE_ADDRESSES and not row.block
-    address = f" Address: `{point.address}`." if point.address and single else ""
-    title = row.label if row.block else row.title
-    return f"- **{escape_markdown(title)}.**{paper} {_show_settings(point.settings)}{address}"
+def _format_method(group: ResultGroup) -> str:
+    first = group.first
+    paper = f" [paper]({first.paper})." if first.paper else ""
+    is_inline = len(group.results) <= INLINE_ADDRESSES and not group.block
+    address = f" Address: `{first.address}`." if first.address and is_inline else ""
+    return f"- **{escape_markdown(group.short_title)}.**{paper} {_format_settings(first.settings)}{address}"
 
 
-def _show_settings(settings: Mapping[str, Any]) -> str:
+def _format_settings(settings: Mapping[str, Any]) -> str:
     """`space=factors, prune.density=0.2` and so on, flat."""
-    flat = ", ".join(f"{key}={_plain(value)}" for key, value in _flatten(settings))
+    flat = ", ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in _flatten(settings)
+    )
     return f"`{flat}`." if flat else ""
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
+    flat = []
     for key, value in settings.items():
-        nested = isinstance(value, Mapping) and value
-        found += _flatten(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return found
+        is_nested = isinstance(value, Mapping) and value
+        flat += _flatten(value, f"{prefix}{key}.") if is_nested else [(f"{prefix}{key}", value)]
+    return flat
 
 
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _list_choices(group: ResultGroup) -> list[tuple[int | None, Choice]]:
+    """The strength that was chosen for each seed."""
+    return [(result.seed, result.choice) for result in group.results if result.choice is not None]
 
 
-def _tell_choices(merged: Sequence[ResultGroup]) -> str:
+def _format_choices(merged: Sequence[ResultGroup]) -> str:
     """The grid, its mean val scores and what was chosen, a row a method; and where the grid was too small."""
-    rows = [(row, [point.choice for point in row.points]) for row in merged if row.first.choice is not None]
-    if not rows:
+    chosen = [(group, choices) for group in merged if (choices := _list_choices(group))]
+    if not chosen:
         return ""
-    grid = sorted({factor for _, choices in rows for choice in choices for factor in choice.means})
+    grid = sorted({factor for _, choices in chosen for _, choice in choices for factor in choice.means})
     lines = [
-        f"### {VARIANTS['chosen'].capitalize()}\n",
+        f"### {VARIANT_TITLES[CHOSEN].capitalize()}\n",
         "Each method whose strength is free was tried at these multiples of its default update; taken is the one with "
         "the highest mean score on the `val` questions of the seen tasks, for each training seed by itself. No test "
         "question has a part in it. Shown are mean `val` scores in % (over the seeds where there are several), the "
@@ -68,16 +71,13 @@ def _tell_choices(merged: Sequence[ResultGroup]) -> str:
         "| Method | " + " | ".join(f"× {factor:g}" for factor in grid) + " | Taken: × default (strength) |",
         "| --- |" + " ---: |" * len(grid) + " --- |",
     ]
-    for row, choices in rows:
-        means = [_mean([choice.means[f] for choice in choices if f in choice.means]) for f in grid]
-        shown = [MISSING if mean is None else f"{mean:.1f}" for mean in means]
-        best = shown[means.index(max(mean for mean in means if mean is not None))]
-        cells = [f"**{text}**" if text == best and shown.count(best) == 1 else text for text in shown]
-        lines.append(f"| {escape_markdown(_short(row))} | " + " | ".join(cells) + f" | {_tell_taken(row)} |")
+    for group, choices in chosen:
+        means = _format_means([choice for _, choice in choices], grid)
+        lines.append(f"| {escape_markdown(_name(group))} | {' | '.join(means)} | {_format_taken(choices)} |")
     ends = [
-        f"{escape_markdown(_short(row))}{_of_seeds(row)}"
-        for row, choices in rows
-        if any(choice.at_end for choice in choices)
+        f"{escape_markdown(_name(group))}{seeds}"
+        for group, choices in chosen
+        if (seeds := _format_end_seeds(choices)) is not None
     ]
     if ends:
         lines.append(
@@ -87,43 +87,47 @@ def _tell_choices(merged: Sequence[ResultGroup]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _short(row: ResultGroup) -> str:
-    return f"{row.label} ({row.first.facet})" if row.first.facet else row.label
+def _format_means(choices: Sequence[Choice], grid: Sequence[float]) -> list[str]:
+    """The mean val score at each factor of the grid, the best one bold if it is the only one."""
+    tried = [[choice.means[factor] for choice in choices if factor in choice.means] for factor in grid]
+    means = [sum(scores) / len(scores) if scores else None for scores in tried]
+    texts = [MISSING if mean is None else f"{mean:.1f}" for mean in means]
+    best = texts[means.index(max(mean for mean in means if mean is not None))]
+    return [f"**{text}**" if text == best and texts.count(best) == 1 else text for text in texts]
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _name(group: ResultGroup) -> str:
+    return f"{group.label} ({group.first.facet})" if group.first.facet else group.label
 
 
-def _tell_taken(row: ResultGroup) -> str:
+def _format_taken(choices: Sequence[tuple[int | None, Choice]]) -> str:
     """`0.5 (1.41)`; of several seeds each value once, with its seeds where they differ."""
-    by_choice: dict[str, list[int | None]] = {}
-    for point in row.points:
-        by_choice.setdefault(_shown_choice(point.choice), []).append(point.seed)
-    if len(by_choice) == 1:
-        return next(iter(by_choice)) + (f", all {len(row.points)} seeds" if len(row.points) > 1 else "")
-    return "; ".join(f"{words}, seed {', '.join(map(str, seeds))}" for words, seeds in by_choice.items())
+    seeds_by_text: dict[str, list[int | None]] = {}
+    for seed, choice in choices:
+        text = f"{choice.factor:g} ({choice.strength:.3g})" + (" ⚠" if choice.at_end else "")
+        seeds_by_text.setdefault(text, []).append(seed)
+    if len(seeds_by_text) == 1:
+        return next(iter(seeds_by_text)) + (f", all {len(choices)} seeds" if len(choices) > 1 else "")
+    return "; ".join(f"{text}, seed {', '.join(map(str, seeds))}" for text, seeds in seeds_by_text.items())
 
 
-def _shown_choice(choice: Choice) -> str:
-    return f"{choice.factor:g} ({choice.strength:.3g})" + (" ⚠" if choice.at_end else "")
-
-
-def _of_seeds(row: ResultGroup) -> str:
-    """Which of several seeds chose an end of the grid."""
-    if len(row.points) < 2:
+def _format_end_seeds(choices: Sequence[tuple[int | None, Choice]]) -> str | None:
+    """Which of several seeds chose an end of the grid; "" for a single seed that did, None if none did."""
+    ends = [str(seed) for seed, choice in choices if choice.at_end]
+    if not ends:
+        return None
+    if len(choices) < 2:
         return ""
-    ends = [str(point.seed) for point in row.points if point.choice.at_end]
-    return ", every seed" if len(ends) == len(row.points) else f", seed {', '.join(ends)}"
+    return ", every seed" if len(ends) == len(choices) else f", seed {', '.join(ends)}"
 
 
-def _addresses(rows: Sequence[ResultGroup]) -> str:
-    """What was evaluated, folded away."""
-    listed = [
-        f"{row.title}{'' if point.seed is None else f', seed {point.seed}'}: {point.address}"
-        for row in rows
-        for point in row.points
-        if point.address
+def _format_addresses(groups: Sequence[ResultGroup]) -> str:
+    """The addresses of everything that was evaluated, folded away."""
+    lines = [
+        f"{group.title}{'' if result.seed is None else f', seed {result.seed}'}: {result.address}"
+        for group in groups
+        for result in group.results
+        if result.address
     ]
-    text = html.escape("\n".join(listed))
-    return f"<details><summary>What was evaluated: {len(listed)} addresses</summary><pre>{text}</pre></details>\n"
+    text = html.escape("\n".join(lines))
+    return f"<details><summary>What was evaluated: {len(lines)} addresses</summary><pre>{text}</pre></details>\n"

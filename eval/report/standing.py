@@ -1,4 +1,4 @@
-"""Which merged model is better than which: paired differences within a block, whose rows differ in the method only."""
+"""Which merged model is better: paired differences within a block, whose rows differ in the method only."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from eval.report.estimates import Estimates
-from eval.report.results import Context, ResultGroup
-from eval.report.tables import Cell, Column, Row, Table, list_averages, list_blocks, make_row, rank_merged
+from eval.report.results import ROBUSTMERGE, Context, ResultGroup, list_blocks, lower_first
+from eval.report.tables import Cell, Column, Row, Table, list_averages, make_row, rank_merged
 from eval.statistics import Difference
 
-OURS = "robustmerge"
 
-
-def difference_table(rows: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
+def difference_table(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
     """The best merged model of each average against every other one of its block; None if no block has two."""
-    blocks = list_blocks(rows)
+    blocks = list_blocks(groups)
     ranked = {
-        (block, column.key): [row.key for row in rank_merged(members, column, estimates)]
+        (block, column.key): [group.title for group in rank_merged(members, column, estimates)]
         for block, members in blocks.items()
         for column in list_averages(context)
     }
@@ -27,118 +25,126 @@ def difference_table(rows: Sequence[ResultGroup], context: Context, estimates: E
     )
     if not averages:
         return None
-    filled = [
-        make_row(row, [_against_best(row, column, ranked[block, column.key], estimates) for column in averages])
+    rows = [
+        make_row(group, [_against_best(group, column, ranked[block, column.key], estimates) for column in averages])
         for block, members in blocks.items()
-        for row in members
+        for group in members
     ]
     among = " of each average" + (" in its block" if len(blocks) > 1 else "")
-    several = any(cell.deviation is not None for row in filled for cell in row.cells)
-    what = "95 % intervals over questions and over seeds" if several else "95 % interval, two-sided p"
-    title = f"Merged models against the best one{among}: paired difference with {what}"
-    return Table("differences", title, averages, tuple(filled), bars=False)
+    title = f"Merged models against the best one{among}: paired difference with {_name_intervals(rows)}"
+    return Table("differences", title, averages, tuple(rows), bars=False)
 
 
-def _against_best(row: ResultGroup, column: Column, ranked: Sequence[str], estimates: Estimates) -> Cell:
-    if row.key not in ranked:
+def _against_best(group: ResultGroup, column: Column, ranked: Sequence[str], estimates: Estimates) -> Cell:
+    if group.title not in ranked:
         return Cell()
-    if row.key == ranked[0]:
+    if group.title == ranked[0]:
         return Cell("best")
-    return difference_cell(estimates.difference(row.key, ranked[0], column.tasks))
+    return difference_cell(estimates.difference(group.title, ranked[0], column.tasks))
 
 
-def standing_table(rows: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
+def _name_intervals(rows: Sequence[Row]) -> str:
+    has_seeds = any(cell.deviation is not None for row in rows for cell in row.cells)
+    return "95 % intervals over questions and over seeds" if has_seeds else "95 % interval, two-sided p"
+
+
+def standing_table(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
     """RobustMerge minus each other method of its block; None if no block has it beside another.
 
     Differences whose every interval leaves out zero are bold.
     """
     averages = list_averages(context)
-    filled: list[Row] = []
-    for members in list_blocks(rows).values():
-        ours = [row for row in members if row.first.name == OURS]
-        if len(ours) != 1:  # points of a sweep over RobustMerge itself: none of them is the one
-            continue
-        others = [row for row in members if row is not ours[0]]
-        filled += [make_row(row, [_minus(ours[0], row, column, estimates) for column in averages]) for row in others]
-    if not filled or all(cell.value is None for row in filled for cell in row.cells):
+    rows: list[Row] = []
+    for members in list_blocks(groups).values():
+        ours = [group for group in members if group.first.method == ROBUSTMERGE]
+        if len(ours) == 1:  # several are points of a sweep over RobustMerge itself: none of them is the one
+            others = [group for group in members if group is not ours[0]]
+            rows += [make_row(group, _list_differences(ours[0], group, averages, estimates)) for group in others]
+    if all(cell.value is None for row in rows for cell in row.cells):
         return None
-    several = any(cell.deviation is not None for row in filled for cell in row.cells)
-    what = "95 % intervals over questions and over seeds" if several else "95 % interval, two-sided p"
-    title = f"RobustMerge minus each other method: paired difference with {what}"
-    return Table("standing", title, averages, tuple(filled), head="RobustMerge minus", bars=False)
+    title = f"RobustMerge minus each other method: paired difference with {_name_intervals(rows)}"
+    return Table("standing", title, averages, tuple(rows), head="RobustMerge minus", bars=False)
 
 
-def _minus(ours: ResultGroup, other: ResultGroup, column: Column, estimates: Estimates) -> Cell:
-    if not (estimates.has(ours.key, column.tasks) and estimates.has(other.key, column.tasks)):
-        return Cell()
-    return difference_cell(estimates.difference(ours.key, other.key, column.tasks), embolden=True)
-
-
-def pairs_table(rows: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
+def pairs_table(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
     """Every merged model minus every one above it in its block; None if no block has two that can be compared.
 
     Differences whose every interval leaves out zero are bold.
     """
-    averages = list_averages(context)
-    filled = [
-        _pair(one, other, averages, estimates)
-        for members in list_blocks(rows).values()
+    averages, blocks = list_averages(context), list_blocks(groups)
+    rows = [
+        _pair_row(one, other, averages, estimates)
+        for members in blocks.values()
         for other, one in itertools.combinations(members, 2)
     ]
-    filled = [row for row in filled if any(cell.value is not None for cell in row.cells)]
-    if not filled:
+    rows = [row for row in rows if any(cell.value is not None for cell in row.cells)]
+    if not rows:
         return None
-    title = "Every pair of merged models" + (" of a block" if len(list_blocks(rows)) > 1 else "")
-    return Table("pairs", f"{title}: paired differences", averages, tuple(filled), head="Difference", bars=False)
+    title = "Every pair of merged models" + (" of a block" if len(blocks) > 1 else "")
+    return Table("pairs", f"{title}: paired differences", averages, tuple(rows), head="Difference", bars=False)
 
 
-def _pair(one: ResultGroup, other: ResultGroup, columns: Sequence[Column], estimates: Estimates) -> Row:
-    row = make_row(one, [_minus(one, other, column, estimates) for column in columns])
+def _pair_row(one: ResultGroup, other: ResultGroup, columns: Sequence[Column], estimates: Estimates) -> Row:
+    row = make_row(one, _list_differences(one, other, columns, estimates))
     return replace(row, title=f"{one.title} minus {other.title}", label=f"{one.label} minus {other.label}")
 
 
-def difference_cell(found: Difference, embolden: bool = False) -> Cell:
-    """A difference as a cell."""
-    over = found.seeds
+def _list_differences(
+    one: ResultGroup, other: ResultGroup, columns: Sequence[Column], estimates: Estimates
+) -> list[Cell]:
+    """`one` minus `other` in every column, bold where it is significant."""
+    return [
+        difference_cell(estimates.difference(one.title, other.title, column.tasks), embolden=True)
+        if estimates.has(one.title, column.tasks) and estimates.has(other.title, column.tasks)
+        else Cell()
+        for column in columns
+    ]
+
+
+def difference_cell(difference: Difference, embolden: bool = False) -> Cell:
+    """A difference as a cell; embolden: bold if every interval leaves out zero."""
+    spread = difference.seeds
     return Cell(
-        format_difference(found),
-        found.value,
-        found.low,
-        found.high,
-        found.p,
-        deviation=over.deviation if over else None,
-        seeds_low=over.low if over else None,
-        seeds_high=over.high if over else None,
-        bold=embolden and found.is_significant,
+        format_difference(difference),
+        difference.value,
+        difference.low,
+        difference.high,
+        difference.p,
+        deviation=spread.deviation if spread else None,
+        seeds_low=spread.low if spread else None,
+        seeds_high=spread.high if spread else None,
+        bold=embolden and difference.is_significant,
     )
 
 
-def format_difference(found: Difference) -> str:
-    """`-1.2 (-2.0 to -0.4), p = 0.004`; of several seeds both intervals. With the signs that print well."""
-    questions = f"{found.low:+.1f} to {found.high:+.1f}"
-    if found.seeds is None:
-        text = f"{found.value:+.1f} ({questions}), p = {found.p:.3f}"
+def format_difference(difference: Difference) -> str:
+    """`-1.2 (-2.0 to -0.4), p = 0.004`; of several seeds both intervals. With typographic minus signs."""
+    questions = f"{difference.low:+.1f} to {difference.high:+.1f}"
+    if difference.seeds is None:
+        text = f"{difference.value:+.1f} ({questions}), p = {difference.p:.3f}"
         return text.replace("-", "−").replace("p = 0.000", "p < 0.001")
-    over = found.seeds
-    seeds = f"{over.low:+.1f} to {over.high:+.1f}" if over.low is not None else "no interval"
-    count = f"{over.n} seed" if over.n == 1 else f"{over.n} seeds"
-    return f"{found.value:+.1f} (questions {questions}; {count} {seeds})".replace("-", "−")
+    spread = difference.seeds
+    seeds = f"{spread.low:+.1f} to {spread.high:+.1f}" if spread.low is not None else "no interval"
+    count = f"{spread.n} seed" if spread.n == 1 else f"{spread.n} seeds"
+    return f"{difference.value:+.1f} (questions {questions}; {count} {seeds})".replace("-", "−")
 
 
 def describe_standing(table: Table) -> list[tuple[str, str]]:
-    """A sentence a block and average: what RobustMerge is clearly above, clearly below, and not told apart from."""
-    told = []
+    """A sentence an average and block: which methods RobustMerge is significantly above, below, or neither.
+
+    Each is a pair of the place (average and block) and the sentence.
+    """
+    sentences = []
     for index, column in enumerate(table.columns):
         for block in dict.fromkeys(row.block for row in table.rows):
-            cells = [(row.label, row.cells[index]) for row in table.rows if row.block == block]
-            known = [(label, cell) for label, cell in cells if cell.value is not None]
-            sides = {
-                "clearly above": [label for label, cell in known if cell.bold and cell.value > 0],
-                "clearly below": [label for label, cell in known if cell.bold and cell.value < 0],
-                "not told apart from": [label for label, cell in known if not cell.bold],
-            }
-            said = "; ".join(f"{words} {', '.join(labels)}" for words, labels in sides.items() if labels)
-            place = f"{column.group}, {block[:1].lower()}{block[1:]}" if block else column.group
-            if said:
-                told.append((place, f"RobustMerge is {said}."))
-    return told
+            sides: dict[str, list[str]] = {"clearly above": [], "clearly below": [], "not told apart from": []}
+            for row in table.rows:
+                cell = row.cells[index]
+                if row.block == block and cell.value is not None:
+                    side = "clearly above" if cell.value > 0 else "clearly below"
+                    sides[side if cell.bold else "not told apart from"].append(row.label)
+            verdicts = "; ".join(f"{side} {', '.join(labels)}" for side, labels in sides.items() if labels)
+            place = f"{column.heading}, {lower_first(block)}" if block else column.heading
+            if verdicts:
+                sentences.append((place, f"RobustMerge is {verdicts}."))
+    return sentences

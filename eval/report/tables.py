@@ -1,4 +1,4 @@
-"""From scores to tables: the main one, and the averages of every seed."""
+"""The tables of a report: cells, rows and columns, the main table, and the averages of every seed."""
 
 from __future__ import annotations
 
@@ -6,30 +6,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from eval.report.estimates import Estimates
-from eval.report.results import CHOSEN, Context, ResultGroup, list_seeds
+from eval.report.results import CHOSEN, Context, ResultGroup, list_blocks, list_seeds
 from eval.statistics import Interval
 
 MISSING = "—"
-REFERENCES = ("zero_shot", "individual", "multi_task")
 
 
 @dataclass(frozen=True)
 class Column:
-    """tasks: whose mean it shows. group: heading above it (`Seen tasks`, `Unseen tasks`). is_text: it holds words."""
+    """A column of a table.
+
+    key: in CSV. tasks: whose mean it shows. heading: above it (`Seen tasks`, `Unseen tasks`). average_over: `seen` or
+    `unseen` for an average, else "". part: the further figure of its task that it shows, if any. is_text: it holds
+    words.
+    """
 
     key: str
     title: str
-    tasks: tuple[str, ...]
-    group: str
-    is_average: bool = False
+    tasks: tuple[str, ...] = ()
+    heading: str = ""
+    average_over: str = ""
+    part: str = ""
     is_text: bool = False
+
+    @property
+    def is_average(self) -> bool:
+        return bool(self.average_over)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """text: as printed; the numbers are None where a value is missing. value: an integer if it is a count.
+    """A value with its noise. text: as printed; the numbers are None where a value is missing.
 
-    low, high, p: over questions; deviation, seeds_low, seeds_high: over training seeds.
+    value: an integer if it is a count. low, high, p: over questions; deviation, seeds_low, seeds_high: over training
+    seeds.
     """
 
     text: str = MISSING
@@ -45,10 +55,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """kind: as in SourceResult, or `published`; it separates the references from the merged models.
+    """A row of a table. kind: one of SOURCE_KINDS, or `published`, `published_reference`.
 
-    label: the title without what block (see ResultGroup) and facet say, by which a source looks the same in every part
-    of a figure. facet: the part that it stands in, "" for all. chosen: at the strength chosen on `val`.
+    label: the title without what block (see ResultGroup) and facet say, by which a source is drawn alike in every
+    panel of a figure. facet: the panel that it stands in, "" for all. chosen: at the strength chosen on `val`.
     """
 
     title: str
@@ -72,21 +82,26 @@ class Table:
     bars: bool = True
 
 
-def make_row(row: ResultGroup, cells: Sequence[Cell]) -> Row:
-    """The row of a source in any table."""
-    point = row.first
-    return Row(row.title, row.kind, tuple(cells), row.label, row.block, point.facet, point.variant == CHOSEN)
+def make_row(group: ResultGroup, cells: Sequence[Cell]) -> Row:
+    """The row of a result group in any table."""
+    first = group.first
+    return Row(group.title, group.kind, tuple(cells), group.label, group.block, first.facet, first.variant == CHOSEN)
+
+
+def starts_block(rows: Sequence[Row], index: int) -> bool:
+    """Whether a row is the first of a block, so that the heading stands above it."""
+    return bool(rows[index].block) and (index == 0 or rows[index - 1].block != rows[index].block)
 
 
 def list_columns(context: Context) -> tuple[Column, ...]:
     """Seen tasks, their average, unseen tasks, their average: as in table 2 of the paper."""
     columns: list[Column] = []
-    for group, tasks in (("Seen", context.seen), ("Unseen", context.unseen)):
-        heading = f"{group} tasks"
+    for split, tasks in (("seen", context.seen), ("unseen", context.unseen)):
+        heading = f"{split.capitalize()} tasks"
         columns += [Column(task.name, task.title, (task.name,), heading) for task in tasks]
         if tasks:
             names = tuple(task.name for task in tasks)
-            columns.append(Column(f"{group.lower()}_avg", f"{group} avg", names, heading, is_average=True))
+            columns.append(Column(f"{split}_avg", f"{split.capitalize()} avg", names, heading, average_over=split))
     return tuple(columns)
 
 
@@ -95,17 +110,8 @@ def list_averages(context: Context) -> tuple[Column, ...]:
     return tuple(column for column in list_columns(context) if column.is_average)
 
 
-def list_blocks(rows: Sequence[ResultGroup]) -> dict[str, list[ResultGroup]]:
-    """The merged models that are compared with each other, by the heading of their block."""
-    blocks: dict[str, list[ResultGroup]] = {}
-    for row in rows:
-        if row.kind == "merged":
-            blocks.setdefault(row.block, []).append(row)
-    return blocks
-
-
 def main_table(
-    rows: Sequence[ResultGroup], context: Context, estimates: Estimates, name: str = "main", protocol: str = ""
+    groups: Sequence[ResultGroup], context: Context, estimates: Estimates, name: str = "main", protocol: str = ""
 ) -> Table:
     """Scores in per cent, means over seeds; averages with 95 % intervals and the deviation over seeds.
 
@@ -115,51 +121,49 @@ def main_table(
     the second best leave out zero; between two equal best values none is bold.
     """
     columns = list_columns(context)
-    filled = {row.key: make_row(row, [_cell(row, column, estimates) for column in columns]) for row in rows}
-    for block in list_blocks(rows).values():
+    rows = {
+        group.title: make_row(group, [_make_cell(group, column, estimates) for column in columns]) for group in groups
+    }
+    for block in list_blocks(groups).values():
         for index, column in enumerate(columns):
-            best = _clear_best(block, column, estimates)
+            best = _find_significant_best(block, column, estimates)
             if best is not None:
-                filled[best] = _embolden(filled[best], index)
+                rows[best] = _embolden(rows[best], index)
     under = f", {protocol} protocol" if protocol else ""
     title = f"{context.benchmark}, {context.model}{under}: scores in %, averages with 95 % intervals"
-    if len(list_seeds(rows)) > 1:
-        title += f" over questions ± deviation over {len(list_seeds(rows))} seeds"
-    return Table(name, title, columns, tuple(filled.values()))
+    if len(list_seeds(groups)) > 1:
+        title += f" over questions ± deviation over {len(list_seeds(groups))} seeds"
+    return Table(name, title, columns, tuple(rows.values()))
 
 
-def _cell(row: ResultGroup, column: Column, estimates: Estimates) -> Cell:
-    if not estimates.has(row.key, column.tasks):
+def _make_cell(group: ResultGroup, column: Column, estimates: Estimates) -> Cell:
+    if not estimates.has(group.title, column.tasks):
         return Cell()
-    found = estimates.interval(row.key, column.tasks)
-    text = f"{found.value:.1f}"
-    if column.is_average:
-        text = format_interval(found)
-    return Cell(text, found.value, found.low, found.high, deviation=found.seeds.deviation if found.seeds else None)
+    mean = estimates.interval(group.title, column.tasks)
+    text = format_interval(mean) if column.is_average else f"{mean.value:.1f}"
+    return Cell(text, mean.value, mean.low, mean.high, deviation=mean.seeds.deviation if mean.seeds else None)
 
 
-def format_interval(found: Interval) -> str:
+def format_interval(mean: Interval) -> str:
     """`43.2 (42.8–43.6)`, with several seeds ` ± 1.1` behind it."""
-    return f"{found.value:.1f} ({found.low:.1f}–{found.high:.1f})" + (
-        f" ± {found.seeds.deviation:.1f}" if found.seeds else ""
-    )
+    spread = f" ± {mean.seeds.deviation:.1f}" if mean.seeds else ""
+    return f"{mean.value:.1f} ({mean.low:.1f}–{mean.high:.1f}){spread}"
 
 
-def rank_merged(rows: Sequence[ResultGroup], column: Column, estimates: Estimates) -> list[ResultGroup]:
-    """The merged rows that have a value in this column, best first."""
-    able = [row for row in rows if row.kind == "merged" and estimates.has(row.key, column.tasks)]
-    return sorted(able, key=lambda row: -estimates.interval(row.key, column.tasks).value)
+def rank_merged(groups: Sequence[ResultGroup], column: Column, estimates: Estimates) -> list[ResultGroup]:
+    """The merged models that have a value in this column, best first."""
+    scored = [group for group in groups if group.kind == "merged" and estimates.has(group.title, column.tasks)]
+    return sorted(scored, key=lambda group: -estimates.interval(group.title, column.tasks).value)
 
 
-def _clear_best(block: Sequence[ResultGroup], column: Column, estimates: Estimates) -> str | None:
+def _find_significant_best(block: Sequence[ResultGroup], column: Column, estimates: Estimates) -> str | None:
     ranked = rank_merged(block, column, estimates)
     if len(ranked) < 2:
         return None
-    first, second = (row.key for row in ranked[:2])
-    found = estimates.difference(first, second, column.tasks)
-    return (
-        first if found.is_significant and found.value > 0 else None
-    )  # below 0: ahead by seeds that the second lacks only
+    first, second = (group.title for group in ranked[:2])
+    lead = estimates.difference(first, second, column.tasks)
+    # A lead below zero: the first has the higher mean only by seeds that the second lacks.
+    return first if lead.is_significant and lead.value > 0 else None
 
 
 def _embolden(row: Row, index: int) -> Row:
@@ -168,27 +172,32 @@ def _embolden(row: Row, index: int) -> Row:
     return replace(row, cells=tuple(cells))
 
 
-def seeds_table(rows: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
-    """Seen and unseen average of every row for each seed, with mean and deviation; None for a single seed."""
-    seeds = list_seeds(rows)
+def seeds_table(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
+    """Seen and unseen average of every source for each seed, with mean and deviation; None for a single seed."""
+    seeds = list_seeds(groups)
     if len(seeds) < 2:
         return None
     columns: list[Column] = []
     for average in list_averages(context):
-        keys = [(f"seed_{seed}", f"Seed {seed}") for seed in seeds] + [("mean", "Mean"), ("deviation", "±")]
-        short = average.key.removesuffix("_avg")
-        group = average.title.replace("avg", "average")
-        columns += [Column(f"{short}_{key}", name, average.tasks, group, key == "mean") for key, name in keys]
-    filled = []
-    for row in rows:
-        filled.append(make_row(row, [c for a in list_averages(context) for c in _by_seed(row, a, seeds, estimates)]))
-    return Table("seeds", "Averages of every training seed, in %", tuple(columns), tuple(filled), bars=False)
+        split, tasks = average.average_over, average.tasks
+        heading = f"{split.capitalize()} average"
+        columns += [Column(f"{split}_seed_{seed}", f"Seed {seed}", tasks, heading) for seed in seeds]
+        columns.append(Column(f"{split}_mean", "Mean", tasks, heading, average_over=split))
+        columns.append(Column(f"{split}_deviation", "±", tasks, heading))
+    rows = []
+    for group in groups:
+        cells = [
+            cell for average in list_averages(context) for cell in _list_seed_cells(group, average, seeds, estimates)
+        ]
+        rows.append(make_row(group, cells))
+    return Table("seeds", "Averages of every training seed, in %", tuple(columns), tuple(rows), bars=False)
 
 
-def _by_seed(row: ResultGroup, column: Column, seeds: Sequence[int], estimates: Estimates) -> list[Cell]:
-    if not estimates.has(row.key, column.tasks):
+def _list_seed_cells(group: ResultGroup, column: Column, seeds: Sequence[int], estimates: Estimates) -> list[Cell]:
+    """A cell a seed, then mean and deviation."""
+    if not estimates.has(group.title, column.tasks):
         return [Cell()] * (len(seeds) + 2)
-    values = estimates.by_seed(row.key, column.tasks)
-    found = estimates.interval(row.key, column.tasks)
-    shown = [values.get(seed) for seed in seeds] + [found.value, found.seeds.deviation if found.seeds else None]
-    return [Cell() if value is None else Cell(f"{value:.1f}", value) for value in shown]
+    by_seed = estimates.by_seed(group.title, column.tasks)
+    mean = estimates.interval(group.title, column.tasks)
+    values = [by_seed.get(seed) for seed in seeds] + [mean.value, mean.seeds.deviation if mean.seeds else None]
+    return [Cell() if value is None else Cell(f"{value:.1f}", value) for value in values]

@@ -37,7 +37,7 @@ def _log(
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    mode = settings.mode
+    mode: Any = settings.mode  # wandb checks what WANDB_MODE holds
     if mode == "auto":  # the user's own WANDB_MODE first; no key, no network
         key = wandb.login(prompt=False, verify=False)
         mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")

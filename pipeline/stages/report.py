@@ -115,7 +115,9 @@ def _result(found: _Found, swept: set[str]) -> SourceResult:
     others = [other_score(plan, each, task) for each, task in asked]
     common: dict[str, Any] = {
         "scores": {task.name: read_score(plan.score(each, task).path) for each, task in asked},
-        "also": {task.name: read_score(other.path) for (_, task), other in zip(asked, others, strict=True) if other},
+        "other_scores": {
+            task.name: read_score(other.path) for (_, task), other in zip(asked, others, strict=True) if other
+        },
         "predictions": {task.name: plan.predictions(each, task).path for each, task in asked},
         "address": ", ".join(each.address.short for each in found.sources),
         "seed": _seed_of(found),
@@ -134,6 +136,7 @@ def _result(found: _Found, swept: set[str]) -> SourceResult:
         overrides={**point, **changed_settings(_configured(plan, source))},
         settings={key: value for key, value in settings.items() if key != "name"},
         paper=method.paper,
+        method=method.name,
         variant=source.variant,
         choice=plan.choices[method.name] if source.variant else None,
         **common,

@@ -9,10 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.predict import list_shards, read_shards
-from eval.report.counts_and_parts import BUILTIN
 from eval.score import score as score_answers
 from eval.score import score_partial
-from eval.settings import CAPTION_NAMES, METRIC_NAMES, PROTOCOLS, other_protocol
+from eval.settings import BUILTIN_SUFFIX, CAPTION_NAMES, METRIC_NAMES, PROTOCOLS, other_protocol
 from pipeline.jobs import say
 from pipeline.plan import Plan
 from pipeline.stages.predict import Sources, _count, _pairs, chosen_source
@@ -92,7 +91,7 @@ def _told(source: str, task: str, score: Score) -> str:
     counts = [f"{score.n_scored} of {score.n_expected} scored"]
     worth = ", worth 0" if score.metric in METRIC_NAMES else ""
     counts += [f"{count} {kind}{worth}" for kind, count in missed.items() if count]
-    counts += [f"{score.metric}: without Java"] if score.metric.endswith(BUILTIN) else []
+    counts += [f"{score.metric}: without Java"] if score.metric.endswith(BUILTIN_SUFFIX) else []
     counts += [f"a look at {score.n_expected} of {score.n_asked} questions"] if score.n_asked else []
     counts += [f"{name} {part:.2f}" for name, part in score.parts.items() if part is not None]
     return f"{source:<24} {task:<16} {value}  ({', '.join(counts)}{'; ' if score.reason else ''}{score.reason})"

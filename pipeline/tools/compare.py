@@ -112,7 +112,7 @@ def _row(name: str, plans: Sequence[Plan]) -> ResultGroup:
     for seed, (plan, source) in found.items():
         scores = {task.name: read for task in source.tasks if (read := _read(plan, source, task)) is not None}
         results.append(SourceResult(name, "adapter", name, scores, seed=None if untrained else seed))
-    return ResultGroup(name, name, name, tuple(results[:1] if untrained else results))
+    return ResultGroup(name, name, tuple(results[:1] if untrained else results))
 
 
 def _read(plan: Plan, source: Source, task: Task) -> Score | None:
@@ -137,7 +137,7 @@ def show(pair: Compared, context: Context) -> str:
     keys = {"one": one, "other": other, "difference": "Difference", "interval": "95 % interval", "p": "p"}
     several = pair.measured.has_several_seeds
     keys |= {"seeds": "Over seeds: ±, interval"} if several else {}
-    columns = tuple(Column(key, title, (), "") for key, title in keys.items())
+    columns = tuple(Column(key, title) for key, title in keys.items())
     rows = tuple(
         Row(column.title, "adapter", tuple(_cells(pair, column))[: len(columns)]) for column in list_columns(context)
     )
@@ -156,7 +156,7 @@ def _shorten(name: str) -> str:
 
 
 def _cells(pair: Compared, column: Column) -> Iterator[Cell]:
-    measured, keys = pair.measured, (pair.one.key, pair.other.key)
+    measured, keys = pair.measured, (pair.one.title, pair.other.title)
     able = [measured.has(key, column.tasks) for key in keys]
     for key, has in zip(keys, able, strict=True):
         yield Cell(format_interval(measured.interval(key, column.tasks))) if has else Cell()
@@ -196,7 +196,11 @@ def tell_noise(pairs: Sequence[Compared], context: Context) -> list[str]:
             "how many; p is that of the questions."
         )
     asked = [
-        score for pair in pairs for row in (pair.one, pair.other) for p in row.points for score in p.scores.values()
+        score
+        for pair in pairs
+        for row in (pair.one, pair.other)
+        for result in row.results
+        for score in result.scores.values()
     ]
     if any(score.n_asked for score in asked):
         told.append("Only some questions were asked: a look, not a result.")
@@ -206,8 +210,8 @@ def tell_noise(pairs: Sequence[Compared], context: Context) -> list[str]:
 
 def list_all(pairs: Sequence[Compared], context: Context) -> Table:
     """All pairs as one table, a line a task or average."""
-    words = [Column(key, key, (), "", is_text=True) for key in ("source", "minus", "at")]
-    numbers = [Column(key, key, (), "") for key in ("source_score", "minus_score", "difference")]
+    words = [Column(key, key, is_text=True) for key in ("source", "minus", "at")]
+    numbers = [Column(key, key) for key in ("source_score", "minus_score", "difference")]
     rows = []
     for pair in pairs:
         for column in list_columns(context):
@@ -217,7 +221,7 @@ def list_all(pairs: Sequence[Compared], context: Context) -> Table:
 
 
 def _numbers(pair: Compared, column: Column) -> Iterator[Cell]:
-    measured, keys = pair.measured, (pair.one.key, pair.other.key)
+    measured, keys = pair.measured, (pair.one.title, pair.other.title)
     able = [measured.has(key, column.tasks) for key in keys]
     for key, has in zip(keys, able, strict=True):
         found = measured.interval(key, column.tasks) if has else None

@@ -14,7 +14,8 @@ from eval.general.lmms_results import GeneralResult, GeneralRun, LmmsOutput, fin
 from eval.general.scores import COGNITION, score_output
 from eval.metrics.aggregates import AGGREGATES
 from eval.report.assemble import assemble_report
-from eval.report.general_tables import general_notes, general_table, published_general_table
+from eval.report.general_tables import general_notes, general_table
+from eval.report.published import published_general_table
 from eval.statistics import sum_statistics
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.records import Score
@@ -147,7 +148,7 @@ def test_the_tables_show_both_figures_of_pope_and_keep_the_papers_apart(tmp_path
     f1, accuracy, mme = table.rows[0].cells
     assert f1.low < f1.value < f1.high and accuracy.value == pytest.approx(250 / 3) and mme.value is None
     notes = general_notes(rows)
-    assert "12 of 80 questions: a look" in notes[0] and any("does not say" in note for note in notes)
+    assert "12 of 80 questions: a partial evaluation" in notes[0] and any("does not say" in note for note in notes)
     published = published_general_table(REPOSITORY / "results" / "paper.yaml", {"ties": "TIES"})
     assert {row.title for row in published.rows} > {"TIES", "robustmerge"}
     assert all("published" in column.title for column in published.columns)

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from eval.metrics.answers import intersection_over_union
-from eval.metrics.official import FOOTNOTES, OFFICIAL_METRICS, OPTIONS
+from eval.metrics.official import OFFICIAL_METRICS, OPTIONS
 from eval.parse import parse_box, parse_letter
+from eval.report.notes import FOOTNOTES
 from eval.score import score_predictions
 from eval.settings import OFFICIAL_NAMES, Scoring
 from robustmerge.stage.records import Example, Prediction, read_examples

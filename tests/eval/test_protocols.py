@@ -9,12 +9,11 @@ from itertools import combinations
 
 import pytest
 
-from eval.metrics.official import FOOTNOTES
 from eval.report.assemble import assemble_report, format_summary
-from eval.report.counts_and_parts import counts_table, further_tables, parts_table, title_of_part
+from eval.report.counts_and_parts import counts_table, format_part, further_tables, parts_table
 from eval.report.figures import draw_figures
 from eval.report.formats import format_csv, format_html
-from eval.report.notes import format_footnotes, format_partial_notice
+from eval.report.notes import FOOTNOTES, format_footnotes, format_partial_notice
 from eval.report.results import SourceResult, group_results
 from eval.report.standing import pairs_table
 from eval.report.tables import MISSING, main_table
@@ -36,7 +35,7 @@ def with_also(results: list[SourceResult]) -> list[SourceResult]:
                 for task, score in result.scores.items()}  # fmt: skip
         if "rec" in also:
             also["rec"] = dataclasses.replace(also["rec"], value=None, reason=NO_JAVA)
-        made.append(dataclasses.replace(result, also=also))
+        made.append(dataclasses.replace(result, other_scores=also))
     return made
 
 
@@ -124,13 +123,13 @@ def test_parts_are_means_over_seeds_and_missing_where_one_is(context):
     for result, bleu, meteor in zip(results, (10.0, 30.0), (20.0, None), strict=True):
         result.scores["rec"] = with_parts(result.scores["rec"], bleu_4_builtin=bleu, meteor=meteor)
     table = parts_table(group_results(results), context, "parts", "corrected")
-    assert [(column.group, column.title) for column in table.columns] == [
+    assert [(column.heading, column.title) for column in table.columns] == [
         ("REC", "BLEU-4, own words"),
         ("REC", "METEOR"),
     ]
     assert [one.text for one in table.rows[0].cells] == ["20.0", MISSING]
     assert parts_table(group_results(make_results()), context, "parts", "corrected") is None
-    assert [title_of_part(part) for part in ("rouge_l", "cider_builtin", "with_picture")] == [
+    assert [format_part(part) for part in ("rouge_l", "cider_builtin", "with_picture")] == [
         "ROUGE-L",
         "CIDEr, own words",
         "With picture",
@@ -143,7 +142,7 @@ def test_a_few_questions_are_called_a_look_on_the_page_and_in_the_terminal(conte
         return [dataclasses.replace(one, scores=scores) for one, scores in zip(results, looked, strict=True)]
 
     report = assemble_report(look(make_results(), 1500), context)
-    told = f"A LOOK, NOT A RESULT: {N} of 1,500 questions a task."
+    told = f"PARTIAL EVALUATION, NOT A RESULT: {N} of 1,500 questions a task."
     assert report.files["report.md"].decode().splitlines()[2] == f"> **{told}**"
     assert format_summary(report).startswith(told)
     assert format_partial_notice(group_results(look(make_results(), 0)), context) == ""
@@ -151,7 +150,7 @@ def test_a_few_questions_are_called_a_look_on_the_page_and_in_the_terminal(conte
     mixed[0].scores["rec"] = make_score("rec", 3)
     assert (
         format_partial_notice(group_results(mixed), context)
-        == f"A LOOK, NOT A RESULT: VQAv2, AOKVQA {N} of 1,500 questions."
+        == f"PARTIAL EVALUATION, NOT A RESULT: VQAv2, AOKVQA {N} of 1,500 questions."
     )
 
 

@@ -47,8 +47,8 @@ def test_two_seeds_have_a_deviation_but_no_interval_and_one_has_neither():
 def test_results_that_differ_in_the_seed_only_become_one_row(sweep):
     rows = group_results(sweep)
     assert len(rows) == 1 + 2 + 1 + 2 * 2 * len(SWEPT) == 24
-    assert [len(row.points) for row in rows] == [1] + [5] * 23
-    assert len({row.key for row in rows}) == 24
+    assert [len(row.results) for row in rows] == [1] + [5] * 23
+    assert len({row.title for row in rows}) == 24
     titles = [row.title for row in rows]
     assert titles[:4] == ["Zero-shot", "Individual (independent A)", "Individual (shared A)", "Multi-task"]
     assert titles[-1] == "RobustMerge, strength chosen (shared A)"
@@ -76,7 +76,7 @@ def test_the_interval_over_questions_resamples_what_each_scored_on_average_over_
     means = {name: ((i < 30) + (i < 60) + (i < 90)) / 3 for i, name in enumerate(nothing.values)}
     mean = dataclasses.replace(nothing, values=means)
     expected = Resampled({"mean": {"rec": mean}}, context.bootstrap).interval("mean", ["rec"])
-    found = measure(rows, context).interval(rows[0].key, ["rec"])
+    found = measure(rows, context).interval(rows[0].title, ["rec"])
     assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
@@ -87,8 +87,8 @@ def test_differences_are_paired_over_seeds(context):
         + make_seeds("robustmerge", "RobustMerge", {seed: both(level + 12) for seed, level in levels.items()})
     )
     measured = measure(rows, context)
-    found = measured.difference(rows[1].key, rows[0].key, SEEN)
-    assert measured.interval(rows[0].key, SEEN).seeds.deviation > 10
+    found = measured.difference(rows[1].title, rows[0].title, SEEN)
+    assert measured.interval(rows[0].title, SEEN).seeds.deviation > 10
     assert (found.seeds.mean, found.seeds.low, found.seeds.high) == pytest.approx((10.0, 10.0, 10.0))
     assert found.is_significant and found.value == pytest.approx(10.0)
 
@@ -100,10 +100,10 @@ def test_a_lead_that_another_training_may_turn_is_neither_bold_nor_clear(context
         + make_seeds("robustmerge", "RobustMerge", {seed: both(right) for seed, right in rights.items()})
     )
     measured = measure(rows, context)
-    found = measured.difference(rows[1].key, rows[0].key, SEEN)
+    found = measured.difference(rows[1].title, rows[0].title, SEEN)
     assert found.is_significant_over_questions and not found.seeds.is_significant and not found.is_significant
     assert not any(one.bold for row in main_table(rows, context, measured).rows for one in row.cells)
-    text = assemble_report([point for row in rows for point in row.points], context).files["report.md"].decode()
+    text = assemble_report([point for row in rows for point in row.results], context).files["report.md"].decode()
     assert "is outside the noise of the questions, but **within** that of the seeds" in text
 
 
@@ -113,7 +113,7 @@ def test_a_row_with_fewer_seeds_says_so_and_is_compared_over_those_that_both_hav
         + make_seeds("robustmerge", "RobustMerge", {seed: both(10 * seed) for seed in (3, 4, 5)})
     )
     assert [row.title for row in rows] == ["TIES", "RobustMerge [3 of 5 seeds]"]
-    found = measure(rows, context).difference(rows[1].key, rows[0].key, SEEN)
+    found = measure(rows, context).difference(rows[1].title, rows[0].title, SEEN)
     assert (found.value, found.seeds.n, found.seeds.high) == (0.0, 3, 0.0)
 
 
@@ -121,14 +121,14 @@ def test_rows_that_share_no_seed_are_never_told_apart(context):
     results = make_seeds("ties", "TIES", {1: both(10), 2: both(10), 3: both(10)})
     results += make_seeds("robustmerge", "RobustMerge", {4: both(90), 5: both(90), 6: both(90)})
     rows = group_results(results)
-    found = measure(rows, context).difference(rows[1].key, rows[0].key, SEEN)
+    found = measure(rows, context).difference(rows[1].title, rows[0].title, SEEN)
     assert found.is_significant_over_questions and not found.is_significant and found.seeds.n == 0
 
 
 def test_a_lead_over_one_shared_seed_is_not_clear_where_there_are_several(context):
     results = make_seeds("ties", "TIES", {1: both(10), 2: both(10), 3: both(10)})
     rows = group_results(results + make_seeds("robustmerge", "RobustMerge", {3: both(90)}))
-    found = measure(rows, context).difference(rows[1].key, rows[0].key, SEEN)
+    found = measure(rows, context).difference(rows[1].title, rows[0].title, SEEN)
     assert found.is_significant_over_questions and not found.is_significant and found.seeds.n == 1
     assert not any(one.bold for row in main_table(rows, context, measure(rows, context)).rows for one in row.cells)
 
@@ -138,7 +138,7 @@ def test_who_is_ahead_by_seeds_that_the_other_lacks_has_no_lead(context):
     results += make_seeds("robustmerge", "RobustMerge", {seed: both(72) for seed in (3, 4, 5)})
     rows = group_results(results)
     measured = measure(rows, context)
-    found = measured.difference(rows[0].key, rows[1].key, SEEN)
+    found = measured.difference(rows[0].title, rows[1].title, SEEN)
     assert found.is_significant and found.value == pytest.approx(-10)
     assert not any(one.bold for row in main_table(rows, context, measured).rows for one in row.cells)
     text = assemble_report(results, context).files["report.md"].decode()
@@ -149,7 +149,7 @@ def test_the_zero_shot_base_stands_beside_every_seed(context):
     zero = make_result("zero_shot", "zero_shot", "Zero-shot", both(20))
     rows = group_results([zero, *make_seeds("dare", "DARE", {1: both(30), 2: both(40), 3: both(50)})])
     measured = measure(rows, context)
-    assert measured.difference(rows[1].key, rows[0].key, SEEN).seeds.n == 3
+    assert measured.difference(rows[1].title, rows[0].title, SEEN).seeds.n == 3
     seeds = seeds_table(rows, context, measured)
     assert [cell(seeds, "Zero-shot", key).text for key in ("seen_seed_1", "seen_mean", "seen_deviation")] == [
         MISSING,
@@ -199,7 +199,7 @@ def make_line(seed: int, start: str) -> SimpleNamespace:
 def test_a_sweep_over_seeds_and_starts_is_collected_into_rows_that_name_what_differs(monkeypatch):
     monkeypatch.setattr(report, "read_score", lambda path: make_score(path, 9))
     lines = [make_line(seed, start) for seed in (1, 2) for start in ("false", "true")]
-    rows = {row.title: [point.seed for point in row.points] for row in group_results(report.collect(lines))}
+    rows = {row.title: [point.seed for point in row.results] for row in group_results(report.collect(lines))}
     both_starts = ("independent A", "shared A")
     assert rows == {
         "Zero-shot": [None],
@@ -219,6 +219,6 @@ def test_scores_under_the_other_protocol_are_collected_where_they_are_finished(m
         return None if finished is None else SimpleNamespace(path="other", is_complete=lambda: finished)
 
     line.other_score = other_score
-    also = {result.title: dict(result.also) for result in report.collect([line])}
+    also = {result.title: dict(result.other_scores) for result in report.collect([line])}
     assert also.pop("Zero-shot") == {"rec": make_score("rec", 7)}
     assert also == {"Individual": {}, "Multi-task": {}, "TIES": {}}

@@ -16,7 +16,8 @@ from typing import Any
 
 from eval.general.lmms_results import GeneralResult, GeneralRun
 from eval.report.formats import format_text
-from eval.report.general_tables import general_notes, general_table, published_general_table
+from eval.report.general_tables import general_notes, general_table
+from eval.report.published import published_general_table
 from eval.report.results import PUBLISHED
 from pipeline.closing import shown
 from pipeline.general_results import KIND
