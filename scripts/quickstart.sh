@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole line for real on a laptop: set up, train, merge, evaluate, report.
+# The whole pipeline on a laptop: set up, train, merge, evaluate, report.
 #   bash scripts/quickstart.sh                  about 19 minutes on two CPU cores, installing not counted
 #   bash scripts/quickstart.sh profile=smoke    about 90 seconds; the numbers mean nothing
 set -e

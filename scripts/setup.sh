@@ -19,14 +19,30 @@ find_python() {
     return 1
 }
 
+# An environment of another checkout would be pointed at this one: it is left as it is.
+refuse_foreign_environment() {
+    local owner link remove="rm -rf"
+    owner="$(cat "$environment/.installed" 2>/dev/null)"
+    owner="${owner#* * }"
+    link="$(readlink "$environment")" && remove="rm"
+    if [ "$owner" = "$repository" ] || [ -z "$owner$link" ]; then
+        return 0
+    fi
+    echo "setup: $environment is not this checkout's${link:+; it is a link to $link}${owner:+; it was made for $owner}" >&2
+    echo "setup: nothing is installed into it. Remove it ($remove '$environment') and type the same command again," >&2
+    echo "setup: or activate a conda environment named robustmerge (environment.yml), which is used as it is" >&2
+    return 1
+}
+
 install_environment() {
-    local found stamp
+    local interpreter stamp
     stamp="$(cat "$repository/requirements.lock" "$repository/pyproject.toml" | cksum) $repository"
     [ "$(cat "$environment/.installed" 2>/dev/null)" = "$stamp" ] && return
-    found="$(find_python)" || return 1
+    refuse_foreign_environment || return 1
+    interpreter="$(find_python)" || return 1
     echo "setup: installing the packages of requirements.lock into .venv (once; a few minutes)"
-    if [ ! -x "$environment/bin/pip" ] && ! "$found" -m venv "$environment"; then
-        echo "setup: '$found -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
+    if [ ! -x "$environment/bin/pip" ] && ! "$interpreter" -m venv "$environment"; then
+        echo "setup: '$interpreter -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
         return 1
     fi
     "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r "$repository/requirements.lock" &&

@@ -1,63 +1,68 @@
-"""Every command of the README runs at smoke size, unless it says what it needs."""
+"""Every command and every Python example of README.md, CONTRIBUTING.md and docs/ runs at smoke size.
+
+A command runs unless its comment says what it needs. One that stands twice runs once; the two commands that everything
+begins with are run by the fixture `smoke`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
-import yaml
 
-from pipeline.config import read_config
-from pipeline.program import CONFIGS, compose, list_options
-from robustmerge.method import read_method
 from robustmerge.stage.address import REPOSITORY
+from tests.pages import PAGES, blocks
+from tests.smoke_line import SmokeRun
 
-README = (REPOSITORY / "README.md").read_text()
-# the last two are what runs this test
 SKIPPED = (
     "# needs GPUs",
+    "# needs the data",
     "# about an hour",
     "# installs lmms-eval",
     "# asks the Hub",
-    "scripts/test.sh",
+    "scripts/test.sh",  # runs this test
     "scripts/setup.sh",
 )
+OF_THE_FIXTURE = ("bash scripts/train_all.sh", "bash scripts/merge_eval.sh")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
-
-
-def commands() -> list[str]:
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
-    assert len(lines) > 10
-    return [line for line in lines if not any(mark in line for mark in SKIPPED)]
+def list_commands() -> list[str]:
+    """The commands of all pages, each once, in their order."""
+    lines = [line for page in PAGES for block in blocks("bash", page) for line in block.splitlines() if line.strip()]
+    typed = [line for line in lines if not any(mark in line for mark in SKIPPED) and line not in OF_THE_FIXTURE]
+    assert len(typed) > 15
+    return list(dict.fromkeys(typed))
 
 
 @pytest.fixture(scope="session")
-def places(smoke, tmp_path_factory) -> dict[str, str]:
-    """What stands for the README's path/to/...: two experts and a picture of the smoke run, a folder for the rest."""
+def places(smoke: SmokeRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What stands for path/to/... on the pages: two experts and a picture of the smoke run, a folder for the rest."""
     (vqav2,), (rec,) = ((smoke.root / "experts").glob(f"{task}-*") for task in ("vqav2", "rec"))
     (data,) = (smoke.root / "data").glob("vqav2-*")
     picture = str(data / "images" / "test_00000.png")
-    rest = str(tmp_path_factory.mktemp("readme"))
+    rest = str(tmp_path_factory.mktemp("docs"))
     return {"path/to/vqav2": str(vqav2), "path/to/rec": str(rec), "path/to/picture.png": picture, "path/to": rest}
 
 
-def put(places: dict[str, str], text: str) -> str:
-    for place, found in places.items():
-        text = text.replace(place, found)
+def replace_places(places: dict[str, str], text: str) -> str:
+    for place, path in places.items():
+        text = text.replace(place, path)
     return text
 
 
-@pytest.mark.parametrize("line", commands())
-def test_a_command_of_the_readme_runs(line, smoke, places):
-    line = put(places, line)
+# What a command prints, by a part of it.
+PRINTED = {}
+
+
+@pytest.mark.parametrize("command", list_commands())
+def test_a_command_of_the_pages_runs(command: str, smoke: SmokeRun, places: dict[str, str]) -> None:
+    line = replace_places(places, command)
     if not any(word in line for word in ("profile=smoke", "--help", "runs.py", "doctor.py")):
         line += " profile=smoke"
-    done = subprocess.run(
+    ended = subprocess.run(
         ["bash", "-c", line.replace(".venv/bin/python", str(smoke.python))],
         cwd=REPOSITORY,
         env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs), "WANDB_MODE": "offline"},
@@ -65,39 +70,14 @@ def test_a_command_of_the_readme_runs(line, smoke, places):
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    (expected,) = [text for part, text in PRINTED.items() if part in command]
+    assert re.search(expected, ended.stdout), ended.stdout
 
 
-def test_every_place_that_the_readme_names_exists():
-    places = re.findall(r"\]\(((?!https?:)[^)]+)\)", README)
-    assert len(places) > 8
-    for place in places:
-        assert (REPOSITORY / place.partition("#")[0]).exists(), place
-
-
-def test_the_task_of_the_readme_is_a_task(tmp_path):
-    (described,) = blocks("yaml")
-    node = yaml.safe_load(described)
-    point = compose("train_all", [])
-    point["task"]["mine"] = node
-    task = read_config(point).tasks[-1]
-    assert (task.name, task.title) == ("mine", "My task")
-    assert described.startswith("# @package task.mine\n")
-    assert not (CONFIGS / "task" / "mine.yaml").exists()
-
-
-def test_the_python_of_the_readme_runs(places):
-    for block in blocks("python"):
-        exec(compile(put(places, block), "README.md", "exec"), {})
-
-
-def test_every_method_is_in_the_table_with_its_file_and_the_code_of_its_formula():
-    rows = re.findall(r"^\| \[`(\w+)`\]\(configs/merge/(\w+)\.yaml\) \|.*\]\((https:.*?)\)", README, flags=re.M)
-    assert sorted(name for name, _, _ in rows) == list_options("merge")
-    for name, file, paper in rows:
-        assert (file, paper) == (name, read_method(name).paper)
-    named = re.findall(r"\[`(\w+)`\]\((robustmerge/\w+\.py)\)", README)
-    assert len(named) > 8
-    for function, place in named:
-        assert f"def {function}(" in (REPOSITORY / place).read_text(), (function, place)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path, request: pytest.FixtureRequest) -> None:
+    for block in blocks("python", page):
+        places = request.getfixturevalue("places")
+        exec(compile(replace_places(places, block), str(page), "exec"), {})
