@@ -10,7 +10,7 @@ import yaml
 
 from data_prep.settings import TaskData
 from pipeline.config import read_config
-from pipeline.program import CONFIGS, compose, list_options
+from pipeline.program import compose, list_options
 from robustmerge.method import read_method
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.prompts import render
@@ -69,7 +69,6 @@ def test_the_example_of_a_task_is_one_and_asks_the_example_of_a_question(tmp_pat
     page = REPOSITORY / "docs" / "tasks.md"
     (example,), (questions,) = blocks("yaml", page), blocks("json", page)
     assert example.startswith("# @package task.mine\n")
-    assert not (CONFIGS / "task" / "mine.yaml").exists()
     point = compose("train_all", [])
     point["task"]["mine"] = yaml.safe_load(example)
     task = read_config(point).tasks[-1]
