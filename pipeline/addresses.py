@@ -9,17 +9,19 @@ of a sweep) share whatever has the same address.
 from __future__ import annotations
 
 import re
-from functools import cached_property
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from data_prep.question_files import list_pictures
 from data_prep.settings import GENERATOR, TaskData
 from eval.metrics.caption_tokens import has_java
-from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task, other_protocol
+from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task
 from llava_ext.original.names import WEIGHTS, is_original
 from pipeline.config import Config
-from pipeline.sources import Source
+from pipeline.sources import EvalSet, Source
 from robustmerge.hub.places import address_given
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
 from robustmerge.stage.address import Address, address_file, address_folder, foreign
@@ -30,13 +32,20 @@ DRAWN = dict.fromkeys(("prepare", "corpus"), GENERATOR)
 SCHEMAS = {**DRAWN, "base": 2, "train": 1, "convert": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 2}
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in the format of PEFT. original: the one in LLaVA's own format that it is converted from, if any."""
+
+    address: Address
+    original: Address | None = None
+
+
 class Addresses:
     """Where everything of one configuration lies, or will lie."""
 
     def __init__(self, config: Config):
         self.config = config
         self.root = config.root
-        self.conversions: dict[Path, tuple[Address, Address]] = {}  # by what is made: it, and what it is made of
 
     def _folder(self, kind: str, name: str, stage: str, settings: Any, inputs: dict[str, Address]) -> Address:
         return address_folder(self.root, kind, name, stage, SCHEMAS[stage], settings, inputs)
@@ -63,7 +72,7 @@ class Addresses:
     def base(self) -> Address:
         """The base model: trained here, or a checkpoint from elsewhere."""
         model = self.config.model
-        if model.base is None:
+        if model.checkpoint is not None:
             return self.given(model.checkpoint)
         return self._folder("base", model.name, "base", model.base, {"corpus": self.corpus})
 
@@ -82,23 +91,24 @@ class Addresses:
         for task in self.config.tasks:
             settings = self.config.data(task)
             try:
-                addresses[task.name] = self._folder("data", task.name, "prepare", settings, self._own_files(settings))
+                addresses[task.name] = self._folder("data", task.name, "prepare", settings, self._input_files(settings))
             except UserError as error:
                 problems += [line for line in str(error).split("\n") if line not in problems]
         if problems:
             raise UserError("\n".join(problems))
         return addresses
 
-    def _own_files(self, settings: TaskData) -> dict[str, Address]:
+    def _input_files(self, settings: TaskData) -> dict[str, Address]:
         """The files of a task that is not drawn, and its pictures by name and size."""
-        own = {}
+        inputs = {}
         for split, file in settings.input_files.items():
             if not file.exists():
                 raise UserError(f"{file} does not exist (task.{settings.task}.data.{split})")
-            own[split] = foreign(file)
-        if own:
-            own["pictures"] = Address(self.root, self.root, {"stage": "foreign", "pictures": list_pictures(settings)})
-        return own
+            inputs[split] = foreign(file)
+        if inputs:
+            identity = {"stage": "foreign", "pictures": list_pictures(settings)}
+            inputs["pictures"] = Address(self.root, self.root, identity)
+        return inputs
 
     def data(self, task: Task) -> Address:
         """The prepared questions and pictures of a task."""
@@ -116,53 +126,83 @@ class Addresses:
         wanted = self.config.multi_task and self.config.trains and len(self.config.seen) > 1
         return self.expert(*self.config.seen) if wanted else None
 
-    @cached_property
+    @property
+    def trained_models(self) -> list[Address]:
+        """The experts, and the multi-task model where there is one to compare with."""
+        return [*self.experts.values(), *([self.multi_task] if self.multi_task else [])]
+
+    @property
     def experts(self) -> dict[str, Address]:
         """What is merged, by name."""
+        return {name: adapter.address for name, adapter in self.adapters.items()}
+
+    @cached_property
+    def adapters(self) -> dict[str, Adapter]:
+        """The experts by name, each with what it is converted from."""
         if self.config.experts is not None:
-            return {name: self.usable(name, path) for name, path in self.config.experts}
+            return {name: self.find_adapter(name, path) for name, path in self.config.experts}
         if self.config.expert_set == "released":
             return {task.name: self._released(task.name) for task in self.config.seen}
-        return {task.name: self.expert(task) for task in self.config.seen}
+        return {task.name: Adapter(self.expert(task)) for task in self.config.seen}
 
-    def _released(self, task: str) -> Address:
+    def _released(self, task: str) -> Adapter:
         """A folder in either format, or a repository of the Hub in LLaVA's own."""
         named = self.config.benchmark.released[task]
         folder = Path(named).expanduser()
         is_ours = (folder / WEIGHTS[0]).is_file() and not is_original(folder)  # what .bin holds may be damaged
-        return foreign(folder, self.root) if is_ours else self._converted(task, self.given(named))
+        return Adapter(foreign(folder, self.root)) if is_ours else self._converted(task, self.given(named))
 
     def given(self, text: str) -> Address:
         """A folder, or a repository of the Hub in the state that this folder of results has first met it in."""
         return address_given(text, self.root, self.config.paths.pins)
 
-    def usable(self, name: str, folder: Path) -> Address:
-        """An adapter folder as it is, or what becomes of one in LLaVA's own format."""
-        found = foreign(folder, self.root)
-        return self._converted(name, found) if is_original(folder) else found
+    def find_adapter(self, name: str, folder: Path) -> Adapter:
+        """An adapter folder as it is, or what one in LLaVA's own format is converted to."""
+        address = foreign(folder, self.root)
+        return self._converted(name, address) if is_original(folder) else Adapter(address)
 
-    def _converted(self, name: str, original: Address) -> Address:
-        # Nobody's adapter is for a base that is trained here, which is only what stands when no model= is given.
+    def _converted(self, name: str, original: Address) -> Adapter:
+        # The default model is trained here, so no outside adapter can belong to it: its name is not checked.
         settings = {"base": self.base_name if self.config.model.base is None else ""}
-        address = self._folder("experts", re.sub(r"[^\w.-]", "_", name), "convert", settings, {"original": original})
-        self.conversions[address.path] = (address, original)
-        return address
+        name = re.sub(r"[^\w.-]", "_", name)
+        return Adapter(self._folder("experts", name, "convert", settings, {"original": original}), original)
 
     def merged(self, method: Method | OutsideMethod) -> Address:
         """The adapter that a method makes of the experts."""
         return self._folder("merged", method.name, "merge", method, self.experts)
 
-    def predictions(self, source: Source, task: Task, split: str = "test", protocol: str | None = None) -> Address:
-        """The answers of a source to a task's test questions, or its val questions."""
-        settings = self.generation(task, split, protocol)
-        inputs = {"source": source.address, "base": self.base, "data": self.data(task)}
-        return self._file(_kind("predictions", split), source, task, ".jsonl", "predict", settings, inputs)
+    def test_set(self, task: Task) -> EvalSet:
+        """A task's test questions, by the protocol of the configuration."""
+        return EvalSet(task, "test", self.config.protocol)
 
-    def generation(self, task: Task, split: str = "test", protocol: str | None = None) -> Generation:
-        """How a task's questions are asked, by the protocol of the configuration if none is named."""
-        model = self.config.model
-        return task.under(protocol or self.config.protocol).generation(
-            model.template, model.generation_batch, split, model.products, self.precision, self._only(task, split)
+    def val_set(self, task: Task) -> EvalSet:
+        """A task's val questions, by the protocol of the configuration."""
+        return EvalSet(task, "val", self.config.protocol)
+
+    def questions(self, eval_set: EvalSet) -> Path:
+        """The file of an evaluation set's questions."""
+        return self.data(eval_set.task).path / f"{eval_set.split}.jsonl"
+
+    def predictions(self, source: Source, eval_set: EvalSet) -> Address:
+        """The answers of a source to the questions of an evaluation set."""
+        inputs = {"source": source.address, "base": self.base, "data": self.data(eval_set.task)}
+        kind = _kind("predictions", eval_set.split)
+        return self._file(kind, source, eval_set.task, ".jsonl", "predict", self.generation(eval_set), inputs)
+
+    def generation(self, eval_set: EvalSet) -> Generation:
+        """How the questions of an evaluation set are asked."""
+        model, task = self.config.model, eval_set.task_by_protocol
+        return Generation(
+            task=task.name,
+            prompt=task.prompt,
+            template=model.template,
+            max_new_tokens=task.max_new_tokens,
+            batch_size=model.generation_batch,
+            split=eval_set.split,
+            products=model.products,
+            image=task.image,
+            precision=self.precision,
+            only=self._selection(eval_set),
         )
 
     @property
@@ -171,51 +211,54 @@ class Addresses:
         on_cpu = (self.config.device or self.config.trainer.device) == "cpu"
         return "bf16" if on_cpu and self.config.model.precision == "fp16" else self.config.model.precision
 
-    def scoring(self, task: Task, split: str = "test", protocol: str | None = None) -> Scoring:
-        """How a task's answers are scored."""
-        asked = task.under(protocol or self.config.protocol)
-        return asked.scoring(self._only(task, split), caption_tokenizer() if asked.metric in CAPTION_NAMES else "")
+    def score(self, source: Source, eval_set: EvalSet) -> Address:
+        """The score of a source on an evaluation set."""
+        inputs = {"predictions": self.predictions(source, eval_set), "data": self.data(eval_set.task)}
+        kind = _kind("scores", eval_set.split)
+        return self._file(kind, source, eval_set.task, ".json", "score", self.scoring(eval_set), inputs)
 
-    def _only(self, task: Task, split: str) -> Selection:
+    def scoring(self, eval_set: EvalSet) -> Scoring:
+        """How the answers to an evaluation set are scored."""
+        task = eval_set.task_by_protocol
+        tokenizer = choose_caption_tokenizer() if task.metric in CAPTION_NAMES else ""
+        return task.scoring(self._selection(eval_set), tokenizer)
+
+    def _selection(self, eval_set: EvalSet) -> Selection:
         """`ids` are those of test questions, and each is asked of the task that has it."""
-        if split != "test":
+        if eval_set.split != "test":
             return Selection(self.config.limit)
-        found = self.ids_in(task)
-        return Selection(ids=found) if found else self.config.only
+        ids = self.ids_in(eval_set)
+        return Selection(ids=ids) if ids else self.config.only
 
-    def ids_in(self, task: Task) -> tuple[str, ...]:
-        """Those of `ids` that are test questions of a task; none while its questions are not prepared."""
-        wanted, path = self.config.only.ids, self.questions(task) if self.config.only.ids else None
-        if path is None or not path.exists():
+    def ids_in(self, eval_set: EvalSet) -> tuple[str, ...]:
+        """Those of `ids` that are questions of an evaluation set; none while its questions are not prepared."""
+        wanted = self.config.only.ids
+        if not wanted or not self.questions(eval_set).exists():
             return ()
-        known = {example.question_id for example in read_examples(path)}
-        return tuple(name for name in wanted if name in known)
-
-    def score(self, source: Source, task: Task, split: str = "test", protocol: str | None = None) -> Address:
-        """The score of a source on a task."""
-        inputs = {"predictions": self.predictions(source, task, split, protocol), "data": self.data(task)}
-        settings = self.scoring(task, split, protocol)
-        return self._file(_kind("scores", split), source, task, ".json", "score", settings, inputs)
-
-    def other_score(self, source: Source, task: Task) -> Address | None:
-        """The score of the same source under the other protocol.
-
-        None where the answers that it needs are not there, and where it is not wanted.
-        """
-        if not self.config.other_protocol:
-            return None
-        other = other_protocol(self.config.protocol)
-        return self.score(source, task, "test", other) if self._is_answered(source, task, other) else None
-
-    def _is_answered(self, source: Source, task: Task, protocol: str) -> bool:
-        return self.predictions(source, task, "test", protocol).is_complete()
-
-    def questions(self, task: Task, split: str = "test") -> Path:
-        """The test or val questions of a task."""
-        return self.data(task).path / f"{split}.jsonl"
+        return tuple(name for name in wanted if name in _read_ids(self.questions(eval_set)))
 
 
-def caption_tokenizer() -> str:
+@cache
+def _read_ids(questions: Path) -> frozenset[str]:
+    """The ids in a question file, which never changes once it is there."""
+    return frozenset(example.question_id for example in read_examples(questions))
+
+
+def list_unfinished(addresses: Iterable[Address | None]) -> list[Address]:
+    """Those that are not complete, each once, in their order."""
+    unique = {address.path: address for address in addresses if address is not None}
+    return [address for address in unique.values() if not address.is_complete()]
+
+
+def require(addresses: Iterable[Address | None], what: str, command: str) -> None:
+    """Raises UserError that names what is missing and the command that makes it."""
+    missing = list_unfinished(addresses)
+    if missing:
+        names = "\n".join(f"  {address.short}" for address in missing)
+        raise UserError(f"{len(missing)} {what} missing:\n{names}\nMake them with: {command}")
+
+
+def choose_caption_tokenizer() -> str:
     """`ptb`, the tokenizer of published caption scores, where there is Java to run it; otherwise `builtin`."""
     return "ptb" if has_java() else "builtin"
 

@@ -1,4 +1,4 @@
-"""The line: what is compared, what each method's strength is chosen from, and what `source=` means.
+"""One configuration as a plan: its addresses, the sources that it compares, and what `source=` names.
 
 prepare -> base -> experts and multi-task model -> merge -> predict -> score -> report
 """
@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from eval.report.results import CHOSEN, Choice
 from eval.settings import Task
-from pipeline.addresses import Addresses
+from pipeline.addresses import Addresses, list_unfinished
 from pipeline.config import read_config
-from pipeline.program import command, compose, key_of, list_groups
-from pipeline.sources import SOURCE_FILES, Source, full_model, source_of_folder
+from pipeline.program import command, compose, list_groups, read_overrides, topmost_key
+from pipeline.sources import SOURCE_FILES, EvalSet, Source, explain_full_model, name_source
 from pipeline.strengths import choose, has_val
 from robustmerge.method import Method, OutsideMethod, strength_of, times
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import read_examples, read_score
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, refuse, suggest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    T = TypeVar("T", bound=DataclassInstance)
 
 SHARED_BY_POINTS = (
     "profile",
@@ -36,42 +42,63 @@ SHARED_BY_POINTS = (
     "limit",
     "ids",
 )
-T = TypeVar("T")
 
 # Keys of common.yaml that say nothing of the merged model, and those that train_all need not have either.
 NOT_OF_MERGING = ("source", "report", "out", "limit", "ids", "protocol", "other_protocol", "device")
 NOT_OF_TRAINING = (*NOT_OF_MERGING, "merge", "methods", "strength_grid")
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """One source on one evaluation set."""
+
+    plan: Plan
+    source: Source
+    eval_set: EvalSet
+
+    @property
+    def task(self) -> Task:
+        return self.eval_set.task
+
+    @property
+    def questions(self) -> Path:
+        return self.plan.questions(self.eval_set)
+
+    @property
+    def predictions(self) -> Address:
+        return self.plan.predictions(self.source, self.eval_set)
+
+    @property
+    def score(self) -> Address:
+        return self.plan.score(self.source, self.eval_set)
+
+    @property
+    def expected_count(self) -> int:
+        """About how many questions are asked: what the configuration says of the task's split."""
+        config = self.plan.config
+        count = max(1, getattr(config.data(self.task).counts, self.eval_set.split))
+        return min(count, config.limit or count)
+
+    def with_other_protocol(self) -> Evaluation | None:
+        """The same by the other protocol; None where it is not wanted, or the answers that it needs are not there."""
+        if not self.plan.config.other_protocol:
+            return None
+        other = dataclasses.replace(self, eval_set=self.eval_set.with_other_protocol())
+        return other if other.predictions.is_complete() else None
+
+
 class Plan(Addresses):
     """One configuration: its addresses, and the sources that it compares."""
 
-    def check_methods(self) -> None:
-        """Raises UserError for a method that writes full models: nothing here could be asked of one."""
-        for method in self.config.methods:
-            if method.out.format == "model":
-                raise UserError(full_model(f"merged/{method.name}"))
-
     @cached_property
-    def configured(self) -> tuple[Source, ...]:
-        """What the table compares, but for what is chosen. Raises UserError for a method that writes full models."""
-        self.check_methods()
-        tasks = {task.name: task for task in self.config.tasks}
-        everything = self.config.tasks
-        found = [Source("zero_shot", "zero_shot", self.base, everything)]
-        found += [
-            Source(f"expert/{name}", "expert", address, (tasks[name],))
-            for name, address in self.experts.items()
-            if name in tasks
-        ]
-        if self.multi_task is not None:
-            found.append(Source("multi_task", "multi_task", self.multi_task, everything))
-        for method in self.config.methods:
-            found.append(self._merged_source(method, everything))
-        return tuple(found)
+    def overrides(self) -> dict[str, str]:
+        """The words of the command line that set this point's keys."""
+        return read_overrides(self.config.overrides)
 
-    def _merged_source(self, method: Method | OutsideMethod, tasks: tuple[Task, ...], variant: str = "") -> Source:
-        return Source(f"merged/{method.name}", "merged", self.merged(method), tasks, method, variant)
+    @property
+    def logs(self) -> Path:
+        """The folder of job files and logs."""
+        return self.root / "logs"
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
@@ -79,32 +106,85 @@ class Plan(Addresses):
 
         Raises UserError for a method that writes full models, and where val scores are missing.
         """
-        configured = self.configured
-        chosen = {name: self._chosen_source(name) for name in self.choices}
-        pairs = [(source, chosen.get(source.method.name) if source.method else None) for source in configured]
-        return tuple(source for pair in pairs for source in pair if source is not None)
+        sources: list[Source] = []
+        for source in self.configured:
+            sources.append(source)
+            if source.method is not None and source.method.name in self.choices:
+                sources.append(self._chosen_source(source.method.name))
+        return tuple(sources)
+
+    @cached_property
+    def configured(self) -> tuple[Source, ...]:
+        """What the table compares, but for what is chosen. Raises UserError for a method that writes full models."""
+        self.check_methods()
+        eval_sets = {task.name: self.test_set(task) for task in self.config.tasks}
+        everything = tuple(eval_sets.values())
+        sources = [Source("zero_shot", "zero_shot", self.base, everything)]
+        sources += [
+            Source(f"expert/{name}", "expert", adapter.address, (eval_sets[name],), original=adapter.original)
+            for name, adapter in self.adapters.items()
+            if name in eval_sets
+        ]
+        if self.multi_task is not None:
+            sources.append(Source("multi_task", "multi_task", self.multi_task, everything))
+        sources += [self._merged_source(method, everything) for method in self.config.methods]
+        return tuple(sources)
+
+    def check_methods(self) -> None:
+        """Raises UserError for a method that writes full models: nothing here could be asked of one."""
+        for method in self.config.methods:
+            if method.out.format == "model":
+                raise UserError(explain_full_model(f"merged/{method.name}"))
+
+    def _merged_source(self, method: Method | OutsideMethod, eval_sets: tuple[EvalSet, ...]) -> Source:
+        return Source(f"merged/{method.name}", "merged", self.merged(method), eval_sets, method)
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Everything that the table compares, on the test questions."""
+        return self._evaluations(self.sources)
+
+    def _evaluations(self, sources: Iterable[Source]) -> list[Evaluation]:
+        return [Evaluation(self, source, eval_set) for source in sources for eval_set in source.eval_sets]
+
+    # What strengths are chosen by
+
+    @cached_property
+    def candidate_methods(self) -> dict[str, dict[float, Method | OutsideMethod]]:
+        """By method, by factor of the update: the method at every strength that can be chosen."""
+        grid = self.config.strength_grid
+        if not grid or not self._val_sets:
+            return {}
+        free = [m for m in self.config.methods if strength_of(m) is not None and m.name not in self.config.fixed]
+        return {method.name: {factor: times(method, factor) for factor in grid} for method in free}
+
+    @cached_property
+    def _val_sets(self) -> tuple[EvalSet, ...]:
+        val_sets = [self.val_set(task) for task in self.config.seen]
+        return tuple(one for one in val_sets if has_val(self.questions(one), self.config.data(one.task)))
 
     @cached_property
     def candidates(self) -> dict[str, dict[float, Source]]:
         """By method, by factor of the update: what is asked the val questions."""
-        grid = self.config.strength_grid
-        if not grid:
-            return {}
-        asked = tuple(t for t in self.config.seen if has_val(self.questions(t, "val"), self.config.data(t)))
-        if not asked:
-            return {}
-        free = [m for m in self.config.methods if strength_of(m) is not None and m.name not in self.config.fixed]
-        return {m.name: {f: self._merged_source(times(m, f), asked) for f in grid} for m in free}
+        return {
+            name: {factor: self._merged_source(method, self._val_sets) for factor, method in by_factor.items()}
+            for name, by_factor in self.candidate_methods.items()
+        }
 
     @property
-    def tried(self) -> list[Source]:
-        """All candidates of all methods."""
-        return [source for by_factor in self.candidates.values() for source in by_factor.values()]
+    def val_evaluations(self) -> list[Evaluation]:
+        """Every candidate of every method, on the val questions."""
+        return self._evaluations(source for by_factor in self.candidates.values() for source in by_factor.values())
+
+    def choosing_addresses(self) -> list[Address]:
+        """Everything that the choices rest on: merges, val answers and val scores."""
+        merged = {one.source.address.path: one.source.address for one in self.val_evaluations}
+        return [*merged.values(), *(a for one in self.val_evaluations for a in (one.predictions, one.score))]
 
     @cached_property
     def choices(self) -> dict[str, Choice]:
         """By method: the strength with the best mean val score. Raises UserError where val scores are missing."""
-        missing = unfinished(self.score(source, task, "val") for source in self.tried for task in source.tasks)
+        missing = list_unfinished(one.score for one in self.val_evaluations)
         if missing:
             make = command("merge_eval", lambda word: not word.startswith("source"))
             raise UserError(
@@ -112,42 +192,53 @@ class Plan(Addresses):
                 f"{missing[0].short}\nMake them with: {make}\nor leave the chosen strengths out: strength_grid=null"
             )
         return {
-            name: choose({f: (strength_of(source.method), self._val_mean(source)) for f, source in by_factor.items()})
+            name: choose(
+                {
+                    factor: (strength_of(self.candidate_methods[name][factor]), self._val_mean(source))
+                    for factor, source in by_factor.items()
+                }
+            )
             for name, by_factor in self.candidates.items()
         }
 
     def _val_mean(self, source: Source) -> float:
         """Over the tasks that can be scored here: without Java some captions cannot, for no source."""
-        values = [read_score(self.score(source, task, "val").path).value for task in source.tasks]
+        values = [read_score(self.score(source, val_set).path).value for val_set in source.eval_sets]
         return fmean([value for value in values if value is not None] or [0.0])
 
-    def _chosen_source(self, name: str) -> Source:
-        source = self.candidates[name][self.choices[name].factor]
-        return dataclasses.replace(source, tasks=self.config.tasks, variant=CHOSEN)
+    def _chosen_source(self, method: str) -> Source:
+        source = self.candidates[method][self.choices[method].factor]
+        return dataclasses.replace(source, eval_sets=self._all_test_sets, variant=CHOSEN)
 
-    def choosing_addresses(self) -> list[Address]:
-        """Everything that the choices rest on: merges, val answers and val scores."""
-        pairs = [(source, task) for source in self.tried for task in source.tasks]
-        asked = [address(*pair, "val") for pair in pairs for address in (self.predictions, self.score)]
-        return [*(source.address for source in self.tried), *asked]
+    # What `source=` names
+
+    @cached_property
+    def selected(self) -> Source:
+        """The source that `source=` names, on all tasks. Raises UserError with the choices."""
+        return self.find_source(self.config.source)
+
+    @property
+    def selected_evaluations(self) -> list[Evaluation]:
+        """The selected source on the test questions; with `ids`, on the tasks that have one of them."""
+        return self.list_asked(self.selected)
+
+    def list_asked(self, source: Source) -> list[Evaluation]:
+        """A source on the test questions; with `ids`, on the tasks that have one of them.
+
+        All of its tasks while some are not prepared. Raises UserError for an id that no task has.
+        """
+        evaluations = self._evaluations([source])
+        prepared = [one for one in evaluations if self.config.only.ids and one.questions.exists()]
+        if len(prepared) < len(evaluations) or not prepared:
+            return evaluations
+        ids = {one.task.name: self.ids_in(one.eval_set) for one in prepared}
+        if unknown := set(self.config.only.ids).difference(*ids.values()):
+            example = read_examples(prepared[0].questions)[0].question_id
+            raise UserError(f"no task has a question {', '.join(sorted(unknown)[:5])} (ids); ids are like {example}")
+        return [one for one in prepared if ids[one.task.name]]
 
     def find_source(self, name: str | None) -> Source:
-        """The source of that name, address or folder; with `ids`, on the tasks that have one of these questions.
-
-        Raises UserError with the choices, and for an id that no task has.
-        """
-        source = self._named(name)
-        prepared = [task for task in source.tasks if self.config.only.ids and self.questions(task).exists()]
-        if len(prepared) < len(source.tasks) or not prepared:
-            return source
-        having = tuple(task for task in prepared if self.ids_in(task))
-        known = {found for task in having for found in self.ids_in(task)}
-        if unknown := [one for one in self.config.only.ids if one not in known]:
-            example = read_examples(self.questions(prepared[0]))[0].question_id
-            raise UserError(f"no task has a question {', '.join(unknown[:5])} (ids); ids are like {example}")
-        return dataclasses.replace(source, tasks=having)
-
-    def _named(self, name: str | None) -> Source:
+        """The source of that name, address or folder, on all tasks. Raises UserError with the choices."""
         names = [source.name for source in self.configured]
         choices = suggest(name or "", [*names, *(f"merged/{method}@{CHOSEN}" for method in self.candidates)])
         choices += f", or give a folder with {' or '.join(SOURCE_FILES)}"
@@ -158,34 +249,29 @@ class Plan(Addresses):
                 return self._chosen_source(method)
         for source in self.configured:
             if name in (source.name, source.address.short):
-                return dataclasses.replace(source, tasks=self.config.tasks)
+                return dataclasses.replace(source, eval_sets=self._all_test_sets)
         for path in (Path(name).expanduser(), self.root / name):
             if any((path / file).exists() for file in SOURCE_FILES):
-                return source_of_folder(self.usable(path.name, path), self.config.tasks)
+                return self._source_of_folder(path)
             if (path / "config.json").exists():
-                raise UserError(full_model(str(path)))
+                raise UserError(explain_full_model(str(path)))
         if Path(name).expanduser().is_absolute():
             what = "holds no adapter" if Path(name).expanduser().is_dir() else "does not exist"
             raise UserError(f"the folder {name} {what} (source); {choices}")
         raise UserError(f"unknown source '{name}'; {choices}")
 
+    def _source_of_folder(self, folder: Path) -> Source:
+        adapter = self.find_adapter(folder.name, folder)
+        name, kind = name_source(adapter.address)
+        return Source(name, kind, adapter.address, self._all_test_sets, original=adapter.original)
 
-def unfinished(addresses: Iterable[Address | None]) -> list[Address]:
-    """Those that are not complete, each once, in their order."""
-    seen: dict[Path, Address] = {address.path: address for address in addresses if address is not None}
-    return [address for address in seen.values() if not address.is_complete()]
-
-
-def require(addresses: Iterable[Address | None], what: str, command: str) -> None:
-    """Raises UserError that names what is missing and the command that makes it."""
-    missing = unfinished(addresses)
-    if missing:
-        names = "\n".join(f"  {address.short}" for address in missing)
-        raise UserError(f"{len(missing)} {what} missing:\n{names}\nMake them with: {command}")
+    @property
+    def _all_test_sets(self) -> tuple[EvalSet, ...]:
+        return tuple(self.test_set(task) for task in self.config.tasks)
 
 
 def make_plans(points: Sequence[Mapping[str, Any]]) -> list[Plan]:
-    """The lines of all points of a sweep. Raises UserError for everything wrong in their configs, each thing once."""
+    """The plans of all points of a sweep. Raises UserError for everything wrong in their configs, each thing once."""
     plans: list[Plan] = []
     problems: list[Problem] = []
     for point in points:
@@ -200,34 +286,33 @@ def make_plans(points: Sequence[Mapping[str, Any]]) -> list[Plan]:
     return plans
 
 
-def make_plan_with(own: type[T], point: Mapping[str, Any]) -> tuple[Plan, T]:
-    """The line, and a program's own keys as their dataclass. Raises ConfigError with the problems of both."""
+def make_plan_with(settings: type[T], point: Mapping[str, Any]) -> tuple[Plan, T]:
+    """The plan, and a program's own keys as their dataclass. Raises ConfigError with the problems of both."""
     point = dict(point)
-    values = {field.name: point.pop(field.name) for field in dataclasses.fields(own)}
-    problems: list[Problem] = []
-    made: list[Any] = []
-    for make in (lambda: make_plans([point])[0], lambda: build(own, values, "")):
+    values = {field.name: point.pop(field.name) for field in dataclasses.fields(settings)}
+    try:
+        (plan,) = make_plans([point])
+    except ConfigError as error:
         try:
-            made.append(make())
-        except ConfigError as error:
-            problems += error.problems
-    refuse(problems)
-    plan, request = made
-    return plan, request
+            build(settings, values, "")
+        except ConfigError as further:
+            raise ConfigError(*error.problems, *further.problems) from error
+        raise
+    return plan, build(settings, values, "")
 
 
 def train_all_command() -> str:
     """The command that makes the base and the experts which this command line asks for."""
-    return command("train_all", lambda word: _is_common(word) and key_of(word) not in NOT_OF_TRAINING)
+    return command("train_all", lambda word: _is_common(word) and topmost_key(word) not in NOT_OF_TRAINING)
 
 
 def make_command(source: Source) -> str:
     """The command that makes a source which is not there."""
     if source.kind != "merged":
         return train_all_command()
-    return command("merge", lambda word: _is_common(word) and key_of(word) not in NOT_OF_MERGING)
+    return command("merge", lambda word: _is_common(word) and topmost_key(word) not in NOT_OF_MERGING)
 
 
 def _is_common(word: str) -> bool:
     """Whether every program has the key: those of one program alone mean nothing to another."""
-    return key_of(word) in {*compose("merge_eval", []), *list_groups(), "task"}
+    return topmost_key(word) in {*compose("merge_eval", []), *list_groups(), "task"}

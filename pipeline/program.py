@@ -179,6 +179,6 @@ def read_overrides(words: Iterable[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def key_of(word: str) -> str:
+def topmost_key(word: str) -> str:
     """The topmost key that a word of the command line sets: `merge` of `+merge.prune.density=0.3`."""
     return word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]

@@ -1,11 +1,12 @@
-"""What is evaluated: the base alone, an expert, the multi-task model, a merged model, any folder."""
+"""What is evaluated, and on which questions: sources and evaluation sets."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.settings import Task
+from eval.settings import Task, other_protocol
 from robustmerge.method import Method, OutsideMethod
 from robustmerge.stage.address import Address
 
@@ -14,19 +15,45 @@ SOURCE_FILES = ("adapter_config.json", "delta_config.json")
 
 
 @dataclass(frozen=True)
+class EvalSet:
+    """The questions of one split of a task, asked and scored by one protocol.
+
+    task: as its file describes it. split: test for what is reported, val for what is chosen.
+    """
+
+    task: Task
+    split: str
+    protocol: str
+
+    @property
+    def task_by_protocol(self) -> Task:
+        """The task with the prompt, parser and metric of the protocol."""
+        return self.task.under(self.protocol)
+
+    def with_other_protocol(self) -> EvalSet:
+        return dataclasses.replace(self, protocol=other_protocol(self.protocol))
+
+
+@dataclass(frozen=True)
 class Source:
     """What is evaluated: zero_shot | expert/<task> | multi_task | merged/<method> | any adapter or delta folder.
 
-    address: of the adapter or the deltas; of the base for zero_shot. tasks: what it is evaluated on.
+    address: of the adapter or the deltas; of the base for zero_shot. eval_sets: what it is evaluated on.
     variant: "" as configured; `chosen`: the method at the strength chosen on val.
+    original: the adapter in LLaVA's own format from which `address` is converted; None where nothing is converted.
     """
 
     name: str
     kind: str
     address: Address
-    tasks: tuple[Task, ...]
+    eval_sets: tuple[EvalSet, ...]
     method: Method | OutsideMethod | None = None
     variant: str = ""
+    original: Address | None = None
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(eval_set.task for eval_set in self.eval_sets)
 
     @property
     def label(self) -> str:
@@ -48,20 +75,18 @@ class Source:
         return None if self.kind == "zero_shot" else self.address.path
 
 
-def source_of_folder(address: Address, tasks: tuple[Task, ...]) -> Source:
-    """An adapter or delta folder as a source; a result of this run keeps its own name."""
+def name_source(address: Address) -> tuple[str, str]:
+    """Name and kind of an adapter or delta folder as a source; a result of this run keeps its own name."""
     kind, _, rest = address.short.partition("/")
     name = rest.removesuffix(f"-{address.hash8}")
     if kind == "merged" and name != rest:
-        return Source(f"merged/{name}", "merged", address, tasks)
+        return f"merged/{name}", "merged"
     if kind == "experts" and name != rest:
-        multi_task = name == "multi_task"
-        found = ("multi_task", "multi_task") if multi_task else (f"expert/{name}", "expert")
-        return Source(*found, address, tasks)
-    return Source(f"adapter/{address.path.name}", "adapter", address, tasks)
+        return ("multi_task", "multi_task") if name == "multi_task" else (f"expert/{name}", "expert")
+    return f"adapter/{address.path.name}", "adapter"
 
 
-def full_model(name: str) -> str:
+def explain_full_model(name: str) -> str:
     """Why a full model is no source, and what to do."""
     return (
         f"{name} is a full model, and a source is an adapter or delta folder for the base. Evaluate it as a base of "

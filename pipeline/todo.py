@@ -1,11 +1,10 @@
-"""What is left to do, its description in a job file, and how it is cut into pieces."""
+"""What is left to do, its description in a job file, and how it is cut into jobs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from llava_ext.launch import count_parallel_runs, launch_command
@@ -19,36 +18,27 @@ T = TypeVar("T")
 ONE_CPU = Trainer()
 
 
-def once(plans: Sequence[Plan], list_one: Callable[[Plan], Sequence[tuple[Address, Any]]]) -> list[tuple[Address, Any]]:
-    """What the lines ask for and is not complete, each address once."""
-    wanted = {address.path: (address, value) for plan in plans for address, value in list_one(plan)}
-    return [pair for pair in wanted.values() if not pair[0].is_complete()]
+def drop_finished(results: Iterable[tuple[Address, T]]) -> list[tuple[Address, T]]:
+    """The results that are not complete, each address once. The second of a pair is what the caller needs beside it."""
+    unique = {address.path: (address, value) for address, value in results}
+    return [pair for pair in unique.values() if not pair[0].is_complete()]
 
 
-def item_of(stage: str, address: Address, settings: Any = None, **inputs: Any) -> dict:
-    """The description of one stage's work, as a job file holds it."""
-    described = {"stage": stage, "name": address.short, "address": address.to_json(), **inputs}
+def describe_item(stage: str, address: Address, settings: Any = None, **inputs: Any) -> dict:
+    """The description of one result to make, as a job file holds it."""
+    item = {"stage": stage, "name": address.short, "address": address.to_json(), **inputs}
     if settings is not None:
-        described["settings"] = dataclasses.asdict(settings)
-    return described
+        item["settings"] = dataclasses.asdict(settings)
+    return item
 
 
-def logs_of(plans: Sequence[Plan]) -> Path:
-    return plans[0].root / "logs"
+def run_in_turn(plan: Plan, title: str, job: str, items: list[dict]) -> None:
+    """Do the items one after the other, in one process."""
+    run_jobs(title, [Job(job, items)] if items else [], 1, plan.logs)
 
 
-def cut_evenly(items: Sequence[T], costs: Sequence[float], pieces: int) -> list[list[tuple[T, float]]]:
-    """At most so many consecutive pieces of about equal cost, none of them empty; each item with its cost."""
-    found: list[list[tuple[T, float]]] = [[] for _ in range(pieces)]
-    before, total = 0.0, sum(costs)
-    for item, cost in zip(items, costs, strict=True):
-        found[min(int(pieces * (before + cost / 2) / total), pieces - 1)].append((item, cost))
-        before += cost
-    return [piece for piece in found if piece]
-
-
-def share_out(
-    plans: Sequence[Plan], title: str, items: Sequence[dict], costs: Sequence[float], trainer: Trainer = ONE_CPU
+def run_side_by_side(
+    plan: Plan, title: str, items: Sequence[dict], costs: Sequence[float], trainer: Trainer = ONE_CPU
 ) -> None:
     """Cut the items into one consecutive piece a process, of about equal cost, so that adapters change rarely.
 
@@ -57,7 +47,7 @@ def share_out(
     if not items:
         return
     together = trainer.processes > 1
-    side_by_side = 1 if together else min(plans[0].config.jobs, len(items))
+    side_by_side = 1 if together else min(plan.config.jobs, len(items))
     if together or trainer.device != "cpu":
         side_by_side = min(count_parallel_runs(trainer, side_by_side), side_by_side)
     launch = partial(launch_command, trainer)
@@ -65,4 +55,14 @@ def share_out(
         Job(f"{title} {number}", [item for item, _ in piece], sum(cost for _, cost in piece), launch)
         for number, piece in enumerate(cut_evenly(items, costs, side_by_side), start=1)
     ]
-    run_jobs(title, jobs, side_by_side, logs_of(plans))
+    run_jobs(title, jobs, side_by_side, plan.logs)
+
+
+def cut_evenly(items: Sequence[T], costs: Sequence[float], pieces: int) -> list[list[tuple[T, float]]]:
+    """At most so many consecutive pieces of about equal cost, none of them empty; each item with its cost."""
+    cut: list[list[tuple[T, float]]] = [[] for _ in range(pieces)]
+    before, total = 0.0, sum(costs)
+    for item, cost in zip(items, costs, strict=True):
+        cut[min(int(pieces * (before + cost / 2) / total), pieces - 1)].append((item, cost))
+        before += cost
+    return [piece for piece in cut if piece]

@@ -9,7 +9,7 @@ from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from pipeline.closing import tell_made
+    from pipeline.closing import print_results
     from pipeline.plan import make_plans
     from pipeline.stages.merge import check_experts, merge, merge_out
 
@@ -19,7 +19,7 @@ def walk(points: list[dict]) -> None:
         return
     check_experts(plans, multi_task=False)
     merge(plans)
-    tell_made([plan.merged(method) for plan in plans for method in plan.config.methods])
+    print_results([plan.merged(method) for plan in plans for method in plan.config.methods])
 
 
 if __name__ == "__main__":

@@ -19,14 +19,15 @@ def walk(points: list[dict]) -> None:
     merge.merge(plans)
     predict.check_devices(plans)
     prepare.prepare(plans)
-    base.build_base(plans)
+    base.make_bases(plans)
     merge.merge(plans, choose=True)
     choose.choose_strengths(plans)
-    choose.tell_choices(plans)
-    predict.predict(plans, lambda plan: plan.sources)
-    score.score(plans, lambda plan: plan.sources)
-    score.score_otherwise(plans, lambda plan: plan.sources)
-    report.tell_report(plans, report.report(plans), started)
+    choose.print_choices(plans)
+    evaluations = [one for plan in plans for one in plan.evaluations]
+    predict.predict(evaluations)
+    score.score(evaluations)
+    score.score_with_other_protocol(evaluations)
+    report.print_reports(report.report(plans), started)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from pipeline.closing import tell_made
+    from pipeline.closing import print_results
     from pipeline.plan import make_plans
     from pipeline.stages import base, predict, prepare
 
@@ -17,10 +17,11 @@ def walk(points: list[dict]) -> None:
     predict.check_devices(plans)
     predict.check_sources(plans)
     prepare.prepare(plans)
-    base.build_base(plans)
-    predict.predict(plans, predict.chosen_source)
-    tell_made([address for plan in plans for address in predict.predictions_of(plan)])
-    predict.tell_answers(plans)
+    base.make_bases(plans)
+    evaluations = [one for plan in plans for one in plan.selected_evaluations]
+    predict.predict(evaluations)
+    print_results([one.predictions for one in evaluations])
+    predict.print_answers(evaluations)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from pipeline.program import run  # noqa: E402
 
 
 def walk(points: list[dict]) -> None:
-    from pipeline.closing import tell_made
+    from pipeline.closing import print_results
     from pipeline.plan import make_plans
     from pipeline.stages.prepare import prepare
 
     plans = make_plans(points)
     prepare(plans)
-    tell_made([plan.data(task) for plan in plans for task in plan.config.tasks])
+    print_results([plan.data(task) for plan in plans for task in plan.config.tasks])
 
 
 if __name__ == "__main__":

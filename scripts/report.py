@@ -11,14 +11,14 @@ from pipeline.program import run  # noqa: E402
 
 def walk(points: list[dict]) -> None:
     from pipeline.plan import make_plans
-    from pipeline.stages.report import report, tell_report
-    from pipeline.stages.score import score, score_otherwise
+    from pipeline.stages import report, score
 
     started = time.monotonic()
     plans = make_plans(points)
-    score(plans, lambda plan: plan.sources)
-    score_otherwise(plans, lambda plan: plan.sources)
-    tell_report(plans, report(plans), started)
+    evaluations = [one for plan in plans for one in plan.evaluations]
+    score.score(evaluations)
+    score.score_with_other_protocol(evaluations)
+    report.print_reports(report.report(plans), started)
 
 
 if __name__ == "__main__":

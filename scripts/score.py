@@ -10,16 +10,16 @@ from pipeline.program import run  # noqa: E402
 
 def walk(points: list[dict]) -> None:
     from pipeline.plan import make_plans
-    from pipeline.stages.predict import chosen_source
-    from pipeline.stages.score import score, score_partly, tell_partial, tell_scores
+    from pipeline.stages.score import print_partial_scores, print_scores, score
 
     partial = [point.pop("partial") for point in points]
     plans = make_plans(points)
+    evaluations = [one for plan in plans for one in plan.selected_evaluations]
     if any(partial):
-        tell_partial(score_partly(plans))
+        print_partial_scores(evaluations)
         return
-    score(plans, chosen_source)
-    tell_scores(plans)
+    score(evaluations)
+    print_scores(evaluations)
 
 
 if __name__ == "__main__":

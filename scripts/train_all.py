@@ -17,9 +17,9 @@ def walk(points: list[dict]) -> None:
     plans = make_plans(points)
     train.check_trainer(plans)
     prepare.prepare(plans)
-    base.build_base(plans)
+    base.make_bases(plans)
     train.train(plans)
-    train.tell_training(plans, started)
+    train.print_trained(plans, started)
 
 
 if __name__ == "__main__":

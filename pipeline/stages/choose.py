@@ -8,19 +8,21 @@ from pipeline.plan import Plan
 from pipeline.stages.predict import predict
 from pipeline.stages.score import score
 from pipeline.strengths import describe
+from pipeline.sweep import describe_point, find_swept_keys
 
 
 def choose_strengths(plans: Sequence[Plan]) -> None:
-    """Answer and score the val questions at every strength, so that the lines can choose."""
-    predict(plans, lambda plan: plan.tried, "val")
-    score(plans, lambda plan: plan.tried, "val")
+    """Answer and score the val questions at every strength, which is all that the plans choose by."""
+    evaluations = [one for plan in plans for one in plan.val_evaluations]
+    predict(evaluations)
+    score(evaluations)
 
 
-def tell_choices(plans: Sequence[Plan]) -> None:
-    """After the val questions: the strength chosen for every method, by point where there are several."""
+def print_choices(plans: Sequence[Plan]) -> None:
+    """The strength chosen for every method, by point where there are several."""
+    keys = find_swept_keys(plans)
     for plan in plans:
-        own = [word for word in plan.config.overrides if any(word not in other.config.overrides for other in plans)]
-        point = f"{', '.join(own)}: " if own else ""
+        point = f"{describe_point(plan, keys)}: " if keys else ""
         titles = {method.name: method.title or method.name for method in plan.config.methods}
         for name, choice in plan.choices.items():
             print(f"{point}{titles[name]}: {describe(choice)}")

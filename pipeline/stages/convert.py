@@ -1,19 +1,31 @@
-"""The steps before everything else where something comes from elsewhere: fetch it, bring it into our format."""
+"""Convert: bring adapters from elsewhere into the format of PEFT, those of the Hub fetched before."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipeline.jobs import Job, run_jobs, say
+from pipeline.addresses import Adapter
+from pipeline.jobs import say
 from pipeline.plan import Plan
-from pipeline.todo import item_of, logs_of
+from pipeline.todo import describe_item, drop_finished, run_in_turn
 from robustmerge.hub.places import HUB
 from robustmerge.stage.address import Address, run_stage
 
 ADAPTER_FILES = (
     "adapter_config.json", "adapter_model.*", "non_lora_trainables.bin", "config.json", "README.md",
 )  # fmt: skip
+
+
+def convert(plan: Plan, adapters: Iterable[Adapter]) -> None:
+    """Convert those of the adapters that are in LLaVA's own format."""
+    originals = ((adapter.address, adapter.original) for adapter in adapters if adapter.original is not None)
+    items = []
+    for address, original in drop_finished(originals):
+        fetch(original, ADAPTER_FILES)
+        base = address.identity["settings"]["base"]
+        items.append(describe_item("convert", address, original=str(original.path), base=base))
+    run_in_turn(plan, "convert", "experts", items)
 
 
 def fetch(address: Address, files: Sequence[str]) -> None:
@@ -23,24 +35,9 @@ def fetch(address: Address, files: Sequence[str]) -> None:
     from robustmerge.hub.download import fetch_pinned, is_fetched
     from robustmerge.hub.pins import Pinned
 
-    found = Pinned(address.identity["repository"], address.identity["revision"])
-    if not is_fetched(found, files):
-        fetch_pinned(found, files, print)
-
-
-def convert(plans: Sequence[Plan], only: Collection[Path] | None = None) -> None:
-    """Bring every adapter that the lines name in LLaVA's own format into ours, those of the Hub fetched before.
-
-    only: the folders that are wanted of what becomes of them.
-    """
-    items = {}
-    for plan in plans:
-        for address, original in plan.conversions.values():
-            if (only is None or address.path in only) and not address.is_complete():
-                base = address.identity["settings"]["base"]
-                fetch(original, ADAPTER_FILES)
-                items[address.path] = item_of("convert", address, original=str(original.path), base=base)
-    run_jobs("convert", [Job("experts", list(items.values()))] if items else [], 1, logs_of(plans))
+    pinned = Pinned(address.identity["repository"], address.identity["revision"])
+    if not is_fetched(pinned, files):
+        fetch_pinned(pinned, files, print)
 
 
 def work_convert(item: dict) -> None:

@@ -1,4 +1,4 @@
-"""`merge.py out=FOLDER`: one merge of any adapters, in this process, to a folder of the user's choice."""
+"""Merge: the experts by every method, or any adapters by one (`merge.py out=FOLDER`)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,59 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.addresses import list_unfinished, require
 from pipeline.jobs import say
-from pipeline.plan import Plan, require, train_all_command, unfinished
+from pipeline.plan import Plan, train_all_command
 from pipeline.stages.convert import convert
-from pipeline.todo import item_of, once, share_out
+from pipeline.todo import describe_item, drop_finished, run_side_by_side
 from robustmerge.method import Method, OutsideMethod, find_unused, list_methods
 from robustmerge.stage.address import Address, read_manifest
 from robustmerge.stage.settings import UserError, suggest
 
 
+def check_experts(plans: Sequence[Plan], multi_task: bool = True) -> None:
+    """Raises UserError naming the trained models that are not there and the command that makes them."""
+    for plan in plans:
+        if not plan.config.out:  # a folder of the user's own may hold a full model
+            plan.check_methods()
+        if not plan.experts:
+            raise UserError("there is no expert to merge: none of the chosen tasks is a seen one (tasks)")
+        models = plan.trained_models if multi_task else list(plan.experts.values())
+        convert(plan, plan.adapters.values())
+        train_all = train_all_command()
+        if list_unfinished(models) == [plan.multi_task]:
+            train_all += "\nor leave it out: multi_task=false"
+        require(models, "trained models are", train_all)
+
+
+def merge(plans: Sequence[Plan], choose: bool = False) -> None:
+    """Merge the experts, once a method and point: side by side, and each on the cores that are left.
+
+    choose: also at every strength that is to be chosen from.
+    """
+    wanted = [(plan, method) for plan in plans for method in plan.config.methods]
+    if choose:
+        by_method = ((plan, by_factor) for plan in plans for by_factor in plan.candidate_methods.values())
+        wanted += [(plan, method) for plan, by_factor in by_method for method in by_factor.values()]
+    unfinished = drop_finished((plan.merged(method), (plan, method)) for plan, method in wanted)
+    items = []
+    workers = max(1, plans[0].config.jobs // max(1, len(unfinished)))
+    for address, (plan, method) in unfinished:
+        experts = {name: str(expert.path) for name, expert in plan.experts.items()}
+        items.append(describe_item("merge", address, method, experts=experts, workers=workers))
+    run_side_by_side(plans[0], "merge", items, [1.0] * len(items))
+
+
+def work_merge(item: dict) -> None:
+    from robustmerge.merging import merge
+    from robustmerge.method import build_method
+
+    experts = {name: Path(folder) for name, folder in item["experts"].items()}
+    merge(Address.from_json(item["address"]), build_method(item["settings"]), experts, say, item["workers"], True)
+
+
 def merge_out(plans: Sequence[Plan]) -> None:
-    """Merge the experts of the one line with its one method into `out=`, and tell what came of it.
+    """Merge the experts of the one plan with its one method into `out=`, and print what came of it.
 
     Raises UserError if there is more than one merge, or something else in the folder.
     """
@@ -26,24 +68,25 @@ def merge_out(plans: Sequence[Plan]) -> None:
         raise UserError("out= is one folder, and a sweep makes several merges; leave out= away, or sweep over nothing")
     (plan,) = plans
     config = plan.config
+    out = str(config.out)
     if len(config.methods) > 1:
         raise UserError(f"out= is one folder for one merge: add merge=NAME; {suggest('', list_methods())}")
     if config.experts is None:
         check_experts(plans, multi_task=False)
     experts = {name: address.path for name, address in plan.experts.items()}
-    convert(plans)
+    convert(plan, plan.adapters.values())
 
     from robustmerge.merging import merge_folders
 
-    folder = Path(config.out).expanduser().absolute()
-    method = with_base(plan, config.methods[0])
+    folder = Path(out).expanduser().absolute()
+    method = _with_base(plan, config.methods[0])
     was_there = (folder / "manifest.json").exists()  # of another merge: then it is refused
-    merge_folders(experts, method, folder, config.jobs, say=lambda told: None)
-    tell_merged(folder, method, config.out, was_there)
+    merge_folders(experts, method, folder, config.jobs, say=lambda message: None)
+    print_merged(folder, method, out, was_there)
 
 
-def with_base(plan: Plan, method: Method | OutsideMethod) -> Method | OutsideMethod:
-    """The method, for a full model of the line's own experts with the line's base: they name it, but not where it is.
+def _with_base(plan: Plan, method: Method | OutsideMethod) -> Method | OutsideMethod:
+    """The method, for a full model of the plan's own experts with the plan's base: they name it, but not where it is.
 
     Raises UserError if that base is not there.
     """
@@ -54,8 +97,8 @@ def with_base(plan: Plan, method: Method | OutsideMethod) -> Method | OutsideMet
     return dataclasses.replace(method, out=dataclasses.replace(method.out, base=str(plan.base.path)))
 
 
-def tell_merged(folder: Path, method: Method | OutsideMethod, out: str, was_there: bool = False) -> None:
-    """After one merge to a folder of one's own, typed as `out`: what went in, what came out, how to go on.
+def print_merged(folder: Path, method: Method | OutsideMethod, out: str, was_there: bool = False) -> None:
+    """The last lines of a merge to a folder that the user chose as `out`: what went in, what came out, how to go on.
 
     was_there: the same merge had been made there before, so that nothing was done.
     """
@@ -68,7 +111,7 @@ def tell_merged(folder: Path, method: Method | OutsideMethod, out: str, was_ther
     title = method.title or method.name
     print(f"\n{title}: {count_experts(record['experts'])} merged into {out}")
     print("it was there already, from the same experts and settings: nothing was done again\n" if was_there else "")
-    rows = merge_rows(method, record)
+    rows = describe_merge(method, record)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     written = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
     rows |= {"size": written, "time": f"{record['seconds']:.1f} s" + (" when it was made" if was_there else "")}
@@ -79,11 +122,11 @@ def tell_merged(folder: Path, method: Method | OutsideMethod, out: str, was_ther
     is_model = (folder / "config.json").exists()
     words = ["model.base=null", f"+model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
     answer = shlex.join(["python", "scripts/predict.py", *words])
-    print(f"\nload it as its README.md says; on the line's base, answer with it: {answer}")
+    print(f"\nload it as its README.md says; on the plan's base, answer with it: {answer}")
 
 
-def merge_rows(method: Method | OutsideMethod, record: Mapping[str, Any]) -> dict[str, str]:
-    """What the record of a merge tells, as lines of a table."""
+def describe_merge(method: Method | OutsideMethod, record: Mapping[str, Any]) -> dict[str, str]:
+    """The record of a merge as rows of a table."""
     names, ranks, norms = record["experts"], record["ranks"], list(record["expert_norms"].values())
     mean = sum(norms) / len(norms)
     own = getattr(method, "params", {}).get("strength", "as the method sets it")
@@ -103,45 +146,3 @@ def merge_rows(method: Method | OutsideMethod, record: Mapping[str, Any]) -> dic
         "modules_to_save": f"{record['extras']} tensors averaged" if record["extras"] else "none",
         **({"not used": ", ".join(unused)} if unused else {}),
     }
-
-
-def check_experts(plans: Sequence[Plan], multi_task: bool = True) -> None:
-    """Raises UserError naming the trained models that are not there and the command that makes them."""
-    for plan in plans:
-        if not plan.config.out:  # a folder of the user's own may hold a full model
-            plan.check_methods()
-        if not plan.experts:
-            raise UserError("there is no expert to merge: none of the chosen tasks is a seen one (tasks)")
-        models = [*plan.experts.values(), plan.multi_task if multi_task else None]
-        convert([plan])
-        train_all = train_all_command()
-        if unfinished(models) == [plan.multi_task]:
-            train_all += "\nor leave it out: multi_task=false"
-        require(models, "trained models are", train_all)
-
-
-def merge(plans: Sequence[Plan], choose: bool = False) -> None:
-    """Merge the experts, once a method and point: side by side, and each on the cores that are left.
-
-    choose: also at every strength that is to be chosen from.
-    """
-
-    def list_one(plan: Plan) -> list[tuple[Address, Any]]:
-        methods = [*plan.config.methods, *(source.method for source in (plan.tried if choose else ()))]
-        return [(plan.merged(method), (plan, method)) for method in methods]
-
-    todo = once(plans, list_one)
-    items = []
-    workers = max(1, plans[0].config.jobs // max(1, len(todo)))
-    for address, (plan, method) in todo:
-        experts = {name: str(expert.path) for name, expert in plan.experts.items()}
-        items.append(item_of("merge", address, method, experts=experts, workers=workers))
-    share_out(plans, "merge", items, [1.0] * len(items))
-
-
-def work_merge(item: dict) -> None:
-    from robustmerge.merging import merge
-    from robustmerge.method import build_method
-
-    experts = {name: Path(folder) for name, folder in item["experts"].items()}
-    merge(Address.from_json(item["address"]), build_method(item["settings"]), experts, say, item["workers"], True)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.jobs import Job, run_jobs, say
+from pipeline.jobs import say
 from pipeline.plan import Plan
-from pipeline.todo import item_of, logs_of, once
+from pipeline.todo import describe_item, drop_finished, run_in_turn
 from robustmerge.stage.address import Address
 from robustmerge.stage.settings import build
 
 
 def prepare(plans: Sequence[Plan]) -> None:
     """Draw or read the data of every task."""
-    todo = once(plans, lambda plan: [(plan.data(task), plan.config.data(task)) for task in plan.config.tasks])
-    items = [item_of("prepare", address, settings) for address, settings in todo]
-    run_jobs("prepare", [Job("data", items)] if items else [], 1, logs_of(plans))
+    wanted = ((plan.data(task), plan.config.data(task)) for plan in plans for task in plan.config.tasks)
+    items = [describe_item("prepare", address, settings) for address, settings in drop_finished(wanted)]
+    run_in_turn(plans[0], "prepare", "data", items)
 
 
 def work_prepare(item: dict) -> None:

@@ -1,4 +1,4 @@
-"""From the scores on disk to a report: one a run folder, over all points of a sweep."""
+"""Report: everything that the scores on disk say, one report a run folder, over all points of a sweep."""
 
 from __future__ import annotations
 
@@ -13,29 +13,19 @@ from typing import Any
 
 from eval.report.assemble import assemble_report, format_summary, write_report
 from eval.report.results import Context, SourceResult
-from eval.settings import Task
-from pipeline.closing import _minutes, shown
+from pipeline.closing import format_path, format_seconds
 from pipeline.config import differences
 from pipeline.general_results import general_addresses
-from pipeline.plan import Plan
-from pipeline.program import read_overrides
+from pipeline.plan import Evaluation, Plan
 from pipeline.sources import Source
 from pipeline.stages.report_context import make_context, read_general
+from pipeline.sweep import find_swept_keys
 from robustmerge.method import Method, OutsideMethod, list_methods, read_method
 from robustmerge.stage.address import Address, settings_in_identity
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.records import read_score
 
 UNNAMED = ("paths.", "logger", "jobs", "report", "profile", "hydra.", "benchmark=", "model=")
-
-
-@dataclass
-class _Found:
-    """A result before it has a label. sources: one, or every expert; lines: the points that share it."""
-
-    plan: Plan
-    sources: list[Source]
-    plans: list[Plan] = field(default_factory=list)
 
 
 def report(plans: Sequence[Plan]) -> list[tuple[Path, str]]:
@@ -45,16 +35,16 @@ def report(plans: Sequence[Plan]) -> list[tuple[Path, str]]:
 
 
 def _report_one(root: Path, plans: Sequence[Plan]) -> tuple[Path, str]:
-    folder = root / "reports" / name_of(plans)
+    folder = root / "reports" / name_report(plans)
     context = replace(make_context(folder.name, plans), general=read_general(plans))
-    made = assemble_report(collect(plans), context)
+    contents = assemble_report(collect_results(plans), context)
     folder.mkdir(parents=True, exist_ok=True)
     used = {address.short for plan in plans for address in _addresses(plan)}
     used |= {address for plan in plans for address in general_addresses(plan)}
     write_atomically(folder / "addresses.json", json.dumps(sorted(used), indent=1) + "\n")
-    write_report(folder, made)
-    _log(plans[0], folder, made.tables, context)
-    return folder, format_summary(made)
+    write_report(folder, contents)
+    _log(plans[0], folder, contents.tables, context)
+    return folder, format_summary(contents)
 
 
 def _log(plan: Plan, folder: Path, tables: Mapping[str, Any], context: Context) -> None:
@@ -71,13 +61,13 @@ def _log(plan: Plan, folder: Path, tables: Mapping[str, Any], context: Context) 
         write_atomically(logged, digest)
 
 
-def name_of(plans: Sequence[Plan]) -> str:
+def name_report(plans: Sequence[Plan]) -> str:
     """`report=`; otherwise `main` for the table as configured, and what was overridden for any other."""
     config = plans[0].config
     if config.report:
         return config.report
     values: dict[str, list[str]] = {}
-    for key, value in (pair for plan in plans for pair in read_overrides(plan.config.overrides).items()):
+    for key, value in (pair for plan in plans for pair in plan.overrides.items()):
         if not f"{key}=".startswith(UNNAMED) and value not in values.setdefault(key, []):
             values[key].append(value)
     words = [f"{key}={'_'.join(values[key])}" for key in sorted(values)]
@@ -85,44 +75,63 @@ def name_of(plans: Sequence[Plan]) -> str:
     return f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}" if len(name) > 80 else name or "main"
 
 
-def collect(plans: Sequence[Plan]) -> list[SourceResult]:
+@dataclass
+class _Entry:
+    """One entry of the tables: a source, or all experts. plans: the points of the sweep that share it."""
+
+    evaluations: list[Evaluation]
+    plans: list[Plan] = field(default_factory=list)
+
+    @property
+    def plan(self) -> Plan:
+        return self.evaluations[0].plan
+
+    @property
+    def source(self) -> Source:
+        return self.evaluations[0].source
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that the experts behind it were trained with; None if it rests on no training here."""
+        return self.plan.config.seed if self.plan.config.trains and self.source.kind != "zero_shot" else None
+
+
+def collect_results(plans: Sequence[Plan]) -> list[SourceResult]:
     """The scores of all sources, each once, in the order of the points.
 
     What several points share is labelled only by what is the same in all of them.
     """
-    found: dict[tuple[str, ...], _Found] = {}
+    entries: dict[tuple[str, ...], _Entry] = {}
     for plan in plans:
-        experts = [source for source in plan.sources if source.kind == "expert"]
-        others = [[source] for source in plan.sources if source.kind != "expert"]
-        for sources in [experts, *others] if experts else others:
-            rests_on = [plan.score(source, task).fingerprint for source in sources for task in source.tasks]
-            key = (sources[0].kind, sources[0].variant, *rests_on)
-            found.setdefault(key, _Found(plan, sources)).plans.append(plan)
-    swept = _swept_keys(plans)
-    return [_result(one, swept) for one in found.values()]
+        for evaluations in _group_by_source(plan.evaluations):
+            source = evaluations[0].source
+            key = (source.kind, source.variant, *(one.score.fingerprint for one in evaluations))
+            entries.setdefault(key, _Entry(evaluations)).plans.append(plan)
+    swept = find_swept_keys(plans, ignored=("seed", "merge"))  # a method tells its own settings
+    return [_make_result(entry, swept) for entry in entries.values()]
 
 
-def _swept_keys(plans: Sequence[Plan]) -> set[str]:
-    """Keys whose value differs between the points, but for the seed and for `merge`: a method tells its own."""
-    points = [read_overrides(plan.config.overrides) for plan in plans]
-    keys = {key for point in points for key in point if not key.startswith("merge") and key != "seed"}
-    return {key for key in keys if len({point.get(key) for point in points}) > 1}
+def _group_by_source(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Those of one source together; the experts are one group, each on its own task, and come first."""
+    experts = [one for one in evaluations if one.source.kind == "expert"]
+    groups: dict[tuple[str, Path], list[Evaluation]] = {}
+    for one in (one for one in evaluations if one.source.kind != "expert"):
+        groups.setdefault((one.source.label, one.source.address.path), []).append(one)
+    return [*([experts] if experts else []), *groups.values()]
 
 
-def _result(found: _Found, swept: set[str]) -> SourceResult:
-    plan, source = found.plan, found.sources[0]
-    asked = [(each, task) for each in found.sources for task in each.tasks]
-    others = [other_score(plan, each, task) for each, task in asked]
+def _make_result(entry: _Entry, swept: Sequence[str]) -> SourceResult:
+    plan, source = entry.plan, entry.source
+    others = [(one.task.name, other.score) for one in entry.evaluations if (other := one.with_other_protocol())]
+    addresses = {one.source.address.path: one.source.address.short for one in entry.evaluations}
     common: dict[str, Any] = {
-        "scores": {task.name: read_score(plan.score(each, task).path) for each, task in asked},
-        "other_scores": {
-            task.name: read_score(other.path) for (_, task), other in zip(asked, others, strict=True) if other
-        },
-        "predictions": {task.name: plan.predictions(each, task).path for each, task in asked},
-        "address": ", ".join(each.address.short for each in found.sources),
-        "seed": _seed_of(found),
+        "scores": {one.task.name: read_score(one.score.path) for one in entry.evaluations},
+        "other_scores": {task: read_score(score.path) for task, score in others if score.is_complete()},
+        "predictions": {one.task.name: one.predictions.path for one in entry.evaluations},
+        "address": ", ".join(addresses.values()),
+        "seed": entry.seed,
     }
-    point = _shared_point(found.plans, swept)
+    point = _shared_point(entry.plans, swept)
     if source.kind == "expert":  # one row: each expert on its own task
         return SourceResult("individual", "individual", "Individual", overrides=point, **common)
     method = source.method
@@ -133,7 +142,7 @@ def _result(found: _Found, swept: set[str]) -> SourceResult:
         source=source.name,
         kind=source.kind,
         title=source.title,
-        overrides={**point, **changed_settings(_configured(plan, source))},
+        overrides={**point, **changed_settings(_configured(plan, method.name))},
         settings={key: value for key, value in settings.items() if key != "name"},
         paper=method.paper,
         method=method.name,
@@ -143,30 +152,15 @@ def _result(found: _Found, swept: set[str]) -> SourceResult:
     )
 
 
-def other_score(plan: Plan, source: Source, task: Task) -> Address | None:
-    """The score under the other protocol, where it is there."""
-    found = plan.other_score(source, task)
-    return found if found is not None and found.is_complete() else None
-
-
-def _seed_of(found: _Found) -> int | None:
-    """The seed that the experts behind a result were trained with; None if it rests on no training here."""
-    if found.sources[0].kind == "zero_shot" or not found.plan.config.trains:
-        return None
-    return found.plan.config.seed
-
-
-def _shared_point(plans: Sequence[Plan], swept: set[str]) -> dict[str, str]:
+def _shared_point(plans: Sequence[Plan], swept: Sequence[str]) -> dict[str, str]:
     """The swept settings that have the same value in all these points."""
-    points = [
-        {key: value for key, value in read_overrides(plan.config.overrides).items() if key in swept} for plan in plans
-    ]
-    return {key: value for key, value in points[0].items() if all(point.get(key) == value for point in points)}
+    first, *rest = [{key: value for key, value in plan.overrides.items() if key in swept} for plan in plans]
+    return {key: value for key, value in first.items() if all(point.get(key) == value for point in rest)}
 
 
-def _configured(plan: Plan, source: Source) -> Method | OutsideMethod:
+def _configured(plan: Plan, name: str) -> Method | OutsideMethod:
     """The method as the user configured it: a chosen strength is no override."""
-    return next(method for method in plan.config.methods if method.name == source.method.name)
+    return next(method for method in plan.config.methods if method.name == name)
 
 
 def changed_settings(method: Method | OutsideMethod) -> Mapping[str, Any]:
@@ -183,18 +177,14 @@ def _addresses(plan: Plan) -> Iterator[Address]:
     yield from (plan.data(task) for task in plan.config.tasks)
     yield from plan.experts.values()
     yield from plan.choosing_addresses()
-    for source in plan.sources:
-        yield source.address
-        for task in source.tasks:
-            yield plan.predictions(source, task)
-            yield plan.score(source, task)
-            other = other_score(plan, source, task)
-            if other is not None:
-                yield other
+    for one in plan.evaluations:
+        yield from (one.source.address, one.predictions, one.score)
+        if (other := one.with_other_protocol()) and other.score.is_complete():
+            yield other.score
 
 
-def tell_report(plans: Sequence[Plan], reports: Sequence[tuple[Path, str]], started: float) -> None:
-    """After merge_eval and report: the main table and where to look."""
+def print_reports(reports: Sequence[tuple[Path, str]], started: float) -> None:
+    """The main table of every report, and where to look."""
     for folder, table in reports:
-        print(f"\n{table}\n\nreport: {shown(folder / 'report.md')} (and report.html)")
-    print(f"took {_minutes(time.monotonic() - started)}; everything that exists: python scripts/runs.py")
+        print(f"\n{table}\n\nreport: {format_path(folder / 'report.md')} (and report.html)")
+    print(f"took {format_seconds(time.monotonic() - started)}; everything that exists: python scripts/runs.py")

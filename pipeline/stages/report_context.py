@@ -12,6 +12,7 @@ from pipeline.general_results import general_rows
 from pipeline.plan import Plan
 from pipeline.program import command
 from pipeline.sources import Source
+from pipeline.sweep import describe_point, find_swept_keys
 from robustmerge.stage.address import commit, read_manifest
 
 
@@ -29,7 +30,7 @@ def make_context(name: str, plans: Sequence[Plan]) -> Context:
         model=config.model.name,
         profile=config.profile,
         tasks=tuple({task.name: task for plan in plans for task in plan.config.tasks}.values()),
-        questions={task.name: plan.questions(task) for plan in plans for task in plan.config.tasks},
+        questions={task.name: plan.questions(plan.test_set(task)) for plan in plans for task in plan.config.tasks},
         seeds=seeds,
         command=command("merge_eval", lambda word: not word.startswith("jobs=")),
         bootstrap=config.bootstrap,
@@ -46,12 +47,12 @@ def read_general(plans: Sequence[Plan]) -> tuple[GeneralResult, ...]:
     Raises UserError where the val scores are missing by which strengths are chosen.
     """
     titles: dict[Plan, dict[str, Source]] = {plan: {} for plan in plans}
+    keys = find_swept_keys(plans)
     seen = set()
     for plan in plans:
-        own = [word for word in plan.config.overrides if any(word not in other.config.overrides for other in plans)]
         for source in (source for source in plan.sources if source.address.path not in seen):
             seen.add(source.address.path)
-            point = f" ({', '.join(own)})" if own and source.kind != "zero_shot" else ""
+            point = f" ({describe_point(plan, keys)})" if keys and source.kind != "zero_shot" else ""
             chosen = ", strength chosen" if source.variant else ""
             titles[plan][source.title + chosen + point] = source
     return tuple(row for plan in plans for row in general_rows(plan, titles[plan]))
@@ -67,8 +68,8 @@ def _read_base(plans: Sequence[Plan]) -> dict[str, Any] | None:
 
 def _read_regime(plans: Sequence[Plan]) -> Regime | None:
     """How much of the language model's width the experts can span; None if the points differ in it."""
-    found = {_regime_of(plan) for plan in plans}
-    return found.pop() if len(found) == 1 else None
+    regimes = {_regime_of(plan) for plan in plans}
+    return regimes.pop() if len(regimes) == 1 else None
 
 
 def _regime_of(plan: Plan) -> Regime | None:

@@ -10,48 +10,44 @@ from pathlib import Path
 
 from eval.settings import Task
 from llava_ext.launch import count_parallel_runs, launch_command
-from pipeline.closing import _minutes, _tell
+from pipeline.closing import format_seconds, print_results
 from pipeline.jobs import Job, run_jobs, say
 from pipeline.plan import Plan
 from pipeline.program import command
-from pipeline.todo import item_of, logs_of, once
+from pipeline.todo import describe_item, drop_finished
 from robustmerge.stage.address import Address
 from robustmerge.stage.settings import build
 
-
-def tell_training(plans: Sequence[Plan], started: float) -> None:
-    """After train_all and train."""
-    made = {address.path: address for plan in plans for address in (*plan.experts.values(), plan.multi_task) if address}
-    _tell(f"{len(made)} trained models on {plans[0].base.short}", made.values(), plans[0].root)
-    print(f"took {_minutes(time.monotonic() - started)}; next: {command('merge_eval')}")
-
-
-def _trainings(plan: Plan) -> list[tuple[Address, tuple[Plan, tuple[Task, ...]]]]:
-    seen = plan.config.seen
-    found = [(plan.expert(task), (plan, (task,))) for task in seen]
-    if plan.multi_task is not None:
-        found.append((plan.multi_task, (plan, seen)))
-    return found
+Training = tuple[Address, tuple[Plan, tuple[Task, ...]]]  # the plan that asks for it, and the tasks trained on
 
 
 def check_trainer(plans: Sequence[Plan]) -> None:
     """Raises UserError, before anything long, if there is something to train and no device for it."""
-    if once(plans, _trainings):
+    if _list_unfinished(plans):
         count_parallel_runs(plans[0].config.trainer, plans[0].config.jobs)
 
 
 def train(plans: Sequence[Plan]) -> None:
     """Train the experts and the multi-task model: side by side on CPU, the longest first."""
     jobs = []
-    for address, (plan, tasks) in once(plans, _trainings):
+    for address, (plan, tasks) in _list_unfinished(plans):
         settings = dataclasses.replace(plan.config.expert(*tasks), base_name=plan.base_name)
         data = {task.name: str(plan.data(task).path) for task in tasks}
-        item = item_of("train", address, settings, base=str(plan.base.path), data=data)
+        item = describe_item("train", address, settings, base=str(plan.base.path), data=data)
         cost = sum(plan.config.data(task).counts.train for task in tasks)
         jobs.append(Job(address.short, [item], cost, partial(launch_command, settings.trainer)))
     config = plans[0].config
     if jobs:
-        run_jobs("train", jobs, count_parallel_runs(config.trainer, config.jobs), logs_of(plans))
+        run_jobs("train", jobs, count_parallel_runs(config.trainer, config.jobs), plans[0].logs)
+
+
+def _list_unfinished(plans: Sequence[Plan]) -> list[Training]:
+    trainings: list[Training] = []
+    for plan in plans:
+        trainings += [(plan.expert(task), (plan, (task,))) for task in plan.config.seen]
+        if plan.multi_task is not None:
+            trainings.append((plan.multi_task, (plan, plan.config.seen)))
+    return drop_finished(trainings)
 
 
 def work_train(item: dict) -> None:
@@ -61,3 +57,10 @@ def work_train(item: dict) -> None:
     data = {task: Path(folder) for task, folder in item["data"].items()}
     settings = build(Expert, item["settings"], "expert")
     train_expert(Address.from_json(item["address"]), settings, Path(item["base"]), data, say)
+
+
+def print_trained(plans: Sequence[Plan], started: float) -> None:
+    """The last lines of train_all and train."""
+    models = {address.path: address for plan in plans for address in plan.trained_models}
+    print_results(models.values(), f"{len(models)} trained models on {plans[0].base.short}")
+    print(f"took {format_seconds(time.monotonic() - started)}; next: {command('merge_eval')}")

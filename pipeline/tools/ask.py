@@ -38,13 +38,13 @@ class Request:
 def ask(point: Mapping[str, Any]) -> None:
     """Print the answer to `question`, or to every line that is typed. Raises UserError for what is not there."""
     plan, request = make_plan_with(Request, point)
-    predict.check_devices([plan], look=True)
+    predict.check_devices([plan], is_short=True)
     predict.check_sources([plan])
     fetch_bases([plan])
     if not plan.base.is_complete():
         raise UserError(f"the base model {plan.base.short} is missing. Make it with: {train_all_command()}")
     task = _task_of(plan, request)
-    (source,) = predict.chosen_source(plan)
+    source = plan.selected
 
     print(f"loading {source.label} ...", file=sys.stderr, flush=True)
     from pipeline.stages.predict import load_base
@@ -52,7 +52,7 @@ def ask(point: Mapping[str, Any]) -> None:
     model = plan.config.model
     device = trainer_for_answers(plan.config.trainer, plan.config.device).device
     fast = model.products == "fast"
-    generate = load_base(str(plan.base.path), model.template, fast, device, plan.generation(task).precision)
+    generate = load_base(str(plan.base.path), model.template, fast, device, plan.precision)
     generate.use(source.adapter)
     picture = str(Path(request.image).expanduser().resolve()) if request.image else None
     for question in [request.question] if request.question is not None else _typed(source.label):

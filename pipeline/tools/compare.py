@@ -14,14 +14,13 @@ from eval.report.formats import format_csv, format_text
 from eval.report.results import Context, ResultGroup, SourceResult
 from eval.report.standing import difference_cell
 from eval.report.tables import Cell, Column, Row, Table, format_interval, list_columns
-from eval.settings import Task
 from eval.statistics import FEWEST_SEEDS, Difference
 from pipeline.plan import Plan, make_plans
-from pipeline.program import command, read_overrides
-from pipeline.sources import Source
+from pipeline.program import command
 from pipeline.stages.report_context import make_context
+from pipeline.sweep import describe_point, find_swept_keys
 from robustmerge.stage.files import write_atomically
-from robustmerge.stage.records import Score, read_score
+from robustmerge.stage.records import read_score
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build
 
 WIDTH = 130  # characters of a line in the terminal
@@ -94,13 +93,11 @@ def list_pairs(plans: Sequence[Plan], names: Sequence[str], context: Context) ->
 
 
 def _by_point(plans: Sequence[Plan]) -> dict[str, list[Plan]]:
-    """The lines by what differs between them beside the seed."""
-    given = [read_overrides(plan.config.overrides) for plan in plans]
-    keys = sorted({key for words in given for key in words if key != "seed"})
-    swept = [key for key in keys if len({words.get(key) for words in given}) > 1]
+    """The plans by what differs between them beside the seed."""
+    keys = find_swept_keys(plans, ignored=("seed",))
     points: dict[str, list[Plan]] = {}
-    for plan, words in zip(plans, given, strict=True):
-        points.setdefault(", ".join(f"{key}={words.get(key, 'default')}" for key in swept), []).append(plan)
+    for plan in plans:
+        points.setdefault(describe_point(plan, keys), []).append(plan)
     return points
 
 
@@ -110,14 +107,10 @@ def _row(name: str, plans: Sequence[Plan]) -> ResultGroup:
     untrained = len(found) > 1 and len({source.address.path for _, source in found.values()}) == 1
     results = []
     for seed, (plan, source) in found.items():
-        scores = {task.name: read for task in source.tasks if (read := _read(plan, source, task)) is not None}
+        complete = [one for one in plan.list_asked(source) if one.score.is_complete()]
+        scores = {one.task.name: read_score(one.score.path) for one in complete}
         results.append(SourceResult(name, "adapter", name, scores, seed=None if untrained else seed))
     return ResultGroup(name, name, tuple(results[:1] if untrained else results))
-
-
-def _read(plan: Plan, source: Source, task: Task) -> Score | None:
-    address = plan.score(source, task)
-    return read_score(address.path) if address.is_complete() else None
 
 
 def _nothing_in_common(one: ResultGroup, other: ResultGroup) -> str:

@@ -20,6 +20,7 @@ from eval.score import score_predictions
 from eval.settings import CAPTION_NAMES
 from pipeline.plan import Plan, make_plans
 from pipeline.program import compose
+from pipeline.sources import EvalSet
 from robustmerge.stage.address import settings_in_identity
 from robustmerge.stage.records import Example, Prediction, read_examples
 from robustmerge.stage.settings import UserError
@@ -66,7 +67,7 @@ def copy_published(published: tuple[Path, Path], to: Path) -> tuple[Path, Path]:
 
 def questions_of(plan: Plan, name: str, split: str = "test") -> list[Example]:
     task = next(task for task in plan.config.tasks if task.name == name)
-    return read_examples(plan.questions(task, split))
+    return read_examples(plan.questions(EvalSet(task, split, plan.config.protocol)))
 
 
 def as_scripts_expect(collection: Path) -> None:
@@ -168,14 +169,16 @@ def test_the_share_with_a_picture_stands_beside_scienceqa(plan):
 
 
 def test_protocols_share_the_answers_wherever_the_published_script_pads(plan):
-    shared = {t.name for t in plan.config.tasks if plan.generation(t) == plan.generation(t, protocol="official")}
+    test_sets = [plan.test_set(task) for task in plan.config.tasks]
+    shared = {one.task.name for one in test_sets if plan.generation(one) == plan.generation(one.with_other_protocol())}
     assert shared == {"ocrvqa", "vizwiz", "flickr30k", "iconqa", "imagenet_r", "screen2words", "tabmwp"}
 
 
 def test_the_mini_benchmark_asks_the_same_under_both_protocols():
     (plan,) = make_plans([compose("merge_eval", [])])
     for task in plan.config.tasks:
-        assert plan.generation(task) == plan.generation(task, protocol="official")
+        test_set = plan.test_set(task)
+        assert plan.generation(test_set) == plan.generation(test_set.with_other_protocol())
         assert task.under("official").metric.startswith("official_") or task.under("official").metric in CAPTION_NAMES
 
 

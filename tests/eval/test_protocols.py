@@ -18,7 +18,7 @@ from eval.report.results import SourceResult, group_results
 from eval.report.standing import pairs_table
 from eval.report.tables import MISSING, main_table
 from eval.settings import Official
-from pipeline.stages.score import tell_partial
+from pipeline.stages.score import format_score
 from robustmerge.stage.records import Score
 from tests.report_cases import TASKS, N, both, cell, make_results, make_score, make_seeds, measure
 
@@ -87,10 +87,10 @@ def test_captions_scored_without_java_are_not_passed_off_as_published_figures(co
     assert told.startswith("- **REC** (`cider_builtin`): without Java") and "no published CIDEr compares" in told
 
 
-def test_the_terminal_says_so_too(capsys):
+def test_the_terminal_says_so_too():
     caption = dataclasses.replace(make_results()[0].scores["rec"], metric="cider_builtin")
-    tell_partial([("zero_shot", "rec", caption), ("zero_shot", "rec", make_results()[0].scores["rec"])])
-    builtin, published = capsys.readouterr().out.splitlines()
+    scores = (caption, make_results()[0].scores["rec"])
+    builtin, published = (format_score("zero_shot", "rec", score) for score in scores)
     assert "cider_builtin: without Java" in builtin and "Java" not in published
 
 

@@ -40,17 +40,19 @@ def plan_under(folder: Path, *words: str) -> Plan:
 def list_addresses(plan: Plan) -> dict[str, list[str]]:
     """By stage, the short addresses of a plan; of answers and scores, those of one source of every kind."""
     sources = [source for source in plan.configured if source.name in ASKED]
-    asked = [(source, task, "test") for source in sources for task in source.tasks]
-    asked += [(source, task, "val") for source in plan.tried[:1] for task in source.tasks]
+    evaluations = [one for source in sources for one in plan.list_asked(source)]
+    first = {one.eval_set.task.name: one for one in reversed(plan.val_evaluations)}  # at one strength
+    official = [plan.score(one.source, one.eval_set.with_other_protocol()) for one in evaluations]
+    evaluations += reversed(first.values())
     bases = [plan.corpus, plan.base] if plan.config.model.base is not None else []
     return {
         "data": [plan.data(task).short for task in plan.config.tasks],
         "base": [address.short for address in bases],
         "experts": [address.short for address in (*plan.experts.values(), plan.multi_task)],
         "merged": [plan.merged(method).short for method in plan.config.methods],
-        "predictions": [plan.predictions(*one).short for one in asked],
-        "scores": [plan.score(*one).short for one in asked],
-        "official": [plan.score(*one, protocol="official").short for one in asked if one[2] == "test"],
+        "predictions": [one.predictions.short for one in evaluations],
+        "scores": [one.score.short for one in evaluations],
+        "official": [address.short for address in official],
     }
 
 

@@ -5,7 +5,6 @@ Needs nothing: the val scores are written by hand, in place of those that models
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,40 +14,35 @@ from hypothesis import strategies as st
 
 from data_prep.settings import Counts, TaskData
 from eval.settings import Generation
-from pipeline.config import read_config
-from pipeline.plan import Plan
-from pipeline.program import compose
+from pipeline.plan import Evaluation, Plan
 from pipeline.strengths import choose, describe, has_val
 from robustmerge.method import Method, read_method, strength_of, times
 from robustmerge.stage.address import settings_in_identity
-from robustmerge.stage.records import Score, write_score
+from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
 from tests.law_cases import METHODS, assert_same, draw, dropping, merge
+from tests.plans import finish_score, make_plan
 
 GRID = (0.25, 0.5, 1.0, 2.0)
 
 
-def line_of(runs: Path, *words: str, grid: str = "[0.25,0.5,1.0,2.0]") -> Plan:
-    """A smoke-sized line under `runs` whose tasks have val questions."""
-    words = (f"paths.runs={runs}", "profile=smoke", f"strength_grid={grid}", "multi_task=false", *words)
-    plan = Plan(read_config(compose("merge_eval", [*words])))
+def plan_with_val(runs: Path, *words: str, grid: str = "[0.25,0.5,1.0,2.0]") -> Plan:
+    """A smoke-sized plan under `runs` whose tasks have val questions."""
+    plan = make_plan(runs, "profile=smoke", f"strength_grid={grid}", "multi_task=false", *words)
     for task in plan.config.seen:
-        file = plan.questions(task, "val")
+        file = plan.questions(plan.val_set(task))
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("a question\n" if plan.config.data(task).counts.val else "")
     return plan
 
 
 def write_scores(plan: Plan, value: Callable[[str, float], float]) -> None:
-    """Every val score of the line: `value(method, factor)` on each task."""
+    """Every val score of the plan: `value(method, factor)` on each task."""
     for method, by_factor in plan.candidates.items():
         for factor, source in by_factor.items():
-            for task in source.tasks:
-                address = plan.score(source, task, "val")
-                found = Score(task.name, task.metric, value(method, factor), 1, 1, 0, 0, 0, {})
-                address.path.parent.mkdir(parents=True, exist_ok=True)
-                write_score(address.path, found)
-                address.manifest.write_text(json.dumps({"identity": address.identity, "record": {}}))
+            for one in source.eval_sets:
+                score = Score(one.task.name, one.task.metric, value(method, factor), 1, 1, 0, 0, 0, {})
+                finish_score(Evaluation(plan, source, one), score)
 
 
 @given(st.dictionaries(st.sampled_from(GRID), st.sampled_from((10.0, 20.0, 30.0)), min_size=1), st.randoms())
@@ -104,7 +98,7 @@ def test_the_split_of_the_test_questions_is_no_part_of_an_address_and_that_of_va
 
 
 def test_every_method_has_a_second_row_at_its_chosen_strength(tmp_path):
-    plan = line_of(tmp_path, "methods=[ties,iso_c,robustmerge]")
+    plan = plan_with_val(tmp_path, "methods=[ties,iso_c,robustmerge]")
     write_scores(plan, lambda method, factor: {"ties": factor, "iso_c": -factor, "robustmerge": factor == 0.5}[method])
     assert {name: choice.factor for name, choice in plan.choices.items()} == {
         "ties": 2.0,
@@ -123,7 +117,7 @@ def test_every_method_has_a_second_row_at_its_chosen_strength(tmp_path):
 
 
 def test_a_default_that_is_chosen_is_merged_once(tmp_path):
-    plan = line_of(tmp_path, "merge=ties")
+    plan = plan_with_val(tmp_path, "merge=ties")
     write_scores(plan, lambda method, factor: factor == 1.0)
     default, chosen = (source for source in plan.sources if source.kind == "merged")
     assert default.address == chosen.address
@@ -131,16 +125,16 @@ def test_a_default_that_is_chosen_is_merged_once(tmp_path):
 
 
 def test_only_seen_tasks_are_asked_for_a_choice_and_their_answers_lie_apart(tmp_path):
-    plan = line_of(tmp_path, "methods=[ties]")
+    plan = plan_with_val(tmp_path, "methods=[ties]")
     seen = {task.name for task in plan.config.seen}
-    assert {task.name for source in plan.tried for task in source.tasks} == seen
+    assert {one.task.name for one in plan.val_evaluations} == seen
     asked = [address for address in plan.choosing_addresses() if not address.short.startswith("merged/ties-")]
     assert len(asked) == 2 * len(GRID) * len(seen)
     assert all(address.short.startswith(("predictions/val/", "scores/val/")) for address in asked)
-    source = plan.tried[0]
-    for task in source.tasks:
-        assert plan.questions(task, "val") != plan.questions(task)
-        assert plan.predictions(source, task, "val").fingerprint != plan.predictions(source, task).fingerprint
+    for one in plan.val_evaluations:
+        test_set = plan.test_set(one.task)
+        assert one.questions != plan.questions(test_set)
+        assert one.predictions.fingerprint != plan.predictions(one.source, test_set).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -156,7 +150,7 @@ def test_only_seen_tasks_are_asked_for_a_choice_and_their_answers_lie_apart(tmp_
     ],
 )
 def test_nothing_is_chosen_where_the_user_chose_or_there_is_nothing_to_choose_by(tmp_path, words, grid):
-    plan = line_of(tmp_path, *words, grid=grid)
+    plan = plan_with_val(tmp_path, *words, grid=grid)
     assert plan.choices == {}
     assert plan.choosing_addresses() == []
     assert not [source for source in plan.sources if source.variant]
@@ -164,7 +158,7 @@ def test_nothing_is_chosen_where_the_user_chose_or_there_is_nothing_to_choose_by
 
 @pytest.mark.parametrize("words", [["merge=ties", "merge.space=delta"], ["merge=iso_c"], ["merge=robustmerge_eq5"]])
 def test_another_setting_than_the_strength_leaves_it_to_be_chosen(tmp_path, words):
-    plan = line_of(tmp_path, *words)
+    plan = plan_with_val(tmp_path, *words)
     (method,) = plan.config.methods
     (by_factor,) = plan.candidates.values()
     assert by_factor[1.0].address == plan.merged(method)
@@ -173,7 +167,7 @@ def test_another_setting_than_the_strength_leaves_it_to_be_chosen(tmp_path, word
 
 
 def test_missing_val_scores_are_told_with_the_way_to_make_them_and_the_way_without(tmp_path):
-    plan = line_of(tmp_path, "methods=[ties]")
+    plan = plan_with_val(tmp_path, "methods=[ties]")
     with pytest.raises(UserError, match=r"32 val scores are missing.*(?s:.)*merge_eval\.sh(?s:.)*strength_grid=null"):
         _ = plan.sources
     assert plan.find_source("merged/ties").variant == "", "the configured sources need none of them"
@@ -182,13 +176,13 @@ def test_missing_val_scores_are_told_with_the_way_to_make_them_and_the_way_witho
 
 
 def test_before_the_data_is_there_a_chosen_strength_is_missed_not_unknown_and_no_row_is_left_out(tmp_path):
-    words = (f"paths.runs={tmp_path}", "profile=smoke", "methods=[ties]", "multi_task=false")
-    plan = Plan(read_config(compose("merge_eval", [*words])))
+    words = ("profile=smoke", "methods=[ties]", "multi_task=false")
+    plan = make_plan(tmp_path, *words)
     for ask in (lambda: plan.sources, lambda: plan.find_source("merged/ties@chosen")):
         with pytest.raises(UserError, match="16 val scores are missing"):
             ask()
     assert plan.find_source("zero_shot").kind == "zero_shot"
-    assert not Plan(read_config(compose("merge_eval", [*words, "benchmark.counts.val=0"]))).candidates
+    assert not make_plan(tmp_path, *words, "benchmark.counts.val=0").candidates
 
 
 @pytest.mark.parametrize(
@@ -222,13 +216,11 @@ def test_a_task_has_val_questions_by_its_file_or_else_by_its_plan(tmp_path, data
 )
 def test_a_grid_that_means_nothing_is_refused(tmp_path, grid, said):
     with pytest.raises(UserError) as told:
-        line_of(tmp_path, grid=grid)
+        plan_with_val(tmp_path, grid=grid)
     assert said in str(told.value)
 
 
-def test_the_multi_task_model_shares_its_first_a_with_nobody():
-    own, shared = (
-        Plan(read_config(compose("merge_eval", [f"peft.shared_a_init={word}"]))) for word in ("false", "true")
-    )
+def test_the_multi_task_model_shares_its_first_a_with_nobody(tmp_path):
+    own, shared = (make_plan(tmp_path, f"peft.shared_a_init={word}") for word in ("false", "true"))
     assert own.multi_task == shared.multi_task
     assert all(own.experts[name] != shared.experts[name] for name in own.experts)

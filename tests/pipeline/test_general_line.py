@@ -13,7 +13,7 @@ from eval.general.lmms_results import LMMS_EVAL, GeneralRun
 from llava_ext import backend
 from pipeline.general_results import find_scores
 from pipeline.program import compose
-from pipeline.sources import source_of_folder
+from pipeline.sources import Source, name_source
 from pipeline.tools.general import run_lmms
 from pipeline.tools.general.general import ask_general
 from pipeline.tools.general.run_lmms import DTYPES, LOCK, find_environment, lmms_arguments
@@ -121,7 +121,7 @@ def test_a_source_is_exported_asked_and_shown_once(ground, ask, tmp_path):
     with pytest.raises(UserError, match="no virtual environment"):
         ask("image=crop")
     root, (base, source) = tmp_path / "runs" / "mini-tiny", map(foreign, ground)
-    asked = source_of_folder(source, ())
+    asked = Source(*name_source(source), source, ())
     assert list(find_scores(root, asked, base, GeneralRun("any", TEMPLATE))) == ["pope_local"]
     assert list(find_scores(root, asked, base, GeneralRun("any", TEMPLATE, "crop"))) == ["pope_local (image=pad)"]
     assert find_scores(root, asked, source, GeneralRun("any", TEMPLATE)) == {}, "of another base"
@@ -133,7 +133,7 @@ def test_a_look_is_not_a_result_and_a_checkpoint_may_stay(ground, ask, tmp_path)
     root = tmp_path / "runs" / "mini-tiny"
     assert list(root.glob("general/adapter/*/checkpoint-*/model.safetensors"))
     base, source = map(foreign, ground)
-    assert find_scores(root, source_of_folder(source, ()), base, GeneralRun("any", TEMPLATE)) == {}
+    assert find_scores(root, Source(*name_source(source), source, ()), base, GeneralRun("any", TEMPLATE)) == {}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from pipeline.closing import tell_made
+from pipeline.closing import print_results
 from pipeline.plan import make_plans
 from pipeline.program import compose
 from pipeline.stages import merge
@@ -130,7 +130,7 @@ def test_an_update_of_which_nothing_is_left_is_told(tmp_path, capsys):
 def test_a_method_without_a_strength_is_told_too(tmp_path, experts, capsys):
     merge_to(tmp_path / "out", experts, "merge=tsv_m")
     assert "effective factor     1\n" in capsys.readouterr().out
-    tell_made([foreign(tmp_path / "out", tmp_path)])
+    print_results([foreign(tmp_path / "out", tmp_path)])
     assert "(0 s, 2 modules)" in capsys.readouterr().out
 
 

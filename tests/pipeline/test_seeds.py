@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from eval.report.assemble import assemble_report
-from eval.report.results import CHOSEN, Choice, group_results
+from eval.report.results import CHOSEN, group_results
 from eval.report.tables import MISSING, main_table, seeds_table
 from eval.statistics import T_QUANTILES, Resampled, spread_over_seeds
-from pipeline.sources import Source
+from pipeline.plan import Plan, make_plans
 from pipeline.stages import report
-from robustmerge.method import read_method
-from tests.report_cases import SWEPT, TASKS, both, cell, make_result, make_results, make_score, make_seeds, measure
+from tests.plans import finish, finish_score, make_point
+from tests.report_cases import SWEPT, both, cell, make_result, make_results, make_score, make_seeds, measure
 
 SEEDS = (1, 2, 3, 4, 5)
 SEEN = ["vqav2", "rec"]
@@ -168,38 +167,30 @@ def test_one_seed_makes_the_same_report_as_before_there_were_seeds(context):
     assert seeded.files["figures/tasks.svg"] == plain.files["figures/tasks.svg"]
 
 
-def make_line(seed: int, start: str) -> SimpleNamespace:
-    """A point of a sweep with a base, an expert, a multi-task model and one method at two strengths."""
-    rec, method = TASKS[1], read_method("ties")
-
-    def make(name: str, kind: str, address: str, variant: str = "") -> Source:
-        merged = dataclasses.replace(method, strength=seed / 10) if variant else method
-        found = merged if kind == "merged" else None
-        return Source(name, kind, SimpleNamespace(short=address), (rec,), found, variant)
-
-    point = f"{seed}-{start}"
-    sources = (
-        make("zero_shot", "zero_shot", "base"),
-        make("expert/rec", "expert", f"rec-{point}"),
-        make("multi_task", "multi_task", f"multi_task-{seed}"),
-        make("merged/ties", "merged", f"ties-{point}"),
-        make("merged/ties", "merged", f"ties-{point}", CHOSEN),  # the choice is the default: the same address
-    )
-    words = (f"seed={seed}", f"peft.shared_a_init={start}", "profile=smoke")
-    return SimpleNamespace(
-        config=SimpleNamespace(overrides=words, seed=seed, trains=True, methods=(method,), report=None),
-        sources=sources,
-        choices={"ties": Choice(1.0, seed / 10, False, {1.0: 9.0})},
-        score=lambda source, task: SimpleNamespace(fingerprint=f"{source.address.short}/{task.name}", path="rec"),
-        other_score=lambda source, task: None,
-        predictions=lambda source, task: SimpleNamespace(path=f"{source.address.short}.jsonl"),
-    )
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory) -> list[Plan]:
+    """A sweep over two seeds and both starts, every source with a score: TIES does best at its default strength."""
+    words = ["profile=smoke", "other_protocol=true", "tasks=[vqav2,rec]", "methods=[ties]", "strength_grid=[0.5,1.0]"]
+    runs = tmp_path_factory.mktemp("runs")
+    points = [
+        make_point(runs, f"seed={seed}", f"peft.shared_a_init={start}", *words)
+        for seed in (1, 2)
+        for start in ("false", "true")
+    ]
+    plans = make_plans(points)
+    for plan in plans:
+        for method, by_factor in plan.candidates.items():
+            for one in plan.val_evaluations:
+                is_default = one.source.address == by_factor[1.0].address
+                finish_score(one, make_score(one.task.name, 90 if is_default else 10))
+            assert plan.choices[method].factor == 1.0
+        for one in plan.evaluations:
+            finish_score(one, make_score(one.task.name, 9))
+    return plans
 
 
-def test_a_sweep_over_seeds_and_starts_is_collected_into_rows_that_name_what_differs(monkeypatch):
-    monkeypatch.setattr(report, "read_score", lambda path: make_score(path, 9))
-    lines = [make_line(seed, start) for seed in (1, 2) for start in ("false", "true")]
-    rows = {row.title: [point.seed for point in row.results] for row in group_results(report.collect(lines))}
+def test_a_sweep_over_seeds_and_starts_is_collected_into_rows_that_name_what_differs(plans):
+    rows = {row.title: [point.seed for point in row.results] for row in group_results(report.collect_results(plans))}
     both_starts = ("independent A", "shared A")
     assert rows == {
         "Zero-shot": [None],
@@ -207,18 +198,17 @@ def test_a_sweep_over_seeds_and_starts_is_collected_into_rows_that_name_what_dif
         "Multi-task": [1, 2],
         **{f"TIES{words} ({start})": [1, 2] for start in both_starts for words in ("", ", strength chosen")},
     }
-    assert report.name_of(lines) == "peft.shared_a_init=false_true-seed=1_2"
+    assert report.name_report(plans).startswith("methods=_ties_-other_protocol=true-peft.shared_a_init=false_")
 
 
-def test_scores_under_the_other_protocol_are_collected_where_they_are_finished(monkeypatch):
-    monkeypatch.setattr(report, "read_score", lambda path: make_score("rec", {"rec": 9, "other": 7}[path]))
-    line = make_line(1, "false")
-
-    def other_score(source, task):
-        finished = {"zero_shot": True, "multi_task": False}.get(source.name)
-        return None if finished is None else SimpleNamespace(path="other", is_complete=lambda: finished)
-
-    line.other_score = other_score
-    also = {result.title: dict(result.other_scores) for result in report.collect([line])}
-    assert also.pop("Zero-shot") == {"rec": make_score("rec", 7)}
-    assert also == {"Individual": {}, "Multi-task": {}, "TIES": {}}
+def test_scores_under_the_other_protocol_are_collected_where_they_are_finished(plans):
+    for one in plans[0].evaluations:
+        if one.source.kind in ("zero_shot", "multi_task"):
+            finish(one.predictions)
+        if one.source.kind == "zero_shot":
+            other = one.with_other_protocol()
+            assert other is not None and other.score != one.score
+            finish_score(other, make_score(one.task.name, 7))
+    also = {(result.title, result.variant): dict(result.other_scores) for result in report.collect_results(plans[:1])}
+    assert also.pop(("Zero-shot", "")) == {task: make_score(task, 7) for task in ("vqav2", "rec")}
+    assert also == dict.fromkeys([("Individual", ""), ("Multi-task", ""), ("TIES", ""), ("TIES", CHOSEN)], {})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.stages.merge import merge_rows
+from pipeline.stages.merge import describe_merge
 from robustmerge.algebra import merge_models
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.merging import write_merged
@@ -97,6 +97,6 @@ def test_the_line_and_the_table_that_end_a_merge_say_what_was_not_used(tmp_path:
     for number, changes in enumerate(({}, {"balance__density": 0.2, "seed": 3})):
         method = read_method("average", **changes)
         record = write_merged(tmp_path / f"{number}", method, folders, say=said.append)
-        assert merge_rows(method, record).get("not used", "") == ", ".join(find_unused(method))
+        assert describe_merge(method, record).get("not used", "") == ", ".join(find_unused(method))
     assert "not used" not in said[0]
     assert said[1].endswith("not used: balance.density, seed")

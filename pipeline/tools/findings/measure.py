@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from pipeline.plan import Plan, require
-from pipeline.program import command, read_overrides
+from pipeline.addresses import require
+from pipeline.plan import Plan
+from pipeline.program import command
 from pipeline.sources import Source
 from pipeline.stages.report import changed_settings
+from pipeline.sweep import describe_point, find_swept_keys
 from pipeline.tools.findings.relations import Findings, Row
 from robustmerge.analysis.inspection import open_all, shared_modules
 from robustmerge.analysis.retention import (
@@ -64,16 +66,10 @@ def measure(plans: Sequence[Plan]) -> Findings:
 
 def groups_of(plans: Sequence[Plan]) -> list[str]:
     """`shared A` or `independent A`, and whatever else of the experts the sweep runs over."""
-    points = [read_overrides(plan.config.overrides) for plan in plans]
-    swept = sorted({key for point in points for key in point if len({p.get(key) for p in points}) > 1})
-    swept = [key for key in swept if key != "seed" and not key.startswith(("merge", "peft.shared_a_init"))]
-    return [
-        ", ".join(
-            ["experts given" if plan.config.experts is not None else A_INIT[plan.config.peft.shared_a_init]]
-            + [f"{key}={point.get(key, 'default')}" for key in swept]
-        )
-        for plan, point in zip(plans, points, strict=True)
-    ]
+    keys = find_swept_keys(plans, ignored=("seed", "merge", "peft.shared_a_init"))
+    starts = ["experts given" if p.config.experts is not None else A_INIT[p.config.peft.shared_a_init] for p in plans]
+    points = [describe_point(plan, keys) for plan in plans]
+    return [f"{start}, {point}" if point else start for start, point in zip(starts, points, strict=True)]
 
 
 def method_title(plan: Plan, source: Source) -> str:
@@ -91,7 +87,7 @@ def _check(plans: Sequence[Plan]) -> None:
             raise UserError("there is no expert to measure: none of the chosen tasks is a seen one (tasks)")
         needed += plan.experts.values()
         for source in plan.sources:
-            needed += [source.address, *(plan.score(source, task) for task in source.tasks if task.seen)]
+            needed += [source.address, *(plan.score(source, one) for one in source.eval_sets if one.task.seen)]
     require(needed, "results are", command("merge_eval"))
 
 
@@ -185,7 +181,7 @@ def _add_merged(findings: Findings, plan: Plan, sums: Sums, sources: Sequence[So
     experts = {source.tasks[0].name: source for source in plan.sources if source.kind == "expert"}
 
     def score(source: Source, task: str) -> float:
-        value = read_score(plan.score(source, tasks[task]).path).value
+        value = read_score(plan.score(source, plan.test_set(tasks[task])).path).value
         return math.nan if value is None else value
 
     zero_shot = {task: score(by_kind["zero_shot"], task) for task in tasks}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from eval.report.formats import escape_markdown
 from pipeline.plan import Plan
-from pipeline.stages.report import name_of
+from pipeline.stages.report import name_report
 from pipeline.tools.findings.figures import draw_findings
 from pipeline.tools.findings.measure import measure
 from pipeline.tools.findings.relations import (
@@ -65,7 +65,7 @@ def write(plans: Sequence[Plan]) -> list[Path]:
 def _write_one(root: Path, plans: Sequence[Plan]) -> Path:
     findings = measure(plans)
     relations = relate(findings)
-    page = root / "reports" / name_of(plans) / "findings.md"
+    page = root / "reports" / name_report(plans) / "findings.md"
     folder = page.parent / "findings"
     folder.mkdir(parents=True, exist_ok=True)
     for table in dataclasses.fields(findings):

@@ -19,9 +19,10 @@ from eval.report.formats import format_text
 from eval.report.general_tables import general_notes, general_table
 from eval.report.published import published_general_table
 from eval.report.results import PUBLISHED
-from pipeline.closing import shown
+from pipeline.addresses import require
+from pipeline.closing import format_path
 from pipeline.general_results import KIND
-from pipeline.plan import Plan, make_plan_with, require, train_all_command
+from pipeline.plan import Plan, make_plan_with, train_all_command
 from pipeline.sources import TITLES, Source
 from pipeline.stages import predict
 from pipeline.tools.general.run_lmms import find_environment, run_task
@@ -68,7 +69,7 @@ class GeneralLine:
 
     @cached_property
     def source(self) -> Source:
-        return self.plan.find_source(self.plan.config.source)
+        return self.plan.selected
 
     @property
     def folder(self) -> str:
@@ -173,7 +174,7 @@ def export(one: GeneralLine) -> None:
         set_processor(folder, one.plan.config.model.template, one.wanted.image)
         return {}
 
-    print(f"exporting {one.source.label} as a whole model: {shown(one.checkpoint.path)}", flush=True)
+    print(f"exporting {one.source.label} as a whole model: {format_path(one.checkpoint.path)}", flush=True)
     run_stage(one.checkpoint, work)
 
 
@@ -189,4 +190,4 @@ def tell(planned: Sequence[GeneralLine]) -> None:
     titles = {name: read_method(name).title for name in list_methods()}
     print("", format_text(table), *general_notes(rows), "", sep="\n")
     print(format_text(published_general_table(PUBLISHED, titles | TITLES)))
-    print(f"answers and logs: {', '.join(shown(one.plan.root / one.folder) for one in planned)}")
+    print(f"answers and logs: {', '.join(format_path(one.plan.root / one.folder) for one in planned)}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.closing import shown
+from pipeline.closing import format_path
 from pipeline.plan import Plan, make_plan_with
 from pipeline.stages import merge
 from robustmerge.stage.files import write_atomically
@@ -61,7 +61,9 @@ def inspect(point: Mapping[str, Any]) -> None:
     write_atomically(folder / "inspection.json", json.dumps(dataclasses.asdict(found), indent=1) + "\n")
     write_atomically(folder / "inspection.txt", text + "\n")
     write_atomically(folder / "inspection.png", drawn.png)
-    print(f"{text}\n\npicture: {shown((folder / 'inspection.png').absolute())} (beside it the tables, CSV and JSON)")
+    print(
+        f"{text}\n\npicture: {format_path((folder / 'inspection.png').absolute())} (beside it the tables, CSV and JSON)"
+    )
 
 
 def experts_of(plan: Plan) -> dict[str, Path]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import Plan, make_command, make_plan_with, require
+from pipeline.addresses import require
+from pipeline.plan import Plan, make_command, make_plan_with
 from pipeline.sources import SOURCE_FILES
 from pipeline.tools.push import upload
 from pipeline.tools.push.card import Card, make_card
