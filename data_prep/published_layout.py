@@ -16,7 +16,7 @@ PREFIXES = ("", "instructions", "Seen_data", "Unseen_data", "instructions/Seen_d
 ALIASES = (("VizWiz", "VizWiz-caption"), ("Flickr30k", "flickr30k-caption"), ("Grounding", "REC"))
 ADVICE = """The question files are on the Hub:
 hf download AuroraZengfh/MM-MergeBench --repo-type dataset --local-dir FOLDER
-then paths.mm_mergebench=FOLDER. Files from other sources, and where to put them: docs/evaluation.md.
+then paths.mm_mergebench=FOLDER. Files from other sources, and where to put them: docs/data.md.
 Give a file of another name by its whole path (KEY=/PATH); leave one out with KEY=null."""
 MOST_SHOWN = 12
 
