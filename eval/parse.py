@@ -1,4 +1,4 @@
-"""From the text that a model wrote to the answer that it means.
+"""Parsers of answers: from the text that a model wrote to the answer that it means.
 
 A parser takes the text and the question's choices and returns the answer in one canonical form, or None if the
 text holds no such answer. The references of a question go through the same parser.
@@ -43,7 +43,7 @@ _LETTER_WITHIN = re.compile(r"[(\[]([A-Z])[)\]]")
 _MINUS = str.maketrans(dict.fromkeys("\u2012\u2013\u2212\ufe63\uff0d", "-"))
 _NEGATIVE = re.compile(r"(?:(?:^|(?<=[=:(])) ?- ?|\b(?:minus|negative) |(?<!\w)-(?=[$€£]))[$€£]? ?(?=[\d.])")
 _FRACTIONS = re.compile("[¼-¾⅐-⅞]")
-# What makes the digits beside it a part of another number than they show: `two thirds`, `5 million`, `1,00`, `2^3`.
+# Words and signs beside digits that make them a part of another number: `two thirds`, `5 million`, `1,00`, `2^3`.
 _LARGER = (
     r"(?:eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|"
     r"hundreds?|thousands?|[mbtr]+illions?|[km]?bn|mn|k|dozens?|half|halves|thirds?|fourths?|quarters?|fifths?|"
@@ -51,7 +51,7 @@ _LARGER = (
 )
 _CUT_BEFORE = re.compile(rf"(?:\d ?[,:/^]-?|\d |\d point |√ ?|(?<![a-z]){_LARGER}[ -](?:and )?)$")
 _CUT_AFTER = re.compile(rf"\.\d|e[+-]?\d|[/^]|[⁰-⁹²³]|.*(?<![a-z]){_LARGER}")
-_LONGEST = 300  # characters of a number: what goes round and round in digits is none
+_LONGEST = 300  # characters of a number: endlessly repeated digits are none
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _STATED = re.compile(r".*\banswer(?: is:?|:) (.+?)(?:[.!;] .*|$)", re.IGNORECASE)  # the last one, to its sentence's end
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
@@ -76,9 +76,9 @@ def parse_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     text = _EMPHASIS.sub("", written).strip()
     allowed = string.ascii_uppercase[: len(choices)] if choices else string.ascii_uppercase
     whole = _LETTER_ALONE.fullmatch(text) or _LETTER_SENTENCE.fullmatch(text)
-    said = {letter.upper() for letter in ([whole[1]] if whole else _ANSWER_IS.findall(text))}
-    if said:
-        return said.pop() if len(said) == 1 and said <= set(allowed) else None
+    stated = {letter.upper() for letter in ([whole[1]] if whole else _ANSWER_IS.findall(text))}
+    if stated:
+        return stated.pop() if len(stated) == 1 and stated <= set(allowed) else None
     plain = written.rstrip(".").casefold()
     same = [letter for letter, choice in zip(allowed, choices, strict=False) if choice.strip().casefold() == plain]
     if len(same) == 1:
@@ -90,7 +90,7 @@ def parse_letter(text: str, choices: Sequence[str] = ()) -> str | None:
 
 
 def _count_repeated(text: str, choices: Sequence[str]) -> int:
-    """How many options a text, in lower case, holds as a question lists them: `a. red b. blue` two."""
+    """The number of options that a text, in lower case, repeats as the question lists them: `a. red b. blue` two."""
     options = zip(string.ascii_lowercase, choices, strict=False)
     marked = (rf"\b{letter}[)\].:,] {re.escape(choice.strip().casefold())}(?!\w)" for letter, choice in options)
     return sum(re.search(option, text) is not None for option in marked)
@@ -129,30 +129,30 @@ def parse_table(text: str, choices: Sequence[str] = ()) -> str | None:
     """
     plain = _EMPHASIS.sub("", _LATEX_FRACTION.sub(r"\1/\2", " ".join(text.split()))).strip()
     stated = _STATED.fullmatch(plain)
-    said = stated[1] if stated and _fold(stated[1]) else plain
-    if not said:
+    answer = stated[1] if stated and _fold(stated[1]) else plain
+    if not answer:
         return parse_text(text)
-    return _choice_meant(said, choices) if choices else _amount_of(said) or _fold(said) or said
+    return _find_choice(answer, choices) if choices else _read_amount(answer) or _fold(answer) or answer
 
 
-def _choice_meant(said: str, choices: Sequence[str]) -> str | None:
+def _find_choice(answer: str, choices: Sequence[str]) -> str | None:
     """The letter of the choice. Its text goes before its letter: of the choices `B` and `A` the answer `A` is B."""
     letters = dict(zip(string.ascii_uppercase, choices, strict=False))
-    given = _fold(said)
-    same = [letter for letter, choice in letters.items() if given and _fold(choice) == given]
-    found = same[0] if len(same) == 1 else parse_letter(said, choices)
-    amount = _amount_of(said)
-    if found is None and amount is not None:
-        same = [letter for letter, choice in letters.items() if _amount_of(choice) == amount]
-        found = same[0] if len(same) == 1 else None
-    return found or _most_alike(said, letters)
+    text, amount = _fold(answer), _read_amount(answer)
+    same = [letter for letter, choice in letters.items() if text and _fold(choice) == text]
+    letter = same[0] if len(same) == 1 else parse_letter(answer, choices)
+    if letter is None and amount is not None:
+        same = [letter for letter, choice in letters.items() if _read_amount(choice) == amount]
+        letter = same[0] if len(same) == 1 else None
+    return letter or _find_most_alike(answer, letters)
 
 
-def _most_alike(said: str, letters: Mapping[str, str]) -> str | None:
-    words = {letter: set(_fold(choice).split()) for letter, choice in letters.items()}
-    given = set(_fold(said).split())
-    alike = {letter: len(own & given) / max(len(own), len(given), 1) for letter, own in words.items()}
-    best = [letter for letter, value in alike.items() if value == max(alike.values()) > 0]
+def _find_most_alike(answer: str, letters: Mapping[str, str]) -> str | None:
+    """The letter of the choice with most words in common; None if there is none, or several."""
+    words = set(_fold(answer).split())
+    by_letter = {letter: set(_fold(choice).split()) for letter, choice in letters.items()}
+    alike = {letter: len(choice & words) / max(len(choice), len(words), 1) for letter, choice in by_letter.items()}
+    best = [letter for letter, share in alike.items() if share == max(alike.values()) > 0]
     return best[0] if len(best) == 1 else None
 
 
@@ -161,7 +161,7 @@ def _fold(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", re.sub(r"['’.](?!\d)", "", text.casefold())))
 
 
-def _amount_of(text: str) -> str | None:
+def _read_amount(text: str) -> str | None:
     """A time of day as `7:25 p`, else the last number, rounded to thousandths (`1/3` is `333/1000`)."""
     text = text.casefold()
     *_, time = (None, *_TIME.finditer(text))
@@ -196,7 +196,6 @@ def parse_box(text: str, choices: Sequence[str] = ()) -> Box | None:
 
 
 Parser = Callable[[str, Sequence[str]], Answer | None]
-
 
 PARSERS: dict[str, Parser] = {
     "box": parse_box,

@@ -6,9 +6,10 @@ import errno
 import glob
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -18,16 +19,25 @@ from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.records import Example, Prediction, append_predictions, read_predictions, write_predictions
 from robustmerge.stage.settings import UserError
 
-Generate = Callable[[Sequence[Example], Path, int], list[str]]
-Ahead = Callable[[Sequence[Example], Path], None]
-# What no question is to blame for. A full disk or a lost device; an unreadable picture is an OSError too, but not here.
+# Errors that no single question causes: a full disk or a lost device. An unreadable picture is an OSError too, but has
+# none of these numbers.
 FATAL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
-# A GPU without memory, or one that failed and fails every question from then on: classes of torch, known by name.
+# A GPU without memory, or one that failed and fails every question from then on: classes of torch, by name.
 FATAL_NAMES = frozenset(("AcceleratorError", "OutOfMemoryError"))
 
 
+class AnswerModel(Protocol):
+    """A model with one source's adapter, as llava_ext.generate.Generator."""
+
+    def __call__(self, examples: Sequence[Example], image_root: Path, max_new_tokens: int, image: str) -> list[str]:
+        """One answer an example. The text of an example is its whole prompt, its picture relative to `image_root`."""
+
+    def prefetch(self, examples: Sequence[Example], image_root: Path, image: str) -> None:
+        """Start to read the pictures of the batch that comes next. Changes no answer."""
+
+
 class Team(Protocol):
-    """The processes that answer together, as llava_ext.processes has them. rank: of this one; size: how many."""
+    """The processes that answer together, as llava_ext.processes.Team. rank: of this one; size: how many there are."""
 
     rank: int
     size: int
@@ -36,10 +46,7 @@ class Team(Protocol):
         """The first process lets the others begin."""
 
     def meet(self, problem: str = "") -> None:
-        """The first process waits for the others, who tell their problem. Raises UserError for one that was told."""
-
-
-Together = Callable[[Address, Callable[[Path, Team], dict | None], Callable[[str], None]], Path]
+        """The first process waits for the others, who report their problem. Raises UserError for the first reported."""
 
 
 class SingleProcess:
@@ -48,18 +55,19 @@ class SingleProcess:
     rank, size = 0, 1
 
     def begin(self) -> None:
-        """Nobody waits."""
+        """No-op: no other process waits for this one."""
 
     def meet(self, problem: str = "") -> None:
-        """Nobody is to come."""
+        """No-op: one process has nobody to synchronise with."""
 
 
-def read_nothing(examples: Sequence[Example], image_root: Path) -> None:
-    """Nothing is read ahead."""
+StageWork = Callable[[Path, Team], dict | None]
+StageRunner = Callable[[Address, StageWork, Callable[[str], None]], Path]
+Answer = Callable[[Sequence[Example]], list[str]]
 
 
-def run_in_one_process(address: Address, work: Callable[[Path, Team], dict | None], say: Callable[[str], None]) -> Path:
-    """The stage in this process."""
+def run_in_one_process(address: Address, work: StageWork, say: Callable[[str], None]) -> Path:
+    """Run the stage in this process."""
     return run_stage(address, lambda path: work(path, SingleProcess()), say)
 
 
@@ -67,33 +75,32 @@ def predict(
     address: Address,
     settings: Generation,
     questions: Path,
-    generate: Generate,
+    model: AnswerModel,
     say: Callable[[str], None] = print,
     progress: bool = True,
-    together: Together = run_in_one_process,
-    ahead: Ahead = read_nothing,
+    runner: StageRunner = run_in_one_process,
 ) -> Path:
     """Write the predictions of one source, in the order of the question file, to `address`.
 
-    generate: gets examples whose text is the rendered prompt, the folder that their pictures are relative to, and
-    max_new_tokens; returns one text an example. It is only ever given whole batches, which the questions and the batch
-    size fix, so an interrupted run that goes on gives the same bytes as an uninterrupted one, with any number of
-    processes. together: runs the stage in several of them, which share the batches. ahead: is told the batch that comes
-    next, and the folder of its pictures, before each is asked.
-    An ordinary exception in a batch makes its questions be asked one by one; those that fail again are recorded
-    with the error. One that no question is to blame for (`_is_fatal`) ends the run, which goes on when it is
-    started again. Raises UserError if every question failed.
+    The model only ever gets whole batches, which the questions and the batch size fix, so an interrupted run that goes
+    on gives the same bytes as an uninterrupted one, with any number of processes. runner: runs the stage in several
+    processes, which share the batches.
+
+    After an ordinary exception in a batch its questions are asked one by one; those that fail again are recorded with
+    the error. An exception that no question causes (`_is_fatal`) ends the run, which goes on when it is started again.
+
+    Raises UserError if every question failed.
     """
 
     def work(path: Path, team: Team) -> dict | None:
-        examples = read_prompts(Path(questions), settings.prompt, settings.only)
+        examples = read_prompts(questions, settings.prompt, settings.only)
         batches = plan_batches(examples, settings.batch_size)
         if team.rank == 0:
             keep_whole_batches(path, batches)
         team.begin()
         problem = ""
         try:
-            _answer_share(path, settings, Path(questions).parent, batches, generate, ahead, team, say, progress)
+            _answer_share(path, batches, team, model, settings, questions.parent, say, progress)
         except UserError as error:
             if team.rank == 0:
                 raise
@@ -101,7 +108,7 @@ def predict(
         team.meet(problem)
         return None if team.rank else _finish(path, settings, examples, say)
 
-    return together(address, work, say)
+    return runner(address, work, say)
 
 
 def plan_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
@@ -118,63 +125,61 @@ def plan_batches(examples: Sequence[Example], batch_size: int) -> list[list[Exam
 
 
 def list_shards(path: Path) -> list[Path]:
-    """What runs that are not finished have answered: a file a process, and what was kept of earlier runs."""
+    """The answers of unfinished runs: a file for each process, and one of the batches kept from earlier runs."""
     return sorted(path.parent.glob(f"{glob.escape(path.name)}.part-*"))
 
 
 def read_shards(path: Path) -> dict[str, Prediction]:
-    """By question, the answers of all shards, and of the final file: it may have been written before the manifest."""
+    """The answers of all shards by question, and of the final file: it may have been written before the manifest."""
     files = [file for file in (path, *list_shards(path)) if file.exists()]
     return {prediction.question_id: prediction for file in files for prediction in read_predictions(file)}
 
 
 def keep_whole_batches(path: Path, batches: Sequence[Sequence[Example]]) -> None:
     """Put the answers of whole batches that earlier runs have left into one file. A cut batch is asked again."""
-    left = read_shards(path)
-    whole = [batch for batch in batches if all(example.question_id in left for example in batch)]
-    write_predictions(_kept(path), [left[example.question_id] for batch in whole for example in batch])
+    answers = read_shards(path)
+    whole = [batch for batch in batches if all(example.question_id in answers for example in batch)]
+    write_predictions(_kept_shard(path), [answers[example.question_id] for batch in whole for example in batch])
     for shard in list_shards(path):
-        if shard != _kept(path):
+        if shard != _kept_shard(path):
             shard.unlink()
 
 
-def _kept(path: Path) -> Path:
+def _kept_shard(path: Path) -> Path:
     return path.with_name(f"{path.name}.part-kept")
 
 
 def _answer_share(
     path: Path,
+    batches: Sequence[Sequence[Example]],
+    team: Team,
+    model: AnswerModel,
     settings: Generation,
     image_root: Path,
-    batches: Sequence[Sequence[Example]],
-    generate: Generate,
-    ahead: Ahead,
-    team: Team,
     say: Callable[[str], None],
     progress: bool,
 ) -> None:
-    """Answer the batches of this process: of those that are left, every `size`-th from its rank on."""
-    kept = {prediction.question_id for prediction in read_predictions(_kept(path))}
+    """Answer this process's share of the batches that are left: every `size`-th, from its rank on."""
+    kept = {prediction.question_id for prediction in read_predictions(_kept_shard(path))}
     if kept and team.rank == 0:
         say(f"{settings.task}: going on after {len(kept)} of {sum(map(len, batches))} questions")
     share = [batch for batch in batches if batch[0].question_id not in kept][team.rank :: team.size]
-    total, name = sum(map(len, share)), settings.task + (f" ({team.rank + 1} of {team.size})" if team.size > 1 else "")
+    part = f" ({team.rank + 1} of {team.size})" if team.size > 1 else ""
+    bar = _progress_bar(settings.task + part, sum(map(len, share)), len(kept), progress and team.rank == 0)
+    answer = partial(model, image_root=image_root, max_new_tokens=settings.max_new_tokens, image=settings.image)
     shard = path.with_name(f"{path.name}.part-{team.rank}")
-    with (
-        open(shard, "a", encoding="utf-8", newline="\n") as file,
-        _bar(name, total + len(kept), len(kept), progress and team.rank == 0) as bar,
-    ):
-        for batch, coming in zip_longest(share, share[1:], fillvalue=()):
-            ahead(coming, image_root)
-            append_predictions(file, _answer_batch(batch, image_root, settings.max_new_tokens, generate))
+    with open(shard, "a", encoding="utf-8", newline="\n") as file, bar:
+        for batch, following in zip_longest(share, share[1:], fillvalue=()):
+            model.prefetch(following, image_root, settings.image)
+            append_predictions(file, _answer_batch(batch, answer))
             bar.update(len(batch))
 
 
-def _bar(task: str, total: int, done: int, progress: bool) -> tqdm:
+def _progress_bar(title: str, left: int, kept: int, progress: bool) -> tqdm:
     return tqdm(
-        total=total,
-        initial=done,
-        desc=task,
+        total=left + kept,
+        initial=kept,
+        desc=title,
         unit="question",
         disable=not progress,
         mininterval=0.5 if sys.stderr.isatty() else 15,
@@ -182,28 +187,34 @@ def _bar(task: str, total: int, done: int, progress: bool) -> tqdm:
     )
 
 
-def _answer_batch(
-    batch: Sequence[Example], image_root: Path, max_new_tokens: int, generate: Generate
-) -> list[Prediction]:
+def _answer_batch(batch: Sequence[Example], answer: Answer) -> list[Prediction]:
+    """The predictions of a batch; after an ordinary exception its questions are asked one by one."""
     try:
-        return _ask(batch, image_root, max_new_tokens, generate)
+        return _ask(batch, answer)
     except Exception as error:
         if _is_fatal(error):
             raise
-    return [_ask_alone(example, image_root, max_new_tokens, generate) for example in batch]
+    return [_ask_alone(example, answer) for example in batch]
 
 
-def _ask_alone(example: Example, image_root: Path, max_new_tokens: int, generate: Generate) -> Prediction:
+def _ask_alone(example: Example, answer: Answer) -> Prediction:
     try:
-        return _ask([example], image_root, max_new_tokens, generate)[0]
+        return _ask([example], answer)[0]
     except Exception as error:
         if _is_fatal(error):
             raise
         return Prediction(example.question_id, "", error=f"{type(error).__name__}: {error}")
 
 
+def _ask(batch: Sequence[Example], answer: Answer) -> list[Prediction]:
+    texts = answer(batch)
+    if len(texts) != len(batch):
+        raise UserError(f"the model gave {len(texts)} answers to {len(batch)} questions")
+    return [Prediction(example.question_id, text) for example, text in zip(batch, texts, strict=True)]
+
+
 def _is_fatal(error: Exception) -> bool:
-    """Whether no single question is to blame, so that the run must end instead of recording it."""
+    """Whether the error is none of a single question, so that the run must end instead of recording it."""
     if isinstance(error, OSError):
         return error.errno in FATAL_ERRNOS
     if isinstance(error, (UserError, MemoryError)):
@@ -211,16 +222,12 @@ def _is_fatal(error: Exception) -> bool:
     return any(kind.__name__ in FATAL_NAMES for kind in type(error).__mro__)
 
 
-def _ask(batch: Sequence[Example], image_root: Path, max_new_tokens: int, generate: Generate) -> list[Prediction]:
-    texts = generate(batch, image_root, max_new_tokens)
-    if len(texts) != len(batch):
-        raise UserError(f"the model gave {len(texts)} answers to {len(batch)} questions")
-    return [Prediction(example.question_id, text) for example, text in zip(batch, texts, strict=True)]
-
-
-def _finish(path: Path, settings: Generation, examples: Sequence[Example], say: Callable[[str], None]) -> dict:
-    found = read_shards(path)
-    answers = [found[example.question_id] for example in examples]
+def _finish(
+    path: Path, settings: Generation, examples: Sequence[Example], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write the final file, remove the shards and return the record of the manifest."""
+    by_id = read_shards(path)
+    answers = [by_id[example.question_id] for example in examples]
     failed = [answer for answer in answers if answer.error is not None]
     if len(failed) == len(answers):
         _remove_shards(path)

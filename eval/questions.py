@@ -1,4 +1,4 @@
-"""A question file as the prompts that a model sees."""
+"""Reading a question file: all questions or a selection, and the prompts that a model sees."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from robustmerge.stage.settings import UserError
 
 
 def first_by_hash(examples: Sequence[Example], count: int) -> list[Example]:
-    """Those with the smallest sha256 of their id: neither chosen nor changing from run to run."""
+    """The examples with the smallest sha256 of their id: neither chosen nor changing from run to run."""
     return sorted(examples, key=lambda one: hashlib.sha256(one.question_id.encode()).digest())[:count]
 
 
 def read_questions(questions: Path, only: Selection = ALL) -> list[Example]:
-    """The examples of a question file that are asked for, in its order.
+    """The selected examples of a question file, in its order.
 
     Raises UserError if the file is empty or an id is not in it.
     """
@@ -29,14 +29,17 @@ def read_questions(questions: Path, only: Selection = ALL) -> list[Example]:
     if only.is_all:
         return examples
     if unknown := sorted(set(only.ids) - {example.question_id for example in examples}):
-        known = ", ".join(example.question_id for example in examples[:3])
-        raise UserError(f"{questions} has no question {', '.join(unknown[:5])} (ids); its ids are like {known}")
-    taken = only.ids or [example.question_id for example in first_by_hash(examples, only.limit or 0)]
-    return [example for example in examples if example.question_id in set(taken)]
+        some = ", ".join(example.question_id for example in examples[:3])
+        raise UserError(f"{questions} has no question {', '.join(unknown[:5])} (ids); its ids are like {some}")
+    ids = set(only.ids or [example.question_id for example in first_by_hash(examples, only.limit or 0)])
+    return [example for example in examples if example.question_id in ids]
 
 
 def read_prompts(questions: Path, prompt: str, only: Selection = ALL) -> list[Example]:
-    """The same, each with its rendered prompt as text. Raises UserError too if a question cannot be rendered."""
+    """The selected examples, each with its rendered prompt as text.
+
+    Raises UserError as `read_questions`, and if a question cannot be rendered.
+    """
     examples = read_questions(questions, only)
     try:
         return [dataclasses.replace(example, text=render(prompt, example)) for example in examples]
@@ -45,12 +48,12 @@ def read_prompts(questions: Path, prompt: str, only: Selection = ALL) -> list[Ex
 
 
 def format_expected(example: Example) -> str:
-    """All that counts as right, each once."""
+    """All answers that count as right, each once."""
     return " / ".join(dict.fromkeys(example.accepted))
 
 
 def format_answer(prediction: Prediction) -> str:
-    """What was said, or why nothing is there."""
+    """The answer of a model, or why there is none."""
     if prediction.error is not None:
         return f"(failed: {prediction.error})"
     return prediction.text.strip() or "(empty)"

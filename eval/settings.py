@@ -1,4 +1,4 @@
-"""What can be set about evaluation. No torch here: every address is planned before torch is imported."""
+"""Settings of evaluation. No torch here: every address is planned before torch is imported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _IN_BRACES = re.compile(r"\{(\w+)\}")
 
 
 def other_protocol(protocol: str) -> str:
-    """The one of the two that this is not."""
+    """The protocol that `protocol` is not."""
     return next(name for name in PROTOCOLS if name != protocol)
 
 
@@ -62,7 +62,7 @@ ALL = Selection()
 
 @dataclass(frozen=True)
 class Official:
-    """What the published script of a task does otherwise than the corrected protocol; None: the same."""
+    """Settings in which the published script of a task differs from the corrected protocol; None: the same."""
 
     prompt: str | None = None
     image: str | None = None
@@ -80,7 +80,7 @@ class Task:
     line; train_prompt: of training, "" for the same; max_new_tokens: of an answer.
     image: how a picture becomes square: `pad` it with the mean colour, or `crop` its centre.
     parse, metric: names in eval.parse.PARSERS and METRIC_NAMES; data: read by the prepare stage only.
-    official: what the published script does otherwise.
+    official: where the published script differs.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Task:
         ]
 
     def under(self, protocol: str) -> Task:
-        """The task as a protocol asks and scores it. Raises ConfigError for what the official block has wrong."""
+        """The task as a protocol asks and scores it. Raises ConfigError for an official block that is wrong."""
         if protocol == "corrected":
             return self
         changed = {name: value for name, value in vars(self.official).items() if value is not None}
@@ -133,7 +133,7 @@ class Task:
         )  # fmt: skip
 
     def scoring(self, only: Selection = ALL, tokenizer: str = "") -> Scoring:
-        """What the score stage needs of this task. tokenizer: of captions, `ptb` where there is Java."""
+        """The settings of the score stage. tokenizer: of captions, `ptb` where there is Java."""
         return Scoring(self.name, self.parse, self.metric, tokenizer if self.metric in CAPTION_NAMES else "", only)
 
 

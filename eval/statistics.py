@@ -1,11 +1,11 @@
 """95 % intervals: over questions by the bootstrap, over training seeds by Student's t.
 
 Tasks are fixed; questions are resampled with replacement within their task, those that share a picture together.
-What is summed over the resampled questions are the sufficient statistics of the task's score (of a mean: the values),
-from which eval.aggregates recomputes it. The resamples of a task depend on the seed, the task's name and its number of
-clusters only, so all sources see the same ones: differences are paired, and adding a source changes no other's
-interval. They say how far a result depends on the questions drawn, not how far on the training seed: that is what
-`spread_over_seeds` says.
+The sufficient statistics of the task's score (of a mean: the values) are summed over the resampled questions, and
+eval.metrics.aggregates recomputes the score from the sums. The resamples of a task depend on the seed, the task's name
+and its number of clusters only, so all sources see the same ones: differences are paired, and adding a source changes
+no other's interval. These intervals say how far a result depends on the questions drawn; how far it depends on the
+training seed is what `spread_over_seeds` says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
 
 LEVEL = 95.0
-FEWEST_SEEDS = 3  # of which an interval is given
+FEWEST_SEEDS = 3  # for an interval
 # Quantiles 0.975 of Student's t for 2, 3, ... 30 degrees of freedom.
 T_QUANTILES = (
     4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -50,11 +50,11 @@ class SeedSpread:
     @property
     def is_significant(self) -> bool:
         """Whether there is an interval and it leaves out zero."""
-        return self.low is not None and (self.low > 0 or self.high < 0)
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def spread_over_seeds(values: Sequence[float]) -> SeedSpread:
-    """mean, deviation and mean +- t(n - 1) deviation / sqrt(n). Above 31 seeds the quantile of 31 is taken."""
+    """Mean, deviation and mean +- t(n - 1) deviation / sqrt(n). Above 31 seeds the quantile of 31 is taken."""
     n, mean = len(values), statistics.fmean(values)
     if n < 2:
         return SeedSpread(n, mean)
@@ -95,7 +95,7 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether every interval leaves out zero; with two seeds, of which there is none, it never is."""
+        """Whether every interval leaves out zero; never with two seeds, which have no interval."""
         return self.is_significant_over_questions and (self.seeds is None or self.seeds.is_significant)
 
 
@@ -111,14 +111,14 @@ def resample_counts(clusters: int, name: str, bootstrap: Bootstrap) -> Iterator[
 
 
 def stack_statistics(score: Score, ids: Sequence[str]) -> np.ndarray:
-    """What is summed for each question: [questions, columns]; its value where a score has no statistics."""
+    """The statistics of each question, [questions, columns]; its value where a score has no statistics."""
     if score.statistics:
         return np.array([score.statistics[name] for name in ids], dtype=float)
     return np.array([score.values[name] for name in ids], dtype=float)[:, None]
 
 
 def sum_statistics(score: Score) -> np.ndarray:
-    """What the score's aggregate takes, of all questions: [1 + columns], the number of questions first."""
+    """The input of the score's aggregate: [1 + columns], the number of questions and the sums over all of them."""
     columns = stack_statistics(score, list(score.values))
     return np.array([len(columns), *(column.sum() for column in columns.T)])  # a column at a time: as np.mean adds
 
@@ -126,13 +126,13 @@ def sum_statistics(score: Score) -> np.ndarray:
 def number_clusters(scores: Sequence[Score], ids: Sequence[str]) -> np.ndarray:
     """The cluster of each question: [questions], from 0 in the order of their first question.
 
-    A question without a shared picture is a cluster of its own; a score that names no pictures says nothing of them.
+    A question without a shared picture is a cluster of its own; scores that name no pictures are ignored.
     Raises UserError if two scores disagree.
     """
-    known = [score.clusters for score in scores if score.clusters]
-    if any(clusters != known[0] for clusters in known[1:]):
+    named = [score.clusters for score in scores if score.clusters]
+    if any(clusters != named[0] for clusters in named[1:]):
         raise UserError(f"the scores of {scores[0].task} do not agree on which questions share a picture")
-    pictures = known[0] if known else {}
+    pictures = named[0] if named else {}
     numbers: dict[tuple[bool, str], int] = {}
     keys = [(name in pictures, pictures.get(name, name)) for name in ids]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
@@ -149,10 +149,10 @@ class Resampled:
         self._draws: dict[tuple[str, str], np.ndarray] = {}
         self._clusters: dict[str, int] = {}
         for task in sorted({task for by_task in scores.values() for task in by_task}):
-            found = {source: by_task[task] for source, by_task in scores.items() if task in by_task}
-            found = {source: score for source, score in found.items() if score.value is not None}
-            if found:
-                self._add(task, found, bootstrap or Bootstrap())
+            of_task = {source: by_task[task] for source, by_task in scores.items() if task in by_task}
+            of_task = {source: score for source, score in of_task.items() if score.value is not None}
+            if of_task:
+                self._add(task, of_task, bootstrap or Bootstrap())
 
     def _add(self, task: str, scores: Mapping[str, Score], bootstrap: Bootstrap) -> None:
         first, ids = next((source, list(score.values)) for source, score in scores.items())
@@ -161,11 +161,11 @@ class Resampled:
                 raise UserError(f"{source} and {first} were scored on different questions of {task}")
             self._points[source, task] = float(AGGREGATES[score.aggregate](sum_statistics(score)))
         self._clusters[task] = int(number_clusters(list(scores.values()), ids).max()) + 1
-        drawn = resample_scores(list(scores.values()), ids, task, bootstrap)
-        self._draws.update({(source, task): column for source, column in zip(scores, drawn.T, strict=True)})
+        draws = resample_scores(list(scores.values()), ids, task, bootstrap)
+        self._draws.update({(source, task): column for source, column in zip(scores, draws.T, strict=True)})
 
     def has(self, source: str, tasks: Sequence[str]) -> bool:
-        """Whether the source has a score for each of these tasks, and there is one."""
+        """Whether there is at least one task, and the source has a score for each."""
         return bool(tasks) and all((source, task) in self._points for task in tasks)
 
     def point(self, source: str, tasks: Sequence[str]) -> float:
@@ -173,11 +173,12 @@ class Resampled:
         return sum(self._points[source, task] for task in tasks) / len(tasks)
 
     def draws(self, source: str, tasks: Sequence[str]) -> np.ndarray:
-        """The same for each resample: [draws]."""
-        return sum(self._draws[source, task] for task in tasks) / len(tasks)
+        """The mean over tasks in 0..1 for each resample: [draws]."""
+        first, *rest = (self._draws[source, task] for task in tasks)
+        return sum(rest, first) / len(tasks)
 
     def has_noise(self, tasks: Sequence[str]) -> bool:
-        """Whether resamples of these tasks can differ: of one question, or one picture, they say nothing."""
+        """Whether resamples of these tasks can differ; those of a single question or picture cannot."""
         return all(self._clusters[task] > 1 for task in tasks)
 
     def interval(self, source: str, tasks: Sequence[str]) -> Interval:
@@ -195,16 +196,14 @@ def resample_scores(scores: Sequence[Score], ids: Sequence[str], task: str, boot
     cluster_of = number_clusters(scores, ids)
     sizes = np.bincount(cluster_of)
     columns = [stack_statistics(score, ids) for score in scores]
-    summed = np.zeros((len(sizes), sum(found.shape[1] for found in columns)))
+    summed = np.zeros((len(sizes), sum(each.shape[1] for each in columns)))
     np.add.at(summed, cluster_of, np.concatenate(columns, axis=1))
-    ends = np.cumsum([found.shape[1] for found in columns])
+    ends = np.cumsum([each.shape[1] for each in columns])
     parts = []
     for counts in resample_counts(len(sizes), task, bootstrap):
         n, sums = counts @ sizes, counts @ summed
-        each = np.split(sums, ends[:-1], axis=1)
-        parts.append(
-            [AGGREGATES[score.aggregate](np.column_stack([n, own])) for score, own in zip(scores, each, strict=True)]
-        )
+        by_score = zip(scores, np.split(sums, ends[:-1], axis=1), strict=True)
+        parts.append([AGGREGATES[score.aggregate](np.column_stack([n, part])) for score, part in by_score])
     return np.concatenate([np.stack(part, axis=1) for part in parts])
 
 
@@ -214,17 +213,18 @@ def estimate_interval(point: float, draws: np.ndarray) -> Interval:
 
 
 def estimate_difference(point: float, draws: np.ndarray, has_noise: bool = True) -> Difference:
-    """A difference and its resamples. p = twice the smaller share of draws on either side of zero, at most 1.
+    """A difference and its resamples as percentages. p = twice the smaller share of draws beside zero, at most 1.
 
-    What is below ROUNDING is none: sums in another order, or the tiny numbers that keep BLEU from dividing by zero.
+    Below ROUNDING a difference is zero: of sums in another order, or of the tiny numbers in BLEU's denominators.
     has_noise: False where resamples cannot differ; then the interval reaches to zero, and p is 1.
     """
-    point, draws = (np.where(np.abs(found) < ROUNDING, 0.0, found) for found in (point, draws))
+    point = 0.0 if abs(point) < ROUNDING else point
+    draws = np.where(np.abs(draws) < ROUNDING, 0.0, draws)
     if not has_noise:
-        value, low, high = _spread(float(point), draws)
+        value, low, high = _spread(point, draws)
         return Difference(value, min(low, 0.0), max(high, 0.0), p=1.0)
     side = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return Difference(*_spread(float(point), draws), p=min(1.0, 2 * (side + 1) / (len(draws) + 1)))
+    return Difference(*_spread(point, draws), p=min(1.0, 2 * (side + 1) / (len(draws) + 1)))
 
 
 def _spread(point: float, draws: np.ndarray) -> tuple[float, float, float]:

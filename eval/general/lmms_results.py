@@ -1,7 +1,7 @@
-"""General benchmarks (POPE, MME, MMBench) are asked and scored by lmms-eval: how they are asked, and its files read.
+"""General benchmarks (POPE, MME, MMBench) by lmms-eval: how a task is evaluated, and a reader of the files it writes.
 
 lmms-eval ends with status 0 and without results when it fails, turns an error while it answers into an empty answer,
-and does not write its version: so whatever can be checked is, and answers that are no answers are counted.
+and does not write its version. So whatever can be checked is checked, and failed and empty answers are counted.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from robustmerge.stage.settings import Problem, UserError, later, refuse, sugges
 
 LMMS_EVAL = "0.7.3"
 RESULTS = re.compile(r"\d{8}_\d{6}_results\.json")
-FAILED = "in generating"  # what the log says of an answer that became ""
+FAILED = "in generating"  # in the log, for each error that became an empty answer
 
 
 @dataclass(frozen=True)
 class GeneralRun:
-    """How a source is asked the questions of one task of lmms-eval.
+    """How one task of lmms-eval is evaluated.
 
     template: name of the conversation template; image: pad or crop; precision: of the weights; version: of lmms-eval,
     with which the task's questions, prompt and scorer are fixed. limit: ask the first so many questions only.
@@ -56,9 +56,9 @@ class GeneralRun:
 
 @dataclass(frozen=True)
 class GeneralResult:
-    """A source and its scores, by the title of their column (the task, with what its run has otherwise than usual).
+    """The general scores of one source, by the title of their column: the task, and how its run differs from usual.
 
-    name: as the paper's table 3 is keyed: zero_shot, multi_task, or the method.
+    name: the key of its row in the paper's table 3: zero_shot, multi_task, or the method; "" if it has none.
     """
 
     title: str
@@ -69,48 +69,52 @@ class GeneralResult:
 
 @dataclass(frozen=True)
 class LmmsOutput:
-    """What lmms-eval wrote of one task. figures: metric -> value as given; samples: one a question."""
+    """What lmms-eval wrote about one task.
+
+    figures: metric -> value, as it gives it; samples: one a question; n_evaluated of n_total questions were asked.
+    """
 
     figures: dict[str, float]
     samples: list[dict[str, Any]]
-    n_asked: int
-    n_all: int
+    n_evaluated: int
+    n_total: int
 
 
 def find_results(folder: Path, task: str) -> tuple[Path, Path]:
     """lmms-eval's two files of a task. Raises UserError if one is not there."""
-    found = sorted(path for path in Path(folder).rglob("*.json") if RESULTS.fullmatch(path.name))
-    if not found:
+    files = sorted(path for path in Path(folder).rglob("*.json") if RESULTS.fullmatch(path.name))
+    if not files:
         raise UserError(f"lmms-eval wrote no results into {folder}")
-    if len(found) > 1:
-        raise UserError(f"{folder} holds results of several runs of lmms-eval ({found[0].name}, {found[1].name}, ...)")
-    samples = found[0].with_name(found[0].name.replace("_results.json", f"_samples_{task}.jsonl"))
-    _figures_of(_read_json(found[0]), task, found[0])
+    if len(files) > 1:
+        raise UserError(f"{folder} holds results of several runs of lmms-eval ({files[0].name}, {files[1].name}, ...)")
+    results = files[0]
+    samples = results.with_name(results.name.replace("_results.json", f"_samples_{task}.jsonl"))
+    _read_figures(_read_json(results), task, results)
     if not samples.exists():
-        raise UserError(f"lmms-eval wrote no answers of {task} beside {found[0]} (it must run with --log_samples)")
-    return found[0], samples
+        raise UserError(f"lmms-eval wrote no answers of {task} beside {results} (it must run with --log_samples)")
+    return results, samples
 
 
 def read_output(results: Path, samples: Path, run: GeneralRun) -> LmmsOutput:
-    """What the two files say. Raises UserError if the task is not in them, or they are not whole."""
-    told = _read_json(results)
-    figures = _figures_of(told, run.task, results)
+    """The content of the two files. Raises UserError if the task is not in them, or they are incomplete."""
+    report = _read_json(results)
+    figures = _read_figures(report, run.task, results)
     try:
         lines = samples.read_text(encoding="utf-8").split("\n")
         answers = sorted((json.loads(line) for line in lines if line), key=lambda sample: sample["doc_id"])
-        n_all, n_asked = (int(told["n-samples"][run.task][key]) for key in ("original", "effective"))
-        backend = told["config"]["model_backend"]
+        n_total, n_evaluated = (int(report["n-samples"][run.task][key]) for key in ("original", "effective"))
+        backend = report["config"]["model_backend"]
     except (ValueError, KeyError, TypeError) as error:
         other = f"files of another version of lmms-eval than {run.version}"
         raise UserError(f"{results} and {samples.name} cannot be read ({error!r}): they may be {other}") from error
     if not backend.endswith("llava_hf.LlavaHf (chat)"):
         raise UserError(f"{results}: the answers are of the model class '{backend}', not of llava_hf by chat messages")
-    wanted = n_all if run.limit is None else min(run.limit, n_all)
+    expected = n_total if run.limit is None else min(run.limit, n_total)
     ids = {sample["doc_id"] for sample in answers}
-    if not len(answers) == len(ids) == n_asked == wanted:
-        counts = f"{len(answers)} answers to {len(ids)} questions, {n_asked} announced"
-        raise UserError(f"{samples}: {counts}, and {wanted} of {n_all} were to be asked")
-    return LmmsOutput(figures, answers, n_asked, n_all)
+    if not len(answers) == len(ids) == n_evaluated == expected:
+        counts = f"{len(answers)} answers to {len(ids)} questions, {n_evaluated} announced"
+        raise UserError(f"{samples}: {counts}, and {expected} of {n_total} were to be asked")
+    return LmmsOutput(figures, answers, n_evaluated, n_total)
 
 
 def _read_json(path: Path) -> Any:
@@ -120,18 +124,23 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path} is no file of results: {error}") from error
 
 
-def _figures_of(told: Any, task: str, path: Path) -> dict[str, float]:
-    found = told.get("results") if isinstance(told, Mapping) else None
-    if not isinstance(found, Mapping):
+def _read_figures(report: Any, task: str, path: Path) -> dict[str, float]:
+    """The figures of a task, without their standard errors."""
+    results = report.get("results") if isinstance(report, Mapping) else None
+    if not isinstance(results, Mapping):
         raise UserError(f"{path} holds no results: it may be of another version of lmms-eval than {LMMS_EVAL}")
-    if task not in found:
-        raise UserError(f"{path} has no task '{task}'; {suggest(task, found)}. A group has no score: name its tasks")
-    named = {key.removesuffix(",none"): value for key, value in found[task].items() if key.endswith(",none")}
-    return {k: float(v) for k, v in named.items() if isinstance(v, (int, float)) and "_stderr" not in k}
+    if task not in results:
+        raise UserError(f"{path} has no task '{task}'; {suggest(task, results)}. A group has no score: name its tasks")
+    figures = {}
+    for key, value in results[task].items():
+        metric, _, answer_filter = key.partition(",")  # `pope_f1_score,none`: answers as they are
+        if answer_filter == "none" and isinstance(value, (int, float)) and "_stderr" not in metric:
+            figures[metric] = float(value)
+    return figures
 
 
 def describe_changes(run: GeneralRun, usual: GeneralRun) -> str:
-    """What a run has otherwise than usual, for its title: ` (image=crop)`; "" for nothing."""
-    found = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name != "task"}
-    changed = [f"{name}={value}" for name, value in found.items() if value != getattr(usual, name)]
+    """The settings in which a run differs from the usual, for its title: ` (image=crop)`; "" for none."""
+    settings = {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name != "task"}
+    changed = [f"{name}={value}" for name, value in settings.items() if value != getattr(usual, name)]
     return f" ({', '.join(changed)})" if changed else ""

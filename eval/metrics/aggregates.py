@@ -1,4 +1,4 @@
-"""From sums over questions to a score: how the value of a task follows from what is known of each question.
+"""How the score of a task follows from sums of statistics over its questions.
 
 An aggregate is a function of sums, so that the bootstrap needs nothing else: sums [..., 1 + columns], the first column
 the number of questions, the others the sums of their statistics (of their value, for a mean) -> scores in 0..1 [...].
@@ -12,10 +12,10 @@ import numpy as np
 
 Aggregate = Callable[[np.ndarray], np.ndarray]
 
-ORDERS = 4
-BLEU_COLUMNS = 2 * ORDERS + 1
+MAX_ORDER = 4
+BLEU_COLUMNS = 2 * MAX_ORDER + 1
 METEOR_COLUMNS = 23
-# METEOR 1.5 for English, from its jar: what it takes where no task is named.
+# METEOR 1.5 for English, from its jar: the defaults.
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _STAGES = np.array((1.0, 0.6, 0.8, 0.6))  # exact, stem, synonym, paraphrase
 
@@ -31,11 +31,11 @@ def bleu(sums: np.ndarray) -> np.ndarray:
     sums [..., 9]: clipped matches of 1- to 4-grams, n-grams of the captions, and r, the length of the references
     closest to the captions; c = their 1-grams. The small numbers are pycocoevalcap's, against division by zero.
     """
-    matches, guesses, reference = sums[..., :ORDERS], sums[..., ORDERS : 2 * ORDERS], sums[..., 2 * ORDERS]
+    matches, guesses, reference = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER], sums[..., 2 * MAX_ORDER]
     product = np.cumprod((matches + 1e-15) / (guesses + 1e-9), axis=-1)
     ratio = (guesses[..., 0] + 1e-15) / (reference + 1e-9)
     brevity = np.where(ratio < 1, np.exp(1 - 1 / np.minimum(ratio, 1)), 1.0)
-    return product ** (1 / np.arange(1, ORDERS + 1)) * brevity[..., None]
+    return product ** (1 / np.arange(1, MAX_ORDER + 1)) * brevity[..., None]
 
 
 def meteor(sums: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def meteor(sums: np.ndarray) -> np.ndarray:
     return np.maximum(np.nan_to_num(f_mean * (1 - penalty), nan=0.0), 0.0)
 
 
-def seven(sums: np.ndarray) -> np.ndarray:
+def caption_figures(sums: np.ndarray) -> np.ndarray:
     """BLEU-1..4, METEOR, ROUGE-L and CIDEr, [..., 7].
 
     sums [..., 1 + 34]: the columns of BLEU (9), of METEOR (23), and the values of ROUGE-L and CIDEr.
@@ -68,8 +68,8 @@ def seven(sums: np.ndarray) -> np.ndarray:
 
 
 def mean_of_seven(sums: np.ndarray) -> np.ndarray:
-    """The mean of the seven caption figures, as published. sums: see `seven`."""
-    return seven(sums).mean(-1)
+    """The mean of the seven caption figures, as published. sums: see `caption_figures`."""
+    return caption_figures(sums).mean(-1)
 
 
 def f1(sums: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Bounded metrics: an answer and its references to a value from 0 to 1.
+"""Metrics of short answers, boxes and captions: an answer and its references to a value from 0 to 1.
 
 A metric gets an answer that its parser has read (never an empty one) and the references, read the same way. For
 each of them an answer equal to every reference is worth 1 and an empty text 0.
@@ -10,36 +10,17 @@ import functools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from eval.parse import NUMBER_WORDS, Answer, Box, join_thousands
 
-MAX_ORDER = 4
+MAX_ORDER = 4  # of n-grams
+ARTICLES = frozenset(("a", "an", "the"))
+_FULL_STOP = re.compile(r"\.(?!\d)")  # not the point of a number
+
 _JOINING = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
-_FULL_STOP = re.compile(r"\.(?!\d)")
 _DROPPED = re.compile("['’`´]")
 _SEPARATING = re.compile('[,;:!?"“”«»()\\[\\]{}<>_*$€£|\\\\]')
-
-ARTICLES = frozenset(("a", "an", "the"))
-_COUNTED = {**NUMBER_WORDS, "none": "0"}
-_SHORTENED = {  # by their ending; `its`, `well`, `were` and their kind are words without an apostrophe
-    "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
-    "n't've": "could had might should would",
-    "'ve": "could i might must not should they we what where who would you",
-    "'d": "he how it somebody someone something there they where who y'all you",
-    "'d've": "he i it she somebody someone something there they we who you y'all",
-    "'ll": "how it somebody someone something they what who why y'all you",
-    "'re": "there they what why you",
-    "'s": "he how let she somebody someone something that there what when where who why",
-    "'m": "i",
-}
-_CONTRACTIONS = {
-    (stem + ending).replace("'", ""): stem + ending for ending, stems in _SHORTENED.items() for stem in stems.split()
-} | {"maam": "ma'am", "oclock": "o'clock", "twas": "'twas", "yall": "y'all", "owsat": "'ow's'at"}
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_APOSTROPHES = str.maketrans(dict.fromkeys("’‘´", "'"))
-_GROUPED = re.compile(r"\d,\d")
-_ENDING_FULL_STOP = re.compile(r"\.(?!\d)")
 
 
 def normalise(text: str) -> str:
@@ -60,8 +41,52 @@ def exact_match(answer: Answer, references: Sequence[Answer]) -> float:
 
     Published code: compares upper case only, or takes a substring either way, so that an empty answer is right.
     """
-    given = normalise(str(answer))
-    return float(bool(given) and any(given == normalise(str(reference)) for reference in references))
+    text = normalise(str(answer))
+    return float(bool(text) and any(text == normalise(str(reference)) for reference in references))
+
+
+_DIGITS = {**NUMBER_WORDS, "none": "0"}
+_STEMS = {  # of contractions, by their ending; `its`, `well`, `were` and their kind are words without an apostrophe
+    "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
+    "n't've": "could had might should would",
+    "'ve": "could i might must not should they we what where who would you",
+    "'d": "he how it somebody someone something there they where who y'all you",
+    "'d've": "he i it she somebody someone something there they we who you y'all",
+    "'ll": "how it somebody someone something they what who why y'all you",
+    "'re": "there they what why you",
+    "'s": "he how let she somebody someone something that there what when where who why",
+    "'m": "i",
+}
+_CONTRACTIONS = {
+    (stem + ending).replace("'", ""): stem + ending for ending, stems in _STEMS.items() for stem in stems.split()
+} | {"maam": "ma'am", "oclock": "o'clock", "twas": "'twas", "yall": "y'all", "owsat": "'ow's'at"}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_APOSTROPHES = str.maketrans(dict.fromkeys("’‘´", "'"))
+_GROUPED_DIGITS = re.compile(r"\d,\d")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def normalise_vqa(text: str) -> str:
+    """One form for what the VQA evaluation takes for the same answer.
+
+    Case; `one` to `ten`, `zero` and `none` as digits; no article; contractions with their apostrophe (`dont` is
+    `don't`, but `dogs` is not `dog's`); punctuation goes, or becomes a space where it stands between two letters; a
+    full stop stays only before a digit. What consists of articles alone stays, so that the answer `A` is not empty.
+    Source: https://visualqa.org/evaluation.html
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).casefold().split())
+    words = _FULL_STOP.sub("", _drop_punctuation(plain)).split()
+    kept = [_DIGITS.get(word, word) for word in words if word not in ARTICLES] or words
+    return " ".join(_CONTRACTIONS.get(word.replace("'", ""), word) for word in kept) or plain
+
+
+def _drop_punctuation(text: str) -> str:
+    """A mark is dropped everywhere if it stands beside a space somewhere, or the text holds `1,000`; else a space."""
+    grouped = _GROUPED_DIGITS.search(text) is not None
+    marks: dict[str, str | int | None] = {
+        mark: "" if grouped or f"{mark} " in text or f" {mark}" in text else " " for mark in _PUNCTUATION
+    }
+    return text.translate(str.maketrans(marks))
 
 
 def vqa_soft(answer: Answer, references: Sequence[Answer]) -> float:
@@ -70,8 +95,8 @@ def vqa_soft(answer: Answer, references: Sequence[Answer]) -> float:
     With fewer than four references no answer could reach 1, so there one that agrees is enough.
     Source: https://visualqa.org/evaluation.html
     """
-    given = normalise_vqa(str(answer))
-    agree = [bool(given) and given == normalise_vqa(str(reference)) for reference in references]
+    text = normalise_vqa(str(answer))
+    agree = [bool(text) and text == normalise_vqa(str(reference)) for reference in references]
     total = sum(agree)
     if len(references) < 4:
         return float(total > 0)
@@ -89,18 +114,20 @@ def intersection_over_union(one: Box, other: Box) -> float:
     return overlap / union if union > 0 else 0.0
 
 
+def best_iou(answer: Answer | None, references: Sequence[Answer]) -> float:
+    """The IoU with the best of the references; 0 if the answer is no box."""
+    return max(
+        (intersection_over_union(box, other) for box in _boxes([answer]) for other in _boxes(references)), default=0.0
+    )
+
+
+def _boxes(answers: Iterable[Answer | None]) -> list[Box]:
+    return [answer for answer in answers if isinstance(answer, tuple)]
+
+
 def iou_at_half(answer: Answer, references: Sequence[Answer]) -> float:
     """1 if the box overlaps a reference with an IoU above one half (strictly above, as in the published code)."""
-    return float(any(intersection_over_union(answer, reference) > 0.5 for reference in references))
-
-
-def mean_iou(pairs: Sequence[tuple[Box | None, Sequence[Box]]]) -> float:
-    """The mean over questions of the IoU with the best of the references, 0..1; no box counts as 0."""
-    found = [
-        max(intersection_over_union(answer, reference) for reference in references) if answer is not None else 0.0
-        for answer, references in pairs
-    ]
-    return sum(found) / len(found)
+    return float(best_iou(answer, references) > 0.5)
 
 
 def ngram_f1(answer: Answer, references: Sequence[Answer]) -> float:
@@ -128,32 +155,9 @@ def _ngrams(words: Sequence[str], n: int) -> Counter:
 
 Metric = Callable[[Answer, Sequence[Answer]], float]
 
-
 ANSWER_METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
     "iou_at_half": iou_at_half,
     "ngram_f1": ngram_f1,
     "vqa_soft": vqa_soft,
 }
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def normalise_vqa(text: str) -> str:
-    """One form for what the VQA evaluation takes for the same answer.
-
-    Case; `one` to `ten`, `zero` and `none` as digits; no article; contractions with their apostrophe (`dont` is
-    `don't`, but `dogs` is not `dog's`); punctuation goes, or becomes a space where it stands between two letters; a
-    full stop stays only before a digit. What consists of articles alone stays, so that the answer `A` is not empty.
-    Source: https://visualqa.org/evaluation.html
-    """
-    plain = " ".join(unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).casefold().split())
-    words = _ENDING_FULL_STOP.sub("", _without_punctuation(plain)).split()
-    kept = [_COUNTED.get(word, word) for word in words if word not in ARTICLES] or words
-    return " ".join(_CONTRACTIONS.get(word.replace("'", ""), word) for word in kept) or plain
-
-
-def _without_punctuation(text: str) -> str:
-    """A mark is dropped everywhere if it stands beside a space somewhere, or the text holds `1,000`; else a space."""
-    grouped = _GROUPED.search(text) is not None
-    marks = {mark: "" if grouped or f"{mark} " in text or f" {mark}" in text else " " for mark in _PUNCTUATION}
-    return text.translate(str.maketrans(marks))

@@ -1,4 +1,4 @@
-"""Captions to tokens: by the PTB tokenizer that caption scores are published with, or by a small one of our own.
+"""Tokens of captions: by the PTB tokenizer that caption scores are published with, or by a small one of our own.
 
 The PTB tokenizer is a jar of pycocoevalcap and needs Java. `builtin` needs nothing; it differs from it in rare words,
 so that figures made with it go under names of their own (captions.py).
@@ -39,17 +39,17 @@ _TOKEN = re.compile(
 
 @lru_cache(maxsize=1)
 def has_java() -> bool:
-    """Whether there is a Java that runs. Looked for once."""
-    found = shutil.which("java")
-    return found is not None and subprocess.run([found, "-version"], capture_output=True).returncode == 0
+    """Whether there is a Java that runs; checked once a process."""
+    java = shutil.which("java")
+    return java is not None and subprocess.run([java, "-version"], capture_output=True).returncode == 0
 
 
-def jar(path: Path) -> Path:
-    """The place of a file of pycocoevalcap, found without importing any of it."""
+def find_jar(path: Path) -> Path:
+    """The path of a file of pycocoevalcap, without importing any of it. Raises UserError if it is not installed."""
     spec = importlib.util.find_spec("pycocoevalcap")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise UserError("caption scores need the package pycocoevalcap; pip install -r requirements.lock")
-    return Path(next(iter(spec.submodule_search_locations))) / path
+    return Path(spec.submodule_search_locations[0]) / path
 
 
 def one_line(text: str) -> str:
@@ -60,11 +60,11 @@ def one_line(text: str) -> str:
 def tokenize(captions: Sequence[str], tokenizer: str) -> list[str]:
     """Lower-case tokens of each caption, joined by spaces, without punctuation. tokenizer: `ptb` or `builtin`.
 
-    Raises UserError if the tokenizer is not known, or Java is not to be had.
+    Raises UserError for an unknown tokenizer, or if `ptb` is to be used without Java.
     """
     lines = [one_line(caption) for caption in captions]
     if tokenizer == "builtin":
-        return [_split(line) for line in lines]
+        return [_split_builtin(line) for line in lines]
     if tokenizer != "ptb":
         raise UserError(f"unknown tokenizer of captions '{tokenizer}'; choose one of builtin, ptb")
     if not has_java():
@@ -76,22 +76,29 @@ def tokenize(captions: Sequence[str], tokenizer: str) -> list[str]:
 def _split_by_jar(lines: tuple[str, ...]) -> tuple[str, ...]:
     """All captions in one go and in order: whether the last full stop of `in the U.S.` is a token of its own depends on
     the line after it, so that nothing less gives the published tokens."""
-    command = ["java", "-cp", str(jar(_PTB)), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    command = [
+        "java",
+        "-cp",
+        str(find_jar(_PTB)),
+        "edu.stanford.nlp.process.PTBTokenizer",
+        "-preserveLines",
+        "-lowerCase",
+    ]
     done = subprocess.run(command, input="\n".join(lines).encode("utf-8", "replace"), capture_output=True)
-    found = done.stdout.decode("utf-8").split("\n")
-    if done.returncode or len(found) != len(lines):
-        said = done.stderr.decode("utf-8", "replace").strip()[-300:]
-        raise UserError(f"the ptb tokenizer made {len(found)} lines of {len(lines)} captions: {said}")
-    return tuple(_without_punctuation(line.rstrip().split(" ")) for line in found)
+    tokens = done.stdout.decode("utf-8").split("\n")
+    if done.returncode or len(tokens) != len(lines):
+        errors = done.stderr.decode("utf-8", "replace").strip()[-300:]
+        raise UserError(f"the ptb tokenizer made {len(tokens)} lines of {len(lines)} captions: {errors}")
+    return tuple(_drop_punctuation(line.rstrip().split(" ")) for line in tokens)
 
 
-def _split(line: str) -> str:
+def _split_builtin(line: str) -> str:
     plain = line.lower().translate(_TYPED)
     for sign, name in _BRACKETS.items():
         plain = plain.replace(sign, name)
-    plain = _TWO_WORDS.sub(lambda found: " ".join(filter(None, found.groups())), plain)
-    return _without_punctuation(_TOKEN.findall(_SHORTENED.sub(r" \1\2", plain)))
+    plain = _TWO_WORDS.sub(lambda match: " ".join(filter(None, match.groups())), plain)
+    return _drop_punctuation(_TOKEN.findall(_SHORTENED.sub(r" \1\2", plain)))
 
 
-def _without_punctuation(tokens: Sequence[str]) -> str:
+def _drop_punctuation(tokens: Sequence[str]) -> str:
     return " ".join(token for token in tokens if token not in PUNCTUATION)

@@ -1,4 +1,4 @@
-"""The scores of the published scripts, to the digit: their rules for one answer, faults included.
+"""The rules of the published scripts for one answer, faults included: their scores, to the digit.
 
 Source: AuroraZengfh/RobustMerge @ 1212802, llava/eval; ScienceQA: haotian-liu/LLaVA @ c121f04. Each rule gets the raw
 text, as the model wrote it, and the question, and gives 0 or 1; the score is 100 times the mean over all questions.
@@ -19,45 +19,45 @@ _BRACKETS = str.maketrans("", "", "[]")
 _STATED_LETTER = re.compile("The answer is ([A-Z]).")
 
 
-def equal(text: str, example: Example) -> float:
+def match_ignoring_case(text: str, example: Example) -> float:
     """VQAv2, IconQA, AOKVQA, TabMWP: equal in upper case."""
     # Fault: nothing but case is forgiven, so `3.` or `three` is not `3`, `B.` not `B`, `$5` not `5`.
     # Fault: one reference; VQAv2 has ten.
     return float(text.upper() == example.answer.upper())
 
 
-def substring(text: str, example: Example) -> float:
+def match_substring(text: str, example: Example) -> float:
     """ImageNet, ImageNet-R: one contains the other, in upper case."""
-    given, right = text.upper(), example.answer.upper()
+    answer, right = text.upper(), example.answer.upper()
     # Fault: the empty answer, and any fragment, is a part of every right answer.
     # Fault: an answer that lists all classes contains the right one. `Hip` is within `Whippet`.
-    return float(right in given or given in right)
+    return float(right in answer or answer in right)
 
 
-def ocrvqa(text: str, example: Example) -> float:
+def match_ocrvqa(text: str, example: Example) -> float:
     """OCR-VQA: equal in lower case."""
     # Fault: an answer with this word is passed over but stays in the total, so a right `Unanswerable` counts as wrong.
     return float("Unanswerable" not in text and text.lower() == example.answer.lower())
 
 
-def rec(text: str, example: Example) -> float:
+def match_box(text: str, example: Example) -> float:
     """REC: the IoU with the reference is above one half, both in pixels of the padded square.
 
     Raises UserError if the reference is no box.
     """
     # Fault: the brackets are gone when the first and the last character are cut: the last digit of y2 goes with them.
     # Fault: any word beside the box is a miss.
-    given = _box_of(text.translate(_BRACKETS)[1:-1])
-    right = _box_of(example.answer.translate(_BRACKETS))
+    box = _read_box(text.translate(_BRACKETS)[1:-1])
+    right = _read_box(example.answer.translate(_BRACKETS))
     if right is None:
         raise UserError(f"question {example.question_id}: the reference {example.answer!r} is no box x1,y1,x2,y2")
-    if given is None:
+    if box is None:
         return 0.0
     side = max(example.size) if example.size else 1  # the size matters to the rounding alone
-    return float(_overlap([side * x for x in given], [side * x for x in right]) > 0.5)
+    return float(_faulty_iou([side * x for x in box], [side * x for x in right]) > 0.5)
 
 
-def _box_of(text: str) -> list[float] | None:
+def _read_box(text: str) -> list[float] | None:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
@@ -65,7 +65,7 @@ def _box_of(text: str) -> list[float] | None:
     return numbers if len(numbers) == 4 else None
 
 
-def _overlap(one: list[float], other: list[float]) -> float:
+def _faulty_iou(one: list[float], other: list[float]) -> float:
     """The IoU. Fault: corners stay as they are written, so the area of an inverted box is negative."""
     width = max(0, min(one[2], other[2]) - max(one[0], other[0]))
     height = max(0, min(one[3], other[3]) - max(one[1], other[1]))
@@ -74,7 +74,7 @@ def _overlap(one: list[float], other: list[float]) -> float:
     return width * height / union if union > 0 else 0.0
 
 
-def scienceqa(text: str, example: Example) -> float:
+def match_option(text: str, example: Example) -> float:
     """ScienceQA: a letter alone, `B. ...`, or the one `The answer is B.`; it must be an option of the question."""
     # Fault: case counts, and `B.`, `B)`, `(B)` are no answers.
     # Fault: the full stop of the pattern stands for any character, but there must be one: `The answer is B` fails.
@@ -90,9 +90,9 @@ def scienceqa(text: str, example: Example) -> float:
 
 
 OFFICIAL_METRICS: dict[str, Callable[[str, Example], float]] = {
-    "official_equal": equal,
-    "official_ocrvqa": ocrvqa,
-    "official_rec": rec,
-    "official_scienceqa": scienceqa,
-    "official_substring": substring,
+    "official_equal": match_ignoring_case,
+    "official_ocrvqa": match_ocrvqa,
+    "official_rec": match_box,
+    "official_scienceqa": match_option,
+    "official_substring": match_substring,
 }

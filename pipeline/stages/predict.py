@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +92,9 @@ def work_predict(item: dict) -> None:
     fast = settings.products == "fast"
     generate = load_base(item["base"], settings.template, fast, item["device"], settings.precision)
     generate.use(Path(item["adapter"]) if item["adapter"] else None)
-    answer = partial(generate, image=settings.image)
     address, questions = Address.from_json(item["address"]), Path(item["questions"])
-    ahead = partial(generate.prefetch, image=settings.image)
     try:
-        predict(address, settings, questions, answer, say, together=run_stage_together, ahead=ahead)
+        predict(address, settings, questions, generate, say, runner=run_stage_together)
     except OutOfMemoryError as error:
         raise UserError(
             f"the GPU has too little memory for batches of {settings.batch_size}: take a smaller one, as "

@@ -196,7 +196,7 @@ def tell_noise(pairs: Sequence[Compared], context: Context) -> list[str]:
         for score in result.scores.values()
     ]
     if any(score.n_asked for score in asked):
-        told.append("Only some questions were asked: a look, not a result.")
+        told.append("Only some questions were asked: a partial evaluation, not a result.")
     reasons = {score.reason for score in asked if score.value is None and score.reason}
     return [*told, *(f"Missing: {reason}." for reason in sorted(reasons))]
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.metrics import aggregates, caption_tokens, captions, meteor
-from eval.metrics.captions import CAPTION_METRICS, SEVEN
+from eval.metrics.captions import CAPTION_FIGURES, CAPTION_METRICS
 from eval.settings import CAPTION_NAMES
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import UserError
@@ -24,7 +24,7 @@ GOLDEN = json.loads((REPOSITORY / "tests" / "golden" / "captions" / "captions.js
 TEXTS = [question["caption"] for question in GOLDEN["questions"]]
 REFERENCES = [question["references"] for question in GOLDEN["questions"]]
 SEPARATORS = ("\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\t", " \n ")
-WITHOUT_METEOR = [name for name in SEVEN if name != "meteor"]
+WITHOUT_METEOR = [name for name in CAPTION_FIGURES if name != "meteor"]
 
 needs_java = pytest.mark.skipif(not caption_tokens.has_java(), reason="there is no Java here")
 words = st.lists(st.sampled_from(("a", "dog", "on", "the", "grass", "runs")), max_size=7).map(" ".join)
@@ -62,7 +62,7 @@ def test_the_seven_figures_are_the_published_ones(published):
     expected = dict(GOLDEN["expected"])
     assert published.value == pytest.approx(expected.pop("mean_of_seven"), abs=1e-9)
     assert published.parts == pytest.approx(expected, abs=1e-9)
-    assert list(published.parts) == list(SEVEN)
+    assert list(published.parts) == list(CAPTION_FIGURES)
     assert caption_tokens.tokenize(TEXTS, "ptb") == GOLDEN["tokens"]
 
 
@@ -89,7 +89,9 @@ def test_meteor_from_sums_is_what_its_jar_says_of_any_captions(published):
 def test_a_score_follows_from_its_statistics(published):
     found = aggregates.AGGREGATES[published.aggregate](sum_statistics(published))
     assert 100 * found == pytest.approx(published.value, abs=1e-9)
-    assert 100 * aggregates.seven(sum_statistics(published)) == pytest.approx(list(published.parts.values()), abs=1e-9)
+    assert 100 * aggregates.caption_figures(sum_statistics(published)) == pytest.approx(
+        list(published.parts.values()), abs=1e-9
+    )
 
 
 @needs_java
@@ -214,7 +216,6 @@ def stub(code: str) -> list[str]:
 def own_process(monkeypatch):
     """METEOR's process is a stub here; the real one, if it runs, stays as it is."""
     monkeypatch.setattr(meteor, "_process", None)
-    monkeypatch.setattr(meteor, "_said", None)
     yield monkeypatch
     meteor.stop()
 
@@ -223,8 +224,8 @@ def test_a_process_that_died_is_started_again(own_process):
     own_process.setattr(meteor, "_command", lambda: stub("for line in sys.stdin: print(line, end='', flush=True)"))
     assert meteor.ask("one") == ["one"]
     first = meteor._process
-    first.kill()
-    first.wait()
+    first.process.kill()
+    first.process.wait()
     assert meteor.ask("two") == ["two"]
     assert meteor._process is not first
 

@@ -45,9 +45,11 @@ class Model:
 
     def __init__(self, interrupt_at: int | None = None, bad: tuple[str, ...] = (), error: Exception | None = None):
         self.calls: list[list[str]] = []
+        self.prefetched: list[list[str]] = []
         self.interrupt_at, self.bad, self.error = interrupt_at, bad, error or RuntimeError("broken picture")
 
-    def __call__(self, examples, image_root, max_new_tokens):
+    def __call__(self, examples, image_root, max_new_tokens, image):
+        assert image == SETTINGS.image
         if len(self.calls) == self.interrupt_at:
             raise KeyboardInterrupt
         self.calls.append([example.question_id for example in examples])
@@ -55,10 +57,13 @@ class Model:
             raise self.error
         return [f"{e.question_id} é\u2028 {image_root.name} {max_new_tokens} {e.text!r}" for e in examples]
 
+    def prefetch(self, examples, image_root, image):
+        self.prefetched.append([example.question_id for example in examples])
 
-def run(folder: Path, questions: Path, model: Model, say=lambda line: None, together=run_in_one_process) -> Path:
+
+def run(folder: Path, questions: Path, model: Model, say=lambda line: None, runner=run_in_one_process) -> Path:
     address = address_in(folder, questions)
-    return predict(address, SETTINGS, questions, model, say=say, progress=False, together=together)
+    return predict(address, SETTINGS, questions, model, say=say, progress=False, runner=runner)
 
 
 class Threads:
@@ -117,6 +122,7 @@ def test_a_model_sees_whole_fixed_batches_of_like_questions(tmp_path, questions)
     run(tmp_path / "out", questions, model)
     assert [len(call) for call in model.calls] == [3, 3, 2, 3]
     assert model.calls[-1] == ["q0", "q8", "q4"]  # those without a picture, by length
+    assert model.prefetched == [*model.calls[1:], []], "each batch is announced before the one in front of it is asked"
 
 
 def test_batches_sort_by_length_and_keep_the_order_of_equals():
@@ -155,10 +161,10 @@ def test_any_number_of_processes_and_any_kills_give_the_same_bytes(tmp_path_fact
     expected = run(folder / "whole", questions, Model()).read_bytes()
     for size, interrupt_at, cut in starts:
         with contextlib.suppress(KeyboardInterrupt):
-            run(folder / "out", questions, Model(interrupt_at=interrupt_at), together=Threads(size))
+            run(folder / "out", questions, Model(interrupt_at=interrupt_at), runner=Threads(size))
         for shard in list_shards(address_in(folder / "out", questions).path):
             shard.write_bytes(shard.read_bytes()[: -cut or None])
-    found = run(folder / "out", questions, Model(), together=Threads(last))
+    found = run(folder / "out", questions, Model(), runner=Threads(last))
     assert found.read_bytes() == expected
     assert not list_shards(found)
 
@@ -166,18 +172,18 @@ def test_any_number_of_processes_and_any_kills_give_the_same_bytes(tmp_path_fact
 def test_every_process_of_a_team_answers_whole_batches_of_its_own(tmp_path, questions):
     alone, model = Model(), Model()
     run(tmp_path / "alone", questions, alone)
-    run(tmp_path / "team", questions, model, together=Threads(3))
+    run(tmp_path / "team", questions, model, runner=Threads(3))
     assert sorted(model.calls) == sorted(alone.calls)
 
 
 def test_what_another_process_cannot_do_is_the_first_ones_error(tmp_path, questions):
     class Short(Model):
-        def __call__(self, examples, *rest):
-            return super().__call__(examples, *rest)[: None if threading.current_thread() is main else -1]
+        def __call__(self, examples, *rest, **more):
+            return super().__call__(examples, *rest, **more)[: None if threading.current_thread() is main else -1]
 
     main = threading.current_thread()
     with pytest.raises(UserError, match="gave [12] answers to [23] questions"):
-        run(tmp_path / "out", questions, Short(), together=Threads(2))
+        run(tmp_path / "out", questions, Short(), runner=Threads(2))
     resumed = Model()
     run(tmp_path / "out", questions, resumed)
     assert len(resumed.calls) == 2, "what the first process has answered is kept"
@@ -272,12 +278,9 @@ def test_a_run_in_which_every_question_fails_is_no_result(tmp_path, questions):
 
 
 def test_a_model_that_gives_too_few_answers_is_caught(tmp_path, questions):
+    class Silent(Model):
+        def __call__(self, examples, *rest, **more):
+            return ["a", "b"]
+
     with pytest.raises(UserError, match="2 answers to 3 questions"):
-        predict(
-            address_in(tmp_path, questions),
-            SETTINGS,
-            questions,
-            lambda *_: ["a", "b"],
-            say=print,
-            progress=False,
-        )
+        run(tmp_path, questions, Silent())

@@ -94,3 +94,10 @@ def test_the_same_predictions_give_the_same_bytes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert stage(tmp_path / "a", ANSWERS)[1].read_bytes() == stage(tmp_path / "b", ANSWERS)[1].read_bytes()
+
+
+def test_the_mean_iou_is_a_part_of_a_box_score_and_an_answer_without_a_box_counts_as_0():
+    boxes = [Example(name, "Where?", "[0,0,2,2]") for name in ("half", "none")]
+    answers = [Prediction("half", "[1,0,3,2]"), Prediction("none", "left")]
+    found = score_predictions(Scoring("rec", "box", "iou_at_half"), boxes, answers)
+    assert (found.value, found.n_unparsed) == (0.0, 1) and found.parts["mean_iou"] == pytest.approx(100 / 6)

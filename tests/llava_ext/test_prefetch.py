@@ -28,7 +28,7 @@ def test_prefetching_changes_no_answer_and_no_error(base, tmp_path, broken):
         generate.prefetches = prefetches
         generate.features.clear()
         address = Address(tmp_path, tmp_path / f"{prefetches}.jsonl", {"stage": "predict"})
-        predict(address, settings, tmp_path / "test.jsonl", generate, print, progress=False, ahead=generate.prefetch)
+        predict(address, settings, tmp_path / "test.jsonl", generate, print, progress=False)
         answers.append(read_predictions(address.path))
     assert answers[0] == answers[1]
     assert [answer.error is not None for answer in answers[0]] == [n == broken for n in range(len(examples))]

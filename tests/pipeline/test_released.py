@@ -71,7 +71,7 @@ def test_released_experts_are_fetched_converted_merged_and_evaluated_in_one_comm
     assert done.returncode == 0, done.stdout + done.stderr
     (report,) = (results / "reports").glob("*/report.md")
     text = report.read_text()
-    assert "A LOOK, NOT A RESULT" in text
+    assert "PARTIAL EVALUATION, NOT A RESULT" in text
     for row in ("Zero-shot", "Individual", "RobustMerge"):
         assert f"| {row}" in text
     assert COMMIT in (place.root / "runs" / "hub.json").read_text()

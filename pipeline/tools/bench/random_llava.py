@@ -121,7 +121,7 @@ def answer_in_batches(generator: Generator, questions: Path, tokens: int, batch:
     settings = Generation("bench", "{text}", generator.reader.template, tokens, batch)
     file = work / f"answers-{time.monotonic_ns()}.jsonl"
     address = Address(work, file, {"stage": "bench"})
-    predict(address, settings, questions, generator, lambda text: None, progress=False, ahead=generator.prefetch)
+    predict(address, settings, questions, generator, lambda text: None, progress=False)
     return [prediction.text for prediction in read_predictions(file)]
 
 
