@@ -31,8 +31,8 @@ TASKS = (make_task("vqav2", "VQAv2", True), make_task("rec", "REC", True), make_
 def make_score(task: str, right: int, **counts: int) -> Score:
     """The first `right` of N questions are right."""
     values = {f"{task}-{i}": float(i < right) for i in range(N)}
-    known = {"n_empty": 0, "n_unparsed": 0, "n_failed": 0, **counts}
-    return Score(task, "exact_match", 100 * right / N, N, N - sum(known.values()), **known, values=values)
+    missed = {"n_empty": 0, "n_unparsed": 0, "n_failed": 0, **counts}
+    return Score(task, "exact_match", 100 * right / N, N, N - sum(missed.values()), **missed, values=values)
 
 
 def make_result(source: str, kind: str, title: str, right: dict[str, int], **more) -> SourceResult:
@@ -71,16 +71,16 @@ def make_sweep(tasks, seeds=(1, 2, 3, 4, 5), questions: int = N, noise: float = 
     noise: deviation over seeds of a source's level, in points.
     """
     generator = np.random.default_rng(0)
-    found: list[SourceResult] = []
+    results: list[SourceResult] = []
 
     def add(source: str, kind: str, title: str, level: float, seed: int | None, **more) -> None:
         jitter = 0 if seed is None else noise * generator.standard_normal()
-        asked = [task for task in tasks if task.seen or kind != "individual"]
+        scored = [task for task in tasks if task.seen or kind != "individual"]
         scores = {
             task.name: make_swept_score(task.name, (level + jitter + 4 * place) / 100, seed or 0, questions)
-            for place, task in enumerate(asked)
+            for place, task in enumerate(scored)
         }
-        found.append(SourceResult(source, kind, title, scores, address=f"{source}-1a2b3c4d", seed=seed, **more))
+        results.append(SourceResult(source, kind, title, scores, address=f"{source}-1a2b3c4d", seed=seed, **more))
 
     add("zero_shot", "zero_shot", "Zero-shot", 15, None)
     for seed in seeds:
@@ -95,7 +95,7 @@ def make_sweep(tasks, seeds=(1, 2, 3, 4, 5), questions: int = N, noise: float = 
                 choice = Choice(factor, 2 * factor**0.5, factor in (GRID[0], GRID[-1]), means)
                 more = {"overrides": point, "method": name, "variant": CHOSEN, "choice": choice}
                 add(f"merged/{name}", "merged", title, 26 + shift + better / 2, seed, **more)
-    return found
+    return results
 
 
 def make_seeds(name: str, title: str, rights: dict[int, dict[str, int]], **more) -> list[SourceResult]:
@@ -142,7 +142,7 @@ def context(tmp_path) -> Context:
 
 
 def with_predictions(results: list[SourceResult], folder: Path) -> list[SourceResult]:
-    made = []
+    with_files = []
     for result in results:
         files = {}
         for task, score in result.scores.items():
@@ -151,8 +151,8 @@ def with_predictions(results: list[SourceResult], folder: Path) -> list[SourceRe
                 Prediction(name, f"red <b>{name}</b>" if value else "*blue*|") for name, value in score.values.items()
             ]
             write_predictions(files[task], answers)
-        made.append(dataclasses.replace(result, predictions=files))
-    return made
+        with_files.append(dataclasses.replace(result, predictions=files))
+    return with_files
 
 
 def measure(rows, context) -> Estimates:

@@ -47,8 +47,8 @@ def no_java(monkeypatch):
     caption_tokens.has_java.cache_clear()
 
 
-def sum_statistics(found: captions.CaptionScore, rows=slice(None)) -> np.ndarray:
-    statistics = np.array(found.statistics)[rows]
+def sum_statistics(corpus: captions.CaptionScore, rows=slice(None)) -> np.ndarray:
+    statistics = np.array(corpus.statistics)[rows]
     return np.concatenate(([len(statistics)], statistics.sum(0)))
 
 
@@ -68,10 +68,10 @@ def test_the_seven_figures_are_the_published_ones(published):
 
 @needs_java
 def test_cider_is_the_same_figure_beside_the_six_and_in_the_seven(published):
-    found = CAPTION_METRICS["cider"](TEXTS, REFERENCES, "ptb")
-    assert found.metric == "cider"
-    assert found.value == pytest.approx(published.parts["cider"])
-    assert found.parts == {name: published.parts[name] for name in WITHOUT_METEOR if name != "cider"}
+    corpus = CAPTION_METRICS["cider"](TEXTS, REFERENCES, "ptb")
+    assert corpus.metric == "cider"
+    assert corpus.value == pytest.approx(published.parts["cider"])
+    assert corpus.parts == {name: published.parts[name] for name in WITHOUT_METEOR if name != "cider"}
 
 
 @needs_java
@@ -80,15 +80,15 @@ def test_meteor_from_sums_is_what_its_jar_says_of_any_captions(published):
     assert 100 * aggregates.meteor(matches) == pytest.approx(GOLDEN["meteor"], abs=1e-9)
     for seed in range(20):
         rows = matches[np.random.default_rng(seed).integers(len(matches), size=1 + seed)]
-        asked = " ||| ".join(["EVAL", *(" ".join(map(str, row)) for row in rows)])
-        *_, jar = meteor.ask(asked, len(rows) + 1)
+        line = " ||| ".join(["EVAL", *(" ".join(map(str, row)) for row in rows)])
+        *_, jar = meteor.ask(line, len(rows) + 1)
         assert aggregates.meteor(rows.sum(0)) == pytest.approx(float(jar), abs=1e-12)
 
 
 @needs_java
 def test_a_score_follows_from_its_statistics(published):
-    found = aggregates.AGGREGATES[published.aggregate](sum_statistics(published))
-    assert 100 * found == pytest.approx(published.value, abs=1e-9)
+    value = aggregates.AGGREGATES[published.aggregate](sum_statistics(published))
+    assert 100 * value == pytest.approx(published.value, abs=1e-9)
     assert 100 * aggregates.caption_figures(sum_statistics(published)) == pytest.approx(
         list(published.parts.values()), abs=1e-9
     )
@@ -137,19 +137,19 @@ def test_a_tokenizer_that_loses_a_line_is_refused(monkeypatch):
 
 
 def test_without_java_there_is_no_mean_of_six(no_java):
-    found = CAPTION_METRICS["mean_of_seven"](TEXTS, REFERENCES, "builtin")
-    assert found.value is None
-    assert found.reason.startswith("METEOR needs Java")
-    assert found.parts.pop("meteor") is None
-    assert set(found.parts) == {f"{name}_builtin" for name in WITHOUT_METEOR}
-    assert len(found.values) == len(found.statistics) == len(TEXTS)
+    corpus = CAPTION_METRICS["mean_of_seven"](TEXTS, REFERENCES, "builtin")
+    assert corpus.value is None
+    assert corpus.reason.startswith("METEOR needs Java")
+    assert corpus.parts.pop("meteor") is None
+    assert set(corpus.parts) == {f"{name}_builtin" for name in WITHOUT_METEOR}
+    assert len(corpus.values) == len(corpus.statistics) == len(TEXTS)
 
 
 def test_without_java_figures_have_names_of_their_own(no_java):
-    found = CAPTION_METRICS["cider"](TEXTS, REFERENCES, "builtin")
-    assert found.metric == "cider_builtin"
-    assert found.value == found.parts["cider_builtin"] > 0
-    assert set(found.parts) == {f"{name}_builtin" for name in WITHOUT_METEOR}
+    corpus = CAPTION_METRICS["cider"](TEXTS, REFERENCES, "builtin")
+    assert corpus.metric == "cider_builtin"
+    assert corpus.value == corpus.parts["cider_builtin"] > 0
+    assert set(corpus.parts) == {f"{name}_builtin" for name in WITHOUT_METEOR}
 
 
 @pytest.mark.parametrize("metric", CAPTION_NAMES)
@@ -170,16 +170,16 @@ def test_an_unknown_tokenizer_is_refused():
 
 
 def test_cider_of_one_question_is_not_a_number():
-    found = CAPTION_METRICS["cider"](["a dog"], [["a dog"]], "builtin")
-    assert found.value is None
-    assert "two questions" in found.reason
+    corpus = CAPTION_METRICS["cider"](["a dog"], [["a dog"]], "builtin")
+    assert corpus.value is None
+    assert "two questions" in corpus.reason
 
 
 @given(corpora)
 @settings(max_examples=40, deadline=None)
 def test_bleu_from_sums_is_what_its_scorer_says(corpus):
-    given_captions, references = map(list, zip(*corpus, strict=True))
-    of_corpus, of_each, counts = captions.measure_bleu(given_captions, references)
+    texts, references = map(list, zip(*corpus, strict=True))
+    of_corpus, of_each, counts = captions.measure_bleu(texts, references)
     assert aggregates.bleu(counts.sum(0)) == pytest.approx(of_corpus, abs=1e-12)
     assert aggregates.bleu(counts) == pytest.approx(of_each.T, abs=1e-12)
 
@@ -188,13 +188,13 @@ def test_bleu_from_sums_is_what_its_scorer_says(corpus):
 @settings(max_examples=40, deadline=None)
 def test_cider_follows_from_its_questions_in_any_order(corpus, random):
     shuffled = random.sample(corpus, len(corpus))
-    found, other = (
+    ordered, other = (
         CAPTION_METRICS["cider"](*map(list, zip(*one, strict=True)), "builtin") for one in (corpus, shuffled)
     )
-    assert 100 * aggregates.AGGREGATES[found.aggregate](sum_statistics(found)) == pytest.approx(found.value)
-    assert other.value == pytest.approx(found.value)
-    of = dict(zip(map(repr, shuffled), other.values, strict=True))
-    assert found.values == pytest.approx([of[repr(question)] for question in corpus])
+    assert 100 * aggregates.AGGREGATES[ordered.aggregate](sum_statistics(ordered)) == pytest.approx(ordered.value)
+    assert other.value == pytest.approx(ordered.value)
+    by_question = dict(zip(map(repr, shuffled), other.values, strict=True))
+    assert ordered.values == pytest.approx([by_question[repr(question)] for question in corpus])
 
 
 @given(corpora)
@@ -203,8 +203,8 @@ def test_no_caption_beats_the_only_reference_and_an_empty_one_is_worth_nothing(c
     texts, references = zip(*corpus, strict=True)
     only = [[several[0] or "dog"] for several in references]
     best = CAPTION_METRICS["cider"]([several[0] for several in only], only, "builtin")
-    found = CAPTION_METRICS["cider"](texts, only, "builtin")
-    assert np.all(np.array(found.values) <= np.array(best.values) + 1e-9)
+    worse = CAPTION_METRICS["cider"](texts, only, "builtin")
+    assert np.all(np.array(worse.values) <= np.array(best.values) + 1e-9)
     assert CAPTION_METRICS["cider"]([""] * len(only), only, "builtin").value == 0
 
 

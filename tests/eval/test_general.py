@@ -90,15 +90,15 @@ ANSWERS = st.sampled_from(("yes", "no", "maybe", ""))
 
 @given(st.lists(st.tuples(ANSWERS, st.booleans()), min_size=1, max_size=20))
 def test_pope_counts_every_answer_and_its_f1_follows_from_sums(pairs):
-    pairs = [(said, "yes" if gold else "no") for said, gold in pairs]
+    pairs = [(answer, "yes" if gold else "no") for answer, gold in pairs]
     tp, fp = (sum(pair == ("yes", gold) for pair in pairs) for gold in ("yes", "no"))
-    fn, right = sum(pair == ("no", "yes") for pair in pairs), sum(said == gold for said, gold in pairs)
+    fn, right = sum(pair == ("no", "yes") for pair in pairs), sum(answer == gold for answer, gold in pairs)
     precision, recall = (tp / whole if whole else 0 for whole in (tp + fp, tp + fn))
     f1 = 2 * precision * recall / (precision + recall) if tp else 0
     figures = {"pope_accuracy": right / len(pairs), "pope_precision": precision, "pope_recall": recall}
     samples = [
-        {"doc_id": i, "filtered_resps": [said], "pope_accuracy": {"prediction": said, "ground_truth": gold}}
-        for i, (said, gold) in enumerate(pairs)
+        {"doc_id": i, "filtered_resps": [answer], "pope_accuracy": {"prediction": answer, "ground_truth": gold}}
+        for i, (answer, gold) in enumerate(pairs)
     ]
     n = len(pairs)
     score = score_output(LmmsOutput({**figures, "pope_f1_score": f1}, samples, n, n), GeneralRun("pope", TEMPLATE))
@@ -132,8 +132,8 @@ def test_mme_adds_its_categories_and_a_perfect_one_has_200_points(pictures):
 
 
 def test_a_task_of_no_known_family_has_no_value_and_keeps_lmms_evals_figures():
-    told = LmmsOutput({"gqa_exact_match": 0.5}, [{"doc_id": 0, "filtered_resps": "a"}], 1, 1)
-    score = score_output(told, GeneralRun("gqa", TEMPLATE))
+    output = LmmsOutput({"gqa_exact_match": 0.5}, [{"doc_id": 0, "filtered_resps": "a"}], 1, 1)
+    score = score_output(output, GeneralRun("gqa", TEMPLATE))
     assert score.value is None and score.reason and score.parts == {"gqa_exact_match": 0.5}
     assert general_table([GeneralResult("x", "merged", {"gqa": score})]).rows[0].cells[0].value is None
 

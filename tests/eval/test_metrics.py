@@ -325,19 +325,19 @@ def test_all_mistakes_in_a_task_are_said_at_once_with_the_choices():
     wrong = {"prompt": "{question}", "max_new_tokens": 0, "parse": "txt", "metric": "exact_match"}
     with pytest.raises(ConfigError) as caught:
         build(Task, {**TASK, **wrong}, "task.vqav2")
-    said = str(caught.value)
+    message = str(caught.value)
     for part in (
         "'{question}'",
         "must hold {text}",
         "max_new_tokens must be at least 1",
         "did you mean 'text'",
     ):
-        assert part in said
+        assert part in message
     assert len(caught.value.problems) == 4
 
 
 @pytest.mark.parametrize(
-    ("cls", "values", "said"),
+    ("cls", "values", "message"),
     [
         (Scoring, {"task": "rec", "parse": "text", "metric": "iou_at_half"}, "go together"),
         (Scoring, {"task": "rec", "parse": "box", "metric": "exact_match"}, "go together"),
@@ -349,6 +349,6 @@ def test_all_mistakes_in_a_task_are_said_at_once_with_the_choices():
         (Task, {**TASK, "name": "VQA v2"}, "file name"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(cls, values, said):
-    with pytest.raises(ConfigError, match=said):
+def test_settings_that_mean_nothing_are_refused(cls, values, message):
+    with pytest.raises(ConfigError, match=message):
         build(cls, values, "here")

@@ -51,10 +51,10 @@ def test_the_golden_answers_score_what_the_published_scripts_print(name):
     answers = [json.loads(line) for line in (GOLDEN / name / "res.jsonl").read_text().splitlines()]
     predictions = [Prediction(str(answer["question_id"]), answer["text"]) for answer in answers]
     settings = Scoring(name, "raw", EXPECTED[name]["metric"])
-    found = score_predictions(settings, questions_of(GOLDEN / name, answers), predictions[::-1])
-    assert f"{found.value:.2f}" == EXPECTED[name]["value"]
+    scored = score_predictions(settings, questions_of(GOLDEN / name, answers), predictions[::-1])
+    assert f"{scored.value:.2f}" == EXPECTED[name]["value"]
     if "with_picture" in EXPECTED[name]:
-        assert f"{found.parts['with_picture']:.2f}" == EXPECTED[name]["with_picture"]
+        assert f"{scored.parts['with_picture']:.2f}" == EXPECTED[name]["with_picture"]
 
 
 def test_every_golden_folder_is_scored_and_every_scorer_has_one():

@@ -41,7 +41,7 @@ def address_in(folder: Path, questions: Path, settings: Generation = SETTINGS):
 
 
 class Model:
-    """Answers with the id and what it was told; fails or is interrupted where a test wants it."""
+    """Answers with the id and the arguments of the call; fails or is interrupted where a test wants it."""
 
     def __init__(self, interrupt_at: int | None = None, bad: tuple[str, ...] = (), error: Exception | None = None):
         self.calls: list[list[str]] = []
@@ -112,9 +112,9 @@ class Member:
 
 
 def test_predictions_are_in_the_order_of_the_questions_and_hold_the_rendered_prompt(tmp_path, questions):
-    found = read_predictions(run(tmp_path / "out", questions, Model()))
-    assert [prediction.question_id for prediction in found] == [f"q{i}" for i in range(N)]
-    assert found[0].text == "q0 é\u2028 data 4 'word\\nAnswer.'"
+    predictions = read_predictions(run(tmp_path / "out", questions, Model()))
+    assert [prediction.question_id for prediction in predictions] == [f"q{i}" for i in range(N)]
+    assert predictions[0].text == "q0 é\u2028 data 4 'word\\nAnswer.'"
 
 
 def test_a_model_sees_whole_fixed_batches_of_like_questions(tmp_path, questions):
@@ -140,15 +140,15 @@ def test_an_interrupted_run_that_goes_on_gives_the_same_bytes(tmp_path, question
     shard = address_in(tmp_path / "out", questions).path.with_suffix(".jsonl.part-0")
     shard.write_bytes(shard.read_bytes()[: -cut or None])
 
-    resumed, said = Model(), []
-    found = run(tmp_path / "out", questions, resumed, said.append)
-    assert found.read_bytes() == expected
+    resumed, messages = Model(), []
+    path = run(tmp_path / "out", questions, resumed, messages.append)
+    assert path.read_bytes() == expected
     assert all(call in whole.calls for call in resumed.calls), "a batch was not whole"
     assert len(resumed.calls) >= len(whole.calls) - interrupt_at
     if cut == 0 and interrupt_at:
         assert len(resumed.calls) == len(whole.calls) - interrupt_at
-        assert "going on after" in said[0]
-    assert not list_shards(found)
+        assert "going on after" in messages[0]
+    assert not list_shards(path)
 
 
 @given(
@@ -164,9 +164,9 @@ def test_any_number_of_processes_and_any_kills_give_the_same_bytes(tmp_path_fact
             run(folder / "out", questions, Model(interrupt_at=interrupt_at), runner=Threads(size))
         for shard in list_shards(address_in(folder / "out", questions).path):
             shard.write_bytes(shard.read_bytes()[: -cut or None])
-    found = run(folder / "out", questions, Model(), runner=Threads(last))
-    assert found.read_bytes() == expected
-    assert not list_shards(found)
+    path = run(folder / "out", questions, Model(), runner=Threads(last))
+    assert path.read_bytes() == expected
+    assert not list_shards(path)
 
 
 def test_every_process_of_a_team_answers_whole_batches_of_its_own(tmp_path, questions):
@@ -191,7 +191,7 @@ def test_what_another_process_cannot_do_is_the_first_ones_error(tmp_path, questi
 
 @given(limit=st.integers(1, N + 3), more=st.integers(0, 5))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_look_takes_the_same_questions_and_a_longer_one_more_of_them(questions, limit, more):
+def test_a_limit_takes_the_same_questions_and_a_larger_one_more_of_them(questions, limit, more):
     def taken(count: int) -> list[str]:
         return [example.question_id for example in read_questions(questions, Selection(limit=count))]
 
@@ -201,12 +201,12 @@ def test_a_look_takes_the_same_questions_and_a_longer_one_more_of_them(questions
     assert taken(limit) == [name for name in everything if name in taken(limit)], "in the order of the file"
 
 
-def test_a_look_has_an_address_of_its_own_and_records_its_questions(tmp_path, questions):
-    look = dataclasses.replace(SETTINGS, only=Selection(ids=("q7", "q2")))
-    address = address_in(tmp_path, questions, look)
+def test_a_selection_has_an_address_of_its_own_and_records_its_questions(tmp_path, questions):
+    selected = dataclasses.replace(SETTINGS, only=Selection(ids=("q7", "q2")))
+    address = address_in(tmp_path, questions, selected)
     assert address.path != address_in(tmp_path, questions).path
-    path = predict(address, look, questions, Model(), say=print, progress=False)
-    assert [found.question_id for found in read_predictions(path)] == ["q2", "q7"]
+    path = predict(address, selected, questions, Model(), say=print, progress=False)
+    assert [prediction.question_id for prediction in read_predictions(path)] == ["q2", "q7"]
     assert json.loads(address.manifest.read_text())["record"]["ids"] == ["q2", "q7"]
 
 
@@ -233,20 +233,20 @@ def test_a_complete_result_is_left_alone(tmp_path, questions):
 
 
 def test_questions_that_fail_are_recorded_and_said_and_the_rest_of_their_batch_is_not_lost(tmp_path, questions):
-    said: list[str] = []
-    path = run(tmp_path / "out", questions, Model(bad=("q5",)), said.append)
-    found = {prediction.question_id: prediction for prediction in read_predictions(path)}
-    assert [name for name, one in found.items() if one.error] == ["q5"]
-    assert found["q5"].text == "" and found["q5"].error == "RuntimeError: broken picture"
-    assert "1 of 11 questions failed" in said[-1] and "q5" in said[-1]
+    messages: list[str] = []
+    path = run(tmp_path / "out", questions, Model(bad=("q5",)), messages.append)
+    predictions = {prediction.question_id: prediction for prediction in read_predictions(path)}
+    assert [name for name, one in predictions.items() if one.error] == ["q5"]
+    assert predictions["q5"].text == "" and predictions["q5"].error == "RuntimeError: broken picture"
+    assert "1 of 11 questions failed" in messages[-1] and "q5" in messages[-1]
     record = json.loads(address_in(tmp_path / "out", questions).manifest.read_text())["record"]
     assert (record["questions"], record["failed"], record["empty"]) == (11, 1, 0)
 
 
 def test_a_picture_that_cannot_be_read_is_the_fault_of_its_question(tmp_path, questions):
     model = Model(bad=("q5",), error=FileNotFoundError(errno.ENOENT, "no such picture"))
-    found = read_predictions(run(tmp_path / "out", questions, model))
-    assert sum(1 for prediction in found if prediction.error) == 1
+    predictions = read_predictions(run(tmp_path / "out", questions, model))
+    assert sum(1 for prediction in predictions if prediction.error) == 1
 
 
 @pytest.mark.parametrize(

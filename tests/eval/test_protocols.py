@@ -1,4 +1,4 @@
-"""What stands beside the main table: the other protocol, counts, parts, pairs, and that a look is no result."""
+"""The tables beside the main one (other protocol, counts, parts, pairs), and the notice of a partial evaluation."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ TWO = (*(dataclasses.replace(task, official=PUBLISHED) for task in TASKS[:2]), T
 
 def with_also(results: list[SourceResult]) -> list[SourceResult]:
     """The same sources with ten more right answers under the other protocol, and no such score on REC."""
-    made = []
+    with_others = []
     for result in results:
         also = {task: make_score(task, min(N, int(sum(score.values.values())) + 10), n_empty=1)
                 for task, score in result.scores.items()}  # fmt: skip
         if "rec" in also:
             also["rec"] = dataclasses.replace(also["rec"], value=None, reason=NO_JAVA)
-        made.append(dataclasses.replace(result, other_scores=also))
-    return made
+        with_others.append(dataclasses.replace(result, other_scores=also))
+    return with_others
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def test_the_other_protocol_has_a_table_of_its_own_and_below_it_what_is_wrong_wi
         assert with_other.files[name] == without.files[name]
     other, main = with_other.tables["other_protocol"], with_other.tables["main"]
     assert "official protocol" in other.title and other.columns == main.columns
-    found = cell(other, "RobustMerge", "vqav2")
-    assert found.value == pytest.approx(100 * 90 / N) and found.low < found.value < found.high
+    shown = cell(other, "RobustMerge", "vqav2")
+    assert shown.value == pytest.approx(100 * 90 / N) and shown.low < shown.value < shown.high
     assert cell(other, "RobustMerge", "rec").text == cell(other, "RobustMerge", "seen_avg").text == MISSING
     text = with_other.files["report.md"].decode()
     section = text[text.index("## Scores under the official protocol") : text.index("## Published values")]
@@ -74,17 +74,17 @@ def test_an_official_report_names_its_protocol_and_explains_its_own_numbers(two)
 
 def test_a_footnote_is_there_for_what_a_shown_task_has_and_for_nothing_else(context, two):
     assert format_footnotes([], context, "official") == format_footnotes([], two, "corrected") == ""
-    told = format_footnotes([], two, "official")
-    assert [key for key in FOOTNOTES if f"(`{key}`)" in told] == ["crop", "official_substring"]
-    assert FOOTNOTES["crop"] in told
+    notes = format_footnotes([], two, "official")
+    assert [key for key in FOOTNOTES if f"(`{key}`)" in notes] == ["crop", "official_substring"]
+    assert FOOTNOTES["crop"] in notes
 
 
 def test_captions_scored_without_java_are_not_passed_off_as_published_figures(context):
     results = make_results()
     for result in results:
         result.scores["rec"] = dataclasses.replace(result.scores["rec"], metric="cider_builtin")
-    told = format_footnotes(group_results(results), context, "corrected")
-    assert told.startswith("- **REC** (`cider_builtin`): without Java") and "no published CIDEr compares" in told
+    notes = format_footnotes(group_results(results), context, "corrected")
+    assert notes.startswith("- **REC** (`cider_builtin`): without Java") and "no published CIDEr compares" in notes
 
 
 def test_the_terminal_says_so_too():
@@ -136,17 +136,17 @@ def test_parts_are_means_over_seeds_and_missing_where_one_is(context):
     ]
 
 
-def test_a_few_questions_are_called_a_look_on_the_page_and_in_the_terminal(context):
-    def look(results, n):
-        looked = [{t: dataclasses.replace(s, n_asked=n) for t, s in one.scores.items()} for one in results]
-        return [dataclasses.replace(one, scores=scores) for one, scores in zip(results, looked, strict=True)]
+def test_a_partial_evaluation_is_called_one_on_the_page_and_in_the_terminal(context):
+    def limit(results, n):
+        limited = [{t: dataclasses.replace(s, n_asked=n) for t, s in one.scores.items()} for one in results]
+        return [dataclasses.replace(one, scores=scores) for one, scores in zip(results, limited, strict=True)]
 
-    report = assemble_report(look(make_results(), 1500), context)
-    told = f"PARTIAL EVALUATION, NOT A RESULT: {N} of 1,500 questions a task."
-    assert report.files["report.md"].decode().splitlines()[2] == f"> **{told}**"
-    assert format_summary(report).startswith(told)
-    assert format_partial_notice(group_results(look(make_results(), 0)), context) == ""
-    mixed = [*look(make_results()[:1], 1500), *make_results()[1:]]
+    report = assemble_report(limit(make_results(), 1500), context)
+    notes = f"PARTIAL EVALUATION, NOT A RESULT: {N} of 1,500 questions a task."
+    assert report.files["report.md"].decode().splitlines()[2] == f"> **{notes}**"
+    assert format_summary(report).startswith(notes)
+    assert format_partial_notice(group_results(limit(make_results(), 0)), context) == ""
+    mixed = [*limit(make_results()[:1], 1500), *make_results()[1:]]
     mixed[0].scores["rec"] = make_score("rec", 3)
     assert (
         format_partial_notice(group_results(mixed), context)

@@ -22,21 +22,21 @@ ANSWERS = [
 
 
 def stage(folder, predictions, settings=SETTINGS, examples=EXAMPLES):
-    questions, found = folder / "test.jsonl", folder / "found.jsonl"
+    questions, answers = folder / "test.jsonl", folder / "answers.jsonl"
     write_examples(questions, examples)
-    write_predictions(found, predictions)
-    inputs = {"questions": foreign(questions), "predictions": foreign(found)}
+    write_predictions(answers, predictions)
+    inputs = {"questions": foreign(questions), "predictions": foreign(answers)}
     address = address_file(folder, folder / "scores", settings.task, ".json", "score", 1, settings, inputs)
-    return address, score(address, settings, questions, found)
+    return address, score(address, settings, questions, answers)
 
 
 def test_a_score_keeps_the_value_of_every_question_and_counts_what_went_wrong(tmp_path):
     address, path = stage(tmp_path, ANSWERS)
-    found = read_score(path)
+    scored = read_score(path)
     assert address.is_complete()
-    assert found.value == 25.0 and found.metric == "exact_match" and found.task == "vqav2"
-    assert found.values == {"q0": 1.0, "q1": 0.0, "q2": 0.0, "q3": 0.0}
-    assert (found.n_expected, found.n_scored, found.n_empty, found.n_unparsed, found.n_failed) == (
+    assert scored.value == 25.0 and scored.metric == "exact_match" and scored.task == "vqav2"
+    assert scored.values == {"q0": 1.0, "q1": 0.0, "q2": 0.0, "q3": 0.0}
+    assert (scored.n_expected, scored.n_scored, scored.n_empty, scored.n_unparsed, scored.n_failed) == (
         4,
         2,
         1,
@@ -57,17 +57,17 @@ def test_missing_doubled_and_unknown_ids_are_refused_together_before_anything_is
     wrong = [ANSWERS[0], ANSWERS[0], ANSWERS[1], Prediction("q9", "red")]
     with pytest.raises(UserError) as caught:
         stage(tmp_path, wrong)
-    for part in ("2 missing (q2, q3)", "1 doubled (q0)", "1 unknown (q9)", "found.jsonl", "test.jsonl"):
+    for part in ("2 missing (q2, q3)", "1 doubled (q0)", "1 unknown (q9)", "answers.jsonl", "test.jsonl"):
         assert part in str(caught.value)
 
 
 def test_a_file_with_a_cut_last_line_is_refused_as_incomplete(tmp_path):
     stage(tmp_path, ANSWERS)
-    found = tmp_path / "found.jsonl"
-    found.write_bytes(found.read_bytes()[:-3])
+    answers = tmp_path / "answers.jsonl"
+    answers.write_bytes(answers.read_bytes()[:-3])
     address = address_file(tmp_path, tmp_path, "again", ".json", "score", 1, SETTINGS, {})
     with pytest.raises(UserError, match=r"1 missing \(q3\)"):
-        score(address, SETTINGS, tmp_path / "test.jsonl", found)
+        score(address, SETTINGS, tmp_path / "test.jsonl", answers)
 
 
 def test_predictions_that_do_not_exist_are_said_to_be_missing(tmp_path):
@@ -99,5 +99,5 @@ def test_the_same_predictions_give_the_same_bytes(tmp_path):
 def test_the_mean_iou_is_a_part_of_a_box_score_and_an_answer_without_a_box_counts_as_0():
     boxes = [Example(name, "Where?", "[0,0,2,2]") for name in ("half", "none")]
     answers = [Prediction("half", "[1,0,3,2]"), Prediction("none", "left")]
-    found = score_predictions(Scoring("rec", "box", "iou_at_half"), boxes, answers)
-    assert (found.value, found.n_unparsed) == (0.0, 1) and found.parts["mean_iou"] == pytest.approx(100 / 6)
+    scored = score_predictions(Scoring("rec", "box", "iou_at_half"), boxes, answers)
+    assert (scored.value, scored.n_unparsed) == (0.0, 1) and scored.parts["mean_iou"] == pytest.approx(100 / 6)

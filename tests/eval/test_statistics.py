@@ -35,12 +35,12 @@ def scores():
 
 
 def test_an_interval_covers_the_mean_and_has_the_width_that_theory_gives(scores):
-    found = Resampled(scores).interval("high", ["rec"])
+    interval = Resampled(scores).interval("high", ["rec"])
     mean = scores["high"]["rec"].value
     error = 100 * 1.96 * np.sqrt(mean / 100 * (1 - mean / 100) / 400)
-    assert found.value == pytest.approx(mean)
-    assert found.low < mean < found.high
-    assert (found.high - found.low) / 2 == pytest.approx(error, rel=0.1)
+    assert interval.value == pytest.approx(mean)
+    assert interval.low < mean < interval.high
+    assert (interval.high - interval.low) / 2 == pytest.approx(error, rel=0.1)
 
 
 def test_about_95_per_cent_of_intervals_hold_the_truth():
@@ -52,16 +52,16 @@ def test_about_95_per_cent_of_intervals_hold_the_truth():
 
 
 def test_an_average_weighs_tasks_equally_however_many_questions_they_have(scores):
-    found = Resampled(scores).interval("low", ["vqav2", "rec"])
+    interval = Resampled(scores).interval("low", ["vqav2", "rec"])
     expected = (scores["low"]["vqav2"].value + scores["low"]["rec"].value) / 2
-    assert found.value == pytest.approx(expected)
+    assert interval.value == pytest.approx(expected)
 
 
 def test_the_interval_of_an_average_resamples_questions_within_tasks():
     # A task that is all right and one that is all wrong: resampling tasks would give a wide interval.
     scores = {"s": {"a": make_score("a", [1] * 50), "b": make_score("b", [0] * 50)}}
-    found = Resampled(scores).interval("s", ["a", "b"])
-    assert (found.value, found.low, found.high) == (50.0, 50.0, 50.0)
+    interval = Resampled(scores).interval("s", ["a", "b"])
+    assert (interval.value, interval.low, interval.high) == (50.0, 50.0, 50.0)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another(scores):
@@ -110,8 +110,8 @@ def test_pictures_that_no_two_questions_share_change_nothing(scores):
 def test_however_many_questions_a_picture_has_each_question_counts_the_same(drawn):
     pictures, values = zip(*drawn, strict=True)
     score = cluster(make_score("t", values), pictures)
-    found = Resampled({"s": {"t": score}}, Bootstrap(50)).interval("s", ["t"])
-    assert found.value == pytest.approx(score.value) and found.low <= found.value <= found.high
+    interval = Resampled({"s": {"t": score}}, Bootstrap(50)).interval("s", ["t"])
+    assert interval.value == pytest.approx(score.value) and interval.low <= interval.value <= interval.high
     numbers = number_clusters([score], list(score.values))
     assert len(set(zip(numbers, pictures, strict=True))) == len(set(numbers)) == len(set(pictures))
 
@@ -129,10 +129,10 @@ def test_what_is_summed_says_all_that_a_score_needs(monkeypatch):
     values = make_score("t", matched / guessed)
     pairs = {name: [matched[i], guessed[i]] for i, name in enumerate(values.values)}
     score = dataclasses.replace(values, aggregate="ratio", statistics=pairs)
-    found = Resampled({"s": {"t": score}}, Bootstrap(100))
+    resampled = Resampled({"s": {"t": score}}, Bootstrap(100))
     (counts,) = resample_counts(60, "t", Bootstrap(100))
-    assert found.draws("s", ["t"]) == pytest.approx(counts @ matched / (counts @ guessed))
-    assert found.point("s", ["t"]) == AGGREGATES["ratio"](sum_statistics(score)) == matched.sum() / guessed.sum()
+    assert resampled.draws("s", ["t"]) == pytest.approx(counts @ matched / (counts @ guessed))
+    assert resampled.point("s", ["t"]) == AGGREGATES["ratio"](sum_statistics(score)) == matched.sum() / guessed.sum()
     plain = dataclasses.replace(values, statistics={name: [value] for name, value in values.values.items()})
     assert np.array_equal(*(Resampled({"s": {"t": one}}).draws("s", ["t"]) for one in (values, plain)))
 
@@ -145,26 +145,28 @@ def test_a_score_that_cannot_be_had_counts_as_missing(scores):
 
 
 def test_the_difference_of_a_source_to_its_copy_is_nothing_with_p_1(scores):
-    found = Resampled({**scores, "copy": scores["high"]}).difference("high", "copy", ["rec", "vqav2"])
-    assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
-    assert not found.is_significant
+    difference = Resampled({**scores, "copy": scores["high"]}).difference("high", "copy", ["rec", "vqav2"])
+    assert (difference.value, difference.low, difference.high, difference.p) == (0.0, 0.0, 0.0, 1.0)
+    assert not difference.is_significant
 
 
 def test_a_difference_of_rounding_is_none(scores):
     ulp = {name: value + 1e-12 for name, value in scores["high"]["rec"].values.items()}
     more = {"rec": dataclasses.replace(scores["high"]["rec"], values=ulp)}
-    found = Resampled({"more": more, "high": scores["high"]}).difference("more", "high", ["rec"])
-    assert (found.value, found.low, found.high, found.p, found.is_significant) == (0.0, 0.0, 0.0, 1.0, False)
+    difference = Resampled({"more": more, "high": scores["high"]}).difference("more", "high", ["rec"])
+    assert (difference.value, difference.low, difference.high, difference.p) == (0.0, 0.0, 0.0, 1.0)
+    assert not difference.is_significant
 
 
 def test_one_question_or_one_picture_makes_no_difference_clear(scores):
     one, other = (make_score("t", [right] * 3) for right in (1, 0))
     for shared in (cluster(one, "aaa"), make_score("t", [1])):
         less = make_score("t", [0] * len(shared.values))
-        found = Resampled({"one": {"t": shared}, "other": {"t": less}}).difference("one", "other", ["t"])
-        assert (found.value, found.low, found.high, found.p, found.is_significant) == (100.0, 0.0, 100.0, 1.0, False)
+        difference = Resampled({"one": {"t": shared}, "other": {"t": less}}).difference("one", "other", ["t"])
+        assert (difference.value, difference.low, difference.high, difference.p) == (100.0, 0.0, 100.0, 1.0)
+        assert not difference.is_significant
     assert Resampled({"one": {"t": one}, "other": {"t": other}}).difference("one", "other", ["t"]).is_significant
-    with_one = {name: {**found, "t": make_score("t", [name == "high"])} for name, found in scores.items()}
+    with_one = {name: {**by_task, "t": make_score("t", [name == "high"])} for name, by_task in scores.items()}
     assert not Resampled(with_one).difference("high", "low", ["rec", "t"]).is_significant
     assert Resampled(with_one).difference("high", "low", ["rec"]).is_significant
 

@@ -26,10 +26,10 @@ def test_robustmerge_is_compared_within_its_block_and_the_verdicts_are_put_in_wo
     rows = group_results(sweep)
     table = standing_table(rows, context, measure(rows, context))
     assert [row.label for row in table.rows] == ["Task Arithmetic", "DARE", "TIES", "PCB"] * 4
-    told = dict(describe_standing(table))
-    assert len(told) == 8
-    assert "clearly above" in told["Seen tasks, independent A, default strength"]
-    assert "TIES" in told["Unseen tasks, shared A, strength chosen on val"].partition("not told apart")[0]
+    sentences = dict(describe_standing(table))
+    assert len(sentences) == 8
+    assert "clearly above" in sentences["Seen tasks, independent A, default strength"]
+    assert "TIES" in sentences["Unseen tasks, shared A, strength chosen on val"].partition("not sentences apart")[0]
     assert all(c.bold == (c.low * c.high > 0 < c.seeds_low * c.seeds_high) for row in table.rows for c in row.cells)
     assert {row.block for row in difference_table(rows, context, measure(rows, context)).rows} == {
         row.block for row in table.rows
@@ -49,15 +49,15 @@ def test_every_format_of_a_sweep_names_its_rows_and_csv_has_both_noises(sweep, c
     assert max(map(len, format_text(main, averages_only=True).splitlines())) < 110
 
 
-def test_in_a_figure_a_method_looks_the_same_in_both_panels_and_hollow_at_its_default(sweep, context):
+def test_in_a_figure_a_method_is_drawn_alike_in_both_panels_and_hollow_at_its_default(sweep, context):
     rows = group_results(sweep)
     main = main_table(rows, context, measure(rows, context))
-    looks = {row.title: look for row, look in zip(main.rows, assign_styles(main.rows), strict=True)}
+    styles = {row.title: style for row, style in zip(main.rows, assign_styles(main.rows), strict=True)}
     assert [heading for heading, _ in list_panels(main.rows)] == ["independent A", "shared A"]
     assert [len(indices) for _, indices in list_panels(main.rows)] == [13, 13]
-    assert looks["TIES (shared A)"] == looks["TIES (independent A)"]
-    chosen = looks["TIES, strength chosen (shared A)"]
-    assert chosen.filled and dataclasses.replace(chosen, filled=False) == looks["TIES (shared A)"]
+    assert styles["TIES (shared A)"] == styles["TIES (independent A)"]
+    chosen = styles["TIES, strength chosen (shared A)"]
+    assert chosen.filled and dataclasses.replace(chosen, filled=False) == styles["TIES (shared A)"]
 
 
 def test_the_report_of_a_sweep_is_whole(sweep, context):
