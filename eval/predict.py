@@ -50,7 +50,7 @@ class Team(Protocol):
 
 
 class SingleProcess:
-    """A team of one."""
+    """A team of one process."""
 
     rank, size = 0, 1
 
@@ -112,7 +112,7 @@ def predict(
 
 
 def plan_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
-    """Cut the questions into batches: with and without a picture apart, each sorted by length, then by position.
+    """The questions in batches, those with a picture first, each kind sorted by length, then by position.
 
     Equal lengths pad little. Depends on the question file and the batch size only.
     """
@@ -214,7 +214,7 @@ def _ask(batch: Sequence[Example], answer: Answer) -> list[Prediction]:
 
 
 def _is_fatal(error: Exception) -> bool:
-    """Whether the error is none of a single question, so that the run must end instead of recording it."""
+    """Whether an error concerns the whole run and not a single question, so that the run must end."""
     if isinstance(error, OSError):
         return error.errno in FATAL_ERRNOS
     if isinstance(error, (UserError, MemoryError)):

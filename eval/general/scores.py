@@ -51,7 +51,7 @@ def _read_answer(sample: Mapping[str, Any]) -> str:
 
 
 def _score_pope(output: LmmsOutput) -> dict[str, Any]:
-    """F1 = 2 tp / (2 tp + fp + fn), where an answer that is neither yes nor no counts nowhere, as lmms-eval has it.
+    """POPE: F1 = 2 tp / (2 tp + fp + fn); an answer that is neither yes nor no counts nowhere, as in lmms-eval.
 
     parts: `f1_of_all` takes it for a missed "yes" where one was due. `said_yes` is over all answers; lmms-eval's
     `pope_yes_ratio` counts the references instead. values: right or not, by question.
@@ -84,7 +84,7 @@ def _score_pope(output: LmmsOutput) -> dict[str, Any]:
 
 
 def _score_mme(output: LmmsOutput) -> dict[str, Any]:
-    """Per category 100 (accuracy + share of pictures with both questions right); perception is the sum of its ten.
+    """MME: a category has 100 (accuracy + share of pictures with both questions right) points; perception sums its ten.
 
     parts: in points. statistics: by question, for every category of perception half a picture and half its points, in
     hundreds; clusters: the picture, whose two questions are one unit.
@@ -121,11 +121,12 @@ def _score_mme(output: LmmsOutput) -> dict[str, Any]:
 
 
 def _score_mmbench(output: LmmsOutput) -> dict[str, Any]:
-    """The figure of lmms-eval: a question counts if it is right in every order of its options. No value by question."""
+    """MMBench: the figure of lmms-eval, by which a question counts if it is right in every order of its options."""
     return {"metric": "mmbench_circular", "value": output.figures["gpt_eval_score"], "values": {}}
 
 
 def _score_other(output: LmmsOutput) -> dict[str, Any]:
+    """Any other task: no value, all figures of lmms-eval as parts."""
     return {"metric": "lmms_eval", "value": None, "reason": NO_SCORE, "parts": dict(output.figures), "values": {}}
 
 

@@ -1,7 +1,7 @@
 """Tokens of captions: by the PTB tokenizer that caption scores are published with, or by a small one of our own.
 
 The PTB tokenizer is a jar of pycocoevalcap and needs Java. `builtin` needs nothing; it differs from it in rare words,
-so that figures made with it go under names of their own (captions.py).
+so figures made with it have other names (captions.py).
 """
 
 from __future__ import annotations
@@ -74,8 +74,11 @@ def tokenize(captions: Sequence[str], tokenizer: str) -> list[str]:
 
 @lru_cache(maxsize=16)  # the references of a run's caption tasks, which are the same for every source
 def _split_by_jar(lines: tuple[str, ...]) -> tuple[str, ...]:
-    """All captions in one go and in order: whether the last full stop of `in the U.S.` is a token of its own depends on
-    the line after it, so that nothing less gives the published tokens."""
+    """Tokens by the published tokenizer.
+
+    It needs all captions in one call and in order: whether the last full stop of `in the U.S.` is a separate token
+    depends on the line after it.
+    """
     command = [
         "java",
         "-cp",

@@ -1,4 +1,4 @@
-"""The tables of a report to Weights & Biases. The only module that imports wandb; a failure is a warning."""
+"""Logging the tables of a report to Weights & Biases. The only module that imports wandb; a failure is a warning."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def log_report(
     context: Context,
     say: Callable[[str], None] = print,
 ) -> str | None:
-    """Log every table and, as the summary, the averages; return the mode, or None if it did not work.
+    """Log every table and, as the summary, the averages; return the mode, or None if that failed.
 
-    Files of an offline run lie under `folder`/wandb; the sentence that `say` gets names the command that sends them.
+    Files of an offline run lie under `folder`/wandb; the message names the command that sends them.
     """
     try:
         return _log(settings, Path(folder), tables, context, say)
-    except Exception as error:  # whatever happens there, the report exists already
+    except Exception as error:  # the report exists already: nothing that fails here may spoil the run
         say(f"warning: the report was not logged to W&B: {type(error).__name__}: {error}")
         return None
 
@@ -47,19 +47,19 @@ def _log(
         name=context.name,
         dir=str(folder),
         mode=mode,
-        config=_config_of(context),
+        config=_make_config(context),
         settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, init_timeout=30),
     ) as run:
         for name, table in tables.items():
-            run.log({name: wandb.Table(columns=_heads(table), data=_data(table))})
+            run.log({name: wandb.Table(columns=_list_titles(table), data=_list_values(table))})
         run.summary.update(summarise(tables["main"]))
-        place = run.url if mode == "online" else run.settings.sync_dir
-    hint = "" if mode == "online" else f" (offline; send it with: wandb sync {place})"
-    say(f"W&B: {place}{hint}")
+        address = run.url if mode == "online" else run.settings.sync_dir
+    hint = "" if mode == "online" else f" (offline; send it with: wandb sync {address})"
+    say(f"W&B: {address}{hint}")
     return mode
 
 
-def _config_of(context: Context) -> dict[str, Any]:
+def _make_config(context: Context) -> dict[str, Any]:
     return {
         "benchmark": context.benchmark,
         "model": context.model,
@@ -71,12 +71,12 @@ def _config_of(context: Context) -> dict[str, Any]:
     }
 
 
-def _heads(table: Table) -> list[str]:
+def _list_titles(table: Table) -> list[str]:
     return [table.head, *(column.title for column in table.columns)]
 
 
-def _data(table: Table) -> list[list[Any]]:
-    """Numbers where there are numbers, so that W&B can sort and plot."""
+def _list_values(table: Table) -> list[list[Any]]:
+    """The rows, with numbers where there are any, so that W&B can sort and plot."""
     return [
         [
             row.title,
@@ -87,7 +87,7 @@ def _data(table: Table) -> list[list[Any]]:
 
 
 def summarise(main: Table) -> dict[str, float]:
-    """`seen_avg/RobustMerge` and so on: the averages that are there."""
+    """The averages, as `seen_avg/RobustMerge` and so on."""
     return {
         f"{column.key}/{row.title}": cell.value
         for row in main.rows

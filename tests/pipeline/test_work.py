@@ -24,7 +24,7 @@ class Full:
     def prefetch(self, examples: list[Example], image_root: Path, image: str) -> None:
         pass
 
-    def __call__(self, *_: object, image: str) -> list[str]:
+    def __call__(self, *_: object, **more: object) -> list[str]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
