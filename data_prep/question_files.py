@@ -19,11 +19,11 @@ from random import Random
 from typing import NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from data_prep.annotations import join_annotations
 from data_prep.parallel import map_in_order
 from data_prep.settings import SPLITS, TaskData
+from robustmerge.stage.progress import Bar
 from robustmerge.stage.records import Example, read_examples, read_images
 from robustmerge.stage.settings import UserError, first_few
 
@@ -174,7 +174,7 @@ def _decode_size(source: Path) -> tuple[int, int] | str:
 
 def _with_progress_bar(items: Iterable[T], title: str, total: int) -> Iterable[T]:
     """The items, with a progress bar if they take more than two seconds."""
-    return tqdm(
+    return Bar(
         items,
         desc=title,
         total=total,

@@ -11,11 +11,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from eval.questions import read_prompts
 from eval.settings import Generation
 from robustmerge.stage.address import Address, run_stage
+from robustmerge.stage.progress import Bar
 from robustmerge.stage.records import Example, Prediction, append_predictions, read_predictions, write_predictions
 from robustmerge.stage.settings import UserError
 
@@ -175,8 +174,8 @@ def _answer_share(
             bar.update(len(batch))
 
 
-def _progress_bar(title: str, left: int, kept: int, progress: bool) -> tqdm:
-    return tqdm(
+def _progress_bar(title: str, left: int, kept: int, progress: bool) -> Bar:
+    return Bar(
         total=left + kept,
         initial=kept,
         desc=title,

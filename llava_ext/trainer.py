@@ -11,7 +11,8 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,16 +20,17 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import SequentialSampler
-from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HuggingFaceTrainer
 
 from llava_ext.backend import fast_matmul
 from llava_ext.data import Rows
 from robustmerge.stage.files import write_atomically
+from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import UserError
 
 LOSSES = "losses.jsonl"
+ERROR = "error"  # the key of a batch that could not be made
 RECORD = "training.json"
 MARKER = "complete.json"  # in a checkpoint: the batching of the run that wrote it
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")
@@ -61,7 +63,8 @@ class OrderedTrainer(HuggingFaceTrainer):
     """The Trainer over rows that are in order already; it stops at a loss that is not finite.
 
     name: of the run, in messages and on its progress bar; batching: what a run must share with this one to resume
-    from its checkpoints; advice: what to do about a loss that is not finite.
+    from its checkpoints; advice: what to do about a loss that is not finite; part: which of how many parts of a longer
+    training this is.
     """
 
     def __init__(
@@ -73,9 +76,15 @@ class OrderedTrainer(HuggingFaceTrainer):
         collate: Callable[[Sequence], dict[str, torch.Tensor]],
         batching: Mapping[str, Any],
         advice: str,
+        part: tuple[int, int] = (1, 1),
     ):
-        journal = Journal(name, batching)
-        super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[journal])
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=ErrorAsBatch(collate),
+            callbacks=[Journal(name, batching, part)],
+        )
         self.remove_callback(PrinterCallback)
         self.name, self.batching, self.advice = name, batching, advice
 
@@ -93,11 +102,11 @@ class OrderedTrainer(HuggingFaceTrainer):
             remove_other_checkpoints(work, checkpoint)
             if checkpoint is not None:
                 say(f"{self.name}: going on from {checkpoint.name} of {self.args.max_steps} steps")
-        try:
-            with fast_matmul() if self.args.device.type == "cpu" else contextlib.nullcontext():
-                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except UserError as error:  # out of a worker of the data loader, its message is the end of a traceback
-            raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from error
+        with fast_matmul() if self.args.device.type == "cpu" else contextlib.nullcontext():
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        return super().get_batch_samples(_raise_errors(epoch_iterator), num_batches, device)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -110,12 +119,35 @@ class OrderedTrainer(HuggingFaceTrainer):
         return SequentialSampler(self.train_dataset)
 
 
+@dataclass(frozen=True)
+class ErrorAsBatch:
+    """Collates a batch; a UserError is handed on in its place.
+
+    One that is raised in a worker of the data loader reaches the training process as the text of a traceback.
+    """
+
+    collate: Callable[[Sequence], dict[str, torch.Tensor]]
+
+    def __call__(self, rows: Sequence) -> dict[str, Any]:
+        try:
+            return self.collate(rows)
+        except UserError as error:
+            return {ERROR: str(error)}
+
+
+def _raise_errors(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        if ERROR in batch:
+            raise UserError(batch[ERROR])
+        yield batch
+
+
 class Journal(TrainerCallback):
     """Writes losses.jsonl, shows a progress bar, and marks checkpoints as complete."""
 
-    def __init__(self, name: str, batching: Mapping[str, Any]):
-        self.name, self.batching = name, batching
-        self.bar: tqdm | None = None
+    def __init__(self, name: str, batching: Mapping[str, Any], part: tuple[int, int]):
+        self.name, self.batching, self.part = name, batching, part
+        self.bar: Bar | None = None
         self.file: TextIO | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -124,7 +156,7 @@ class Journal(TrainerCallback):
         self.file = (Path(args.output_dir) / LOSSES).open("w", encoding="utf-8")
         for entry in state.log_history:  # of the steps before the checkpoint
             self._write(entry)
-        self.bar = tqdm(total=args.max_steps, initial=state.global_step, desc=self.name, mininterval=1.0)
+        self.bar = Bar(desc=self.name, part=self.part, total=args.max_steps, initial=state.global_step, mininterval=1.0)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pipeline.events import Event, report_error, report_progress, write_event  # noqa: E402
 from pipeline.failures import guarded  # noqa: E402
 from pipeline.stages.base import work_base, work_corpus  # noqa: E402
 from pipeline.stages.convert import work_convert  # noqa: E402
@@ -26,6 +27,7 @@ from pipeline.stages.prepare import work_prepare  # noqa: E402
 from pipeline.stages.score import work_score  # noqa: E402
 from pipeline.stages.train import work_train  # noqa: E402
 from robustmerge.stage.process import end_with_process  # noqa: E402
+from robustmerge.stage.progress import Bar  # noqa: E402
 from robustmerge.stage.settings import UserError  # noqa: E402
 
 WORK = {
@@ -45,15 +47,16 @@ def main(job: Path) -> None:
 
     Raises UserError with all refusals at the end.
     """
-    described = json.loads(job.read_text())
-    end_with_process(described["parent"]["pid"], described["parent"]["start"])
+    description = json.loads(job.read_text())
+    items = description["items"]
+    end_with_process(description["parent"]["pid"], description["parent"]["start"])
     refused = []
-    for number, item in enumerate(described["items"], start=1):
-        print(f"[{number}/{len(described['items'])}] {item['name']}", flush=True)
+    for number, item in enumerate(items, start=1):
+        write_event(Event("item", item["name"], number=number))
         try:
             WORK[item["stage"]](item)
         except UserError as error:
-            refused.append(f"{item['name']}: {error}" if len(described["items"]) > 1 else str(error))
+            refused.append(f"{item['name']}: {error}" if len(items) > 1 else str(error))
     if refused:
         raise UserError("\n".join(refused))
 
@@ -78,4 +81,5 @@ def end_with(action: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    end_with(lambda: guarded(lambda: main(Path(sys.argv[1])), "the one that was interrupted", mark_lines=True))
+    Bar.report = report_progress
+    end_with(lambda: guarded(lambda: main(Path(sys.argv[1])), "the one that was interrupted", report_error))

@@ -13,28 +13,36 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
-def guarded(action: Callable[[], None], again: str, mark_lines: bool = False) -> None:
+def print_error(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+
+
+def guarded(action: Callable[[], None], again: str, report_error: Callable[[str], None] = print_error) -> None:
     """Run `action`. Ends the process with 2 and one message for a mistake that can be mended, 130 for Ctrl-C.
 
-    again: the command that goes on after an interrupt. mark_lines: begin every line of an error with `error: `, so
-    that a parent finds it in the output of several processes.
+    again: the command that goes on after an interrupt.
     """
     try:
         action()
     except KeyboardInterrupt:
-        _stop(f"interrupted. Whatever was finished is kept: type the same command to go on ({again})", 130)
+        interrupted = f"interrupted. Whatever was finished is kept: type the same command to go on ({again})"
+        print(interrupted, file=sys.stderr, flush=True)
+        sys.exit(130)
     except UserError as error:
-        _stop(_as_error(str(error), mark_lines), 2)
+        report_error(str(error))
+        sys.exit(2)
     except Exception as error:
         message = _explain(error)
         if message is None:
             raise
-        _stop(_as_error(message, mark_lines), 2)
+        report_error(message)
+        sys.exit(2)
 
 
 def _explain(error: Exception) -> str | None:
     """Words for an error of the disk; None for any other. Libraries wrap a full disk in errors of their own."""
-    place = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
+    filename = error.filename if isinstance(error, OSError) else None
+    place = f" while writing {filename}" if filename else ""
     wrapped = re.search(r"os error 28|No space left|PytorchStreamWriter|unexpected pos", str(error))
     if getattr(error, "errno", None) in FULL or wrapped:
         return f"the disk is full{place}. Nothing finished is lost: free some space and type the same command"
@@ -42,12 +50,3 @@ def _explain(error: Exception) -> str | None:
         elsewhere = "Choose another place (paths.runs=FOLDER, or out=FOLDER), or mend its rights"
         return f"{error.strerror}: {error.filename}. {elsewhere}"
     return None
-
-
-def _as_error(message: str, mark_lines: bool) -> str:
-    return "error: " + (message.replace("\n", "\nerror: ") if mark_lines else message)
-
-
-def _stop(message: str, status: int) -> None:
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(status)

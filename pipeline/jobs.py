@@ -1,8 +1,8 @@
 """Child processes side by side: the longest first, one progress bar for all, a log file each.
 
-A child is a plain program that gets its work as a JSON file and shows a tqdm bar; its output goes to a log and
-the percentage of its newest bar into ours. A failed child does not stop the others. Children end when we end,
-however we end: each watches our process (`runs.end_with_process`).
+A child is a plain program that gets its work as a JSON file and reports events (`pipeline.events`); whatever else it
+prints goes to its log. A failed child does not stop the others. Children end when we end, however we end: each
+watches our process (`robustmerge.stage.process.end_with_process`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
+from pipeline.events import Event, read_event
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.process import process_start
 from robustmerge.stage.settings import UserError
@@ -62,32 +64,27 @@ class _Running:
     started: float = field(default_factory=time.monotonic)
     status: str = ""
     fraction: float = 0.0
-    done_items: int = 0
+    finished_items: int = 0
     tail: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     reader: threading.Thread | None = None
 
-    def take(self, line: str) -> None:
-        """Read one line of the child's output: the start of an item, a progress bar, or anything else.
+    def take(self, event: Event) -> None:
+        """Note what the child reports. Progress never goes back; processes of one torchrun report the same error."""
+        if event.event == "item":
+            self.finished_items = event.number - 1
+            self._advance(0.0)
+        elif event.event == "progress":
+            self.status = event.text
+            self._advance(event.fraction)
+        elif event.event == "message":
+            self.messages.append(event.text)
+        elif event.text not in self.errors:
+            self.errors.append(event.text)
 
-        A bar that is one of several begins with `part 1/2`; `say: ` marks what the user should see, `error: ` why
-        the child fails (under torchrun, every process tells the same).
-        """
-        if item := re.match(r"\[(\d+)/\d+\] ", line):
-            self.done_items = int(item.group(1)) - 1
-            self.fraction = max(self.fraction, self.done_items / len(self.job.items))
-        if bar := re.search(r"(?:part (\d+)/(\d+).*?)?(\d+)%\|", line):
-            self.status = re.sub(r"\|.*\|", "", line).strip()
-            part, parts = int(bar[1] or 1), int(bar[2] or 1)
-            within = (part - 1 + int(bar[3]) / 100) / parts
-            self.fraction = max(self.fraction, min((self.done_items + within) / len(self.job.items), 1.0))
-        elif line.startswith("say: "):
-            self.said.append(line.removeprefix("say: "))
-        elif line.startswith("error: ") and line not in self.errors:
-            self.errors.append(line)
-        elif line.strip():
-            self.tail = [*self.tail[-39:], line.rstrip()]
+    def _advance(self, fraction: float) -> None:
+        self.fraction = max(self.fraction, min((self.finished_items + fraction) / len(self.job.items), 1.0))
 
 
 def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> None:
@@ -123,7 +120,7 @@ def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> 
 
 
 def _remove_orphans(logs: Path) -> None:
-    """Job files of lines that were killed; their children have ended with them."""
+    """Remove job files of programs that were killed; their children have ended with them."""
     for file in logs.glob("*.job.json"):
         with contextlib.suppress(OSError, ValueError, KeyError):
             parent = json.loads(file.read_text())["parent"]
@@ -151,18 +148,31 @@ def _start(job: Job, logs: Path, slot: int) -> _Running:
 
 
 def _read(child: _Running) -> None:
-    """Copy the child's output to its log, line by line; a carriage return ends a line as well."""
+    """Take the child's events and copy the rest of its output to its log; a carriage return ends a line as well."""
     assert child.process.stdout is not None
     rest = b""
     with open(child.log, "ab") as log:
         while chunk := os.read(child.process.stdout.fileno(), 65536):
-            with contextlib.suppress(OSError):  # a full disk must not hide why the child fails
-                log.write(chunk)
-                log.flush()
             *lines, rest = re.split(rb"[\r\n]", rest + chunk)
             for line in lines:
-                child.take(line.decode(errors="replace"))
-    child.take(rest.decode(errors="replace"))
+                _take_line(child, line, log)
+        _take_line(child, rest, log)
+
+
+def _take_line(child: _Running, line: bytes, log: BinaryIO) -> None:
+    text = line.decode(errors="replace").rstrip()
+    event = read_event(text)
+    if event is not None:
+        child.take(event)
+        if event.event == "progress":
+            return
+        text = event.text or f"[{event.number}/{len(child.job.items)}]"
+    elif text:
+        child.tail = [*child.tail[-39:], text]
+    if text:
+        with contextlib.suppress(OSError):  # a full disk must not hide why the child fails
+            log.write(text.encode() + b"\n")
+            log.flush()
 
 
 def _close(child: _Running) -> None:
@@ -177,7 +187,7 @@ def _failure_of(child: _Running) -> str | None:
     if child.process.returncode == 0:
         return None
     if child.errors:
-        message = "\n".join(line.removeprefix("error: ") for line in child.errors)
+        message = "\n".join(child.errors)
     else:
         message = "\n".join([f"ended with status {child.process.returncode}", *child.tail[-8:]])
     return f"{child.job.name}: {message}\n  (log: {child.log})"
@@ -203,7 +213,7 @@ class _Display:
         self.title, self.total, self.count = title, sum(job.cost for job in jobs), len(jobs)
         self.finished, self.n_finished = 0.0, 0
         self.terminal = sys.stderr.isatty()
-        self.started = self.last_said = time.monotonic()
+        self.started = self.last_printed = time.monotonic()
 
     def __enter__(self) -> _Display:
         self.bar = tqdm(total=self.total, desc=self.title, disable=not self.terminal, leave=False, dynamic_ncols=True)
@@ -216,18 +226,18 @@ class _Display:
         self.bar.close()
 
     def show(self, running: Sequence[_Running]) -> None:
-        """Bring the bar up to date and pass on what the children say."""
+        """Bring the bar up to date and pass on the children's messages."""
         for child in running:
-            while child.said:
-                tqdm.write(f"  {child.said.pop(0)}", file=sys.stdout)
+            while child.messages:
+                tqdm.write(f"  {child.messages.pop(0)}", file=sys.stdout)
         self.bar.n = min(self.total, self.finished + sum(child.job.cost * child.fraction for child in running))
         shares = ", ".join(f"{child.job.name} {100 * child.fraction:.0f} %" for child in running)
-        told = running[0].status if len(running) == 1 else shares
-        self.bar.bar_format = LAYOUT + told.replace("{", "(").replace("}", ")")
+        status = running[0].status if len(running) == 1 else shares
+        self.bar.bar_format = LAYOUT + status.replace("{", "(").replace("}", ")")
         self.bar.refresh()
-        if not self.terminal and self.bar.n and time.monotonic() - self.last_said > STATUS_EVERY:
-            self.last_said = time.monotonic()
-            left = (self.last_said - self.started) * (self.total / self.bar.n - 1)
+        if not self.terminal and self.bar.n and time.monotonic() - self.last_printed > STATUS_EVERY:
+            self.last_printed = time.monotonic()
+            left = (self.last_printed - self.started) * (self.total / self.bar.n - 1)
             percent = 100 * self.bar.n / self.total
             print(f"{self.title}: {percent:.0f} %, about {left:.0f} s left ({shares})", flush=True)
 
@@ -240,8 +250,3 @@ class _Display:
         state = f"done in {seconds:.0f} s" if succeeded else f"FAILED after {seconds:.0f} s"
         tqdm.write(f"  [{self.n_finished}/{self.count}] {child.job.name}: {state}", file=sys.stdout)
         sys.stdout.flush()
-
-
-def say(line: str) -> None:
-    """Tell the user something through the process that started the line."""
-    print(f"say: {line}", flush=True)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
-from tqdm import tqdm
 
 from robustmerge.algebra import merge_module, needs_another_majority, parts_of
 from robustmerge.formats.adapter import Adapter, open_adapters
@@ -34,6 +33,7 @@ from robustmerge.rules import Known
 from robustmerge.spaces import Blocks
 from robustmerge.stage.address import Address, address_folder, foreign, run_stage
 from robustmerge.stage.files import BESIDE
+from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import UserError
 from robustmerge.thresholds import measure
 from robustmerge.workers import in_order, set_up_for_merging
@@ -177,7 +177,7 @@ class Merging:
         """One module of all experts, not checked yet."""
         return Module(name, self.names, [a.pair(name) for a in self.adapters], self.method)
 
-    def each(self, title: str, function: Callable[[str], R]) -> Iterator[R]:
+    def each(self, title: str, function: Callable[[str], R], part: tuple[int, int] = (1, 1)) -> Iterator[R]:
         """function(module) for all modules, in order, with a progress bar. Raises UserError with all problems."""
         problems = list(self.problems)
         empty: list[EmptyRow] = []
@@ -189,7 +189,8 @@ class Merging:
                 return error
 
         hide = None if self.progress is None else not self.progress
-        modules = tqdm(self.adapters[0].modules, f"{title} {self.method.name}", unit="module", disable=hide)
+        name = f"{title} {self.method.name}"
+        modules = Bar(self.adapters[0].modules, name, part=part, unit="module", disable=hide)
         for found in in_order(attempt, modules, self.workers):
             if isinstance(found, EmptyRowsError):
                 empty += found.rows
@@ -205,7 +206,7 @@ class Merging:
     def look_at_whole_model(self) -> Known | dict[str, Any]:
         """What the method must know before it can merge a module: thresholds, or what a function collects."""
         if isinstance(self.method, OutsideMethod):
-            return collect(self.method, self.each("part 1/2 collect", lambda n: (n, check_module(self.read(n)).pairs)))
+            return collect(self.method, self.each("collect", lambda n: (n, check_module(self.read(n)).pairs), (1, 2)))
         if not self.method.looks_at_whole_model:
             return Known()
 
@@ -214,7 +215,7 @@ class Merging:
                 for part in parts_of(check_module(self.read(name))):
                     add(*part)
 
-            deque(self.each("part 1/2 measure", add_all), maxlen=0)
+            deque(self.each("measure", add_all, (1, 2)), maxlen=0)
 
         return measure(self.method, self.names, visit)
 
@@ -233,9 +234,9 @@ class Merging:
         """Merge all modules into the folder, and return the record."""
         method, norms, told = self.method, Norms(), []
         out = replace(method.out, format=method.output_format)
-        title = "part 2/2 merge" if self.looks_first else "merge"
+        part = (2, 2) if self.looks_first else (1, 1)
         with open_writer(folder, out, self.adapters, card_for(method, out, self.adapters)) as writer:
-            for name, one in self.each(title, lambda name: (name, self.merge(name, known))):
+            for name, one in self.each("merge", lambda name: (name, self.merge(name, known)), part):
                 writer.add_update(name, one.merged.update, magnitude=one.magnitude, bias=one.bias)
                 norms.add(one.norm, one.norms)
                 told.append(one.merged._replace(update=None))

@@ -44,9 +44,9 @@ MICRO_BATCH = 8  # dialogues: attention is kept whole for the backward pass, and
 
 @dataclass(frozen=True)
 class PartRun:
-    """The training of one part. title: of its progress bar; work: folder of its checkpoints, named after the part."""
+    """The training of one part. number: 1 or 2; work: folder of its checkpoints, named after the part."""
 
-    title: str
+    number: int
     part: Part
     seed: int
     save_steps: int
@@ -86,7 +86,9 @@ class PartRun:
         )
         batching = {"batch": micro, "accumulation": accumulation}
         advice = f"lower model.base.{self.work.name}.learning_rate"
-        trainer = OrderedTrainer(self.title, module, arguments, Rows(rows, order), collate, batching, advice)
+        trainer = OrderedTrainer(
+            self.work.name, module, arguments, Rows(rows, order), collate, batching, advice, (self.number, 2)
+        )
         trainer.train_or_resume(self.say)
 
 
@@ -115,8 +117,8 @@ def _train(folder: Path, settings: BaseModel, corpus: Path, say: Callable[[str],
     image_ids = (config.image_token_id,) * config.image_seq_length
     reader = Reader(tokenizer, pixels, pixels, image_ids, settings.template)
     see, talk = (
-        PartRun(title, part, derive_seed(settings.seed, name), settings.save_steps, work / name, say)
-        for name, title, part in (("see", "part 1/2 see", settings.see), ("talk", "part 2/2 talk", settings.talk))
+        PartRun(number, part, derive_seed(settings.seed, name), settings.save_steps, work / name, say)
+        for number, name, part in ((1, "see", settings.see), (2, "talk", settings.talk))
     )
     with fast_matmul(), eager_attention(model):
         vision = train_to_see(model, reader.pixels, settings, corpus, see)

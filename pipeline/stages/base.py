@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.jobs import Job, run_jobs, say
+from pipeline.events import say
+from pipeline.jobs import Job, run_jobs
 from pipeline.plan import Plan
 from pipeline.stages.convert import fetch
 from pipeline.todo import describe_item, drop_finished, run_in_turn

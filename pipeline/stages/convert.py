@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.addresses import Adapter
-from pipeline.jobs import say
+from pipeline.events import say
 from pipeline.plan import Plan
 from pipeline.todo import describe_item, drop_finished, run_in_turn
 from robustmerge.hub.places import HUB

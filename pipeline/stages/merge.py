@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.addresses import list_unfinished, require
-from pipeline.jobs import say
+from pipeline.events import say
 from pipeline.plan import Plan, train_all_command
 from pipeline.stages.convert import convert
 from pipeline.todo import describe_item, drop_finished, run_side_by_side
@@ -56,7 +56,7 @@ def work_merge(item: dict) -> None:
     from robustmerge.method import build_method
 
     experts = {name: Path(folder) for name, folder in item["experts"].items()}
-    merge(Address.from_json(item["address"]), build_method(item["settings"]), experts, say, item["workers"], True)
+    merge(Address.from_json(item["address"]), build_method(item["settings"]), experts, say, item["workers"])
 
 
 def merge_out(plans: Sequence[Plan]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from eval.questions import format_answer, format_expected, read_questions
 from llava_ext.launch import list_gpus, trainer_for_answers
 from pipeline.addresses import Adapter, require
-from pipeline.jobs import say
+from pipeline.events import say
 from pipeline.plan import Evaluation, Plan, make_command
 from pipeline.stages.convert import convert
 from pipeline.todo import describe_item, drop_finished, run_side_by_side

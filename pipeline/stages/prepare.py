@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.jobs import say
+from pipeline.events import say
 from pipeline.plan import Plan
 from pipeline.todo import describe_item, drop_finished, run_in_turn
 from robustmerge.stage.address import Address

@@ -11,7 +11,7 @@ from eval.predict import list_shards, read_shards
 from eval.score import score as score_answers
 from eval.score import score_partial
 from eval.settings import BUILTIN_SUFFIX, CAPTION_NAMES, METRIC_NAMES, PROTOCOLS
-from pipeline.jobs import say
+from pipeline.events import say
 from pipeline.plan import Evaluation
 from pipeline.todo import describe_item, drop_finished, run_side_by_side
 from robustmerge.stage.address import Address

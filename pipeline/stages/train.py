@@ -11,7 +11,8 @@ from pathlib import Path
 from eval.settings import Task
 from llava_ext.launch import count_parallel_runs, launch_command
 from pipeline.closing import format_seconds, print_results
-from pipeline.jobs import Job, run_jobs, say
+from pipeline.events import say
+from pipeline.jobs import Job, run_jobs
 from pipeline.plan import Plan
 from pipeline.program import command
 from pipeline.todo import describe_item, drop_finished

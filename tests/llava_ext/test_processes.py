@@ -15,6 +15,7 @@ import pytest
 
 from llava_ext.launch import launch_command
 from llava_ext.settings import Expert, Peft, Recipe, Trainer
+from pipeline.events import read_event
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.process import process_start
 from tests.tiny_model import TEMPLATE, write_base, write_task
@@ -73,7 +74,8 @@ def test_the_second_process_leaves_what_is_complete_and_waits_while_the_first_wa
     for line in child.stdout:
         lines.append(line)
         for name, event in said.items():
-            if line.startswith("say: waiting for another run") and name in line:
+            report = read_event(line)
+            if report is not None and report.text.startswith("waiting for another run") and name in report.text:
                 event.set()
     assert child.wait() == 0, "".join(lines[-60:])
     watchdog.cancel()

@@ -11,15 +11,20 @@ from pathlib import Path
 import pytest
 
 from pipeline import child
+from pipeline.events import Event, read_event
 from pipeline.jobs import Job, _Running, run_jobs
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.process import process_start
+from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import UserError
 
 
 def job_of(name: str, code: str, cost: float = 1.0) -> Job:
     """A job whose process runs `code`; the job file is `sys.argv[1]`."""
     return Job(name, [{}], cost, lambda script, file, slot: ([sys.executable, "-c", code, str(file), str(slot)], {}))
+
+
+EVENTS = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from pipeline.events import *;"
 
 
 def test_the_longest_job_starts_first(tmp_path, capsys):
@@ -31,7 +36,7 @@ def test_the_longest_job_starts_first(tmp_path, capsys):
 def test_a_failed_job_does_not_stop_the_others_and_all_failures_are_told(tmp_path):
     written = tmp_path / "written"
     jobs = [
-        job_of("bad", "import sys; print('error: no such picture\\nerror: nor this one'); sys.exit(2)", 3),
+        job_of("bad", f"{EVENTS} report_error('no such picture\\nnor this one'); sys.exit(2)", 3),
         job_of("worse", "raise RuntimeError('boom')", 2),
         job_of("good", f"open({str(written)!r}, 'w')", 1),
     ]
@@ -45,11 +50,12 @@ def test_a_failed_job_does_not_stop_the_others_and_all_failures_are_told(tmp_pat
 
 
 def test_what_a_child_says_reaches_the_user_and_its_output_the_log(tmp_path, capsys):
-    run_jobs("work", [job_of("one", "print('say: going on'); print('detail')")], 1, tmp_path)
+    code = f"{EVENTS} report_progress(0.5, 'halfway'); say('going on'); print('detail')"
+    run_jobs("work", [job_of("one", code)], 1, tmp_path)
     printed = capsys.readouterr().out
     assert "  going on" in printed
     assert "detail" not in printed
-    assert "detail" in (tmp_path / "one.log").read_text()
+    assert (tmp_path / "one.log").read_text().splitlines() == ["going on", "detail"]
 
 
 def test_jobs_side_by_side_have_slots_of_their_own(tmp_path):
@@ -61,20 +67,41 @@ def test_jobs_side_by_side_have_slots_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "fraction"),
+    ("events", "fraction"),
     [
-        ([" 50%|#####     | 3/6"], 0.25),
-        (["part 1/2 see:  50%|##   |"], 0.125),
-        (["part 1/2 see: 100%|#####|", "part 2/2 talk:  50%|##   |"], 0.375),
-        (["[2/2] second", " 20%|#    |"], 0.6),
-        (["[2/2] second", " 90%|#### |", "a line that is no bar", " 10%|     |"], 0.95),
+        ([(1, 0.5)], 0.25),
+        ([(1, 1.0)], 0.5),
+        ([(1, 0.4), (2, 0.2)], 0.6),
+        ([(1, 0.4), (2, 0.9), (2, 0.1)], 0.95),
+        ([(2, 1.5)], 1.0),
     ],
 )
-def test_progress_is_read_from_the_bars_of_a_child_and_never_goes_back(lines, fraction):
+def test_progress_is_that_of_all_items_and_never_goes_back(events, fraction):
     running = _Running(Job("two items", [{}, {}]), None, Path(), Path(), 0)
-    for line in ["[1/2] first", *lines]:
-        running.take(line)
+    for number, within in events:
+        running.take(Event("item", number=number))
+        running.take(Event("progress", fraction=within))
     assert running.fraction == pytest.approx(fraction)
+
+
+def test_a_bar_reports_its_part_of_the_work_even_without_a_terminal(monkeypatch):
+    reported = []
+    monkeypatch.setattr(Bar, "report", lambda fraction, status: reported.append((fraction, status)))
+    for _ in Bar(range(4), "measure", part=(2, 2), disable=None):
+        pass
+    assert reported[0][0] == 0.5 and reported[-1][0] == 1.0
+    assert reported[-1][1].startswith("part 2/2 measure: 4/4 [")
+    list(Bar(range(4), disable=True))
+    assert reported[-1][0] == 1.0 and len(reported) <= 6
+
+
+def test_processes_of_one_child_report_an_error_once_and_other_lines_are_no_events():
+    running = _Running(Job("one", [{}]), None, Path(), Path(), 0)
+    for _ in range(2):
+        running.take(Event("error", "no such picture"))
+    assert running.errors == ["no such picture"]
+    for line in ("", "{}", '{"event": ', '{"event": "progress", "unknown": 1}', "a{", " 50%|#####     | 3/6"):
+        assert read_event(line) is None
 
 
 def test_an_item_that_is_refused_does_not_stop_those_after_it(tmp_path, monkeypatch):

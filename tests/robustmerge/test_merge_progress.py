@@ -1,19 +1,20 @@
-"""What a merge in a child process shows moves the bar of the line that started it."""
+"""What a merge in a child process reports moves the bar of the program that started it."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from pipeline.events import read_event, report_progress
 from pipeline.jobs import Job, _Running
 from pipeline.stages.merge import work_merge
 from robustmerge.merging import write_merged
 from robustmerge.method import build_method, read_method
+from robustmerge.stage.progress import Bar
 from tests.merge_cases import QUIET, address_of, random_experts, write_expert
 
 COUNTING = """
@@ -28,10 +29,10 @@ def experts(tmp_path: Path) -> dict[str, Path]:
 
 
 def fractions_of(output: str) -> Iterator[float]:
-    """How far the line takes its child to be, after each piece of the child's output."""
+    """How far the parent takes its child to be, after each event of the child."""
     running = _Running(Job("merge 1", [{}]), None, Path(), Path(), 0)
-    for line in re.split(r"[\r\n]", output):
-        running.take(line)
+    for event in filter(None, map(read_event, output.splitlines())):
+        running.take(event)
         yield running.fraction
 
 
@@ -48,8 +49,9 @@ def test_a_merge_in_a_child_tells_how_far_it_is(kind, experts, tmp_path, monkeyp
     address = address_of(tmp_path, method, experts)
     folders = {name: str(folder) for name, folder in experts.items()}
     item = {"address": address.to_json(), "settings": asdict(method), "experts": folders, "workers": 2}
+    monkeypatch.setattr(Bar, "report", report_progress)
     work_merge(json.loads(json.dumps(item)))
-    fractions = list(fractions_of(capsys.readouterr().err))
+    fractions = list(fractions_of(capsys.readouterr().out))
     assert (fractions[0], fractions[-1]) == (0.0, 1.0)
     assert (0.5 in fractions) == (kind != "one walk")
     assert address.is_complete()

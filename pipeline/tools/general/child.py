@@ -2,7 +2,7 @@
 
     path/to/lmms-eval/environment/bin/python pipeline/tools/general/child.py JOB.json
 
-The process ends by itself when the one that started it has ended. Nothing but the standard library is imported of ours.
+The process ends by itself when the one that started it has ended. What is imported of ours needs nothing but tqdm.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 def main(job: Path) -> None:
     """Become `python -m lmms_eval` with the arguments of the one item."""
     sys.path.insert(0, str(REPOSITORY))
+    import tqdm
+
+    from pipeline.events import report_progress
     from robustmerge.stage.process import end_with_process
+    from robustmerge.stage.progress import Bar
 
     described = json.loads(job.read_text())
     end_with_process(described["parent"]["pid"], described["parent"]["start"])
+    Bar.report = report_progress
+    vars(tqdm)["tqdm"] = Bar  # lmms-eval's bars move the bar of the program that started this
     if token := os.environ.pop("HF_TOKEN", None):  # lmms-eval would write it into its log and its results
         os.environ["HUGGING_FACE_HUB_TOKEN"] = token
     ours = (REPOSITORY, Path(__file__).resolve().parent)

@@ -1,0 +1,54 @@
+"""What a child process tells the process that started it: one line of JSON an event, on its standard output.
+
+Whatever else the child prints belongs into its log. Under torchrun all processes write to the same pipe, each event
+in one piece.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+START = '{"event": '
+
+
+@dataclass(frozen=True)
+class Event:
+    """event: `item` begun (number, from 1), `progress` of it (fraction, text), `message` or `error` (text).
+
+    A message is for the user; an error is why the child fails.
+    """
+
+    event: str
+    text: str = ""
+    fraction: float = 0.0
+    number: int = 0
+
+
+def write_event(event: Event) -> None:
+    sys.stdout.write(json.dumps(asdict(event)) + "\n")
+    sys.stdout.flush()
+
+
+def read_event(line: str) -> Event | None:
+    """The event in a line of a child's output; None for any other line."""
+    if not line.startswith(START):
+        return None
+    try:
+        return Event(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
+def report_progress(fraction: float, status: str) -> None:
+    write_event(Event("progress", status, fraction))
+
+
+def report_error(text: str) -> None:
+    write_event(Event("error", text))
+
+
+def say(text: str) -> None:
+    """Show the user a message, through the process that started this one."""
+    write_event(Event("message", text))
