@@ -34,7 +34,7 @@ SCHEMAS = {**DRAWN, "base": 2, "train": 1, "convert": 1, "merge": MERGE_SCHEMA, 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in the format of PEFT. original: the one in LLaVA's own format that it is converted from, if any."""
+    """An adapter in the format of PEFT. original: the one in LLaVA's format that it is converted from, if any."""
 
     address: Address
     original: Address | None = None
@@ -93,9 +93,9 @@ class Addresses:
             try:
                 addresses[task.name] = self._folder("data", task.name, "prepare", settings, self._input_files(settings))
             except UserError as error:
-                problems += [line for line in str(error).split("\n") if line not in problems]
+                problems.append(str(error))
         if problems:
-            raise UserError("\n".join(problems))
+            raise UserError("\n".join(dict.fromkeys(problems)))
         return addresses
 
     def _input_files(self, settings: TaskData) -> dict[str, Address]:
@@ -146,7 +146,7 @@ class Addresses:
         return {task.name: Adapter(self.expert(task)) for task in self.config.seen}
 
     def _released(self, task: str) -> Adapter:
-        """A folder in either format, or a repository of the Hub in LLaVA's own."""
+        """A folder in either format, or a repository of the Hub in LLaVA's."""
         named = self.config.benchmark.released[task]
         folder = Path(named).expanduser()
         is_ours = (folder / WEIGHTS[0]).is_file() and not is_original(folder)  # what .bin holds may be damaged
@@ -157,7 +157,7 @@ class Addresses:
         return address_given(text, self.root, self.config.paths.pins)
 
     def find_adapter(self, name: str, folder: Path) -> Adapter:
-        """An adapter folder as it is, or what one in LLaVA's own format is converted to."""
+        """An adapter folder as it is, or what one in LLaVA's format is converted to."""
         address = foreign(folder, self.root)
         return self._converted(name, address) if is_original(folder) else Adapter(address)
 
@@ -190,7 +190,7 @@ class Addresses:
         return self._file(kind, source, eval_set.task, ".jsonl", "predict", self.generation(eval_set), inputs)
 
     def generation(self, eval_set: EvalSet) -> Generation:
-        """How the questions of an evaluation set are asked."""
+        """Everything that changes the answers to an evaluation set."""
         model, task = self.config.model, eval_set.task_by_protocol
         return Generation(
             task=task.name,
@@ -207,7 +207,7 @@ class Addresses:
 
     @property
     def precision(self) -> str:
-        """Of the weights where answers are made: the model's, but bf16 for fp16 on a CPU, which is slow at it."""
+        """Of the weights in generation: the model's, but bf16 for fp16 on a CPU, which is slow at it."""
         on_cpu = (self.config.device or self.config.trainer.device) == "cpu"
         return "bf16" if on_cpu and self.config.model.precision == "fp16" else self.config.model.precision
 
@@ -218,13 +218,13 @@ class Addresses:
         return self._file(kind, source, eval_set.task, ".json", "score", self.scoring(eval_set), inputs)
 
     def scoring(self, eval_set: EvalSet) -> Scoring:
-        """How the answers to an evaluation set are scored."""
+        """Everything that changes the scores of an evaluation set."""
         task = eval_set.task_by_protocol
         tokenizer = choose_caption_tokenizer() if task.metric in CAPTION_NAMES else ""
         return task.scoring(self._selection(eval_set), tokenizer)
 
     def _selection(self, eval_set: EvalSet) -> Selection:
-        """`ids` are those of test questions, and each is asked of the task that has it."""
+        """Which questions: `ids` name test questions, each of the task that has it."""
         if eval_set.split != "test":
             return Selection(self.config.limit)
         ids = self.ids_in(eval_set)

@@ -1,4 +1,4 @@
-"""The last lines of every program: what was made, where, how long it took."""
+"""The last lines of every program: its results, where they are, how long it took."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from robustmerge.stage.address import Address, read_manifest
 
 
 def print_results(addresses: Iterable[Address], title: str = "") -> None:
-    """What a program has made, a line a result. title: what the results are called together."""
+    """One line a result of a program. title: what the results are called together."""
     results = list({address.path: address for address in addresses}.values())
     if not results:
         return

@@ -1,4 +1,4 @@
-"""What a command line asks for, checked: the composed config as frozen dataclasses, all mistakes at once."""
+"""The composed config as checked, frozen dataclasses; all mistakes are told at once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class General:
+class Options:
     """The keys outside of any group."""
 
     profile: str
@@ -99,8 +99,8 @@ class General:
 
 
 @dataclass(frozen=True)
-class Config(General):
-    """One point: everything that a run is told. Tasks and methods are in the order of the tables.
+class Config(Options):
+    """One point of a sweep: every setting of a run. Tasks and methods are in the order of the tables.
 
     fixed: the methods whose strength the user gives, so that none is chosen.
     """
@@ -129,9 +129,9 @@ class Config(General):
     def data(self, task: Task) -> TaskData:
         """What the prepare stage makes for a task. An unseen task is never trained on and never chosen on."""
         counts = self.benchmark.counts if task.seen else dataclasses.replace(self.benchmark.counts, train=0, val=0)
-        own = {"counts": dataclasses.asdict(counts), "seed": self.benchmark.seed, "jobs": self.jobs}
-        given = task.data if self.trains or self.strength_grid else without_training(task.data)
-        return build(TaskData, {"task": task.name, **own, **given}, f"task.{task.name}.data")
+        shared = {"counts": dataclasses.asdict(counts), "seed": self.benchmark.seed, "jobs": self.jobs}
+        settings = task.data if self.trains or self.strength_grid else _without_training(task.data)
+        return build(TaskData, {"task": task.name, **shared, **settings}, f"task.{task.name}.data")
 
     @property
     def trains(self) -> bool:
@@ -153,7 +153,7 @@ class Config(General):
         )
 
 
-def without_training(data: dict) -> dict:
+def _without_training(data: dict) -> dict:
     """A task's data without the files that only training and the choice of strengths read: they need not be there."""
     return {key: value for key, value in data.items() if key not in ("train", "val") or not data.get("test")}
 
@@ -169,15 +169,67 @@ def read_config(point: Mapping[str, Any]) -> Config:
     merge = point.pop("merge", None)
     methods = _collect(problems, _build_methods, merge, point.pop("methods"))
     experts = _collect(problems, _read_experts, point.pop("experts"), built["paths"])
-    general = _collect(problems, build, General, point, "")
+    options = _collect(problems, build, Options, point, "")
     refuse(problems)
     fixed = tuple(method.name for method in methods if merge is not None and is_set_by_user(merge, method))
-    config = Config(**built, tasks=tasks, methods=methods, experts=experts, fixed=fixed, **vars(general))
-    refuse(_problems_of(config))
+    config = Config(**built, tasks=tasks, methods=methods, experts=experts, fixed=fixed, **vars(options))
+    refuse(_find_problems(config))
     return config
 
 
-def _problems_of(config: Config) -> list[Problem]:
+def _build_tasks(nodes: Mapping[str, Any], chosen: list[str] | str | None) -> tuple[Task, ...]:
+    """The tasks of a benchmark, or those of them that `tasks` names. nodes: settings by name."""
+    if stray := [name for name, node in nodes.items() if not isinstance(node, Mapping)]:
+        rule = "the file of a task begins with the line '# @package task.NAME'"
+        raise ConfigError(Problem(f"{rule}: without it {', '.join(stray)} would each be a task", "task"))
+    chosen = list(nodes) if chosen is None else _as_names(chosen, "tasks")
+    unknown = [name for name in chosen if name not in nodes]
+    problems = [Problem(f"unknown task '{name}'; {suggest(name, nodes)}", "tasks") for name in unknown]
+    tasks = [
+        _collect(problems, build, Task, {"name": name, **node}, f"task.{name}")
+        for name, node in nodes.items()
+        if name in chosen
+    ]
+    refuse(problems)
+    return tuple(tasks)
+
+
+def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> tuple[Method | OutsideMethod, ...]:
+    """`merge=NAME` narrows the table to one method; otherwise `methods` names its rows."""
+    if merge is not None:
+        return (build_method(merge),)
+    problems: list[Problem] = []
+    names = list_methods() if names == "all" else _as_names(names, "methods")
+    methods = tuple(_collect(problems, read_method, name) for name in names)
+    refuse(problems)
+    return methods
+
+
+def _read_experts(named: list[str] | str | None, paths: Paths | None = None) -> tuple[tuple[str, Path], ...] | None:
+    """Adapters as (name, folder), those on the Hub fetched; None for those of `expert_set`."""
+    if named is None:
+        return None
+    experts: dict[str, Path] = {}
+    problems: list[Problem] = []
+    for entry in _as_names(named, "experts"):
+        name, colon, where = entry.partition(":")
+        where = where if colon else entry
+        name = name if colon else name_of(where)
+        if name in experts:
+            problems.append(Problem(f"two experts are called '{name}'; name them as name:folder", "experts"))
+            continue
+        try:
+            experts[name] = find_folder(where, paths.pins if paths else None)
+        except UserError as error:
+            problems.append(Problem(f"expert '{name}': {error}", "experts"))
+            continue
+        if not (experts[name] / "adapter_config.json").exists():
+            problems.append(Problem(f"expert '{name}': {experts[name]} has no adapter_config.json", "experts"))
+    refuse(problems)
+    return tuple(experts.items())
+
+
+def _find_problems(config: Config) -> list[Problem]:
     """What is wrong between the parts of a configuration, each of which is right by itself."""
     problems: list[Problem] = []
     for task in config.tasks:
@@ -199,14 +251,15 @@ def _problems_of(config: Config) -> list[Problem]:
             )
     names = {"benchmark.name": [config.benchmark.name], "model.name": [config.model.name]}
     names["merge.name"] = [method.name for method in config.methods]
-    for key, found in names.items():
-        bad = [name for name in found if not re.fullmatch(r"[a-z0-9_]+", name)]
+    for key, values in names.items():
+        bad = [name for name in values if not re.fullmatch(r"[a-z0-9_]+", name)]
         rule = "a name is made of a-z, 0-9 and _ (it becomes a folder)"
         problems += [Problem(f"{rule}, got '{name}'", key) for name in bad]
     return problems
 
 
 def _collect(problems: list[Problem], make: Any, *arguments: Any) -> Any:
+    """make(*arguments), or None with what is wrong among the problems."""
     try:
         return make(*arguments)
     except ConfigError as error:
@@ -216,7 +269,7 @@ def _collect(problems: list[Problem], make: Any, *arguments: Any) -> Any:
     return None
 
 
-def _listed(value: Any, key: str) -> list[str]:
+def _as_names(value: Any, key: str) -> list[str]:
     """A list of names; a bare name is a list of one."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -226,61 +279,12 @@ def _listed(value: Any, key: str) -> list[str]:
     return names
 
 
-def _build_tasks(described: Mapping[str, Any], chosen: list[str] | str | None) -> tuple[Task, ...]:
-    chosen = list(described) if chosen is None else _listed(chosen, "tasks")
-    problems = [
-        Problem(f"unknown task '{name}'; {suggest(name, described)}", "tasks")
-        for name in chosen
-        if name not in described
-    ]
-    tasks = [
-        _collect(problems, build, Task, {"name": name, **node}, f"task.{name}")
-        for name, node in described.items()
-        if name in chosen
-    ]
-    refuse(problems)
-    return tuple(tasks)
-
-
-def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> tuple[Method | OutsideMethod, ...]:
-    """`merge=NAME` narrows the table to one method; otherwise `methods` names its rows."""
-    if merge is not None:
-        return (build_method(merge),)
-    problems: list[Problem] = []
-    names = list_methods() if names == "all" else _listed(names, "methods")
-    methods = tuple(_collect(problems, read_method, name) for name in names)
-    refuse(problems)
-    return methods
-
-
-def _read_experts(named: list[str] | str | None, paths: Paths | None = None) -> tuple[tuple[str, Path], ...] | None:
-    """Adapters as (name, folder), those on the Hub fetched; None for those of `expert_set`."""
-    if named is None:
-        return None
-    experts: dict[str, Path] = {}
-    problems: list[Problem] = []
-    for entry in _listed(named, "experts"):
-        name, colon, where = entry.partition(":")
-        where = where if colon else entry
-        name = name if colon else name_of(where)
-        if name in experts:
-            problems.append(Problem(f"two experts are called '{name}'; name them as name:folder", "experts"))
-            continue
-        try:
-            experts[name] = find_folder(where, paths.pins if paths else None)
-        except UserError as error:
-            problems.append(Problem(f"expert '{name}': {error}", "experts"))
-            continue
-        if not (experts[name] / "adapter_config.json").exists():
-            problems.append(Problem(f"expert '{name}': {experts[name]} has no adapter_config.json", "experts"))
-    refuse(problems)
-    return tuple(experts.items())
-
-
-def differences(found: Mapping[str, Any], default: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def list_differences(
+    settings: Mapping[str, Any], default: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     """(key path, value) for every setting that is not the default's."""
-    for key, value in found.items():
+    for key, value in settings.items():
         if isinstance(value, Mapping) and isinstance(default.get(key), Mapping):
-            yield from differences(value, default[key], f"{prefix}{key}.")
+            yield from list_differences(value, default[key], f"{prefix}{key}.")
         elif value != default.get(key):
             yield f"{prefix}{key}", value

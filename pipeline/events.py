@@ -1,4 +1,4 @@
-"""What a child process tells the process that started it: one line of JSON an event, on its standard output.
+"""Events of a child process, for the process that started it: one line of JSON each, on its standard output.
 
 Whatever else the child prints belongs into its log. Under torchrun all processes write to the same pipe, each event
 in one piece.

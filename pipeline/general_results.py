@@ -1,4 +1,4 @@
-"""What general.py has measured of a source, for a report: nothing is asked here."""
+"""Finished results of general benchmarks, for a report."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def find_scores(root: Path, source: Source, base: Address, usual: GeneralRun) ->
 
     base: that it belongs to; an adapter folder fits several. usual: how tasks are asked by this configuration.
     """
-    found = {}
+    scores = {}
     for manifest in sorted((root / KIND / source.folder).glob("*/manifest.json")):
         identity = read_manifest(manifest)["identity"]
         if identity["stage"] == KIND and identity["inputs"]["base"] == base.fingerprint:
             run = build(GeneralRun, identity["settings"], str(manifest))
             score = read_score(manifest.parent / "score.json")
             if not score.n_asked:
-                found[run.task + describe_changes(run, usual)] = score
-    return found
+                scores[run.task + describe_changes(run, usual)] = score
+    return scores
 
 
 def general_rows(plan: Plan, titles: Mapping[str, Source]) -> list[GeneralResult]:
     """The rows of a report's table: title -> source, of those that have a finished general score."""
     usual = usual_run(plan)
-    found = [
+    results = [
         GeneralResult(title, source.kind, find_scores(plan.root, source, plan.base, usual), paper_name(source))
         for title, source in titles.items()
     ]
-    return [row for row in found if row.scores]
+    return [result for result in results if result.scores]
 
 
 def usual_run(plan: Plan) -> GeneralRun:
@@ -47,7 +47,7 @@ def usual_run(plan: Plan) -> GeneralRun:
 
 
 def general_addresses(plan: Plan) -> list[str]:
-    """The finished general results of this line's sources, by their short addresses."""
+    """The finished general results of this plan's sources, by their short addresses."""
     places = [plan.root / KIND / source.folder for source in plan.sources]
     return [m.parent.relative_to(plan.root).as_posix() for place in places for m in place.glob("*/manifest.json")]
 

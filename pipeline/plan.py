@@ -17,7 +17,7 @@ from eval.report.results import CHOSEN, Choice
 from eval.settings import Task
 from pipeline.addresses import Addresses, list_unfinished
 from pipeline.config import read_config
-from pipeline.program import command, compose, list_groups, read_overrides, topmost_key
+from pipeline.program import command, compose, list_groups, parse_overrides, topmost_key
 from pipeline.sources import SOURCE_FILES, EvalSet, Source, explain_full_model, name_source
 from pipeline.strengths import choose, has_val
 from robustmerge.method import Method, OutsideMethod, strength_of, times
@@ -93,7 +93,7 @@ class Plan(Addresses):
     @cached_property
     def overrides(self) -> dict[str, str]:
         """The words of the command line that set this point's keys."""
-        return read_overrides(self.config.overrides)
+        return parse_overrides(self.config.overrides)
 
     @property
     def logs(self) -> Path:
@@ -115,7 +115,7 @@ class Plan(Addresses):
 
     @cached_property
     def configured(self) -> tuple[Source, ...]:
-        """What the table compares, but for what is chosen. Raises UserError for a method that writes full models."""
+        """What the table compares, without the chosen strengths. Raises UserError for a method that writes full models."""
         self.check_methods()
         eval_sets = {task.name: self.test_set(task) for task in self.config.tasks}
         everything = tuple(eval_sets.values())
@@ -131,7 +131,7 @@ class Plan(Addresses):
         return tuple(sources)
 
     def check_methods(self) -> None:
-        """Raises UserError for a method that writes full models: nothing here could be asked of one."""
+        """Raises UserError for a method that writes full models, which are no sources."""
         for method in self.config.methods:
             if method.out.format == "model":
                 raise UserError(explain_full_model(f"merged/{method.name}"))
@@ -165,7 +165,7 @@ class Plan(Addresses):
 
     @cached_property
     def candidates(self) -> dict[str, dict[float, Source]]:
-        """By method, by factor of the update: what is asked the val questions."""
+        """By method, by factor of the update: the sources that are evaluated on val."""
         return {
             name: {factor: self._merged_source(method, self._val_sets) for factor, method in by_factor.items()}
             for name, by_factor in self.candidate_methods.items()

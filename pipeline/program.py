@@ -1,8 +1,7 @@
-"""How an entry point starts and ends: Hydra composes, one function walks, every foreseen mistake is one message.
+"""How an entry point starts: Hydra composes the command line, and one function gets all points of a sweep at once.
 
-In a sweep (`-m`) Hydra's launcher only collects the points; `walk` sees all of them at once, so that whatever
-they share is done once. Hydra is imported inside the functions: the children of a run, which import this for the
-words of commands, do without it.
+In a sweep (`-m`) Hydra's launcher only collects the points, so that whatever they share is done once. Hydra is
+imported inside the functions: child processes, which import this for the words of commands, do without it.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ CONFIGS = REPOSITORY / "configs"
 SHELL_PROGRAMS = ("train_all", "merge_eval")  # these have a script of their own that sets everything up
 
 
-def run(program: str, walk: Callable[[list[dict]], None]) -> None:
-    """Compose `configs/<program>.yaml` with the command line and hand all points, as plain mappings, to `walk`.
+def run(program: str, main: Callable[[list[dict]], None]) -> None:
+    """Compose `configs/<program>.yaml` with the command line and hand all points, as plain mappings, to `main`.
 
     Ends the process with a status other than 0 where `guarded` says so.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them ourselves
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it first
-    guarded(lambda: _compose_and_walk(program, walk), command(program))
+    guarded(lambda: _compose_and_call(program, main), command(program))
 
 
-def _compose_and_walk(program: str, walk: Callable[[list[dict]], None]) -> None:
+def _compose_and_call(program: str, main: Callable[[list[dict]], None]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -48,14 +47,14 @@ def _compose_and_walk(program: str, walk: Callable[[list[dict]], None]) -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=program)
     def collect(config: DictConfig) -> None:
-        points.append({**as_mapping(config), "overrides": list(HydraConfig.get().overrides.task)})
+        points.append({**_as_mapping(config), "overrides": list(HydraConfig.get().overrides.task)})
 
     try:
         collect()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(program, error)) from error
+        raise UserError(_explain_composition(program, error)) from error
     if points:  # --help and --cfg end before there is one
-        walk(points)
+        main(points)
 
 
 def compose(program: str, overrides: list[str]) -> dict:
@@ -69,30 +68,12 @@ def compose(program: str, overrides: list[str]) -> dict:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            return as_mapping(hydra.compose(program, overrides=overrides))
+            return _as_mapping(hydra.compose(program, overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(str(error)) from error
 
 
-def runs_folder() -> Path:
-    """Where results live by default, as configs/paths/default.yaml has it; a relative path starts at the repository."""
-    return REPOSITORY / Path(os.environ.get("ROBUSTMERGE_RUNS", "runs")).expanduser()
-
-
-def _register_resolvers() -> None:
-    """What `${repository:...}`, `${cores:}` and `${groups:}` stand for in the configs."""
-    from omegaconf import OmegaConf
-
-    resolvers = {
-        "repository": lambda path: str(REPOSITORY / Path(path).expanduser()),
-        "cores": lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "groups": show_groups,
-    }
-    for name, resolve in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolve, replace=True)
-
-
-def as_mapping(config: DictConfig) -> dict:
+def _as_mapping(config: DictConfig) -> dict:
     """The resolved config as a plain mapping; `???` stays, to be refused with its key's name."""
     from omegaconf import OmegaConf
 
@@ -100,7 +81,62 @@ def as_mapping(config: DictConfig) -> dict:
     return mapping
 
 
-def _explain(program: str, error: Exception) -> str:
+def _register_resolvers() -> None:
+    """What `${repository:...}`, `${cores:}` and `${groups:}` stand for in the configs."""
+    from omegaconf import OmegaConf
+
+    resolvers: dict[str, Callable[..., Any]] = {
+        "repository": lambda path: str(REPOSITORY / Path(path).expanduser()),
+        "cores": lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "groups": format_groups,
+    }
+    for name, resolve in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolve, replace=True)
+
+
+def runs_folder() -> Path:
+    """Where results live by default, as configs/paths/default.yaml has it; a relative path starts at the repository."""
+    return REPOSITORY / Path(os.environ.get("ROBUSTMERGE_RUNS", "runs")).expanduser()
+
+
+def list_groups() -> list[str]:
+    """The config groups: `merge`, `model`, ..."""
+    return sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
+
+
+def list_options(group: str) -> list[str]:
+    """The files of a config group, without their ending; what begins with _ is for other files to build on."""
+    return sorted(file.stem for file in (CONFIGS / group).glob("[!_]*.yaml"))
+
+
+def format_groups() -> str:
+    """Every group with its options, for --help."""
+    groups = [*list_groups(), *(f"task/{folder.name}" for folder in (CONFIGS / "task").iterdir() if folder.is_dir())]
+    options = {group: list_options(group) for group in sorted(groups)}
+    return "".join(f"{group}: {', '.join(names)}\n" for group, names in options.items() if names)
+
+
+def command(program: str, keep: Callable[[str], bool] = lambda word: True) -> str:
+    """The command that runs `program` with the words of this command line, quoted; `keep` leaves words out."""
+    words = [word for word in sys.argv[1:] if keep(word.lstrip("+~"))]
+    if not any("," in re.sub(r"\[.*?\]|\{.*?\}", "", word) for word in words):  # nothing is swept over any more
+        words = [word for word in words if word not in ("-m", "--multirun")]
+    start = ["bash", f"scripts/{program}.sh"] if program in SHELL_PROGRAMS else ["python", f"scripts/{program}.py"]
+    return shlex.join([*start, *words])
+
+
+def parse_overrides(words: Iterable[str]) -> dict[str, str]:
+    """The words of a command line as keys and values: `+peft.r=8` is `{"peft.r": "8"}`."""
+    pairs = (word.lstrip("+").partition("=") for word in words)
+    return {key: value for key, _, value in pairs}
+
+
+def topmost_key(word: str) -> str:
+    """The topmost key that a word of the command line sets: `merge` of `+merge.prune.density=0.3`."""
+    return word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]
+
+
+def _explain_composition(program: str, error: Exception) -> str:
     """Hydra's composition errors in our words, with the choices."""
     from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 
@@ -108,18 +144,24 @@ def _explain(program: str, error: Exception) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         what = {"merge": "method", "": "config"}.get(group, group)
         options = [option for option in error.options or [] if not option.startswith("_")]
+        if group.partition("/")[0] == "task":
+            what = f"there is no file configs/{error.missing_cfg_file}.yaml"
+            return f"{what}; +task=NAME adds the task of configs/task/NAME.yaml"
         if group.partition("/")[0] == "merge" and name.endswith(".yaml"):
             return "merge= takes a name in configs/merge; a file elsewhere is given as 'methods=[path/to/file.yaml]'"
         return f"unknown {what} '{name}'; {suggest(name, options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read the override: {error}. Lists and spaces need quotes: 'tasks=[vqav2,rec]'"
-    found = re.search(r"Could not override '([^']+)'", str(error))
-    if isinstance(error, ConfigCompositionException) and found:
-        return _explain_key(program, found.group(1))
+    key = re.search(r"Could not override '([^']+)'", str(error))
+    if isinstance(error, ConfigCompositionException) and key:
+        return _explain_key(program, key[1])
     return str(error)
 
 
 def _explain_key(program: str, key: str) -> str:
+    """Why a key cannot be set, with the choices."""
+    if key == "task":
+        return "a task is added with +task=NAME; a subset of the benchmark's tasks is 'tasks=[NAME,NAME]'"
     *parents, last = key.split(".")
     node: Any = _compose_chosen(program)
     for depth, parent in enumerate(parents):
@@ -145,40 +187,3 @@ def _compose_chosen(program: str) -> dict:
         return compose(program, chosen)
     except UserError:
         return compose(program, [])
-
-
-def list_groups() -> list[str]:
-    """The config groups: `merge`, `model`, ..."""
-    return sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
-
-
-def list_options(group: str) -> list[str]:
-    """The files of a config group, without their ending; what begins with _ is for other files to build on."""
-    return sorted(file.stem for file in (CONFIGS / group).glob("[!_]*.yaml"))
-
-
-def show_groups() -> str:
-    """Every group with its options, for --help."""
-    groups = [*list_groups(), *(f"task/{folder.name}" for folder in (CONFIGS / "task").iterdir() if folder.is_dir())]
-    options = {group: list_options(group) for group in sorted(groups)}
-    return "".join(f"{group}: {', '.join(names)}\n" for group, names in options.items() if names)
-
-
-def command(program: str, keep: Callable[[str], bool] = lambda word: True) -> str:
-    """The command that runs `program` with the words of this command line, quoted; `keep` leaves words out."""
-    words = [word for word in sys.argv[1:] if keep(word.lstrip("+~"))]
-    if not any("," in re.sub(r"\[.*?\]|\{.*?\}", "", word) for word in words):  # nothing is swept over any more
-        words = [word for word in words if word not in ("-m", "--multirun")]
-    start = ["bash", f"scripts/{program}.sh"] if program in SHELL_PROGRAMS else ["python", f"scripts/{program}.py"]
-    return shlex.join([*start, *words])
-
-
-def read_overrides(words: Iterable[str]) -> dict[str, str]:
-    """The words of a command line as keys and values: `+peft.r=8` is `{"peft.r": "8"}`."""
-    pairs = (word.lstrip("+").partition("=") for word in words)
-    return {key: value for key, _, value in pairs}
-
-
-def topmost_key(word: str) -> str:
-    """The topmost key that a word of the command line sets: `merge` of `+merge.prune.density=0.3`."""
-    return word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]

@@ -40,7 +40,7 @@ class Source:
 
     address: of the adapter or the deltas; of the base for zero_shot. eval_sets: what it is evaluated on.
     variant: "" as configured; `chosen`: the method at the strength chosen on val.
-    original: the adapter in LLaVA's own format from which `address` is converted; None where nothing is converted.
+    original: the adapter in LLaVA's format from which `address` is converted; None where nothing is converted.
     """
 
     name: str

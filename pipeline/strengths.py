@@ -1,4 +1,4 @@
-"""The strength that does best on `val`: which strengths are tried, which one is taken, and in what words.
+"""The choice of a strength by val scores.
 
 A published default belongs to other experts than ours. So every method is also evaluated at the strength that, among
 multiples of its default update, has the highest mean score on the val questions of the seen tasks. Nothing here reads
@@ -65,12 +65,12 @@ def is_set_by_user(merge: Mapping[str, Any], method: Method | OutsideMethod) -> 
 def describe(choice: Choice) -> str:
     """`strength 1.41 (0.5 x the default's update) chosen on val: 38.2 against 35.0 at the default`."""
     what = "the default" if choice.factor == 1 else f"{choice.factor:g} x the default's update"
-    told = f"strength {choice.strength:.3g} ({what}) chosen on val: {choice.means[choice.factor]:.1f}"
+    text = f"strength {choice.strength:.3g} ({what}) chosen on val: {choice.means[choice.factor]:.1f}"
     if choice.factor != 1 and 1 in choice.means:
-        told += f" against {choice.means[1]:.1f} at the default"
+        text += f" against {choice.means[1]:.1f} at the default"
     if not choice.at_end:
-        return told
+        return text
     if len(choice.means) == 1:
-        return f"{told}; it is the only one of the grid"
+        return f"{text}; it is the only one of the grid"
     end, more = ("largest", "more") if choice.factor == max(choice.means) else ("smallest", "less")
-    return f"{told}; it is the grid's {end}, {more} may be better (strength_grid)"
+    return f"{text}; it is the grid's {end}, {more} may be better (strength_grid)"

@@ -8,11 +8,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline.program import run  # noqa: E402
 
 
-def walk(points: list[dict]) -> None:
+def main(points: list[dict]) -> None:
     from pipeline.tools.convert import convert
 
     convert(points)
 
 
 if __name__ == "__main__":
-    run("convert", walk)
+    run("convert", main)

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline.program import run  # noqa: E402
 
 
-def walk(points: list[dict]) -> None:
+def main(points: list[dict]) -> None:
     from pipeline.plan import make_plans
     from pipeline.tools.findings.page import write
 
@@ -17,4 +17,4 @@ def walk(points: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    run("findings", walk)
+    run("findings", main)

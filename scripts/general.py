@@ -8,11 +8,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline.program import run  # noqa: E402
 
 
-def walk(points: list[dict]) -> None:
+def main(points: list[dict]) -> None:
     from pipeline.tools.general.general import ask_general
 
     ask_general(points)
 
 
 if __name__ == "__main__":
-    run("general", walk)
+    run("general", main)

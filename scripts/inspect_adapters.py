@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline.program import run  # noqa: E402
 
 
-def walk(points: list[dict]) -> None:
+def main(points: list[dict]) -> None:
     from pipeline.tools.inspect.inspect import inspect
 
     for point in points:
@@ -16,4 +16,4 @@ def walk(points: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    run("inspect_adapters", walk)
+    run("inspect_adapters", main)

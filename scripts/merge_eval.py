@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline.program import run  # noqa: E402
 
 
-def walk(points: list[dict]) -> None:
+def main(points: list[dict]) -> None:
     from pipeline.plan import make_plans
     from pipeline.stages import base, choose, merge, predict, prepare, report, score
 
@@ -31,4 +31,4 @@ def walk(points: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    run("merge_eval", walk)
+    run("merge_eval", main)

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline.program import run  # noqa: E402
 
 
-def walk(points: list[dict]) -> None:
+def main(points: list[dict]) -> None:
     from pipeline.closing import print_results
     from pipeline.plan import make_plans
     from pipeline.stages.prepare import prepare
@@ -19,4 +19,4 @@ def walk(points: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    run("prepare", walk)
+    run("prepare", main)

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline.program import run  # noqa: E402
 
 
-def walk(points: list[dict]) -> None:
+def main(points: list[dict]) -> None:
     from pipeline.plan import make_plans
     from pipeline.stages.score import print_partial_scores, print_scores, score
 
@@ -23,4 +23,4 @@ def walk(points: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    run("score", walk)
+    run("score", main)

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.program import run  # noqa: E402
-from scripts.train_all import walk  # noqa: E402
+from scripts.train_all import main  # noqa: E402
 
 if __name__ == "__main__":
-    run("train", walk)
+    run("train", main)

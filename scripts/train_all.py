@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline.program import run  # noqa: E402
 
 
-def walk(points: list[dict]) -> None:
+def main(points: list[dict]) -> None:
     from pipeline.plan import make_plans
     from pipeline.stages import base, prepare, train
 
@@ -23,4 +23,4 @@ def walk(points: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    run("train_all", walk)
+    run("train_all", main)

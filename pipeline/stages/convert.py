@@ -18,7 +18,7 @@ ADAPTER_FILES = (
 
 
 def convert(plan: Plan, adapters: Iterable[Adapter]) -> None:
-    """Convert those of the adapters that are in LLaVA's own format."""
+    """Convert those of the adapters that are in LLaVA's format."""
     originals = ((adapter.address, adapter.original) for adapter in adapters if adapter.original is not None)
     items = []
     for address, original in drop_finished(originals):

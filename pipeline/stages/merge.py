@@ -129,8 +129,8 @@ def describe_merge(method: Method | OutsideMethod, record: Mapping[str, Any]) ->
     """The record of a merge as rows of a table."""
     names, ranks, norms = record["experts"], record["ranks"], list(record["expert_norms"].values())
     mean = sum(norms) / len(norms)
-    own = getattr(method, "params", {}).get("strength", "as the method sets it")
-    factor = own if record["strength"] is None else record["effective_strength"]
+    default = getattr(method, "params", {}).get("strength", "as the method sets it")
+    factor = default if record["strength"] is None else record["effective_strength"]
     factor = f"{factor:g}" if isinstance(factor, (int, float)) else str(factor)
     if getattr(method, "strength_key", None) == "factors":
         factor += f" (strength {record['strength']:g} on A and on B)"

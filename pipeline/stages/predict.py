@@ -30,7 +30,7 @@ SHOWN = 20  # answers of a partial evaluation that are printed
 
 
 def check_sources(plans: Sequence[Plan]) -> None:
-    """Raises UserError unless the selected source is there to be asked."""
+    """Raises UserError unless the selected source exists."""
     for plan in plans:
         source = plan.selected
         convert(plan, [Adapter(source.address, source.original)])

@@ -14,7 +14,7 @@ from typing import Any
 from eval.report.assemble import assemble_report, format_summary, write_report
 from eval.report.results import Context, SourceResult
 from pipeline.closing import format_path, format_seconds
-from pipeline.config import differences
+from pipeline.config import list_differences
 from pipeline.general_results import general_addresses
 from pipeline.plan import Evaluation, Plan
 from pipeline.sources import Source
@@ -168,7 +168,7 @@ def changed_settings(method: Method | OutsideMethod) -> Mapping[str, Any]:
     if method.name not in list_methods():
         return {}
     published = settings_in_identity(read_method(method.name))
-    return dict(differences(settings_in_identity(method), published))
+    return dict(list_differences(settings_in_identity(method), published))
 
 
 def _addresses(plan: Plan) -> Iterator[Address]:

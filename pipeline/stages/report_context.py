@@ -73,7 +73,7 @@ def _read_regime(plans: Sequence[Plan]) -> Regime | None:
 
 
 def _regime_of(plan: Plan) -> Regime | None:
-    """None where the files do not tell."""
+    """None where the files do not say."""
     try:
         model = json.loads((plan.base.path / "config.json").read_text())
         ranks = [json.loads((expert.path / "adapter_config.json").read_text())["r"] for expert in plan.experts.values()]

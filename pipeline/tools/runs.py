@@ -85,14 +85,14 @@ def _defaults(root: Path) -> Mapping[str, dict]:
 
 def describe(result: Result) -> str:
     """What differs from the defaults; `unfinished` without a manifest."""
-    from pipeline.config import differences
+    from pipeline.config import list_differences
 
     if not result.identity:
         return "unfinished"
     default = _defaults(result.root).get(result.short.rpartition("-")[0])
     if default is None or result.kind in ("predictions", "scores"):
         return ""
-    told = differences(result.identity.get("settings", {}), default.get("settings", {}))
+    told = list_differences(result.identity.get("settings", {}), default.get("settings", {}))
     inputs, usual = result.identity.get("inputs", {}), default.get("inputs", {})
     changed = {name.split("/")[0] for name, found in inputs.items() if usual.get(name) != found}
     return ", ".join(
