@@ -115,7 +115,7 @@ class Plan(Addresses):
 
     @cached_property
     def configured(self) -> tuple[Source, ...]:
-        """What the table compares, without the chosen strengths. Raises UserError for a method that writes full models."""
+        """The table without its chosen strengths. Raises UserError for a method that writes full models."""
         self.check_methods()
         eval_sets = {task.name: self.test_set(task) for task in self.config.tasks}
         everything = tuple(eval_sets.values())
