@@ -117,21 +117,6 @@ class Task:
         changed = {name: value for name, value in vars(self.official).items() if value is not None}
         return dataclasses.replace(self, **changed, official=Official())
 
-    def generation(
-        self,
-        template: str,
-        batch_size: int,
-        split: str = "test",
-        products: str = "exact",
-        precision: str = "fp32",
-        only: Selection = ALL,
-    ) -> Generation:
-        """What the predict stage needs of this task; template, batch size, products and precision are the model's."""
-        return Generation(
-            self.name, self.prompt, template, self.max_new_tokens, batch_size, split, products, self.image, precision,
-            only,
-        )  # fmt: skip
-
     def scoring(self, only: Selection = ALL, tokenizer: str = "") -> Scoring:
         """The settings of the score stage. tokenizer: of captions, `ptb` where there is Java."""
         return Scoring(self.name, self.parse, self.metric, tokenizer if self.metric in CAPTION_NAMES else "", only)

@@ -220,9 +220,9 @@ class Plan(Addresses):
     @property
     def selected_evaluations(self) -> list[Evaluation]:
         """The selected source on the test questions; with `ids`, on the tasks that have one of them."""
-        return self.list_asked(self.selected)
+        return self.list_evaluations(self.selected)
 
-    def list_asked(self, source: Source) -> list[Evaluation]:
+    def list_evaluations(self, source: Source) -> list[Evaluation]:
         """A source on the test questions; with `ids`, on the tasks that have one of them.
 
         All of its tasks while some are not prepared. Raises UserError for an id that no task has.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.report_cases import context, sweep  # noqa: F401  fixtures of the tests of tables, reports and W&B
-from tests.smoke_line import SmokeRun, run_smoke
+from tests.smoke_run import SmokeRun, run_smoke
 
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
-    """The whole line at smoke size, run once."""
-    return run_smoke(tmp_path_factory.mktemp("line"))
+    """The whole pipeline at smoke size, run once."""
+    return run_smoke(tmp_path_factory.mktemp("smoke"))

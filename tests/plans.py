@@ -38,6 +38,6 @@ def finish_score(evaluation: Evaluation, score: Score) -> None:
 
 def finish_scores(plan: Plan, source: str, right: Mapping[str, int]) -> None:
     """Write the test scores of a source: so many right answers of each task."""
-    for one in plan.list_asked(plan.find_source(source)):
+    for one in plan.list_evaluations(plan.find_source(source)):
         if one.task.name in right:
             finish_score(one, make_score(one.task.name, right[one.task.name]))

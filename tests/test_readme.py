@@ -15,7 +15,7 @@ import pytest
 
 from robustmerge.stage.address import REPOSITORY
 from tests.pages import PAGES, blocks
-from tests.smoke_line import SmokeRun
+from tests.smoke_run import SmokeRun
 
 SKIPPED = (
     "# needs GPUs",

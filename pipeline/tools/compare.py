@@ -107,7 +107,7 @@ def _row(name: str, plans: Sequence[Plan]) -> ResultGroup:
     untrained = len(found) > 1 and len({source.address.path for _, source in found.values()}) == 1
     results = []
     for seed, (plan, source) in found.items():
-        complete = [one for one in plan.list_asked(source) if one.score.is_complete()]
+        complete = [one for one in plan.list_evaluations(source) if one.score.is_complete()]
         scores = {one.task.name: read_score(one.score.path) for one in complete}
         results.append(SourceResult(name, "adapter", name, scores, seed=None if untrained else seed))
     return ResultGroup(name, name, tuple(results[:1] if untrained else results))

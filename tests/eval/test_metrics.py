@@ -315,9 +315,8 @@ def test_a_question_file_without_questions_is_refused(tmp_path):
         read_prompts(tmp_path / "test.jsonl", "{text}")
 
 
-def test_a_task_is_built_from_its_config_and_hands_out_what_the_stages_need():
+def test_a_task_is_built_from_its_config_and_says_how_it_is_scored():
     task = build(Task, {**TASK, "data": {"generator": "vqav2"}}, "task.vqav2")
-    assert task.generation("vicuna_v1", 32) == Generation("vqav2", TASK["prompt"], "vicuna_v1", 8, 32)
     assert task.scoring() == Scoring("vqav2", "text", "exact_match")
 
 

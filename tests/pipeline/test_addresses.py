@@ -40,7 +40,7 @@ def plan_under(folder: Path, *words: str) -> Plan:
 def list_addresses(plan: Plan) -> dict[str, list[str]]:
     """By stage, the short addresses of a plan; of answers and scores, those of one source of every kind."""
     sources = [source for source in plan.configured if source.name in ASKED]
-    evaluations = [one for source in sources for one in plan.list_asked(source)]
+    evaluations = [one for source in sources for one in plan.list_evaluations(source)]
     first = {one.eval_set.task.name: one for one in reversed(plan.val_evaluations)}  # at one strength
     official = [plan.score(one.source, one.eval_set.with_other_protocol()) for one in evaluations]
     evaluations += reversed(first.values())

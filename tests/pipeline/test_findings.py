@@ -36,7 +36,7 @@ from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import QUIET, address_of, write_expert
-from tests.smoke_line import SmokeRun
+from tests.smoke_run import SmokeRun
 
 TASKS = ("iconqa", "rec", "vizwiz", "vqav2")
 MODULES = {"layers.0.q_proj": (32, 40), "layers.1.q_proj": (28, 36)}  # d_out, d_in

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from robustmerge.stage.address import REPOSITORY, read_manifest
 from robustmerge.stage.records import read_examples, read_predictions, read_score
-from tests.smoke_line import type_command
+from tests.smoke_run import type_command
 
 SEEN = ["scienceqa", "imagenet", "vqav2", "rec", "ocrvqa", "vizwiz", "flickr30k", "iconqa"]
 N_TEST, N_VAL = 24, 8  # questions a task in profile=smoke

@@ -1,4 +1,4 @@
-"""One smoke-sized run of the whole line, made once a test session and shared by all tests that look at it."""
+"""One smoke-sized run of the whole pipeline, once a test session, shared by all tests that read its results."""
 
 from __future__ import annotations
 
