@@ -55,7 +55,9 @@ class Job:
 
 
 @dataclass
-class _Running:
+class RunningJob:
+    """A job, its process, and what the process has reported so far. tail: the last lines of its other output."""
+
     job: Job
     process: subprocess.Popen
     file: Path
@@ -70,7 +72,7 @@ class _Running:
     messages: list[str] = field(default_factory=list)
     reader: threading.Thread | None = None
 
-    def take(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         """Note what the child reports. Progress never goes back; processes of one torchrun report the same error."""
         if event.event == "item":
             self.finished_items = event.number - 1
@@ -97,7 +99,7 @@ def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> 
     logs.mkdir(parents=True, exist_ok=True)
     _remove_orphans(logs)
     waiting = sorted(jobs, key=lambda job: -job.cost)
-    running: list[_Running] = []
+    running: list[RunningJob] = []
     failures: list[str] = []
     with _Display(title, waiting) as display:
         try:
@@ -109,12 +111,12 @@ def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> 
                 for ended in [child for child in running if child.process.poll() is not None]:
                     running.remove(ended)
                     _close(ended)
-                    failure = _failure_of(ended)
+                    failure = _describe_failure(ended)
                     failures += [failure] if failure else []
                     display.finish(ended, failure is None)
                 display.show(running)
         finally:
-            _end(running)
+            _terminate(running)
     if failures:
         raise UserError("\n".join(failures))
 
@@ -128,7 +130,7 @@ def _remove_orphans(logs: Path) -> None:
                 file.unlink()
 
 
-def _start(job: Job, logs: Path, slot: int) -> _Running:
+def _start(job: Job, logs: Path, slot: int) -> RunningJob:
     stem = job.name.replace("/", "-").replace(" ", "-")
     file, log = logs / f"{stem}-{uuid.uuid4().hex}.job.json", logs / f"{stem}.log"
     parent = {"host": socket.gethostname(), "pid": os.getpid(), "start": process_start(os.getpid())}
@@ -141,13 +143,13 @@ def _start(job: Job, logs: Path, slot: int) -> _Running:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    child = _Running(job, process, file, log, slot)
+    child = RunningJob(job, process, file, log, slot)
     child.reader = threading.Thread(target=_read, args=(child,), daemon=True)
     child.reader.start()
     return child
 
 
-def _read(child: _Running) -> None:
+def _read(child: RunningJob) -> None:
     """Take the child's events and copy the rest of its output to its log; a carriage return ends a line as well."""
     assert child.process.stdout is not None
     rest = b""
@@ -155,15 +157,15 @@ def _read(child: _Running) -> None:
         while chunk := os.read(child.process.stdout.fileno(), 65536):
             *lines, rest = re.split(rb"[\r\n]", rest + chunk)
             for line in lines:
-                _take_line(child, line, log)
-        _take_line(child, rest, log)
+                _handle_line(child, line, log)
+        _handle_line(child, rest, log)
 
 
-def _take_line(child: _Running, line: bytes, log: BinaryIO) -> None:
+def _handle_line(child: RunningJob, line: bytes, log: BinaryIO) -> None:
     text = line.decode(errors="replace").rstrip()
     event = read_event(text)
     if event is not None:
-        child.take(event)
+        child.handle(event)
         if event.event == "progress":
             return
         text = event.text or f"[{event.number}/{len(child.job.items)}]"
@@ -175,7 +177,7 @@ def _take_line(child: _Running, line: bytes, log: BinaryIO) -> None:
             log.flush()
 
 
-def _close(child: _Running) -> None:
+def _close(child: RunningJob) -> None:
     if child.reader:
         child.reader.join(timeout=5)
     if child.process.stdout:
@@ -183,7 +185,7 @@ def _close(child: _Running) -> None:
     child.file.unlink(missing_ok=True)
 
 
-def _failure_of(child: _Running) -> str | None:
+def _describe_failure(child: RunningJob) -> str | None:
     if child.process.returncode == 0:
         return None
     if child.errors:
@@ -193,7 +195,7 @@ def _failure_of(child: _Running) -> str | None:
     return f"{child.job.name}: {message}\n  (log: {child.log})"
 
 
-def _end(running: Sequence[_Running]) -> None:
+def _terminate(running: Sequence[RunningJob]) -> None:
     """End whatever still runs: it may be half-way through an interrupt of its own, so it gets ten seconds."""
     for child in running:
         child.process.terminate()
@@ -225,7 +227,7 @@ class _Display:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def show(self, running: Sequence[_Running]) -> None:
+    def show(self, running: Sequence[RunningJob]) -> None:
         """Bring the bar up to date and pass on the children's messages."""
         for child in running:
             while child.messages:
@@ -241,7 +243,7 @@ class _Display:
             percent = 100 * self.bar.n / self.total
             print(f"{self.title}: {percent:.0f} %, about {left:.0f} s left ({shares})", flush=True)
 
-    def finish(self, child: _Running, succeeded: bool) -> None:
+    def finish(self, child: RunningJob, succeeded: bool) -> None:
         """Say that a job has ended."""
         self.show([child])
         self.finished += child.job.cost

@@ -194,8 +194,9 @@ class Plan(Addresses):
         return {
             name: choose(
                 {
-                    factor: (strength_of(self.candidate_methods[name][factor]), self._val_mean(source))
+                    factor: (strength, self._val_mean(source))
                     for factor, source in by_factor.items()
+                    if (strength := strength_of(self.candidate_methods[name][factor])) is not None
                 }
             )
             for name, by_factor in self.candidates.items()

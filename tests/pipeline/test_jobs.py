@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import child
 from pipeline.events import Event, read_event
-from pipeline.jobs import Job, _Running, run_jobs
+from pipeline.jobs import Job, RunningJob, run_jobs
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.process import process_start
 from robustmerge.stage.progress import Bar
@@ -77,10 +77,10 @@ def test_jobs_side_by_side_have_slots_of_their_own(tmp_path):
     ],
 )
 def test_progress_is_that_of_all_items_and_never_goes_back(events, fraction):
-    running = _Running(Job("two items", [{}, {}]), None, Path(), Path(), 0)
+    running = RunningJob(Job("two items", [{}, {}]), None, Path(), Path(), 0)
     for number, within in events:
-        running.take(Event("item", number=number))
-        running.take(Event("progress", fraction=within))
+        running.handle(Event("item", number=number))
+        running.handle(Event("progress", fraction=within))
     assert running.fraction == pytest.approx(fraction)
 
 
@@ -96,9 +96,9 @@ def test_a_bar_reports_its_part_of_the_work_even_without_a_terminal(monkeypatch)
 
 
 def test_processes_of_one_child_report_an_error_once_and_other_lines_are_no_events():
-    running = _Running(Job("one", [{}]), None, Path(), Path(), 0)
+    running = RunningJob(Job("one", [{}]), None, Path(), Path(), 0)
     for _ in range(2):
-        running.take(Event("error", "no such picture"))
+        running.handle(Event("error", "no such picture"))
     assert running.errors == ["no such picture"]
     for line in ("", "{}", '{"event": ', '{"event": "progress", "unknown": 1}', "a{", " 50%|#####     | 3/6"):
         assert read_event(line) is None

@@ -1,4 +1,4 @@
-"""The whole line as a user types it, at smoke size: runs, resumes, survives kills. About three minutes."""
+"""The whole pipeline as a user types it, at smoke size: runs, resumes, survives kills. About three minutes."""
 
 from __future__ import annotations
 
@@ -237,8 +237,8 @@ def test_cleaning_keeps_what_a_report_uses(smoke, tmp_path):
 def type_python(program: str, *words: str, runs: Path) -> str:
     """What `python scripts/<program>` prints."""
     environment = {**os.environ, "ROBUSTMERGE_RUNS": str(runs)}
-    line = [sys.executable, str(REPOSITORY / "scripts" / program), *words]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, str(REPOSITORY / "scripts" / program), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def test_ids_are_asked_of_the_task_that_has_them_and_an_unknown_one_is_refused(smoke):
@@ -249,8 +249,8 @@ def test_ids_are_asked_of_the_task_that_has_them_and_an_unknown_one_is_refused(s
     assert "merged/ties on rec:" in shown and all(f"  {name}: " in shown for name in asked)
     assert " on vqav2:" not in shown
     assert "a look at 2 of 24" in type_python("score.py", *words, f"ids=[{','.join(asked)}]", runs=smoke.runs)
-    line = [sys.executable, str(REPOSITORY / "scripts" / "predict.py"), *words, f"ids=[{asked[0]},nobody]"]
+    command = [sys.executable, str(REPOSITORY / "scripts" / "predict.py"), *words, f"ids=[{asked[0]},nobody]"]
     refused = subprocess.run(
-        line, env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs)}, capture_output=True, text=True
+        command, env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs)}, capture_output=True, text=True
     )
     assert refused.returncode == 2 and "no task has a question nobody (ids); ids are like" in refused.stderr

@@ -141,14 +141,14 @@ def test_one_expert_alone_is_merged_with_a_warning(tmp_path, experts, capsys):
     assert "warning: there is nothing to merge with" in said
 
 
-def test_a_full_model_of_the_lines_own_experts_is_made_from_the_lines_base_and_loads_as_its_card_says(tmp_path):
+def test_a_full_model_of_the_plans_own_experts_is_made_from_the_plans_base_and_loads_as_its_card_says(tmp_path):
     """The experts name the base by the name of its folder, which alone is no path."""
     shape = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
     llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=16, **shape))
     llama.save_pretrained(tmp_path / "short-name")
     words = ["merge=average", "merge.out.format=model", f"out={tmp_path / 'out'}", "tasks=[vqav2,rec]"]
     words += [f"paths.runs={tmp_path / 'runs'}", "model.base=null", f"+model.checkpoint={tmp_path / 'short-name'}"]
-    (line,) = lines = make_plans([compose("merge", words)])
+    (plan,) = plans = make_plans([compose("merge", words)])
     expert = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
 
     def save(folder: Path) -> None:
@@ -156,9 +156,9 @@ def test_a_full_model_of_the_lines_own_experts_is_made_from_the_lines_base_and_l
         config = json.loads((folder / "adapter_config.json").read_text())
         (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "short-name"}))
 
-    for address in line.experts.values():
+    for address in plan.experts.values():
         run_stage(address, save, **QUIET)
-    merge.merge_out(lines)
+    merge.merge_out(plans)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "library_name: transformers" in card
     assert "Base model: `short-name`" in card

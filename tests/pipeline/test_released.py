@@ -93,7 +93,7 @@ def test_one_source_needs_no_other_expert(tmp_path):
         f"model.checkpoint={tmp_path}", f"paths.runs={tmp_path}/runs",
         f"benchmark.released.vqav2={cut}", f"benchmark.released.rec={whole}",
     ]  # fmt: skip
-    lines = make_plans([{**compose("predict", words), "overrides": words}])
-    predict.check_sources(lines)
+    plans = make_plans([{**compose("predict", words), "overrides": words}])
+    predict.check_sources(plans)
     with pytest.raises(UserError, match=r"cannot read .*vqav2/adapter_model.bin: it is damaged"):
-        merge.check_experts(lines)
+        merge.check_experts(plans)

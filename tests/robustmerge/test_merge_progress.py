@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.events import read_event, report_progress
-from pipeline.jobs import Job, _Running
+from pipeline.jobs import Job, RunningJob
 from pipeline.stages.merge import work_merge
 from robustmerge.merging import write_merged
 from robustmerge.method import build_method, read_method
@@ -30,9 +30,9 @@ def experts(tmp_path: Path) -> dict[str, Path]:
 
 def fractions_of(output: str) -> Iterator[float]:
     """How far the parent takes its child to be, after each event of the child."""
-    running = _Running(Job("merge 1", [{}]), None, Path(), Path(), 0)
+    running = RunningJob(Job("merge 1", [{}]), None, Path(), Path(), 0)
     for event in filter(None, map(read_event, output.splitlines())):
-        running.take(event)
+        running.handle(event)
         yield running.fraction
 
 
