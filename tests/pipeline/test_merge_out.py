@@ -14,7 +14,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from pipeline.closing import print_results
+from pipeline.closing import format_path, print_results
 from pipeline.plan import make_plans
 from pipeline.program import compose
 from pipeline.stages import merge
@@ -139,6 +139,12 @@ def test_one_expert_alone_is_merged_with_a_warning(tmp_path, experts, capsys):
     said = capsys.readouterr().out
     assert "1 expert merged into" in said
     assert "warning: there is nothing to merge with" in said
+
+
+def test_a_path_is_printed_as_it_can_be_typed_where_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert format_path(tmp_path / "runs" / "a") == "runs/a"
+    assert format_path(tmp_path.parent / "a") == str(tmp_path.parent / "a")
 
 
 def test_a_full_model_of_the_plans_own_experts_is_made_from_the_plans_base_and_loads_as_its_card_says(tmp_path):
