@@ -17,7 +17,7 @@ from eval.report.results import CHOSEN, Choice
 from eval.settings import Task
 from pipeline.addresses import Addresses, list_unfinished
 from pipeline.config import read_config
-from pipeline.program import command, compose, list_groups, parse_overrides, topmost_key
+from pipeline.program import command, merge_command, parse_overrides, train_all_command
 from pipeline.sources import SOURCE_FILES, EvalSet, Source, explain_full_model, name_source
 from pipeline.strengths import choose, has_val
 from robustmerge.method import Method, OutsideMethod, strength_of, times
@@ -42,10 +42,6 @@ SHARED_BY_POINTS = (
     "limit",
     "ids",
 )
-
-# Keys of common.yaml that say nothing of the merged model, and those that train_all need not have either.
-NOT_OF_MERGING = ("source", "report", "out", "limit", "ids", "protocol", "other_protocol", "device")
-NOT_OF_TRAINING = (*NOT_OF_MERGING, "merge", "methods", "strength_grid")
 
 
 @dataclass(frozen=True)
@@ -302,18 +298,6 @@ def make_plan_with(settings: type[T], point: Mapping[str, Any]) -> tuple[Plan, T
     return plan, build(settings, values, "")
 
 
-def train_all_command() -> str:
-    """The command that makes the base and the experts which this command line asks for."""
-    return command("train_all", lambda word: _is_common(word) and topmost_key(word) not in NOT_OF_TRAINING)
-
-
 def make_command(source: Source) -> str:
     """The command that makes a source which is not there."""
-    if source.kind != "merged":
-        return train_all_command()
-    return command("merge", lambda word: _is_common(word) and topmost_key(word) not in NOT_OF_MERGING)
-
-
-def _is_common(word: str) -> bool:
-    """Whether every program has the key: those of one program alone mean nothing to another."""
-    return topmost_key(word) in {*compose("merge_eval", []), *list_groups(), "task"}
+    return merge_command() if source.kind == "merged" else train_all_command()

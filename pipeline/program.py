@@ -25,6 +25,10 @@ CONFIGS = REPOSITORY / "configs"
 
 SHELL_PROGRAMS = ("train_all", "merge_eval")  # these have a script of their own that sets everything up
 
+# Keys of common.yaml that say nothing of the merged model, and those that train_all need not have either.
+NOT_OF_MERGING = ("source", "report", "out", "limit", "ids", "protocol", "other_protocol", "device")
+NOT_OF_TRAINING = (*NOT_OF_MERGING, "merge", "methods", "strength_grid")
+
 
 def run(program: str, main: Callable[[list[dict]], None]) -> None:
     """Compose `configs/<program>.yaml` with the command line and hand all points, as plain mappings, to `main`.
@@ -125,15 +129,30 @@ def command(program: str, keep: Callable[[str], bool] = lambda word: True) -> st
     return shlex.join([*start, *words])
 
 
+def train_all_command() -> str:
+    """The command that makes the base and the experts which this command line asks for."""
+    return command("train_all", lambda word: _is_common(word) and _topmost_key(word) not in NOT_OF_TRAINING)
+
+
+def merge_command() -> str:
+    """The command that makes the merged models which this command line asks for."""
+    return command("merge", lambda word: _is_common(word) and _topmost_key(word) not in NOT_OF_MERGING)
+
+
+def _is_common(word: str) -> bool:
+    """Whether every program has the key: those of one program alone mean nothing to another."""
+    return _topmost_key(word) in {*compose("merge_eval", []), *list_groups(), "task"}
+
+
+def _topmost_key(word: str) -> str:
+    """The topmost key that a word of the command line sets: `merge` of `+merge.prune.density=0.3`."""
+    return word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]
+
+
 def parse_overrides(words: Iterable[str]) -> dict[str, str]:
     """The words of a command line as keys and values: `+peft.r=8` is `{"peft.r": "8"}`."""
     pairs = (word.lstrip("+").partition("=") for word in words)
     return {key: value for key, _, value in pairs}
-
-
-def topmost_key(word: str) -> str:
-    """The topmost key that a word of the command line sets: `merge` of `+merge.prune.density=0.3`."""
-    return word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]
 
 
 def _explain_composition(program: str, error: Exception) -> str:

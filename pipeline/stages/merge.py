@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.addresses import list_unfinished, require
 from pipeline.events import say
-from pipeline.plan import Plan, train_all_command
+from pipeline.plan import Plan
+from pipeline.program import train_all_command
 from pipeline.stages.convert import convert
 from pipeline.todo import describe_item, drop_finished, run_side_by_side
 from robustmerge.method import Method, OutsideMethod, find_unused, list_methods

@@ -11,7 +11,8 @@ from typing import Any
 
 from eval.settings import Task
 from llava_ext.launch import trainer_for_answers
-from pipeline.plan import Plan, make_plan_with, train_all_command
+from pipeline.plan import Plan, make_plan_with
+from pipeline.program import train_all_command
 from pipeline.stages import predict
 from pipeline.stages.base import fetch_bases
 from robustmerge.stage.prompts import render
