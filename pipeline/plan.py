@@ -6,42 +6,22 @@ prepare -> base -> experts and multi-task model -> merge -> predict -> score -> 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from eval.report.results import CHOSEN, Choice
 from eval.settings import Task
 from pipeline.addresses import Addresses, list_unfinished
-from pipeline.config import read_config
 from pipeline.program import command, merge_command, parse_overrides, train_all_command
 from pipeline.sources import SOURCE_FILES, EvalSet, Source, explain_full_model, name_source
 from pipeline.strengths import choose, has_val
 from robustmerge.method import Method, OutsideMethod, strength_of, times
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import read_examples, read_score
-from robustmerge.stage.settings import ConfigError, Problem, UserError, build, refuse, suggest
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    T = TypeVar("T", bound=DataclassInstance)
-
-SHARED_BY_POINTS = (
-    "profile",
-    "jobs",
-    "report",
-    "logger",
-    "bootstrap",
-    "trainer",
-    "protocol",
-    "other_protocol",
-    "limit",
-    "ids",
-)
+from robustmerge.stage.settings import UserError, suggest
 
 
 @dataclass(frozen=True)
@@ -265,37 +245,6 @@ class Plan(Addresses):
     @property
     def _all_test_sets(self) -> tuple[EvalSet, ...]:
         return tuple(self.test_set(task) for task in self.config.tasks)
-
-
-def make_plans(points: Sequence[Mapping[str, Any]]) -> list[Plan]:
-    """The plans of all points of a sweep. Raises UserError for everything wrong in their configs, each thing once."""
-    plans: list[Plan] = []
-    problems: list[Problem] = []
-    for point in points:
-        try:
-            plans.append(Plan(read_config(point)))
-        except ConfigError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
-    refuse(problems)
-    for key in SHARED_BY_POINTS:
-        if len({repr(getattr(plan.config, key)) for plan in plans}) > 1:
-            raise UserError(f"a sweep cannot run over {key}: all its points are made together and end in one report")
-    return plans
-
-
-def make_plan_with(settings: type[T], point: Mapping[str, Any]) -> tuple[Plan, T]:
-    """The plan, and a program's own keys as their dataclass. Raises ConfigError with the problems of both."""
-    point = dict(point)
-    values = {field.name: point.pop(field.name) for field in dataclasses.fields(settings)}
-    try:
-        (plan,) = make_plans([point])
-    except ConfigError as error:
-        try:
-            build(settings, values, "")
-        except ConfigError as further:
-            raise ConfigError(*error.problems, *further.problems) from error
-        raise
-    return plan, build(settings, values, "")
 
 
 def make_command(source: Source) -> str:

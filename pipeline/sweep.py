@@ -1,10 +1,63 @@
-"""The points of a sweep: which keys of the command line differ between them."""
+"""The points of a sweep: a plan each, and which keys of the command line differ between them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.config import read_config
 from pipeline.plan import Plan
+from robustmerge.stage.settings import ConfigError, Problem, UserError, build, refuse
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    T = TypeVar("T", bound=DataclassInstance)
+
+SHARED_BY_POINTS = (
+    "profile",
+    "jobs",
+    "report",
+    "logger",
+    "bootstrap",
+    "trainer",
+    "protocol",
+    "other_protocol",
+    "limit",
+    "ids",
+)
+
+
+def make_plans(points: Sequence[Mapping[str, Any]]) -> list[Plan]:
+    """The plans of all points of a sweep. Raises UserError for everything wrong in their configs, each thing once."""
+    plans: list[Plan] = []
+    problems: list[Problem] = []
+    for point in points:
+        try:
+            plans.append(Plan(read_config(point)))
+        except ConfigError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    refuse(problems)
+    for key in SHARED_BY_POINTS:
+        if len({repr(getattr(plan.config, key)) for plan in plans}) > 1:
+            raise UserError(f"a sweep cannot run over {key}: all its points are made together and end in one report")
+    return plans
+
+
+def make_plan_with(settings: type[T], point: Mapping[str, Any]) -> tuple[Plan, T]:
+    """The plan, and a program's own keys as their dataclass. Raises ConfigError with the problems of both."""
+    point = dict(point)
+    values = {field.name: point.pop(field.name) for field in dataclasses.fields(settings)}
+    try:
+        (plan,) = make_plans([point])
+    except ConfigError as error:
+        try:
+            build(settings, values, "")
+        except ConfigError as further:
+            raise ConfigError(*error.problems, *further.problems) from error
+        raise
+    return plan, build(settings, values, "")
 
 
 def find_swept_keys(plans: Sequence[Plan], ignored: Collection[str] = ()) -> list[str]:

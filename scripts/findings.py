@@ -9,7 +9,7 @@ from pipeline.program import run  # noqa: E402
 
 
 def main(points: list[dict]) -> None:
-    from pipeline.plan import make_plans
+    from pipeline.sweep import make_plans
     from pipeline.tools.findings.page import write
 
     for page in write(make_plans(points)):

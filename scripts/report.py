@@ -10,8 +10,8 @@ from pipeline.program import run  # noqa: E402
 
 
 def main(points: list[dict]) -> None:
-    from pipeline.plan import make_plans
     from pipeline.stages import report, score
+    from pipeline.sweep import make_plans
 
     started = time.monotonic()
     plans = make_plans(points)

@@ -9,8 +9,8 @@ from pipeline.program import run  # noqa: E402
 
 
 def main(points: list[dict]) -> None:
-    from pipeline.plan import make_plans
     from pipeline.stages.score import print_partial_scores, print_scores, score
+    from pipeline.sweep import make_plans
 
     partial = [point.pop("partial") for point in points]
     plans = make_plans(points)

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.plan import Evaluation, Plan, make_plans
+from pipeline.plan import Evaluation, Plan
 from pipeline.program import compose
+from pipeline.sweep import make_plans
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import Score, write_score
 from tests.report_cases import make_score

@@ -11,10 +11,11 @@ from typing import Any
 
 from eval.settings import Task
 from llava_ext.launch import trainer_for_answers
-from pipeline.plan import Plan, make_plan_with
+from pipeline.plan import Plan
 from pipeline.program import train_all_command
 from pipeline.stages import predict
 from pipeline.stages.base import fetch_bases
+from pipeline.sweep import make_plan_with
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import Example
 from robustmerge.stage.settings import ConfigError, Problem, UserError, suggest

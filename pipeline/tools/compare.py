@@ -15,10 +15,10 @@ from eval.report.results import Context, ResultGroup, SourceResult
 from eval.report.standing import difference_cell
 from eval.report.tables import Cell, Column, Row, Table, format_interval, list_columns
 from eval.statistics import FEWEST_SEEDS, Difference
-from pipeline.plan import Plan, make_plans
+from pipeline.plan import Plan
 from pipeline.program import command
 from pipeline.stages.report_context import make_context
-from pipeline.sweep import describe_point, find_swept_keys
+from pipeline.sweep import describe_point, find_swept_keys, make_plans
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.records import read_score
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build

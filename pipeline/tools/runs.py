@@ -67,8 +67,8 @@ def find_roots(runs: Path) -> list[Path]:
 @lru_cache
 def _defaults(root: Path) -> Mapping[str, dict]:
     """`kind/name` -> settings of the default configuration of that run folder."""
-    from pipeline.plan import make_plans
     from pipeline.program import compose, runs_folder
+    from pipeline.sweep import make_plans
 
     benchmark, _, model = root.name.partition("-")
     profile = "full" if root.parent == runs_folder() else root.parent.name

@@ -18,9 +18,10 @@ from data_prep.published_layout import find_published
 from data_prep.settings import TaskData
 from eval.score import score_predictions
 from eval.settings import CAPTION_NAMES
-from pipeline.plan import Plan, make_plans
+from pipeline.plan import Plan
 from pipeline.program import compose
 from pipeline.sources import EvalSet
+from pipeline.sweep import make_plans
 from robustmerge.stage.address import settings_in_identity
 from robustmerge.stage.records import Example, Prediction, read_examples
 from robustmerge.stage.settings import UserError

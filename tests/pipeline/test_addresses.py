@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import addresses
-from pipeline.plan import Plan, make_plans
+from pipeline.plan import Plan
 from pipeline.program import compose
+from pipeline.sweep import make_plans
 from robustmerge.stage.address import REPOSITORY
 from tests.published_folder import write_published
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from pipeline.config import read_config
-from pipeline.plan import make_plans
 from pipeline.program import CONFIGS, compose, list_groups, list_options, run
+from pipeline.sweep import make_plans
 from pipeline.tools.convert import KEYS, Request
 from pipeline.tools.inspect.inspect import read_request
 from robustmerge.stage.address import REPOSITORY

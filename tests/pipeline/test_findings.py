@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.plan import Plan, make_plans
+from pipeline.plan import Plan
 from pipeline.program import compose
+from pipeline.sweep import make_plans
 from pipeline.tools.findings.figures import draw_findings
 from pipeline.tools.findings.measure import groups_of, measure
 from pipeline.tools.findings.page import compose as page_blocks

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.plan import make_plan_with
 from pipeline.program import compose
+from pipeline.sweep import make_plan_with
 from pipeline.tools.push import upload
 from pipeline.tools.push.push import Request, collect
 from pipeline.tools.push.push import push as push_folder

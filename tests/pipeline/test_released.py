@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan import make_plans
 from pipeline.program import compose
 from pipeline.stages import merge, predict
+from pipeline.sweep import make_plans
 from robustmerge.stage.address import REPOSITORY, read_manifest
 from robustmerge.stage.settings import UserError
 from tests.original_layout import write_original

@@ -11,8 +11,9 @@ from eval.report.assemble import assemble_report
 from eval.report.results import CHOSEN, group_results
 from eval.report.tables import MISSING, main_table, seeds_table
 from eval.statistics import T_QUANTILES, Resampled, spread_over_seeds
-from pipeline.plan import Plan, make_plans
+from pipeline.plan import Plan
 from pipeline.stages import report
+from pipeline.sweep import make_plans
 from tests.plans import finish, finish_score, make_point
 from tests.report_cases import SWEPT, both, cell, make_result, make_results, make_score, make_seeds, measure
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.closing import format_path
-from pipeline.plan import Plan, make_plan_with
+from pipeline.plan import Plan
 from pipeline.stages import merge
+from pipeline.sweep import make_plan_with
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import ConfigError, Problem, UserError, refuse
 

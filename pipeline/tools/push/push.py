@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.addresses import require
-from pipeline.plan import Plan, make_command, make_plan_with
+from pipeline.plan import Plan, make_command
 from pipeline.sources import SOURCE_FILES
+from pipeline.sweep import make_plan_with
 from pipeline.tools.push import upload
 from pipeline.tools.push.card import Card, make_card
 from pipeline.tools.push.upload import Item
