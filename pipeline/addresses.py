@@ -9,7 +9,7 @@ of a sweep) share whatever has the same address.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,11 +22,12 @@ from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task
 from llava_ext.original.names import WEIGHTS, is_original
 from pipeline.config import Config
 from pipeline.sources import EvalSet, Source
-from robustmerge.hub.places import address_given
+from robustmerge.hub.pins import Repository
+from robustmerge.hub.places import fetch_adapter, find_address
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
 from robustmerge.stage.address import Address, address_file, address_folder, foreign
 from robustmerge.stage.records import read_examples
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.settings import Problem, UserError, refuse
 
 DRAWN = dict.fromkeys(("prepare", "corpus"), GENERATOR)
 SCHEMAS = {**DRAWN, "base": 2, "train": 1, "convert": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 2}
@@ -140,10 +141,22 @@ class Addresses:
     def adapters(self) -> dict[str, Adapter]:
         """The experts by name, each with what it is converted from."""
         if self.config.experts is not None:
-            return {name: self.find_adapter(name, path) for name, path in self.config.experts}
+            return self._given_experts(self.config.experts)
         if self.config.expert_set == "released":
             return {task.name: self._released(task.name) for task in self.config.seen}
         return {task.name: Adapter(self.expert(task)) for task in self.config.seen}
+
+    def _given_experts(self, places: Sequence[tuple[str, Path | Repository]]) -> dict[str, Adapter]:
+        """Adapters of the user's, in either format; those of the Hub are fetched, because their files identify them."""
+        experts: dict[str, Adapter] = {}
+        problems: list[Problem] = []
+        for name, place in places:
+            try:
+                experts[name] = self.find_adapter(name, fetch_adapter(place, self.config.paths.pins))
+            except UserError as error:
+                problems.append(Problem(f"expert '{name}': {error}", "experts"))
+        refuse(problems)
+        return experts
 
     def _released(self, task: str) -> Adapter:
         """A folder in either format, or a repository of the Hub in LLaVA's."""
@@ -154,7 +167,7 @@ class Addresses:
 
     def given(self, text: str) -> Address:
         """A folder, or a repository of the Hub in the state that this folder of results has first met it in."""
-        return address_given(text, self.root, self.config.paths.pins)
+        return find_address(text, self.root, self.config.paths.pins)
 
     def find_adapter(self, name: str, folder: Path) -> Adapter:
         """An adapter folder as it is, or what one in LLaVA's format is converted to."""

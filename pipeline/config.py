@@ -13,7 +13,8 @@ from data_prep.settings import BaseCorpus, Counts, TaskData
 from eval.settings import PROTOCOLS, Bootstrap, Logger, Selection, Task
 from llava_ext.settings import Expert, Model, Peft, Trainer
 from pipeline.strengths import is_set_by_user, problems_of_grid
-from robustmerge.hub.places import find_folder, name_of
+from robustmerge.hub.pins import Repository
+from robustmerge.hub.places import find_place, name_of, split_name
 from robustmerge.method import Method, OutsideMethod, build_method, list_methods, read_method
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, choose, refuse, suggest
@@ -115,7 +116,7 @@ class Config(Options):
     bootstrap: Bootstrap
     tasks: tuple[Task, ...]
     methods: tuple[Method | OutsideMethod, ...]
-    experts: tuple[tuple[str, Path], ...] | None
+    experts: tuple[tuple[str, Path | Repository], ...] | None
     fixed: tuple[str, ...] = ()
 
     @property
@@ -168,7 +169,7 @@ def read_config(point: Mapping[str, Any]) -> Config:
     tasks = _collect(problems, _build_tasks, point.pop("task"), point.pop("tasks"))
     merge = point.pop("merge", None)
     methods = _collect(problems, _build_methods, merge, point.pop("methods"))
-    experts = _collect(problems, _read_experts, point.pop("experts"), built["paths"])
+    experts = _collect(problems, _read_experts, point.pop("experts"))
     options = _collect(problems, build, Options, point, "")
     refuse(problems)
     fixed = tuple(method.name for method in methods if merge is not None and is_set_by_user(merge, method))
@@ -205,26 +206,25 @@ def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> t
     return methods
 
 
-def _read_experts(named: list[str] | str | None, paths: Paths | None = None) -> tuple[tuple[str, Path], ...] | None:
-    """Adapters as (name, folder), those on the Hub fetched; None for those of `expert_set`."""
-    if named is None:
+def _read_experts(entries: list[str] | str | None) -> tuple[tuple[str, Path | Repository], ...] | None:
+    """Where each expert is, by name; None for those of `expert_set`. Nothing is fetched yet."""
+    if entries is None:
         return None
-    experts: dict[str, Path] = {}
+    experts: dict[str, Path | Repository] = {}
     problems: list[Problem] = []
-    for entry in _as_names(named, "experts"):
-        name, colon, where = entry.partition(":")
-        where = where if colon else entry
-        name = name if colon else name_of(where)
+    for entry in _as_names(entries, "experts"):
+        name, text = split_name(entry)
+        name = name or name_of(text)
         if name in experts:
             problems.append(Problem(f"two experts are called '{name}'; name them as name:folder", "experts"))
             continue
         try:
-            experts[name] = find_folder(where, paths.pins if paths else None)
+            experts[name] = place = find_place(text)
         except UserError as error:
             problems.append(Problem(f"expert '{name}': {error}", "experts"))
             continue
-        if not (experts[name] / "adapter_config.json").exists():
-            problems.append(Problem(f"expert '{name}': {experts[name]} has no adapter_config.json", "experts"))
+        if isinstance(place, Path) and not (place / "adapter_config.json").exists():
+            problems.append(Problem(f"expert '{name}': {place} has no adapter_config.json", "experts"))
     refuse(problems)
     return tuple(experts.items())
 

@@ -24,7 +24,7 @@ from robustmerge.formats.adapter import Adapter, open_adapters
 from robustmerge.formats.agreement import disagreements
 from robustmerge.formats.output import open_writer, problems_of_format
 from robustmerge.function_method import collect, merge_outside
-from robustmerge.hub.places import find_folder, name_of
+from robustmerge.hub.places import fetch_adapter, find_place, name_of
 from robustmerge.merge_record import Norms, card_for, record_of, squared_norm, summary_of
 from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod, problems_of_weights, read_method, ways_past_ranks
 from robustmerge.module import EmptyRow, EmptyRowsError, Merged, Module, check_module
@@ -78,7 +78,7 @@ def merge_folders(
     for name, folder in named:
         if name in folders:
             raise UserError(f"two experts are called '{name}'; give a mapping of names to folders")
-        folders[name] = find_folder(str(folder))
+        folders[name] = fetch_adapter(find_place(folder))
     merge(address_at(Path(out), method, folders), method, folders, say, workers)
     return Path(out)
 

@@ -9,6 +9,8 @@ from pipeline.addresses import Adapter
 from pipeline.events import say
 from pipeline.plan import Plan
 from pipeline.todo import describe_item, drop_finished, run_in_turn
+from robustmerge.hub.download import fetch_pinned
+from robustmerge.hub.pins import Pinned
 from robustmerge.hub.places import HUB
 from robustmerge.stage.address import Address, run_stage
 
@@ -32,12 +34,7 @@ def fetch(address: Address, files: Sequence[str]) -> None:
     """Have what an address of the Hub names on this machine; of any other nothing is to be done."""
     if address.identity.get("stage") != HUB:
         return
-    from robustmerge.hub.download import fetch_pinned, is_fetched
-    from robustmerge.hub.pins import Pinned
-
-    pinned = Pinned(address.identity["repository"], address.identity["revision"])
-    if not is_fetched(pinned, files):
-        fetch_pinned(pinned, files, print)
+    fetch_pinned(Pinned(address.identity["repository"], address.identity["revision"]), files)
 
 
 def work_convert(item: dict) -> None:

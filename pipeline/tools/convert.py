@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.stages.convert import ADAPTER_FILES
-from robustmerge.hub.download import fetch_pinned
-from robustmerge.hub.pins import REPOSITORY, pin
-from robustmerge.hub.places import name_of
+from robustmerge.hub.places import fetch, find_place, name_of, split_name
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, refuse, suggest
 
 DIRECTIONS = ("peft", "original")
@@ -47,9 +45,8 @@ class Request:
         """Adapters by the name of their subfolder. Raises ConfigError if a name is taken twice."""
         found: dict[str, str] = {}
         for entry in self.adapters:
-            name, colon, where = entry.partition(":")
-            where = where if colon else entry
-            name = name if colon else self._name(name_of(where))
+            name, where = split_name(entry)
+            name = name or self._name(name_of(where))
             if name in found or not name or "/" in name or name.startswith("."):
                 raise ConfigError(
                     Problem(f"'{name}' is no name, or of two adapters; name them as name:folder", "adapters")
@@ -73,7 +70,7 @@ def convert(points: Sequence[Mapping[str, Any]]) -> None:
     problems, made = [], []
     for number, (name, where) in enumerate(request.places.items(), 1):
         try:
-            told = _convert_one(request, _find(where, pins), out / name)
+            told = _convert_one(request, fetch(find_place(where), ADAPTER_FILES, pins), out / name)
             made.append(name)
         except UserError as error:
             told = "failed"
@@ -85,21 +82,6 @@ def convert(points: Sequence[Mapping[str, Any]]) -> None:
         print(f"merge them: python scripts/merge.py merge=robustmerge 'experts=[{listed}]' out=FOLDER")
     if problems:
         raise UserError("\n".join(problems))
-
-
-def _find(where: str, pins: Path) -> Path:
-    """A local folder, or one of the Hub's cache with all that an adapter of either format has."""
-    folder = Path(where).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.exists():
-        raise UserError(f"{where} is a file; give the adapter folder that holds it")
-    if not REPOSITORY.fullmatch(where):
-        raise UserError(
-            f"there is no folder {folder}, and a repository of the Hugging Face Hub is written user/repo or "
-            "user/repo@revision"
-        )
-    return fetch_pinned(pin(where, pins), ADAPTER_FILES)
 
 
 def _convert_one(request: Request, source: Path, folder: Path) -> str:

@@ -16,7 +16,7 @@ from robustmerge.formats.checkpoint import Checkpoint, open_checkpoint
 from robustmerge.formats.delta import CONFIG as DELTA_CONFIG
 from robustmerge.formats.delta import Delta, open_delta
 from robustmerge.formats.tensors import SlotWriter, all_finite
-from robustmerge.hub.places import SMALL, find_model
+from robustmerge.hub.places import SMALL, fetch_model
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import UserError
 
@@ -171,7 +171,7 @@ def export_model(base: Path | str, source: Path | None, folder: Path) -> None:
 
     Raises UserError, before anything is written, with all that does not fit the base.
     """
-    place = find_model(base)
+    place = fetch_model(base)
     card = CARD.format(base=base, source=f" with the updates of {source}" if source else "")
     if source is None:
         _link_base(place, folder, card)

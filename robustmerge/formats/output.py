@@ -13,7 +13,7 @@ from robustmerge.formats.adapter import Adapter, AdapterWriter, LoraPair, common
 from robustmerge.formats.adapter_config import SAME_BASE
 from robustmerge.formats.delta import DeltaWriter, what_a_delta_cannot_hold
 from robustmerge.formats.full_model import ModelWriter
-from robustmerge.hub.places import find_model
+from robustmerge.hub.places import fetch_model
 from robustmerge.method import Out
 from robustmerge.stage.settings import UserError
 
@@ -46,7 +46,7 @@ def open_writer(
     if problems := problems_of_format(kind, adapters):
         raise UserError("\n".join(problems))
     if kind == "model":
-        return ModelWriter(folder, base or find_model(out.base or base_of(adapters[0])), adapters, card)
+        return ModelWriter(folder, base or fetch_model(out.base or base_of(adapters[0])), adapters, card)
     dtype = output_dtype(out, adapters)
     if kind == "adapter":
         return AdapterOutput(folder, adapters[0], dtype, card)

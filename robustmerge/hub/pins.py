@@ -16,9 +16,26 @@ from pathlib import Path
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import UserError
 
-REPOSITORY = re.compile(r"(?P<repository>\w[\w.-]*/(?P<name>[\w.-]+))(?:@(?P<revision>[\w./-]+))?")
+_REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _SECONDS = 15  # that the Hub has to answer
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository as one names it. name: user/repo; revision: a branch, a tag or a commit."""
+
+    name: str
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return self.name if self.revision == "main" else f"{self.name}@{self.revision}"
+
+
+def parse_repository(text: str) -> Repository | None:
+    """The repository that `user/repo` or `user/repo@revision` names; None for any other text."""
+    match = _REPOSITORY.fullmatch(text)
+    return Repository(match["name"], match["revision"] or "main") if match else None
 
 
 @dataclass(frozen=True)
@@ -32,30 +49,24 @@ class Pinned:
         return f"{self.repository}@{self.revision[:10]}"
 
 
-def pin(text: str, pins: Path | None = None) -> Pinned:
-    """The commit that `user/repo` or `user/repo@revision` means: a branch (main, if none is given), a tag or a commit.
+def pin(repository: Repository, pins: Path | None = None) -> Pinned:
+    """The commit that a repository's branch or tag means; the 40 digits of a commit need no question.
 
     pins: the JSON file that keeps the answer, `{"user/repo@main": commit}`; what stands there is not asked again, so
     that a later run means the same bytes. Remove its line to take what is there today. Without a network the Hub's
-    cache tells what it has. The 40 digits of a commit need no question.
-    Raises UserError if `text` is no repository, or it cannot be had, with the reason.
+    cache tells what it has.
+    Raises UserError if the repository cannot be had, with the reason.
     """
-    found = REPOSITORY.fullmatch(text)
-    if found is None:
-        raise UserError(
-            f"a repository of the Hugging Face Hub is written user/repo or user/repo@revision, got '{text}'"
-        )
-    repository, revision = found["repository"], found["revision"] or "main"
-    if COMMIT.fullmatch(revision):
-        return Pinned(repository, revision)
+    if COMMIT.fullmatch(repository.revision):
+        return Pinned(repository.name, repository.revision)
     if pins is None:
-        return Pinned(repository, _ask(text, repository, revision))
-    key = f"{repository}@{revision}"
+        return Pinned(repository.name, _ask(repository))
+    key = f"{repository.name}@{repository.revision}"
     if key not in _read(pins):
-        commit = _ask(text, repository, revision)
+        commit = _ask(repository)
         with _alone(pins):
             write_atomically(pins, json.dumps({key: commit} | _read(pins), indent=1, sort_keys=True) + "\n")
-    return Pinned(repository, _read(pins)[key])
+    return Pinned(repository.name, _read(pins)[key])
 
 
 def snapshot_folder(pinned: Pinned) -> Path:
@@ -95,16 +106,16 @@ def _is_answer(error: Exception) -> bool:
     return isinstance(error, HfHubHTTPError) and error.response.status_code < 500
 
 
-def _ask(text: str, repository: str, revision: str) -> str:
+def _ask(repository: Repository) -> str:
     """The commit of a branch or tag, by the Hub or, if it is not reached, by its cache."""
     from huggingface_hub import HfApi
 
-    ref = storage_folder(repository) / "refs" / revision
+    ref = storage_folder(repository.name) / "refs" / repository.revision
     try:
-        commit = HfApi().model_info(repository, revision=revision, timeout=_SECONDS).sha
+        commit = HfApi().model_info(repository.name, revision=repository.revision, timeout=_SECONDS).sha
     except Exception as error:  # what the network raises differs between versions of the Hub's library
         if _is_answer(error) or not ref.is_file():
-            raise refused(text, error, repository, revision) from error
+            raise refused(str(repository), error, repository.name, repository.revision) from error
         return ref.read_text().strip()
     with contextlib.suppress(OSError):  # a cache that cannot be written serves those who read it
         ref.parent.mkdir(parents=True, exist_ok=True)

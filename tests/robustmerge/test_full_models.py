@@ -15,7 +15,7 @@ from robustmerge.formats.adapter_config import CONFIG
 from robustmerge.formats.checkpoint import open_checkpoint
 from robustmerge.formats.full_model import ModelWriter
 from robustmerge.formats.tensors import SlotWriter
-from robustmerge.hub.places import find_model
+from robustmerge.hub.places import fetch_model
 from robustmerge.method import Out
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import Tiny, save_expert
@@ -170,16 +170,16 @@ def test_a_tensor_is_found_under_the_names_that_checkpoints_on_the_hub_have(tmp_
 
 def test_a_base_is_a_local_folder_or_a_repository(tmp_path, monkeypatch):
     base = save_model(tmp_path / "base")
-    assert find_model(base) == base
+    assert fetch_model(base) == base
     for wrong in ("nowhere", str(base / "config.json"), None):
         with pytest.raises(UserError, match=r"\(merge\.out\.base\)"):
-            find_model(wrong)
+            fetch_model(wrong)
     asked = []
     monkeypatch.setattr("robustmerge.hub.places.fetch", lambda *asking: (asked.append(asking), base)[1])
-    assert find_model("user/repo@v2") == base
+    assert fetch_model("user/repo@v2") == base
     (base / "model.safetensors").unlink()
-    find_model("user/repo")
-    assert [name for name, _ in asked] == ["user/repo@v2", "user/repo", "user/repo"]
+    fetch_model("user/repo")
+    assert [str(place) for place, _ in asked] == ["user/repo@v2", "user/repo", "user/repo"]
     assert asked[-1][1] == ["pytorch_model*.bin"]
 
 

@@ -15,6 +15,7 @@ from pipeline.closing import format_path
 from pipeline.plan import Plan
 from pipeline.stages import merge
 from pipeline.sweep import make_plan_with
+from robustmerge.hub.places import split_name
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import ConfigError, Problem, UserError, refuse
 
@@ -69,8 +70,6 @@ def inspect(point: Mapping[str, Any]) -> None:
 
 def experts_of(plan: Plan) -> dict[str, Path]:
     """`experts=`, or those that train_all.sh makes. Raises UserError where they are not there."""
-    if plan.config.experts is not None:
-        return dict(plan.config.experts)
     merge.check_experts([plan], multi_task=False)
     return {name: address.path for name, address in plan.experts.items()}
 
@@ -81,13 +80,13 @@ def merged_of(plan: Plan, request: Request) -> dict[str, Path]:
     found: dict[str, Path] = {}
     problems: list[Problem] = []
     for entry in named:
-        name, colon, place = entry.partition(":")
+        name, place = split_name(entry)
         try:
-            source = plan.find_source(place if colon else entry)
+            source = plan.find_source(place)
         except UserError as error:
             problems.append(Problem(str(error), "merged"))
             continue
-        name = name if colon else source.label.rpartition("/")[2]
+        name = name or source.label.rpartition("/")[2]
         if source.adapter is None or not source.adapter.is_dir():
             problems.append(Problem(f"'{entry}' is no adapter folder yet: merge the experts first", "merged"))
         if name in found:

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants, hf_hub_download
 
-from pipeline.config import Paths, _read_experts
+from pipeline.config import _read_experts, read_config
+from pipeline.plan import Plan
+from pipeline.program import compose
 from robustmerge.hub.download import fetch_pinned, is_fetched
-from robustmerge.hub.pins import Pinned, pin, snapshot_folder, storage_folder
-from robustmerge.hub.places import find_folder, find_model, name_of
+from robustmerge.hub.pins import Pinned, Repository, parse_repository, pin, snapshot_folder, storage_folder
+from robustmerge.hub.places import fetch_adapter, fetch_model, find_place, name_of, split_name
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import ConfigError, UserError
 from tests.tiny_hub import COMMIT, OLD, TinyHub, serve, use
@@ -49,9 +51,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyHub]:
 def test_settings_of_the_environment_hold_and_planning_stays_light(hub: TinyHub, tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from robustmerge.hub.places import find_folder\n"
+        "from robustmerge.hub.places import fetch_adapter, find_place\n"
         "assert not {'torch', 'huggingface_hub'} & set(sys.modules)\n"
-        "print(sorted(file.name for file in find_folder('ann/both').iterdir()))\n"
+        "print(sorted(file.name for file in fetch_adapter(find_place('ann/both')).iterdir()))\n"
         "assert 'torch' not in sys.modules\n"
     )
     kept = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")}
@@ -75,7 +77,7 @@ def test_the_hub_gives_an_adapters_files_and_says_why_not(
     hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(text: str) -> dict[str, str]:
-        return {file.name: file.read_text() for file in find_folder(text).iterdir()}
+        return {file.name: file.read_text() for file in fetch_adapter(find_place(text)).iterdir()}
 
     both, only_bin = look("ann/both"), look("ann/bin")
     assert both == {CONFIG: "{}", SAFE: "safe", "README.md": "card"}
@@ -90,40 +92,64 @@ def test_the_hub_gives_an_adapters_files_and_says_why_not(
         with pytest.raises(
             UserError, match=f"is no folder here, and cannot be had from the Hugging Face Hub: {reason}"
         ):
-            find_folder(text)
+            look(text)
     with pytest.raises(UserError, match="'ann/model' of the Hugging Face Hub is no adapter: no adapter_config.json"):
-        find_folder("ann/model")
+        look("ann/model")
     for offline in (False, True):  # no network, and none allowed
         use(monkeypatch, NOWHERE, tmp_path / "cache", offline)
         assert look("ann/both") == both
         assert look("ann/bin") == only_bin
         with pytest.raises(UserError, match="not whole in the cache, and the rest was not fetched"):
-            find_folder("ann/none")
+            look("ann/none")
 
 
-def test_experts_of_the_hub_stay_what_they_were_and_are_asked_for_once(hub: TinyHub, tmp_path: Path) -> None:
-    paths = Paths(runs=str(tmp_path / "runs"))
-    first = _read_experts(["ann/bin", "two:ann/both"], paths)
+def test_reading_a_configuration_asks_nobody_and_its_experts_stay_what_they_were(
+    hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["merge=ties", "experts=[ann/bin,two:ann/both@main]", "model.base=null", "+model.checkpoint=ann/base"]
+    point = {**compose("merge", [*words, f"paths.runs={tmp_path / 'runs'}"]), "overrides": words}
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.socket.connect", refuse_to_connect)
+        config = read_config(point)
+    assert config.experts == (("bin", Repository("ann/bin")), ("two", Repository("ann/both")))
+    assert not hub.asked
+    first = Plan(config).experts
+    assert [address.path for address in first.values()] == [
+        snapshot_folder(Pinned(name, COMMIT)) for name in ("ann/bin", "ann/both")
+    ]
     asked, hub.refs["main"] = len(hub.asked), OLD
-    assert _read_experts(["ann/bin", "two:ann/both"], paths) == first
-    assert len(hub.asked) == asked and COMMIT in paths.pins.read_text()
+    assert Plan(config).experts == first
+    assert len(hub.asked) == asked and COMMIT in config.paths.pins.read_text()
+
+
+def refuse_to_connect(*_: object) -> None:
+    raise AssertionError("a connection is opened")
+
+
+def test_all_experts_of_the_hub_that_cannot_be_had_are_named(hub: TinyHub, tmp_path: Path) -> None:
+    words = ["merge=ties", "experts=[ann/none,ann/both,m:ann/model]", f"paths.runs={tmp_path / 'runs'}"]
+    with pytest.raises(ConfigError) as refused:
+        Plan(read_config({**compose("merge", words), "overrides": words})).experts  # noqa: B018
+    first, second = map(str, refused.value.problems)
+    assert first.startswith("expert 'none': 'ann/none' is no folder here") and first.endswith(" (experts)")
+    assert second.startswith("expert 'm': the repository 'ann/model' of the Hugging Face Hub is no adapter")
 
 
 def test_a_pinned_revision_stays_what_it_was(hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pins = tmp_path / "runs" / "hub.json"
-    assert pin("ann/both", pins) == pin("ann/both@main", pins) == Pinned("ann/both", COMMIT)
+    assert pin(Repository("ann/both"), pins) == pin(Repository("ann/both", "main"), pins) == Pinned("ann/both", COMMIT)
     hub.refs["main"] = OLD  # somebody uploads
-    assert pin("ann/both", pins).revision == COMMIT
-    assert pin("ann/both").revision == pin("ann/both@old", pins).revision == OLD
+    assert pin(Repository("ann/both"), pins).revision == COMMIT
+    assert pin(Repository("ann/both")).revision == pin(Repository("ann/both", "old"), pins).revision == OLD
     assert json.loads(pins.read_text()) == {"ann/both@main": COMMIT, "ann/both@old": OLD}
     hub.asked.clear()
-    assert pin(f"ann/none@{COMMIT}", pins) == Pinned("ann/none", COMMIT)
+    assert pin(Repository("ann/none", COMMIT), pins) == Pinned("ann/none", COMMIT)
     assert not hub.asked
     use(monkeypatch, NOWHERE, tmp_path / "cache", offline=True)
-    assert pin("ann/both", pins).revision == COMMIT
-    assert pin("ann/both", tmp_path / "other.json").revision == OLD  # what the cache was told last
+    assert pin(Repository("ann/both"), pins).revision == COMMIT
+    assert pin(Repository("ann/both"), tmp_path / "other.json").revision == OLD  # what the cache was told last
     with pytest.raises(UserError, match="'ann/bin' is no folder here.* not whole in the cache"):
-        pin("ann/bin", pins)
+        pin(Repository("ann/bin"), pins)
 
 
 def test_pins_that_cannot_be_read_are_refused_and_stay(tmp_path: Path) -> None:
@@ -131,11 +157,10 @@ def test_pins_that_cannot_be_read_are_refused_and_stay(tmp_path: Path) -> None:
     for text, reason in (("{", "cannot be read"), ('{"ann/both@main": "main"}', "must be a commit of 40 hexadecimal")):
         pins.write_text(text)
         with pytest.raises(UserError, match=reason):
-            pin("ann/both", pins)
+            pin(Repository("ann/both"), pins)
         assert pins.read_text() == text
     for text in ("both", "ann/both/deep", "/ann/both", "ann/both@"):
-        with pytest.raises(UserError, match="is written user/repo or user/repo@revision"):
-            pin(text, pins)
+        assert parse_repository(text) is None
 
 
 def test_what_is_there_is_not_asked_for_again(hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,21 +245,24 @@ def raise_interrupt(*_: object) -> None:
 
 
 def test_a_base_of_the_hub_has_its_weights_in_either_format(hub: TinyHub) -> None:
-    assert sorted(file.name for file in find_model("ann/base").glob("model-*")) == list(SHARDS)
-    assert [file.name for file in find_model("ann/model").glob("*.bin")] == ["pytorch_model.bin"]
+    assert sorted(file.name for file in fetch_model("ann/base").glob("model-*")) == list(SHARDS)
+    assert [file.name for file in fetch_model("ann/model").glob("*.bin")] == ["pytorch_model.bin"]
 
 
 def test_a_folder_here_comes_before_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ann" / "both").mkdir(parents=True)
     (tmp_path / "ann" / SAFE).write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    assert find_folder("ann/both") == find_folder("./ann/both/") == tmp_path / "ann" / "both"
+    assert find_place("ann/both") == find_place("./ann/both/") == tmp_path / "ann" / "both"
     assert [name_of(text) for text in ("ann/both", "ann/other@v1.0", "some/deep/path")] == ["both", "other", "path"]
-    with pytest.raises(UserError, match="ann/adapter_model.safetensors is a file; give the adapter folder"):
-        find_folder(f"ann/{SAFE}")
+    with pytest.raises(UserError, match="ann/adapter_model.safetensors is a file; give the folder"):
+        find_place(f"ann/{SAFE}")
+    assert find_place("ann/other@v1.0") == Repository("ann/other", "v1.0") == parse_repository("ann/other@v1.0")
+    assert split_name("one:ann/other@v1.0") == ("one", "ann/other@v1.0")
+    assert split_name("ann/other@v1.0") == ("", "ann/other@v1.0")
     for text in ("some/deep/path", "/ann/none", "./none", "nowhere"):
         with pytest.raises(UserError, match="there is no folder .*, and a repository of the Hugging Face Hub is"):
-            find_folder(text)
+            find_place(text)
 
 
 def test_experts_on_the_command_line_may_be_named_and_all_their_problems_are_told(tmp_path: Path) -> None:
