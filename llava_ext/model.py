@@ -6,18 +6,16 @@ drawn at random. Here both are errors.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
+from robustmerge.formats.checkpoint import find_weight_files
+from robustmerge.stage.files import read_json
 from robustmerge.stage.settings import UserError
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 PIXELS = ("preprocessor_config.json", "processor_config.json")
 REMEDY = "take a folder as llava-hf/llava-1.5-7b-hf is one (model.checkpoint)"
@@ -31,7 +29,9 @@ def open_config(folder: Path | str) -> LlavaConfig:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"the base model {folder} is no folder; {REMEDY}")
-    config = read_json(folder / "config.json")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"the base model {folder} is incomplete: it has no config.json")
+    config = read_json(folder / "config.json", "the config of a model")
     kind = config.get("model_type")
     if kind == "llava_llama" or "mm_vision_tower" in config:
         raise UserError(f"{folder} is a LLaVA in the layout of the original code, not in that of the Hub; {REMEDY}")
@@ -78,7 +78,7 @@ def load_model(folder: Path | str, dtype: torch.dtype, attention: str | None = N
 
     Raises UserError if a weight is missing, of another shape, or not of a LLaVA.
     """
-    _refuse_missing_weights(Path(folder))
+    find_weight_files(Path(folder))  # the library draws what is missing at random
     try:
         model, report = LlavaForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True
@@ -96,28 +96,3 @@ def load_model(folder: Path | str, dtype: torch.dtype, attention: str | None = N
         if names:
             raise UserError(f"{len(names)} weights of {folder} {problem}; the first is '{names[0]}'")
     return model
-
-
-def _refuse_missing_weights(folder: Path) -> None:
-    for whole in WEIGHTS:
-        index = folder / f"{whole}.index.json"
-        if index.is_file():
-            parts = read_json(index).get("weight_map")
-            if not isinstance(parts, Mapping):
-                raise UserError(f"{index} is no index of a checkpoint: it has no weight_map")
-            if missing := sorted(name for name in set(parts.values()) if not (folder / name).is_file()):
-                raise UserError(f"{folder} is incomplete: {index.name} names {missing[0]}, which is not there")
-            return
-        if (folder / whole).is_file():
-            return
-    raise UserError(f"the base model {folder} is incomplete: it has neither {' nor '.join(WEIGHTS)}, whole or in parts")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError if the file is missing or is none."""
-    try:
-        return dict(json.loads(file.read_text()))
-    except FileNotFoundError as error:
-        raise UserError(f"the base model {file.parent} is incomplete: it has no {file.name}") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustmerge.stage.files import read_json
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import Problem, UserError, later, refuse, suggest
 
@@ -89,7 +90,7 @@ def find_results(folder: Path, task: str) -> tuple[Path, Path]:
         raise UserError(f"{folder} holds results of several runs of lmms-eval ({files[0].name}, {files[1].name}, ...)")
     results = files[0]
     samples = results.with_name(results.name.replace("_results.json", f"_samples_{task}.jsonl"))
-    _read_figures(_read_json(results), task, results)
+    _read_figures(read_json(results, "results of lmms-eval"), task, results)
     if not samples.exists():
         raise UserError(f"lmms-eval wrote no answers of {task} beside {results} (it must run with --log_samples)")
     return results, samples
@@ -97,7 +98,7 @@ def find_results(folder: Path, task: str) -> tuple[Path, Path]:
 
 def read_output(results: Path, samples: Path, run: GeneralRun) -> LmmsOutput:
     """The content of the two files. Raises UserError if the task is not in them, or they are incomplete."""
-    report = _read_json(results)
+    report = read_json(results, "results of lmms-eval")
     figures = _read_figures(report, run.task, results)
     try:
         lines = samples.read_text(encoding="utf-8").split("\n")
@@ -115,13 +116,6 @@ def read_output(results: Path, samples: Path, run: GeneralRun) -> LmmsOutput:
         counts = f"{len(answers)} answers to {len(ids)} questions, {n_evaluated} announced"
         raise UserError(f"{samples}: {counts}, and {expected} of {n_total} were to be asked")
     return LmmsOutput(figures, answers, n_evaluated, n_total)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no file of results: {error}") from error
 
 
 def _read_figures(report: Any, task: str, path: Path) -> dict[str, float]:

@@ -24,7 +24,7 @@ from llava_ext.original.names import (
     lora_name,
     parse_lora_name,
     projector_name,
-    read_json,
+    read_if_there,
 )
 from llava_ext.original.record import (
     RECORD,
@@ -71,7 +71,7 @@ def convert_to_original(
     first = projector.get(projector_name("0.weight"))
     sizes = {**layout.sizes, **({} if first is None else {"picture": first.shape[1]})}
     config, base, notes = _llava_config(adapter, like, sizes, vision_tower)
-    raw = read_json(adapter / ADAPTER_CONFIG) or {}
+    raw = read_if_there(adapter / ADAPTER_CONFIG) or {}
     asked = original_request(like, vision_tower)
     record = build_record("original", adapter, layout, raw["lora_alpha"], opened.file, projector.values(), asked)
     record |= {"base": base, "notes": [*notes, *_notes_of_name(folder)]}
@@ -157,10 +157,10 @@ def _llava_config(
 ) -> tuple[dict[str, Any], str, list[str]]:
     """LLaVA's config.json, the base it belongs to, and what is to be said of them."""
     known = LLAVA15.get((sizes["layers"], sizes["hidden"]))
-    converted = read_json(adapter / RECORD) or {}
+    converted = read_if_there(adapter / RECORD) or {}
     if like is not None:
-        place, config = like / LLAVA_CONFIG, read_json(like / LLAVA_CONFIG)
-        base = (read_json(like / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
+        place, config = like / LLAVA_CONFIG, read_if_there(like / LLAVA_CONFIG)
+        base = (read_if_there(like / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
         if not is_llava_config(config):
             raise UserError(f"{place} is no config of LLaVA: it has no mm_projector_type and no mm_vision_tower (like)")
     else:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -55,7 +55,7 @@ def is_original(folder: Path) -> bool:
     names = [name for name in list_tensor_names(file) if ".lora_" in name]
     if not any(_LORA.fullmatch(name) for name in names) or any("language_model" in name for name in names):
         return False
-    return (folder / PROJECTOR).is_file() or is_llava_config(read_json(folder / LLAVA_CONFIG))
+    return (folder / PROJECTOR).is_file() or is_llava_config(read_if_there(folder / LLAVA_CONFIG))
 
 
 def is_llava_config(config: Mapping[str, Any] | None) -> bool:
@@ -106,17 +106,9 @@ def _texts_before_torch_1_6(file: Path) -> Iterator[str]:
             yield from _texts(read)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file that holds a mapping; None if there is none. Raises UserError if it is something else."""
-    try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON file: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must hold a mapping of names to values, got a {type(found).__name__}")
-    return found
+def read_if_there(path: Path) -> dict[str, Any] | None:
+    """The JSON object that a file holds; None without a file. Raises UserError if it holds something else."""
+    return read_json(path, "a JSON file") if path.is_file() else None
 
 
 def parse_lora_name(name: str) -> Place | None:

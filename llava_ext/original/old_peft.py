@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ext.original.configs import SAVED, build_targets
-from llava_ext.original.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names, read_json
+from llava_ext.original.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names, read_if_there
 from robustmerge.formats.adapter import PREFIX, WEIGHTS, open_adapter
 from robustmerge.formats.tensors import TensorWriter, room_for
 from robustmerge.stage.settings import UserError, first_few
@@ -59,7 +59,7 @@ def rename(adapter: Path, folder: Path, base: str, asked: Mapping[str, Any]) -> 
     from llava_ext.original.record import finish, hash_sources, start
 
     opened = open_adapter(adapter)
-    config = read_json(adapter / ADAPTER_CONFIG) or {}
+    config = read_if_there(adapter / ADAPTER_CONFIG) or {}
     linears = {module: _LINEAR.fullmatch(current_name(module)) for module in opened.modules}
     if odd := [module for module, found in linears.items() if found is None or found[1] not in LINEARS]:
         told = [f"{adapter}: '{module}' is no linear of the language model's layers" for module in odd]

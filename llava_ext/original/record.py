@@ -18,7 +18,7 @@ from llava_ext.original.names import (
     WEIGHTS,
     list_files,
     projector_name,
-    read_json,
+    read_if_there,
 )
 from robustmerge.formats.tensors import TensorFile, all_finite
 from robustmerge.stage.files import sha256_of, write_atomically
@@ -127,7 +127,7 @@ def is_converted(source: Path, folder: Path, asked: Mapping[str, Any]) -> bool:
     Raises UserError if it holds anything else than one that was begun; nothing is overwritten.
     """
     found = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    record = read_json(folder / RECORD)
+    record = read_if_there(folder / RECORD)
     if record is not None and (record.get("asked") != asked or record.get("digests") != hash_sources(source)):
         raise UserError(f"{folder} holds another conversion than is asked for; move it away, or choose another out=")
     if foreign := [name for name in found if name not in WRITTEN and not name.startswith(".")]:

@@ -26,7 +26,7 @@ from llava_ext.original.names import (
     parse_lora_name,
     projector_name,
     projector_part,
-    read_json,
+    read_if_there,
 )
 from llava_ext.original.old_peft import has_old_names, rename
 from llava_ext.original.record import (
@@ -75,7 +75,7 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
     saved = [projector.get(name) for name in projector.names] if projector else []
     record = build_record("peft", original, layout, config["lora_alpha"], lora, saved, peft_request(base))
     base = base or _known_base(layout) or ""
-    record |= {"base": base, "adapter_config": config, "config": read_json(original / LLAVA_CONFIG)}
+    record |= {"base": base, "adapter_config": config, "config": read_if_there(original / LLAVA_CONFIG)}
     start(original, folder)
     with TensorWriter(folder / WEIGHTS, room_for(sources)) as writer:
         for name, (file, stored) in sorted(sources.items()):
@@ -105,7 +105,7 @@ def _check_base(original: Path, layout: Layout, base: str) -> None:
 
 def _open_lora(original: Path) -> tuple[dict[str, Any], Layout, TensorFile]:
     """The adapter's config and its LoRA tensors, every one of them understood."""
-    weights, config = find_weights(original), read_json(original / ADAPTER_CONFIG)
+    weights, config = find_weights(original), read_if_there(original / ADAPTER_CONFIG)
     if weights is None or config is None:
         found = ", ".join(sorted(file.name for file in original.iterdir())) if original.is_dir() else "no such folder"
         raise UserError(
@@ -123,7 +123,7 @@ def _open_lora(original: Path) -> tuple[dict[str, Any], Layout, TensorFile]:
     layout = with_location(
         weights, lambda: layout_of({n: parse_lora_name(n) for n in file.names}, shapes, int(config["r"]))
     )
-    llava = read_json(original / LLAVA_CONFIG)
+    llava = read_if_there(original / LLAVA_CONFIG)
     raise_problems(original / LLAVA_CONFIG, check_llava_config(llava or {}, layout.sizes))
     return config, layout, file
 
@@ -154,7 +154,7 @@ def _open_projector(original: Path, sizes: Mapping[str, int], allow_none: bool) 
     problems += [f"{projector_name(part)} is missing" for part in PROJECTOR_NAMES if part not in found]
     if not problems:
         problems = check_projector_shapes({part: file.shape(name) for part, name in found.items()}, sizes["hidden"])
-    llava = read_json(original / LLAVA_CONFIG) or {}
+    llava = read_if_there(original / LLAVA_CONFIG) or {}
     if not problems:
         problems = check_llava_config(llava, {"picture": file.shape(found["0.weight"])[1]})
     raise_problems(path, problems)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -11,6 +10,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from robustmerge.stage.files import read_json
 from robustmerge.stage.settings import UserError
 
 CONFIG = "adapter_config.json"
@@ -36,12 +36,12 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     """The config of an adapter folder. Raises UserError if there is none, or none of LoRA."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"expert '{name}': {folder} is no adapter folder, it has no {CONFIG}")
+    config = read_json(folder / CONFIG, "a LoRA config")
     try:
-        config = json.loads((folder / CONFIG).read_text())
         if str(config.get("peft_type")).upper() != "LORA":
             raise UserError(f"expert '{name}' ({folder}): peft_type must be LORA, got {config.get('peft_type')}")
         config = {**config, "r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"expert '{name}': {folder / CONFIG} is not a LoRA config: {error!r}") from error
     if problems := _misshapen(config):
         raise UserError("\n".join(f"expert '{name}': {folder / CONFIG}: {problem}" for problem in problems))

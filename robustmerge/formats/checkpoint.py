@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.tensors import CODES, TensorFile
+from robustmerge.stage.files import read_json
 from robustmerge.stage.settings import UserError
 
 # Checkpoints on the hub keep the names of older versions of transformers, which are changed on loading.
@@ -101,48 +101,42 @@ def canonical(name: str) -> str:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open the weights of a model folder, safetensors before .bin, whole or in several files.
+    """Open the weights of a model folder. Raises UserError as `find_weight_files` does, or if a file cannot be read."""
+    files = {_written_name(path.name): TensorFile(path) for path in find_weight_files(folder)}
+    _refuse_unknown_dtypes(folder, files)
+    config = folder / "config.json"
+    return Checkpoint(folder, files, read_json(config, "the config of a model") if config.is_file() else {})
 
-    Raises UserError if there are none, or one of several is not there or cannot be read.
+
+def find_weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder: safetensors before .bin, whole or in the parts that an index names.
+
+    Raises UserError if there are none, or a part is not there.
     """
-    folder = Path(folder)
     for whole in WEIGHTS:
         index = folder / f"{whole}.index.json"
         if index.is_file():
-            names = _files_of(index)
-        elif (folder / whole).is_file():
-            names = [whole]
-        else:
-            continue
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise UserError(f"{folder} is incomplete: {index.name} names {missing[0]}, which is not there")
-        files = {_written_name(name): TensorFile(folder / name) for name in names}
-        _refuse_unknown_dtypes(folder, files)
-        return Checkpoint(folder, files, _read_config(folder))
-    listed = ", ".join(sorted(file.name for file in folder.iterdir())) if folder.is_dir() else "nothing"
-    raise UserError(f"{folder} is no model folder: it has neither {' nor '.join(WEIGHTS)}; it has {listed}")
+            return [folder / name for name in _read_index(index)]
+        if (folder / whole).is_file():
+            return [folder / whole]
+    names = ", ".join(sorted(file.name for file in folder.iterdir())) if folder.is_dir() else ""
+    raise UserError(f"{folder} is no model folder: it has neither {' nor '.join(WEIGHTS)}; it has {names or 'nothing'}")
 
 
-def _files_of(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of a checkpoint: {error!r}") from error
+def _read_index(index: Path) -> list[str]:
+    parts = read_json(index, "the index of a checkpoint").get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
+        raise UserError(f"{index} is no index of a checkpoint: weight_map must map tensors to files, got {parts!r:.80}")
+    names = sorted(set(parts.values()))
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise UserError(f"{index.parent} is incomplete: {index.name} names {missing[0]}, which is not there")
+    return names
 
 
 def _written_name(name: str) -> str:
     if not name.endswith(".bin"):
         return name
     return name.removesuffix(".bin").replace("pytorch_model", "model") + ".safetensors"
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / "config.json").read_text()))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from error
 
 
 def _refuse_unknown_dtypes(folder: Path, files: Mapping[str, TensorFile]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from robustmerge.formats.adapter import Adapter, LoraPair
 from robustmerge.formats.adapter_config import SAME_BASE
 from robustmerge.formats.tensors import SlotWriter, TensorFile, refuse_overflow
-from robustmerge.stage.files import write_atomically
+from robustmerge.stage.files import read_json, write_atomically
 from robustmerge.stage.settings import UserError
 
 WEIGHTS = "delta.safetensors"
@@ -52,10 +52,7 @@ def open_delta(folder: Path) -> Delta:
     """Open a delta folder. Raises UserError if it is none, or of a format that this code does not know."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is no delta folder: it has no {CONFIG}")
-    try:
-        config = dict(json.loads((folder / CONFIG).read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG} cannot be read: {error}") from error
+    config = read_json(folder / CONFIG, "the config of a delta folder")
     if config.get("format") != FORMAT:
         raise UserError(f"{folder / CONFIG}: format must be {FORMAT}, got {config.get('format')}")
     file = TensorFile(folder / WEIGHTS)

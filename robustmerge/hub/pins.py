@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustmerge.stage.files import write_atomically
+from robustmerge.stage.files import read_json, write_atomically
 from robustmerge.stage.settings import UserError
 
 _REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -124,16 +124,11 @@ def _ask(repository: Repository) -> str:
 
 
 def _read(pins: Path) -> dict[str, str]:
-    try:
-        read = dict(json.loads(pins.read_text()))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{pins}, which keeps the commits of repositories, cannot be read: {error}") from error
-    for key, commit in read.items():
+    commits = read_json(pins, "the commits of repositories") if pins.exists() else {}
+    for key, commit in commits.items():
         if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
             raise UserError(f"{pins}: '{key}' must be a commit of 40 hexadecimal digits, got {commit!r}")
-    return read
+    return commits
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from robustmerge.stage.files import BESIDE, digest_of, left_beside, sha256_of, write_atomically
+from robustmerge.stage.files import BESIDE, digest_of, left_beside, read_json, sha256_of, write_atomically
 from robustmerge.stage.process import process_start
 from robustmerge.stage.settings import LATER, OUTSIDE_IDENTITY, UserError
 
@@ -170,7 +170,7 @@ def foreign(path: Path, root: Path | None = None) -> Address:
         raise UserError(f"{path} does not exist")
     if (path / UNFINISHED).exists() or is_locked(path):
         raise UserError(f"{path} is not finished yet; run the command that makes it to its end")
-    with contextlib.suppress(UserError, OSError):
+    with contextlib.suppress(UserError):
         return Address(root or path.parent, path, read_manifest(path / "manifest.json")["identity"])
     if path.is_file():
         return Address(root or path.parent, path, {"stage": "foreign", "files": [path.stat().st_size, digest_of(path)]})
@@ -181,11 +181,10 @@ def foreign(path: Path, root: Path | None = None) -> Address:
 
 def read_manifest(path: Path) -> dict:
     """Read a manifest. Raises UserError if it is not one."""
-    try:
-        manifest = json.loads(Path(path).read_text())
-        return {"identity": manifest["identity"], "record": manifest["record"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a manifest of ours: {error!r}") from error
+    manifest = read_json(path, "a manifest of ours")
+    if missing := {"identity", "record"} - set(manifest):
+        raise UserError(f"{path} is not a manifest of ours: it has no {min(missing)}")
+    return {"identity": manifest["identity"], "record": manifest["record"]}
 
 
 def run_stage(address: Address, work: Callable[[Path], dict | None], say: Callable[[str], None] = print) -> Path:

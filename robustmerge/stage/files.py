@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all: written beside their name, brought to the disk, then renamed."""
+"""Files that are there whole or not at all: written beside their name, brought to the disk, then renamed.
+
+Also how a JSON file is read, and how large files are known again without reading them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
+
+from robustmerge.stage.settings import UserError
 
 BESIDE = ".part"  # ending of a file that is being written
 
@@ -89,6 +94,22 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write beside `path`, then rename: the file is there whole or not at all."""
     with WholeFile(Path(path)) as whole:
         whole.file.write(content.encode() if isinstance(content, str) else content)
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object that a file holds. what: the file should be, for messages, as `a manifest`.
+
+    Raises UserError if the file does not exist or holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} does not exist; it should be {what}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as {what}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} cannot be read as {what}: it holds a {type(content).__name__}, not an object")
+    return content
 
 
 def digest_of(path: Path) -> str:

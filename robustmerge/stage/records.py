@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from robustmerge.stage.files import write_atomically
+from robustmerge.stage.files import read_json, write_atomically
 from robustmerge.stage.settings import UserError
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -277,7 +277,8 @@ def write_score(path: Path, score: Score) -> None:
 
 def read_score(path: Path) -> Score:
     """Read a score. Raises UserError if the file is not one."""
+    values = read_json(path, "a score")
     try:
-        return Score(**json.loads(Path(path).read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
+        return Score(**values)
+    except TypeError as error:
         raise UserError(f"{path} is not a score: {error}") from error

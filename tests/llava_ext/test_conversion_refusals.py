@@ -108,7 +108,7 @@ def test_folders_that_hold_something_else_are_refused_in_plain_words(tmp_path: P
         with pytest.raises(UserError, match=f"it needs adapter_config.json and adapter_model.bin or .*{told}"):
             convert_to_peft(tmp_path / folder, tmp_path / "ours", "base")
     (write_original(tmp_path / "damaged") / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is no JSON file"):
+    with pytest.raises(UserError, match=r"config.json cannot be read as a JSON file"):
         convert_to_peft(tmp_path / "damaged", tmp_path / "ours", "base")
 
 

@@ -198,6 +198,7 @@ def test_an_incomplete_or_empty_base_is_refused(tmp_path):
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="is incomplete: .* names model-00002-of-00002.safetensors, which is not there"):
         open_checkpoint(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(UserError, match="is no index of a checkpoint"):
-        open_checkpoint(tmp_path)
+    for text, reason in (("[]", "cannot be read as the index of a checkpoint"), ("{}", "is no index of a checkpoint")):
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(UserError, match=reason):
+            open_checkpoint(tmp_path)

@@ -21,7 +21,7 @@ from pipeline.tools.push import upload
 from pipeline.tools.push.card import Card, make_card
 from pipeline.tools.push.upload import Item
 from robustmerge.stage.address import UNFINISHED, is_locked, read_manifest
-from robustmerge.stage.files import sha256_of
+from robustmerge.stage.files import read_json, sha256_of
 from robustmerge.stage.settings import ConfigError, Problem, UserError
 
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -108,7 +108,7 @@ def collect(folder: Path, base: str | None) -> tuple[list[Item], Card, list[str]
     manifest = read_manifest(folder / "manifest.json") if (folder / "manifest.json").is_file() else None
     _refuse_changed(folder, manifest)
     named = next((name for name in SOURCE_FILES if (folder / name).is_file()), None)
-    config = _read(folder / named) if named else {}
+    config = read_json(folder / named, "a JSON file of an adapter") if named else {}
     base = base or _public(config.get(BASE))
     card = make_card(folder, manifest, base)
     items = [Item("README.md", card.text.encode(), f"the card; it says: {', '.join(card.says)}")]
@@ -120,7 +120,7 @@ def collect(folder: Path, base: str | None) -> tuple[list[Item], Card, list[str]
             Item("manifest.json", _dump(_public({**manifest, "record": record})), "without this machine's name")
         )
     records = [name for name in RECORDS if (folder / name).is_file()]
-    items += [Item(name, _dump(_public(_read(folder / name)))) for name in records]
+    items += [Item(name, _dump(_public(read_json(folder / name, "a JSON file of an adapter")))) for name in records]
     found = sorted(file for file in folder.iterdir() if file.name not in WRITTEN)
     taken = [file for file in found if file.is_file() and _is_uploaded(file.name)]
     if not any(file.suffix in (".safetensors", ".bin") for file in taken):
@@ -149,13 +149,6 @@ def _public(value: Any) -> Any:
     if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
         return Path(value).name
     return value
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
 
 
 def _dump(value: Any) -> bytes:
