@@ -60,12 +60,12 @@ def list_addresses(plan: Plan) -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", PLANS)
 def test_every_address_is_the_pinned_one(name, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.addresses.has_java", lambda: True)  # without it captions have other scores
-    found = list_addresses(plan_under(tmp_path, *PLANS[name]))
-    assert found == json.loads(GOLDEN.read_text())[name]
+    planned = list_addresses(plan_under(tmp_path, *PLANS[name]))
+    assert planned == json.loads(GOLDEN.read_text())[name]
 
 
 if __name__ == "__main__":
     addresses.has_java = lambda: True  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: list_addresses(plan_under(Path(folder) / name, *words)) for name, words in PLANS.items()}
-    GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+        golden = {name: list_addresses(plan_under(Path(folder) / name, *words)) for name, words in PLANS.items()}
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")

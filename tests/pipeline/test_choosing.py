@@ -1,4 +1,4 @@
-"""The strength chosen on val: the choice, what is asked for it, which rows it adds.
+"""The strength chosen on val: the choice, the evaluations that it needs, the rows that it adds.
 
 Needs nothing: the val scores are written by hand, in place of those that models would get.
 """
@@ -61,10 +61,10 @@ def test_means_that_differ_by_rounding_alone_are_equal():
 
 
 def test_the_choice_is_told_with_the_default_beside_it_and_with_a_warning_at_the_end_of_the_grid():
-    told = describe(choose({0.25: (1.0, 10.0), 0.5: (1.4142, 38.2), 1.0: (2.0, 35.0)}))
-    assert told == "strength 1.41 (0.5 x the default's update) chosen on val: 38.2 against 35.0 at the default"
-    told = describe(choose({0.5: (1.4142, 35.0), 1.0: (2.0, 38.2)}))
-    assert told.startswith("strength 2 (the default) chosen on val: 38.2; it is the grid's largest, more may be better")
+    text = describe(choose({0.25: (1.0, 10.0), 0.5: (1.4142, 38.2), 1.0: (2.0, 35.0)}))
+    assert text == "strength 1.41 (0.5 x the default's update) chosen on val: 38.2 against 35.0 at the default"
+    text = describe(choose({0.5: (1.4142, 35.0), 1.0: (2.0, 38.2)}))
+    assert text.startswith("strength 2 (the default) chosen on val: 38.2; it is the grid's largest, more may be better")
     assert "against" not in describe(choose({0.5: (1.4142, 38.2), 2.0: (2.8, 35.0)})), "the default was not asked"
 
 
@@ -128,9 +128,9 @@ def test_only_seen_tasks_are_asked_for_a_choice_and_their_answers_lie_apart(tmp_
     plan = plan_with_val(tmp_path, "methods=[ties]")
     seen = {task.name for task in plan.config.seen}
     assert {one.task.name for one in plan.val_evaluations} == seen
-    asked = [address for address in plan.choosing_addresses() if not address.short.startswith("merged/ties-")]
-    assert len(asked) == 2 * len(GRID) * len(seen)
-    assert all(address.short.startswith(("predictions/val/", "scores/val/")) for address in asked)
+    used = [address for address in plan.choosing_addresses() if not address.short.startswith("merged/ties-")]
+    assert len(used) == 2 * len(GRID) * len(seen)
+    assert all(address.short.startswith(("predictions/val/", "scores/val/")) for address in used)
     for one in plan.val_evaluations:
         test_set = plan.test_set(one.task)
         assert one.questions != plan.questions(test_set)
@@ -204,7 +204,7 @@ def test_a_task_has_val_questions_by_its_file_or_else_by_its_plan(tmp_path, data
 
 
 @pytest.mark.parametrize(
-    ("grid", "said"),
+    ("grid", "message"),
     [
         ("[0.5,0.5]", "0.5 is given more than once (strength_grid)"),
         ("[0]", "must be above 0 and finite, got 0 (strength_grid)"),
@@ -214,13 +214,13 @@ def test_a_task_has_val_questions_by_its_file_or_else_by_its_plan(tmp_path, data
         ("0.5", "expected a list, got 0.5 (strength_grid)"),
     ],
 )
-def test_a_grid_that_means_nothing_is_refused(tmp_path, grid, said):
-    with pytest.raises(UserError) as told:
+def test_a_grid_that_means_nothing_is_refused(tmp_path, grid, message):
+    with pytest.raises(UserError) as refused:
         plan_with_val(tmp_path, grid=grid)
-    assert said in str(told.value)
+    assert message in str(refused.value)
 
 
 def test_the_multi_task_model_shares_its_first_a_with_nobody(tmp_path):
-    own, shared = (make_plan(tmp_path, f"peft.shared_a_init={word}") for word in ("false", "true"))
-    assert own.multi_task == shared.multi_task
-    assert all(own.experts[name] != shared.experts[name] for name in own.experts)
+    independent, shared = (make_plan(tmp_path, f"peft.shared_a_init={word}") for word in ("false", "true"))
+    assert independent.multi_task == shared.multi_task
+    assert all(independent.experts[name] != shared.experts[name] for name in independent.experts)

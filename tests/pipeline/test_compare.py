@@ -110,16 +110,16 @@ def test_what_only_one_of_them_has_is_named_and_what_neither_shares_is_refused(r
 
 
 @pytest.mark.parametrize(
-    ("own", "said"),
+    ("keys", "message"),
     [
         ({"sources": ["a"], "out": None}, "at least two different sources"),
         ({"sources": ["a", "a"], "out": None}, "at least two different sources"),
         ({"sources": ["a", "b"], "out": "x.txt"}, "out must be a CSV file"),
     ],
 )
-def test_what_cannot_be_compared_is_said(own, said):
-    with pytest.raises(ConfigError, match=said):
-        read_request([own])
+def test_what_cannot_be_compared_is_refused(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        read_request([keys])
 
 
 def test_what_is_compared_needs_nothing_of_what_is_not(tmp_path):

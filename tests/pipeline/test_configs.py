@@ -97,7 +97,7 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize(
-    ("program", "words", "said"),
+    ("program", "words", "message"),
     [
         ("train_all", ["peft.rr=8"], "unknown key 'rr' under peft; choose one of"),
         ("train_all", ["pefft.r=8"], "unknown key 'pefft'; choose one of"),
@@ -133,7 +133,7 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
         ("train_all", ["jobs=0"], "jobs must be at least 1, got 0 (jobs)"),
     ],
 )
-def test_a_mistake_is_one_message_and_nothing_is_written(tmp_path, monkeypatch, capsys, program, words, said):
+def test_a_mistake_is_one_message_and_nothing_is_written(tmp_path, monkeypatch, capsys, program, words, message):
     monkeypatch.setattr(sys, "argv", [f"scripts/{program}.py", f"paths.runs={tmp_path}/runs", *words])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(SystemExit) as end:
@@ -141,7 +141,7 @@ def test_a_mistake_is_one_message_and_nothing_is_written(tmp_path, monkeypatch, 
     printed = capsys.readouterr().err
     assert end.value.code == 2
     assert printed.startswith("error: ")
-    assert said in printed
+    assert message in printed
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
 
 
@@ -154,10 +154,10 @@ def test_a_task_file_without_its_package_line_is_told_as_one():
 
 def test_all_mistakes_of_a_configuration_are_told_at_once():
     point = compose("merge_eval", ["merge=robustmerge", "merge.prune.density=2", "peft.r=0", "seed=x", "tasks=[nope]"])
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refused:
         read_config(point)
     for key in ("(merge.prune.density)", "(peft.r)", "(seed)", "(tasks)"):
-        assert key in str(told.value)
+        assert key in str(refused.value)
 
 
 def test_help_shows_how_to_use_a_program_and_what_can_be_chosen(tmp_path):

@@ -40,12 +40,12 @@ def test_a_failed_job_does_not_stop_the_others_and_all_failures_are_told(tmp_pat
         job_of("worse", "raise RuntimeError('boom')", 2),
         job_of("good", f"open({str(written)!r}, 'w')", 1),
     ]
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as failed:
         run_jobs("work", jobs, 1, tmp_path / "logs")
     assert written.exists()
-    assert "bad: no such picture\nnor this one\n" in str(told.value)
-    assert "RuntimeError: boom" in str(told.value)
-    assert str(tmp_path / "logs" / "worse.log") in str(told.value)
+    assert "bad: no such picture\nnor this one\n" in str(failed.value)
+    assert "RuntimeError: boom" in str(failed.value)
+    assert str(tmp_path / "logs" / "worse.log") in str(failed.value)
     assert not list((tmp_path / "logs").glob("*.job.json"))
 
 
@@ -122,7 +122,7 @@ def test_an_item_that_is_refused_does_not_stop_those_after_it(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "told"),
+    ("code", "status", "output"),
     [
         ("print('done')", 0, "done"),
         ("import sys; sys.exit(2)", 2, ""),
@@ -130,11 +130,11 @@ def test_an_item_that_is_refused_does_not_stop_those_after_it(tmp_path, monkeypa
         ("import atexit, os; atexit.register(os.abort)", 0, ""),
     ],
 )
-def test_a_child_ends_with_the_status_of_its_work_whatever_its_libraries_do_at_the_end(code, status, told):
+def test_a_child_ends_with_the_status_of_its_work_whatever_its_libraries_do_at_the_end(code, status, output):
     program = f"from pipeline.child import end_with\ndef work():\n    {code}\nend_with(work)"
     ended = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert ended.returncode == status
-    assert told in ended.stdout + ended.stderr
+    assert output in ended.stdout + ended.stderr
 
 
 def test_job_files_of_a_line_that_was_killed_are_removed(tmp_path):

@@ -26,8 +26,8 @@ def files_under(root: Path, pattern: str) -> dict[str, bytes]:
 
 
 def test_training_makes_an_expert_a_task_and_the_multi_task_model(smoke):
-    made = sorted(path.name.rpartition("-")[0] for path in (smoke.root / "experts").iterdir())
-    assert made == sorted([*SEEN, "multi_task"])
+    trained = sorted(path.name.rpartition("-")[0] for path in (smoke.root / "experts").iterdir())
+    assert trained == sorted([*SEEN, "multi_task"])
     for folder in (smoke.root / "experts").iterdir():
         assert (folder / "manifest.json").exists()
         assert not [file for file in folder.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
@@ -126,29 +126,29 @@ def test_a_task_of_ones_own_is_trained_answered_and_scored(smoke, tmp_path):
 
 def test_a_strength_chosen_on_val_is_a_row_of_its_own_and_a_source(smoke):
     words = ["methods=[ties]", "strength_grid=[0.5]", "tasks=[vqav2,rec,tabmwp]", "multi_task=false", "report=chosen"]
-    said = type_command("merge_eval", *words, runs=smoke.runs).stdout
-    assert "TIES: strength 0.707 (0.5 x the default's update) chosen on val: " in said
-    told = type_python("score.py", *words, "profile=smoke", "source=merged/ties@chosen", runs=smoke.runs)
-    assert [line.split()[0] for line in told.splitlines()] == ["merged/ties@chosen"] * 3
-    asked = {path.name.rpartition("-")[0] for path in (smoke.root / "predictions" / "val").rglob("*.jsonl")}
-    assert asked == set(SEEN), "no unseen task is asked before the choice"
+    printed = type_command("merge_eval", *words, runs=smoke.runs).stdout
+    assert "TIES: strength 0.707 (0.5 x the default's update) chosen on val: " in printed
+    scores = type_python("score.py", *words, "profile=smoke", "source=merged/ties@chosen", runs=smoke.runs)
+    assert [line.split()[0] for line in scores.splitlines()] == ["merged/ties@chosen"] * 3
+    evaluated = {path.name.rpartition("-")[0] for path in (smoke.root / "predictions" / "val").rglob("*.jsonl")}
+    assert evaluated == set(SEEN), "no unseen task is evaluated before the choice"
 
 
 def test_missing_experts_are_named_with_the_command_that_makes_them(smoke):
-    said = type_command("merge_eval", "peft.r=3", "tasks=[vqav2,rec]", runs=smoke.runs, check=False)
-    assert said.returncode == 2
-    assert "experts/vqav2-" in said.stderr
-    assert "bash scripts/train_all.sh profile=smoke logger=none peft.r=3 'tasks=[vqav2,rec]'" in said.stderr
+    refused = type_command("merge_eval", "peft.r=3", "tasks=[vqav2,rec]", runs=smoke.runs, check=False)
+    assert refused.returncode == 2
+    assert "experts/vqav2-" in refused.stderr
+    assert "bash scripts/train_all.sh profile=smoke logger=none peft.r=3 'tasks=[vqav2,rec]'" in refused.stderr
 
 
 def test_an_interrupt_is_one_message(tmp_path):
     started = _start("train_all", tmp_path, "tasks=[vqav2]")
     _wait_for(lambda: any(tmp_path.rglob("*.lock")), started)
     started.send_signal(signal.SIGINT)
-    said, _ = started.communicate(timeout=60)
+    printed, _ = started.communicate(timeout=60)
     assert started.returncode == 130
-    assert "type the same command to go on" in said
-    assert "Traceback" not in said
+    assert "type the same command to go on" in printed
+    assert "Traceback" not in printed
 
 
 def test_kills_at_any_moment_change_no_byte(smoke, tmp_path):
@@ -173,9 +173,9 @@ def test_kills_at_any_moment_change_no_byte(smoke, tmp_path):
         "merged/*/adapter_model.safetensors",
         "predictions/**/*.jsonl",
     ):
-        found = files_under(killed, pattern)
-        assert found, pattern
-        for name, content in found.items():
+        files = files_under(killed, pattern)
+        assert files, pattern
+        for name, content in files.items():
             assert content == (smoke.root / name).read_bytes(), name
 
 
@@ -244,12 +244,12 @@ def type_python(program: str, *words: str, runs: Path) -> str:
 def test_ids_are_asked_of_the_task_that_has_them_and_an_unknown_one_is_refused(smoke):
     words = ["profile=smoke", "logger=none", "source=merged/ties"]
     (data,) = (smoke.root / "data").glob("rec-*")
-    asked = [example.question_id for example in read_examples(data / "test.jsonl")[:2]]
-    shown = type_python("predict.py", *words, f"ids=[{','.join(asked)}]", runs=smoke.runs)
-    assert "merged/ties on rec:" in shown and all(f"  {name}: " in shown for name in asked)
+    ids = [example.question_id for example in read_examples(data / "test.jsonl")[:2]]
+    shown = type_python("predict.py", *words, f"ids=[{','.join(ids)}]", runs=smoke.runs)
+    assert "merged/ties on rec:" in shown and all(f"  {name}: " in shown for name in ids)
     assert " on vqav2:" not in shown
-    assert "a look at 2 of 24" in type_python("score.py", *words, f"ids=[{','.join(asked)}]", runs=smoke.runs)
-    command = [sys.executable, str(REPOSITORY / "scripts" / "predict.py"), *words, f"ids=[{asked[0]},nobody]"]
+    assert "a look at 2 of 24" in type_python("score.py", *words, f"ids=[{','.join(ids)}]", runs=smoke.runs)
+    command = [sys.executable, str(REPOSITORY / "scripts" / "predict.py"), *words, f"ids=[{ids[0]},nobody]"]
     refused = subprocess.run(
         command, env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs)}, capture_output=True, text=True
     )

@@ -56,13 +56,13 @@ def test_the_command_merges_any_adapters_and_says_what_came_of_it(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    told = {line[:22].strip(): line[22:].strip() for line in done.stdout.splitlines()}
+    rows = {line[:22].strip(): line[22:].strip() for line in done.stdout.splitlines()}
     assert "KnOTS-TIES: 2 experts merged into made/here" in done.stdout
-    assert (told["experts"], told["modules"], told["rank"]) == ("first, two", "4", "6")
-    assert told["effective factor"] == "0.6"
-    assert told["modules_to_save"] == "2 tensors averaged"
-    assert "x the experts' mean of" in told["norm of the update"]
-    assert {"rank rows dropped", "size", "time"} <= set(told)
+    assert (rows["experts"], rows["modules"], rows["rank"]) == ("first, two", "4", "6")
+    assert rows["effective factor"] == "0.6"
+    assert rows["modules_to_save"] == "2 tensors averaged"
+    assert "x the experts' mean of" in rows["norm of the update"]
+    assert {"rank rows dropped", "size", "time"} <= set(rows)
     assert "source=made/here" in done.stdout
     assert torch.isfinite(load_with_peft(tmp_path / "made" / "here")).all()
     manifest = json.loads((tmp_path / "made" / "here" / "manifest.json").read_text())
@@ -103,7 +103,7 @@ def test_a_folder_is_never_overwritten_and_what_a_kill_left_is_no_hindrance(tmp_
 
 
 @pytest.mark.parametrize(
-    ("points", "said"),
+    ("points", "message"),
     [
         ([["out=x"]], r"one merge: add merge=NAME; choose one of average"),
         ([["merge=ties", "out=x"], ["merge=dare", "out=x"]], "a sweep makes several merges"),
@@ -112,9 +112,9 @@ def test_a_folder_is_never_overwritten_and_what_a_kill_left_is_no_hindrance(tmp_
         ([["merge=ties", "merge.weights={c: 1}", "out=x"]], "weights names an unknown expert 'c'"),
     ],
 )
-def test_what_cannot_be_written_to_one_folder_is_refused(tmp_path, monkeypatch, experts, points, said):
+def test_what_cannot_be_written_to_one_folder_is_refused(tmp_path, monkeypatch, experts, points, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         merge.merge_out(make_plans([compose("merge", ["experts=[a,b]", *words]) for words in points]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
@@ -136,9 +136,9 @@ def test_a_method_without_a_strength_is_told_too(tmp_path, experts, capsys):
 
 def test_one_expert_alone_is_merged_with_a_warning(tmp_path, experts, capsys):
     merge_to(tmp_path / "out", experts[:1], "merge=task_arithmetic")
-    said = capsys.readouterr().out
-    assert "1 expert merged into" in said
-    assert "warning: there is nothing to merge with" in said
+    printed = capsys.readouterr().out
+    assert "1 expert merged into" in printed
+    assert "warning: there is nothing to merge with" in printed
 
 
 def test_a_path_is_printed_as_it_can_be_typed_where_the_user_stands(tmp_path, monkeypatch):
@@ -169,10 +169,10 @@ def test_a_full_model_of_the_plans_own_experts_is_made_from_the_plans_base_and_l
     assert "library_name: transformers" in card
     assert "Base model: `short-name`" in card
     assert "alpha/r" not in card
-    found = {}
-    exec(card.split("```python")[1].split("```")[0].replace("path/of/this/folder", str(tmp_path / "out")), found)
-    assert type(found["model"]) is transformers.LlamaForCausalLM
+    names = {}
+    exec(card.split("```python")[1].split("```")[0].replace("path/of/this/folder", str(tmp_path / "out")), names)
+    assert type(names["model"]) is transformers.LlamaForCausalLM
     whole = expert.merge_and_unload().state_dict()
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
-        torch.testing.assert_close(found["model"].state_dict()[name], tensor)
+        torch.testing.assert_close(names["model"].state_dict()[name], tensor)
         torch.testing.assert_close(tensor, whole[name])  # the mean of two that are the same

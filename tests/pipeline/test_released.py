@@ -36,10 +36,19 @@ class Place:
         released = [f"benchmark.released.{task}=ann/LLaVA_7B_lora_r16_{name}" for task, name in TASKS.items()]
         paths = {"runs": "runs", "mm_mergebench": "published/hub", "mm_mergebench_images": "published/pictures"}
         places = [f"paths.{name}={self.root / place}" for name, place in paths.items()]
-        asked = ["model=llava15_7b", "benchmark=mm_mergebench", "expert_set=released", "model.checkpoint=ann/llava"]
+        options = ["model=llava15_7b", "benchmark=mm_mergebench", "expert_set=released", "model.checkpoint=ann/llava"]
+        options.append("logger=none")
         environment = {"HF_ENDPOINT": self.hub.address, "HF_HOME": str(self.root / "hf"), "NO_PROXY": "127.0.0.1"}
         return subprocess.run(
-            [sys.executable, str(REPOSITORY / "scripts" / program), *asked, *released, *places, "logger=none", *words],
+            [
+                sys.executable,
+                str(REPOSITORY / "scripts" / program),
+                *options,
+                *released,
+                *places,
+                "logger=none",
+                *words,
+            ],
             env={**os.environ, **environment, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": str(int(offline))},
             capture_output=True,
             text=True,
@@ -80,9 +89,9 @@ def test_released_experts_are_fetched_converted_merged_and_evaluated_in_one_comm
     experts = [read_manifest(file)["identity"] for file in (results / "experts").glob("*/manifest.json")]
     assert [one["stage"] for one in experts] == ["convert"] * len(TASKS)
 
-    asked = len(place.hub.asked)
+    n_requests = len(place.hub.asked)
     again = place.type("merge_eval.py", *words, "device=cpu", "limit=2", offline=True)
-    assert again.returncode == 0 and len(place.hub.asked) == asked, again.stdout + again.stderr
+    assert again.returncode == 0 and len(place.hub.asked) == n_requests, again.stdout + again.stderr
 
 
 def test_one_source_needs_no_other_expert(tmp_path):
