@@ -26,7 +26,7 @@ from robustmerge.stage.settings import UserError, suggest
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One source on one evaluation set."""
+    """One source on one evaluation set, whose questions are prepared."""
 
     plan: Plan
     source: Source
@@ -40,11 +40,11 @@ class Evaluation:
     def questions(self) -> Path:
         return self.plan.questions(self.eval_set)
 
-    @property
+    @cached_property
     def predictions(self) -> Address:
         return self.plan.predictions(self.source, self.eval_set)
 
-    @property
+    @cached_property
     def score(self) -> Address:
         return self.plan.score(self.source, self.eval_set)
 
