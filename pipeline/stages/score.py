@@ -85,6 +85,6 @@ def format_score(source: str, task: str, score: Score | None) -> str:
     worth = ", worth 0" if score.metric in METRIC_NAMES else ""
     counts += [f"{count} {kind}{worth}" for kind, count in missed.items() if count]
     counts += [f"{score.metric}: without Java"] if score.metric.endswith(BUILTIN_SUFFIX) else []
-    counts += [f"a look at {score.n_expected} of {score.n_asked} questions"] if score.n_asked else []
+    counts += [f"a partial evaluation: {score.n_expected} of {score.n_asked} questions"] if score.n_asked else []
     counts += [f"{name} {part:.2f}" for name, part in score.parts.items() if part is not None]
     return f"{source:<24} {task:<16} {value}  ({', '.join(counts)}{'; ' if score.reason else ''}{score.reason})"

@@ -36,10 +36,10 @@ def describe(address: Address, base: Path, task: Path) -> dict:
 
 
 def start(items: list[dict], job: Path) -> subprocess.Popen:
-    """The child program under torchrun, as the line starts it."""
+    """The child program under torchrun, as the pipeline starts it."""
     parent = {"pid": os.getpid(), "start": process_start(os.getpid())}
     job.write_text(json.dumps({"parent": parent, "items": items}))
-    command, environment = launch_command(TRAINER, REPOSITORY / "scripts" / "child.py", job)
+    command, environment = launch_command(TRAINER, REPOSITORY / "pipeline" / "child.py", job)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
 

@@ -44,7 +44,7 @@ def start(ground: Path, name: str, processes: int) -> tuple[Address, subprocess.
     job = ground / f"{name}-{processes}.json"
     job.write_text(json.dumps({"parent": parent, "items": [item]}))
     trainer = Trainer(engine="ddp" if processes > 1 else "cpu", device="cpu", processes=processes)
-    command, environment = launch_command(trainer, REPOSITORY / "scripts" / "child.py", job)
+    command, environment = launch_command(trainer, REPOSITORY / "pipeline" / "child.py", job)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return address, subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
 

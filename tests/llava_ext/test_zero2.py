@@ -120,6 +120,6 @@ def start(trainer: Trainer, folder: Path, base: Path, task: Path) -> subprocess.
     job = folder.with_suffix(".job.json")
     parent = {"pid": os.getpid(), "start": process_start(os.getpid())}
     job.write_text(json.dumps({"parent": parent, "items": [item]}))
-    command, environment = launch_command(trainer, REPOSITORY / "scripts" / "child.py", job)
+    command, environment = launch_command(trainer, REPOSITORY / "pipeline" / "child.py", job)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)

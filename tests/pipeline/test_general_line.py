@@ -108,7 +108,7 @@ def test_a_source_is_exported_asked_and_shown_once(ground, ask, tmp_path):
     (results,) = lay_out(tmp_path / "recorded", "pope").rglob("*_results.json")
     edit(results, '"original": 80', '"original": 12')  # all its questions were asked
     printed = ask()
-    assert "85.7" in printed and "a look" not in printed and "(published)" in printed
+    assert "85.7" in printed and "partial evaluation" not in printed and "(published)" in printed
     (place,) = (tmp_path / "runs" / "mini-tiny" / "general" / "adapter").iterdir()
     (done,) = place.glob("*/score.json")
     kept = {"log.txt", "manifest.json", "results.json", "samples.jsonl", "score.json"}
@@ -129,7 +129,7 @@ def test_a_source_is_exported_asked_and_shown_once(ground, ask, tmp_path):
 
 def test_a_look_is_not_a_result_and_a_checkpoint_may_stay(ground, ask, tmp_path):
     fake_environment(tmp_path / "venv", LMMS_EVAL, lay_out(tmp_path / "recorded", "pope"))
-    assert "12 of 80 questions: a look" in ask("limit=12", "keep_checkpoint=true")
+    assert "12 of 80 questions: a partial evaluation" in ask("limit=12", "keep_checkpoint=true")
     root = tmp_path / "runs" / "mini-tiny"
     assert list(root.glob("general/adapter/*/checkpoint-*/model.safetensors"))
     base, source = map(foreign, ground)

@@ -248,7 +248,7 @@ def test_ids_are_asked_of_the_task_that_has_them_and_an_unknown_one_is_refused(s
     shown = type_python("predict.py", *words, f"ids=[{','.join(ids)}]", runs=smoke.runs)
     assert "merged/ties on rec:" in shown and all(f"  {name}: " in shown for name in ids)
     assert " on vqav2:" not in shown
-    assert "a look at 2 of 24" in type_python("score.py", *words, f"ids=[{','.join(ids)}]", runs=smoke.runs)
+    assert "a partial evaluation: 2 of 24" in type_python("score.py", *words, f"ids=[{','.join(ids)}]", runs=smoke.runs)
     command = [sys.executable, str(REPOSITORY / "scripts" / "predict.py"), *words, f"ids=[{ids[0]},nobody]"]
     refused = subprocess.run(
         command, env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs)}, capture_output=True, text=True
