@@ -62,7 +62,7 @@ class SingleProcess:
 
 StageWork = Callable[[Path, Team], dict | None]
 StageRunner = Callable[[Address, StageWork, Callable[[str], None]], Path]
-Answer = Callable[[Sequence[Example]], list[str]]
+AnswerBatch = Callable[[Sequence[Example]], list[str]]
 
 
 def run_in_one_process(address: Address, work: StageWork, say: Callable[[str], None]) -> Path:
@@ -186,7 +186,7 @@ def _progress_bar(title: str, left: int, kept: int, progress: bool) -> Bar:
     )
 
 
-def _answer_batch(batch: Sequence[Example], answer: Answer) -> list[Prediction]:
+def _answer_batch(batch: Sequence[Example], answer: AnswerBatch) -> list[Prediction]:
     """The predictions of a batch; after an ordinary exception its questions are asked one by one."""
     try:
         return _ask(batch, answer)
@@ -196,7 +196,7 @@ def _answer_batch(batch: Sequence[Example], answer: Answer) -> list[Prediction]:
     return [_ask_alone(example, answer) for example in batch]
 
 
-def _ask_alone(example: Example, answer: Answer) -> Prediction:
+def _ask_alone(example: Example, answer: AnswerBatch) -> Prediction:
     try:
         return _ask([example], answer)[0]
     except Exception as error:
@@ -205,7 +205,7 @@ def _ask_alone(example: Example, answer: Answer) -> Prediction:
         return Prediction(example.question_id, "", error=f"{type(error).__name__}: {error}")
 
 
-def _ask(batch: Sequence[Example], answer: Answer) -> list[Prediction]:
+def _ask(batch: Sequence[Example], answer: AnswerBatch) -> list[Prediction]:
     texts = answer(batch)
     if len(texts) != len(batch):
         raise UserError(f"the model gave {len(texts)} answers to {len(batch)} questions")

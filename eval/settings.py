@@ -30,7 +30,7 @@ TOKENIZERS = ("", "ptb", "builtin")
 PROTOCOLS = ("corrected", "official")
 LOGGER_NAMES = ("none", "wandb")
 WANDB_MODES = ("auto", "offline", "online")
-ASKED_SPLITS = ("test", "val")
+EVALUATION_SPLITS = ("test", "val")
 _IN_BRACES = re.compile(r"\{(\w+)\}")
 
 
@@ -148,7 +148,7 @@ class Generation:
                 *_problems_of_prompt(self.prompt),
                 *_problems_of_count("max_new_tokens", self.max_new_tokens),
                 *_problems_of_count("batch_size", self.batch_size),
-                *_problems_of_choice("split", self.split, ASKED_SPLITS),
+                *_problems_of_choice("split", self.split, EVALUATION_SPLITS),
                 *_problems_of_choice("products", self.products, PRODUCTS),
                 *_problems_of_choice("image", self.image, IMAGE_MODES),
                 *_problems_of_choice("precision", self.precision, PRECISIONS),

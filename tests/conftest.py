@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.report_cases import context, sweep  # noqa: F401  fixtures of the tests of tables, reports and W&B
+from tests.report_cases import context, plain_context, sweep  # noqa: F401  (fixtures of the tests of reports)
 from tests.smoke_run import SmokeRun, run_smoke
 
 

@@ -106,16 +106,17 @@ def both(right: int) -> dict[str, int]:
     return {"vqav2": right, "rec": right, "aokvqa": right}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sweep() -> list[SourceResult]:
     return make_sweep(TASKS)
 
 
-@pytest.fixture
-def context(tmp_path) -> Context:
-    questions = {}
+@pytest.fixture(scope="session")
+def context(tmp_path_factory) -> Context:
+    """A report's facts, with a question file and pictures for every task."""
+    questions, data = {}, tmp_path_factory.mktemp("data")
     for task in TASKS:
-        folder = tmp_path / "data" / task.name
+        folder = data / task.name
         folder.mkdir(parents=True)
         image.imsave(folder / "0.png", np.full((2, 3, 3), 0.5))
         image.imsave(folder / "big.png", np.full((500, 3, 3), 0.5))
@@ -139,6 +140,12 @@ def context(tmp_path) -> Context:
         dirty=True,
         bootstrap=Bootstrap(draws=400),
     )
+
+
+@pytest.fixture(scope="session")
+def plain_context(context) -> Context:
+    """The same without questions: no examples and no contact sheet, which take half the time of a report."""
+    return dataclasses.replace(context, questions={})
 
 
 def with_predictions(results: list[SourceResult], folder: Path) -> list[SourceResult]:

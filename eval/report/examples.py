@@ -24,7 +24,7 @@ LONGEST_ANSWER = 160  # characters
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShownAnswer:
     """What one source answered. value: 0..1; None if it was not scored."""
 
     source: str
@@ -40,7 +40,7 @@ class ShownQuestion:
     text: str
     expected: str
     picture: bytes | None
-    answers: tuple[Answer, ...]
+    answers: tuple[ShownAnswer, ...]
 
 
 def pick_examples(groups: Sequence[ResultGroup], context: Context) -> dict[str, list[ShownQuestion]]:
@@ -88,7 +88,7 @@ def _show(
         prediction = predictions[group.title].get(example.question_id)
         value = group.first.scores[task.name].values.get(example.question_id)
         text = MISSING if prediction is None else format_answer(prediction)
-        answers.append(Answer(group.short_title, text, value))
+        answers.append(ShownAnswer(group.short_title, text, value))
     picture = _make_thumbnail(folder, example.image)
     return ShownQuestion(example.question_id, *format_question(example), picture, tuple(answers))
 
@@ -172,7 +172,7 @@ def _format_line(head: str, cells: Sequence[str]) -> str:
     return f"| {head} | " + " | ".join(cells) + " |"
 
 
-def _format_answer(answer: Answer) -> str:
+def _format_answer(answer: ShownAnswer) -> str:
     """The text, shortened, with ✓, ✗ or its value."""
     mark = ""
     if answer.value is not None:

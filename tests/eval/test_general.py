@@ -155,12 +155,15 @@ def test_the_tables_show_both_figures_of_pope_and_keep_the_papers_apart(tmp_path
     assert general_table([]) is None
 
 
-def test_a_report_shows_general_scores_beside_the_papers_own_and_nothing_where_nothing_was_asked(context):
+def test_a_report_shows_general_scores_beside_the_papers_own_and_nothing_where_nothing_was_asked(plain_context):
     results = make_results()
     values = {f"q{index}": float(index % 4 > 0) for index in range(40)}
     score = Score("pope", "accuracy", 75.0, 40, 40, 0, 0, 0, values)
     rows = (GeneralResult("RobustMerge", "merged", {"pope": score}, "robustmerge"),)
-    without, with_scores = assemble_report(results, context), assemble_report(results, replace(context, general=rows))
+    without, with_scores = (
+        assemble_report(results, plain_context),
+        assemble_report(results, replace(plain_context, general=rows)),
+    )
     assert "General benchmarks" not in without.files["report.md"].decode()
     shown = with_scores.files["report.md"].decode().split("## General benchmarks")[1].split("\n## ")[0]
     assert "| RobustMerge | 75.0 (" in shown

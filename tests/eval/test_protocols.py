@@ -136,20 +136,20 @@ def test_parts_are_means_over_seeds_and_missing_where_one_is(context):
     ]
 
 
-def test_a_partial_evaluation_is_called_one_on_the_page_and_in_the_terminal(context):
+def test_a_partial_evaluation_is_called_one_on_the_page_and_in_the_terminal(plain_context):
     def limit(results, n):
         limited = [{t: dataclasses.replace(s, n_asked=n) for t, s in one.scores.items()} for one in results]
         return [dataclasses.replace(one, scores=scores) for one, scores in zip(results, limited, strict=True)]
 
-    report = assemble_report(limit(make_results(), 1500), context)
+    report = assemble_report(limit(make_results(), 1500), plain_context)
     notes = f"PARTIAL EVALUATION, NOT A RESULT: {N} of 1,500 questions a task."
     assert report.files["report.md"].decode().splitlines()[2] == f"> **{notes}**"
     assert format_summary(report).startswith(notes)
-    assert format_partial_notice(group_results(limit(make_results(), 0)), context) == ""
+    assert format_partial_notice(group_results(limit(make_results(), 0)), plain_context) == ""
     mixed = [*limit(make_results()[:1], 1500), *make_results()[1:]]
     mixed[0].scores["rec"] = make_score("rec", 3)
     assert (
-        format_partial_notice(group_results(mixed), context)
+        format_partial_notice(group_results(mixed), plain_context)
         == f"PARTIAL EVALUATION, NOT A RESULT: VQAv2, AOKVQA {N} of 1,500 questions."
     )
 

@@ -69,36 +69,38 @@ def test_the_same_scores_give_the_same_bytes_and_what_an_earlier_report_left_goe
     for name in ("figures/examples/old-1.png", "tables/old.tex"):
         (tmp_path / "report" / name).write_text("old")
     (tmp_path / "report" / "tables" / "notes.txt").write_text("mine")
-    write_report(tmp_path / "report", assemble_report(results, context))
+    write_report(tmp_path / "report", first)
     left = {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*.*")}
     assert left == {*first.files, "tables/notes.txt"}
 
 
-def test_a_smoke_report_says_first_that_its_numbers_mean_nothing(context):
-    smoke = dataclasses.replace(context, profile="smoke")
+def test_a_smoke_report_says_first_that_its_numbers_mean_nothing(plain_context):
+    smoke = dataclasses.replace(plain_context, profile="smoke")
     files = assemble_report(make_results(), smoke).files
     assert files["report.md"].decode().splitlines()[2].startswith("> **SMOKE RUN: THESE NUMBERS MEAN NOTHING")
     assert "<blockquote>" in files["report.html"].decode()
 
 
-def test_answers_that_could_not_count_are_listed_where_there_are_any(context):
+def test_answers_that_could_not_count_are_listed_where_there_are_any(plain_context):
     scores = {"rec": make_score("rec", 10, n_empty=2, n_unparsed=3, n_failed=1)}
-    text = assemble_report([SourceResult("zero_shot", "zero_shot", "Zero-shot", scores)], context).files["report.md"]
+    text = assemble_report([SourceResult("zero_shot", "zero_shot", "Zero-shot", scores)], plain_context).files[
+        "report.md"
+    ]
     assert "| Zero-shot | REC | 2 empty, 3 unparsed, 1 failed |" in text.decode()
 
 
-def test_the_legend_tells_settings_paper_and_address(context):
+def test_the_legend_tells_settings_paper_and_address(plain_context):
     settings = {"space": "factors", "prune": {"density": 0.2}, "scale": {"A": None}, "weights": {}}
     result = make_result(
         "merged/robustmerge", "merged", "RobustMerge", {"vqav2": 9}, settings=settings, paper=PAPER_URL
     )
-    text = assemble_report([result], context).files["report.md"].decode()
+    text = assemble_report([result], plain_context).files["report.md"].decode()
     assert f"- **RobustMerge.** [paper]({PAPER_URL}). `space=factors, prune.density=0.2, scale.A=null" in text
     assert "`merged/robustmerge-1a2b3c4d`" in text
 
 
-def test_the_finding_calls_noise_noise(context):
-    text = assemble_report(make_results(), context).files["report.md"].decode()
+def test_the_finding_calls_noise_noise(plain_context):
+    text = assemble_report(make_results(), plain_context).files["report.md"].decode()
     seen, unseen = [line for line in text.splitlines() if line.startswith(("- **Seen", "- **Unseen"))][:2]
     assert "RobustMerge is first" in seen and "is outside the noise" in seen
     assert "is **within** the noise" in unseen
@@ -131,12 +133,12 @@ def test_a_source_that_lacks_tasks_has_no_average_over_them_and_the_report_stand
     assert "DARE" not in figure and "DARE" in report.files["figures/tasks.svg"].decode()
 
 
-def test_merged_models_of_which_no_two_share_an_average_are_not_compared(context):
+def test_merged_models_of_which_no_two_share_an_average_are_not_compared(plain_context):
     results = [
         make_result("merged/robustmerge", "merged", "RobustMerge", {"vqav2": 80}),
         make_result("merged/dare", "merged", "DARE", {"rec": 60, "aokvqa": 10}),
     ]
-    report = assemble_report(results, context)
+    report = assemble_report(results, plain_context)
     assert "differences" not in report.tables and "figures/seen_unseen.svg" not in report.files
     assert "Are the differences real" not in report.files["report.md"].decode()
 
@@ -177,9 +179,9 @@ def test_every_source_of_a_large_table_is_drawn_differently(context):
     assert len(set(styles)) == len(styles) == 29
 
 
-def test_nothing_to_report_is_said(context):
+def test_nothing_to_report_is_said(plain_context):
     with pytest.raises(UserError, match="no score"):
-        assemble_report([], context)
+        assemble_report([], plain_context)
 
 
 def test_a_title_cannot_break_the_page(context):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Mapping
 
 import pytest
 import yaml
 
 from eval.report import wandb_log
 from eval.report.assemble import assemble_report
+from eval.report.tables import Table
 from eval.settings import LOGGER_NAMES, Logger
 from robustmerge.stage.settings import build
 from tests.report_cases import REPOSITORY, make_results
@@ -19,6 +21,11 @@ from tests.report_cases import REPOSITORY, make_results
 def test_every_logger_has_a_file_that_builds_it(name):
     values = yaml.safe_load((REPOSITORY / "configs" / "logger" / f"{name}.yaml").read_text())
     assert build(Logger, values, "logger").name == name
+
+
+@pytest.fixture(scope="module")
+def tables(plain_context) -> Mapping[str, Table]:
+    return assemble_report(make_results(), plain_context).tables
 
 
 class FakeRun:
@@ -55,10 +62,11 @@ def fake_wandb(monkeypatch, key: bool = False, broken: bool = False) -> types.Si
 @pytest.mark.parametrize(
     ("mode", "key", "expected"), [("auto", False, "offline"), ("auto", True, "online"), ("offline", True, "offline")]
 )
-def test_tables_and_averages_go_to_wandb_offline_without_a_key(context, tmp_path, monkeypatch, mode, key, expected):
+def test_tables_and_averages_go_to_wandb_offline_without_a_key(
+    context, tables, tmp_path, monkeypatch, mode, key, expected
+):
     module, messages = fake_wandb(monkeypatch, key), []
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    tables = assemble_report(make_results(), context).tables
     assert wandb_log.log_report(Logger("wandb", mode=mode), tmp_path, tables, context, messages.append) == expected
     assert module.started["mode"] == expected and module.started["dir"] == str(tmp_path)
     assert set(module.run.logged) == {"main", "published", "differences", "pairs", "standing", "counts"}
@@ -69,9 +77,8 @@ def test_tables_and_averages_go_to_wandb_offline_without_a_key(context, tmp_path
     assert ("wandb sync" in messages[0]) == (expected == "offline")
 
 
-def test_a_failure_of_wandb_is_a_warning(context, tmp_path, monkeypatch):
+def test_a_failure_of_wandb_is_a_warning(context, tables, tmp_path, monkeypatch):
     fake_wandb(monkeypatch, broken=True)
     messages: list[str] = []
-    tables = assemble_report(make_results(), context).tables
     assert wandb_log.log_report(Logger("wandb"), tmp_path, tables, context, messages.append) is None
     assert messages == ["warning: the report was not logged to W&B: ConnectionError: no route to host"]

@@ -1,4 +1,4 @@
-"""Reports over several training seeds, with chosen strengths and experts trained in two ways. Needs nothing."""
+"""Means, intervals and differences over several training seeds, in tables and reports. Needs nothing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 
 from eval.report.assemble import assemble_report
-from eval.report.results import CHOSEN, group_results
+from eval.report.results import group_results
 from eval.report.tables import MISSING, main_table, seeds_table
 from eval.statistics import T_QUANTILES, Resampled, spread_over_seeds
-from pipeline.plan import Plan
-from pipeline.stages import report
-from pipeline.sweep import make_plans
-from tests.plans import finish, finish_score, make_point
 from tests.report_cases import SWEPT, both, cell, make_result, make_results, make_score, make_seeds, measure
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -33,9 +29,9 @@ def test_the_quantiles_are_those_of_students_t():
 
 
 def test_about_95_per_cent_of_intervals_over_five_seeds_hold_the_truth():
-    drawn = np.random.default_rng(0).standard_normal((2000, 5))
-    held = [spread_over_seeds(list(values)) for values in drawn]
-    assert 0.935 < np.mean([one.low < 0 < one.high for one in held]) < 0.965
+    values_by_draw = np.random.default_rng(0).standard_normal((2000, 5))
+    spreads = [spread_over_seeds(list(values)) for values in values_by_draw]
+    assert 0.935 < np.mean([one.low < 0 < one.high for one in spreads]) < 0.965
 
 
 def test_two_seeds_have_a_deviation_but_no_interval_and_one_has_neither():
@@ -64,10 +60,10 @@ def test_results_that_differ_in_the_seed_only_become_one_row(sweep):
 def test_a_value_is_the_mean_over_seeds_and_behind_it_stands_their_deviation(context):
     results = make_seeds("dare", "DARE", {1: both(30), 2: both(60), 3: both(90)})
     rows = group_results(results)
-    found = cell(main_table(rows, context, measure(rows, context)), "DARE", "seen_avg")
-    assert (found.value, found.deviation) == pytest.approx((50.0, 25.0))
-    assert found.text.startswith("50.0 (") and found.text.endswith(") ± 25.0")
-    assert found.low < 50 < found.high
+    shown = cell(main_table(rows, context, measure(rows, context)), "DARE", "seen_avg")
+    assert (shown.value, shown.deviation) == pytest.approx((50.0, 25.0))
+    assert shown.text.startswith("50.0 (") and shown.text.endswith(") ± 25.0")
+    assert shown.low < 50 < shown.high
 
 
 def test_the_interval_over_questions_resamples_what_each_scored_on_average_over_the_seeds(context):
@@ -76,8 +72,8 @@ def test_the_interval_over_questions_resamples_what_each_scored_on_average_over_
     means = {name: ((i < 30) + (i < 60) + (i < 90)) / 3 for i, name in enumerate(nothing.values)}
     mean = dataclasses.replace(nothing, values=means)
     expected = Resampled({"mean": {"rec": mean}}, context.bootstrap).interval("mean", ["rec"])
-    found = measure(rows, context).interval(rows[0].title, ["rec"])
-    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+    interval = measure(rows, context).interval(rows[0].title, ["rec"])
+    assert (interval.value, interval.low, interval.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
 def test_differences_are_paired_over_seeds(context):
@@ -86,24 +82,28 @@ def test_differences_are_paired_over_seeds(context):
         make_seeds("ties", "TIES", {seed: both(level) for seed, level in levels.items()})
         + make_seeds("robustmerge", "RobustMerge", {seed: both(level + 12) for seed, level in levels.items()})
     )
-    measured = measure(rows, context)
-    found = measured.difference(rows[1].title, rows[0].title, SEEN)
-    assert measured.interval(rows[0].title, SEEN).seeds.deviation > 10
-    assert (found.seeds.mean, found.seeds.low, found.seeds.high) == pytest.approx((10.0, 10.0, 10.0))
-    assert found.is_significant and found.value == pytest.approx(10.0)
+    estimates = measure(rows, context)
+    difference = estimates.difference(rows[1].title, rows[0].title, SEEN)
+    assert estimates.interval(rows[0].title, SEEN).seeds.deviation > 10
+    assert (difference.seeds.mean, difference.seeds.low, difference.seeds.high) == pytest.approx((10.0, 10.0, 10.0))
+    assert difference.is_significant and difference.value == pytest.approx(10.0)
 
 
-def test_a_lead_that_another_training_may_turn_is_neither_bold_nor_clear(context):
+def test_a_lead_that_another_training_may_turn_is_neither_bold_nor_clear(plain_context):
     rights = {1: 95, 2: 20, 3: 95, 4: 50, 5: 60}
     rows = group_results(
         make_seeds("ties", "TIES", {seed: both(50) for seed in SEEDS})
         + make_seeds("robustmerge", "RobustMerge", {seed: both(right) for seed, right in rights.items()})
     )
-    measured = measure(rows, context)
-    found = measured.difference(rows[1].title, rows[0].title, SEEN)
-    assert found.is_significant_over_questions and not found.seeds.is_significant and not found.is_significant
-    assert not any(one.bold for row in main_table(rows, context, measured).rows for one in row.cells)
-    text = assemble_report([point for row in rows for point in row.results], context).files["report.md"].decode()
+    estimates = measure(rows, plain_context)
+    difference = estimates.difference(rows[1].title, rows[0].title, SEEN)
+    assert (
+        difference.is_significant_over_questions
+        and not difference.seeds.is_significant
+        and not difference.is_significant
+    )
+    assert not any(one.bold for row in main_table(rows, plain_context, estimates).rows for one in row.cells)
+    text = assemble_report([point for row in rows for point in row.results], plain_context).files["report.md"].decode()
     assert "is outside the noise of the questions, but **within** that of the seeds" in text
 
 
@@ -113,44 +113,44 @@ def test_a_row_with_fewer_seeds_says_so_and_is_compared_over_those_that_both_hav
         + make_seeds("robustmerge", "RobustMerge", {seed: both(10 * seed) for seed in (3, 4, 5)})
     )
     assert [row.title for row in rows] == ["TIES", "RobustMerge [3 of 5 seeds]"]
-    found = measure(rows, context).difference(rows[1].title, rows[0].title, SEEN)
-    assert (found.value, found.seeds.n, found.seeds.high) == (0.0, 3, 0.0)
+    difference = measure(rows, context).difference(rows[1].title, rows[0].title, SEEN)
+    assert (difference.value, difference.seeds.n, difference.seeds.high) == (0.0, 3, 0.0)
 
 
-def test_rows_that_share_no_seed_are_never_told_apart(context):
+def test_rows_that_share_no_seed_are_never_significantly_different(context):
     results = make_seeds("ties", "TIES", {1: both(10), 2: both(10), 3: both(10)})
     results += make_seeds("robustmerge", "RobustMerge", {4: both(90), 5: both(90), 6: both(90)})
     rows = group_results(results)
-    found = measure(rows, context).difference(rows[1].title, rows[0].title, SEEN)
-    assert found.is_significant_over_questions and not found.is_significant and found.seeds.n == 0
+    difference = measure(rows, context).difference(rows[1].title, rows[0].title, SEEN)
+    assert difference.is_significant_over_questions and not difference.is_significant and difference.seeds.n == 0
 
 
 def test_a_lead_over_one_shared_seed_is_not_clear_where_there_are_several(context):
     results = make_seeds("ties", "TIES", {1: both(10), 2: both(10), 3: both(10)})
     rows = group_results(results + make_seeds("robustmerge", "RobustMerge", {3: both(90)}))
-    found = measure(rows, context).difference(rows[1].title, rows[0].title, SEEN)
-    assert found.is_significant_over_questions and not found.is_significant and found.seeds.n == 1
+    difference = measure(rows, context).difference(rows[1].title, rows[0].title, SEEN)
+    assert difference.is_significant_over_questions and not difference.is_significant and difference.seeds.n == 1
     assert not any(one.bold for row in main_table(rows, context, measure(rows, context)).rows for one in row.cells)
 
 
-def test_who_is_ahead_by_seeds_that_the_other_lacks_has_no_lead(context):
+def test_a_source_ahead_only_by_seeds_that_the_other_lacks_has_no_lead(plain_context):
     results = make_seeds("ties", "TIES", {1: both(120), 2: both(120), 3: both(60), 4: both(60), 5: both(60)})
     results += make_seeds("robustmerge", "RobustMerge", {seed: both(72) for seed in (3, 4, 5)})
     rows = group_results(results)
-    measured = measure(rows, context)
-    found = measured.difference(rows[0].title, rows[1].title, SEEN)
-    assert found.is_significant and found.value == pytest.approx(-10)
-    assert not any(one.bold for row in main_table(rows, context, measured).rows for one in row.cells)
-    text = assemble_report(results, context).files["report.md"].decode()
+    estimates = measure(rows, plain_context)
+    difference = estimates.difference(rows[0].title, rows[1].title, SEEN)
+    assert difference.is_significant and difference.value == pytest.approx(-10)
+    assert not any(one.bold for row in main_table(rows, plain_context, estimates).rows for one in row.cells)
+    text = assemble_report(results, plain_context).files["report.md"].decode()
     assert "TIES is first of the merged models with 70.0 %" in text and "is **none** over the seeds that both" in text
 
 
 def test_the_zero_shot_base_stands_beside_every_seed(context):
     zero = make_result("zero_shot", "zero_shot", "Zero-shot", both(20))
     rows = group_results([zero, *make_seeds("dare", "DARE", {1: both(30), 2: both(40), 3: both(50)})])
-    measured = measure(rows, context)
-    assert measured.difference(rows[1].title, rows[0].title, SEEN).seeds.n == 3
-    seeds = seeds_table(rows, context, measured)
+    estimates = measure(rows, context)
+    assert estimates.difference(rows[1].title, rows[0].title, SEEN).seeds.n == 3
+    seeds = seeds_table(rows, context, estimates)
     assert [cell(seeds, "Zero-shot", key).text for key in ("seen_seed_1", "seen_mean", "seen_deviation")] == [
         MISSING,
         "16.7",
@@ -160,56 +160,9 @@ def test_the_zero_shot_base_stands_beside_every_seed(context):
     assert shown == pytest.approx([25, 100 / 3, 125 / 3, 100 / 3, 25 / 3])
 
 
-def test_one_seed_makes_the_same_report_as_before_there_were_seeds(context):
+def test_one_seed_makes_the_same_report_as_before_there_were_seeds(plain_context):
     named = [dataclasses.replace(one, seed=None if one.kind == "zero_shot" else 7) for one in make_results()]
-    seeded, plain = (assemble_report(results, context) for results in (named, make_results()))
+    seeded, plain = (assemble_report(results, plain_context) for results in (named, make_results()))
     assert "seeds" not in seeded.tables and "figures/standing.svg" not in seeded.files
     assert seeded.files["tables/main.csv"] == plain.files["tables/main.csv"]
     assert seeded.files["figures/tasks.svg"] == plain.files["figures/tasks.svg"]
-
-
-@pytest.fixture(scope="module")
-def plans(tmp_path_factory) -> list[Plan]:
-    """A sweep over two seeds and both starts, every source with a score: TIES does best at its default strength."""
-    words = ["profile=smoke", "other_protocol=true", "tasks=[vqav2,rec]", "methods=[ties]", "strength_grid=[0.5,1.0]"]
-    runs = tmp_path_factory.mktemp("runs")
-    points = [
-        make_point(runs, f"seed={seed}", f"peft.shared_a_init={start}", *words)
-        for seed in (1, 2)
-        for start in ("false", "true")
-    ]
-    plans = make_plans(points)
-    for plan in plans:
-        for method, by_factor in plan.candidates.items():
-            for one in plan.val_evaluations:
-                is_default = one.source.address == by_factor[1.0].address
-                finish_score(one, make_score(one.task.name, 90 if is_default else 10))
-            assert plan.choices[method].factor == 1.0
-        for one in plan.evaluations:
-            finish_score(one, make_score(one.task.name, 9))
-    return plans
-
-
-def test_a_sweep_over_seeds_and_starts_is_collected_into_rows_that_name_what_differs(plans):
-    rows = {row.title: [point.seed for point in row.results] for row in group_results(report.collect_results(plans))}
-    both_starts = ("independent A", "shared A")
-    assert rows == {
-        "Zero-shot": [None],
-        **{f"Individual ({start})": [1, 2] for start in both_starts},
-        "Multi-task": [1, 2],
-        **{f"TIES{words} ({start})": [1, 2] for start in both_starts for words in ("", ", strength chosen")},
-    }
-    assert report.name_report(plans).startswith("methods=_ties_-other_protocol=true-peft.shared_a_init=false_")
-
-
-def test_scores_under_the_other_protocol_are_collected_where_they_are_finished(plans):
-    for one in plans[0].evaluations:
-        if one.source.kind in ("zero_shot", "multi_task"):
-            finish(one.predictions)
-        if one.source.kind == "zero_shot":
-            other = one.with_other_protocol()
-            assert other is not None and other.score != one.score
-            finish_score(other, make_score(one.task.name, 7))
-    also = {(result.title, result.variant): dict(result.other_scores) for result in report.collect_results(plans[:1])}
-    assert also.pop(("Zero-shot", "")) == {task: make_score(task, 7) for task in ("vqav2", "rec")}
-    assert also == dict.fromkeys([("Individual", ""), ("Multi-task", ""), ("TIES", ""), ("TIES", CHOSEN)], {})
