@@ -97,7 +97,7 @@ def _list_pictures(
 
 
 def write_report(folder: Path, report: Report) -> Path:
-    """Write every file whole, report.md last, and remove what an earlier report left. Returns the path of report.md."""
+    """Write every file atomically, report.md last, and remove what an earlier report left; returns report.md."""
     for name, content in sorted(report.files.items(), key=lambda item: item[0] == "report.md"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

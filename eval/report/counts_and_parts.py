@@ -95,7 +95,7 @@ def _part_cell(group: ResultGroup, tasks: Mapping[str, Task], column: Column) ->
 
 
 def format_part(part: str) -> str:
-    """`bleu_4_builtin` -> `BLEU-4, own words`."""
+    """The title of a part: `bleu_4_builtin` -> `BLEU-4, own words`."""
     name = part.removesuffix(BUILTIN_SUFFIX)
     title = PART_TITLES.get(name, name.replace("_", " ").capitalize())
     return title + (", own words" if part.endswith(BUILTIN_SUFFIX) else "")

@@ -44,7 +44,7 @@ class ShownQuestion:
 
 
 def pick_examples(groups: Sequence[ResultGroup], context: Context) -> dict[str, list[ShownQuestion]]:
-    """By task, the questions with the smallest sha256 of their id: neither chosen nor changing from run to run."""
+    """The questions to show, by task: those with the smallest sha256 of their id, the same in every run."""
     return {task.name: _pick(task, path, groups) for task, path in context.question_files()}
 
 
@@ -102,7 +102,7 @@ def format_question(example: Example) -> tuple[str, str]:
 
 
 def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
-    """[height, width(, channels)] in 0..1, small. A report never fails for a picture that is gone."""
+    """A small picture, [height, width(, channels)] in 0..1; None if it cannot be read: no report fails for that."""
     if name is None:
         return None
     try:
@@ -123,7 +123,7 @@ def _make_thumbnail(folder: Path, name: str | None) -> bytes | None:
 
 
 def _shrink(pixels: np.ndarray) -> np.ndarray:
-    """Mean over blocks, so that the longest side is at most LONGEST_SIDE. pixels: [height, width(, channels)]."""
+    """The means of blocks, so that the longest side is at most LONGEST_SIDE. pixels: [height, width(, channels)]."""
     step = -(-max(pixels.shape[:2]) // LONGEST_SIDE)
     if step <= 1:
         return np.clip(pixels, 0, 1)

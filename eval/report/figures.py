@@ -67,7 +67,7 @@ def draw_figures(main: Table) -> list[RenderedFigure]:
 
 
 def draw_seen_unseen(main: Table) -> RenderedFigure:
-    """One point a source with the crosses of its 95 % intervals. The experts have no unseen average: a line.
+    """Seen against unseen average, a point a source with a cross of 95 % intervals; the experts, seen only, are a line.
 
     Other sources without both averages are left out.
     """

@@ -27,7 +27,7 @@ def escape_markdown(text: str) -> str:
 
 
 def is_reference(row: Row) -> bool:
-    """Whether the row is no merged model: a line is drawn below the last of these."""
+    """Whether the row is a reference and no merged model; a line is drawn below the last reference."""
     return row.kind in REFERENCE_KINDS or row.kind == "published_reference"
 
 

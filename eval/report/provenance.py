@@ -52,7 +52,7 @@ def _name_metrics(groups: Sequence[ResultGroup], task: Task) -> str:
 
 
 def _describe_resampling(groups: Sequence[ResultGroup], context: Context) -> str:
-    """What is drawn and summed where that is not questions and their values."""
+    """The tasks that are resampled by picture, and those whose score follows from sums of statistics."""
     by_task = {task.title: [score for group in groups for score in list_scores(group, task)] for task in context.tasks}
     clustered = [title for title, scores in by_task.items() if any(score.clusters for score in scores)]
     summed = [title for title, scores in by_task.items() if any(score.statistics for score in scores)]

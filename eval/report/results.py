@@ -72,7 +72,7 @@ class SourceResult:
 
     @property
     def facet(self) -> str:
-        """`shared A` and the like; "" where no such setting is swept."""
+        """How the experts were trained, as `shared A`; "" where no such setting is swept."""
         titles = [FACETS[key].get(str(self.overrides[key]).lower(), "") for key in FACETS if key in self.overrides]
         return ", ".join(title for title in titles if title)
 

@@ -36,7 +36,7 @@ def _format_method(group: ResultGroup) -> str:
 
 
 def _format_settings(settings: Mapping[str, Any]) -> str:
-    """`space=factors, prune.density=0.2` and so on, flat."""
+    """The settings of a method, flat: `space=factors, prune.density=0.2`."""
     flat = ", ".join(
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in _flatten(settings)
     )
@@ -101,7 +101,7 @@ def _name(group: ResultGroup) -> str:
 
 
 def _format_taken(choices: Sequence[tuple[int | None, Choice]]) -> str:
-    """`0.5 (1.41)`; of several seeds each value once, with its seeds where they differ."""
+    """The chosen factor and strength, `0.5 (1.41)`; of several seeds each once, with its seeds where they differ."""
     seeds_by_text: dict[str, list[int | None]] = {}
     for seed, choice in choices:
         text = f"{choice.factor:g} ({choice.strength:.3g})" + (" ⚠" if choice.at_end else "")

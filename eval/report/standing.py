@@ -118,7 +118,7 @@ def difference_cell(difference: Difference, embolden: bool = False) -> Cell:
 
 
 def format_difference(difference: Difference) -> str:
-    """`-1.2 (-2.0 to -0.4), p = 0.004`; of several seeds both intervals. With typographic minus signs."""
+    """A difference as `−1.2 (−2.0 to −0.4), p = 0.004`; of several seeds both intervals."""
     questions = f"{difference.low:+.1f} to {difference.high:+.1f}"
     if difference.seeds is None:
         text = f"{difference.value:+.1f} ({questions}), p = {difference.p:.3f}"

@@ -72,7 +72,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """name: of its files. head: of the first column. bars: whether a bar shows a value 0..100 on the page."""
+    """A table of a report.
+
+    name: of its files. head: title of the first column. bars: whether a bar shows a value 0..100 on the page.
+    """
 
     name: str
     title: str
@@ -145,7 +148,7 @@ def _make_cell(group: ResultGroup, column: Column, estimates: Estimates) -> Cell
 
 
 def format_interval(mean: Interval) -> str:
-    """`43.2 (42.8–43.6)`, with several seeds ` ± 1.1` behind it."""
+    """A mean as `43.2 (42.8–43.6)`, with several seeds ` ± 1.1` behind it."""
     spread = f" ± {mean.seeds.deviation:.1f}" if mean.seeds else ""
     return f"{mean.value:.1f} ({mean.low:.1f}–{mean.high:.1f}){spread}"
 
