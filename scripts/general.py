@@ -9,9 +9,9 @@ from pipeline.program import run  # noqa: E402
 
 
 def main(points: list[dict]) -> None:
-    from pipeline.tools.general.general import ask_general
+    from pipeline.tools.general.command import run_general
 
-    ask_general(points)
+    run_general(points)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,11 @@ from robustmerge.stage.settings import ConfigError, Problem, UserError, suggest
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked. ask_as: the task whose prompt, image mode and length are taken; without, the question as it is."""
+class AskRequest:
+    """The keys of ask.py. ask_as: the task whose prompt, image mode and length are taken.
+
+    Without it the question is asked as it is.
+    """
 
     image: str | None = None
     question: str | None = None
@@ -33,19 +36,33 @@ class Request:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(Problem(f"max_new_tokens must be at least 1, got {self.max_new_tokens}"))
-        if self.image is not None and not Path(self.image).expanduser().is_file():
-            raise ConfigError(Problem(f"there is no picture {self.image}", "image"))
+        if self.image is not None:
+            check_picture(Path(self.image).expanduser())
+
+
+def check_picture(file: Path) -> None:
+    """Raises ConfigError if the file is not there, or no picture."""
+    from PIL import Image
+
+    if not file.is_file():
+        raise ConfigError(Problem(f"there is no picture {file}", "image"))
+    try:
+        with Image.open(file) as picture:
+            picture.verify()
+    except (OSError, SyntaxError) as error:  # Pillow's own errors are of these
+        advice = "give a JPEG, a PNG, or another format that Pillow reads"
+        raise ConfigError(Problem(f"{file} is no picture: {error}; {advice}", "image")) from error
 
 
 def ask(point: Mapping[str, Any]) -> None:
     """Print the answer to `question`, or to every line that is typed. Raises UserError for what is not there."""
-    plan, request = make_plan_with(Request, point)
+    plan, request = make_plan_with(AskRequest, point)
     predict.check_devices([plan], is_short=True)
     predict.check_sources([plan])
     fetch_bases([plan])
     if not plan.base.is_complete():
         raise UserError(f"the base model {plan.base.short} is missing. Make it with: {train_all_command()}")
-    task = _task_of(plan, request)
+    task = _find_task(plan, request)
     source = plan.selected
 
     print(f"loading {source.label} ...", file=sys.stderr, flush=True)
@@ -57,14 +74,14 @@ def ask(point: Mapping[str, Any]) -> None:
     generate = load_base(str(plan.base.path), model.template, fast, device, plan.precision)
     generate.use(source.adapter)
     picture = str(Path(request.image).expanduser().resolve()) if request.image else None
-    for question in [request.question] if request.question is not None else _typed(source.label):
+    for question in [request.question] if request.question is not None else _read_questions(source.label):
         example = Example("asked", question, "", image=picture)
         example = dataclasses.replace(example, text=render(task.prompt, example))
         (answer,) = generate([example], Path("/"), task.max_new_tokens, task.image)
         print(answer or "(empty)", flush=True)
 
 
-def _task_of(plan: Plan, request: Request) -> Task:
+def _find_task(plan: Plan, request: AskRequest) -> Task:
     """The task whose prompt is used; without `ask_as` one that asks the question as it is."""
     tasks = {task.name: task for task in plan.config.tasks}
     if request.ask_as is None:
@@ -80,14 +97,14 @@ def _task_of(plan: Plan, request: Request) -> Task:
     return task
 
 
-def _typed(source: str) -> Iterator[str]:
+def _read_questions(source: str) -> Iterator[str]:
     """Lines of the terminal, or of a pipe, until one is empty."""
     if sys.stdin.isatty():
         print(f"asking {source}; an empty line ends it")
     while True:
         if sys.stdin.isatty():
             print("> ", end="", flush=True)
-        typed = sys.stdin.readline().strip()
-        if not typed:
+        question = sys.stdin.readline().strip()
+        if not question:
             return
-        yield typed
+        yield question

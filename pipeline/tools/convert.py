@@ -1,9 +1,10 @@
-"""What `convert.py` does: find the adapters, convert one after the other, leave alone what is complete."""
+"""Convert adapters between LLaVA's format and PEFT's, one after the other; complete conversions are left alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ KEYS = ("to", "adapters", "out", "base", "like", "vision_tower", "allow_no_proje
 
 
 @dataclass(frozen=True)
-class Request:
-    """What configs/convert.yaml says of each key."""
+class ConvertRequest:
+    """The keys of convert.py, as configs/convert.yaml describes them."""
 
     to: str
     adapters: tuple[str, ...]
@@ -65,41 +66,43 @@ def convert(points: Sequence[Mapping[str, Any]]) -> None:
     if len(points) > 1:
         raise UserError("one command converts any number of adapters, 'adapters=[a,b]'; there is nothing to sweep over")
     (point,) = points
-    request = build(Request, {key: point[key] for key in KEYS}, "")
+    request = build(ConvertRequest, {key: point[key] for key in KEYS}, "")
     out, pins = Path(request.out).expanduser().absolute(), Path(point["paths"]["runs"]) / "hub.json"
-    problems, made = [], []
+    problems, converted = [], []
     for number, (name, where) in enumerate(request.places.items(), 1):
         try:
-            told = _convert_one(request, fetch(find_place(where), ADAPTER_FILES, pins), out / name)
-            made.append(name)
+            outcome = _convert_one(request, fetch(find_place(where), ADAPTER_FILES, pins), out / name)
+            converted.append(name)
         except UserError as error:
-            told = "failed"
+            outcome = "failed"
             problems.append(f"{name}: {error}")
-        print(f"  [{number}/{len(request.places)}] {name}: {told}", flush=True)
-    print(f"\n{len(made)} of {len(request.places)} adapters are there: {out}")
-    if made and request.to == "peft":
-        listed = ",".join(f"{name}:{out / name}" for name in made)
-        print(f"merge them: python scripts/merge.py merge=robustmerge 'experts=[{listed}]' out=FOLDER")
+        print(f"  [{number}/{len(request.places)}] {name}: {outcome}", flush=True)
+    print(f"\n{len(converted)} of {len(request.places)} adapters are there: {out}")
+    if converted and request.to == "peft":
+        experts = ",".join(f"{name}:{out / name}" for name in converted)
+        print(f"merge them: python scripts/merge.py merge=robustmerge 'experts=[{experts}]' out=FOLDER")
     if problems:
         raise UserError("\n".join(problems))
 
 
-def _convert_one(request: Request, source: Path, folder: Path) -> str:
-    """Convert one adapter, and what is to be said of it."""
-    from llava_ext.original import from_peft, record, to_peft
+def _convert_one(request: ConvertRequest, source: Path, folder: Path) -> str:
+    """Convert one adapter unless that is done, and say what became of it."""
+    from llava_ext.original import from_peft, to_peft
+    from llava_ext.original.record import is_converted
 
+    like, base = Path(request.like).expanduser() if request.like else None, request.base or ""
     if request.to == "peft":
-        given = (request.base or "",)
-        asked, act = to_peft.peft_request(*given), to_peft.convert_to_peft
+        identity = to_peft.peft_request(base)
+        act = partial(to_peft.convert_to_peft, base=base)
     else:
-        given = (Path(request.like).expanduser() if request.like else None, request.vision_tower)
-        asked, act = from_peft.original_request(*given), from_peft.convert_to_original
-    if record.is_converted(source, folder, asked):
+        identity = from_peft.original_request(like, request.vision_tower)
+        act = partial(from_peft.convert_to_original, like=like, vision_tower=request.vision_tower)
+    if is_converted(source, folder, identity):
         return "complete, left alone"
-    record = act(source, folder, *given, allow_no_projector=request.allow_no_projector)
+    record = act(source, folder, allow_no_projector=request.allow_no_projector)
     saved = f"{record['projector_tensors']} of the projector" if record["projector_tensors"] else "no projector"
-    told = (
+    tensors = (
         f"{2 * record['modules']} LoRA tensors ({record['layers']} layers, rank {record['rank']}, alpha "
         f"{record['alpha']}, {record['dtype']}), {saved}, for {record['base'] or 'an unnamed base'}"
     )
-    return "\n        ".join([told, *record.get("notes", [])])
+    return "\n        ".join([tensors, *record.get("notes", [])])

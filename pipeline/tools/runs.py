@@ -1,20 +1,24 @@
-"""What a folder of results holds: list it, tell what a result is, remove what nothing uses."""
+"""The results in a folder of runs: list them with what differs from the defaults, remove those that nothing uses."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from eval.settings import OFFICIAL_NAMES
+from pipeline.program import compose, runs_folder
+from pipeline.tools.tables import format_columns
+from pipeline.tools.terminal import confirm, format_size
 from robustmerge.stage.address import is_locked, read_manifest
 from robustmerge.stage.records import Score, read_score
 from robustmerge.stage.settings import UserError
 
+TITLES = ("address", "differs from the defaults in", "score (tasks)", "size", "commit")
 KINDS = ("data", "base", "experts", "merged", "predictions", "scores", "general")
 
 
@@ -41,7 +45,7 @@ class Result:
 
 
 def find_results(root: Path) -> Iterator[Result]:
-    """Everything under one run folder, in the order of the line; each kind by name."""
+    """Everything under one run folder, in the order of the stages; each kind by name."""
     for kind in KINDS:
         if not (root / kind).is_dir():
             continue
@@ -54,8 +58,8 @@ def find_results(root: Path) -> Iterator[Result]:
             paths = [p for p in (root / kind).iterdir() if p.is_dir()]
         for path in sorted(paths):
             manifest = path / "manifest.json" if path.is_dir() else path.with_suffix(".manifest.json")
-            known = read_manifest(manifest) if manifest.exists() else {"identity": {}, "record": {}}
-            yield Result(root, path, known["identity"], known["record"])
+            contents = read_manifest(manifest) if manifest.exists() else {"identity": {}, "record": {}}
+            yield Result(root, path, contents["identity"], contents["record"])
 
 
 def find_roots(runs: Path) -> list[Path]:
@@ -67,7 +71,6 @@ def find_roots(runs: Path) -> list[Path]:
 @lru_cache
 def _defaults(root: Path) -> Mapping[str, dict]:
     """`kind/name` -> settings of the default configuration of that run folder."""
-    from pipeline.program import compose, runs_folder
     from pipeline.sweep import make_plans
 
     benchmark, _, model = root.name.partition("-")
@@ -92,32 +95,29 @@ def describe(result: Result) -> str:
     default = _defaults(result.root).get(result.short.rpartition("-")[0])
     if default is None or result.kind in ("predictions", "scores"):
         return ""
-    told = list_differences(result.identity.get("settings", {}), default.get("settings", {}))
+    settings = list_differences(result.identity.get("settings", {}), default.get("settings", {}))
     inputs, usual = result.identity.get("inputs", {}), default.get("inputs", {})
-    changed = {name.split("/")[0] for name, found in inputs.items() if usual.get(name) != found}
+    changed = {name.split("/")[0] for name, digest in inputs.items() if usual.get(name) != digest}
     return ", ".join(
-        [*(f"{key}={json.dumps(value)}" for key, value in told), *(f"other {name}" for name in sorted(changed))]
+        [*(f"{key}={json.dumps(value)}" for key, value in settings), *(f"other {name}" for name in sorted(changed))]
     )
 
 
-def score_of(result: Result) -> str:
+def format_score(result: Result) -> str:
     """The score of a score file; the mean over its scored tasks for a source."""
     if result.kind in ("scores", "general"):
         file = result.path if result.kind == "scores" else result.path / "score.json"
         value = read_score(file).value if file.exists() else None
         return "" if value is None else f"{value:.2f}"
-    name = {"base": "zero_shot", "experts": "expert", "merged": "merged"}.get(result.kind)
-    if name is None:
+    name = result.path.name
+    stem, _, hash8 = name.rpartition("-")
+    folders = {"base": f"zero_shot-{hash8}", "experts": f"expert/{name}", "merged": f"merged/{name}"}
+    folder = name if stem == "multi_task" else folders.get(result.kind)
+    if folder is None:
         return ""
-    stem, _, hash8 = result.path.name.rpartition("-")
-    folder = {"base": f"zero_shot-{hash8}", "merged": f"merged/{result.path.name}"}.get(
-        result.kind, f"expert/{result.path.name}"
-    )
-    if stem == "multi_task":
-        folder = result.path.name
     files = (result.root / "scores" / folder).glob("*.json")
-    found = [read_score(file) for file in files if not file.name.endswith(".manifest.json")]
-    values = [score.value for score in found if score.value is not None and _is_corrected(score)]
+    scores = [read_score(file) for file in files if not file.name.endswith(".manifest.json")]
+    values = [score.value for score in scores if score.value is not None and _is_corrected(score)]
     return f"{sum(values) / len(values):.2f} ({len(values)})" if values else ""
 
 
@@ -126,55 +126,48 @@ def _is_corrected(score: Score) -> bool:
     return not score.n_asked and score.metric not in (*OFFICIAL_NAMES, "mean_of_seven")
 
 
-def show(roots: list[Path], kinds: tuple[str, ...]) -> None:
-    """Print the table."""
+def print_results(roots: Sequence[Path], kinds: Sequence[str]) -> None:
+    """A table a run folder."""
     for root in roots:
         rows = [
-            (r.short, describe(r), score_of(r), _size(r.size()), (r.record.get("commit") or "")[:8])
-            for r in find_results(root)
-            if r.kind in kinds
+            (
+                one.short,
+                describe(one),
+                format_score(one),
+                format_size(one.size()),
+                (one.record.get("commit") or "")[:8],
+            )
+            for one in find_results(root)
+            if one.kind in kinds
         ]
-        if not rows:
-            continue
-        widths = [max(len(row[i]) for row in [*rows, TITLES]) for i in range(len(TITLES))]
-        print(f"\n{root}")
-        for row in [TITLES, *rows]:
-            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if rows:
+            print("\n  ".join([f"\n{root}", *format_columns(TITLES, rows, text=range(len(TITLES)))]))
 
 
-TITLES = ("address", "differs from the defaults in", "score (tasks)", "size", "commit")
-
-
-def clean(roots: list[Path], sure: bool) -> None:
-    """Remove what no report uses. Raises UserError while anything is at work there: its inputs may be unused yet."""
+def clean(roots: Sequence[Path], sure: bool) -> None:
+    """Remove what no report uses. Raises UserError while a process runs: no report uses its inputs yet."""
     unused = [result for root in roots for result in find_unused(root)]
     if not unused:
         print("nothing to remove: every result is used by a report")
         return
     for result in unused:
-        print(f"  {result.root.name}/{result.short}  {_size(result.size())}")
-    total = _size(sum(result.size() for result in unused))
-    if not sure and not _agreed(f"remove these {len(unused)} results ({total})? [y/N] "):
+        print(f"  {result.root.name}/{result.short}  {format_size(result.size())}")
+    total = format_size(sum(result.size() for result in unused))
+    if not sure and not confirm(f"remove these {len(unused)} results ({total})?"):
         print("nothing removed")
         return
-    still = {result.path for root in roots for result in find_unused(root)}  # something may have started meanwhile
-    for result in (result for result in unused if result.path in still):
-        remove(result)
+    still_unused = {result.path for root in roots for result in find_unused(root)}  # a report may have been made since
+    for result in unused:
+        if result.path in still_unused:
+            remove(result)
     print(f"removed {len(unused)} results ({total})")
-
-
-def _agreed(question: str) -> bool:
-    try:
-        return input(question).strip().lower() == "y"
-    except EOFError:  # nobody is there to answer
-        return False
 
 
 def find_unused(root: Path) -> list[Result]:
     """What no report of this run folder uses."""
     for lock in root.rglob("*.lock"):
         if is_locked(lock.with_suffix("")):
-            raise UserError(f"{lock.with_suffix('')} is being made; clean up when nothing is at work")
+            raise UserError(f"{lock.with_suffix('')} is in use by a running process; clean up when none runs")
     used = {address for file in root.glob("reports/*/addresses.json") for address in json.loads(file.read_text())}
     return [result for result in find_results(root) if result.short not in used]
 
@@ -189,27 +182,17 @@ def remove(result: Result) -> None:
         result.path.unlink()
 
 
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} GB"
-
-
 def main(description: str | None) -> None:
-    from pipeline.program import runs_folder
-
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=KINDS, help="show one kind only (default: all but predictions and scores)")
     parser.add_argument("--clean", action="store_true", help="remove what no report uses")
     parser.add_argument("--yes", action="store_true", help="with --clean: do not ask")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     runs = runs_folder()
     roots = find_roots(runs) if runs.is_dir() else []
     if not roots:
-        print(f"nothing yet under {runs}; make something with: bash scripts/train_all.sh")
-    elif asked.clean:
-        clean(roots, asked.yes)
+        print(f"no results yet under {runs}; make some with: bash scripts/train_all.sh")
+    elif arguments.clean:
+        clean(roots, arguments.yes)
     else:
-        show(roots, (asked.kind,) if asked.kind else KINDS[:4])
+        print_results(roots, (arguments.kind,) if arguments.kind else KINDS[:4])

@@ -15,8 +15,8 @@ import yaml
 from pipeline.config import read_config
 from pipeline.program import CONFIGS, compose, list_groups, list_options, run
 from pipeline.sweep import make_plans
-from pipeline.tools.convert import KEYS, Request
-from pipeline.tools.inspect.inspect import read_request
+from pipeline.tools.convert import KEYS, ConvertRequest
+from pipeline.tools.inspect.command import read_request
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import UserError, build
 
@@ -36,7 +36,7 @@ def test_every_program_has_the_same_configuration_by_default(program):
 
 def test_the_program_that_knows_no_benchmark_composes_into_a_request():
     point = compose("convert", ["to=peft", "adapters=[a]", "out=b"])
-    assert build(Request, {key: point[key] for key in KEYS}, "").places == {"a": "a"}
+    assert build(ConvertRequest, {key: point[key] for key in KEYS}, "").places == {"a": "a"}
 
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])

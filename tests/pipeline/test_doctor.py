@@ -141,7 +141,7 @@ def test_what_can_be_run_follows_from_memory_disk_and_gpu() -> None:
 
 def test_work_says_what_is_too_little_or_what_to_type() -> None:
     no_room = screen.judge_work(screen.WORKS[3], facts(device(16e9)))
-    assert no_room.text == "needs 24 GB of memory on one GPU; too little here: memory on one GPU (16 GB)"
+    assert no_room.text == "needs 24.0 GB of memory on one GPU; too little here: memory on one GPU (16.0 GB)"
     assert not no_room.remedy
     assert screen.judge_work(screen.WORKS[0], facts()).remedy == "bash scripts/quickstart.sh"
 

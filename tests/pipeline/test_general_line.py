@@ -15,7 +15,7 @@ from pipeline.general_results import find_scores
 from pipeline.program import compose
 from pipeline.sources import Source, name_source
 from pipeline.tools.general import run_lmms
-from pipeline.tools.general.general import ask_general
+from pipeline.tools.general.command import run_general
 from pipeline.tools.general.run_lmms import DTYPES, LOCK, find_environment, lmms_arguments
 from robustmerge.stage.address import foreign
 from robustmerge.stage.settings import PRECISIONS, ConfigError, UserError
@@ -95,7 +95,7 @@ def ask(ground, tmp_path, capsys):
     ]  # fmt: skip
 
     def type_it(*more: str) -> str:
-        ask_general([compose("general", [*words, *more])])
+        run_general([compose("general", [*words, *more])])
         return capsys.readouterr().out
 
     return type_it

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.program import compose
-from pipeline.tools.inspect.inspect import read_request
-from pipeline.tools.inspect.text import tell
+from pipeline.tools.inspect.command import read_request
+from pipeline.tools.inspect.text import format_inspection
 from robustmerge.analysis.direction_robustness import compare_directions, prune_pair
 from robustmerge.analysis.inspection import inspect_folders
 from robustmerge.formats.adapter import LoraPair
@@ -158,7 +158,7 @@ def test_a_zero_expert_is_told_and_makes_nothing_undefined(tmp_path: Path) -> No
     experts["a"] = {m: LoraPair(p.A, torch.zeros_like(p.B)) for m, p in experts["a"].items()}
     folders = {name: write_expert(tmp_path / name, pairs) for name, pairs in experts.items()}
     found = inspect_folders(folders, {"merged": folders["a"]})
-    text = tell(found)
+    text = format_inspection(found)
     assert "the update is zero, so that it adds nothing: a" in text
     assert found.pairs[0]["update_cosine"] == 0
     json.dumps([found.experts, found.pairs, found.merged], allow_nan=False)
@@ -173,8 +173,8 @@ def test_what_is_no_product_of_factors_is_left_out_and_said(config: dict, said: 
     for seed, name in enumerate("ab"):
         save_expert(tmp_path / name, seed, modules_to_save=["projector"], **config)
     found = inspect_folders({name: tmp_path / name for name in "ab"})
-    assert f"{said} of all numbers here" in tell(found)
-    assert "modules_to_save: 2 tensors an expert" in tell(found)
+    assert f"{said} of all numbers here" in format_inspection(found)
+    assert "modules_to_save: 2 tensors an expert" in format_inspection(found)
 
 
 def test_what_cannot_be_inspected_is_told_whole(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_one_pair_is_no_pairs_and_a_share_that_every_kind_has_is_of_no_kind(tmp_
             experts = {n: {f"layers.0.{k}": pair_of(2, *sizes) for k, sizes in draw.items()} for n in "ab"}
         folder = tmp_path / said.split()[-1]
         folders = {name: write_expert(folder / name, pairs) for name, pairs in experts.items()}
-        text = tell(inspect_folders(folders))
+        text = format_inspection(inspect_folders(folders))
         assert "The pair of experts" in text
         assert f"({4 / 7 if said != 'in v' else 4 / 12:.0%}), {said}\n" in text
 

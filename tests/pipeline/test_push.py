@@ -19,9 +19,9 @@ import yaml
 
 from pipeline.program import compose
 from pipeline.sweep import make_plan_with
-from pipeline.tools.push import upload
-from pipeline.tools.push.push import Request, collect
-from pipeline.tools.push.push import push as push_folder
+from pipeline.tools.push.command import PushRequest
+from pipeline.tools.push.command import push as push_folder
+from pipeline.tools.push.files import UploadedFile, collect_files
 from robustmerge.merging import merge_folders
 from robustmerge.stage.settings import ConfigError, UserError
 from tests.merge_cases import QUIET, random_experts, write_expert
@@ -269,7 +269,7 @@ def test_dense_updates_are_called_what_they_are_and_much_is_refused(
     (tmp_path / "delta_config.json").write_text('{"format": 1, "base_model_name_or_path": "ann/base"}')
     (tmp_path / "delta.safetensors").write_bytes(b"0" * 2000)
     (tmp_path / "README.md").write_text("# Dense\n\nMethod: by hand.\n")
-    monkeypatch.setattr("pipeline.tools.push.push.LARGE", 1000)
+    monkeypatch.setattr("pipeline.tools.push.command.LARGE", 1000)
     with pytest.raises(UserError, match=r"2\.\d kB is much to upload: large=true does it; .*merge.out.rank=16"):
         push(tmp_path, "ann/dense")
     assert not hub.asked
@@ -312,17 +312,17 @@ def test_a_trained_expert_gets_a_card_of_its_manifest(tmp_path: Path) -> None:
     (tmp_path / SAFE).write_bytes(b"weights")
     identity = {"stage": "train", "settings": {"tasks": ["rec"], "seed": 3}, "inputs": {"base": "0123456789"}}
     (tmp_path / "manifest.json").write_text(json.dumps({"identity": identity, "record": {"commit": "abc"}}))
-    _, card, left_out = collect(tmp_path, None)
+    _, card, left_out = collect_files(tmp_path, None)
     assert (card.title, card.base, card.lacks, left_out) == ("LoRA expert of rec", "ann/base", (), [])
     assert "Commit: `abc`" in card.text and "seed: 3" in card.text and "base `01234567`" in card.text
 
 
 def test_what_is_typed_is_what_is_asked() -> None:
     words = ["repo=ann/x", "folder=/x", "base=ann/b", "private=false", "update=true", "large=true", "yes=true"]
-    _, request = make_plan_with(Request, compose("push", words))
-    assert request == Request("ann/x", "/x", "ann/b", False, True, True, True)
+    _, request = make_plan_with(PushRequest, compose("push", words))
+    assert request == PushRequest("ann/x", "/x", "ann/b", False, True, True, True)
 
 
-def test_an_item_knows_its_size(tmp_path: Path) -> None:
+def test_an_uploaded_file_knows_its_size(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"123")
-    assert upload.Item("x", tmp_path / "x").size == upload.Item("x", b"123").size == 3
+    assert UploadedFile("x", tmp_path / "x").size == UploadedFile("x", b"123").size == 3

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.tools.doctor.machine import EXPERTS, gather_facts
+from pipeline.tools.terminal import format_size
 
 OLDEST = (3, 11)
 SETUP = "bash scripts/setup.sh"
@@ -98,16 +99,12 @@ def judge_work(work: Work, facts: Mapping[str, Any]) -> Finding:
         "disk for the Hub's cache": (download, disk.get("hub", {}).get("free", 0)),
         "memory on one GPU": (work.gpu, max((device["memory"] for device in torch.get("devices", [])), default=0)),
     }
-    text = "needs " + ", ".join(f"{format_bytes(need)} of {what}" for what, (need, _) in needs.items() if need)
-    missing = [f"{what} ({format_bytes(has)})" for what, (need, has) in needs.items() if has < need]
+    text = "needs " + ", ".join(f"{format_size(need)} of {what}" for what, (need, _) in needs.items() if need)
+    missing = [f"{what} ({format_size(has)})" for what, (need, has) in needs.items() if has < need]
     missing += ["PyTorch"] if torch.get("version") is None else []
     if missing:
         return Finding(work.name, f"{text}; too little here: {', '.join(missing)}", "no")
     return Finding(work.name, text, "yes", work.command)
-
-
-def format_bytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes < 10e9 else f"{n_bytes / 1e9:.0f} GB"
 
 
 def _enumerate(names: list[str]) -> str:
@@ -132,7 +129,7 @@ def _torch(part: Mapping[str, Any]) -> list[Finding]:
         findings = [Finding("PyTorch", f"{part['version']}, {build}")]
     for device in part["devices"]:
         bf16 = "bf16 and fp16" if device["bf16"] else "fp16, but no bf16, in which training is set up"
-        memory = f"{format_bytes(device['memory'])}, {format_bytes(device['free'])} of it free"
+        memory = f"{format_size(device['memory'])}, {format_size(device['free'])} of it free"
         findings.append(Finding("GPU", f"{device['name']}, {memory}; {bf16}"))
     if part["unused"]:
         remedy = "install a CUDA build of PyTorch (pytorch.org/get-started), or mend the driver"
@@ -147,7 +144,7 @@ def _torch(part: Mapping[str, Any]) -> list[Finding]:
 
 
 def _cpu(part: Mapping[str, Any]) -> list[Finding]:
-    memory = f"{format_bytes(part['memory'])} of memory, {format_bytes(part['available'])} of it available"
+    memory = f"{format_size(part['memory'])} of memory, {format_size(part['available'])} of it available"
     return [Finding("CPU", f"{part['cores']} cores ({part['name']}), {memory}")]
 
 
@@ -161,8 +158,8 @@ def _java(part: Mapping[str, Any]) -> list[Finding]:
 
 def _disk(part: Mapping[str, Any]) -> list[Finding]:
     runs, hub = part["runs"], part["hub"]
-    same = "the same disk" if runs["device"] == hub["device"] else f"{format_bytes(hub['free'])} free"
-    text = f"{format_bytes(runs['free'])} free for results ({runs['path']}); the Hub's cache, {hub['path']}: {same}"
+    same = "the same disk" if runs["device"] == hub["device"] else f"{format_size(hub['free'])} free"
+    text = f"{format_size(runs['free'])} free for results ({runs['path']}); the Hub's cache, {hub['path']}: {same}"
     if runs["free"] < LITTLE_DISK:
         remedy = "results go elsewhere with ROBUSTMERGE_RUNS=FOLDER, the cache with HF_HOME"
         return [Finding("Disk", text, "bad", remedy)]

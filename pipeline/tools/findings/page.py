@@ -23,7 +23,7 @@ from pipeline.tools.findings.relations import (
     chance_level,
     relate,
 )
-from pipeline.tools.inspect.inspect import as_csv
+from pipeline.tools.tables import format_csv, format_markdown
 from robustmerge.stage.files import write_atomically
 
 MISSING = "—"
@@ -69,8 +69,8 @@ def _write_one(root: Path, plans: Sequence[Plan]) -> Path:
     folder = page.parent / "findings"
     folder.mkdir(parents=True, exist_ok=True)
     for table in dataclasses.fields(findings):
-        write_atomically(folder / f"{table.name}.csv", as_csv(getattr(findings, table.name)))
-    write_atomically(folder / "relations.csv", as_csv(relations))
+        write_atomically(folder / f"{table.name}.csv", format_csv(getattr(findings, table.name)))
+    write_atomically(folder / "relations.csv", format_csv(relations))
     figures = draw_findings(findings)
     for figure in figures:
         write_atomically(folder / f"{figure.name}.png", figure.png)
@@ -111,12 +111,6 @@ def spread(values: Iterable[float | None], form: str = ".2f") -> str:
     return f"{mean} ± {statistics.stdev(defined):{form.lstrip('+')}}"
 
 
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, all columns but the first to the right."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of every group, in the order of the rows."""
     groups: dict[str, list[Row]] = {}
@@ -149,7 +143,7 @@ def experts_table(findings: Findings) -> str:
         lines.append([*cells, f"{weight} ({cosine})" if plain else MISSING])
     heads = ["", "seeds", "norm", "largest / smallest norm", "s₁ / s_r", "stable rank"]
     heads += ["cosine of B A", "cosine of A", "cosine of B", "cross terms"]
-    return markdown_table(heads, lines)
+    return format_markdown(heads, lines)
 
 
 def _norm_ratio(rows: Sequence[Row]) -> float:
@@ -167,7 +161,7 @@ def kept_tables(findings: Findings) -> list[str]:
             name: [row for row in rows if row["method"] == name] for name in dict.fromkeys(_column(rows, "method"))
         }
         lines = [_kept_line(name, of_method, n_seeds) for name, of_method in methods.items()]
-        tables.append(markdown_table([*heads, "share left", "interference", "of no expert"], lines))
+        tables.append(format_markdown([*heads, "share left", "interference", "of no expert"], lines))
     return tables
 
 
@@ -203,9 +197,9 @@ def relation_tables(relations: Sequence[Row]) -> list[str]:
     n_points = sorted({cells[group, "points", "share"]["n"] for group in groups})
     return [
         METHODS.format(sizes="; ".join(map(_describe_chance, n_methods))),
-        markdown_table(["", *groups], of_methods),
+        format_markdown(["", *groups], of_methods),
         POINTS.format(sizes=_range(n_points)),
-        markdown_table(["", *(f"{title}, {group}" for group in groups for title in SCOPES.values())], of_points),
+        format_markdown(["", *(f"{title}, {group}" for group in groups for title in SCOPES.values())], of_points),
     ]
 
 

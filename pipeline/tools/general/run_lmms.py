@@ -1,4 +1,4 @@
-"""lmms-eval as a program: the environment that it lives in, the command that is typed, what it leaves behind."""
+"""Run lmms-eval: its environment, its command, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _install(folder: Path, say: Callable[[str], None]) -> None:
 def lmms_arguments(
     run: GeneralRun, checkpoint: Path, out: Path, include: Path | None, device: str, processes: int
 ) -> list[str]:
-    """What `python -m lmms_eval` is told. Raises UserError for a path that its arguments cannot hold."""
+    """The arguments of `python -m lmms_eval`. Raises UserError for a path that its arguments cannot hold."""
     if set(",=") & set(str(checkpoint)):
         raise UserError(f"lmms-eval takes no model in a folder with , or = in its path: {checkpoint} (paths.runs)")
     model = [f"pretrained={checkpoint}", f"dtype={DTYPES[run.precision]}", f"device={device}"]
@@ -103,7 +103,7 @@ def run_task(
     device: str = "cpu",
     processes: int = 1,
 ) -> dict[str, float | int | None]:
-    """Ask one task and leave its results, answers, log and score.json in `folder`. Returns what the record tells.
+    """Ask one task and leave its results, answers, log and score.json in `folder`; returns what the manifest records.
 
     Raises UserError with the end of the log where lmms-eval left no results, whatever its exit status was.
     """
@@ -130,7 +130,7 @@ def run_task(
 def _end_of(log: str) -> str:
     """What lmms-eval said went wrong; else its last lines. Without the colours of a terminal."""
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip() for line in re.split(r"[\r\n]+", log)]
-    told = [line.partition("Error during evaluation: ")[2] for line in lines if "Error during evaluation: " in line]
-    if any("LocalTokenNotFoundError" in line for line in told):
-        told.append(NO_TOKEN)
-    return "\n".join(dict.fromkeys(told) or [line for line in lines if line][-5:])
+    errors = [line.partition("Error during evaluation: ")[2] for line in lines if "Error during evaluation: " in line]
+    if any("LocalTokenNotFoundError" in line for line in errors):
+        errors.append(NO_TOKEN)
+    return "\n".join(dict.fromkeys(errors) or [line for line in lines if line][-5:])

@@ -1,13 +1,15 @@
-"""The picture of an inspection: spectra, pruning, norms; shared A, overlap, cosines; what a merge left."""
+"""The figure of an inspection: spectra, pruning, norms; shared A, overlap, cosines; what a merge left."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from eval.report.figures import RC_PARAMS, RenderedFigure, render_figure
 from eval.report.palette import COLOURS, GREY, INK, MARKERS
@@ -24,42 +26,42 @@ DIRECTIONS = {
 }
 
 
-def draw_inspection(found: Inspection) -> RenderedFigure:
+def draw_inspection(inspection: Inspection) -> RenderedFigure:
     """Two or three rows of panels: one expert has no pairs, without a merged adapter there is no third row."""
-    names = [row["expert"] for row in found.experts]
-    n_rows = 1 + bool(found.pairs) + bool(found.merged)
+    names = [row["expert"] for row in inspection.experts]
+    n_rows = 1 + bool(inspection.pairs) + bool(inspection.merged)
     with matplotlib.rc_context({**RC_PARAMS, "axes.titlesize": 10.5, "axes.titlelocation": "left"}):
         figure = Figure(figsize=(WIDTH, 3.9 * n_rows), layout="constrained")
         rows = iter(figure.subplots(n_rows, 3, squeeze=False))
-        _draw_spectra(next(rows), found, names)
-        if found.pairs:
-            _draw_pairs(next(rows), found, names)
-        if found.merged:
-            _draw_merged(next(rows), found)
+        _draw_spectra(next(rows), inspection, names)
+        if inspection.pairs:
+            _draw_pairs(next(rows), inspection, names)
+        if inspection.merged:
+            _draw_merged(next(rows), inspection)
         return render_figure(figure, "inspection", "Norms, spectra and overlap of the experts")
 
 
-def _draw_spectra(axes: Sequence[Axes], found: Inspection, names: Sequence[str]) -> None:
-    by_expert = {name: [row for row in found.spectra if row["expert"] == name] for name in names}
+def _draw_spectra(axes: Sequence[Axes], inspection: Inspection, names: Sequence[str]) -> None:
+    by_expert = {name: [row for row in inspection.spectra if row["expert"] == name] for name in names}
     for i, (name, rows) in enumerate(by_expert.items()):
-        _line(axes[0], rows, "trained", name if len(names) <= MANY else None, **_look(i))
+        _draw_curve(axes[0], rows, "trained", name if len(names) <= MANY else None, **_marker_style(i))
     axes[0].set_title("Singular values of B A")
     _finish_spectrum(axes[0], "mean over modules")
     for (key, label), colour in zip(STAGES.items(), (INK, COLOURS[0], COLOURS[1]), strict=True):
-        _line(axes[1], _mean_over(list(by_expert.values()), STAGES, relative="trained"), key, label, color=colour)
-    axes[1].set_title(f"Before and after pruning to {found.density:g}")
+        _draw_curve(axes[1], _mean_over(list(by_expert.values()), STAGES, relative="trained"), key, label, color=colour)
+    axes[1].set_title(f"Before and after pruning to {inspection.density:g}")
     _finish_spectrum(axes[1], "relative to the largest as trained")
-    _draw_norms(axes[2], found, names)
+    _draw_norms(axes[2], inspection, names)
 
 
-def _look(i: int) -> dict[str, str]:
+def _marker_style(i: int) -> dict[str, Any]:
     """Colour and marker of an expert, the same in all panels."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i // len(COLOURS) + i) % len(MARKERS)]}
 
 
-def _line(axes: Axes, rows: Sequence[Row], key: str, label: str | None, **look: str) -> None:
-    there = [(row["k"], row[key]) for row in rows if row[key] > 0]
-    axes.plot(*zip(*there, strict=True) if there else ((), ()), lw=1.3, ms=4, label=label, **look)
+def _draw_curve(axes: Axes, rows: Sequence[Row], key: str, label: str | None, **style: Any) -> None:
+    points = [(row["k"], row[key]) for row in rows if row[key] > 0]
+    axes.plot([k for k, _ in points], [value for _, value in points], lw=1.3, ms=4, label=label, **style)
 
 
 def _mean_over(curves: Sequence[Sequence[Row]], keys: Mapping[str, str], relative: str | None = None) -> list[Row]:
@@ -80,21 +82,23 @@ def _finish_spectrum(axes: Axes, label: str) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("index of the singular value")
     axes.set_ylabel(label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.grid(color="#e6e9ed", lw=0.8)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
 
 
-def _draw_norms(axes: Axes, found: Inspection, names: Sequence[str]) -> None:
+def _draw_norms(axes: Axes, inspection: Inspection, names: Sequence[str]) -> None:
     """A line a kind of module, a mark an expert."""
-    kinds = sorted({row["kind"] for row in found.modules})
+    kinds = sorted({row["kind"] for row in inspection.modules})
     for i, name in enumerate(names):
         squares = dict.fromkeys(kinds, 0.0)
-        for row in found.modules:
+        for row in inspection.modules:
             if row["expert"] == name:
                 squares[row["kind"]] += row["norm"] ** 2
-        axes.plot([squares[kind] ** 0.5 for kind in kinds], range(len(kinds)), ls="none", ms=6, alpha=0.8, **_look(i))
+        axes.plot(
+            [squares[kind] ** 0.5 for kind in kinds], range(len(kinds)), ls="none", ms=6, alpha=0.8, **_marker_style(i)
+        )
     axes.set_yticks(range(len(kinds)), kinds)
     axes.set_ylim(len(kinds) - 0.5, -0.5)
     axes.set_xlim(left=0)
@@ -103,7 +107,7 @@ def _draw_norms(axes: Axes, found: Inspection, names: Sequence[str]) -> None:
     axes.grid(color="#e6e9ed", lw=0.8)
 
 
-def _draw_pairs(axes: Sequence[Axes], found: Inspection, names: Sequence[str]) -> None:
+def _draw_pairs(axes: Sequence[Axes], inspection: Inspection, names: Sequence[str]) -> None:
     panels = (
         ("Cosine of A", "a_cosine", "a_cosine", (-1, 1), "RdBu_r"),
         ("Cosine of B A", "update_cosine", "update_cosine", (-1, 1), "RdBu_r"),
@@ -113,11 +117,11 @@ def _draw_pairs(axes: Sequence[Axes], found: Inspection, names: Sequence[str]) -
     shorter = [name if len(name) <= LONG else name[: LONG - 1] + "…" for name in names]
     for ax, (title, upper, lower, limits, colours) in zip(axes, panels, strict=True):
         values = np.full((len(names), len(names)), np.nan)
-        for row in found.pairs:
+        for row in inspection.pairs:
             i, j = place[row["one"]], place[row["other"]]
             values[i, j], values[j, i] = row[upper], row[lower]
-        shown = ax.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
-        ax.figure.colorbar(shown, cax=ax.inset_axes([1.05, 0, 0.06, 1]))  # as high as the squares, below the title
+        image = ax.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
+        ax.figure.colorbar(image, cax=ax.inset_axes((1.05, 0, 0.06, 1)))  # as high as the squares, below the title
         ax.set_title(title)
         size = 8 if len(names) <= MANY else 8 * max(0.4, MANY / len(names))
         ax.set_xticks(range(len(names)), shorter, rotation=90, fontsize=size)
@@ -130,21 +134,26 @@ def _draw_pairs(axes: Sequence[Axes], found: Inspection, names: Sequence[str]) -
                 ax.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if strong else INK)
 
 
-def _draw_merged(axes: Sequence[Axes], found: Inspection) -> None:
+def _draw_merged(axes: Sequence[Axes], inspection: Inspection) -> None:
     """A line a merged adapter, the mean over experts; the band is from the lowest expert to the highest."""
-    for i, name in enumerate(dict.fromkeys(row["merged"] for row in found.merged)):
-        rows = [row for row in found.merged if row["merged"] == name]
+    for i, name in enumerate(dict.fromkeys(row["merged"] for row in inspection.merged)):
+        rows = [row for row in inspection.merged if row["merged"] == name]
         indices = sorted({row["k"] for row in rows})
         for ax, key in zip(axes, DIRECTIONS, strict=True):
             values = [[row[key] for row in rows if row["k"] == k] for k in indices]
             ax.fill_between(
-                indices, list(map(min, values)), list(map(max, values)), color=_look(i)["color"], alpha=0.12, lw=0
+                indices,
+                list(map(min, values)),
+                list(map(max, values)),
+                color=_marker_style(i)["color"],
+                alpha=0.12,
+                lw=0,
             )
-            ax.plot(indices, [np.mean(x) for x in values], ms=4, lw=1.3, label=name, **_look(i))
+            ax.plot(indices, [np.mean(x) for x in values], ms=4, lw=1.3, label=name, **_marker_style(i))
     for ax, title in zip(axes, DIRECTIONS.values(), strict=True):
         ax.set_title(title)
         ax.set_xlabel("index of the expert's singular direction\nmean of the experts; band: their range")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         ax.axhline(1, color=GREY, lw=0.8, ls="--")
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         ax.grid(color="#e6e9ed", lw=0.8)

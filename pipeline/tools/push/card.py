@@ -1,4 +1,4 @@
-"""The card of an uploaded adapter: the folder's own README, completed by what its manifest knows."""
+"""The card of an uploaded adapter: the README of its folder, completed from its manifest."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import yaml
 from robustmerge.formats.output import how_to_load
 from robustmerge.stage.settings import UserError
 
-SAID = ("method", "settings", "experts", "base", "commit")  # what a reader needs to make it again
+STATEMENTS = ("method", "settings", "experts", "base", "commit")  # what a reader needs to make it again
 SECTION = "## How it was made"
 FRONT = re.compile(r"---\n(.*?)---\n", re.S)
 
 
 @dataclass(frozen=True)
 class Card:
-    """A README. says, lacks: which of SAID it tells and does not; base: the base model that it names."""
+    """A README. says, lacks: which of STATEMENTS it has and has not; base: the base model that it names."""
 
     text: str
     title: str
@@ -34,20 +34,23 @@ def make_card(folder: Path, manifest: Mapping[str, Any] | None, base: str | None
 
     Raises UserError if there is neither a README.md nor a manifest to make one of.
     """
-    own = folder / "README.md"
-    if not own.is_file() and (manifest is None or manifest["identity"].get("stage") != "train"):
+    readme = folder / "README.md"
+    if readme.is_file():
+        text = readme.read_text()
+    elif manifest is not None and manifest["identity"].get("stage") == "train":
+        text = _card_of_training(folder, manifest)
+    else:
         raise UserError(f"{folder} has no README.md, and an upload needs a card: write what it is and how it was made")
-    text = own.read_text() if own.is_file() else _card_of_training(folder, manifest)
     text = _name_base(text.partition(SECTION)[0].rstrip() + "\n", base)
     if manifest is not None:
         text += f"\n{_how_it_was_made(manifest)}"
-    found = re.search(r"^# (.+)$", FRONT.sub("", text, count=1), re.M)
-    says = tuple(what for what in SAID if _tells(text, what))
-    title = found[1] if found else folder.name
-    return Card(text, title, base, says, tuple(what for what in SAID if what not in says))
+    heading = re.search(r"^# (.+)$", FRONT.sub("", text, count=1), re.M)
+    says = tuple(what for what in STATEMENTS if _says(text, what))
+    title = heading[1] if heading else folder.name
+    return Card(text, title, base, says, tuple(what for what in STATEMENTS if what not in says))
 
 
-def _tells(text: str, what: str) -> bool:
+def _says(text: str, what: str) -> bool:
     """Whether a line of the card begins with it: `Method: ...`, `Base model: ...`."""
     return re.search(rf"^(\W*){what}\b", FRONT.sub("", text, count=1), re.M | re.I) is not None
 
@@ -67,12 +70,10 @@ def _name_base(text: str, base: str | None) -> str:
     """The base in the line `Base model:`, and, where it is one of the Hub's, among the front matter."""
     text = re.sub(r"^Base model: `[^`]*`", lambda _: f"Base model: `{base}`", text, flags=re.M)
     front = FRONT.match(text)
-    if front is None:
-        text = f"---\ntags: [model-merging]\n---\n\n{text}"
-        front = FRONT.match(text)
-    if base and "/" in base and not re.search(r"^base_model:", front[1], re.M):
-        text = f"---\n{front[1]}base_model: {base}\n---\n{text[front.end() :]}"
-    return text
+    fields, rest = (front[1], text[front.end() :]) if front else ("tags: [model-merging]\n", f"\n{text}")
+    if base and "/" in base and not re.search(r"^base_model:", fields, re.M):
+        fields += f"base_model: {base}\n"
+    return f"---\n{fields}---\n{rest}"
 
 
 def _how_it_was_made(manifest: Mapping[str, Any]) -> str:

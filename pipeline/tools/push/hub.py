@@ -1,4 +1,4 @@
-"""What uploading needs of the Hub: who one is, what is there already, one commit; its errors in our words."""
+"""The Hub as an upload needs it: log in, find the repository, make one commit; its errors in our words."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from pipeline.tools.push.files import UploadedFile
 from robustmerge.stage.settings import UserError
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write (huggingface.co/settings/tokens)"
@@ -18,20 +17,7 @@ ALWAYS_THERE = (".gitattributes",)  # what the Hub puts into a new repository
 
 
 @dataclass(frozen=True)
-class Item:
-    """One file of an upload: its bytes, or where they are. note: what is said of it."""
-
-    name: str
-    content: bytes | Path
-    note: str = ""
-
-    @cached_property
-    def size(self) -> int:
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
-
-
-@dataclass(frozen=True)
-class Place:
+class Repository:
     """A repository as it is before the upload."""
 
     url: str
@@ -58,7 +44,7 @@ def log_in() -> HfApi:
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
 
-def look_up(api: HfApi, repo: str) -> Place:
+def find_repository(api: HfApi, repo: str) -> Repository:
     """Who is asking, and what is in the repository already."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -66,26 +52,26 @@ def look_up(api: HfApi, repo: str) -> Place:
     with _in_our_words(repo):
         user = api.whoami()["name"]
         try:
-            found = api.model_info(repo)
+            info = api.model_info(repo)
         except RepositoryNotFoundError:
-            return Place(url, user, True, False, ())
-    files = tuple(file.rfilename for file in found.siblings or () if file.rfilename not in ALWAYS_THERE)
-    return Place(url, user, False, bool(found.private), files)
+            return Repository(url, user, True, False, ())
+    files = tuple(file.rfilename for file in info.siblings or () if file.rfilename not in ALWAYS_THERE)
+    return Repository(url, user, False, bool(info.private), files)
 
 
-def upload(api: HfApi, repo: str, private: bool | None, items: Sequence[Item], message: str) -> Commit:
-    """One commit with all items. private: make the repository first; None: it is there."""
+def upload(api: HfApi, repo: str, private: bool | None, files: Sequence[UploadedFile], message: str) -> Commit:
+    """One commit with all files. private: make the repository first; None: it is there."""
     from huggingface_hub import CommitOperationAdd
 
     added = [
-        CommitOperationAdd(item.name, item.content if isinstance(item.content, bytes) else str(item.content))
-        for item in items
+        CommitOperationAdd(file.name, file.content if isinstance(file.content, bytes) else str(file.content))
+        for file in files
     ]
     with _in_our_words(repo):
         if private is not None:
             api.create_repo(repo, private=private)
-        made = api.create_commit(repo, added, commit_message=message)
-    return Commit(str(made.commit_url), made.oid)
+        commit = api.create_commit(repo, added, commit_message=message)
+    return Commit(str(commit.commit_url), commit.oid)
 
 
 @contextmanager
@@ -105,7 +91,7 @@ def _in_our_words(repo: str) -> Iterator[None]:
 
 def _reason(status: int, repo: str, error: Exception) -> str:
     owner = repo.partition("/")[0]
-    known = {
+    reasons = {
         401: f"the token is not valid; {LOG_IN}",
         402: "the account has no room left for private files",
         403: f"the token has no right to write to '{owner}'; {LOG_IN}",
@@ -113,7 +99,7 @@ def _reason(status: int, repo: str, error: Exception) -> str:
         413: "a file is too large for it",
         429: "too many requests; wait some minutes",
     }
-    return known.get(status, _first_line(error))
+    return reasons.get(status, _first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

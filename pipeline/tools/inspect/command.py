@@ -1,12 +1,10 @@
-"""The inspection of experts: what the command line asks for, and the files it leaves."""
+"""Inspect experts as the command line asks: which adapters, and the files that are written."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from pipeline.closing import format_path
 from pipeline.plan import Plan
 from pipeline.stages import merge
 from pipeline.sweep import make_plan_with
+from pipeline.tools.tables import format_csv
 from robustmerge.hub.places import split_name
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import ConfigError, Problem, UserError, refuse
@@ -23,9 +22,10 @@ TABLES = ("experts", "modules", "kinds", "spectra", "pairs", "merged")
 
 
 @dataclass(frozen=True)
-class Request:
-    """merged: a source or adapter folder, or a list of them, each as NAME:FOLDER where it needs a name.
+class InspectRequest:
+    """The keys of inspect_adapters.py.
 
+    merged: a source or adapter folder, or a list of them, each as NAME:FOLDER where it needs a name.
     out: the folder of picture and tables. density: of the pruning that is shown.
     """
 
@@ -38,48 +38,48 @@ class Request:
             raise ConfigError(Problem(f"density must be in (0, 1], got {self.density}", "density"))
 
 
-def read_request(point: Mapping[str, Any]) -> tuple[Plan, Request]:
-    """The line and what is asked about it. Raises ConfigError with the problems of both."""
-    return make_plan_with(Request, point)
+def read_request(point: Mapping[str, Any]) -> tuple[Plan, InspectRequest]:
+    """The plan and the program's own keys. Raises ConfigError with the problems of both."""
+    return make_plan_with(InspectRequest, point)
 
 
 def inspect(point: Mapping[str, Any]) -> None:
     """Measure, print the tables and what follows from them, and write both, with a picture, to the folder."""
     plan, request = read_request(point)
-    experts, merged = experts_of(plan), merged_of(plan, request)
+    experts, merged = find_experts(plan), find_merged(plan, request)
 
     from robustmerge.analysis.inspection import inspect_folders
 
-    found = inspect_folders(experts, merged, request.density)
+    inspection = inspect_folders(experts, merged, request.density)
 
     from pipeline.tools.inspect.figure import draw_inspection
-    from pipeline.tools.inspect.text import tell
+    from pipeline.tools.inspect.text import format_inspection
 
-    text, drawn = tell(found), draw_inspection(found)
+    text, picture = format_inspection(inspection), draw_inspection(inspection)
     folder = Path(request.out).expanduser() if request.out else plan.root / "inspection"
     folder.mkdir(parents=True, exist_ok=True)
     for name in TABLES:
-        write_atomically(folder / f"{name}.csv", as_csv(getattr(found, name)))
-    write_atomically(folder / "inspection.json", json.dumps(dataclasses.asdict(found), indent=1) + "\n")
+        write_atomically(folder / f"{name}.csv", format_csv(getattr(inspection, name)))
+    write_atomically(folder / "inspection.json", json.dumps(dataclasses.asdict(inspection), indent=1) + "\n")
     write_atomically(folder / "inspection.txt", text + "\n")
-    write_atomically(folder / "inspection.png", drawn.png)
+    write_atomically(folder / "inspection.png", picture.png)
     print(
         f"{text}\n\npicture: {format_path((folder / 'inspection.png').absolute())} (beside it the tables, CSV and JSON)"
     )
 
 
-def experts_of(plan: Plan) -> dict[str, Path]:
+def find_experts(plan: Plan) -> dict[str, Path]:
     """`experts=`, or those that train_all.sh makes. Raises UserError where they are not there."""
     merge.check_experts([plan], multi_task=False)
     return {name: address.path for name, address in plan.experts.items()}
 
 
-def merged_of(plan: Plan, request: Request) -> dict[str, Path]:
+def find_merged(plan: Plan, request: InspectRequest) -> dict[str, Path]:
     """What is compared with the experts, by name. Raises UserError naming all that cannot be."""
-    named = (request.merged,) if isinstance(request.merged, str) else request.merged or ()
-    found: dict[str, Path] = {}
+    entries = (request.merged,) if isinstance(request.merged, str) else request.merged or ()
+    folders: dict[str, Path] = {}
     problems: list[Problem] = []
-    for entry in named:
+    for entry in entries:
         name, place = split_name(entry)
         try:
             source = plan.find_source(place)
@@ -89,24 +89,8 @@ def merged_of(plan: Plan, request: Request) -> dict[str, Path]:
         name = name or source.label.rpartition("/")[2]
         if source.adapter is None or not source.adapter.is_dir():
             problems.append(Problem(f"'{entry}' is no adapter folder yet: merge the experts first", "merged"))
-        if name in found:
+        if name in folders:
             problems.append(Problem(f"two merged adapters are called '{name}'; name them as name:folder", "merged"))
-        found[name] = source.address.path
+        folders[name] = source.address.path
     refuse(problems)
-    return found
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table with a line of titles; lists with spaces between their items, numbers with 6 digits."""
-    file = io.StringIO()
-    if rows:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(rows[0])
-        writer.writerows([_cell(value) for value in row.values()] for row in rows)
-    return file.getvalue()
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return " ".join(map(_cell, value)) if isinstance(value, list) else str(value)
+    return folders

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Wanted:
+class GeneralRequest:
     """The keys of general.py. tasks_general: names of lmms-eval; include: a folder of further tasks."""
 
     tasks_general: tuple[str, ...]
@@ -63,11 +63,11 @@ class Export:
 
 
 @dataclass(frozen=True)
-class GeneralLine:
+class GeneralPlan:
     """The addresses of one source's general benchmarks."""
 
     plan: Plan
-    wanted: Wanted
+    request: GeneralRequest
 
     @cached_property
     def source(self) -> Source:
@@ -84,86 +84,83 @@ class GeneralLine:
     @cached_property
     def checkpoint(self) -> Address:
         """The exported model."""
-        settings = Export(self.plan.config.model.template, self.wanted.image)
+        settings = Export(self.plan.config.model.template, self.request.image)
         return address_folder(self.plan.root, self.folder, "checkpoint", "export", SCHEMA, settings, self.inputs)
 
     @property
     def include(self) -> Path | None:
-        return Path(self.wanted.include).expanduser().resolve() if self.wanted.include else None
+        """The folder of further tasks."""
+        return Path(self.request.include).expanduser().resolve() if self.request.include else None
 
     @cached_property
     def tasks(self) -> list[tuple[Address, GeneralRun]]:
         """What is asked, with its address. A task of one's own is known by all files of its folder."""
-        found = []
-        for run in runs_of(self.plan, self.wanted):
-            own = self.include is not None and defines(self.include, run.task)
-            inputs = self.inputs | ({"include": foreign(self.include)} if own else {})
-            name, root = run.task, self.plan.root
-            found.append((address_folder(root, self.folder, name, KIND, SCHEMA, run, inputs), run))
-        return found
+        tasks = []
+        for run in list_runs(self.plan, self.request):
+            inputs = self.inputs
+            if self.include is not None and defines(self.include, run.task):
+                inputs |= {"include": foreign(self.include)}
+            tasks.append((address_folder(self.plan.root, self.folder, run.task, KIND, SCHEMA, run, inputs), run))
+        return tasks
 
 
-def runs_of(plan: Plan, wanted: Wanted) -> list[GeneralRun]:
+def list_runs(plan: Plan, request: GeneralRequest) -> list[GeneralRun]:
     """How each task is asked. Raises ConfigError with everything wrong."""
     model = plan.config.model
     values = {
         "template": model.template,
-        "image": wanted.image,
+        "image": request.image,
         "precision": plan.precision,
         "limit": plan.config.limit,
     }
     if plan.config.ids is not None:
         raise ConfigError(Problem("lmms-eval chooses its own questions: take limit, not ids", "ids"))
-    found: list[GeneralRun] = []
+    runs: list[GeneralRun] = []
     problems: list[Problem] = []
-    for task in wanted.tasks_general:
+    for task in request.tasks_general:
         try:
-            found.append(build(GeneralRun, {"task": task, **values}, ""))
+            runs.append(build(GeneralRun, {"task": task, **values}, ""))
         except ConfigError as error:
             problems += error.problems
     refuse(problems)
-    return found
+    return runs
 
 
 def defines(include: Path, task: str) -> bool:
     """Whether a YAML file of the folder describes that task."""
-    named = re.compile(rf"^task\s*:\s*[\"']?{re.escape(task)}[\"']?\s*$", re.MULTILINE)
-    return any(named.search(file.read_text(encoding="utf-8")) for file in sorted(include.rglob("*.yaml")))
+    definition = re.compile(rf"^task\s*:\s*[\"']?{re.escape(task)}[\"']?\s*$", re.MULTILINE)
+    return any(definition.search(file.read_text(encoding="utf-8")) for file in sorted(include.rglob("*.yaml")))
 
 
-def ask_general(points: Sequence[Mapping[str, Any]]) -> None:
+def run_general(points: Sequence[Mapping[str, Any]]) -> None:
     """Ask every point's source all its tasks that are not complete, and print the scores beside the paper's."""
-    planned = [GeneralLine(*make_plan_with(Wanted, point)) for point in points]
+    planned = [GeneralPlan(*make_plan_with(GeneralRequest, point)) for point in points]
     for one in planned:
-        runs_of(one.plan, one.wanted)  # what cannot be asked is said before what is missing
+        list_runs(one.plan, one.request)  # what cannot be asked is said before what is missing
     require([one.plan.base for one in planned], "base model is", train_all_command())
     predict.check_sources([one.plan for one in planned])
     predict.check_devices([one.plan for one in planned])
     unfinished = [one for one in planned if any(not address.is_complete() for address, _ in one.tasks)]
     if unfinished:
-        python = find_environment(unfinished[0].wanted.environment)
+        python = find_environment(unfinished[0].request.environment)
         for one in unfinished:
-            ask(one, python)
-    tell(planned)
+            run_unfinished(one, python)
+    print_scores(planned)
 
 
-def ask(one: GeneralLine, python: Path) -> None:
+def run_unfinished(one: GeneralPlan, python: Path) -> None:
     """Export the model and ask the unfinished tasks; the checkpoint goes when the last is done."""
-    trainer = one.plan.config.trainer
+    trainer, model = one.plan.config.trainer, one.checkpoint.path
+    run_one = partial(run_task, include=one.include, device=trainer.device, processes=trainer.processes)
     export(one)
     for address, run in one.tasks:
-        run_stage(
-            address,
-            lambda folder, run=run: run_task(
-                folder, run, one.checkpoint.path, python, one.include, trainer.device, trainer.processes
-            ),
-        )
-    if not one.wanted.keep_checkpoint:
+        run_stage(address, partial(run_one, run=run, checkpoint=model, python=python))
+    if not one.request.keep_checkpoint:
         one.checkpoint.manifest.unlink(missing_ok=True)  # first, so that half a checkpoint never counts
         shutil.rmtree(one.checkpoint.path, ignore_errors=True)
 
 
-def export(one: GeneralLine) -> None:
+def export(one: GeneralPlan) -> None:
     """Write base + source as one model."""
     if one.checkpoint.is_complete():
         return
@@ -173,14 +170,14 @@ def export(one: GeneralLine) -> None:
         from robustmerge.formats.full_model import export_model
 
         export_model(one.plan.base.path, one.source.adapter, folder)
-        set_processor(folder, one.plan.config.model.template, one.wanted.image)
+        set_processor(folder, one.plan.config.model.template, one.request.image)
         return {}
 
     print(f"exporting {one.source.label} as a whole model: {format_path(one.checkpoint.path)}", flush=True)
     run_stage(one.checkpoint, work)
 
 
-def tell(planned: Sequence[GeneralLine]) -> None:
+def print_scores(planned: Sequence[GeneralPlan]) -> None:
     """The scores of the sources asked, what to know of them, and the paper's table 3."""
     rows = []
     for one in planned:

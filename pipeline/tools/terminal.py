@@ -1,0 +1,20 @@
+"""What programs show and ask in a terminal: sizes of files, questions before something is removed or uploaded."""
+
+from __future__ import annotations
+
+
+def format_size(n_bytes: float) -> str:
+    """`512 B`, `1.5 kB`, `14.1 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"
+
+
+def confirm(question: str) -> bool:
+    """Whether the answer is yes; without anybody to answer it is no."""
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
