@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_ext.data import derive_seed
-from llava_ext.original.old_peft import MAPPING, current_name, current_targets
+from llava_ext.original.old_peft import KEY_MAPPING, current_name, current_targets
 from llava_ext.settings import Peft
 from robustmerge.formats.adapter import PREFIX, WEIGHTS, open_tensors
 from robustmerge.formats.adapter_config import CONFIG
@@ -131,7 +131,7 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            loaded = PeftModel.from_pretrained(model, folder, config=_config_for_llava(folder), key_mapping=MAPPING)
+            loaded = PeftModel.from_pretrained(model, folder, config=_config_for_llava(folder), key_mapping=KEY_MAPPING)
         except (ValueError, RuntimeError) as error:  # targets that match nothing, shapes of another model
             if isinstance(error, torch.OutOfMemoryError):
                 raise

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import TrainingArguments
 
 from llava_ext.adapters import add_adapter, hash_a, save_adapter
@@ -63,7 +64,7 @@ def _train(
     rows, steps = _read_training_rows(settings, reader, data)
     order = training_order(len(rows), recipe.global_batch, steps, derive_seed(settings.seed, name))
     arguments = _build_arguments(settings, work, steps)  # before the model: ZeRO-3 partitions it while it loads
-    model = _load_model(settings, base)
+    model = load_with_adapter(settings, base)
     first_a = hash_a(model)
     trainer = ExpertTrainer(settings, model, arguments, Rows(rows, order), Collator(reader))
     start = time.perf_counter()
@@ -107,7 +108,8 @@ def describe_batching(settings: Expert) -> dict[str, Any]:
     return {"engine": trainer.engine, "processes": trainer.processes, "batch": batch, "accumulation": accumulation}
 
 
-def _load_model(settings: Expert, base: Path) -> torch.nn.Module:
+def load_with_adapter(settings: Expert, base: Path) -> PeftModel:
+    """The base model with the untrained adapter, in the precision of training."""
     attention = "eager" if settings.trainer.device == "cpu" else "sdpa"
     model = load_model(base, DTYPES[settings.trainer.precision], attention)
     model.config.use_cache = False

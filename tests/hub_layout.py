@@ -1,4 +1,4 @@
-"""A LLaVA-1.5 in the layout and with the settings in which the Hub keeps it, scaled down: shared by tests.
+"""A LLaVA-1.5 in the layout and with the settings in which the Hub keeps it, scaled down; shared by tests.
 
 On disk it has what the real one has and `tests/tiny_model.py` has not: older names of the weights, an image processor
 of CLIP that crops and knows no padding, a generation config that samples, a chat template without a system sentence,
@@ -120,11 +120,11 @@ def write_weights(folder: Path, weights: dict[str, Tensor], dtype: torch.dtype, 
 
 def draw_weights(seed: int = 0) -> dict[str, Tensor]:
     """Random weights, float32, under the names of the Hub's files; large enough that answers differ."""
-    drawn = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     return {
-        name: 1 + 0.1 * torch.randn(shape, generator=drawn)
+        name: 1 + 0.1 * torch.randn(shape, generator=generator)
         if "norm" in name and name.endswith("weight")
-        else torch.randn(shape, generator=drawn) * (0.1 if len(shape) == 1 else 1.5 / shape[-1] ** 0.5)
+        else torch.randn(shape, generator=generator) * (0.1 if len(shape) == 1 else 1.5 / shape[-1] ** 0.5)
         for name, shape in shapes().items()
     }
 
@@ -132,7 +132,7 @@ def draw_weights(seed: int = 0) -> dict[str, Tensor]:
 def shapes() -> dict[str, tuple[int, ...]]:
     """Name on disk -> shape of every weight."""
     text, tower, inner, wide = "language_model.model", "vision_tower.vision_model", LANGUAGE["intermediate_size"], WIDTH
-    found = {
+    weights = {
         f"{text}.embed_tokens.weight": (LANGUAGE["vocab_size"], wide),
         f"{text}.norm.weight": (wide,),
         "language_model.lm_head.weight": (LANGUAGE["vocab_size"], wide),
@@ -145,22 +145,22 @@ def shapes() -> dict[str, tuple[int, ...]]:
         f"{tower}.embeddings.position_embedding.weight": ((SIDE // PATCH) ** 2 + 1, VISION),
     }
     for name in ("pre_layrnorm", "post_layernorm"):
-        found |= {f"{tower}.{name}.weight": (VISION,), f"{tower}.{name}.bias": (VISION,)}
+        weights |= {f"{tower}.{name}.weight": (VISION,), f"{tower}.{name}.bias": (VISION,)}
     for layer in range(LANGUAGE["num_hidden_layers"]):
         at = f"{text}.layers.{layer}"
-        found |= {f"{at}.self_attn.{part}_proj.weight": (wide, wide) for part in "qkvo"}
-        found |= {f"{at}.mlp.{part}_proj.weight": (inner, wide) for part in ("gate", "up")}
-        found |= {f"{at}.mlp.down_proj.weight": (wide, inner)}
-        found |= {f"{at}.{part}_layernorm.weight": (wide,) for part in ("input", "post_attention")}
+        weights |= {f"{at}.self_attn.{part}_proj.weight": (wide, wide) for part in "qkvo"}
+        weights |= {f"{at}.mlp.{part}_proj.weight": (inner, wide) for part in ("gate", "up")}
+        weights |= {f"{at}.mlp.down_proj.weight": (wide, inner)}
+        weights |= {f"{at}.{part}_layernorm.weight": (wide,) for part in ("input", "post_attention")}
     for layer in range(TOWER["num_hidden_layers"]):
         at, inside = f"{tower}.encoder.layers.{layer}", TOWER["intermediate_size"]
         linears = {f"self_attn.{part}": (VISION, VISION) for part in ("q_proj", "k_proj", "v_proj", "out_proj")}
         linears |= {"mlp.fc1": (inside, VISION), "mlp.fc2": (VISION, inside)}
-        found |= {f"{at}.{name}.weight": shape for name, shape in linears.items()}
-        found |= {f"{at}.{name}.bias": shape[:1] for name, shape in linears.items()}
+        weights |= {f"{at}.{name}.weight": shape for name, shape in linears.items()}
+        weights |= {f"{at}.{name}.bias": shape[:1] for name, shape in linears.items()}
         for name in ("layer_norm1", "layer_norm2"):
-            found |= {f"{at}.{name}.weight": (VISION,), f"{at}.{name}.bias": (VISION,)}
-    return found
+            weights |= {f"{at}.{name}.weight": (VISION,), f"{at}.{name}.bias": (VISION,)}
+    return weights
 
 
 def write_tokenizer(folder: Path, legacy: bool) -> None:
@@ -168,9 +168,9 @@ def write_tokenizer(folder: Path, legacy: bool) -> None:
 
     Pieces that no prompt of golden/llava15 can reach are fillers: the merges that are left out never apply.
     """
-    kept = json.loads((GOLDEN / "vocabulary.json").read_text())
-    named = {number: piece for piece, number in kept["vocabulary"].items()}
-    pieces = {named.get(number, f"<filler_{number}>"): number for number in range(IMAGE)}
+    golden = json.loads((GOLDEN / "vocabulary.json").read_text())
+    texts = {number: piece for piece, number in golden["vocabulary"].items()}
+    pieces = {texts.get(number, f"<filler_{number}>"): number for number in range(IMAGE)}
     added = [(0, "<unk>"), (1, "<s>"), (2, "</s>"), (IMAGE, "<image>"), (PAD, "<pad>")]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     before = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
@@ -201,10 +201,10 @@ def write_tokenizer(folder: Path, legacy: bool) -> None:
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": pieces,
-            "merges": kept["merges"],
+            "merges": golden["merges"],
         },
     }
-    told = {
+    config = {
         "add_bos_token": True,
         "add_eos_token": False,
         "added_tokens_decoder": {str(number): {"content": name, **flags} for number, name in added},
@@ -220,4 +220,4 @@ def write_tokenizer(folder: Path, legacy: bool) -> None:
         "unk_token": "<unk>",
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))

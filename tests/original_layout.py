@@ -1,4 +1,4 @@
-"""Adapters exactly as LLaVA's own training releases them, with small sizes: files, names, dtypes, spellings."""
+"""Small adapters in the exact format of LLaVA's own training: files, names, dtypes."""
 
 from __future__ import annotations
 
@@ -74,20 +74,20 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 def draw_lora(seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """LoRA of every linear of every layer, A before B."""
-    drawn = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for layer in range(LAYERS):
         for linear, (d_out, d_in) in SHAPES.items():
             for part, shape in (("A", (RANK, d_in)), ("B", (d_out, RANK))):
-                x = torch.randn(shape, generator=drawn) * 0.2
+                x = torch.randn(shape, generator=generator) * 0.2
                 tensors[f"{STEM}layers.{layer}.{linear}.lora_{part}.weight"] = x.to(dtype)
     return tensors
 
 
 def draw_projector(seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    drawn = torch.Generator().manual_seed(1000 + seed)
+    generator = torch.Generator().manual_seed(1000 + seed)
     return {
-        f"{STEM}mm_projector.{part}": (torch.randn(shape, generator=drawn) * 0.1).to(dtype)
+        f"{STEM}mm_projector.{part}": (torch.randn(shape, generator=generator) * 0.1).to(dtype)
         for part, shape in PROJECTOR_SHAPES.items()
     }
 
@@ -116,10 +116,10 @@ def write_original(
 
 def read_original(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, by name, as LLaVA's own loader reads them."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in ("adapter_model.bin", "non_lora_trainables.bin"):
-        found |= torch.load(folder / file, weights_only=True)
-    return found
+        tensors |= torch.load(folder / file, weights_only=True)
+    return tensors
 
 
 def edit_config(folder: Path, **values: object) -> Path:

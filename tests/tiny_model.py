@@ -1,4 +1,4 @@
-"""The smallest real LLaVA and the smallest task, made in seconds: shared by the tests of the model side."""
+"""The smallest real LLaVA and the smallest task, shared by the tests that need a model."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def write_base(folder: Path, seed: int = 0) -> Path:
 
 def draw_examples(folder: Path, count: int, seed: int = 0) -> list[Example]:
     """Questions about coloured squares; every fourth has no picture, some pictures are not square."""
-    drawn = random.Random(seed)
+    rng = random.Random(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     examples = []
     for index in range(count):
-        colour = drawn.choice(list(COLOURS))
-        size = drawn.choice(((24, 24), (24, 24), (30, 20)))
+        colour = rng.choice(list(COLOURS))
+        size = rng.choice(((24, 24), (24, 24), (30, 20)))
         name = f"images/{seed}-{index}.png"
         Image.new("RGB", size, COLOURS[colour]).save(folder / name)
-        text = drawn.choice(TEXTS)
+        text = rng.choice(TEXTS)
         examples.append(Example(f"q{seed}-{index}", text, colour, image=None if index % 4 == 3 else name))
     return examples
 

@@ -1,4 +1,4 @@
-"""The configs that conversions write: LLaVA's `config.json`, the adapter's config of peft 0.4, that of ours."""
+"""The configs that conversions write: LLaVA's `config.json`, and adapter configs of peft 0.4 and of peft today."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ TOWER = "openai/clip-vit-large-patch14-336"
 
 
 @dataclass(frozen=True)
-class Known:
-    """A size of LLaVA-1.5. checkpoint: transformers' form of it; original: LLaVA's own."""
+class Llava15Size:
+    """A published size of LLaVA-1.5. checkpoint: its repository for transformers; original: for LLaVA's code."""
 
     checkpoint: str
     original: str
     heads: int
 
 
-LLAVA15 = {  # (layers, width)
-    (32, 4096): Known("llava-hf/llava-1.5-7b-hf", "liuhaotian/llava-v1.5-7b", 32),
-    (40, 5120): Known("llava-hf/llava-1.5-13b-hf", "liuhaotian/llava-v1.5-13b", 40),
+LLAVA15 = {  # by (layers, width)
+    (32, 4096): Llava15Size("llava-hf/llava-1.5-7b-hf", "liuhaotian/llava-v1.5-7b", 32),
+    (40, 5120): Llava15Size("llava-hf/llava-1.5-13b-hf", "liuhaotian/llava-v1.5-13b", 40),
 }
 
 
 def build_targets(linears: Iterable[str]) -> str:
-    """The regular expression of these linears in every layer; that of our experts if it is all of them."""
+    """A regular expression for these linears in every layer; that of the experts trained here if it is all of them."""
     linears = set(linears)
     if linears == set(LINEARS):
         return LANGUAGE_LINEARS
     return rf".*language_model\.layers\.\d+\.({'|'.join(map(re.escape, sorted(linears)))})"
 
 
-def build_llava_config(known: Known, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """LLaVA's config.json after task training of LLaVA-1.5, as its code writes it."""
+def build_llava_config(size: Llava15Size, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The config.json that LLaVA's code writes after task training of LLaVA-1.5."""
     return {
-        "_name_or_path": known.original, "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama",
+        "_name_or_path": size.original, "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama",
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "hidden_act": "silu", "initializer_range": 0.02,
         "hidden_size": sizes["hidden"], "intermediate_size": sizes["inner"], "num_hidden_layers": sizes["layers"],
-        "num_attention_heads": known.heads, "num_key_value_heads": known.heads, "max_position_embeddings": 4096,
+        "num_attention_heads": size.heads, "num_key_value_heads": size.heads, "max_position_embeddings": 4096,
         "max_length": 4096, "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 10000.0, "pretraining_tp": 1,
         "attention_bias": False, "attention_dropout": 0.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
         "use_cache": True, "vocab_size": 32000, "freeze_mm_mlp_adapter": False, "image_aspect_ratio": "pad",
@@ -55,19 +55,19 @@ def build_llava_config(known: Known, sizes: Mapping[str, int]) -> dict[str, Any]
     }  # fmt: skip
 
 
-def original_adapter_config(ours: Mapping[str, Any], base: str) -> dict[str, Any]:
-    """The keys of peft 0.4 and no other; its targets are the last names of modules."""
+def original_adapter_config(config: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """An adapter's config with the keys of peft 0.4 and no other; its targets are the last names of modules."""
     return {
         "auto_mapping": None, "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": False,
         "inference_mode": True, "init_lora_weights": True, "layers_pattern": None, "layers_to_transform": None,
-        "lora_alpha": ours["lora_alpha"], "lora_dropout": ours.get("lora_dropout", 0.0), "modules_to_save": None,
-        "peft_type": "LORA", "r": ours["r"], "revision": None,
+        "lora_alpha": config["lora_alpha"], "lora_dropout": config.get("lora_dropout", 0.0), "modules_to_save": None,
+        "peft_type": "LORA", "r": config["r"], "revision": None,
         "target_modules": sorted(linear.rpartition(".")[2] for linear in LINEARS), "task_type": "CAUSAL_LM",
     }  # fmt: skip
 
 
-def our_adapter_config(original: Mapping[str, Any], base: str, with_projector: bool) -> dict[str, Any]:
-    """The config of PEFT today, with rank, alpha and dropout of the original's."""
+def peft_adapter_config(original: Mapping[str, Any], base: str, with_projector: bool) -> dict[str, Any]:
+    """An adapter's config for peft today, with rank, alpha and dropout of the original config."""
     return {
         "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": base, "bias": "none",
         "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,

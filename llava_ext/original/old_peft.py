@@ -1,6 +1,6 @@
-"""PEFT adapters from before transformers 4.52, where a LLaVA had its parts one level higher than today.
+"""PEFT adapters from before transformers 4.52, which moved the modules of a LLaVA one level down.
 
-`language_model.model.layers` is `model.language_model.layers` today, `multi_modal_projector` is
+`language_model.model.layers` became `model.language_model.layers`, and `multi_modal_projector` became
 `model.multi_modal_projector`.
 """
 
@@ -12,60 +12,64 @@ from pathlib import Path
 from typing import Any
 
 from llava_ext.original.configs import SAVED, build_targets
-from llava_ext.original.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names, read_if_there
+from llava_ext.original.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names, read_optional_json
+from llava_ext.original.record import finish_folder, hash_sources, make_folder, raise_problems
 from robustmerge.formats.adapter import PREFIX, WEIGHTS, open_adapter
 from robustmerge.formats.tensors import TensorWriter, room_for
-from robustmerge.stage.settings import UserError, first_few
 
-_MOVED = (
+_MOVES = (
     ("language_model.model.", "model.language_model."),
     ("language_model.lm_head.", "lm_head."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
 )
-MAPPING = {rf"^{re.escape(old)}": new for old, new in _MOVED}  # as peft takes it; its own leaves the projector behind
+KEY_MAPPING = {
+    rf"^{re.escape(old)}": new for old, new in _MOVES
+}  # for peft, whose own mapping leaves the projector out
 _LINEAR = re.compile(r"model\.language_model\.layers\.\d+\.(.+)")
 
 
 def current_name(name: str) -> str:
-    """The name of an adapter's tensor in a LLaVA of today; that of today stays."""
+    """The name of an adapter's tensor since transformers 4.52, from either name."""
     inner = name.removeprefix(PREFIX)
-    for old, new in _MOVED:
+    for old, new in _MOVES:
         if inner.startswith(old):
             return name[: len(name) - len(inner)] + new + inner.removeprefix(old)
     return name
 
 
 def current_targets(targets: Any) -> Any:
-    """Targets of an adapter's config that name the old level, in a list or in a regular expression, without it."""
+    """The target modules of an adapter's config since transformers 4.52: names in a list, or a regular expression."""
     if isinstance(targets, str):
-        today = re.sub(r"language_model(\\?\.)model\\?\.", r"language_model\1", targets)
-        return re.sub(r"^\^?language_model\\", r"model\\.language_model\\", today)  # an expression matches whole names
+        pattern = re.sub(r"language_model(\\?\.)model\\?\.", r"language_model\1", targets)
+        return re.sub(r"^\^?language_model\\", r"model\\.language_model\\", pattern)  # it matches whole names
     return type(targets)(map(current_targets, targets)) if isinstance(targets, (list, set)) else targets
 
 
 def has_old_names(folder: Path) -> bool:
-    """Whether a PEFT adapter has the names of before, by its tensors."""
+    """Whether the tensors of a PEFT adapter have names from before transformers 4.52."""
     file = find_weights(folder)
     return file is not None and any(
         name.startswith(PREFIX + "language_model.model.") for name in list_tensor_names(file)
     )
 
 
-def rename(adapter: Path, folder: Path, base: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the adapter with the names of today and our targets; no tensor is changed. Returns the record.
+def convert_old_names(adapter: Path, folder: Path, base: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the adapter with current names and targets; no tensor is changed. Returns the record of the conversion.
 
     Raises UserError for LoRA of anything but linears of the language model's layers.
     """
-    from llava_ext.original.record import finish, hash_sources, start
-
     opened = open_adapter(adapter)
-    config = read_if_there(adapter / ADAPTER_CONFIG) or {}
-    linears = {module: _LINEAR.fullmatch(current_name(module)) for module in opened.modules}
-    if odd := [module for module, found in linears.items() if found is None or found[1] not in LINEARS]:
-        told = [f"{adapter}: '{module}' is no linear of the language model's layers" for module in odd]
-        raise UserError("\n".join(first_few(told)))
+    config = read_optional_json(adapter / ADAPTER_CONFIG) or {}
+    linears, problems = set(), []
+    for module in opened.modules:
+        match = _LINEAR.fullmatch(current_name(module))
+        if match is not None and match[1] in LINEARS:
+            linears.add(match[1])
+        else:
+            problems.append(f"'{module}' is no linear of the language model's layers")
+    raise_problems(adapter, problems)
     names = {current_name(name): name for name in opened.file.names}
-    start(adapter, folder)
+    make_folder(adapter, folder)
     with TensorWriter(folder / WEIGHTS, room_for(names)) as writer:
         for name, stored in sorted(names.items()):
             writer.add(name, opened.file.get(stored))
@@ -73,7 +77,7 @@ def rename(adapter: Path, folder: Path, base: str, asked: Mapping[str, Any]) -> 
     layers = {module.split(".layers.")[1].split(".")[0] for module in opened.modules}
     record = {
         "to": "peft",
-        "asked": dict(asked),
+        "asked": dict(request),
         "base": base,
         "layers": len(layers),
         "rank": config["r"],
@@ -84,8 +88,7 @@ def rename(adapter: Path, folder: Path, base: str, asked: Mapping[str, Any]) -> 
         "projector_dtype": None,
         "digests": hash_sources(adapter),
     }
-    targets = build_targets({found[1] for found in linears.values()})
-    ours = {**config, "base_model_name_or_path": base, "target_modules": targets}
+    config = {**config, "base_model_name_or_path": base, "target_modules": build_targets(linears)}
     text = "Names of tensors brought to those of transformers since 4.52, without any change of the numbers."
-    finish(folder, record, "library_name: peft\n", text, {ADAPTER_CONFIG: ours})
+    finish_folder(folder, record, "library_name: peft\n", text, {ADAPTER_CONFIG: config})
     return record

@@ -42,12 +42,12 @@ def test_vicuna_v1_is_the_published_string():
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), st.booleans())
 def test_labels_cover_exactly_the_answers_and_their_end_tokens(turns, image):
-    found = encode(TOKENIZER, build_segments(TEMPLATE, turns, image), [3] * 4)
-    assert all(label in (IGNORE, token) for token, label in zip(found.ids, found.labels, strict=True))
-    learned = [label for label in found.labels if label != IGNORE]
+    encoded = encode(TOKENIZER, build_segments(TEMPLATE, turns, image), [3] * 4)
+    assert all(label in (IGNORE, token) for token, label in zip(encoded.ids, encoded.labels, strict=True))
+    learned = [label for label in encoded.labels if label != IGNORE]
     expected = "".join(f" {answer}</s>" for _, answer in turns)
     assert TOKENIZER.decode(learned) == expected
-    assert TOKENIZER.decode(found.ids) == "<s>" + render(TEMPLATE, turns, image).replace(
+    assert TOKENIZER.decode(encoded.ids) == "<s>" + render(TEMPLATE, turns, image).replace(
         "<image>", "<image>" * 4, image
     )
 
@@ -66,18 +66,18 @@ def test_an_unknown_template_names_the_choices():
         build_segments("vicuna", [("a", "b")], False)
 
 
-def test_our_ids_and_pixels_are_those_of_the_processor(base, tmp_path):
+def test_ids_and_pixels_are_those_of_the_processor(base, tmp_path):
     reader, processor = load_reader(base, TEMPLATE), AutoProcessor.from_pretrained(base)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8))
-    found = processor(images=picture, text=render(TEMPLATE, [("What colour is it?", None)], True), return_tensors="pt")
+    batch = processor(images=picture, text=render(TEMPLATE, [("What colour is it?", None)], True), return_tensors="pt")
     example = Example("q", "What colour is it?", "red", image="a.png")
-    assert [reader.tokenizer.bos_token_id, *found["input_ids"][0].tolist()] == encode_prompt(reader, example)
-    assert torch.equal(found["pixel_values"], reader.pixels([picture]))
+    assert [reader.tokenizer.bos_token_id, *batch["input_ids"][0].tolist()] == encode_prompt(reader, example)
+    assert torch.equal(batch["pixel_values"], reader.pixels([picture]))
     assert type(processor.image_processor).__name__ == "LlavaImageProcessorPil"
 
 
 @pytest.mark.parametrize("size", [(24, 24), (40, 24), (24, 40), (7, 5), (100, 100)])
-def test_the_quick_way_to_pixels_equals_the_processor_s(base, size):
+def test_pixels_of_the_model_s_size_equal_those_of_the_processor(base, size):
     reader = load_reader(base, TEMPLATE)
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
     expected = reader.pixels.processor([picture], return_tensors="pt")["pixel_values"]
@@ -100,8 +100,8 @@ def test_padding_is_right_in_training_and_left_in_generation(base, tmp_path):
     examples = draw_examples(tmp_path, 4)
     rows = []
     for example in examples:
-        found = reader.encode([(example.text, example.answer)], example.image is not None)
-        rows.append(Row(found.ids, found.labels, tmp_path / example.image if example.image else None))
+        ids, labels = reader.encode([(example.text, example.answer)], example.image is not None)
+        rows.append(Row(ids, labels, tmp_path / example.image if example.image else None))
     batch = Collator(reader)(rows)
     assert batch["pixel_values"].shape == (3, 3, 24, 24)
     assert "pixel_values" not in Collator(reader)(rows[3:])

@@ -1,7 +1,6 @@
-"""Adapters of LLaVA's own format become ours and go back unchanged; what would load wrongly in silence is refused.
+"""Adapters in LLaVA's own format are converted to PEFT and back unchanged; none loads wrongly without an error.
 
-Needs no network. What is refused is in test_conversion_refusals.py, names of
-transformers before 4.52 are in test_old_names.py.
+Needs no network. Refusals are in test_conversion_refusals.py, names from before transformers 4.52 in test_old_names.py.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import nn
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llava_ext.adapters import load_adapter
-from llava_ext.original.configs import LLAVA15, Known
+from llava_ext.original.configs import LLAVA15, Llava15Size
 from llava_ext.original.from_peft import convert_to_original
 from llava_ext.original.names import is_original, list_tensor_names
 from llava_ext.original.to_peft import convert_to_peft
@@ -59,7 +58,9 @@ def prefixed(old: str, new: str):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("model_type", ["llava_llama", "llava"])
-def test_an_original_goes_to_ours_and_back_with_every_byte_of_its_tensors(dtype, model_type, tmp_path: Path) -> None:
+def test_an_original_is_converted_to_peft_and_back_with_every_byte_of_its_tensors(
+    dtype, model_type, tmp_path: Path
+) -> None:
     original = write_original(tmp_path / "odd name", dtype=dtype, llava=lambda c: {**c, "model_type": model_type})
     record = convert_to_peft(original, tmp_path / "ours", "hub/base")
     convert_to_original(tmp_path / "ours", tmp_path / "back")
@@ -112,8 +113,8 @@ def test_alpha_is_read_and_never_assumed(tmp_path: Path) -> None:
     original = write_original(tmp_path / "original", config=lambda c: {**c, "lora_alpha": 256})
     convert_to_peft(original, tmp_path / "ours", "base")
     adapter = open_adapter(tmp_path / "ours")
-    drawn = draw_lora()
-    expected = 256 / RANK * drawn[f"{FIRST}B.weight"] @ drawn[f"{FIRST}A.weight"]
+    lora = draw_lora()
+    expected = 256 / RANK * lora[f"{FIRST}B.weight"] @ lora[f"{FIRST}A.weight"]
     pair = adapter.pair("model.language_model.layers.0.self_attn.q_proj")
     torch.testing.assert_close(pair.delta(), expected, rtol=1e-6, atol=1e-6)
 
@@ -125,12 +126,12 @@ def test_a_conversion_depends_on_the_files_alone(tmp_path: Path) -> None:
     for kind in ("ours", "back"):
         files = sorted(file.name for file in (tmp_path / f"{kind} a").iterdir())
         for file in files:
-            if (kind, file) != ("back", "conversion.json"):  # tells whether the folder's name suits LLaVA
+            if (kind, file) != ("back", "conversion.json"):  # has a note on the folder's name
                 assert (tmp_path / f"{kind} a" / file).read_bytes() == (tmp_path / f"{kind} b" / file).read_bytes()
 
 
-def test_the_size_tells_the_base_and_the_config_of_llava(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(LLAVA15, (LAYERS, WIDTH), Known("hub/base-hf", "hub/base", 2))
+def test_base_and_config_of_llava_follow_from_the_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(LLAVA15, (LAYERS, WIDTH), Llava15Size("hub/base-hf", "hub/base", 2))
     convert_to_peft(write_original(tmp_path / "original"), tmp_path / "ours", "")
     assert open_adapter(tmp_path / "ours").config["base_model_name_or_path"] == "hub/base-hf"
     (tmp_path / "ours" / "conversion.json").unlink()  # as a merged adapter has none
@@ -141,7 +142,7 @@ def test_the_size_tells_the_base_and_the_config_of_llava(monkeypatch: pytest.Mon
     assert all(llava[key] == LLAVA_CONFIG[key] for key in shared)
 
 
-# --- the function that it is --------------------------------------------------------------------------------------
+# --- the converted model --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +152,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logits_of(model: nn.Module, base: Path) -> torch.Tensor:
     processor = AutoProcessor.from_pretrained(base)
-    drawn = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     tokens = processor.tokenizer("USER: it ASSISTANT: red yes no").input_ids
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
     ids = torch.tensor([tokens[:1] + [image] * 4 + tokens[1:]])
-    pixels = torch.randn(1, 3, 24, 24, generator=drawn)
+    pixels = torch.randn(1, 3, 24, 24, generator=generator)
     with torch.no_grad():
         return model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels.to(model.dtype)).logits
 
@@ -208,10 +209,10 @@ def test_suffixes_as_targets_put_no_lora_into_the_vision_tower(base: Path, tmp_p
     assert sum(".lora_" in name for name, _ in model.named_parameters()) == LAYERS * 14
 
 
-# --- what is recognised -------------------------------------------------------------------------------------------
+# --- recognition --------------------------------------------------------------------------------------------------
 
 
-def test_an_original_is_known_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
+def test_an_original_is_recognised_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
     original = write_original(tmp_path / "x")
     convert_to_peft(original, tmp_path / "llava_lora_original", "base")
     assert is_original(original) and not is_original(tmp_path / "llava_lora_original")
@@ -231,14 +232,14 @@ class Evil:
 def test_no_pickle_is_run(tmp_path: Path) -> None:
     original, Evil.place = write_original(tmp_path / "original"), str(tmp_path / "ran")
     for file in ("adapter_model.bin", "non_lora_trainables.bin"):
-        kept = (original / file).read_bytes()
+        content = (original / file).read_bytes()
         torch.save({**draw_lora(), "evil": Evil()}, original / file)
         with pytest.raises(UserError, match="what could run code is not unpickled"):
             convert_to_peft(original, tmp_path / "ours", "base")
         (original / file).write_bytes(pickle.dumps(Evil()))
         with pytest.raises(UserError):
             convert_to_peft(original, tmp_path / "ours", "base")
-        (original / file).write_bytes(kept)
+        (original / file).write_bytes(content)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "ours").exists()
 
 
@@ -256,15 +257,15 @@ def test_the_command_converts_what_it_can_and_leaves_alone_what_is_complete(tmp_
     words = (f"adapters=[{tmp_path}/a,second:{tmp_path}/b,{tmp_path}/c]", f"out={tmp_path}/out", "base=hub/base")
     with pytest.raises(UserError, match=r"^c: .*non_lora_trainables.bin is missing"):
         run_convert(tmp_path, "to=peft", *words)
-    told = capsys.readouterr().out
-    assert "[2/3] second: 28 LoRA tensors (2 layers, rank 4, alpha 8, float32), 4 of the projector" in told
-    assert f"experts=[a:{tmp_path}/out/a,second:{tmp_path}/out/second]" in told
-    kept = (tmp_path / "out" / "a" / WEIGHTS).stat().st_mtime_ns
+    output = capsys.readouterr().out
+    assert "[2/3] second: 28 LoRA tensors (2 layers, rank 4, alpha 8, float32), 4 of the projector" in output
+    assert f"experts=[a:{tmp_path}/out/a,second:{tmp_path}/out/second]" in output
+    written = (tmp_path / "out" / "a" / WEIGHTS).stat().st_mtime_ns
     (tmp_path / "out" / "second" / CONFIG).unlink()  # as a kill would leave it
     run_convert(tmp_path, "to=peft", "allow_no_projector=true", *words)
-    told = capsys.readouterr().out
-    assert "a: complete, left alone" in told and "second: 28 LoRA" in told and "c: 28 LoRA tensors" in told
-    assert (tmp_path / "out" / "a" / WEIGHTS).stat().st_mtime_ns == kept
+    output = capsys.readouterr().out
+    assert "a: complete, left alone" in output and "second: 28 LoRA" in output and "c: 28 LoRA tensors" in output
+    assert (tmp_path / "out" / "a" / WEIGHTS).stat().st_mtime_ns == written
     with pytest.raises(UserError, match="holds another conversion than is asked for"):
         run_convert(tmp_path, "to=peft", *words[:2], "base=hub/other")
     run_convert(tmp_path, "to=original", f"adapters=[{tmp_path}/out/a]", f"out={tmp_path}/back")
@@ -272,7 +273,7 @@ def test_the_command_converts_what_it_can_and_leaves_alone_what_is_complete(tmp_
     assert all(torch.equal(x, back[name]) for name, x in read_original(tmp_path / "a").items())
 
 
-def test_nothing_of_someone_else_is_overwritten(tmp_path: Path) -> None:
+def test_foreign_files_are_not_overwritten(tmp_path: Path) -> None:
     write_original(tmp_path / "a")
     words = ("to=peft", f"adapters=[{tmp_path}/a]", f"out={tmp_path}/out")
     shutil.copytree(tmp_path / "a", tmp_path / "out" / "a")
@@ -284,7 +285,7 @@ def test_nothing_of_someone_else_is_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["to=pefd", "adapters=[a]"], "unknown format 'pefd'; choose one of original, peft (did you mean 'peft'?)"),
         (["to=peft"], "name at least one adapter"),
@@ -296,6 +297,6 @@ def test_nothing_of_someone_else_is_overwritten(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_mistakes_on_the_command_line_are_told(words: list[str], told: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_mistakes_on_the_command_line_are_explained(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         run_convert(tmp_path, f"out={tmp_path}/out", *words)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_ext.original.configs import Known
+from llava_ext.original.configs import Llava15Size
 from llava_ext.original.from_peft import convert_to_original
 from llava_ext.original.to_peft import convert_to_peft
 from robustmerge.formats.adapter import WEIGHTS, open_adapter
@@ -52,7 +52,7 @@ def times(name: str, factor: float):
     return lambda tensors: {**tensors, name: tensors[name] * factor}
 
 
-def told(**values: object):
+def with_values(**values: object):
     return lambda config: {**config, **values}
 
 
@@ -62,31 +62,43 @@ REFUSED = {
         {"lora": lambda tensors: {name: x for name, x in tensors.items() if "layers.0" not in name}},
         rf"{FIRST}A.weight is missing; .* has 28 LoRA tensors, this one 14",
     ),
-    "fewer layers than the model": ({"llava": told(num_hidden_layers=3)}, "num_hidden_layers is 3, but the tensors"),
+    "fewer layers than the model": (
+        {"llava": with_values(num_hidden_layers=3)},
+        "num_hidden_layers is 3, but the tensors",
+    ),
     "LoRA in the vision tower": ({"lora": put(VISION, 4, 32)}, f"{VISION} is LoRA in the vision tower"),
     "another tensor": ({"lora": put(HEAD, 4, 40)}, f"{HEAD} is no LoRA of a linear of the language model"),
     "lora_B of zeros": ({"lora": times(f"{FIRST}B.weight", 0)}, f"{FIRST}B.weight is zero everywhere"),
     "no number": ({"lora": times(f"{FIRST}A.weight", float("nan"))}, f"{FIRST}A.weight holds numbers that are not fin"),
     "whole numbers": ({"lora": lambda t: {**t, f"{FIRST}A.weight": t[f"{FIRST}A.weight"].int()}}, "torch.int32"),
     "two spellings": ({"lora": put(f"{FIRST}A.default.weight", 4, 40)}, "two spellings of one tensor"),
-    "another rank": ({"config": told(r=16)}, r"has shape \[4, 40\], but rank 16"),
+    "another rank": ({"config": with_values(r=16)}, r"has shape \[4, 40\], but rank 16"),
     "another width": ({"lora": put(f"{FIRST}A.weight", 4, 41)}, r"has shape \[4, 40\], but rank 4"),
     "no matrix": ({"lora": put(f"{FIRST}A.weight", 4)}, r"must be a matrix, got shape \[4\]"),
-    "no alpha": ({"config": told(lora_alpha=None)}, "lora_alpha must be a number above 0, got None"),
-    "another method": ({"config": told(peft_type="IA3")}, "peft_type must be LORA, got IA3"),
-    "trained biases": ({"config": told(bias="lora_only")}, "bias must be 'none', got 'lora_only'"),
-    "more that is saved": ({"config": told(modules_to_save=["lm_head"])}, "modules_to_save must be None, got"),
-    "DoRA": ({"config": told(use_dora=True)}, "use_dora must be False, got True"),
+    "no alpha": ({"config": with_values(lora_alpha=None)}, "lora_alpha must be a number above 0, got None"),
+    "another method": ({"config": with_values(peft_type="IA3")}, "peft_type must be LORA, got IA3"),
+    "trained biases": ({"config": with_values(bias="lora_only")}, "bias must be 'none', got 'lora_only'"),
+    "more that is saved": ({"config": with_values(modules_to_save=["lm_head"])}, "modules_to_save must be None, got"),
+    "DoRA": ({"config": with_values(use_dora=True)}, "use_dora must be False, got True"),
     "no projector": ({"projector": None}, "non_lora_trainables.bin is missing: .* say allow_no_projector=true"),
     "half a projector": ({"projector": without(f"{MLP}2.bias")}, "mm_projector.2.bias is missing"),
     "a deeper projector": ({"projector": put(f"{MLP}4.bias", 40)}, f"{MLP}4.bias is no tensor of the projector; allow"),
     "trained embeddings": ({"projector": put("model.embed_tokens.weight", 4, 40)}, "embed_tokens.weight is no tensor"),
     "a projector of another width": ({"projector": put(f"{MLP}0.bias", 4)}, r"must have shape \[40\], got \[4\]"),
     "a projector with infinity": ({"projector": times(f"{MLP}0.bias", float("inf"))}, "0.bias holds numbers that are"),
-    "another vision tower": ({"llava": told(mm_hidden_size=1024)}, "mm_hidden_size is 1024, but the tensors have 32"),
-    "another projector": ({"llava": told(mm_projector_type="linear")}, "mm_projector_type must be 'mlp2x_gelu', got"),
-    "LLaVA 1.6": ({"llava": told(image_aspect_ratio="anyres")}, "image_aspect_ratio must be 'pad' or 'square'"),
-    "another language model": ({"llava": told(model_type="llava_mpt")}, "model_type must be 'llava_llama' or 'llava'"),
+    "another vision tower": (
+        {"llava": with_values(mm_hidden_size=1024)},
+        "mm_hidden_size is 1024, but the tensors have 32",
+    ),
+    "another projector": (
+        {"llava": with_values(mm_projector_type="linear")},
+        "mm_projector_type must be 'mlp2x_gelu', got",
+    ),
+    "LLaVA 1.6": ({"llava": with_values(image_aspect_ratio="anyres")}, "image_aspect_ratio must be 'pad' or 'square'"),
+    "another language model": (
+        {"llava": with_values(model_type="llava_mpt")},
+        "model_type must be 'llava_llama' or 'llava'",
+    ),
 }
 
 
@@ -104,8 +116,8 @@ def test_what_is_not_exactly_a_llava_expert_is_refused_and_nothing_written(fault
 def test_folders_that_hold_something_else_are_refused_in_plain_words(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    for folder, told in (("model", "found: config.json"), ("nowhere", "no such folder")):
-        with pytest.raises(UserError, match=f"it needs adapter_config.json and adapter_model.bin or .*{told}"):
+    for folder, files in (("model", "found: config.json"), ("nowhere", "no such folder")):
+        with pytest.raises(UserError, match=f"it needs adapter_config.json and adapter_model.bin or .*{files}"):
             convert_to_peft(tmp_path / folder, tmp_path / "ours", "base")
     (write_original(tmp_path / "damaged") / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json cannot be read as a JSON file"):
@@ -113,7 +125,7 @@ def test_folders_that_hold_something_else_are_refused_in_plain_words(tmp_path: P
 
 
 def test_a_base_of_another_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {(2, 40): Known("hub/small", "own/small", 2), (3, 48): Known("hub/large", "own/large", 2)}
+    sizes = {(2, 40): Llava15Size("hub/small", "own/small", 2), (3, 48): Llava15Size("hub/large", "own/large", 2)}
     monkeypatch.setattr("llava_ext.original.to_peft.LLAVA15", sizes)
     original = write_original(tmp_path / "original")
     with pytest.raises(UserError, match="is an adapter of the size of hub/small, and the base is hub/large"):
@@ -165,15 +177,15 @@ def test_a_merged_adapter_goes_to_the_original_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"rank_pattern": {"q_proj": RANK}}, "ranks of their own.*merge again with .* merge.out.rank=16"),
         ({"alpha_pattern": {"q_proj": 3}}, "scalings of their own.*merge=task_arithmetic merge.strength=1"),
         ({"use_rslora": True}, "scales by alpha/r; merge it alone"),
     ],
 )
-def test_what_the_original_format_cannot_hold_is_refused_with_the_remedy(values, told, ours: Path) -> None:
-    with pytest.raises(UserError, match=told):
+def test_what_the_original_format_cannot_hold_is_refused_with_the_remedy(values, message, ours: Path) -> None:
+    with pytest.raises(UserError, match=message):
         convert_to_original(edit_config(ours, **values), ours.parent / "back")
     assert not (ours.parent / "back").exists()
 

@@ -1,4 +1,4 @@
-"""The exported model: whoever loads it by its own processor and template asks and is answered as we are."""
+"""Exported models: other programs get the same prompts, pixels and answers by its processor and template."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ground(tmp_path_factory):
     return root, {"base": base, "adapter": expert, "delta": delta}, draw_examples(root, 8, seed=5)
 
 
-def ask_as_others_do(folder: Path, examples: list, root: Path) -> list[str]:
+def answer_by_processor(folder: Path, examples: list, root: Path) -> list[str]:
     """Answers of a model folder by its own processor and chat template, one question at a time, as lmms-eval asks."""
     model, processor = LlavaForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     answers = []
@@ -47,13 +47,13 @@ def ask_as_others_do(folder: Path, examples: list, root: Path) -> list[str]:
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         pictures = [Image.open(root / example.image)] if example.image else None
         inputs = processor(images=pictures, text=text, return_tensors="pt")
-        found = model.generate(**inputs, do_sample=False, max_new_tokens=8)
-        answers.append(processor.tokenizer.decode(found[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+        answers.append(processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return [answer.strip() for answer in answers]
 
 
 @pytest.mark.parametrize("kind", ["base", "adapter", "delta"])
-def test_an_exported_source_answers_others_as_it_answers_us(ground, tmp_path, kind):
+def test_an_exported_source_gives_other_programs_the_same_answers(ground, tmp_path, kind):
     root, sources, examples = ground
     folder, source = tmp_path / "model", None if kind == "base" else sources[kind]
     export_model(sources["base"], source, folder)
@@ -62,13 +62,13 @@ def test_an_exported_source_answers_others_as_it_answers_us(ground, tmp_path, ki
     alone = generate(examples, root, 8)
     generate.use(source)
     ours = generate(examples, root, 8)
-    assert ask_as_others_do(folder, examples, root) == ours
+    assert answer_by_processor(folder, examples, root) == ours
     assert (ours == alone) == (kind == "base")
     assert (folder / "model.safetensors").is_symlink() == (kind == "base")
 
 
 @pytest.mark.parametrize("image", ["pad", "crop"])
-def test_tokens_and_pixels_of_an_exported_folder_are_ours(ground, tmp_path, image):
+def test_tokens_and_pixels_of_an_exported_folder_are_those_of_its_base(ground, tmp_path, image):
     root, sources, examples = ground
     export_model(sources["base"], None, tmp_path)
     set_processor(tmp_path, TEMPLATE, image)
@@ -77,18 +77,18 @@ def test_tokens_and_pixels_of_an_exported_folder_are_ours(ground, tmp_path, imag
         picture = Image.open(root / example.image)
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.text}]}]
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        found = processor(images=[picture], text=text, return_tensors="pt")
-        assert found["input_ids"][0].tolist() == encode_prompt(reader, example)
+        batch = processor(images=[picture], text=text, return_tensors="pt")
+        assert batch["input_ids"][0].tolist() == encode_prompt(reader, example)
         pixels = reader.pixels if image == "pad" else reader.cropped
-        assert torch.equal(found["pixel_values"], pixels([picture]))
+        assert torch.equal(batch["pixel_values"], pixels([picture]))
 
 
 def test_older_files_of_a_published_folder_do_not_outlive_its_export(ground, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(ground[1]["base"], base)
-    told = json.loads((base / "processor_config.json").read_text())
-    images = {**told.pop("image_processor"), "do_pad": False}
-    (base / "processor_config.json").write_text(json.dumps(told))
+    config = json.loads((base / "processor_config.json").read_text())
+    images = {**config.pop("image_processor"), "do_pad": False}
+    (base / "processor_config.json").write_text(json.dumps(config))
     (base / "preprocessor_config.json").write_text(json.dumps(images))
     (base / "chat_template.json").write_text(json.dumps({"chat_template": "nothing of the question"}))
     export_model(base, None, tmp_path / "model")
@@ -101,19 +101,19 @@ def test_older_files_of_a_published_folder_do_not_outlive_its_export(ground, tmp
     assert (base / "preprocessor_config.json").exists()
 
 
-def test_the_first_token_is_written_once_whoever_writes_it(ground):
+def test_the_first_token_occurs_once_whether_template_or_tokenizer_adds_it(ground):
     tokenizer = AutoTokenizer.from_pretrained(ground[1]["base"])
     for adds in (False, True):
         if adds:
             begin = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
             tokenizer.backend_tokenizer.post_processor = begin
         tokenizer.chat_template = chat_template(TEMPLATE, tokenizer)
-        asked = [{"role": "user", "content": "Colour?"}]
-        text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        messages = [{"role": "user", "content": "Colour?"}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert tokenizer(text)["input_ids"].count(tokenizer.bos_token_id) == 1
 
 
-def test_a_name_of_an_image_mode_or_template_that_is_none_is_refused(ground, tmp_path):
+def test_an_unknown_image_mode_or_template_is_refused(ground, tmp_path):
     export_model(ground[1]["base"], None, tmp_path)
     for template, image in (("vicuna_v2", "pad"), (TEMPLATE, "stretch")):
         with pytest.raises(UserError, match="unknown"):
@@ -126,10 +126,10 @@ def tokenizer(ground):
 
 
 @given(questions=st.lists(st.text(), min_size=1, max_size=3), template=st.sampled_from(sorted(TEMPLATES)))
-def test_the_chat_template_says_what_our_template_says_for_either_form_of_messages(tokenizer, questions, template):
+def test_the_chat_template_renders_either_form_of_messages_as_our_template(tokenizer, questions, template):
     tokenizer.chat_template = chat_template(template, tokenizer)
     turns = [(question, "yes") for question in questions[:-1]] + [(questions[-1], None)]
-    wanted = "<s>" + render(template, turns, image=True)
+    expected = "<s>" + render(template, turns, image=True)
     for as_parts in (False, True):
         messages = []
         for index, (question, answer) in enumerate(turns):
@@ -139,4 +139,4 @@ def test_the_chat_template_says_what_our_template_says_for_either_form_of_messag
             messages.append({"role": "user", "content": parts if as_parts else whole})
             if answer is not None:
                 messages.append({"role": "assistant", "content": answer})
-        assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == wanted
+        assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == expected

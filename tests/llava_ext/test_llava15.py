@@ -56,10 +56,10 @@ def test_prompts_have_the_ids_that_the_original_gives_them(tmp_path, legacy):
 
 
 def test_a_line_break_behind_the_picture_is_two_tokens_whatever_the_tokenizers_flag_says(tmp_path):
-    asked, whole = Example("q", "What is the object in the image?", "", "x.png"), {}
+    example, whole = Example("q", "What is the object in the image?", "", "x.png"), {}
     for legacy in (False, True):
         folder = write_checkpoint(tmp_path / str(legacy), legacy=legacy)
-        ids = encode_prompt(load_reader(folder, "vicuna_v1"), asked)
+        ids = encode_prompt(load_reader(folder, "vicuna_v1"), example)
         end = len(ids) - ids[::-1].index(IMAGE)
         assert ids[end : end + 3] == [29871, 13, 5618]  # a space, a line break, `What`
         whole[legacy] = AutoTokenizer.from_pretrained(folder)("USER: <image>\nWhat")["input_ids"][-3:]
@@ -69,15 +69,15 @@ def test_a_line_break_behind_the_picture_is_two_tokens_whatever_the_tokenizers_f
 @pytest.mark.parametrize("legacy", [False, True])
 def test_an_exported_model_asks_other_programs_for_the_same_tokens(tmp_path, legacy):
     folder = write_checkpoint(tmp_path, legacy=legacy)
-    asked, picture = Example("q", "What is the object in the image?", "", "x.png"), draw_picture((50, 33), "RGB")
+    example, picture = Example("q", "What is the object in the image?", "", "x.png"), draw_picture((50, 33), "RGB")
     reader = load_reader(folder, "vicuna_v1")
     set_processor(folder, "vicuna_v1", "pad")
     processor = AutoProcessor.from_pretrained(folder)
-    content = [{"type": "image"}, {"type": "text", "text": asked.text}]
+    content = [{"type": "image"}, {"type": "text", "text": example.text}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    found = processor(text=text, images=picture, return_tensors="pt")
-    assert found["input_ids"][0].tolist() == encode_prompt(reader, asked)
-    assert torch.equal(found["pixel_values"], reader.pixels([picture]))
+    batch = processor(text=text, images=picture, return_tensors="pt")
+    assert batch["input_ids"][0].tolist() == encode_prompt(reader, example)
+    assert torch.equal(batch["pixel_values"], reader.pixels([picture]))
 
 
 def test_written_out_special_tokens_of_a_question_stay_text(checkpoint):
@@ -89,11 +89,11 @@ def test_written_out_special_tokens_of_a_question_stay_text(checkpoint):
 def test_of_an_answer_the_same_tokens_are_learned_as_by_the_original(tmp_path, legacy):
     reader = load_reader(write_checkpoint(tmp_path, legacy=legacy), "vicuna_v1")
     for row in RECORDED["answers"]:
-        found = reader.encode([(row["question"], row["answer"])], row["image"])
+        encoded = reader.encode([(row["question"], row["answer"])], row["image"])
         picture = [IMAGE] * PATCHES if row["image"] else []
-        assert found.ids == [1, *row["before"], *picture, *row["last"], 2]
-        unlearned = len(found.ids) - row["learned"] - 1
-        assert found.labels == [IGNORE] * unlearned + found.ids[unlearned:]
+        assert encoded.ids == [1, *row["before"], *picture, *row["last"], 2]
+        unlearned_count = len(encoded.ids) - row["learned"] - 1
+        assert encoded.labels == [IGNORE] * unlearned_count + encoded.ids[unlearned_count:]
 
 
 # pixels
@@ -119,8 +119,8 @@ def independent_pixels(picture: Image.Image, mode: str) -> np.ndarray:
 
 def draw_picture(size: tuple[int, int], mode: str, seed: int = 0) -> Image.Image:
     """Coarse noise, so that every resampling filter gives other pixels."""
-    drawn = np.random.default_rng(seed)
-    coarse = drawn.integers(0, 256, (max(1, size[1] // 3), max(1, size[0] // 3), 3), np.uint8)
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (max(1, size[1] // 3), max(1, size[0] // 3), 3), np.uint8)
     picture = Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST)
     if mode in ("RGBA", "LA"):
         picture.putalpha(Image.linear_gradient("L").resize(size))
@@ -131,8 +131,8 @@ def draw_picture(size: tuple[int, int], mode: str, seed: int = 0) -> Image.Image
 @pytest.mark.parametrize("size", SIZES)
 def test_pictures_of_any_shape_become_the_originals_pixels(checkpoint, size, mode):
     reader, picture = load_reader(checkpoint, "vicuna_v1"), draw_picture(size, "RGB")
-    found = (reader.pixels if mode == "pad" else reader.cropped)([picture])
-    np.testing.assert_allclose(found[0].numpy(), independent_pixels(picture, mode), atol=2e-6)
+    pixels = (reader.pixels if mode == "pad" else reader.cropped)([picture])
+    np.testing.assert_allclose(pixels[0].numpy(), independent_pixels(picture, mode), atol=2e-6)
 
 
 @pytest.mark.parametrize("colours", ["L", "LA", "RGBA", "CMYK", "P", "1"])
@@ -201,7 +201,7 @@ def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory) -> tuple[Path, list[dict], list[Example]]:
+def questions(tmp_path_factory) -> tuple[Path, list[dict], list[Example]]:
     """Questions of several lengths, with pictures of several shapes and kinds, and without."""
     folder = tmp_path_factory.mktemp("pictures")
     looks = [((64, 48), "RGB"), ((30, 77), "L"), ((SIDE, SIDE), "RGB"), ((90, 20), "RGBA")]
@@ -223,38 +223,40 @@ def picture_of(folder: Path, example: Example) -> Image.Image | None:
 def batch_of(reader: Reader, folder: Path, examples: list[Example]) -> dict[str, Tensor]:
     prompts = [encode_prompt(reader, example) for example in examples]
     pictures = [picture for example in examples if (picture := picture_of(folder, example)) is not None]
-    found = {"input_ids": pad(prompts, PAD, "left"), "attention_mask": pad([[1] * len(p) for p in prompts], 0, "left")}
-    return found | ({"pixel_values": reader.pixels(pictures)} if pictures else {})
+    batch = {"input_ids": pad(prompts, PAD, "left"), "attention_mask": pad([[1] * len(p) for p in prompts], 0, "left")}
+    return batch | ({"pixel_values": reader.pixels(pictures)} if pictures else {})
 
 
-def test_logits_of_a_left_padded_batch_equal_those_of_each_prompt_alone(generator, asked):
-    folder, rows, examples = asked
+def test_logits_of_a_left_padded_batch_equal_those_of_each_prompt_alone(generator, questions):
+    folder, rows, examples = questions
     with torch.no_grad():
-        found = generator.model(**batch_of(generator.reader, folder, examples)).logits[:, -1]
+        batch_logits = generator.model(**batch_of(generator.reader, folder, examples)).logits[:, -1]
     alone = Independent(draw_weights())
-    for row, example, logits in zip(rows, examples, found, strict=True):
-        wanted = alone.logits(row, [], picture_of(folder, example))
-        torch.testing.assert_close(logits, wanted, atol=2e-4, rtol=1e-4)
-        assert wanted.std() > 0.5  # so large that the tolerance means something
+    for row, example, logits in zip(rows, examples, batch_logits, strict=True):
+        expected = alone.logits(row, [], picture_of(folder, example))
+        torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
+        assert expected.std() > 0.5  # so large that the tolerance means something
 
 
-def test_answers_are_the_greedy_ones_though_the_folder_says_to_sample(generator, asked):
-    folder, rows, examples = asked
+def test_answers_are_the_greedy_ones_though_the_folder_says_to_sample(generator, questions):
+    folder, rows, examples = questions
     alone, tokenizer = Independent(draw_weights()), generator.reader.tokenizer
-    wanted = [alone.greedy(row, 4, picture_of(folder, one)) for row, one in zip(rows, examples, strict=True)]
-    assert len({tuple(answer) for answer in wanted}) == len(wanted)
-    assert generator(examples, folder, 4) == [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in wanted]
+    expected = [alone.greedy(row, 4, picture_of(folder, one)) for row, one in zip(rows, examples, strict=True)]
+    assert len({tuple(answer) for answer in expected}) == len(expected)
+    assert generator(examples, folder, 4) == [
+        tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in expected
+    ]
 
 
-def test_text_only_questions_need_no_picture_in_their_batch(generator, asked):
-    folder, rows, examples = asked
+def test_text_only_questions_need_no_picture_in_their_batch(generator, questions):
+    folder, rows, examples = questions
     (one,) = [example for example in examples if example.question_id == "2"]
     ids = Independent(draw_weights()).greedy(rows[2], 3, None)
     assert generator([one], folder, 3) == [generator.reader.tokenizer.decode(ids, skip_special_tokens=True).strip()]
 
 
-def test_a_checkpoint_in_parts_and_in_half_precision_is_the_same_model(tmp_path, asked):
-    folder, _, examples = asked
+def test_a_checkpoint_in_parts_and_in_half_precision_is_the_same_model(tmp_path, questions):
+    folder, _, examples = questions
     whole = write_checkpoint(tmp_path / "whole", torch.float16)
     parts = write_checkpoint(tmp_path / "parts", torch.float16, shards=3)
     answers = [Generator(base, "vicuna_v1", dtype=torch.float16)(examples, folder, 3) for base in (whole, parts)]

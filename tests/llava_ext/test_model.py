@@ -1,4 +1,4 @@
-"""A base model's folder: what it must hold, and what is said of one that does not."""
+"""The folder of a base model: its checks, and what their messages say."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from robustmerge.stage.settings import UserError
 from tests.hub_layout import TOWER, draw_weights, write_checkpoint
 
 
-@pytest.mark.parametrize("kept", [torch.float32, torch.float16, torch.bfloat16])
-def test_weights_are_read_in_the_precision_asked_for_whatever_they_are_kept_in(tmp_path, kept):
-    model = load_model(write_checkpoint(tmp_path, kept, shards=2), torch.float32)
-    drawn = draw_weights()["language_model.model.layers.1.mlp.up_proj.weight"]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_are_read_in_the_requested_precision_whatever_that_of_their_files(tmp_path, dtype):
+    model = load_model(write_checkpoint(tmp_path, dtype, shards=2), torch.float32)
+    weight = draw_weights()["language_model.model.layers.1.mlp.up_proj.weight"]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert torch.equal(model.model.language_model.layers[1].mlp.up_proj.weight, drawn.to(kept).float())
+    assert torch.equal(model.model.language_model.layers[1].mlp.up_proj.weight, weight.to(dtype).float())
 
 
 def change(file: Path, **values: object) -> None:
@@ -38,7 +38,7 @@ def with_config(**values: object) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (without("config.json"), "it has no config.json"),
         (without("tokenizer.json"), "it has neither tokenizer.json nor tokenizer.model"),
@@ -61,12 +61,12 @@ def with_config(**values: object) -> Callable[[Path], None]:
         (with_config(vision_config={**TOWER, "intermediate_size": 41}), "another shape than config.json says"),
     ],
 )
-def test_a_folder_that_is_no_whole_llava_is_refused_in_words(tmp_path, spoil, said):
+def test_a_folder_that_is_no_complete_llava_is_refused(tmp_path, spoil, message):
     folder = write_checkpoint(tmp_path / "base")
     spoil(folder)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         Generator(folder, "vicuna_v1")
-    assert said.format(folder) in str(told.value)
+    assert message.format(folder) in str(error.value)
 
 
 def test_a_part_that_is_not_there_is_named(tmp_path):

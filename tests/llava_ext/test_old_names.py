@@ -1,4 +1,4 @@
-"""PEFT adapters from before transformers 4.52: as sources, merged, and brought to the names of today.
+"""PEFT adapters from before transformers 4.52: as sources, merged, and converted to current names.
 
 Needs no network.
 """
@@ -35,11 +35,11 @@ TARGETS = {
 
 
 def write_old(folder: Path, seed: int = 0, targets: object = SUFFIXES) -> Path:
-    """An expert with names of before; beside it, with the ending ` today`, the same with those of today."""
-    today = folder.with_name(f"{folder.name} today")
-    convert_to_peft(write_original(folder.with_name(f"{folder.name} original"), seed), today, "base")
+    """An expert with old names; beside it, in a folder ending in ` new`, the same with current ones."""
+    new = folder.with_name(f"{folder.name} new")
+    convert_to_peft(write_original(folder.with_name(f"{folder.name} original"), seed), new, "base")
     folder.mkdir()
-    tensors = load_file(today / WEIGHTS)
+    tensors = load_file(new / WEIGHTS)
     old = {
         name.replace(".model.model.language_model.", ".model.language_model.model.").replace(
             ".model.model.multi_modal_projector.", ".model.multi_modal_projector."
@@ -48,11 +48,11 @@ def write_old(folder: Path, seed: int = 0, targets: object = SUFFIXES) -> Path:
     }
     assert old.keys().isdisjoint(tensors)
     save_file(old, folder / WEIGHTS)
-    (folder / "adapter_config.json").write_bytes((today / "adapter_config.json").read_bytes())
+    (folder / "adapter_config.json").write_bytes((new / "adapter_config.json").read_bytes())
     return edit_config(folder, target_modules=targets)
 
 
-def loaded(base: Path, folder: Path) -> dict[str, torch.Tensor]:
+def merge_into(base: Path, folder: Path) -> dict[str, torch.Tensor]:
     model = load_adapter(LlavaForConditionalGeneration.from_pretrained(base), folder)
     return model.merge_and_unload().state_dict()
 
@@ -63,56 +63,56 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("targets", TARGETS)
-def test_an_adapter_of_before_is_the_same_model_as_with_the_names_of_today(targets, base, tmp_path: Path) -> None:
+def test_an_adapter_with_old_names_is_the_same_model_as_with_current_ones(targets, base, tmp_path: Path) -> None:
     old = write_old(tmp_path / "old", targets=TARGETS[targets])
-    found, expected = loaded(base, old), loaded(base, tmp_path / "old today")
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], x) for name, x in expected.items())
+    weights, expected = merge_into(base, old), merge_into(base, tmp_path / "old new")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], x) for name, x in expected.items())
 
 
-def test_adapters_of_before_merge_into_the_same_model(base: Path, tmp_path: Path) -> None:
+def test_adapters_with_old_names_merge_into_the_same_model(base: Path, tmp_path: Path) -> None:
     folders = {name: write_old(tmp_path / name, seed) for seed, name in enumerate("ab")}
-    today = {name: tmp_path / f"{name} today" for name in "ab"}
-    for name, experts in (("merged old", folders), ("merged today", today)):
+    new = {name: tmp_path / f"{name} new" for name in "ab"}
+    for name, experts in (("merged old", folders), ("merged new", new)):
         write_merged(tmp_path / name, Method("sum", strength=1.0), experts, **QUIET)
-    found, expected = loaded(base, tmp_path / "merged old"), loaded(base, tmp_path / "merged today")
-    assert all(torch.equal(found[name], x) for name, x in expected.items())
+    weights, expected = merge_into(base, tmp_path / "merged old"), merge_into(base, tmp_path / "merged new")
+    assert all(torch.equal(weights[name], x) for name, x in expected.items())
 
 
-def test_a_conversion_brings_the_names_of_today_and_then_they_merge_with_others(tmp_path: Path) -> None:
+def test_a_conversion_gives_current_names_which_merge_with_others(tmp_path: Path) -> None:
     old = write_old(tmp_path / "old")
     write_old(tmp_path / "other", 1)
-    mixed = {"old": old, "other": tmp_path / "other today"}
+    mixed = {"old": old, "other": tmp_path / "other new"}
     with pytest.raises(UserError, match="lacks module"):
         write_merged(tmp_path / "merged", Method("sum", strength=1.0), mixed, **QUIET)
     record = convert_to_peft(old, tmp_path / "new", "base")
-    assert (tmp_path / "new" / WEIGHTS).read_bytes() == (tmp_path / "old today" / WEIGHTS).read_bytes()
+    assert (tmp_path / "new" / WEIGHTS).read_bytes() == (tmp_path / "old new" / WEIGHTS).read_bytes()
     adapter = open_adapter(tmp_path / "new")
     assert adapter.config["target_modules"] == LANGUAGE_LINEARS and record["modules"] == LAYERS * 7
     write_merged(tmp_path / "merged", Method("sum", strength=1.0), {**mixed, "old": tmp_path / "new"}, **QUIET)
 
 
-def test_an_adapter_of_some_linears_keeps_to_them(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_some_linears_keeps_its_targets(base: Path, tmp_path: Path) -> None:
     old = write_old(tmp_path / "old", targets=["q_proj", "v_proj"])
     tensors = {name: x for name, x in load_file(old / WEIGHTS).items() if "lora" not in name or ".q_" in name}
     save_file(tensors, old / WEIGHTS)
     edit_config(old, target_modules=["q_proj"])
     convert_to_peft(old, tmp_path / "new", "base")
-    found, expected = loaded(base, tmp_path / "new"), loaded(base, old)
-    assert all(torch.equal(found[name], x) for name, x in expected.items())
+    weights, expected = merge_into(base, tmp_path / "new"), merge_into(base, old)
+    assert all(torch.equal(weights[name], x) for name, x in expected.items())
     with pytest.raises(UserError, match="is missing; an adapter of 2 layers has 28 LoRA tensors, this one 4"):
         convert_to_original(tmp_path / "new", tmp_path / "back", like=tmp_path / "old original")
 
 
-def test_adapters_of_before_go_to_the_original_format(tmp_path: Path) -> None:
+def test_adapters_with_old_names_are_converted_to_the_original_format(tmp_path: Path) -> None:
     old = write_old(tmp_path / "old")
     convert_to_original(old, tmp_path / "back", like=tmp_path / "old original")
     expected = read_original(tmp_path / "old original")
-    found = read_original(tmp_path / "back")
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], x) for name, x in expected.items())
+    weights = read_original(tmp_path / "back")
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], x) for name, x in expected.items())
 
 
-def test_a_missing_tensor_of_before_is_told_and_not_drawn_anew(base: Path, tmp_path: Path) -> None:
+def test_a_missing_tensor_with_an_old_name_is_an_error_and_not_initialised(base: Path, tmp_path: Path) -> None:
     old = write_old(tmp_path / "old")
     tensors = load_file(old / WEIGHTS)
     del tensors["base_model.model.language_model.model.layers.1.mlp.up_proj.lora_B.weight"]
@@ -121,14 +121,14 @@ def test_a_missing_tensor_of_before_is_told_and_not_drawn_anew(base: Path, tmp_p
         load_adapter(LlavaForConditionalGeneration.from_pretrained(base), old)
 
 
-def test_names_and_targets_of_today_stay(tmp_path: Path) -> None:
+def test_current_names_and_targets_stay(tmp_path: Path) -> None:
     convert_to_peft(write_original(tmp_path / "original"), tmp_path / "ours", "base")
     names = open_adapter(tmp_path / "ours").file.names
     assert [current_name(name) for name in names] == names
     assert current_targets(LANGUAGE_LINEARS) == LANGUAGE_LINEARS and current_targets(set(SUFFIXES)) == set(SUFFIXES)
 
 
-def test_targets_that_match_nothing_are_told(base: Path, tmp_path: Path) -> None:
+def test_targets_that_match_nothing_are_an_error(base: Path, tmp_path: Path) -> None:
     old = write_old(tmp_path / "old", targets="nothing")
     with pytest.raises(UserError, match="does not fit this model: No modules were targeted"):
         load_adapter(LlavaForConditionalGeneration.from_pretrained(base), old)

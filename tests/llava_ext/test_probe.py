@@ -20,16 +20,16 @@ def quadrant(features: torch.Tensor) -> torch.Tensor:
 def test_what_planes_separate_is_read_whatever_the_scale_and_the_offset():
     features = draw(1000)
     targets = quadrant(features)[:, None]
-    told = features * torch.tensor([1e3, 1e-3, 1, 1, 1, 1]) + 50 * torch.tensor([1, 0, 1, 0, 0, 0])
-    found = probe((told[:800], targets[:800]), (told[800:], targets[800:]), {"quadrant": 3})
-    assert found["quadrant"] > 0.95
+    scaled = features * torch.tensor([1e3, 1e-3, 1, 1, 1, 1]) + 50 * torch.tensor([1, 0, 1, 0, 0, 0])
+    measured = probe((scaled[:800], targets[:800]), (scaled[800:], targets[800:]), {"quadrant": 3})
+    assert measured["quadrant"] > 0.95
 
 
 def test_what_no_plane_separates_is_not_read():
     features = draw(2000)
     targets = (features[:, :1] * features[:, 1:2] > 0).long()
-    found = probe((features[:1500], targets[:1500]), (features[1500:], targets[1500:]), {"same_sign": 2})
-    assert abs(found["same_sign"] - 0.5) < 0.08
+    measured = probe((features[:1500], targets[:1500]), (features[1500:], targets[1500:]), {"same_sign": 2})
+    assert abs(measured["same_sign"] - 0.5) < 0.08
 
 
 def test_a_head_is_fitted_and_measured_where_it_applies_as_if_it_were_alone():
@@ -38,13 +38,15 @@ def test_a_head_is_fitted_and_measured_where_it_applies_as_if_it_were_alone():
     part = torch.where(features[:, 2] > 0, whole, -1)
     sizes = {"whole": 3, "part": 3, "none": 4}
     targets = torch.stack([whole, part, torch.full_like(whole, -1)], dim=1)
-    found = probe((features[:400], targets[:400]), (features[400:], targets[400:]), sizes)
-    train, kept = part[:400] >= 0, part[400:] >= 0
+    measured = probe((features[:400], targets[:400]), (features[400:], targets[400:]), sizes)
+    train, held_out = part[:400] >= 0, part[400:] >= 0
     alone = probe(
-        (features[:400][train], part[:400][train][:, None]), (features[400:][kept], part[400:][kept][:, None]), {"x": 3}
+        (features[:400][train], part[:400][train][:, None]),
+        (features[400:][held_out], part[400:][held_out][:, None]),
+        {"x": 3},
     )
-    assert set(found) == {"whole", "part"}
-    assert found["part"] == pytest.approx(alone["x"], abs=0.02)  # standardised over other rows
+    assert set(measured) == {"whole", "part"}
+    assert measured["part"] == pytest.approx(alone["x"], abs=0.02)  # standardised over other rows
 
 
 def test_the_weights_are_where_the_gradient_is_zero():
@@ -75,5 +77,8 @@ def test_equal_features_give_equal_bytes_and_the_settings_of_products_stay():
 
 
 def test_an_accuracy_is_over_the_rows_to_which_a_head_applies():
-    found, wanted = torch.tensor([[1, 0, 3], [1, 0, 3], [0, 2, 3]]), torch.tensor([[1, -1, -1], [0, 0, -1], [0, 1, -1]])
-    assert accuracies(found, wanted, ("a", "b", "c")) == {"a": 0.6667, "b": 0.5}
+    classes, targets = (
+        torch.tensor([[1, 0, 3], [1, 0, 3], [0, 2, 3]]),
+        torch.tensor([[1, -1, -1], [0, 0, -1], [0, 1, -1]]),
+    )
+    assert accuracies(classes, targets, ("a", "b", "c")) == {"a": 0.6667, "b": 0.5}

@@ -52,13 +52,13 @@ def test_the_second_process_leaves_what_is_complete_and_waits_while_the_first_wa
         for name in ("complete", "meanwhile", "freed")
     )
     run_stage(complete, lambda folder: None, lambda _: None)
-    said, lines = {name: threading.Event() for name in ("meanwhile", "freed")}, []
+    events, lines = {name: threading.Event() for name in ("meanwhile", "freed")}, []
 
     def hold(address: Address) -> None:
         """Be another run that holds the lock until the child waits for it; then finish, or give up."""
 
         def work(folder: Path) -> None:
-            assert said[address.path.name].wait(60)
+            assert events[address.path.name].wait(60)
             if address is freed:
                 raise GivenUp
 
@@ -73,7 +73,7 @@ def test_the_second_process_leaves_what_is_complete_and_waits_while_the_first_wa
     watchdog.start()
     for line in child.stdout:
         lines.append(line)
-        for name, event in said.items():
+        for name, event in events.items():
             report = read_event(line)
             if report is not None and report.text.startswith("waiting for another run") and name in report.text:
                 event.set()

@@ -1,4 +1,4 @@
-"""Answers by several processes under torchrun, killed and gone on with by others: the same bytes."""
+"""Prediction by several processes under torchrun, killed and resumed by one: the same bytes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.predict import list_shards, read_shards
+from eval.predict import list_shards, predict, read_shards
 from eval.settings import Generation
+from llava_ext.generate import Generator
 from llava_ext.launch import launch_command
 from llava_ext.settings import Trainer
 from robustmerge.stage.address import REPOSITORY, Address
@@ -36,7 +37,7 @@ def ground(tmp_path_factory) -> Path:
 
 
 def start(ground: Path, name: str, processes: int) -> tuple[Address, subprocess.Popen]:
-    """The child program, as the line starts it: plain for one process, under torchrun for several."""
+    """The child program, as the pipeline starts it: plain for one process, under torchrun for several."""
     address = Address(ground, ground / f"{name}.jsonl", {"stage": "predict"})
     item = {"stage": "predict", "name": name, "address": address.to_json(), "settings": dataclasses.asdict(SETTINGS)}
     item |= {"base": str(ground / "base"), "adapter": None, "device": "cpu", "questions": str(ground / "test.jsonl")}
@@ -51,8 +52,8 @@ def start(ground: Path, name: str, processes: int) -> tuple[Address, subprocess.
 
 def finish(ground: Path, name: str, processes: int) -> bytes:
     address, child = start(ground, name, processes)
-    said, _ = child.communicate(timeout=120)
-    assert child.returncode == 0, said
+    output, _ = child.communicate(timeout=120)
+    assert child.returncode == 0, output
     assert not list_shards(address.path)
     return address.path.read_bytes()
 
@@ -71,8 +72,10 @@ def kill_half_way(ground: Path, name: str, processes: int) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="several processes are tested on Linux")
 def test_a_killed_evaluation_goes_on_with_another_number_of_processes_to_the_same_bytes(ground):
-    expected = finish(ground, "whole", 1)
-    assert len(read_predictions(ground / "whole.jsonl")) == QUESTIONS
+    whole = Address(ground, ground / "whole.jsonl", {"stage": "predict"})
+    generate = Generator(ground / "base", TEMPLATE)
+    predict(whole, SETTINGS, ground / "test.jsonl", generate, lambda _: None, progress=False)
+    assert len(read_predictions(whole.path)) == QUESTIONS
     left = kill_half_way(ground, "killed", 2)
     assert 0 < left < QUESTIONS
-    assert finish(ground, "killed", 1) == expected
+    assert finish(ground, "killed", 1) == whole.path.read_bytes()

@@ -24,6 +24,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_ext.adapters import add_adapter
 from llava_ext.launch import launch_command
 from llava_ext.settings import Expert, Peft, Recipe, Trainer
+from llava_ext.train import train_expert
 from llava_ext.trainer import MARKER
 from robustmerge.stage.address import Address
 from robustmerge.stage.process import process_start
@@ -49,8 +50,17 @@ def ground(tmp_path_factory):
     root = tmp_path_factory.mktemp("ground")
     base, task = write_base(root / "base"), write_task(root / "task")
     run(describe_zero2(), root / "zero2", base, task)
-    run(Trainer(), root / "cpu", base, task)
+    train_expert(address_of(root / "cpu"), settings_of(Trainer()), base, {"task": task}, lambda _: None)
     return base, task, root / "zero2", root / "cpu"
+
+
+def settings_of(trainer: Trainer) -> Expert:
+    peft = Peft(r=4, dropout=0.0)  # each process would drop other inputs
+    return Expert(tasks=("task",), peft=peft, recipe=RECIPE, trainer=trainer, template=TEMPLATE)
+
+
+def address_of(folder: Path) -> Address:
+    return Address(folder.parent, folder, {"stage": "train", "name": folder.name})
 
 
 def test_two_processes_train_the_adapter_of_one_plain_process(ground):
@@ -74,16 +84,16 @@ def test_what_is_trained_has_one_precision(ground, float32):
     """ZeRO-3 partitions it in one piece, which tensors of two precisions do not make."""
     model = LlavaForConditionalGeneration.from_pretrained(ground[0], dtype=torch.bfloat16)
     adapted = add_adapter(model, Peft(r=4), "base", 0, "task", float32)
-    found = {weight.dtype for weight in adapted.parameters() if weight.requires_grad}
-    assert found == {torch.float32 if float32 else torch.bfloat16}
+    dtypes = {weight.dtype for weight in adapted.parameters() if weight.requires_grad}
+    assert dtypes == {torch.float32 if float32 else torch.bfloat16}
 
 
 def assert_same_adapter(folder: Path, plain: Path) -> None:
-    found, wanted = (load_file(place / "adapter_model.safetensors") for place in (folder, plain))
-    assert found.keys() == wanted.keys()
-    assert max(float(weight.abs().max()) for name, weight in wanted.items() if "lora_B" in name) > 1e-2
-    for name, weight in wanted.items():
-        assert float((weight - found[name]).abs().max()) < 1e-3, name
+    tensors, expected = (load_file(place / "adapter_model.safetensors") for place in (folder, plain))
+    assert tensors.keys() == expected.keys()
+    assert max(float(weight.abs().max()) for name, weight in expected.items() if "lora_B" in name) > 1e-2
+    for name, weight in expected.items():
+        assert float((weight - tensors[name]).abs().max()) < 1e-3, name
 
 
 def test_zero2_goes_on_with_the_same_bytes_after_all_its_processes_were_killed(ground, tmp_path):
@@ -104,19 +114,16 @@ def test_zero2_goes_on_with_the_same_bytes_after_all_its_processes_were_killed(g
 
 
 def run(trainer: Trainer, folder: Path, base: Path, task: Path) -> str:
-    """Train through the child program, as the line does. Returns what it printed."""
+    """Train through the child program, as the pipeline does. Returns what it printed."""
     child = start(trainer, folder, base, task)
-    said, _ = child.communicate(timeout=240)
-    assert child.returncode == 0, said[-6000:]
-    return said
+    output, _ = child.communicate(timeout=240)
+    assert child.returncode == 0, output[-6000:]
+    return output
 
 
 def start(trainer: Trainer, folder: Path, base: Path, task: Path) -> subprocess.Popen:
-    peft = Peft(r=4, dropout=0.0)  # each process would drop other inputs
-    settings = Expert(tasks=("task",), peft=peft, recipe=RECIPE, trainer=trainer, template=TEMPLATE)
-    address = Address(folder.parent, folder, {"stage": "train", "engine": trainer.engine})
-    item = {"stage": "train", "name": folder.name, "address": address.to_json(), "base": str(base)}
-    item |= {"settings": dataclasses.asdict(settings), "data": {"task": str(task)}}
+    item = {"stage": "train", "name": folder.name, "address": address_of(folder).to_json(), "base": str(base)}
+    item |= {"settings": dataclasses.asdict(settings_of(trainer)), "data": {"task": str(task)}}
     job = folder.with_suffix(".job.json")
     parent = {"pid": os.getpid(), "start": process_start(os.getpid())}
     job.write_text(json.dumps({"parent": parent, "items": [item]}))
