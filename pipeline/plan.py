@@ -17,7 +17,7 @@ from eval.settings import Task
 from pipeline.addresses import Addresses, list_unfinished
 from pipeline.program import command, merge_command, parse_overrides, train_all_command
 from pipeline.sources import SOURCE_FILES, EvalSet, Source, explain_full_model, name_source
-from pipeline.strengths import choose, has_val
+from pipeline.strengths import choose_strength, has_val
 from robustmerge.method import Method, OutsideMethod, strength_of, times
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import read_examples, read_score
@@ -168,7 +168,7 @@ class Plan(Addresses):
                 f"{missing[0].short}\nMake them with: {make}\nor leave the chosen strengths out: strength_grid=null"
             )
         return {
-            name: choose(
+            name: choose_strength(
                 {
                     factor: (strength, self._val_mean(source))
                     for factor, source in by_factor.items()

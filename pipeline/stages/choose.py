@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline.plan import Plan
 from pipeline.stages.predict import predict
 from pipeline.stages.score import score
-from pipeline.strengths import describe
+from pipeline.strengths import describe_choice
 from pipeline.sweep import describe_point, find_swept_keys
 
 
@@ -25,4 +25,4 @@ def print_choices(plans: Sequence[Plan]) -> None:
         point = f"{describe_point(plan, keys)}: " if keys else ""
         titles = {method.name: method.title or method.name for method in plan.config.methods}
         for name, choice in plan.choices.items():
-            print(f"{point}{titles[name]}: {describe(choice)}")
+            print(f"{point}{titles[name]}: {describe_choice(choice)}")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data_prep.settings import Counts, TaskData
 from eval.settings import Generation
 from pipeline.plan import Evaluation, Plan
-from pipeline.strengths import choose, describe, has_val
+from pipeline.strengths import choose_strength, describe_choice, has_val
 from robustmerge.method import Method, read_method, strength_of, times
 from robustmerge.stage.address import settings_in_identity
 from robustmerge.stage.records import Score
@@ -48,7 +48,7 @@ def write_scores(plan: Plan, value: Callable[[str, float], float]) -> None:
 @given(st.dictionaries(st.sampled_from(GRID), st.sampled_from((10.0, 20.0, 30.0)), min_size=1), st.randoms())
 def test_the_highest_mean_is_chosen_whatever_the_order_and_of_equals_the_nearest_to_the_default(means, random):
     order = random.sample(list(means), len(means))
-    choice = choose({factor: (2 * factor, means[factor]) for factor in order})
+    choice = choose_strength({factor: (2 * factor, means[factor]) for factor in order})
     assert means[choice.factor] == max(means.values())
     equals = [factor for factor, mean in means.items() if mean == max(means.values())]
     assert choice.factor == (1.0 if 1.0 in equals else 0.5 if 0.5 in equals else 2.0 if 2.0 in equals else 0.25)
@@ -57,15 +57,17 @@ def test_the_highest_mean_is_chosen_whatever_the_order_and_of_equals_the_nearest
 
 
 def test_means_that_differ_by_rounding_alone_are_equal():
-    assert choose({0.5: (0.5, 42.00000000000001), 1.0: (1.0, 42.0)}).factor == 1.0
+    assert choose_strength({0.5: (0.5, 42.00000000000001), 1.0: (1.0, 42.0)}).factor == 1.0
 
 
 def test_the_choice_is_told_with_the_default_beside_it_and_with_a_warning_at_the_end_of_the_grid():
-    text = describe(choose({0.25: (1.0, 10.0), 0.5: (1.4142, 38.2), 1.0: (2.0, 35.0)}))
+    text = describe_choice(choose_strength({0.25: (1.0, 10.0), 0.5: (1.4142, 38.2), 1.0: (2.0, 35.0)}))
     assert text == "strength 1.41 (0.5 x the default's update) chosen on val: 38.2 against 35.0 at the default"
-    text = describe(choose({0.5: (1.4142, 35.0), 1.0: (2.0, 38.2)}))
+    text = describe_choice(choose_strength({0.5: (1.4142, 35.0), 1.0: (2.0, 38.2)}))
     assert text.startswith("strength 2 (the default) chosen on val: 38.2; it is the grid's largest, more may be better")
-    assert "against" not in describe(choose({0.5: (1.4142, 38.2), 2.0: (2.8, 35.0)})), "the default was not asked"
+    assert "against" not in describe_choice(choose_strength({0.5: (1.4142, 38.2), 2.0: (2.8, 35.0)})), (
+        "the default was not asked"
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
