@@ -118,9 +118,9 @@ def read_output(results: Path, samples: Path, run: GeneralRun) -> LmmsOutput:
     return LmmsOutput(figures, answers, n_evaluated, n_total)
 
 
-def _read_figures(report: Any, task: str, path: Path) -> dict[str, float]:
+def _read_figures(report: Mapping[str, Any], task: str, path: Path) -> dict[str, float]:
     """The figures of a task, without their standard errors."""
-    results = report.get("results") if isinstance(report, Mapping) else None
+    results = report.get("results")
     if not isinstance(results, Mapping):
         raise UserError(f"{path} holds no results: it may be of another version of lmms-eval than {LMMS_EVAL}")
     if task not in results:
