@@ -24,7 +24,7 @@ from pipeline.config import Config
 from pipeline.sources import EvalSet, Source
 from robustmerge.hub.pins import Repository
 from robustmerge.hub.places import fetch_adapter, find_address
-from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod
+from robustmerge.method import MERGE_SCHEMA, AnyMethod
 from robustmerge.stage.address import Address, address_file, address_folder, foreign
 from robustmerge.stage.records import read_examples
 from robustmerge.stage.settings import Problem, UserError, refuse
@@ -180,7 +180,7 @@ class Addresses:
         name = re.sub(r"[^\w.-]", "_", name)
         return Adapter(self._folder("experts", name, "convert", settings, {"original": original}), original)
 
-    def merged(self, method: Method | OutsideMethod) -> Address:
+    def merged(self, method: AnyMethod) -> Address:
         """The adapter that a method makes of the experts."""
         return self._folder("merged", method.name, "merge", method, self.experts)
 

@@ -15,7 +15,7 @@ from llava_ext.settings import Expert, Model, Peft, Trainer
 from pipeline.strengths import is_set_by_user, problems_of_grid
 from robustmerge.hub.pins import Repository
 from robustmerge.hub.places import find_place, name_of, split_name
-from robustmerge.method import Method, OutsideMethod, build_method, list_methods, read_method
+from robustmerge.method import AnyMethod, build_method, list_methods, read_method
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, choose, refuse, suggest
 
@@ -115,7 +115,7 @@ class Config(Options):
     logger: Logger
     bootstrap: Bootstrap
     tasks: tuple[Task, ...]
-    methods: tuple[Method | OutsideMethod, ...]
+    methods: tuple[AnyMethod, ...]
     experts: tuple[tuple[str, Path | Repository], ...] | None
     fixed: tuple[str, ...] = ()
 
@@ -172,7 +172,8 @@ def read_config(point: Mapping[str, Any]) -> Config:
     experts = _collect(problems, _read_experts, point.pop("experts"))
     options = _collect(problems, build, Options, point, "")
     refuse(problems)
-    fixed = tuple(method.name for method in methods if merge is not None and is_set_by_user(merge, method))
+    is_fixed = merge is not None and is_set_by_user(merge, options.overrides)
+    fixed = tuple(method.name for method in methods) if is_fixed else ()
     config = Config(**built, tasks=tasks, methods=methods, experts=experts, fixed=fixed, **vars(options))
     refuse(_find_problems(config))
     return config
@@ -195,7 +196,7 @@ def _build_tasks(nodes: Mapping[str, Any], chosen: list[str] | str | None) -> tu
     return tuple(tasks)
 
 
-def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> tuple[Method | OutsideMethod, ...]:
+def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> tuple[AnyMethod, ...]:
     """`merge=NAME` narrows the table to one method; otherwise `methods` names its rows."""
     if merge is not None:
         return (build_method(merge),)

@@ -18,7 +18,7 @@ from pipeline.addresses import Addresses, list_unfinished
 from pipeline.program import command, merge_command, parse_overrides, train_all_command
 from pipeline.sources import SOURCE_FILES, EvalSet, Source, explain_full_model, name_source
 from pipeline.strengths import choose_strength, has_val
-from robustmerge.method import Method, OutsideMethod, strength_of, times
+from robustmerge.method import AnyMethod
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import read_examples, read_score
 from robustmerge.stage.settings import UserError, suggest
@@ -112,7 +112,7 @@ class Plan(Addresses):
             if method.out.format == "model":
                 raise UserError(explain_full_model(f"merged/{method.name}"))
 
-    def _merged_source(self, method: Method | OutsideMethod, eval_sets: tuple[EvalSet, ...]) -> Source:
+    def _merged_source(self, method: AnyMethod, eval_sets: tuple[EvalSet, ...]) -> Source:
         return Source(f"merged/{method.name}", "merged", self.merged(method), eval_sets, method)
 
     @property
@@ -126,13 +126,13 @@ class Plan(Addresses):
     # What strengths are chosen by
 
     @cached_property
-    def candidate_methods(self) -> dict[str, dict[float, Method | OutsideMethod]]:
+    def candidate_methods(self) -> dict[str, dict[float, AnyMethod]]:
         """By method, by factor of the update: the method at every strength that can be chosen."""
         grid = self.config.strength_grid
         if not grid or not self._val_sets:
             return {}
-        free = [m for m in self.config.methods if strength_of(m) is not None and m.name not in self.config.fixed]
-        return {method.name: {factor: times(method, factor) for factor in grid} for method in free}
+        free = [m for m in self.config.methods if m.strength is not None and m.name not in self.config.fixed]
+        return {method.name: {factor: method.with_factor(factor) for factor in grid} for method in free}
 
     @cached_property
     def _val_sets(self) -> tuple[EvalSet, ...]:
@@ -170,12 +170,12 @@ class Plan(Addresses):
         return {
             name: choose_strength(
                 {
-                    factor: (strength, self._val_mean(source))
-                    for factor, source in by_factor.items()
-                    if (strength := strength_of(self.candidate_methods[name][factor])) is not None
+                    factor: (method.strength, self._val_mean(self.candidates[name][factor]))
+                    for factor, method in by_factor.items()
+                    if method.strength is not None
                 }
             )
-            for name, by_factor in self.candidates.items()
+            for name, by_factor in self.candidate_methods.items()
         }
 
     def _val_mean(self, source: Source) -> float:

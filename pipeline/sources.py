@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.settings import Task, other_protocol
-from robustmerge.method import Method, OutsideMethod
+from robustmerge.method import AnyMethod
 from robustmerge.stage.address import Address
 
 TITLES = {"zero_shot": "Zero-shot", "multi_task": "Multi-task"}
@@ -47,7 +47,7 @@ class Source:
     kind: str
     address: Address
     eval_sets: tuple[EvalSet, ...]
-    method: Method | OutsideMethod | None = None
+    method: AnyMethod | None = None
     variant: str = ""
     original: Address | None = None
 
@@ -63,7 +63,7 @@ class Source:
     @property
     def title(self) -> str:
         """What tables call it, whatever its variant."""
-        return TITLES.get(self.kind) or getattr(self.method, "title", "") or self.name.removeprefix("merged/")
+        return TITLES.get(self.kind) or (self.method and self.method.title) or self.name.removeprefix("merged/")
 
     @property
     def folder(self) -> str:

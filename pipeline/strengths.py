@@ -8,13 +8,13 @@ a test question, and nothing is written: the choice is made again from the val s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.settings import TaskData
 from eval.report.results import Choice
-from robustmerge.method import Method, OutsideMethod, list_methods, read_method, strength_of
+from pipeline.program import parse_overrides
 from robustmerge.stage.settings import Problem
 
 DIGITS = 9  # val means that agree in so many decimals are equal: sums of the same scores in another order
@@ -52,14 +52,13 @@ def has_val(questions: Path, data: TaskData) -> bool:
     return "val" in files or data.counts.val > 0 and (data.generator is not None or "train" in files)
 
 
-def is_set_by_user(merge: Mapping[str, Any], method: Method | OutsideMethod) -> bool:
-    """Whether a composed `merge` gives the strength itself, so that there is nothing to choose.
+def is_set_by_user(merge: Mapping[str, Any], overrides: Iterable[str]) -> bool:
+    """Whether the user gives the strength, so that there is nothing to choose. merge: composed; overrides: as typed.
 
-    A function's strength stands in its file: there it is the user's if it is not the file's.
+    No file of a method gives `strength`: the defaults of the spaces stand in `strengths`. A function has its own in its
+    file, so that only the command line says whose it is.
     """
-    if isinstance(method, Method):
-        return merge.get("strength") is not None
-    return method.name in list_methods() and strength_of(method) != strength_of(read_method(method.name))
+    return merge.get("strength") is not None or "merge.params.strength" in parse_overrides(overrides)
 
 
 def describe_choice(choice: Choice) -> str:

@@ -16,25 +16,29 @@ tensor([[1.5000, 3.0000],
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.formats.tensors import all_finite
-from robustmerge.function_method import collect, merge_outside
+from robustmerge.function_method import collect_over_model, merge_by_function
 from robustmerge.low_rank import concatenate, truncate
-from robustmerge.method import Method, OutsideMethod, Prune
-from robustmerge.module import EmptyRowsError, Merged, Module, check_alike, check_module, find_empty_rows
-from robustmerge.rules import COMBINE, RANK_AXIS, Election, Known, rank_scales, rank_sums
+from robustmerge.method import AnyMethod, FunctionMethod, Method, Prune
+from robustmerge.module import EmptyRowsError, Merged, Module, check_experts, check_module, find_empty_rows
+from robustmerge.rules import COMBINE, RANK_AXIS, Election, Statistics, rank_scales, rank_sums
 from robustmerge.spaces import SPACES, Blocks
 from robustmerge.stage.settings import UserError
 from robustmerge.thresholds import measure, pruned_blocks, weigh
 
+Visit = Callable[[Callable[[Module], Any]], Iterable[Any]]  # a function of a module -> its results for all modules
 
-def merge_pairs(experts: Mapping[str, LoraPair], method: Method | OutsideMethod, module: str = "") -> LoraPair | Tensor:
+
+def merge_pairs(experts: Mapping[str, LoraPair], method: AnyMethod, module: str = "") -> LoraPair | Tensor:
     """Merge one module. experts: name -> pair, A [r, d_in] and B [d_out, r]; module: its name, for random pruning.
 
     Returns a pair, or the dense update [d_out, d_in] where it has no low rank. Raises UserError as `merge_models` does.
@@ -42,138 +46,136 @@ def merge_pairs(experts: Mapping[str, LoraPair], method: Method | OutsideMethod,
     return merge_models({name: {module: pair} for name, pair in experts.items()}, method)[module]
 
 
-def merge_models(
-    experts: Mapping[str, Mapping[str, LoraPair]], method: Method | OutsideMethod
-) -> dict[str, LoraPair | Tensor]:
+def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMethod) -> dict[str, LoraPair | Tensor]:
     """Merge whole models that are in memory. experts: name -> module -> pair; returns module -> update.
 
     Raises UserError if the experts do not fit together, where a scale is undefined, and if a value given or merged is
     not finite.
     """
     names = sorted(experts)
-    check_alike(experts, method)
+    check_experts(experts, method)
     modules = [
-        check_module(Module(name, names, [experts[expert][name] for expert in names], method))
+        check_module(Module(name, names, [experts[expert][name] for expert in names]))
         for name in sorted(experts[names[0]])
     ]
-    if isinstance(method, Method):
-        merged = _merge_modules(modules, method)
-    else:
-        told = collect(method, ((module.name, module.pairs) for module in modules))
-        merged = [merge_outside(module, told) for module in modules]
-    updates = {module.name: found.update for module, found in zip(modules, merged, strict=True)}
+    statistics = measure_model(method, names, lambda function: map(function, modules))
+    merged = [merge_module(module, method, statistics) for module in modules]
+    if needs_another_majority(statistics, [one.election for one in merged]):
+        statistics = replace(statistics, majority=-1)
+        merged = [merge_module(module, method, statistics) for module in modules]
+    updates = {module.name: one.update for module, one in zip(modules, merged, strict=True)}
     for name, update in updates.items():
         if not all(map(all_finite, (update.A, update.B) if isinstance(update, LoraPair) else (update,))):
             raise UserError(f"module '{name}': the merged update is too large for float32")
     return updates
 
 
-def _merge_modules(modules: Sequence[Module], method: Method) -> list[Merged]:
-    """Merge all modules of a model by a method of the algebra."""
-    known = Known()
-    if method.looks_at_whole_model:
-        names = modules[0].experts
-        known = measure(method, names, lambda add: [add(*part) for module in modules for part in parts_of(module)])
-    merged = [merge_module(module, known) for module in modules]
-    if needs_another_majority(known, [found.election for found in merged]):
-        merged = [merge_module(module, replace(known, majority=-1)) for module in modules]
-    return merged
+def measure_model(method: AnyMethod, experts: Sequence[str], visit: Visit) -> Statistics:
+    """What a method must know of the whole model before it can merge a module, which for most methods is nothing.
+
+    visit: calls a function on all modules, checked, as often as it is called itself.
+    """
+    if isinstance(method, FunctionMethod):
+        return Statistics(collected=collect_over_model(method, visit(lambda module: (module.name, module.pairs))))
+    if not method.looks_at_whole_model:
+        return Statistics()
+
+    def visit_parts(add: Callable[[str, str, Blocks], None]) -> None:
+        def add_module(module: Module) -> None:
+            for part, blocks in SPACES[method.space](module.pairs, method).parts.items():
+                add(module.name, part, blocks)
+
+        deque(visit(add_module), maxlen=0)
+
+    return measure(method, experts, visit_parts)
 
 
-def parts_of(module: Module) -> list[tuple[str, str, Blocks]]:
-    """(module, part, blocks) of the module's coordinates in the space of the method."""
-    coded = SPACES[module.method.space](module.pairs, module.method)
-    return [(module.name, part, blocks) for part, blocks in coded.parts.items()]
-
-
-def needs_another_majority(known: Known, elections: Sequence[Election]) -> bool:
+def needs_another_majority(statistics: Statistics, elections: Sequence[Election]) -> bool:
     """Whether a merge assumed that positive signs are the majority, which decided something, and they are not."""
     undecided = any(election.undecided for election in elections)
-    return known.majority == 1 and undecided and sum(election.signs for election in elections) <= 0
+    return statistics.majority == 1 and undecided and sum(election.signs for election in elections) <= 0
 
 
-def merge_module(module: Module, known: Known) -> Merged:
-    """Merge one module, in float32 and without NaN (`check_module`).
-
-    known: what was measured over the whole model, if the method looks at it.
+def merge_module(module: Module, method: AnyMethod, statistics: Statistics) -> Merged:
+    """Merge one module, in float32 and without NaN (`check_module`). statistics: of `measure_model`.
 
     In factor space RobustMerge is A = lambda sum_n A~_n, B = lambda sum_n B~_n diag(S~_n) (released code), and with
     product=each D = lambda sum_n B~_n diag(S~_n) A~_n (equation 5). In the other spaces every block of coordinates is
     pruned and combined by itself.
     """
-    method, pairs = module.method, module.pairs
+    if isinstance(method, FunctionMethod):
+        return merge_by_function(module, method, statistics.collected)
+    rank = method.out.rank_for(module.ranks)
     if method.is_sum_of_updates:  # the same in each such space: keep its low rank
-        return Merged(truncate(concatenate(pairs, _shares(module)), module.rank))
-    coded = SPACES[method.space](pairs, method)
-    parts, dropped = coded.parts, 0
+        return Merged(truncate(concatenate(module.pairs, method.shares_of(module.experts)), rank))
+    coordinates = SPACES[method.space](module.pairs, method)
+    parts, dropped = coordinates.parts, 0
     if method.space == "factors":
-        scaled, dropped = _prune_and_scale(module, known)
+        scaled, dropped = _prune_and_scale(module, method, statistics)
         if method.product == "each":
             products = [LoraPair(A, B) for A, B in zip(scaled["A"], scaled["B"], strict=True)]
-            return Merged(truncate(concatenate(products, _shares(module)), module.rank), dropped)
+            return Merged(truncate(concatenate(products, method.shares_of(module.experts)), rank), dropped)
         method = replace(method, first=None, prune=Prune(scope=method.prune.scope))  # done
         parts = {"A": [lambda: scaled["A"]], "B": [lambda: scaled["B"]]}
     merged, elections = {}, []
     for part, blocks in parts.items():
-        merged[part], election = _merge_part(module._replace(method=method), part, blocks, known)
+        merged[part], election = _merge_part(module, method, part, blocks, statistics)
         elections.append(election)
-    return Merged(truncate(coded.decode(merged), module.rank), dropped, Election.of(elections))
+    return Merged(truncate(coordinates.decode(merged), rank), dropped, Election.of(elections))
 
 
-def _merge_part(module: Module, part: str, blocks: Blocks, known: Known) -> tuple[Tensor, Election]:
+def _merge_part(
+    module: Module, method: Method, part: str, blocks: Blocks, statistics: Statistics
+) -> tuple[Tensor, Election]:
     """strength * combine(prune(x_1), ..., prune(x_T)) of one part, block by block."""
-    method = module.method
-    of_tensor = method.prune.scope == "tensor"
-    if of_tensor and (len(blocks) > 1 or method.combine == "balanced"):
-        known = measure(method, module.experts, lambda add: add(module.name, part, blocks))
+    by_tensor = method.prune.scope == "tensor"
+    if by_tensor and (len(blocks) > 1 or method.combine == "balanced"):
+        statistics = measure(method, module.experts, lambda add: add(module.name, part, blocks))
 
-    def merge_blocks(known: Known) -> tuple[Tensor, Election]:
+    def merge_blocks(statistics: Statistics) -> tuple[Tensor, Election]:
         merged, elections = [], []
-        for xs in pruned_blocks(blocks, method, module.experts, (module.name, part), known):
+        for xs in pruned_blocks(blocks, method, module.experts, (module.name, part), statistics):
             xs = weigh(xs, method, module.experts, part)
-            x, election = COMBINE[method.combine](xs, method, known)
+            x, election = COMBINE[method.combine](xs, method, statistics)
             merged.append(x.mul_(method.strength))
             elections.append(election)
         return merged[0] if len(merged) == 1 else torch.cat(merged), Election.of(elections)
 
-    x, election = merge_blocks(known)
-    if of_tensor and needs_another_majority(known, [election]):
-        return merge_blocks(replace(known, majority=-1))
+    x, election = merge_blocks(statistics)
+    if by_tensor and needs_another_majority(statistics, [election]):
+        return merge_blocks(replace(statistics, majority=-1))
     return x, election
 
 
-def _shares(module: Module) -> list[float]:
-    """The factor of each expert's update in a sum or mean of updates."""
-    method = module.method
-    share = method.strength / (len(module.pairs) if method.combine == "mean" else 1)
-    return [share * weight for weight in module.weights]
+def _prune_whole(module: Module, method: Method, part: str, xs: list[Tensor], statistics: Statistics) -> list[Tensor]:
+    """The experts' tensors of a part after all prunings of the method."""
+    (pruned,) = pruned_blocks([lambda: xs], method, module.experts, (module.name, part), statistics)
+    return pruned
 
 
-def _prune_and_scale(module: Module, known: Known) -> tuple[dict[str, list[Tensor]], int]:
+def _prune_and_scale(module: Module, method: Method, statistics: Statistics) -> tuple[dict[str, list[Tensor]], int]:
     """The pruned and scaled A and B of each expert, and how many rank rows have no scale.
 
     Raises EmptyRowsError unless empty rows are to be left out.
     """
-    method = module.method
     full = {"A": [pair.A for pair in module.pairs], "B": [pair.B for pair in module.pairs]}
-    pruned = {}
-    for part, xs in full.items():
-        blocks = pruned_blocks([lambda xs=xs: xs], method, module.experts, (module.name, part), known)
-        (pruned[part],) = blocks
+    pruned = {part: _prune_whole(module, method, part, xs, statistics) for part, xs in full.items()}
     gain = math.prod(1 / step.density for step in method.prunings if step.rescale)
     scales, dropped = {}, {}
     for part, source in method.scaled_parts.items():
         before, after = (rank_sums(xs[source], RANK_AXIS[source]) for xs in (full, pruned))
-        undefined = (after == 0) & module.there & before.any(1, keepdim=True)  # an expert of zeros needs no scale
+        # An expert of zeros needs no scale.
+        undefined = (after == 0) & module.rank_mask & before.any(1, keepdim=True)
         dropped[source] = int(undefined.sum())
         if method.scale.empty_row == "error" and dropped[source]:
-            raise EmptyRowsError(find_empty_rows(module, source, full[source], undefined), method.prune.rule)
+            rows = find_empty_rows(module, source, full[source], list(undefined), method.prune.count)
+            raise EmptyRowsError(rows, method.prune.rule)
         scales[part] = rank_scales(before * gain, after, method.scale)
-    for part, of_experts in scales.items():
+    for part, scale in scales.items():
         axis = RANK_AXIS[part]
         scaled = []
-        for x, own, s in zip(pruned[part], full[part], of_experts, strict=True):
+        for x, unpruned, s in zip(pruned[part], full[part], scale, strict=True):
             s = s[: x.shape[axis]].unsqueeze(1 - axis)
-            scaled.append(x * s if x is own else x.mul_(s))  # where nothing was pruned, x is the expert's own
+            scaled.append(x * s if x is unpruned else x.mul_(s))  # where nothing was pruned, x is the expert's own
         pruned[part] = scaled
     return pruned, sum(dropped.values())

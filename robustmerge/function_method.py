@@ -1,4 +1,4 @@
-"""Methods outside the algebra: a function that a config names, and what it collects over the whole model before."""
+"""Methods outside the algebra: calling the function that a config names, and the one that collects for it before."""
 
 from __future__ import annotations
 
@@ -12,46 +12,52 @@ from torch import Tensor
 
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.low_rank import truncate
-from robustmerge.method import OutsideMethod
+from robustmerge.method import FunctionMethod
 from robustmerge.module import Merged, Module
 from robustmerge.stage.settings import UserError
 
 
-def collect(method: OutsideMethod, modules: Iterable[tuple[str, Sequence[LoraPair]]]) -> dict[str, Any]:
-    """What `merge` is given besides the params: nothing, or `collected`, made of every module.
+def collect_over_model(method: FunctionMethod, modules: Iterable[tuple[str, Sequence[LoraPair]]]) -> Any:
+    """What `collect` of the method returns for (name, pairs) of all modules; None where it has none.
 
-    Raises UserError, before any module is read, if the functions do not take what they are given.
+    Raises UserError, before any module is read, if a function of the method does not take what it is given.
     """
-    _check_call(method.target, "_target_", method, ["collected"] if method.collect else [])
+    _check_call(method, method.target, "_target_", [] if method.collect is None else ["collected"])
     if method.collect is None:
-        return {}
-    _check_call(method.collect, "collect", method, [])
-    with _noting(method.collect):
-        return {"collected": find_function(method.collect, "collect")(modules, **method.params)}
+        return None
+    _check_call(method, method.collect, "collect", [])
+    with _note_on_errors(method.collect):
+        return find_function(method.collect, "collect")(modules, **method.params)
 
 
-def merge_outside(module: Module, told: dict[str, Any]) -> Merged:
-    """Merge one module with the method's function.
-
-    Raises UserError if it returns no update of the module's shape.
-    """
-    method: OutsideMethod = module.method
+def merge_by_function(module: Module, method: FunctionMethod, collected: Any) -> Merged:
+    """Merge one module with the method's function. Raises UserError if it returns no update of the module's shape."""
     function = find_function(method.target, "_target_")
-    with _noting(f"{method.target}, module '{module.name}'"):
-        update = function(module.pairs, **method.params, **told)
-    shape = (module.pairs[0].B.shape[0], module.pairs[0].A.shape[1])
-    if isinstance(update, LoraPair) and (update.B.shape[0], update.A.shape[1]) == shape:
-        return Merged(truncate(update, module.rank))
-    if isinstance(update, Tensor) and update.shape == shape:
-        return Merged(truncate(update, module.rank))
-    found = type(update).__name__ + (f" {list(update.shape)}" if isinstance(update, Tensor) else "")
+    others = {} if method.collect is None else {"collected": collected}
+    with _note_on_errors(f"{method.target}, module '{module.name}'"):
+        update = function(module.pairs, **method.params, **others)
+    rank = method.out.rank_for(module.ranks)
+    if isinstance(update, LoraPair) and (update.B.shape[0], update.A.shape[1]) == module.shape:
+        return Merged(truncate(update, rank))
+    if isinstance(update, Tensor) and update.shape == module.shape:
+        return Merged(truncate(update, rank))
+    returned = type(update).__name__ + (f" {list(update.shape)}" if isinstance(update, Tensor) else "")
     raise UserError(
-        f"module '{module.name}': {method.target} returned {found}; it must return a LoraPair or a Tensor of shape "
-        f"{list(shape)}"
+        f"module '{module.name}': {method.target} returned {returned}; it must return a LoraPair or a Tensor of shape "
+        f"{list(module.shape)}"
     )
 
 
-def _check_call(target: str, key: str, method: OutsideMethod, others: Sequence[str]) -> None:
+def find_function(target: str, key: str) -> Callable[..., Any]:
+    """The function of that dotted path. Raises UserError if its module has none of that name."""
+    module, _, name = target.rpartition(".")
+    function = getattr(importlib.import_module(module), name, None)
+    if not callable(function):
+        raise UserError(f"module '{module}' has no function '{name}' (merge.{key})")
+    return function
+
+
+def _check_call(method: FunctionMethod, target: str, key: str, others: Sequence[str]) -> None:
     """Raises UserError if a function does not take the params of the method, and the other arguments by name."""
     signature = inspect.signature(find_function(target, key))
     try:
@@ -62,7 +68,7 @@ def _check_call(target: str, key: str, method: OutsideMethod, others: Sequence[s
 
 
 @contextlib.contextmanager
-def _noting(where: str) -> Iterator[None]:
+def _note_on_errors(where: str) -> Iterator[None]:
     """Put a note on the errors of a function of the user's, whose traceback is kept."""
     try:
         yield
@@ -71,12 +77,3 @@ def _noting(where: str) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"raised in the method's function {where}")
         raise
-
-
-def find_function(target: str, key: str) -> Callable[..., Any]:
-    """The function of that dotted path. Raises UserError if its module has none of that name."""
-    module, _, name = target.rpartition(".")
-    function = getattr(importlib.import_module(module), name, None)
-    if not callable(function):
-        raise UserError(f"module '{module}' has no function '{name}' (merge.{key})")
-    return function

@@ -1,4 +1,4 @@
-"""What is told of a merge: the norms of its updates, the record, one line for the terminal, and the folder's card."""
+"""The record of a merge, with the norms of its updates; its one line for the terminal; and the card of its folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, LoraPair
 from robustmerge.formats.output import how_to_load
-from robustmerge.method import Method, Out, OutsideMethod, find_unused
+from robustmerge.method import AnyMethod, Out
 
 ALMOST_NOTHING = 0.01  # of the largest expert's norm
 FRONT = {  # of a card, by format; no library loads a delta folder
@@ -43,42 +43,42 @@ class Norms:
             self.experts[name] = self.experts.get(name, 0.0) + value
 
 
-def record_of(
-    method: Method | OutsideMethod, adapters: Sequence[Adapter], ranks: Mapping[str, int], dropped: int, norms: Norms
+def record_merge(
+    method: AnyMethod, adapters: Sequence[Adapter], ranks: Mapping[str, int], dropped: int, norms: Norms
 ) -> dict[str, Any]:
     """What went in, what came out, what was left out. ranks: module -> rank; empty where no adapter was written."""
-    strength = getattr(method, "strength", None)
     return {
         "experts": [a.name for a in adapters],
         "modules": len(adapters[0].modules),
         "ranks": sorted(set(ranks.values())),
         "extras": len(adapters[0].extras),
         "dropped_rows": dropped,
-        "strength": strength,
-        "effective_strength": None if strength is None else method.effective_strength,
+        "strength": method.strength,
+        "effective_strength": method.effective_strength,
         "norm": math.sqrt(max(norms.merged, 0.0)),
         "expert_norms": {name: math.sqrt(max(value, 0.0)) for name, value in sorted(norms.experts.items())},
     }
 
 
-def summary_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> str:
+def summarize_merge(method: AnyMethod, record: Mapping[str, Any]) -> str:
     """What was merged, in one line."""
     ranks = record["ranks"]
-    told = [f"{record['modules']} modules"]
-    told.append("dense" if not ranks else f"rank {ranks[0]}" if len(ranks) == 1 else f"rank {ranks[0]} to {ranks[-1]}")
+    parts = [f"{record['modules']} modules"]
+    parts.append("dense" if not ranks else f"rank {ranks[0]}" if len(ranks) == 1 else f"rank {ranks[0]} to {ranks[-1]}")
     if record["strength"] is not None:
-        times = f" (the update is multiplied by {record['effective_strength']:g})"
-        told.append(f"strength {record['strength']:g} in {method.space}{times}")
+        space = f" in {method.space}" if method.space else ""
+        factor = f" (the update is multiplied by {record['effective_strength']:g})"
+        parts.append(f"strength {record['strength']:g}{space}{factor}")
     norms = sorted(record["expert_norms"].values())
-    told.append(f"norm {record['norm']:.3g}, the experts' {norms[0]:.3g} to {norms[-1]:.3g}")
+    parts.append(f"norm {record['norm']:.3g}, the experts' {norms[0]:.3g} to {norms[-1]:.3g}")
     if record["extras"]:
-        told.append(f"modules_to_save averaged ({record['extras']} tensors)")
+        parts.append(f"modules_to_save averaged ({record['extras']} tensors)")
     if record["dropped_rows"]:
-        told.append(f"{record['dropped_rows']} empty rank rows left out")
-    if unused := find_unused(method):
-        told.append(f"not used: {', '.join(unused)}")
-    told += [f"so {warning}" for warning in warnings_of(method, record)]
-    return f"{method.title or method.name}: {count_experts(record['experts'])} merged; " + ", ".join(told)
+        parts.append(f"{record['dropped_rows']} empty rank rows left out")
+    if method.unused:
+        parts.append(f"not used: {', '.join(method.unused)}")
+    parts += [f"so {warning}" for warning in find_warnings(method, record)]
+    return f"{method.title or method.name}: {count_experts(record['experts'])} merged; " + ", ".join(parts)
 
 
 def count_experts(experts: Sequence[Any]) -> str:
@@ -86,36 +86,33 @@ def count_experts(experts: Sequence[Any]) -> str:
     return f"{len(experts)} expert{'' if len(experts) == 1 else 's'}"
 
 
-def warnings_of(method: Method | OutsideMethod, record: Mapping[str, Any]) -> list[str]:
-    """What may not be meant: one expert alone; almost nothing left, and what may have taken it.
-
-    B is often much smaller than A, so that a threshold over both leaves no B.
-    """
-    found = []
+def find_warnings(method: AnyMethod, record: Mapping[str, Any]) -> list[str]:
+    """What the user may not have meant: one expert alone; almost nothing left, and what may have taken it."""
+    warnings = []
     if len(record["experts"]) == 1:
-        found.append("there is nothing to merge with: this is one expert alone, as the method changes it")
-    if record["norm"] >= ALMOST_NOTHING * max(record["expert_norms"].values()):
-        return found
-    lost = "almost nothing is left of the updates"
-    if getattr(method, "space", None) == "factors" and method.prune.scope == "model":
-        lost += ": one threshold covers A and B of the whole model; try merge.prune.scope=tensor or merge.space=delta"
-    return [*found, lost]
+        warnings.append("there is nothing to merge with: this is one expert alone, as the method changes it")
+    if record["norm"] < ALMOST_NOTHING * max(record["expert_norms"].values()):
+        lost = "almost nothing is left of the updates"
+        if method.has_one_threshold_for_factors:
+            lost += ": one threshold covers A and B of the whole model; try merge.prune.scope=tensor or"
+            lost += " merge.space=delta"
+        warnings.append(lost)
+    return warnings
 
 
-def card_for(method: Method | OutsideMethod, out: Out, adapters: Sequence[Adapter]) -> str:
-    """The README of the folder: what it is and how to load it; the same bytes for the same merge."""
-    how = f"strength {method.strength:g} in {method.space}" if isinstance(method, Method) else method.target
-    names = ", ".join(a.name for a in adapters)
+def write_card(method: AnyMethod, out: Out, adapters: Sequence[Adapter]) -> str:
+    """The README of a merged folder: what it is and how to load it; the same bytes for the same merge."""
+    title = method.title or method.name
     paper = f" ({method.paper})" if method.paper else ""
     kind = out.format or "adapter"
     base = out.base if kind == "model" and out.base else adapters[0].config.get("base_model_name_or_path")
-    told = ["alpha/r is folded into the update, so the scaling is 1."] if kind == "adapter" else []
-    told += ["DoRA magnitudes are the mean of the experts'."] if adapters[0].is_dora else []
+    notes = ["alpha/r is folded into the update, so the scaling is 1."] if kind == "adapter" else []
+    notes += ["DoRA magnitudes are the mean of the experts'."] if adapters[0].is_dora else []
     return (
         f"---\n{FRONT[kind]}---\n\n"
-        f"# {method.title or method.name} of {count_experts(adapters).replace(' ', ' LoRA ')}\n\n"
-        f"Method: {method.title or method.name}{paper}, {how}.\nExperts: {names}.\n"
+        f"# {title} of {count_experts(adapters).replace(' ', ' LoRA ')}\n\n"
+        f"Method: {title}{paper}, {method.formula}.\nExperts: {', '.join(a.name for a in adapters)}.\n"
         f"Base model: `{Path(base).name if base and Path(base).is_dir() else base}`.\n\n"
         f"```python\n{how_to_load(kind)}```\n\n"
-        f"{' '.join([*told, 'All settings are in `manifest.json`.'])}\n"
+        f"{' '.join([*notes, 'All settings are in `manifest.json`.'])}\n"
     )

@@ -10,7 +10,6 @@ experts (one a worker) is read, merged and written at a time. In a notebook:
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,23 +18,20 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from robustmerge.algebra import merge_module, needs_another_majority, parts_of
+from robustmerge.algebra import measure_model, merge_module, needs_another_majority
 from robustmerge.formats.adapter import Adapter, open_adapters
 from robustmerge.formats.agreement import disagreements
 from robustmerge.formats.output import open_writer, problems_of_format
-from robustmerge.function_method import collect, merge_outside
 from robustmerge.hub.places import fetch_adapter, find_place, name_of
-from robustmerge.merge_record import Norms, card_for, record_of, squared_norm, summary_of
-from robustmerge.method import MERGE_SCHEMA, Method, OutsideMethod, problems_of_weights, read_method, ways_past_ranks
+from robustmerge.merge_record import Norms, record_merge, squared_norm, summarize_merge, write_card
+from robustmerge.method import MERGE_SCHEMA, AnyMethod, problems_of_weights, read_method
 from robustmerge.module import EmptyRow, EmptyRowsError, Merged, Module, check_module
-from robustmerge.other_weights import mean_extras, mean_of, merge_biases, problems_of_extras
-from robustmerge.rules import Known
-from robustmerge.spaces import Blocks
+from robustmerge.other_weights import mean_extras, mean_if_present, merge_biases, problems_of_extras
+from robustmerge.rules import Election, Statistics
 from robustmerge.stage.address import Address, address_folder, foreign, run_stage
 from robustmerge.stage.files import BESIDE
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import UserError
-from robustmerge.thresholds import measure
 from robustmerge.workers import in_order, set_up_for_merging
 
 Say = Callable[[str], None]
@@ -44,7 +40,7 @@ R = TypeVar("R")
 
 def merge(
     address: Address,
-    method: Method | OutsideMethod,
+    method: AnyMethod,
     experts: Mapping[str, Path],
     say: Say = print,
     workers: int = 1,
@@ -60,7 +56,7 @@ def merge(
 
 def merge_folders(
     experts: Sequence[str | Path] | Mapping[str, str | Path],
-    method: Method | OutsideMethod | str,
+    method: AnyMethod | str,
     out: str | Path,
     workers: int = 1,
     say: Say = print,
@@ -83,13 +79,13 @@ def merge_folders(
     return Path(out)
 
 
-def address_at(out: Path, method: Method | OutsideMethod, experts: Mapping[str, Path]) -> Address:
+def address_at(out: Path, method: AnyMethod, experts: Mapping[str, Path]) -> Address:
     """The address of a merge into a folder of the user's choice. Raises UserError if something else is there."""
     inputs = {name: foreign(folder) for name, folder in experts.items()}
     address = address_folder(out.parent, "merged", method.name, "merge", MERGE_SCHEMA, method, inputs)
     address = replace(address, path=out)
-    found = [out] if out.exists() and not out.is_dir() else out.glob("*")
-    if any(not path.name.endswith(BESIDE) for path in found):
+    paths = [out] if out.exists() and not out.is_dir() else out.glob("*")
+    if any(not path.name.endswith(BESIDE) for path in paths):
         others = f"{out} is there already and is not empty; choose another folder, or remove it (out)"
         try:
             complete = address.is_complete()
@@ -102,7 +98,7 @@ def address_at(out: Path, method: Method | OutsideMethod, experts: Mapping[str, 
 
 def write_merged(
     folder: Path,
-    method: Method | OutsideMethod,
+    method: AnyMethod,
     experts: Mapping[str, Path],
     say: Say = print,
     workers: int = 1,
@@ -111,25 +107,24 @@ def write_merged(
     """Merge into `folder` and return the record: what went in, what came out, what was left out."""
     with set_up_for_merging():
         merging = Merging(open_experts(experts, method), method, workers, progress)
-        known = merging.look_at_whole_model()
+        statistics = merging.measure()
         try:
-            record = merging.write(folder, known)
+            record = merging.write(folder, statistics)
         except WrongMajorityError:
-            record = merging.write(folder, replace(known, majority=-1))
-    say(summary_of(method, record))
+            record = merging.write(folder, replace(statistics, majority=-1))
+    say(summarize_merge(method, record))
     return record
 
 
-def open_experts(experts: Mapping[str, Path], method: Method | OutsideMethod) -> list[Adapter]:
+def open_experts(experts: Mapping[str, Path], method: AnyMethod) -> list[Adapter]:
     """Open all experts, sorted by name. Raises UserError if one is refused or they do not fit together."""
     if not experts:
         raise UserError("there are no experts to merge")
     adapters, problems = open_adapters(experts)
     if not problems:
-        equal_ranks = getattr(method, "needs_equal_ranks", False)
-        problems = disagreements(adapters, equal_ranks, method.check_base, ways_past_ranks(method))
+        problems = disagreements(adapters, method.needs_equal_ranks, method.check_base, method.rank_advice)
         problems += problems_of_format(method.output_format, adapters)
-    problems += problems_of_weights(getattr(method, "weights", None), experts)
+    problems += problems_of_weights(method.weights, experts)
     if problems:
         raise UserError("\n".join(problems))
     return adapters
@@ -139,12 +134,15 @@ class WrongMajorityError(Exception):
     """Positive signs were taken for the majority of the whole model, which decided something, and they are not."""
 
 
-class Told(NamedTuple):
-    """What a merged module says of itself. norms: ||D||_F^2 of the experts' updates; bias: of the update."""
+class MergedModule(NamedTuple):
+    """One merged module with all that is written and recorded of it.
+
+    norm, expert_norms: ||D||_F^2 of the merged update and of each expert's. bias: of the update.
+    """
 
     merged: Merged
     norm: float
-    norms: dict[str, float]
+    expert_norms: dict[str, float]
     bias: Tensor | None
     magnitude: Tensor | None
 
@@ -154,33 +152,28 @@ class Merging:
     """The experts that were opened, in the order of their names, and how they are merged."""
 
     adapters: Sequence[Adapter]
-    method: Method | OutsideMethod
+    method: AnyMethod
     workers: int = 1
     progress: bool | None = None
 
     @cached_property
     def problems(self) -> list[str]:
-        """What is wrong outside of the modules; told with the first walk over them."""
+        """What is wrong outside of the modules; raised with the first walk over them."""
         return list(problems_of_extras(self.adapters))
 
     @property
     def names(self) -> list[str]:
         return [a.name for a in self.adapters]
 
-    @property
-    def looks_first(self) -> bool:
-        """Whether the method walks over the modules before it merges them."""
-        method = self.method
-        return method.collect is not None if isinstance(method, OutsideMethod) else method.looks_at_whole_model
-
     def read(self, name: str) -> Module:
         """One module of all experts, not checked yet."""
-        return Module(name, self.names, [a.pair(name) for a in self.adapters], self.method)
+        return Module(name, self.names, [a.pair(name) for a in self.adapters])
 
-    def each(self, title: str, function: Callable[[str], R], part: tuple[int, int] = (1, 1)) -> Iterator[R]:
+    def walk(self, title: str, function: Callable[[str], R], part: tuple[int, int] = (1, 1)) -> Iterator[R]:
         """function(module) for all modules, in order, with a progress bar. Raises UserError with all problems."""
         problems = list(self.problems)
         empty: list[EmptyRow] = []
+        prune_rule = ""
 
         def attempt(name: str) -> R | UserError:
             try:
@@ -191,57 +184,52 @@ class Merging:
         hide = None if self.progress is None else not self.progress
         name = f"{title} {self.method.name}"
         modules = Bar(self.adapters[0].modules, name, part=part, unit="module", disable=hide)
-        for found in in_order(attempt, modules, self.workers):
-            if isinstance(found, EmptyRowsError):
-                empty += found.rows
-            elif isinstance(found, UserError):
-                problems.append(str(found))
+        for result in in_order(attempt, modules, self.workers):
+            if isinstance(result, EmptyRowsError):
+                empty += result.rows
+                prune_rule = result.prune_rule
+            elif isinstance(result, UserError):
+                problems.append(str(result))
             else:
-                yield found
+                yield result
         if empty:
-            problems.append(str(EmptyRowsError(empty, self.method.prune.rule)))
+            problems.append(str(EmptyRowsError(empty, prune_rule)))
         if problems:
             raise UserError("\n".join(dict.fromkeys(problems)))
 
-    def look_at_whole_model(self) -> Known | dict[str, Any]:
-        """What the method must know before it can merge a module: thresholds, or what a function collects."""
-        if isinstance(self.method, OutsideMethod):
-            return collect(self.method, self.each("collect", lambda n: (n, check_module(self.read(n)).pairs), (1, 2)))
-        if not self.method.looks_at_whole_model:
-            return Known()
+    def measure(self) -> Statistics:
+        """What the method must know of all modules before it can merge one."""
 
-        def visit(add: Callable[[str, str, Blocks], None]) -> None:
-            def add_all(name: str) -> None:
-                for part in parts_of(check_module(self.read(name))):
-                    add(*part)
+        def visit(function: Callable[[Module], R]) -> Iterator[R]:
+            return self.walk("measure", lambda name: function(check_module(self.read(name))), (1, 2))
 
-            deque(self.each("measure", add_all, (1, 2)), maxlen=0)
+        return measure_model(self.method, self.names, visit)
 
-        return measure(self.method, self.names, visit)
-
-    def merge(self, name: str, known: Known | dict[str, Any]) -> Told:
+    def merge(self, name: str, statistics: Statistics) -> MergedModule:
         """Merge one module: its update, and what goes with it. Raises UserError if a value is not finite."""
         module = self.read(name)
         norms = {expert: squared_norm(pair) for expert, pair in zip(module.experts, module.pairs, strict=True)}
         if not all(map(math.isfinite, norms.values())):  # they are, where every value is and none is huge
             check_module(module)
-        merged = merge_module(module, known) if isinstance(known, Known) else merge_outside(module, known)
-        bias = merge_biases([a.bias(name) for a in self.adapters], module)
-        magnitude = mean_of([a.magnitude(name) for a in self.adapters])
-        return Told(merged, squared_norm(merged.update), norms, bias, magnitude)
+        merged = merge_module(module, self.method, statistics)
+        bias = merge_biases([a.bias(name) for a in self.adapters], self.method, self.names)
+        magnitude = mean_if_present([a.magnitude(name) for a in self.adapters])
+        return MergedModule(merged, squared_norm(merged.update), norms, bias, magnitude)
 
-    def write(self, folder: Path, known: Known | dict[str, Any]) -> dict[str, Any]:
+    def write(self, folder: Path, statistics: Statistics) -> dict[str, Any]:
         """Merge all modules into the folder, and return the record."""
-        method, norms, told = self.method, Norms(), []
+        method, norms, dropped = self.method, Norms(), 0
+        elections: list[Election] = []
         out = replace(method.out, format=method.output_format)
-        part = (2, 2) if self.looks_first else (1, 1)
-        with open_writer(folder, out, self.adapters, card_for(method, out, self.adapters)) as writer:
-            for name, one in self.each("merge", lambda name: (name, self.merge(name, known)), part):
-                writer.add_update(name, one.merged.update, magnitude=one.magnitude, bias=one.bias)
-                norms.add(one.norm, one.norms)
-                told.append(one.merged._replace(update=None))
-            if isinstance(known, Known) and needs_another_majority(known, [one.election for one in told]):
+        part = (2, 2) if method.looks_at_whole_model else (1, 1)
+        with open_writer(folder, out, self.adapters, write_card(method, out, self.adapters)) as writer:
+            for name, module in self.walk("merge", lambda name: (name, self.merge(name, statistics)), part):
+                writer.add_update(name, module.merged.update, magnitude=module.magnitude, bias=module.bias)
+                norms.add(module.norm, module.expert_norms)
+                elections.append(module.merged.election)
+                dropped += module.merged.dropped
+            if needs_another_majority(statistics, elections):
                 raise WrongMajorityError
             for name, mean in mean_extras(self.adapters):
                 writer.add_extra(name, mean)
-        return record_of(method, self.adapters, writer.ranks, sum(one.dropped for one in told), norms)
+        return record_merge(method, self.adapters, writer.ranks, dropped, norms)

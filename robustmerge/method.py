@@ -1,18 +1,18 @@
 """A merge method as data: space x prune x scale x combine, and a strength.
 
 A published method is one file in `configs/merge/`, which becomes one `Method`. A method outside this algebra is
-one function named by `_target_`, which becomes one `OutsideMethod`. Nothing here computes: the rules are in
-`rules.py`, the spaces in `spaces.py`, and `algebra.py` takes one module of the model through them. This file
-imports no torch, so that a whole run can be planned in a moment.
+one function named by `_target_`, which becomes one `FunctionMethod`. Both answer the same questions. Nothing here
+computes: the rules are in `rules.py`, the spaces in `spaces.py`, and `algebra.py` takes one module of the model through
+them. This file imports no torch, so that a whole run can be planned in a moment.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -51,13 +51,27 @@ FORMATS = ("adapter", "delta", "model")
 METHODS = REPOSITORY / "configs" / "merge"
 
 
+# --- the parts of a method, each of which checks itself ----------------------------------------------------------
+
+
+def _check_choice(value: str, choices: Iterable[str], key: str) -> list[Problem]:
+    """A problem if the value is none of the choices."""
+    choices = tuple(choices)
+    name = key.rpartition(".")[2]
+    return [] if value in choices else [Problem(f"unknown {name} '{value}'; {suggest(value, choices)}", key)]
+
+
+def _check_density(density: float) -> list[Problem]:
+    return [] if 0 < density <= 1 else [Problem(f"density must be in (0, 1], got {density}", "density")]
+
+
 @dataclass(frozen=True)
 class Prune:
     """Which entries of each expert survive.
 
     density: the fraction kept. scope: what one threshold covers: each tensor, or the whole model; null: what is usual
-    in the space, see `method_checks.USUAL_SCOPE`. What `elected` and `balanced` measure follows it. count: which order
-    statistic is the threshold, see `rules.threshold_index`.
+    in the space, see `USUAL_SCOPE`. What `elected` and `balanced` measure follows it. count: which order statistic is
+    the threshold, see `rules.threshold_index`.
     rescale: divide what is kept by the density, as DARE does.
     """
 
@@ -67,6 +81,22 @@ class Prune:
     count: str = "released"
     rescale: bool = False
 
+    def __post_init__(self) -> None:
+        problems = [*_check_choice(self.rule, PRUNE_RULES, "rule"), *_check_choice(self.count, COUNTS, "count")]
+        problems += [] if self.scope is None else _check_choice(self.scope, SCOPES, "scope")
+        problems += _check_density(self.density)
+        if self.rule in ("none", "sign"):
+            others = ", ".join(rule for rule in PRUNE_RULES if rule not in ("none", "sign"))
+            unused = f"while prune.rule is {self.rule}; set"
+            if self.density != 1 and not problems:
+                effect = "prunes nothing" if self.rule == "none" else "is not used"
+                way = f"prune.density=1, or prune.rule to one of {others}"
+                problems.append(Problem(f"density {self.density} {effect} {unused} {way}", "density"))
+            if self.rescale:
+                way = f"prune.rescale=false, or prune.rule to one of {others}"
+                problems.append(Problem(f"rescale divides by a density that is not used {unused} {way}", "rescale"))
+        refuse(problems)
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -75,8 +105,9 @@ class Scale:
     A, B: whose statistic scales that part: null (not scaled), A or B. The statistic of a part is, for each rank
     index, sum|x| before pruning over sum|x| after it (equation 3). RobustMerge is {A: null, B: A}.
     normalize: divide by the sum of the scale over experts (equation 4); a part that is not scaled is not divided.
-    floor: raise every scale of an expert to its value at this fraction of the sorted scales; 0 is the paper,
-    0.8 the released code. empty_row: a rank row that pruning leaves empty has no scale: refuse, or leave it out.
+    floor: raise every scale of an expert to the value at this fraction of its r sorted scales, sorted(S)[int(floor r)];
+    0 is the paper, 0.8 the released code. empty_row: a rank row that pruning leaves empty has no scale: refuse, or
+    leave it out.
     """
 
     A: str | None = None
@@ -84,6 +115,15 @@ class Scale:
     normalize: bool = False
     floor: float = 0.0
     empty_row: str = "error"
+
+    def __post_init__(self) -> None:
+        problems = _check_choice(self.empty_row, EMPTY_ROWS, "empty_row")
+        for part, source in (("A", self.A), ("B", self.B)):
+            if source is not None and source not in PARTS:
+                problems.append(Problem(f"scale.{part} must be null, A or B, got '{source}'", part))
+        if not 0 <= self.floor < 1:
+            problems.append(Problem(f"floor must be in [0, 1), got {self.floor}", "floor"))
+        refuse(problems)
 
 
 @dataclass(frozen=True)
@@ -93,6 +133,9 @@ class Balance:
     density: float = 0.1
     variant: str = "main"
 
+    def __post_init__(self) -> None:
+        refuse([*_check_choice(self.variant, VARIANTS, "variant"), *_check_density(self.density)])
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -100,6 +143,12 @@ class Basis:
 
     cut: float = 1e-5
     relative: bool = False
+
+    def __post_init__(self) -> None:
+        most = 1.0 if self.relative else math.inf
+        if not 0 <= self.cut < most:
+            below = f" and below {most:g}" if self.cut >= most else ""
+            refuse([Problem(f"cut must be at least 0{below}, got {self.cut}", "cut")])
 
 
 @dataclass(frozen=True)
@@ -115,6 +164,24 @@ class Out:
     dtype: str = "float32"
     format: str | None = later(None)
     base: str | None = later(None)
+
+    def __post_init__(self) -> None:
+        problems = _check_choice(self.dtype, DTYPES, "dtype")
+        problems += [] if self.format is None else _check_choice(self.format, FORMATS, "format")
+        if isinstance(self.rank, str) and self.rank != "experts":
+            problems.append(Problem(f"rank must be null, a whole number or experts, got '{self.rank}'", "rank"))
+        if isinstance(self.rank, int) and self.rank < 1:
+            problems.append(Problem(f"rank must be at least 1, got {self.rank}", "rank"))
+        if self.format != "model" and self.base is not None:
+            problems.append(Problem(f"a base is for format=model only, got format {self.format or 'null'}", "base"))
+        refuse(problems)
+
+    def rank_for(self, ranks: Iterable[int]) -> int | None:
+        """The rank to cut a merged update to, of experts of these ranks; None: it is left as it is."""
+        return max(ranks) if isinstance(self.rank, str) else self.rank
+
+
+# --- the two kinds of methods ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -137,7 +204,7 @@ class Method:
 
     name: str
     space: str = "factors"
-    strength: float | None = None
+    strength: float = field(default=None)  # type: ignore[assignment]  # a number as soon as it is checked
     strengths: dict[str, float] = outside_identity({})
     first: Prune | None = later(None)
     prune: Prune = field(default_factory=Prune)
@@ -159,16 +226,44 @@ class Method:
             object.__setattr__(self, "strength", self.strengths[self.strength_key])
         if self.prune.scope is None and self.space in USUAL_SCOPE:
             object.__setattr__(self, "prune", replace(self.prune, scope=USUAL_SCOPE[self.space]))
-        refuse(problems_of(self))
+        refuse(_problems_between_parts(self))
 
     @property
     def strength_key(self) -> str:
+        """The key of `strengths` that holds the default: the space, or `each`."""
         return "each" if (self.space, self.product) == ("factors", "each") else self.space
+
+    @property
+    def multiplies_factors(self) -> bool:
+        """Whether the strength multiplies A and B each, so that the update gets its square."""
+        return self.strength_key == "factors"
 
     @property
     def effective_strength(self) -> float:
         """By what the update is multiplied in the end."""
-        return self.strength**2 if self.strength_key == "factors" else self.strength
+        return self.strength**2 if self.multiplies_factors else self.strength
+
+    def with_factor(self, factor: float) -> Method:
+        """The method, its update multiplied by `factor` (> 0): in factor space A and B each by the square root.
+
+        >>> Method(name="mine", space="factors", strength=2.0).with_factor(0.25).strength
+        1.0
+        """
+        by = math.sqrt(factor) if self.multiplies_factors else factor
+        return self if factor == 1 else replace(self, strength=self.strength * by)
+
+    def weights_of(self, experts: Sequence[str]) -> list[float]:
+        """The factor of each expert's update, by `weights`."""
+        return [(self.weights or {}).get(name, 1.0) for name in experts]
+
+    def shares_of(self, experts: Sequence[str]) -> list[float]:
+        """The factor of each expert's update in the end: strength and weight, in a mean divided by T."""
+        share = self.effective_strength / (len(experts) if self.combine == "mean" else 1)
+        return [share * weight for weight in self.weights_of(experts)]
+
+    def linear_shares_of(self, experts: Sequence[str]) -> list[float] | None:
+        """Where each factor, or else the update, is a weighted sum over the experts: their shares."""
+        return self.shares_of(experts) if self.is_linear else None
 
     @property
     def prunings(self) -> tuple[Prune, ...]:
@@ -178,7 +273,7 @@ class Method:
     @property
     def scaled_parts(self) -> dict[str, str]:
         """Part -> whose statistic scales it; parts that are not scaled are left out."""
-        return {part: source for part in PARTS if (source := getattr(self.scale, part)) is not None}
+        return {part: source for part, source in (("A", self.scale.A), ("B", self.scale.B)) if source is not None}
 
     @property
     def is_linear(self) -> bool:
@@ -188,7 +283,7 @@ class Method:
     @property
     def is_sum_of_updates(self) -> bool:
         """Whether the merged update is a weighted sum of the experts' updates, which an adapter holds exactly."""
-        return self.is_linear and self.strength_key != "factors"
+        return self.is_linear and not self.multiplies_factors
 
     @property
     def is_low_rank(self) -> bool:
@@ -201,13 +296,17 @@ class Method:
         return self.out.format or ("adapter" if self.is_low_rank else "delta")
 
     @property
-    def as_used(self) -> Method:
-        """What the result is known by: without settings that nothing uses."""
-        return without_unused(self)
+    def needs_equal_ranks(self) -> bool:
+        """Whether all experts must have the same rank."""
+        return self.multiplies_factors or (self.space == "factors" and self.prune.rule == "sign")
 
     @property
-    def needs_equal_ranks(self) -> bool:
-        return self.strength_key == "factors" or (self.space == "factors" and self.prune.rule == "sign")
+    def rank_advice(self) -> str:
+        """What to set so that experts of different ranks can be merged; empty if nothing helps."""
+        ways = [] if self.scaled_parts else ["merge.space=delta, knots or core"]
+        if self.combine in ("sum", "mean") and self.prune.rule != "sign":
+            ways.append("merge.product=each")
+        return f"in factor space ranks must be equal: take {', or '.join(ways)}" if ways else ""
 
     @property
     def looks_at_whole_model(self) -> bool:
@@ -215,9 +314,47 @@ class Method:
         covers = self.prune.scope == "model"
         return covers and (self.prune.rule == "magnitude" or self.combine in ("elected", "balanced"))
 
+    @property
+    def has_one_threshold_for_factors(self) -> bool:
+        """Whether one threshold covers A and B of the whole model; B, often much smaller, may then lose everything."""
+        return self.space == "factors" and self.prune.scope == "model"
+
+    @property
+    def formula(self) -> str:
+        """How it merges, in a few words, for the card of a merged folder."""
+        return f"strength {self.strength:g} in {self.space}"
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The keys, as `balance.density`, of settings that are not at their default and change nothing."""
+        rules = {step.rule for step in self.prunings}
+        is_scaled, is_balanced = bool(self.scaled_parts), self.combine == "balanced"
+        has_basis = self.space == "knots" and not self.is_sum_of_updates
+        is_used = {
+            "out.dtype": self.output_format != "model",  # a model has the dtype of its base
+            "prune.scope": "magnitude" in rules or self.combine in ("elected", "balanced"),
+            "prune.count": "magnitude" in rules,
+            "scale.normalize": is_scaled,
+            "scale.floor": is_scaled and bool(rules),  # without pruning all scales are 1, and no row is emptied
+            "scale.empty_row": is_scaled and bool(rules),
+            "disjoint": self.combine == "elected",
+            "balance.density": is_balanced,
+            "balance.variant": is_balanced,
+            "weights": any(weight != 1 for weight in (self.weights or {}).values()),
+            "seed": "random" in rules,
+            "basis.cut": has_basis,
+            "basis.relative": has_basis,
+        }
+        return _not_at_default(self, (key for key, used in is_used.items() if not used))
+
+    @property
+    def as_used(self) -> Method:
+        """What the result is known by: without settings that nothing uses."""
+        return _with_defaults(self, self.unused)
+
 
 @dataclass(frozen=True)
-class OutsideMethod:
+class FunctionMethod:
     """A method outside the algebra: a function `merge(pairs, **params) -> LoraPair | Tensor`, once a module.
 
     target: the function's dotted path. collect: that of a function `collect(modules, **params)`, called once before,
@@ -236,8 +373,7 @@ class OutsideMethod:
     source: str = ""
 
     def __post_init__(self) -> None:
-        problems = problems_of_out(self.out)
-        problems += [] if self.name else [Problem("name must not be empty", "name")]
+        problems = [] if self.name else [Problem("name must not be empty", "name")]
         try:
             object.__setattr__(self, "source", digest_functions({"_target_": self.target, "collect": self.collect}))
         except ConfigError as error:
@@ -245,162 +381,149 @@ class OutsideMethod:
         refuse(problems)
 
     @property
+    def strength(self) -> float | None:
+        """What multiplies the update: `params.strength`; None where the function has no such number."""
+        value = self.params.get("strength")
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    @property
+    def effective_strength(self) -> float | None:
+        """By what the update is multiplied in the end."""
+        return self.strength
+
+    def with_factor(self, factor: float) -> FunctionMethod:
+        """The method, its update multiplied by `factor` (> 0). Raises UserError for one without a strength."""
+        if self.strength is None:
+            raise UserError(f"{self.name} has no strength to multiply (merge.strength)")
+        strength = self.strength * factor
+        return self if factor == 1 else replace(self, params={**self.params, "strength": strength})
+
+    def linear_shares_of(self, experts: Sequence[str]) -> None:
+        """None: what a function does is not known to be a weighted sum."""
+        return
+
+    @property
     def output_format(self) -> str:
         """What is written: adapter, delta or model."""
         return self.out.format or "adapter"
 
     @property
-    def as_used(self) -> OutsideMethod:
+    def looks_at_whole_model(self) -> bool:
+        """Whether something is collected over all modules before one is merged."""
+        return self.collect is not None
+
+    @property
+    def formula(self) -> str:
+        """How it merges, in a few words, for the card of a merged folder."""
+        return self.target
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The keys of settings that are not at their default and change nothing."""
+        return _not_at_default(self, ["out.dtype"] if self.output_format == "model" else [])
+
+    @property
+    def as_used(self) -> FunctionMethod:
         """What the result is known by: without settings that nothing uses."""
-        return without_unused(self)
+        return _with_defaults(self, self.unused)
+
+    # What only the algebra has.
+    space = None
+    weights = None
+    multiplies_factors = False
+    needs_equal_ranks = False
+    rank_advice = ""
+    has_one_threshold_for_factors = False
 
 
-def strength_of(method: Method | OutsideMethod) -> float | None:
-    """What multiplies the method's update: its strength, or a function's `params.strength`; None where it has none."""
-    found = method.strength if isinstance(method, Method) else method.params.get("strength")
-    return found if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+AnyMethod = Method | FunctionMethod
+M = TypeVar("M", Method, FunctionMethod)
 
 
-def times(method: Method | OutsideMethod, factor: float) -> Method | OutsideMethod:
-    """The method, its update multiplied by `factor` (> 0): in factor space A and B each by the square root.
-
-    Raises UserError for a method without a strength.
-
-    >>> times(Method(name="mine", space="factors", strength=2.0), 0.25).strength
-    1.0
-    """
-    strength = strength_of(method)
-    if strength is None:
-        raise UserError(f"{method.name} has no strength to multiply (merge.strength)")
-    if factor == 1:
-        return method
-    if isinstance(method, OutsideMethod):
-        return replace(method, params={**method.params, "strength": strength * factor})
-    return replace(method, strength=strength * (math.sqrt(factor) if method.strength_key == "factors" else factor))
+def _not_at_default(method: AnyMethod, keys: Iterable[str]) -> tuple[str, ...]:
+    return tuple(key for key in keys if _value_of(method, key) != _default_of(method, key))
 
 
-def build_method(values: Mapping[str, Any], where: str = "merge") -> Method | OutsideMethod:
-    """Build the method that a config node describes. Raises ConfigError with every problem at once."""
-    values = {key: value for key, value in values.items() if key != "source"}
-    if "_target_" in values:
-        values["target"] = values.pop("_target_")
-    return build(OutsideMethod if "target" in values else Method, values, where)
+def _with_defaults(method: M, keys: Sequence[str]) -> M:
+    changes: dict[str, Any] = {}
+    for key in keys:
+        name, _, inner = key.partition(".")
+        value = _default_of(method, key)
+        changes[name] = replace(changes.get(name, getattr(method, name)), **{inner: value}) if inner else value
+    return replace(method, **changes) if changes else method
 
 
-def problems_of(method: Method) -> list[Problem]:
-    """Everything that is wrong with a method."""
-    return [*_unknown_names(method), *_wrong_numbers(method), *_meaningless_cells(method), *problems_of_out(method.out)]
+def _value_of(method: AnyMethod, key: str) -> Any:
+    name, _, inner = key.partition(".")
+    value = getattr(method, name)
+    return getattr(value, inner) if inner else value
 
 
-def problems_of_out(out: Out) -> list[Problem]:
-    """Everything that is wrong with what is to be written."""
-    problems = choice(out.dtype, DTYPES, "out.dtype")
-    problems += [] if out.format is None else choice(out.format, FORMATS, "out.format")
-    if isinstance(out.rank, str) and out.rank != "experts":
-        problems.append(Problem(f"rank must be null, a whole number or experts, got '{out.rank}'", "out.rank"))
-    if isinstance(out.rank, int) and out.rank < 1:
-        problems.append(Problem(f"rank must be at least 1, got {out.rank}", "out.rank"))
-    if out.format != "model" and out.base is not None:
-        problems.append(Problem(f"a base is for format=model only, got format {out.format or 'null'}", "out.base"))
-    return problems
+def _default_of(method: AnyMethod, key: str) -> Any:
+    if key == "prune.scope" and method.space is not None:
+        return USUAL_SCOPE[method.space]
+    name, _, inner = key.partition(".")
+    return getattr(type(getattr(method, name)), inner) if inner else getattr(type(method), name)
 
 
-def choice(value: Any, choices: Iterable[str], key: str) -> list[Problem]:
-    """A problem if the value is none of the choices."""
-    choices = tuple(choices)
-    if value in choices:
-        return []
-    return [Problem(f"unknown {key.rpartition('.')[2]} '{value}'; {suggest(value, choices)}", key)]
+# --- what is wrong with a method ---------------------------------------------------------------------------------
+
+
+def _problems_between_parts(method: Method) -> list[Problem]:
+    """What is wrong with a method whose parts are right."""
+    return [*_unknown_names(method), *_wrong_numbers(method), *_meaningless_cells(method)]
 
 
 def _unknown_names(method: Method) -> list[Problem]:
-    chosen = [
-        (method.space, SPACES, "space"),
-        (method.prune.rule, PRUNE_RULES, "prune.rule"),
-        (method.prune.count, COUNTS, "prune.count"),
-        (method.scale.empty_row, EMPTY_ROWS, "scale.empty_row"),
-        (method.combine, COMBINE_RULES, "combine"),
-        (method.disjoint, DISJOINT, "disjoint"),
-        (method.balance.variant, VARIANTS, "balance.variant"),
-        (method.product, PRODUCTS, "product"),
+    problems = [
+        *_check_choice(method.space, SPACES, "space"),
+        *_check_choice(method.combine, COMBINE_RULES, "combine"),
+        *_check_choice(method.disjoint, DISJOINT, "disjoint"),
+        *_check_choice(method.product, PRODUCTS, "product"),
     ]
-    if method.prune.scope is not None:  # an unknown space has no usual one
-        chosen.append((method.prune.scope, SCOPES, "prune.scope"))
-    if method.first is not None:
-        chosen.append((method.first.rule, ("random",), "first.rule"))
-    problems = [problem for value, choices, key in chosen for problem in choice(value, choices, key)]
-    for part in PARTS:
-        source = getattr(method.scale, part)
-        if source is not None and source not in PARTS:
-            problems.append(Problem(f"scale.{part} must be null, A or B, got '{source}'", f"scale.{part}"))
     for key in method.strengths:
-        problems += choice(key, (*SPACES, "each"), "strengths")
+        problems += _check_choice(key, (*SPACES, "each"), "strengths")
+    if method.first is not None:
+        problems += _check_choice(method.first.rule, ("random",), "first.rule")
+        without = "of thresholds, and a random pruning has none; leave it out"
+        if method.first.scope is not None:
+            problems.append(Problem(f"scope is {without}", "first.scope"))
+        if method.first.count != "released":
+            problems.append(Problem(f"count is {without}", "first.count"))
     return problems
 
 
 def _wrong_numbers(method: Method) -> list[Problem]:
     problems = [] if method.name else [Problem("name must not be empty", "name")]
-    densities = {"prune": method.prune.density, "balance": method.balance.density}
-    densities |= {} if method.first is None else {"first": method.first.density}
-    for key, density in densities.items():
-        if not 0 < density <= 1:
-            problems.append(Problem(f"density must be in (0, 1], got {density}", f"{key}.density"))
-    if not 0 <= method.scale.floor < 1:
-        problems.append(Problem(f"floor must be in [0, 1), got {method.scale.floor}", "scale.floor"))
-    most = 1.0 if method.basis.relative else float("inf")
-    if not 0 <= method.basis.cut < most:
-        below = f" and below {most:g}" if method.basis.cut >= most else ""
-        problems.append(Problem(f"cut must be at least 0{below}, got {method.basis.cut}", "basis.cut"))
     if method.strength is None and method.space in SPACES and not _needs_factors(method):
-        problems.append(
-            Problem(f"strength must be given: merge.strengths lists no default for {method.strength_key}", "strength")
-        )
+        text = f"strength must be given: merge.strengths lists no default for {method.strength_key}"
+        problems.append(Problem(text, "strength"))
     numbers = {"strength": method.strength} if method.strength is not None else {}
     numbers |= {f"weights.{name}": weight for name, weight in (method.weights or {}).items()}
     for key, value in numbers.items():
-        if not abs(value) < float("inf"):
+        if not math.isfinite(value):
             problems.append(Problem(f"{key.rpartition('.')[2]} must be a finite number, got {value}", key))
     return problems
 
 
 def _meaningless_cells(method: Method) -> list[Problem]:
-    problems, prune = [*_unused_settings(method.prune), *_unused_range(method.first)], method.prune
+    problems, prune = [], method.prune
     if prune.count == "exact" and (prune.scope == "model" or method.space == "delta") and prune.rule == "magnitude":
-        problems.append(
-            Problem(
-                "count=exact needs a tensor that is held whole, so scope=tensor and a space other than delta; choose "
-                "count=authors or released",
-                "prune.count",
-            )
-        )
-    if method.strength_key == "factors" and method.strength is not None and method.strength < 0:
-        problems.append(
-            Problem(
-                "strength multiplies A and B each, so that a negative one does not turn the update round; take "
-                f"another space than factors, or product=each; got {method.strength}",
-                "strength",
-            )
-        )
+        text = "count=exact needs a tensor that is held whole, so scope=tensor and a space other than delta; choose"
+        problems.append(Problem(f"{text} count=authors or released", "prune.count"))
+    if method.multiplies_factors and method.strength is not None and method.strength < 0:
+        text = "strength multiplies A and B each, so that a negative one does not turn the update round; take another"
+        problems.append(Problem(f"{text} space than factors, or product=each; got {method.strength}", "strength"))
     if method.strength_key == "each" and method.combine in ("elected", "balanced"):
         problems.append(Problem(f"product=each is a sum of products, got combine {method.combine}", "product"))
     if method.combine == "balanced" and method.scaled_parts and prune.scope == "model":
-        problems.append(
-            Problem(
-                "scores over the whole model are measured before anything is scaled; with combine=balanced take "
-                "merge.prune.scope=tensor, or scale nothing",
-                "scale",
-            )
-        )
+        text = "scores over the whole model are measured before anything is scaled; with combine=balanced take"
+        problems.append(Problem(f"{text} merge.prune.scope=tensor, or scale nothing", "scale"))
     if method.space in SPACES:
         problems += _needs_factors(method)
     if method.out.format == "adapter" and not method.is_low_rank:
-        problems.append(
-            Problem(
-                f"a pruned or elected update in space {method.space} has full rank, which no adapter holds exactly; "
-                "give the rank to cut it to, merge.out.rank=R, or take delta",
-                "out.format",
-            )
-        )
+        text = f"a pruned or elected update in space {method.space} has full rank, which no adapter holds exactly; give"
+        problems.append(Problem(f"{text} the rank to cut it to, merge.out.rank=R, or take delta", "out.format"))
     return problems
 
 
@@ -414,52 +537,6 @@ def _needs_factors(method: Method) -> list[Problem]:
     return [*problems, *([Problem(f"product=each {needs}", "product")] if method.product == "each" else [])]
 
 
-def ways_past_ranks(method: Method | OutsideMethod) -> str:
-    """What to set so that a method in factor space takes experts of different ranks; empty if nothing helps."""
-    ways = []
-    if not getattr(method, "scaled_parts", True):
-        ways.append("merge.space=delta, knots or core")
-    if getattr(method, "combine", None) in ("sum", "mean") and method.prune.rule != "sign":
-        ways.append("merge.product=each")
-    return f"in factor space ranks must be equal: take {', or '.join(ways)}" if ways else ""
-
-
-def _unused_settings(prune: Prune) -> list[Problem]:
-    """What is said of a density that the rule does not use."""
-    if prune.rule not in ("none", "sign"):
-        return []
-    others = ", ".join(rule for rule in PRUNE_RULES if rule not in ("none", "sign"))
-    unused = f"while prune.rule is {prune.rule}; set"
-    problems = []
-    if prune.density != 1:
-        what = "prunes nothing" if prune.rule == "none" else "is not used"
-        problems.append(
-            Problem(
-                f"density {prune.density} {what} {unused} prune.density=1, or prune.rule to one of {others}",
-                "prune.density",
-            )
-        )
-    if prune.rescale:
-        problems.append(
-            Problem(
-                f"rescale divides by a density that is not used {unused} prune.rescale=false, or prune.rule to one of "
-                f"{others}",
-                "prune.rescale",
-            )
-        )
-    return problems
-
-
-def _unused_range(first: Prune | None) -> list[Problem]:
-    """A random pruning has no threshold, so neither the range of one nor a way to count."""
-    keys = {"scope": None, "count": "released"}  # as they are if nothing is said
-    return [
-        Problem(f"{key} is of thresholds, and a random pruning has none; leave it out", f"first.{key}")
-        for key, value in keys.items()
-        if first is not None and getattr(first, key) != value
-    ]
-
-
 def problems_of_weights(weights: Mapping[str, float] | None, experts: Iterable[str]) -> list[str]:
     """Weights of experts that are not there."""
     experts = tuple(experts)
@@ -470,56 +547,19 @@ def problems_of_weights(weights: Mapping[str, float] | None, experts: Iterable[s
     ]
 
 
-def find_unused(method: Method | OutsideMethod) -> tuple[str, ...]:
-    """The keys, as `balance.density`, of settings that are not at their default and change nothing."""
-    return tuple(key for key in _idle_keys(method) if _value_of(method, key) != _default_of(method, key))
+# --- method files, read without Hydra ----------------------------------------------------------------------------
 
 
-def without_unused(method: Method | OutsideMethod) -> Method | OutsideMethod:
-    """The method with the settings that it does not use at their defaults."""
-    changes: dict[str, Any] = {}
-    for key in find_unused(method):
-        name, _, inner = key.partition(".")
-        value = _default_of(method, key)
-        changes[name] = replace(changes.get(name, getattr(method, name)), **{inner: value}) if inner else value
-    return replace(method, **changes) if changes else method
-
-
-def _idle_keys(method: Method | OutsideMethod) -> list[str]:
-    """The keys that change nothing in this method, whatever they are."""
-    used = {"out.dtype": method.output_format != "model"}  # a model has the dtype of its base
-    if hasattr(method, "prunings"):
-        rules = {step.rule for step in method.prunings}
-        is_scaled, is_balanced = bool(method.scaled_parts), method.combine == "balanced"
-        has_basis = method.space == "knots" and not method.is_sum_of_updates
-        used |= {
-            "prune.scope": "magnitude" in rules or method.combine in ("elected", "balanced"),
-            "prune.count": "magnitude" in rules,
-            "scale.normalize": is_scaled,
-            "scale.floor": is_scaled and bool(rules),  # without pruning all scales are 1, and no row is emptied
-            "scale.empty_row": is_scaled and bool(rules),
-            "disjoint": method.combine == "elected",
-            "balance.density": is_balanced,
-            "balance.variant": is_balanced,
-            "weights": any(weight != 1 for weight in (method.weights or {}).values()),
-            "seed": "random" in rules,
-            "basis.cut": has_basis,
-            "basis.relative": has_basis,
-        }
-    return [key for key, is_used in used.items() if not is_used]
-
-
-def _value_of(method: Method | OutsideMethod, key: str) -> Any:
-    name, _, inner = key.partition(".")
-    value = getattr(method, name)
-    return getattr(value, inner) if inner else value
-
-
-def _default_of(method: Method | OutsideMethod, key: str) -> Any:
-    if key == "prune.scope":
-        return USUAL_SCOPE[method.space]
-    name, _, inner = key.partition(".")
-    return getattr(type(getattr(method, name)), inner) if inner else getattr(type(method), name)
+def build_method(values: Mapping[str, Any], where: str = "merge") -> AnyMethod:
+    """Build the method that a config node describes. Raises ConfigError with every problem at once."""
+    values = {key: value for key, value in values.items() if key != "source"}
+    if "_target_" in values:
+        values["target"] = values.pop("_target_")
+    if "target" in values:
+        return build(FunctionMethod, values, where)
+    if values.get("strength", 0) is None:  # the default for the space
+        del values["strength"]
+    return build(Method, values, where)
 
 
 def list_methods() -> list[str]:
@@ -527,7 +567,7 @@ def list_methods() -> list[str]:
     return sorted(file.stem for file in METHODS.glob("[!_]*.yaml"))
 
 
-def read_method(name: str | Path, **changes: Any) -> Method | OutsideMethod:
+def read_method(name: str | Path, **changes: Any) -> AnyMethod:
     """The method of `configs/merge/<name>.yaml`, or of a file elsewhere.
 
     changes: values by key, `__` for a dot, as in read_method("ties", space="delta", prune__density=0.1).
@@ -542,22 +582,23 @@ def read_method(name: str | Path, **changes: Any) -> Method | OutsideMethod:
     for key, value in changes.items():
         for part in reversed(key.split("__")):
             value = {part: value}
-        values = _merged(values, value)
+        values = _overlay(values, value)
     return build_method(values)
 
 
 def _read(file: Path) -> dict[str, Any]:
     """A file on top of those that its `defaults` name, as Hydra composes them."""
-    own = yaml.safe_load(file.read_text())
+    content = yaml.safe_load(file.read_text())
     values: dict[str, Any] = {}
-    for name in own.pop("defaults", ["_self_"]):
-        values = _merged(values, own if name == "_self_" else _read(METHODS / f"{name}.yaml"))
+    for name in content.pop("defaults", ["_self_"]):
+        values = _overlay(values, content if name == "_self_" else _read(METHODS / f"{name}.yaml"))
     return values
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below`, with the values of `above` in place of its own, mapping by mapping."""
     values = dict(below)
     for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
-        values[key] = _merged(values[key], value) if both else value
+        are_mappings = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
+        values[key] = _overlay(values[key], value) if are_mappings else value
     return values

@@ -1,4 +1,4 @@
-"""One module of all experts, and what is checked of it before any method sees it."""
+"""One module of all experts: what goes into a merge step, what comes out, and why it may be refused."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.method import Method, OutsideMethod, problems_of_weights, ways_past_ranks
+from robustmerge.method import AnyMethod, problems_of_weights
 from robustmerge.rules import RANK_AXIS, Election, smallest_density
 from robustmerge.stage.settings import UserError
 
+SHOWN_ROWS = 10  # of those that an error names
+
+
+class Module(NamedTuple):
+    """One module of all experts, in the order of their sorted names. pairs: A [r_n, d_in], B [d_out, r_n]."""
+
+    name: str
+    experts: Sequence[str]
+    pairs: Sequence[LoraPair]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the update."""
+        return self.pairs[0].B.shape[0], self.pairs[0].A.shape[1]
+
+    @property
+    def ranks(self) -> list[int]:
+        return [pair.rank for pair in self.pairs]
+
+    @property
+    def rank_mask(self) -> Tensor:
+        """Which rank indices each expert has [T, R]; R: the largest rank."""
+        ranks = torch.tensor(self.ranks)
+        return torch.arange(int(ranks.max())) < ranks[:, None]
+
 
 class Merged(NamedTuple):
-    """The update of one module. dropped: rank rows without a scale, left out. election: how signs fell."""
+    """The merged update of one module. dropped: rank rows without a scale, left out. election: how signs fell."""
 
     update: LoraPair | Tensor
     dropped: int = 0
     election: Election = Election()
 
 
-class Module(NamedTuple):
-    """One module of all experts, in the order of their sorted names: what every step of a merge looks at."""
-
-    name: str
-    experts: Sequence[str]
-    pairs: Sequence[LoraPair]
-    method: Method | OutsideMethod
-
-    @property
-    def weights(self) -> list[float]:
-        return [(self.method.weights or {}).get(name, 1.0) for name in self.experts]
-
-    @property
-    def rank(self) -> int | None:
-        """The rank to cut the merged update to."""
-        rank = self.method.out.rank
-        return max(pair.rank for pair in self.pairs) if rank == "experts" else rank
-
-    @property
-    def there(self) -> Tensor:
-        """Which rank indices each expert has [T, R]; R: the largest rank."""
-        ranks = torch.tensor([pair.rank for pair in self.pairs])
-        return torch.arange(int(ranks.max())) < ranks[:, None]
-
-
-def check_alike(experts: Mapping[str, Mapping[str, LoraPair]], method: Method | OutsideMethod) -> None:
+def check_experts(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMethod) -> None:
     """Raises UserError naming every expert that differs from the first in its modules, shapes or, if need be, ranks."""
     if not experts or not all(experts.values()):
         raise UserError("there are no experts to merge, or one has no modules")
     first, *others = sorted(experts)
-    problems = problems_of_weights(getattr(method, "weights", None), experts)
+    problems = problems_of_weights(method.weights, experts)
     for other in others:
-        odd = sorted(set(experts[first]) ^ set(experts[other]))
-        if odd:
-            problems.append(f"only one of the experts '{first}' and '{other}' has module '{odd[0]}'")
+        unshared = sorted(set(experts[first]) ^ set(experts[other]))
+        if unshared:
+            problems.append(f"only one of the experts '{first}' and '{other}' has module '{unshared[0]}'")
             continue
         for module, pair in experts[first].items():
             (rank, d_in), d_out = pair.A.shape, pair.B.shape[0]
@@ -66,8 +66,8 @@ def check_alike(experts: Mapping[str, Mapping[str, LoraPair]], method: Method | 
             where = f"module '{module}' of the experts '{first}' and '{other}'"
             if (d_out, d_in) != (other_out, other_in):
                 problems.append(f"{where} has shapes {d_out} x {d_in} and {other_out} x {other_in}")
-            elif getattr(method, "needs_equal_ranks", False) and rank != other_rank:
-                problems.append(f"{where} has ranks {rank} and {other_rank}; {ways_past_ranks(method)}".rstrip("; "))
+            elif method.needs_equal_ranks and rank != other_rank:
+                problems.append(f"{where} has ranks {rank} and {other_rank}; {method.rank_advice}".rstrip("; "))
     if problems:
         raise UserError("\n".join(problems))
 
@@ -93,7 +93,7 @@ def check_module(module: Module) -> Module:
 
 @dataclass(frozen=True)
 class EmptyRow:
-    """density: the smallest that keeps an entry of the row's tensor in every row, if any does."""
+    """A rank row without a scale. density: the smallest that leaves no row of its tensor empty, if any does."""
 
     expert: str
     module: str
@@ -101,37 +101,43 @@ class EmptyRow:
     row: int
     density: float | None
 
+    def __str__(self) -> str:
+        return (
+            f"expert '{self.expert}', module '{self.module}': row {self.row} of {self.part} (along the rank, from 0) "
+            "is empty after pruning, so its scale is undefined"
+        )
+
 
 class EmptyRowsError(UserError):
-    """Rank rows whose scale is undefined. rows: all of them."""
+    """Rank rows whose scale is undefined, and what to do about them. rows: all of them."""
 
     def __init__(self, rows: Sequence[EmptyRow], prune_rule: str):
         self.rows = list(rows)
         self.prune_rule = prune_rule
-        super().__init__("\n".join([*map(_describe, self.rows[:10]), self._advice()]))
+        super().__init__("\n".join([*map(str, self.rows[:SHOWN_ROWS]), self._advice()]))
 
     def _advice(self) -> str:
-        rest = f"(and {len(self.rows) - 10} rows more) " if len(self.rows) > 10 else ""
+        more = len(self.rows) - SHOWN_ROWS
+        rest = f"(and {more} rows more) " if more > 0 else ""
         drop = "merge.scale.empty_row=drop leaves such rows out"
-        densities = [row.density for row in self.rows]
-        if self.prune_rule == "magnitude" and None not in densities:
-            return f"{rest}the smallest density that works is {max(densities)} (merge.prune.density); or {drop}"
-        zero = "no density works, since a row is zero before pruning; " if self.prune_rule == "magnitude" else ""
-        return f"{rest}{zero}{drop}"
+        if self.prune_rule != "magnitude":
+            return f"{rest}{drop}"
+        densities = [row.density for row in self.rows if row.density is not None]
+        if len(densities) < len(self.rows):
+            return f"{rest}no density works, since a row is zero before pruning; {drop}"
+        return f"{rest}the smallest density that works is {max(densities)} (merge.prune.density); or {drop}"
 
 
-def _describe(row: EmptyRow) -> str:
-    return (
-        f"expert '{row.expert}', module '{row.module}': row {row.row} of {row.part} (along the rank, from 0) is "
-        "empty after pruning, so its scale is undefined"
-    )
+def find_empty_rows(
+    module: Module, part: str, full: Sequence[Tensor], empty: Sequence[Tensor], count: str
+) -> list[EmptyRow]:
+    """The rank rows that pruning emptied.
 
-
-def find_empty_rows(module: Module, part: str, full: Sequence[Tensor], empty: Sequence[Tensor]) -> list[EmptyRow]:
-    """full: the experts' tensors of a part before pruning; empty [r]: which rank rows of each are empty after it."""
-    found = []
-    for expert, x, gone in zip(module.experts, full, empty, strict=True):
-        for row in gone.nonzero().flatten().tolist():
-            density = smallest_density(x, RANK_AXIS[part], module.method.prune.count)
-            found.append(EmptyRow(expert, module.name, part, row, density))
-    return found
+    full: the experts' tensors of a part before pruning. empty [r]: which rank rows of each are empty after it.
+    count: of the pruning, see `rules.threshold_index`.
+    """
+    return [
+        EmptyRow(expert, module.name, part, row, smallest_density(x, RANK_AXIS[part], count))
+        for expert, x, is_empty in zip(module.experts, full, empty, strict=True)
+        for row in is_empty.nonzero().flatten().tolist()
+    ]

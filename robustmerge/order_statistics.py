@@ -53,7 +53,8 @@ class Selector:
 
     def __init__(self, ranks: Callable[[int], Sequence[int]], batch: int = BATCH):
         self.n = 0
-        self.values: list[float] | None = None
+        self.values: list[float] = []
+        self.is_done = False
         self._ranks = ranks
         self._batch = batch
         self._rows: dict[int, int] = {}  # sign and exponent -> its row in the counts
@@ -63,10 +64,6 @@ class Selector:
         self._has_lower = False
         self._waiting: list[Tensor] = []
         self._lock = Lock()
-
-    @property
-    def is_done(self) -> bool:
-        return self.values is not None
 
     def add(self, x: Tensor) -> None:
         """Take the numbers of x, float32 of any shape; several threads may give some at once."""
@@ -103,7 +100,7 @@ class Selector:
         if self.is_done:
             return
         if not self.n:  # nothing was counted
-            self.values = self._select_held()
+            self.values, self.is_done = self._select_held(), True
             return
         self._count()
         if not self._within:
@@ -113,6 +110,7 @@ class Selector:
                 return
         lower = [_locate(self._lower[upper], k)[0] if self._lower else 0 for upper, k in self._within]
         self.values = [_number((upper << LOWER) | low) for (upper, _), low in zip(self._within, lower, strict=True)]
+        self.is_done = True
 
     def _locate_upper(self) -> list[tuple[int, int]]:
         """Of each answer: its upper bits, its rank among the numbers that have them."""

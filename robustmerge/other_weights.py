@@ -9,29 +9,29 @@ from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter
 from robustmerge.formats.tensors import all_finite
-from robustmerge.module import Module
+from robustmerge.method import AnyMethod
 from robustmerge.rules import sum_of
 
 
-def merge_biases(biases: Sequence[Tensor | None], module: Module) -> Tensor | None:
+def merge_biases(biases: Sequence[Tensor | None], method: AnyMethod, experts: Sequence[str]) -> Tensor | None:
     """The merged bias of the update (lora_bias) [d_out]: it takes part in a method that is a plain sum.
 
     Linear methods: strength sum_n w_n b_n (a mean: / T), as B A is merged; other methods say nothing of a bias, so it
     is the plain mean.
     """
-    if biases[0] is None:
-        return None
-    method = module.method
-    if not getattr(method, "is_linear", False):
-        return mean_of(biases)
-    share = method.effective_strength / (len(biases) if method.combine == "mean" else 1)
-    return sum_of(biases, [share * weight for weight in module.weights])
+    present = [bias for bias in biases if bias is not None]
+    shares = method.linear_shares_of(experts)
+    return sum_of(present, shares) if present and shares else mean_if_present(present)
 
 
-def mean_of(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """The plain mean in float32; None of None."""
-    if tensors[0] is None:
-        return None
+def mean_if_present(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """The plain mean; None where the experts have no such tensor."""
+    present = [x for x in tensors if x is not None]
+    return mean_of(present) if present else None
+
+
+def mean_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The plain mean in float32."""
     return sum_of([x.float() for x in tensors]) / len(tensors)
 
 

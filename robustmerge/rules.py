@@ -2,7 +2,7 @@
 
 Every rule takes the experts' tensors as a list of T float32 tensors of one shape: a part (A or B) in factor space,
 a block of the dense update, or its coordinates in another basis. To add a rule: a function here, an entry in its
-table, its name in `method_checks.py`, a test, a config.
+table, its name in `method.py`, a test, a config.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,16 +30,18 @@ Limits = Sequence[float]  # an expert's smallest magnitude that is kept
 
 
 @dataclass(frozen=True)
-class Known:
-    """limits: of magnitude pruning, an expert's smallest magnitude that is kept; None: found tensor by tensor.
+class Statistics:
+    """What a method must know of more than one tensor before it can merge any; None: every tensor has its own.
 
-    majority: of an election, the sign that wins where the sum is zero; None: found tensor by tensor.
-    bounds: of combine=balanced, between what an expert's magnitudes and scores are.
+    limits: of magnitude pruning, an expert's smallest magnitude that is kept. majority: of an election, the sign that
+    wins where the sum is zero. bounds: of combine=balanced, between what an expert's magnitudes and scores are.
+    collected: what a method's own function has collected over the model.
     """
 
     limits: tuple[float, ...] | None = None
     majority: int | None = None
-    bounds: tuple[Bounds, ...] | None = None
+    bounds: tuple[Bounds, ...] = ()
+    collected: Any = None
 
 
 def generator_for(seed: int, task: str, module: str, part: str) -> torch.Generator:
@@ -209,24 +212,24 @@ def elect(xs: Sequence[Tensor], disjoint: str, majority: int | None = None) -> t
     return merged * signs, election
 
 
-def combine_sum(xs: Sequence[Tensor], method: Method, known: Known) -> tuple[Tensor, Election]:
+def combine_sum(xs: Sequence[Tensor], method: Method, statistics: Statistics) -> tuple[Tensor, Election]:
     """sum_n x_n."""
     return sum_of(xs), Election()
 
 
-def combine_mean(xs: Sequence[Tensor], method: Method, known: Known) -> tuple[Tensor, Election]:
+def combine_mean(xs: Sequence[Tensor], method: Method, statistics: Statistics) -> tuple[Tensor, Election]:
     """sum_n x_n / T."""
     return sum_of(xs) / len(xs), Election()
 
 
-def combine_elected(xs: Sequence[Tensor], method: Method, known: Known) -> tuple[Tensor, Election]:
+def combine_elected(xs: Sequence[Tensor], method: Method, statistics: Statistics) -> tuple[Tensor, Election]:
     """What agrees with the elected sign, see `elect`."""
-    return elect(xs, method.disjoint, known.majority)
+    return elect(xs, method.disjoint, statistics.majority)
 
 
-def combine_balanced(xs: Sequence[Tensor], method: Method, known: Known) -> tuple[Tensor, Election]:
-    """The mean weighted by scores, see `balance.py`."""
-    return merge_balanced(xs, method.balance, known.bounds), Election()
+def combine_balanced(xs: Sequence[Tensor], method: Method, statistics: Statistics) -> tuple[Tensor, Election]:
+    """The mean weighted by scores, see `pcb.py`."""
+    return merge_balanced(xs, method.balance, statistics.bounds), Election()
 
 
 PRUNE: dict[str, Callable[[list[Tensor], Prune, Limits | None, Draws], list[Tensor]]] = {
@@ -237,7 +240,7 @@ PRUNE: dict[str, Callable[[list[Tensor], Prune, Limits | None, Draws], list[Tens
 }
 
 
-COMBINE: dict[str, Callable[[Sequence[Tensor], Method, Known], tuple[Tensor, Election]]] = {
+COMBINE: dict[str, Callable[[Sequence[Tensor], Method, Statistics], tuple[Tensor, Election]]] = {
     "sum": combine_sum,
     "mean": combine_mean,
     "elected": combine_elected,

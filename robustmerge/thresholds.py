@@ -1,4 +1,4 @@
-"""What a method must know of more than one tensor before it can merge any: order statistics over a range of tensors.
+"""Thresholds over a range of tensors, which a method must know before it can merge any of them.
 
 The range is one tensor too large to hold, or, with scope=model, every tensor of every module. Tensors are given block
 by block and as often as they are asked for; nothing but counts is kept of them.
@@ -13,7 +13,7 @@ from torch import Tensor
 from robustmerge.method import Method, Prune
 from robustmerge.order_statistics import Selector, batch_of
 from robustmerge.pcb import Bounds, magnitude_ranks, score, score_ranks
-from robustmerge.rules import PRUNE, Known, generator_for, threshold_index
+from robustmerge.rules import PRUNE, Draws, Statistics, generator_for, threshold_index
 from robustmerge.spaces import Blocks
 
 Visit = Callable[[Callable[[str, str, Blocks], None]], None]  # calls a function on (module, part, blocks) of a range
@@ -23,19 +23,25 @@ Values = Callable[[str, str, Blocks], Iterator[list[Tensor]]]  # what is measure
 
 
 def pruned_blocks(
-    blocks: Blocks, method: Method, names: Sequence[str], where: tuple[str, str], known: Known, steps: int | None = None
+    blocks: Blocks,
+    method: Method,
+    names: Sequence[str],
+    where: tuple[str, str],
+    statistics: Statistics,
+    steps: int | None = None,
 ) -> Iterator[list[Tensor]]:
     """The blocks of one part after the first `steps` prunings of the method (None: all). where: module and part."""
     prunings = method.prunings[:steps]
     module, part = where
-    draws = []
+    draws: list[Draws] = []
     for number, step in enumerate(prunings):
-        own = part if number == 0 else f"{part}.{number}"
-        draws.append([generator_for(method.seed, name, module, own) for name in names] if step.rule == "random" else ())
+        stream = part if number == 0 else f"{part}.{number}"
+        is_random = step.rule == "random"
+        draws.append([generator_for(method.seed, name, module, stream) for name in names] if is_random else ())
     for block in blocks:
         xs = block()
         for step, draw in zip(prunings, draws, strict=True):
-            xs = PRUNE[step.rule](xs, step, known.limits, draw)
+            xs = PRUNE[step.rule](xs, step, statistics.limits, draw)
             if step.rescale:
                 xs = [x / step.density for x in xs]
         yield xs
@@ -43,22 +49,22 @@ def pruned_blocks(
 
 def weigh(xs: Sequence[Tensor], method: Method, names: Sequence[str], part: str) -> list[Tensor]:
     """w_n x_n. In factor space the weight is on B, so that it is on the update once."""
-    weights = [1.0 if part == "A" else (method.weights or {}).get(name, 1.0) for name in names]
+    weights = [1.0] * len(names) if part == "A" else method.weights_of(names)
     return [x if weight == 1 else x * weight for x, weight in zip(xs, weights, strict=True)]
 
 
-def measure(method: Method, names: Sequence[str], visit: Visit) -> Known:
+def measure(method: Method, names: Sequence[str], visit: Visit) -> Statistics:
     """Measure a range of tensors for the experts `names`. visit: walks the range, as often as it is called."""
     limits = _measure_limits(method, names, visit) if method.prune.rule == "magnitude" else None
-    bounds = _measure_bounds(method, names, visit, limits) if method.combine == "balanced" else None
-    return Known(limits, majority=1, bounds=bounds)
+    bounds = _measure_bounds(method, names, visit, limits) if method.combine == "balanced" else ()
+    return Statistics(limits, majority=1, bounds=bounds)
 
 
 def _measure_limits(method: Method, names: Sequence[str], visit: Visit) -> tuple[float, ...]:
     step, before = method.prune, len(method.prunings) - 1
 
     def magnitudes(module: str, part: str, blocks: Blocks) -> Iterator[list[Tensor]]:
-        for xs in pruned_blocks(blocks, method, names, (module, part), Known(), before):
+        for xs in pruned_blocks(blocks, method, names, (module, part), Statistics(), before):
             yield [x.abs() for x in xs]
 
     def ranks(n: int) -> list[int]:
@@ -79,18 +85,18 @@ def _measure_bounds(
     balance = method.balance
 
     def magnitudes(module: str, part: str, blocks: Blocks) -> Iterator[list[Tensor]]:
-        for xs in pruned_blocks(blocks, method, names, (module, part), Known(limits)):
+        for xs in pruned_blocks(blocks, method, names, (module, part), Statistics(limits)):
             yield [x.abs() for x in weigh(xs, method, names, part)]
 
-    found = _select(lambda n: magnitude_ranks(n, balance), names, visit, magnitudes)
-    bounds = [Bounds(*values) for _, values in found]
+    quantiles = _select(lambda n: magnitude_ranks(n, balance), names, visit, magnitudes)
+    bounds = [Bounds(*values) for _, values in quantiles]
 
     def scores(module: str, part: str, blocks: Blocks) -> Iterator[list[Tensor]]:
-        for xs in pruned_blocks(blocks, method, names, (module, part), Known(limits)):
+        for xs in pruned_blocks(blocks, method, names, (module, part), Statistics(limits)):
             yield score(weigh(xs, method, names, part), balance, bounds)
 
-    found = _select(lambda n: score_ranks(n, balance), names, visit, scores)
-    return tuple(Bounds(b.low, b.high, *values) for b, (_, values) in zip(bounds, found, strict=True))
+    quantiles = _select(lambda n: score_ranks(n, balance), names, visit, scores)
+    return tuple(Bounds(b.low, b.high, *values) for b, (_, values) in zip(bounds, quantiles, strict=True))
 
 
 def _select(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustmerge.algebra import merge_models
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.method import Method, OutsideMethod, list_methods, read_method
+from robustmerge.method import AnyMethod, FunctionMethod, Method, list_methods, read_method
 from robustmerge.spaces import SPACES
 from robustmerge.stage.settings import ConfigError
 
@@ -23,11 +23,11 @@ SEEDS = st.integers(0, 2**31)
 METHODS = {name: read_method(name) for name in list_methods()}
 
 
-def everywhere() -> dict[str, Method | OutsideMethod]:
+def everywhere() -> dict[str, AnyMethod]:
     """Every method as its file has it, and in every other space and scope that it can be in."""
     found = dict(METHODS)
     for name, method in METHODS.items():
-        if isinstance(method, OutsideMethod) or method.is_linear:
+        if isinstance(method, FunctionMethod) or method.is_linear:
             continue
         for space in SPACES:
             for scope in ("tensor", "model"):
@@ -63,14 +63,14 @@ def times(factor_A: float, factor_B: float, expert: Mapping[str, LoraPair]) -> d
     return {m: LoraPair(pair.A * factor_A, pair.B * factor_B) for m, pair in expert.items()}
 
 
-def dropping(method: Method | OutsideMethod) -> Method | OutsideMethod:
+def dropping(method: AnyMethod) -> AnyMethod:
     """The method, leaving out the rank rows that pruning may empty in tensors as small as these."""
-    if isinstance(method, OutsideMethod):
+    if isinstance(method, FunctionMethod):
         return method
     return replace(method, scale=replace(method.scale, empty_row="drop"))
 
 
-def merge(experts: Experts, method: Method | OutsideMethod) -> dict[str, Tensor]:
+def merge(experts: Experts, method: AnyMethod) -> dict[str, Tensor]:
     """The dense merged updates, which are seen to be finite."""
     updates = merge_models(experts, method)
     found = {m: u.delta() if isinstance(u, LoraPair) else u for m, u in updates.items()}

@@ -14,7 +14,7 @@ from pipeline.plan import Plan
 from pipeline.program import train_all_command
 from pipeline.stages.convert import convert
 from pipeline.todo import describe_item, drop_finished, run_side_by_side
-from robustmerge.method import Method, OutsideMethod, find_unused, list_methods
+from robustmerge.method import AnyMethod, list_methods
 from robustmerge.stage.address import Address, read_manifest
 from robustmerge.stage.settings import UserError, suggest
 
@@ -86,7 +86,7 @@ def merge_out(plans: Sequence[Plan]) -> None:
     print_merged(folder, method, out, was_there)
 
 
-def _with_base(plan: Plan, method: Method | OutsideMethod) -> Method | OutsideMethod:
+def _with_base(plan: Plan, method: AnyMethod) -> AnyMethod:
     """The method, for a full model of the plan's own experts with the plan's base: they name it, but not where it is.
 
     Raises UserError if that base is not there.
@@ -98,14 +98,14 @@ def _with_base(plan: Plan, method: Method | OutsideMethod) -> Method | OutsideMe
     return dataclasses.replace(method, out=dataclasses.replace(method.out, base=str(plan.base.path)))
 
 
-def print_merged(folder: Path, method: Method | OutsideMethod, out: str, was_there: bool = False) -> None:
+def print_merged(folder: Path, method: AnyMethod, out: str, was_there: bool = False) -> None:
     """The last lines of a merge to a folder that the user chose as `out`: what went in, what came out, how to go on.
 
     was_there: the same merge had been made there before, so that nothing was done.
     """
     from robustmerge.merge_record import (
         count_experts,
-        warnings_of,  # needs torch, which planning has not loaded
+        find_warnings,  # needs torch, which planning has not loaded
     )
 
     record = read_manifest(folder / "manifest.json")["record"]
@@ -118,7 +118,7 @@ def print_merged(folder: Path, method: Method | OutsideMethod, out: str, was_the
     rows |= {"size": written, "time": f"{record['seconds']:.1f} s" + (" when it was made" if was_there else "")}
     for key, value in rows.items():
         print(f"  {key:<20} {value}")
-    for warning in warnings_of(method, record):
+    for warning in find_warnings(method, record):
         print(f"\nwarning: {warning}")
     is_model = (folder / "config.json").exists()
     words = ["model.base=null", f"+model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
@@ -126,16 +126,14 @@ def print_merged(folder: Path, method: Method | OutsideMethod, out: str, was_the
     print(f"\nload it as its README.md says; on the plan's base, answer with it: {answer}")
 
 
-def describe_merge(method: Method | OutsideMethod, record: Mapping[str, Any]) -> dict[str, str]:
+def describe_merge(method: AnyMethod, record: Mapping[str, Any]) -> dict[str, str]:
     """The record of a merge as rows of a table."""
     names, ranks, norms = record["experts"], record["ranks"], list(record["expert_norms"].values())
     mean = sum(norms) / len(norms)
-    default = getattr(method, "params", {}).get("strength", "as the method sets it")
-    factor = default if record["strength"] is None else record["effective_strength"]
-    factor = f"{factor:g}" if isinstance(factor, (int, float)) else str(factor)
-    if getattr(method, "strength_key", None) == "factors":
+    strength = record["effective_strength"]
+    factor = "as the method sets it" if strength is None else f"{strength:g}"
+    if method.multiplies_factors:
         factor += f" (strength {record['strength']:g} on A and on B)"
-    unused = find_unused(method)
     ratio = f"{record['norm'] / mean:.3g} x the experts' mean of {mean:.3g}" if mean else "and the experts' too"
     return {
         "experts": ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else ""),
@@ -145,5 +143,5 @@ def describe_merge(method: Method | OutsideMethod, record: Mapping[str, Any]) ->
         "norm of the update": f"{record['norm']:.3g}, {ratio}",
         "rank rows dropped": str(record["dropped_rows"]),
         "modules_to_save": f"{record['extras']} tensors averaged" if record["extras"] else "none",
-        **({"not used": ", ".join(unused)} if unused else {}),
+        **({"not used": ", ".join(method.unused)} if method.unused else {}),
     }

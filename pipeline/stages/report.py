@@ -20,7 +20,7 @@ from pipeline.plan import Evaluation, Plan
 from pipeline.sources import Source
 from pipeline.stages.report_context import make_context, read_general
 from pipeline.sweep import find_swept_keys
-from robustmerge.method import Method, OutsideMethod, list_methods, read_method
+from robustmerge.method import AnyMethod, list_methods, read_method
 from robustmerge.stage.address import Address, settings_in_identity
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.records import read_score
@@ -158,12 +158,12 @@ def _shared_point(plans: Sequence[Plan], swept: Sequence[str]) -> dict[str, str]
     return {key: value for key, value in first.items() if all(point.get(key) == value for point in rest)}
 
 
-def _configured(plan: Plan, name: str) -> Method | OutsideMethod:
+def _configured(plan: Plan, name: str) -> AnyMethod:
     """The method as the user configured it: a chosen strength is no override."""
     return next(method for method in plan.config.methods if method.name == name)
 
 
-def changed_settings(method: Method | OutsideMethod) -> Mapping[str, Any]:
+def changed_settings(method: AnyMethod) -> Mapping[str, Any]:
     """What differs from the method's own file, flat: `{"prune.density": 0.3}`."""
     if method.name not in list_methods():
         return {}

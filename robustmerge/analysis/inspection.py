@@ -23,13 +23,10 @@ from robustmerge.formats.adapter_config import scaling_of
 from robustmerge.formats.agreement import disagreements
 from robustmerge.low_rank import Spectrum, compare, compare_A, decompose, effective_rank, energy_of_first
 from robustmerge.low_rank import singular_values as values_of
-from robustmerge.method import Method
 from robustmerge.module import Module, check_module
 from robustmerge.stage.settings import UserError
 
 Row = dict[str, Any]
-
-AS_IT_IS = Method(name="as_it_is", strength=1.0)
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def kind_of(module: str) -> str:
 
 
 def _read(adapter: Adapter, module: str) -> LoraPair:
-    return check_module(Module(module, [adapter.name], [adapter.pair(module)], AS_IT_IS)).pairs[0]
+    return check_module(Module(module, [adapter.name], [adapter.pair(module)])).pairs[0]
 
 
 def _describe(adapter: Adapter, rows: Sequence[Row]) -> Row:
@@ -158,7 +155,7 @@ class _Sums:
         self._values[adapter.name].append(
             (s, values_of(prune_pair(pair, density)), values_of(prune_pair(pair, density, scaled=True)))
         )
-        row = {"expert": adapter.name, "module": module, "kind": kind_of(module)}
+        row: Row = {"expert": adapter.name, "module": module, "kind": kind_of(module)}
         row |= {"d_out": d_out, "d_in": d_in, "rank": rank, "norm": spectrum.norm}
         row |= {"first": float(s[0]), "last": float(s[-1])}
         self.modules.append(row | {"energy_first": energy_of_first(s), "effective_rank": effective_rank(s)})

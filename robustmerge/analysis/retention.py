@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from robustmerge.formats.delta import open_delta
 from robustmerge.low_rank import compare_A, concatenate
 from robustmerge.method import Method, Out
 
-Update = LoraPair | Tensor  # of one module; a tensor is dense [d_out, d_in]
+Update: TypeAlias = LoraPair | Tensor  # of one module; a tensor is dense [d_out, d_in]
 
 
 class Inner(NamedTuple):
@@ -133,7 +133,7 @@ def compare_B(pairs: Sequence[LoraPair]) -> Tensor:
     return compare_A([LoraPair(pair.B.T, pair.A.T) for pair in pairs])
 
 
-def has_cross_terms(method: object) -> bool:
+def has_cross_terms(method: object) -> TypeGuard[Method]:
     """Whether a method adds up factors, so that the B of one expert meets the A of another, and how much can be told.
 
     Where signs are elected there is no sum of own terms to compare with.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -232,7 +232,7 @@ class AdapterWriter:
         self._parts: list[str] = []  # what every module has
         self._tensors = TensorWriter(folder / WEIGHTS, room_for(like.file.names))
 
-    def __enter__(self) -> AdapterWriter:
+    def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._tensors.__enter__()
         return self

@@ -127,11 +127,11 @@ def test_an_update_of_which_nothing_is_left_is_told(tmp_path, capsys):
     assert "warning: almost nothing is left of the updates: one threshold" in capsys.readouterr().out
 
 
-def test_a_method_without_a_strength_is_told_too(tmp_path, experts, capsys):
+def test_the_strength_of_a_function_is_shown_as_that_of_any_method(tmp_path, experts, capsys):
     merge_to(tmp_path / "out", experts, "merge=tsv_m")
     assert "effective factor     1\n" in capsys.readouterr().out
     print_results([foreign(tmp_path / "out", tmp_path)])
-    assert "(0 s, 2 modules)" in capsys.readouterr().out
+    assert "(0 s, 2 modules, update times 1)" in capsys.readouterr().out
 
 
 def test_one_expert_alone_is_merged_with_a_warning(tmp_path, experts, capsys):

@@ -16,7 +16,7 @@ from data_prep.settings import Counts, TaskData
 from eval.settings import Generation
 from pipeline.plan import Evaluation, Plan
 from pipeline.strengths import choose_strength, describe_choice, has_val
-from robustmerge.method import Method, read_method, strength_of, times
+from robustmerge.method import Method, read_method
 from robustmerge.stage.address import settings_in_identity
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
@@ -73,20 +73,20 @@ def test_the_choice_is_told_with_the_default_beside_it_and_with_a_warning_at_the
 @pytest.mark.parametrize("name", METHODS)
 def test_a_factor_multiplies_the_update_of_every_method(name):
     method, experts = dropping(METHODS[name]), draw(5)
-    assert_same(merge(experts, times(method, 0.25)), merge(experts, method), times=0.25)
+    assert_same(merge(experts, method.with_factor(0.25)), merge(experts, method), times=0.25)
 
 
 def test_a_factor_of_one_is_the_method_itself_and_a_method_without_a_strength_has_no_factor():
     for method in METHODS.values():
-        assert times(method, 1.0) is method
+        assert method.with_factor(1.0) is method
     plain = METHODS["iso_c"].__class__("plain", "robustmerge.beyond.iso_c.merge")
-    assert strength_of(plain) is None
+    assert plain.strength is None
     with pytest.raises(UserError, match="plain has no strength to multiply"):
-        times(plain, 0.5)
+        plain.with_factor(0.5)
 
 
 def test_in_factor_space_the_strength_is_multiplied_by_the_root():
-    method = times(read_method("robustmerge"), 0.25)
+    method = read_method("robustmerge").with_factor(0.25)
     assert isinstance(method, Method)
     assert (method.strength, method.effective_strength) == (1.0, 1.0)
 
@@ -165,7 +165,7 @@ def test_another_setting_than_the_strength_leaves_it_to_be_chosen(tmp_path, word
     (by_factor,) = plan.candidates.values()
     assert by_factor[1.0].address == plan.merged(method)
     for factor, source in by_factor.items():
-        assert strength_of(source.method) == pytest.approx(factor * strength_of(method))  # on the update in all three
+        assert source.method.strength == pytest.approx(factor * method.strength)  # on the update in all three
 
 
 def test_missing_val_scores_are_told_with_the_way_to_make_them_and_the_way_without(tmp_path):

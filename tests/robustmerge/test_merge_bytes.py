@@ -18,14 +18,14 @@ from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.formats.delta import WEIGHTS as DELTAS
 from robustmerge.formats.tensors import TensorFile
 from robustmerge.merging import merge_folders, write_merged
-from robustmerge.method import Method, OutsideMethod, list_methods, read_method
+from robustmerge.method import AnyMethod, Method, list_methods, read_method
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import QUIET, REPOSITORY, write_expert
 
 SHAPES = {"layers.0.q": (20, 24), "layers.0.v": (24, 16), "layers.1.q": (20, 24), "layers.1.v": (24, 16)}
 
 
-def methods() -> dict[str, Method | OutsideMethod]:
+def methods() -> dict[str, AnyMethod]:
     """Every method file, and the element-wise ones on dense updates over the whole model too."""
     found = {name: read_method(name) for name in list_methods()}
     dense = {f"{name}_delta": read_method(name, space="delta") for name in ("dare", "dare_ties", "ties", "pcb")}

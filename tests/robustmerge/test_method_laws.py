@@ -6,16 +6,17 @@ experts merge to what is as much larger, and thresholds grow with the experts. S
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustmerge.algebra import merge_models, parts_of
+from robustmerge.algebra import merge_models
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.method import Method, read_method
-from robustmerge.module import Module
-from robustmerge.rules import Known
+from robustmerge.spaces import SPACES, Blocks
 from robustmerge.stage.settings import UserError
 from robustmerge.thresholds import measure
 from tests.law_cases import (
@@ -119,10 +120,15 @@ def test_the_threshold_of_an_expert_grows_with_it_and_no_other_does(
 def limits(experts: Experts, method: Method, factor: float) -> tuple[float, ...]:
     """The thresholds of TIES, the second expert multiplied by the factor."""
     experts["b"] = times(1.0, factor, experts["b"])
-    modules = [Module(m, list(experts), [pairs[m] for pairs in experts.values()], method) for m in MODULES]
-    chosen = modules if method.prune.scope == "model" else modules[:1]
-    known: Known = measure(method, list(experts), lambda add: [add(*part) for m in chosen for part in parts_of(m)])
-    return known.limits
+
+    def visit(add: Callable[[str, str, Blocks], None]) -> None:
+        for module in MODULES if method.prune.scope == "model" else MODULES[:1]:
+            for part, blocks in SPACES[method.space](
+                [pairs[module] for pairs in experts.values()], method
+            ).parts.items():
+                add(module, part, blocks)
+
+    return measure(method, list(experts), visit).limits
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------

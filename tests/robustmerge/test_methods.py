@@ -94,14 +94,27 @@ def test_the_tables_hold_what_the_choices_say() -> None:
     assert tuple(pcb.CLAMP) == method.VARIANTS
 
 
-def test_all_mistakes_in_a_method_are_told_at_once_with_their_keys() -> None:
+def test_all_mistakes_in_the_parts_of_a_method_are_told_at_once_with_their_keys() -> None:
     with pytest.raises(ConfigError) as refused:
-        read_method("robustmerge", prune__density=1.2, combine="summ", scale__floor=1.0, space="delta",
-                  out__format="adapter")  # fmt: skip
+        read_method("robustmerge", prune__density=1.2, scale__floor=1.0, scale__A="C", balance__variant="es",
+                    basis__cut=-1.0, out__rank=0, out__dtype="int8")  # fmt: skip
+    assert list(map(str, refused.value.problems)) == [
+        "density must be in (0, 1], got 1.2 (merge.prune.density)",
+        "scale.A must be null, A or B, got 'C' (merge.scale.A)",
+        "floor must be in [0, 1), got 1.0 (merge.scale.floor)",
+        "unknown variant 'es'; choose one of main, vision (merge.balance.variant)",
+        "cut must be at least 0, got -1.0 (merge.basis.cut)",
+        "unknown dtype 'int8'; choose one of bfloat16, experts, float16, float32 (merge.out.dtype)",
+        "rank must be at least 1, got 0 (merge.out.rank)",
+    ]
+
+
+def test_all_mistakes_between_the_parts_of_a_method_are_told_at_once_with_their_keys() -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_method("robustmerge", combine="summ", space="delta", weights={"a": float("inf")}, out__format="adapter")
     assert list(map(str, refused.value.problems)) == [
         "unknown combine 'summ'; choose one of balanced, elected, mean, sum (did you mean 'sum'?) (merge.combine)",
-        "density must be in (0, 1], got 1.2 (merge.prune.density)",
-        "floor must be in [0, 1), got 1.0 (merge.scale.floor)",
+        "a must be a finite number, got inf (merge.weights.a)",
         "scaling works on A and B apart, so it needs merge.space=factors, got space delta (merge.scale.B)",
         "a pruned or elected update in space delta has full rank, which no adapter holds exactly; give the rank to cut "
         "it to, merge.out.rank=R, or take delta (merge.out.format)",

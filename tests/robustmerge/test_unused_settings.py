@@ -13,7 +13,7 @@ from pipeline.stages.merge import describe_merge
 from robustmerge.algebra import merge_models
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.merging import write_merged
-from robustmerge.method import build_method, find_unused, list_methods, read_method
+from robustmerge.method import build_method, list_methods, read_method
 from robustmerge.stage.address import settings_in_identity
 from tests.merge_cases import random_experts, write_expert
 
@@ -64,8 +64,8 @@ def test_a_setting_that_is_not_used_is_named_and_changes_neither_the_merge_nor_i
     name: str, idle: dict, unused: dict
 ) -> None:
     method, other = read_method(name, **idle), read_method(name, **{**idle, **unused})
-    assert find_unused(method) == ()
-    assert set(find_unused(other)) == {key.replace("__", ".") for key in unused}
+    assert method.unused == ()
+    assert set(other.unused) == {key.replace("__", ".") for key in unused}
     assert settings_in_identity(other) == settings_in_identity(method)
     experts = random_experts()
     there, here = merge_models(experts, other), merge_models(experts, method)
@@ -75,19 +75,19 @@ def test_a_setting_that_is_not_used_is_named_and_changes_neither_the_merge_nor_i
 @pytest.mark.parametrize(("name", "changes"), USED, ids=str)
 def test_a_setting_that_is_used_is_another_result(name: str, changes: dict) -> None:
     method = read_method(name, **changes)
-    assert find_unused(method) == ()
+    assert method.unused == ()
     assert settings_in_identity(method) != settings_in_identity(read_method(name))
 
 
 @pytest.mark.parametrize("name", list_methods())
 def test_a_method_file_sets_nothing_that_it_does_not_use(name: str) -> None:
-    assert find_unused(read_method(name)) == ()
+    assert read_method(name).unused == ()
 
 
 def test_a_setting_waits_for_the_rule_that_uses_it_also_on_the_way_to_another_process() -> None:
     method = read_method("average", disjoint="sum")
     sent = build_method(dataclasses.asdict(method))
-    assert find_unused(sent) == ("disjoint",)
+    assert sent.unused == ("disjoint",)
     assert dataclasses.replace(sent, combine="elected").as_used.disjoint == "sum"
 
 
@@ -97,6 +97,6 @@ def test_the_line_and_the_table_that_end_a_merge_say_what_was_not_used(tmp_path:
     for number, changes in enumerate(({}, {"balance__density": 0.2, "seed": 3})):
         method = read_method("average", **changes)
         record = write_merged(tmp_path / f"{number}", method, folders, say=said.append)
-        assert describe_merge(method, record).get("not used", "") == ", ".join(find_unused(method))
+        assert describe_merge(method, record).get("not used", "") == ", ".join(method.unused)
     assert "not used" not in said[0]
     assert said[1].endswith("not used: balance.density, seed")

@@ -140,8 +140,7 @@ def _measure_point(findings: Findings, plan: Plan, sources: Sequence[Source], po
 
 def _at_strength_1(source: Source) -> Method | None:
     """The method at strength 1 if it has cross terms, which do not depend on the strength."""
-    method = source.method
-    return replace(method, strength=1.0) if isinstance(method, Method) and has_cross_terms(method) else None
+    return replace(source.method, strength=1.0) if has_cross_terms(source.method) else None
 
 
 def _add_experts(findings: Findings, sums: Sums, adapters: Sequence[Adapter], point: Row) -> None:
@@ -190,7 +189,7 @@ def _add_merged(findings: Findings, plan: Plan, sums: Sums, sources: Sequence[So
         merged = {task: score(source, task) for task in tasks}
         row = point | {"kind": source.kind, "method": method_title(plan, source), "variant": source.variant}
         model = row | {"address": source.address.short}
-        model |= {"factor": getattr(source.method, "effective_strength", None)}
+        model |= {"factor": source.method.effective_strength if source.method else None}
         findings.merged.append(model | _summarise(kept, sums.norms) | _average(zero_shot, individual, merged))
         _add_strengths(findings, plan, source, findings.merged[-1])
         if crossed := sums.crossed.get(repr(_at_strength_1(source))):
