@@ -44,16 +44,16 @@ class ConvertRequest:
     @property
     def places(self) -> dict[str, str]:
         """Adapters by the name of their subfolder. Raises ConfigError if a name is taken twice."""
-        found: dict[str, str] = {}
+        places: dict[str, str] = {}
         for entry in self.adapters:
             name, where = split_name(entry)
             name = name or self._name(name_of(where))
-            if name in found or not name or "/" in name or name.startswith("."):
+            if name in places or not name or "/" in name or name.startswith("."):
                 raise ConfigError(
                     Problem(f"'{name}' is no name, or of two adapters; name them as name:folder", "adapters")
                 )
-            found[name] = where
-        return found
+            places[name] = where
+        return places
 
     def _name(self, name: str) -> str:
         """LLaVA's own loader wants to find both words in a folder's name."""

@@ -38,7 +38,7 @@ def test_an_unknown_row_is_refused_before_anything_is_measured():
         choose_rows(["robust_merge"], delta=False)
 
 
-def test_a_quick_look_has_few_rows_and_any_that_is_named():
+def test_a_quick_run_has_few_rows_and_any_that_is_named():
     assert [row.name for row in choose_rows(None, delta=False, small=True)] == list(SMALL)
     assert [row.name for row in choose_rows(["knots_dare"], delta=False, small=True)] == ["knots_dare_ties"]
 

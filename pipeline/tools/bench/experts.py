@@ -35,11 +35,11 @@ class Shape:
 
     def one_of_each(self) -> dict[tuple[int, int], tuple[str, int]]:
         """Size -> (a module of that size, how many there are)."""
-        found: dict[tuple[int, int], tuple[str, int]] = {}
+        modules: dict[tuple[int, int], tuple[str, int]] = {}
         for name, size in self.modules().items():
-            first, count = found.get(size, (name, 0))
-            found[size] = (first, count + 1)
-        return found
+            first, count = modules.get(size, (name, 0))
+            modules[size] = (first, count + 1)
+        return modules
 
 
 def find_experts(root: Path, shape: Shape) -> list[Path]:
@@ -73,11 +73,11 @@ def _tensors(shape: Shape, seed: int) -> Iterator[tuple[str, object]]:
     """A: peft's initial values, the same for all experts, moved a little; B: normal. float16."""
     import torch
 
-    common, own = torch.Generator().manual_seed(1000), torch.Generator().manual_seed(seed)
+    common, of_expert = torch.Generator().manual_seed(1000), torch.Generator().manual_seed(seed)
     for module, (d_out, d_in) in shape.modules().items():
         bound = 1 / math.sqrt(d_in)
         start = torch.empty(shape.rank, d_in).uniform_(-bound, bound, generator=common)
-        A = start + 0.2 * bound * torch.randn(shape.rank, d_in, generator=own)
-        B = 0.01 * torch.randn(d_out, shape.rank, generator=own)
+        A = start + 0.2 * bound * torch.randn(shape.rank, d_in, generator=of_expert)
+        B = 0.01 * torch.randn(d_out, shape.rank, generator=of_expert)
         yield f"base_model.model.{module}.lora_A.weight", A.half()
         yield f"base_model.model.{module}.lora_B.weight", B.half()

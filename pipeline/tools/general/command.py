@@ -94,7 +94,7 @@ class GeneralPlan:
 
     @cached_property
     def tasks(self) -> list[tuple[Address, GeneralRun]]:
-        """What is asked, with its address. A task of one's own is known by all files of its folder."""
+        """Every task with its address, in which a task of `include` counts with all files of that folder."""
         tasks = []
         for run in list_runs(self.plan, self.request):
             inputs = self.inputs
@@ -136,7 +136,7 @@ def run_general(points: Sequence[Mapping[str, Any]]) -> None:
     """Ask every point's source all its tasks that are not complete, and print the scores beside the paper's."""
     planned = [GeneralPlan(*make_plan_with(GeneralRequest, point)) for point in points]
     for one in planned:
-        list_runs(one.plan, one.request)  # what cannot be asked is said before what is missing
+        list_runs(one.plan, one.request)  # wrong keys are reported before what is missing
     require([one.plan.base for one in planned], "base model is", train_all_command())
     predict.check_sources([one.plan for one in planned])
     predict.check_devices([one.plan for one in planned])
