@@ -1,4 +1,4 @@
-"""Spectra of low-rank updates D = B A, exact and without ever forming the dense update (`spaces.svd_of_pair`)."""
+"""Linear algebra of low-rank updates D = B A, exact and without ever forming the dense update [d_out, d_in]."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ from robustmerge.formats.adapter import LoraPair
 CUT = 1e-6  # directions below this fraction of the largest singular value are rounding of float32 factors
 
 
+# --- the update as a pair of factors -----------------------------------------------------------------------------
+
+
 def concatenate(pairs: Sequence[LoraPair], weights: Sequence[float]) -> LoraPair:
     """sum_n w_n B_n A_n, exactly: A = [A_1; ...; A_N], B = [w_1 B_1 ... w_N B_N], rank the sum of the ranks."""
     A = torch.cat([p.A for p in pairs], dim=0)  # [sum r_n, d_in]
     B = torch.cat([p.B * w for p, w in zip(pairs, weights, strict=True)], dim=1)  # [d_out, sum r_n]
     return LoraPair(A, B)
+
+
+def make_pair(left: Tensor, right: Tensor) -> LoraPair:
+    """The update left @ right^T as a pair in float32; a zero of rank 1 if R is 0. left [d_out, R], right [d_in, R]."""
+    if left.shape[1] == 0:
+        left, right = left.new_zeros(len(left), 1), right.new_zeros(len(right), 1)
+    return LoraPair(right.T.float().contiguous(), left.float().contiguous())
 
 
 def truncate(update: LoraPair | Tensor, rank: int | None) -> LoraPair | Tensor:
@@ -32,6 +42,9 @@ def truncate(update: LoraPair | Tensor, rank: int | None) -> LoraPair | Tensor:
         U, s, Vh = svd(update.double(), full_matrices=False)
         V = Vh.T
     return LoraPair(V[:, :rank].T.float().contiguous(), (U[:, :rank] * s[:rank]).float())
+
+
+# --- singular directions of updates ------------------------------------------------------------------------------
 
 
 def svd_of_pair(pair: LoraPair) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,20 +79,61 @@ def decompose(pair: LoraPair) -> Spectrum:
     tensor([6.], dtype=torch.float64)
     """
     U, s, V = svd_of_pair(pair)
-    there = s > CUT * s[0]  # nothing at all where s[0] is 0
-    return Spectrum(U[:, there], s[there], V[:, there])
+    kept = s > CUT * s[0]  # nothing at all where s[0] is 0
+    return Spectrum(U[:, kept], s[kept], V[:, kept])
 
 
 def decompose_sum(pairs: Sequence[LoraPair], weights: Sequence[float] | None = None) -> Spectrum:
-    """The same for sum_n w_n B_n A_n, through the concatenation of the factors; ranks may differ."""
+    """The singular value decomposition of sum_n w_n B_n A_n, by concatenated factors; ranks may differ."""
     return decompose(concatenate(pairs, [1.0] * len(pairs) if weights is None else weights))
+
+
+def decompose_leading(pair: LoraPair, rank: int | None) -> Spectrum:
+    """The first `rank` singular directions of B A, or all if it is None; none at all of a zero update."""
+    spectrum = decompose(pair)
+    return Spectrum(spectrum.U[:, :rank], spectrum.s[:rank], spectrum.V[:, :rank])
+
+
+def stack_spectra(spectra: Sequence[Spectrum]) -> Spectrum:
+    """All experts' directions: U [d_out, R], s [R], V [d_in, R] with R the sum of the ranks."""
+    return Spectrum(*(torch.cat([getattr(x, part) for x in spectra], dim=-1) for part in ("U", "s", "V")))
 
 
 def singular_values(pair: LoraPair) -> Tensor:
     """All min(r, d_out, d_in) singular values of B A, falling, rounding included; cheaper than `decompose`."""
-    core_left = torch.linalg.qr(pair.B.double(), mode="r").R
-    core_right = torch.linalg.qr(pair.A.double().T, mode="r").R
+    core_left = qr(pair.B.double(), mode="r").R
+    core_right = qr(pair.A.double().T, mode="r").R
     return torch.linalg.svdvals(core_left @ core_right.T)
+
+
+# --- orthonormal bases of columns --------------------------------------------------------------------------------
+
+
+def orthonormal_basis(columns: Tensor) -> Tensor:
+    """An orthonormal basis of what the columns span. columns [d, k] -> [d, p], p <= min(d, k)."""
+    left, _ = _directions(columns)
+    return left
+
+
+def polar(columns: Tensor) -> Tensor:
+    """P Q^T of columns = P diag(s) Q^T: the nearest matrix of orthonormal columns. columns [d, k] -> [d, k].
+
+    Where the columns depend on each other it is the partial isometry on their span, to which published codes add an
+    arbitrary completion.
+    """
+    left, right = _directions(columns)
+    return left @ right
+
+
+def _directions(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Left [d, p] and right [p, k] singular vectors of columns [d, k], through a QR decomposition."""
+    Q, R = qr(columns)
+    left, s, right = svd(R, full_matrices=False)
+    kept = s > CUT * (s[0] if len(s) else 1.0)
+    return Q @ left[:, kept], right[kept]
+
+
+# --- what a spectrum says, and how updates lie to one another ----------------------------------------------------
 
 
 def energy_of_first(s: Tensor) -> float:
@@ -138,45 +192,3 @@ def compare_A(pairs: Sequence[LoraPair]) -> Tensor:
             length = x[:n].norm() * y[:n].norm()
             cosines[i, j] = cosines[j, i] = x[:n] @ y[:n] / length if length > 0 else 0.0
     return cosines
-
-
-def leading(pair: LoraPair, rank: int | None) -> Spectrum:
-    """The first `rank` singular directions of B A, or all if it is None; none at all of a zero update."""
-    found = decompose(pair)
-    return Spectrum(found.U[:, :rank], found.s[:rank], found.V[:, :rank])
-
-
-def side_by_side(spectra: Sequence[Spectrum]) -> Spectrum:
-    """All experts' directions: U [d_out, R], s [R], V [d_in, R] with R the sum of the ranks."""
-    return Spectrum(*(torch.cat([getattr(x, part) for x in spectra], dim=-1) for part in ("U", "s", "V")))
-
-
-def basis_of(columns: Tensor) -> Tensor:
-    """An orthonormal basis of what the columns span. columns [d, k] -> [d, p], p <= min(d, k)."""
-    left, _ = _directions(columns)
-    return left
-
-
-def polar(columns: Tensor) -> Tensor:
-    """P Q^T of columns = P diag(s) Q^T: the nearest matrix of orthonormal columns. columns [d, k] -> [d, k].
-
-    Where the columns depend on each other it is the partial isometry on their span, to which published codes add an
-    arbitrary completion.
-    """
-    left, right = _directions(columns)
-    return left @ right
-
-
-def pair_of(left: Tensor, right: Tensor) -> LoraPair:
-    """The update left @ right^T as a pair in float32; a zero of rank 1 if R is 0. left [d_out, R], right [d_in, R]."""
-    if left.shape[1] == 0:
-        left, right = left.new_zeros(len(left), 1), right.new_zeros(len(right), 1)
-    return LoraPair(right.T.float().contiguous(), left.float().contiguous())
-
-
-def _directions(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Left [d, p] and right [p, k] singular vectors of columns [d, k], through a QR decomposition."""
-    Q, R = torch.linalg.qr(columns)
-    left, s, right = torch.linalg.svd(R, full_matrices=False)
-    there = s > CUT * (s[0] if len(s) else 1.0)
-    return Q @ left[:, there], right[there]

@@ -89,11 +89,11 @@ class Selector:
         upper = bits >> LOWER
         first, last = (int(x) // ROW for x in upper.aminmax())
         counts = torch.bincount(upper.sub_(first * ROW), minlength=(last - first + 1) * ROW).view(-1, ROW)
-        found = counts.any(1).nonzero().flatten()
-        rows = [self._rows.setdefault(first + row, len(self._rows)) for row in found.tolist()]
+        occupied = counts.any(1).nonzero().flatten()
+        rows = [self._rows.setdefault(first + row, len(self._rows)) for row in occupied.tolist()]
         new = torch.zeros(len(self._rows) - len(self._upper), ROW, dtype=torch.int64)
         self._upper = torch.cat([self._upper, new]) if len(new) else self._upper
-        self._upper.index_add_(0, torch.tensor(rows), counts[found])
+        self._upper.index_add_(0, torch.tensor(rows), counts[occupied])
 
     def end_pass(self) -> None:
         """Say that every number has been given."""
@@ -117,8 +117,8 @@ class Selector:
         rows = sorted(self._rows)
         counts = self._upper[[self._rows[row] for row in rows]].flatten()
         self._upper = self._upper[:0].clone()  # not needed in a second pass
-        found = [_locate(counts, k) for k in self._ranks(self.n)]
-        return [(rows[place // ROW] * ROW + place % ROW, k) for place, k in found]
+        places = [_locate(counts, k) for k in self._ranks(self.n)]
+        return [(rows[place // ROW] * ROW + place % ROW, k) for place, k in places]
 
     def _select_held(self) -> list[float]:
         bits = torch.cat(self._waiting).numpy()

@@ -149,13 +149,13 @@ def rank_scales(before: Tensor, after: Tensor, scale: Scale) -> Tensor:
     Published code: before equation 4 the scales of an expert are raised to sorted(S_n)[int(0.8 r)], our `floor`, which
     the paper does not have.
     """
-    there = after > 0
-    scales = torch.where(there, before / after, 0.0)  # >= 1 where there is one
+    defined = after > 0
+    scales = torch.where(defined, before / after, 0.0)  # >= 1 where there is one
     if scale.floor:
-        n = there.sum(1)
+        n = defined.sum(1)
         place = scales.shape[1] - n + (scale.floor * n.double()).long()  # after the zeros
         lowest = scales.sort(1).values.gather(1, place.clamp(max=scales.shape[1] - 1)[:, None])
-        scales = torch.where(there, scales.maximum(lowest), 0.0)
+        scales = torch.where(defined, scales.maximum(lowest), 0.0)
     if scale.normalize:
         total = scales.sum(0)
         scales = torch.where(total > 0, scales / total, 0.0)

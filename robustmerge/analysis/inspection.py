@@ -1,7 +1,7 @@
 """What to know about LoRA experts before merging them, measured module by module over their files.
 
->>> found = inspect_folders({"cat": "path/to/one", "dog": "path/to/other"})  # doctest: +SKIP
->>> found.pairs[0]["update_cosine"]  # doctest: +SKIP
+>>> inspection = inspect_folders({"cat": "path/to/one", "dog": "path/to/other"})  # doctest: +SKIP
+>>> inspection.pairs[0]["update_cosine"]  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -60,29 +60,29 @@ def inspect_folders(
     shared = shared_modules([*adapters, *others])
     if not shared:
         raise UserError("the adapters have no module of the same name and shape in common, nothing can be compared")
-    found, problems = _Sums(), []
+    sums, problems = _Sums(), []
     for module in tqdm(sorted({m for a in adapters for m in a.modules}), desc="inspect", unit="module", disable=None):
-        there = [a for a in adapters if module in a.shapes]
+        owners = [a for a in adapters if module in a.shapes]
         try:
-            pairs = [_read(a, module) for a in there]
+            pairs = [_read(a, module) for a in owners]
             spectra = [decompose(pair) for pair in pairs]
-            for adapter, pair, spectrum in zip(there, pairs, spectra, strict=True):
-                found.add_module(adapter, module, pair, spectrum, density)
+            for adapter, pair, spectrum in zip(owners, pairs, spectra, strict=True):
+                sums.add_module(adapter, module, pair, spectrum, density)
             if module in shared:
-                found.add_pairs(module, there[0].shapes[module], pairs, spectra)
-                found.add_merged([a.name for a in there], spectra, {a.name: _read(a, module) for a in others})
+                sums.add_pairs(module, owners[0].shapes[module], pairs, spectra)
+                sums.add_merged([a.name for a in owners], spectra, {a.name: _read(a, module) for a in others})
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
     names = [a.name for a in adapters]
     return Inspection(
-        experts=[_describe(a, [row for row in found.modules if row["expert"] == a.name]) for a in adapters],
-        modules=found.modules,
-        kinds=found.kind_rows(),
-        spectra=found.spectrum_rows(),
-        pairs=found.pair_rows(names),
-        merged=found.merged_rows(),
+        experts=[_describe(a, [row for row in sums.modules if row["expert"] == a.name]) for a in adapters],
+        modules=sums.modules,
+        kinds=sums.kind_rows(),
+        spectra=sums.spectrum_rows(),
+        pairs=sums.pair_rows(names),
+        merged=sums.merged_rows(),
         density=density,
         disagreements=disagreements(adapters, equal_ranks=False),
     )
@@ -136,11 +136,11 @@ def _describe(adapter: Adapter, rows: Sequence[Row]) -> Row:
     }
 
 
-MEDIANS = ("first", "last", "energy_first", "effective_rank")  # of a module; an expert is told by their medians
+MEDIANS = ("first", "last", "energy_first", "effective_rank")  # of a module; an expert's row has their medians
 
 
 class _Sums:
-    """What is gathered on the way through the modules."""
+    """Measurements of the modules, and the tables that they add up to."""
 
     def __init__(self) -> None:
         self.modules: list[Row] = []
@@ -164,20 +164,21 @@ class _Sums:
         self, module: str, shape: tuple[int, int, int], pairs: Sequence[LoraPair], spectra: Sequence[Spectrum]
     ) -> None:
         ranks = torch.tensor([len(x.s) for x in spectra], dtype=torch.float64)
-        found = {**compare(spectra)._asdict(), "a_cosine": compare_A(pairs)}
+        compared = {**compare(spectra)._asdict(), "a_cosine": compare_A(pairs)}
         chance = torch.maximum(ranks[:, None], ranks[None, :])
-        found |= {"column_chance": chance / shape[0], "row_chance": chance / shape[2]}
+        compared |= {"column_chance": chance / shape[0], "row_chance": chance / shape[2]}
         directions = sum(pair.rank for pair in pairs)
         self._compared.append(
-            {"kind": kind_of(module), "shape": (shape[0], shape[2]), "directions": directions} | found
+            {"kind": kind_of(module), "shape": (shape[0], shape[2]), "directions": directions} | compared
         )
 
     def add_merged(self, names: Sequence[str], spectra: Sequence[Spectrum], merged: Mapping[str, LoraPair]) -> None:
         for label, pair in merged.items():
             update = decompose(pair)
             for name, spectrum in zip(names, spectra, strict=True):
-                found = compare_directions(spectrum, update)
-                self._directions[label, name].append((found.similarity, found.kept, found.ratio))
+                robustness = compare_directions(spectrum, update)
+                row = (robustness.similarity, robustness.kept, robustness.ratio)
+                self._directions[label, name].append(row)
 
     def spectrum_rows(self) -> list[Row]:
         about = {name: {"expert": name} for name in self._values}
@@ -205,10 +206,10 @@ class _Sums:
     def kind_rows(self) -> list[Row]:
         rows = []
         for kind in sorted({x["kind"] for x in self._compared}):
-            found = [x for x in self._compared if x["kind"] == kind]
-            (d_out, d_in), directions = found[0]["shape"], max(x["directions"] for x in found)
-            row = {"kind": kind, "modules": len(found), "d_out": d_out, "d_in": d_in, "directions": directions}
-            rows.append(row | {"share": max(x["directions"] / min(x["shape"]) for x in found)})
+            modules = [x for x in self._compared if x["kind"] == kind]
+            (d_out, d_in), directions = modules[0]["shape"], max(x["directions"] for x in modules)
+            row = {"kind": kind, "modules": len(modules), "d_out": d_out, "d_in": d_in, "directions": directions}
+            rows.append(row | {"share": max(x["directions"] / min(x["shape"]) for x in modules)})
         return rows
 
 

@@ -93,8 +93,8 @@ def inner_products(experts: Sequence[Update], merged: Sequence[Update]) -> Inner
     """All that `what_is_kept` needs of one module, in float64."""
 
     def products(ones: Sequence[Update], others: Sequence[Update]) -> Tensor:
-        found = [inner_product(one, other) for one in ones for other in others]
-        return torch.tensor(found, dtype=torch.float64).reshape(len(ones), len(others))
+        values = [inner_product(one, other) for one in ones for other in others]
+        return torch.tensor(values, dtype=torch.float64).reshape(len(ones), len(others))
 
     squares = torch.tensor([inner_product(x, x) for x in merged], dtype=torch.float64)
     return Inner(products(experts, experts), products(merged, experts), squares)
@@ -104,15 +104,15 @@ def what_is_kept(inner: Inner) -> list[Kept]:
     """The numbers of every merged update; NaN for an expert of zeros, infinite interference where nothing is left."""
     lengths = inner.experts.diagonal().clamp(min=0)  # [N], squared
     inverse = torch.linalg.pinv(inner.experts, hermitian=True)
-    found = []
+    kept = []
     for row, square in zip(inner.merged, inner.squares.clamp(min=0), strict=True):
         share = row / lengths
-        own = share.square() * lengths
+        expert_part = share.square() * lengths
         distance = (square - 2 * row + lengths).clamp(min=0) / lengths
         outside = (1 - row @ inverse @ row / square).clamp(0, 1) if square > 0 else square
-        interference = ((square - own).clamp(min=0) / own).sqrt()
-        found.append(Kept(share, interference, distance.sqrt(), float(square.sqrt()), float(outside.sqrt())))
-    return found
+        interference = ((square - expert_part).clamp(min=0) / expert_part).sqrt()
+        kept.append(Kept(share, interference, distance.sqrt(), float(square.sqrt()), float(outside.sqrt())))
+    return kept
 
 
 def open_update(folder: Path, name: str) -> Callable[[str], Update]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.low_rank import basis_of, decompose, pair_of, side_by_side
+from robustmerge.low_rank import decompose, make_pair, orthonormal_basis, stack_spectra
 from robustmerge.rules import elect, trim
 from robustmerge.stage.settings import UserError, choose
 
@@ -48,13 +48,13 @@ def merge(
     choose(rule, ("ties", "sum"), "rule of compress_then_merge (merge.params.rule)")
     _check(density, beta, rank)
     spectra = [decompose(pair) for pair in pairs]
-    every = side_by_side(spectra)
-    left, right = basis_of(every.U), basis_of(every.V)  # [d_out, p], [d_in, q]
+    stacked = stack_spectra(spectra)
+    left, right = orthonormal_basis(stacked.U), orthonormal_basis(stacked.V)  # [d_out, p], [d_in, q]
     cores = torch.stack([(left.T @ x.U) * x.s @ (x.V.T @ right) for x in spectra])  # M [N, p, q]
     rank = min(rank or max(pair.rank for pair in pairs), *cores.shape[1:])
     u, v = tucker(_targets(cores, beta), rank)
     merged = RULES[rule](u.T @ cores @ v, density)  # [r, r]
-    return pair_of(strength * left @ u @ merged, right @ v)
+    return make_pair(strength * left @ u @ merged, right @ v)
 
 
 def tucker(stack: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -80,9 +80,9 @@ def _leading(stack: Tensor, rank: int) -> Tensor:
 
 def _targets(cores: Tensor, beta: float) -> Tensor:
     norms = cores.flatten(1).norm(dim=1)  # [N]
-    there = norms > 0
-    mean = norms.sum() / max(1, int(there.sum()))
-    gain = torch.where(there, beta + (1 - beta) * mean / norms, 0.0)
+    has_update = norms > 0
+    mean = norms.sum() / max(1, int(has_update.sum()))
+    gain = torch.where(has_update, beta + (1 - beta) * mean / norms, 0.0)
     return cores * gain[:, None, None]
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.low_rank import leading, pair_of, polar, side_by_side
+from robustmerge.low_rank import decompose_leading, make_pair, polar, stack_spectra
 from robustmerge.stage.settings import UserError, choose
 
 
@@ -48,13 +48,13 @@ def merge(
         problems.append(f"rank must be at least 1, got {rank} (merge.params.rank)")
     if problems:
         raise UserError("\n".join(problems))
-    spectra = [leading(pair, rank) for pair in pairs]
-    every = side_by_side(spectra)
-    left, right = polar(every.U), polar(every.V)  # [d_out, R], [d_in, R], R = N r
+    spectra = [decompose_leading(pair, rank) for pair in pairs]
+    stacked = stack_spectra(spectra)
+    left, right = polar(stacked.U), polar(stacked.V)  # [d_out, R], [d_in, R], R = N r
     parts = [(left.T @ x.U) * _smooth(x.s, smoothing, rho) @ (x.V.T @ right) for x in spectra]  # N of [R, R]
     merged = elected_mean(torch.stack([_keep_largest(part, density) for part in parts]))
     blocks = torch.block_diag(*(merged.new_ones(len(x.s), len(x.s)) for x in spectra))
-    return pair_of(strength * left @ (merged * blocks), right)
+    return make_pair(strength * left @ (merged * blocks), right)
 
 
 def _smooth(s: Tensor, smoothing: str, rho: float) -> Tensor:

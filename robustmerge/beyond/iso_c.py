@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.low_rank import decompose_sum, pair_of
+from robustmerge.low_rank import decompose_sum, make_pair
 
 
 def merge(pairs: Sequence[LoraPair], strength: float = 1.0) -> LoraPair:
     """Merge one module. Ranks may differ; an all-zero expert changes nothing."""
     total = decompose_sum(pairs)
-    return pair_of(strength * total.s.sum() / max(1, len(total.s)) * total.U, total.V)
+    return make_pair(strength * total.s.sum() / max(1, len(total.s)) * total.U, total.V)

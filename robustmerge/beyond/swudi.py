@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.low_rank import basis_of, decompose, pair_of, side_by_side
+from robustmerge.low_rank import decompose, make_pair, orthonormal_basis, stack_spectra
 from robustmerge.stage.settings import UserError, choose
 
 SMALLEST = 1e-8  # eigenvalue
@@ -54,16 +54,16 @@ def merge(
         raise UserError("\n".join(problems))
     spectra = [decompose(pair) for pair in pairs]
     energy = torch.cat([(x.s / x.norm) ** 2 for x in spectra])  # [R]: w_n s^2, R = sum of the ranks
-    every = side_by_side(spectra)
-    basis = basis_of(every.V)  # [d_in, p]
-    rows = every.V.T @ basis  # [R, p]
+    stacked = stack_spectra(spectra)
+    basis = orthonormal_basis(stacked.V)  # [d_in, p]
+    rows = stacked.V.T @ basis  # [R, p]
     values, W = torch.linalg.eigh(rows.T @ (energy[:, None] * rows))  # C, ascending [p], [p, p]
     values = values.clamp(min=SMALLEST)
     gain = _gain(values, basis.shape[0], variant, time, share)
-    start = every.s[:, None] * rows / (len(pairs) if init == "mean" else 1)  # T_0 = U start basis^T
-    solved = (every.s * energy)[:, None] * rows  # F = U solved basis^T
+    start = stacked.s[:, None] * rows / (len(pairs) if init == "mean" else 1)  # T_0 = U start basis^T
+    solved = (stacked.s * energy)[:, None] * rows  # F = U solved basis^T
     T = start - (start @ W * gain) @ W.T + (solved @ W * (gain / values)) @ W.T  # [R, p]
-    return pair_of(strength * every.U @ T, basis)
+    return make_pair(strength * stacked.U @ T, basis)
 
 
 def _gain(values: Tensor, d_in: int, variant: str, time: float, share: float) -> Tensor:

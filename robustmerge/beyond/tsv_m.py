@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.low_rank import leading, pair_of, polar, side_by_side
+from robustmerge.low_rank import decompose_leading, make_pair, polar, stack_spectra
 from robustmerge.stage.settings import UserError
 
 
@@ -31,5 +31,5 @@ def merge(pairs: Sequence[LoraPair], strength: float = 1.0) -> LoraPair:
             f"tsv_m gives each expert an equal share of the dimensions, and {len(pairs)} experts cannot share a "
             f"module of {d_out} x {d_in}; merge fewer experts, or leave modules as small as that out"
         )
-    all_of = side_by_side([leading(pair, k) for pair in pairs])
-    return pair_of(strength * polar(all_of.U) * all_of.s, polar(all_of.V))
+    stacked = stack_spectra([decompose_leading(pair, k) for pair in pairs])
+    return make_pair(strength * polar(stacked.U) * stacked.s, polar(stacked.V))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
 
 import pytest
 import torch
 import yaml
 
 from pipeline.program import compose
-from robustmerge import algebra, method, pcb
+from robustmerge import method, pcb
 from robustmerge import method as method_file
 from robustmerge.algebra import merge_pairs
 from robustmerge.low_rank import concatenate, truncate
@@ -177,9 +176,3 @@ def test_every_method_file_merges_one_module_in_a_notebook(name: str) -> None:
     method = read_method(name, **({"prune__density": 1.0} if name.startswith("robustmerge") else {}))
     update = merge_pairs(pairs, method)
     assert (update.delta() if hasattr(update, "delta") else update).shape == (7, 10)
-
-
-@pytest.mark.parametrize("module", [algebra, method_file], ids=lambda module: module.__name__)
-def test_the_examples_in_the_text_are_right(module: object) -> None:
-    failed, tried = doctest.testmod(module)
-    assert (failed, tried > 0) == (0, True)

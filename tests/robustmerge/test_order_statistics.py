@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustmerge import order_statistics
 from robustmerge.method import Prune
 from robustmerge.order_statistics import Selector, batch_of, kth_smallest
 from robustmerge.rules import PRUNE, threshold_index
@@ -112,8 +110,3 @@ def test_a_limit_keeps_what_is_at_least_as_large(n: int, limit: int) -> None:
     x = torch.randint(-10, 11, (n,), generator=torch.Generator().manual_seed(n)).float()
     (pruned,) = PRUNE["magnitude"]([x], Prune("magnitude", 0.5), (float(limit),), [])
     assert torch.equal(pruned, torch.where(x.abs() >= limit, x, 0.0))
-
-
-def test_the_example_in_the_text_is_right() -> None:
-    failed, tried = doctest.testmod(order_statistics)
-    assert (failed, tried > 0) == (0, True)
