@@ -23,7 +23,7 @@ FORMATS = (
 
 
 def join_annotations(examples: Sequence[Example], path: Path) -> tuple[list[Example], str]:
-    """Add the references or options of a file to the examples; returns them and which of captions, answers, choices.
+    """Add the references or options of a file to the examples; returns them and "captions", "answers" or "choices".
 
     Raises UserError naming the file if it has none of the formats, or does not fit the questions.
     """

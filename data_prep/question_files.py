@@ -145,7 +145,7 @@ def _check_images(
 def _list_sources(
     settings: TaskData, files: dict[str, Path], splits: dict[str, list[Example]]
 ) -> tuple[dict[str, Path], dict[Path, str]]:
-    """Where every image is, by its path in the stage's folder; and what is wrong with some, by where they should be."""
+    """The path of every image by its path in the stage's folder, and what is wrong with images by their path."""
     sources: dict[str, Path] = {}
     problems: dict[Path, str] = {}
     for split, file in files.items():

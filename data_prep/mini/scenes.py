@@ -1,4 +1,4 @@
-"""What a picture of the mini benchmark shows: the vocabulary, the `Scene` record and its seeded sampling.
+"""The content of the mini benchmark's pictures: the vocabulary, the `Scene` record and its seeded sampling.
 
 A scene holds everything that drawing needs, so `drawing.draw(scene)` is a pure function. Pictures are 48 px wide;
 boxes lie on a grid of 8 px. A picture shows one object, or one grid of marks: small models do not learn to tell

@@ -1,4 +1,4 @@
-"""The twelve task families of the mini benchmark: what is asked about a scene, and the answer.
+"""The twelve task families of the mini benchmark: questions about a scene, and their answers.
 
 Each `make_NAME` takes a seeded `random.Random` and returns a scene and the fields of its `Example`; `GENERATORS` lists
 them by name. The order of the random draws is part of the benchmark: another order is other data.

@@ -59,7 +59,7 @@ def is_original(folder: Path) -> bool:
 
 
 def is_llava_config(config: Mapping[str, Any] | None) -> bool:
-    """Whether a config.json is LLaVA's own; that of transformers, whose type may be `llava` too, lacks these keys."""
+    """Whether a config.json is that of LLaVA's code; transformers' may have the type `llava` but not these keys."""
     return config is not None and ("mm_projector_type" in config or "mm_vision_tower" in config)
 
 

@@ -40,7 +40,7 @@ class Heads(nn.Module):
         return [functional.linear(pooled[index], weight) for index, weight in enumerate(self.weights)]
 
 
-class Seer(nn.Module):
+class TowerClassifier(nn.Module):
     """A vision tower with attribute heads.
 
     Loss: the mean over the heads of their cross entropies, each over the pictures to which the head applies.
@@ -60,7 +60,7 @@ class Seer(nn.Module):
         return self.heads(self.features(pixel_values))
 
     def forward(self, pixel_values: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """targets: [n, heads], -1 where a head does not apply."""
+        """The loss on pictures. targets: [n, heads], -1 where a head does not apply."""
         losses = [
             functional.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
             / (target >= 0).sum().clamp(min=1)
@@ -69,7 +69,7 @@ class Seer(nn.Module):
         return {"loss": torch.stack(losses).mean()}
 
 
-class Speaker(nn.Module):
+class AnswerModel(nn.Module):
     """A LLaVA with a next-token loss on answers; logits are computed at their positions only."""
 
     accepts_loss_kwargs = True  # the Trainer then counts the answers' tokens in all micro-batches of a step
@@ -91,30 +91,32 @@ class Speaker(nn.Module):
 
 
 @torch.inference_mode()
-def measure_heads(seer: Seer, rows: Sequence, collate: Collate, names: Iterable[str]) -> dict[str, float]:
+def measure_heads(
+    classifier: TowerClassifier, rows: Sequence, collate: Collate, names: Iterable[str]
+) -> dict[str, float]:
     """Accuracy of every head over the rows to which it applies (see `probe.accuracies`)."""
     classes, targets = [], []
     for start in range(0, len(rows), MEASURE_BATCH):
         batch = collate(rows[start : start + MEASURE_BATCH])
-        classes.append(torch.stack([logits.argmax(-1) for logits in seer.logits(batch["pixel_values"])], dim=1))
+        classes.append(torch.stack([logits.argmax(-1) for logits in classifier.logits(batch["pixel_values"])], dim=1))
         targets.append(batch["targets"])
     return accuracies(torch.cat(classes), torch.cat(targets), names)
 
 
 @torch.no_grad()
-def read_features(seer: Seer, rows: Sequence, collate: Collate) -> tuple[Tensor, Tensor]:
+def read_features(classifier: TowerClassifier, rows: Sequence, collate: Collate) -> tuple[Tensor, Tensor]:
     """Features of every row, flattened [rows, patches x width], and its targets [rows, heads]."""
     features, targets = [], []
     for start in range(0, len(rows), MEASURE_BATCH):
         batch = collate(rows[start : start + MEASURE_BATCH])
-        features.append(seer.features(batch["pixel_values"]).flatten(1))
+        features.append(classifier.features(batch["pixel_values"]).flatten(1))
         targets.append(batch["targets"])
     return torch.cat(features), torch.cat(targets)
 
 
 @torch.inference_mode()
 def measure_answers(
-    speaker: Speaker, rows: Sequence[Row], skills: Sequence[Sequence[str]], collate: Collate
+    answer_model: AnswerModel, rows: Sequence[Row], skills: Sequence[Sequence[str]], collate: Collate
 ) -> dict[str, float]:
     """Share of answers whose every token is the most likely one, given the true tokens before it; by skill, and `all`.
 
@@ -122,7 +124,7 @@ def measure_answers(
     """
     right: dict[str, list[bool]] = {}
     for start in range(0, len(rows), MEASURE_BATCH):
-        logits, targets, positions = speaker.logits(**collate(rows[start : start + MEASURE_BATCH]))
+        logits, targets, positions = answer_model.logits(**collate(rows[start : start + MEASURE_BATCH]))
         hits = logits.argmax(-1) == targets
         turns: dict[tuple[int, int], bool] = {}
         previous, turn = (-1, -1), 0

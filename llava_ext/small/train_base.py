@@ -26,7 +26,15 @@ from llava_ext.data import Collator, Reader, Row, Rows, derive_seed, group_by_le
 from llava_ext.pixels import PixelReader, open_picture
 from llava_ext.settings import BaseModel, Part, Trainer
 from llava_ext.small.build import build_model, build_processor, save_base
-from llava_ext.small.networks import Collate, Heads, Seer, Speaker, measure_answers, measure_heads, read_features
+from llava_ext.small.networks import (
+    AnswerModel,
+    Collate,
+    Heads,
+    TowerClassifier,
+    measure_answers,
+    measure_heads,
+    read_features,
+)
 from llava_ext.small.probe import PICTURES, exact_products, probe
 from llava_ext.small.tokenizer import build_tokenizer
 from llava_ext.trainer import (
@@ -150,20 +158,22 @@ def train_to_see(
     targets = torch.stack([torch.tensor(table[name][:]) for name in sizes], dim=1)  # [rows, heads], -1: none
     rows = list(zip(table["image"][:], targets, strict=True))
     train, held_out_indices = split(len(rows), settings.held_out, settings.seed)
-    seer = Seer(model, Heads(settings.vision.width, list(sizes.values()), derive_seed(settings.seed, "heads")))
+    classifier = TowerClassifier(
+        model, Heads(settings.vision.width, list(sizes.values()), derive_seed(settings.seed, "heads"))
+    )
 
     def collate(batch: Sequence[tuple[bytes, Tensor]]) -> dict[str, Tensor]:
         raw = pixels.raw([open_picture(image) for image, _ in batch])
         return {"pixel_values": pixels.normalise(raw), "targets": torch.stack([target for _, target in batch])}
 
-    run.fit(seer, rows, train, collate)
-    seer.tower.requires_grad_(False).eval()
+    run.fit(classifier, rows, train, collate)
+    classifier.tower.requires_grad_(False).eval()
     held_out = [rows[index] for index in held_out_indices]
-    heads = measure_heads(seer, held_out, collate, sizes)
+    heads = measure_heads(classifier, held_out, collate, sizes)
     run.say(f"attribute heads, accuracy on {len(held_out):,} held-out pictures: {_format_accuracies(heads)}")
     with exact_products():
-        features = read_features(seer, [rows[index] for index in train[:PICTURES]], collate)
-        linear = probe(features, read_features(seer, held_out, collate), sizes)
+        features = read_features(classifier, [rows[index] for index in train[:PICTURES]], collate)
+        linear = probe(features, read_features(classifier, held_out, collate), sizes)
     run.say(f"linear probes on the frozen features, accuracy on the same: {_format_accuracies(linear)}")
     return {"heads": heads, "probe": linear}
 
@@ -171,11 +181,11 @@ def train_to_see(
 def train_to_talk(model: LlavaForConditionalGeneration, reader: Reader, corpus: Path, run: PartRun) -> dict[str, float]:
     """Part 2: train projector and language model on instruct/, vision frozen. Returns accuracies on held_out/."""
     rows = _encode_dialogues(datasets.load_from_disk(str(corpus / "instruct")), reader)
-    speaker, collate = Speaker(model), Collator(reader)
-    run.fit(speaker, rows, range(len(rows)), collate, MICRO_BATCH)
+    answer_model, collate = AnswerModel(model), Collator(reader)
+    run.fit(answer_model, rows, range(len(rows)), collate, MICRO_BATCH)
     model.eval()
     held_out = datasets.load_from_disk(str(corpus / "held_out"))
-    skills = measure_answers(speaker, _encode_dialogues(held_out, reader), held_out["skills"][:], collate)
+    skills = measure_answers(answer_model, _encode_dialogues(held_out, reader), held_out["skills"][:], collate)
     run.say(f"answers, accuracy on {len(held_out):,} held-out dialogues: {_format_accuracies(skills)}")
     return skills
 
