@@ -61,8 +61,8 @@ class Addresses:
         settings: Any,
         inputs: dict[str, Address],
     ) -> Address:
-        folder = self.root / kind / source.folder
-        return address_file(self.root, folder, task.name, suffix, stage, SCHEMAS[stage], settings, inputs)
+        file = self.root / kind / source.folder / f"{task.name}{suffix}"
+        return address_file(self.root, file, stage, SCHEMAS[stage], settings, inputs)
 
     @cached_property
     def corpus(self) -> Address:

@@ -51,7 +51,7 @@ def find_results(root: Path) -> Iterator[Result]:
             continue
         if kind in ("predictions", "scores"):
             paths = [p for p in (root / kind).rglob("*.json*") if p.is_file()]
-            paths = [p for p in paths if not p.name.endswith((".manifest.json", ".lock"))]
+            paths = [p for p in paths if not p.name.endswith((".manifest.json", ".lock", ".seconds"))]
         elif kind == "general":
             paths = [manifest.parent for manifest in (root / kind).rglob("manifest.json")]
         else:

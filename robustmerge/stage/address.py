@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -17,6 +18,7 @@ import os
 import platform
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from robustmerge.stage.settings import LATER, OUTSIDE_IDENTITY, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UNFINISHED = "unfinished"  # the folder inside a result in which a stage keeps what it goes on from
+KEEP_SECONDS_EVERY = 10.0
 FILE_SUFFIXES = (".json", ".jsonl")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "numpy", "safetensors", "pillow")
 
@@ -72,6 +75,11 @@ class Address:
     @property
     def lock(self) -> Path:
         return self.path.with_name(self.path.name + ".lock")
+
+    @property
+    def seconds(self) -> Path:
+        """The file that keeps how long an unfinished result has been worked on."""
+        return self.path.with_name(self.path.name + ".seconds")
 
     def is_complete(self) -> bool:
         """Whether the manifest is there. Raises UserError if it tells of something else."""
@@ -144,19 +152,11 @@ def address_folder(
 
 
 def address_file(
-    root: Path,
-    folder: Path,
-    name: str,
-    suffix: str,
-    stage: str,
-    schema: int,
-    settings: Any,
-    inputs: Mapping[str, Address],
+    root: Path, file: Path, stage: str, schema: int, settings: Any, inputs: Mapping[str, Address]
 ) -> Address:
-    """The address `folder/name-hash8suffix` of a stage that writes one file, its manifest beside it."""
-    identity = _identity_of(stage, schema, settings, inputs)
-    unnamed = Address(root, root, identity)
-    return dataclasses.replace(unnamed, path=folder / f"{name}-{unnamed.hash8}{suffix}")
+    """The address of a stage that writes one file, its manifest beside it. file: its path without `-hash8`."""
+    unnamed = Address(root, file, _identity_of(stage, schema, settings, inputs))
+    return dataclasses.replace(unnamed, path=file.with_name(f"{file.stem}-{unnamed.hash8}{file.suffix}"))
 
 
 def foreign(path: Path, root: Path | None = None) -> Address:
@@ -199,14 +199,16 @@ def run_stage(address: Address, work: Callable[[Path], dict | None], say: Callab
     with _locked(address, say):
         if not address.is_complete():
             started = time.time()
-            (address.path.parent if address.is_file else address.path).mkdir(parents=True, exist_ok=True)
-            try:
-                found = work(address.path) or {}
-            except BaseException:
-                _remove_if_empty(address)
-                raise
-            _remove_cut_files(address.path)
-            manifest = {"identity": address.identity, "record": {**_record(address, started), **found}}
+            with _counted_seconds(address) as count_seconds:
+                (address.path.parent if address.is_file else address.path).mkdir(parents=True, exist_ok=True)
+                try:
+                    details = work(address.path) or {}
+                except BaseException:
+                    _remove_if_empty(address)
+                    raise
+                _remove_cut_files(address.path)
+                record = {**_record(address, started, count_seconds()), **details}
+            manifest = {"identity": address.identity, "record": record}
             write_atomically(address.manifest, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return address.path
 
@@ -215,6 +217,55 @@ def _remove_if_empty(address: Address) -> None:
     """A stage that was refused before it wrote anything leaves no folder."""
     with contextlib.suppress(OSError):
         address.path.rmdir()
+
+
+@contextlib.contextmanager
+def _counted_seconds(address: Address) -> Iterator[Callable[[], float]]:
+    """Yield a function that tells how many seconds a stage has worked on its result, interrupted runs included.
+
+    A file beside the lock keeps the sum while the result is unfinished; a kill loses what is younger than
+    KEEP_SECONDS_EVERY. It does not count if nothing is left of what the earlier runs had made.
+    """
+    file, over = address.seconds, threading.Event()
+    before = _read_seconds(file) if _is_begun(address) else 0.0
+    started = time.monotonic()
+
+    def count() -> float:
+        return before + time.monotonic() - started
+
+    def keep() -> None:
+        while not over.wait(KEEP_SECONDS_EVERY):
+            with contextlib.suppress(OSError):
+                file.write_text(f"{count():.2f}\n")
+
+    keeper = threading.Thread(target=keep, name="keep-seconds", daemon=True)
+    keeper.start()
+    is_finished = False
+    try:
+        yield count
+        is_finished = True
+    finally:
+        over.set()
+        keeper.join()
+        if is_finished or not _is_begun(address):
+            file.unlink(missing_ok=True)
+        else:
+            file.write_text(f"{count():.2f}\n")
+
+
+def _read_seconds(file: Path) -> float:
+    try:
+        return float(file.read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _is_begun(address: Address) -> bool:
+    """Whether there is anything of a result: files in its folder, or the file itself or parts of it."""
+    if not address.is_file:
+        return address.path.is_dir() and any(address.path.iterdir())
+    parts = address.path.parent.glob(f"{glob.escape(address.path.name)}*")
+    return any(part not in (address.lock, address.seconds) for part in parts)
 
 
 def _remove_cut_files(path: Path) -> None:
@@ -275,12 +326,12 @@ def _holder(lock: Path) -> str:
         return "another process"
 
 
-def _record(address: Address, started: float) -> dict:
+def _record(address: Address, started: float, seconds: float) -> dict:
     """Everything worth knowing about how a result was made that does not change what it is."""
     outputs = [address.path] if address.is_file else sorted(address.path.iterdir())
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 2),
+        "seconds": round(seconds, 2),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),

@@ -37,7 +37,7 @@ def questions(tmp_path) -> Path:
 
 
 def address_in(folder: Path, questions: Path, settings: Generation = SETTINGS):
-    return address_file(folder, folder, settings.task, ".jsonl", "predict", 1, settings, {"q": foreign(questions)})
+    return address_file(folder, folder / f"{settings.task}.jsonl", "predict", 1, settings, {"q": foreign(questions)})
 
 
 class Model:

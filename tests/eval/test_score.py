@@ -26,7 +26,7 @@ def stage(folder, predictions, settings=SETTINGS, examples=EXAMPLES):
     write_examples(questions, examples)
     write_predictions(answers, predictions)
     inputs = {"questions": foreign(questions), "predictions": foreign(answers)}
-    address = address_file(folder, folder / "scores", settings.task, ".json", "score", 1, settings, inputs)
+    address = address_file(folder, folder / "scores" / f"{settings.task}.json", "score", 1, settings, inputs)
     return address, score(address, settings, questions, answers)
 
 
@@ -65,13 +65,13 @@ def test_a_file_with_a_cut_last_line_is_refused_as_incomplete(tmp_path):
     stage(tmp_path, ANSWERS)
     answers = tmp_path / "answers.jsonl"
     answers.write_bytes(answers.read_bytes()[:-3])
-    address = address_file(tmp_path, tmp_path, "again", ".json", "score", 1, SETTINGS, {})
+    address = address_file(tmp_path, tmp_path / "again.json", "score", 1, SETTINGS, {})
     with pytest.raises(UserError, match=r"1 missing \(q3\)"):
         score(address, SETTINGS, tmp_path / "test.jsonl", answers)
 
 
 def test_predictions_that_do_not_exist_are_said_to_be_missing(tmp_path):
-    address = address_file(tmp_path, tmp_path, "x", ".json", "score", 1, SETTINGS, {})
+    address = address_file(tmp_path, tmp_path / "x.json", "score", 1, SETTINGS, {})
     with pytest.raises(UserError, match="run predict first"):
         score(address, SETTINGS, tmp_path / "test.jsonl", tmp_path / "none.jsonl")
 

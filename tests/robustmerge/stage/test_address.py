@@ -75,6 +75,48 @@ def test_a_stage_is_complete_only_when_its_manifest_is_written(tmp_path):
     assert set(record["outputs"]) == {"half"}
 
 
+@pytest.mark.parametrize("is_file", [False, True])
+def test_the_seconds_of_interrupted_runs_count_as_long_as_something_is_left_of_them(tmp_path, is_file):
+    file = address_file(tmp_path, tmp_path / "rec.jsonl", "predict", 1, Settings(), {})
+    address = file if is_file else address_of(tmp_path)
+    part = address.path.with_name(f"{address.path.name}.part-0") if is_file else address.path / "half"
+
+    def fail_slowly(path: Path) -> None:
+        part.write_text("half")
+        time.sleep(0.3)
+        raise RuntimeError("cut")
+
+    def finish(path: Path) -> None:
+        part.rename(path if is_file else path / "whole")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            run_stage(address, fail_slowly)
+    assert 0.6 <= float(address.seconds.read_text()) < 60
+    run_stage(address, finish)
+    record = read_manifest(address.manifest)["record"]
+    assert 0.6 <= record["seconds"] < 60
+    assert not address.seconds.exists()
+    assert "rec" not in record["outputs"] and not any("seconds" in name for name in record["outputs"])
+
+    address.manifest.unlink()
+    (address.path if is_file else address.path / "whole").unlink()
+    address.seconds.write_text("1000.0")  # of an unfinished result that somebody has removed
+    run_stage(address, lambda path: (path if is_file else path / "whole").write_text("new") and None)
+    assert read_manifest(address.manifest)["record"]["seconds"] < 60
+
+
+def test_a_stage_that_is_refused_before_it_wrote_anything_leaves_nothing(tmp_path):
+    address = address_of(tmp_path)
+    with pytest.raises(UserError):
+        run_stage(address, refuse_work)
+    assert not list(address.path.parent.iterdir())
+
+
+def refuse_work(folder: Path) -> None:
+    raise UserError("refused")
+
+
 def test_a_complete_stage_is_not_run_again(tmp_path):
     address = address_of(tmp_path)
     run_stage(address, lambda folder: None)
@@ -82,7 +124,7 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
 
 
 def test_a_file_has_its_manifest_beside_it(tmp_path):
-    address = address_file(tmp_path, tmp_path / "scores", "rec", ".json", "score", 1, Settings(), {})
+    address = address_file(tmp_path, tmp_path / "scores" / "rec.json", "score", 1, Settings(), {})
     run_stage(address, lambda path: path.write_text("{}") and None)
     assert address.manifest == address.path.with_suffix(".manifest.json")
     assert address.is_complete()
@@ -138,7 +180,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
+from robustmerge.stage import address as module
 from robustmerge.stage.address import Address, run_stage
+module.KEEP_SECONDS_EVERY = 0.1
 address = Address(Path(sys.argv[1]), Path(sys.argv[1]) / "merged" / "x-1", {"stage": "merge"})
 def work(folder):
     (folder / "holding").write_text("")
@@ -163,16 +207,20 @@ def test_a_live_lock_is_waited_for_with_a_message(tmp_path):
     assert f"process {child.pid}" in said[0]
 
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path):
+def test_the_lock_of_a_killed_process_is_free_and_its_seconds_count(tmp_path):
     child = _hold(tmp_path, 60)
+    address = Address(tmp_path, tmp_path / "merged" / "x-1", {"stage": "merge"})
+    while not address.seconds.exists() or not address.seconds.read_text():
+        time.sleep(0.02)
     child.kill()
     child.wait()
-    address = Address(tmp_path, tmp_path / "merged" / "x-1", {"stage": "merge"})
+    assert float(address.seconds.read_text()) >= 0.1
     said: list[str] = []
     run_stage(address, lambda folder: None, said.append)
     assert address.is_complete()
+    assert read_manifest(address.manifest)["record"]["seconds"] >= 0.1
     assert not said
-    assert not address.lock.exists()
+    assert not address.lock.exists() and not address.seconds.exists()
 
 
 PARENT = """
