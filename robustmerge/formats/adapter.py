@@ -286,6 +286,7 @@ def sort_names(file: TensorFile, config: Mapping[str, Any]) -> Contents:
     contents = Contents()
     for stored in file.names:
         module, _, spelling = stored.removeprefix(PREFIX).rpartition(".lora_")
+        key: str | None
         if module and spelling in _SPELLINGS:
             place, key = contents.lora.setdefault(module, {}), _SPELLINGS[spelling]
         else:

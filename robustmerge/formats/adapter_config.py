@@ -88,7 +88,7 @@ def refusals(config: Mapping[str, Any]) -> list[str]:
 
 def saved_modules(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The modules that are trained and saved whole: those of modules_to_save and the head of the task."""
-    return (*(config.get("modules_to_save") or ()), *SAVED_FOR_TASK.get(config.get("task_type"), ()))
+    return (*(config.get("modules_to_save") or ()), *SAVED_FOR_TASK.get(config.get("task_type") or "", ()))
 
 
 def rank_of(config: Mapping[str, Any], module: str) -> int:

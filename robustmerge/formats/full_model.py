@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,20 @@ CARD = "# A full model\n\nThe base model {base}{source}. Written for programs th
 class ModelWriter:
     """Writes a checkpoint that has the base's names, dtypes and files; nothing is there before the block ends well.
 
+    like: an expert, whose modules and trained values are changed.
     Raises UserError, before anything is written, with every module that the base does not have.
     """
 
-    def __init__(self, folder: Path, base: Path, adapters: Sequence[Adapter], card: str):
+    def __init__(self, folder: Path, base: Path, like: Adapter | DeltaLayout, card: str):
         self.folder, self.card = folder, card
         self.ranks: dict[str, int] = {}  # a full weight has none
         self.base = open_checkpoint(base)
         if folder.resolve() == base.resolve():
             raise UserError(f"{folder} is the base model itself; nothing is overwritten (out)")
-        self._fan = bool(adapters[0].config.get("fan_in_fan_out"))
-        self._places = find_places(self.base, adapters, self._fan)
-        self._extras, self._biases = set(adapters[0].extras), {}
+        self._fan = bool(like.config.get("fan_in_fan_out"))
+        self._places = find_places(self.base, like, self._fan)
+        self._extras = set(like.extras)
+        self._biases: dict[str, Tensor] = {}
         self._writers = {
             name: SlotWriter(folder / name, {key: (file.dtype(key), file.shape(key)) for key in file.names})
             for name, file in self.base.files.items()
@@ -136,12 +138,11 @@ def rescale_rows(weight: Tensor, magnitude: Tensor, fan_in_fan_out: bool) -> Ten
     return weight
 
 
-def find_places(base: Checkpoint, adapters: Sequence[Adapter], fan_in_fan_out: bool) -> dict[str, str]:
-    """Parameter in memory -> tensor in the checkpoint, for everything that the experts change.
+def find_places(base: Checkpoint, like: Adapter | DeltaLayout, fan_in_fan_out: bool) -> dict[str, str]:
+    """Parameter in memory -> tensor in the checkpoint, for everything that an expert like this one changes.
 
     Raises UserError with all that the base lacks, or has in another shape, or ties to another weight.
     """
-    like = adapters[0]
     wanted: dict[str, tuple[int, ...]] = {}
     for module, (d_out, _, d_in) in like.shapes.items():
         wanted[f"{module}.weight"] = (d_in, d_out) if fan_in_fan_out else (d_out, d_in)
@@ -197,7 +198,7 @@ def _link_base(base: Path, folder: Path, card: str) -> None:
 
 def _write_adapter(base: Path, source: Path, folder: Path, card: str) -> None:
     adapter = open_adapter(source)
-    with ModelWriter(folder, base, [adapter], card) as writer:
+    with ModelWriter(folder, base, adapter, card) as writer:
         for module in adapter.modules:
             magnitude, bias = adapter.magnitude(module), adapter.bias(module)
             writer.add_update(module, adapter.pair(module), magnitude=magnitude, bias=bias)
@@ -206,7 +207,7 @@ def _write_adapter(base: Path, source: Path, folder: Path, card: str) -> None:
 
 
 def _write_delta(base: Path, delta: Delta, folder: Path, card: str) -> None:
-    with ModelWriter(folder, base, [DeltaLayout(delta)], card) as writer:
+    with ModelWriter(folder, base, DeltaLayout(delta), card) as writer:
         for parameter, kind, tensor in delta.changes():  # by name, so `add` before `set`, as the writer wants them
             if kind == "add":
                 writer.add_update(parameter.removesuffix(".weight"), tensor.float())
@@ -216,7 +217,7 @@ def _write_delta(base: Path, delta: Delta, folder: Path, card: str) -> None:
 
 @dataclass(frozen=True)
 class DeltaLayout:
-    """Of a delta, what a ModelWriter asks of the experts. Every tensor has the shape of its parameter."""
+    """Lets a delta folder stand where ModelWriter expects an expert; every tensor has the shape of its parameter."""
 
     delta: Delta
     config: Mapping[str, Any] = field(default_factory=dict)

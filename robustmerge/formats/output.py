@@ -46,7 +46,7 @@ def open_writer(
     if problems := problems_of_format(kind, adapters):
         raise UserError("\n".join(problems))
     if kind == "model":
-        return ModelWriter(folder, base or fetch_model(out.base or base_of(adapters[0])), adapters, card)
+        return ModelWriter(folder, base or fetch_model(out.base or base_of(adapters[0])), adapters[0], card)
     dtype = output_dtype(out, adapters)
     if kind == "adapter":
         return AdapterOutput(folder, adapters[0], dtype, card)

@@ -147,7 +147,7 @@ def _coerce(kind: Any, value: Any, where: str, problems: list[Problem]) -> Any:
         return _coerce_union(arguments, value, where, problems)
     if kind is Any:
         return value
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else _build(kind, value, where, problems)
     if origin in (tuple, list):
         return _coerce_sequence(origin, arguments, value, where, problems)
