@@ -72,8 +72,8 @@ class LoraPair:
 
     def __post_init__(self) -> None:
         if self.A.dim() != 2 or self.B.dim() != 2 or self.A.shape[0] != self.B.shape[1]:
-            found = f"A {list(self.A.shape)} and B {list(self.B.shape)}"
-            raise UserError(f"a pair is A [rank, d_in] and B [d_out, rank] of one rank, got {found}")
+            shapes = f"A {list(self.A.shape)} and B {list(self.B.shape)}"
+            raise UserError(f"a pair is A [rank, d_in] and B [d_out, rank] of one rank, got {shapes}")
 
     @property
     def rank(self) -> int:
@@ -167,10 +167,10 @@ class Adapter:
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """The smallest dtype that holds all of these."""
     dtypes = sorted(set(dtypes), key=str)
-    found = dtypes[0]
+    common = dtypes[0]
     for dtype in dtypes[1:]:
-        found = torch.promote_types(found, dtype)
-    return found
+        common = torch.promote_types(common, dtype)
+    return common
 
 
 def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
@@ -182,17 +182,17 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     name = name or folder.name
     config = read_config(folder, name)
     file = open_tensors(folder, name)
-    found = sort_names(file, config)
-    problems = [*refusals(config), *first_few(found.problems)]
+    contents = sort_names(file, config)
+    problems = [*refusals(config), *first_few(contents.problems)]
     if (folder / "non_lora_trainables.bin").exists():
         problems.append("non_lora_trainables.bin must be converted to modules_to_save first; it would be lost")
     if problems:
         raise UserError("\n".join(f"expert '{name}' ({folder}): {problem}" for problem in problems))
     shapes = {}
-    for module, parts in found.lora.items():
+    for module, parts in contents.lora.items():
         (rank, d_in), d_out = file.shape(parts["A"]), file.shape(parts["B"])[0]
         shapes[module] = (d_out, rank, d_in)
-    return Adapter(name, folder, config, file, shapes, found.lora, found.extras)
+    return Adapter(name, folder, config, file, shapes, contents.lora, contents.extras)
 
 
 def open_adapters(folders: Mapping[str, Path | str]) -> tuple[list[Adapter], list[str]]:
@@ -212,8 +212,8 @@ def open_tensors(folder: Path, name: str) -> TensorFile:
         if file.is_file():
             break
     else:
-        found = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
-        raise UserError(f"expert '{name}': {folder} has no {WEIGHTS} and no adapter_model.bin; it has {found}")
+        names = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
+        raise UserError(f"expert '{name}': {folder} has no {WEIGHTS} and no adapter_model.bin; it has {names}")
     try:
         return TensorFile(file)
     except UserError as error:
@@ -244,13 +244,13 @@ class AdapterWriter:
 
         Raises UserError if a value is too large for the dtype.
         """
-        given = {"A": pair.A, "B": pair.B, "bias": bias, "magnitude": magnitude}
-        parts = [part for part, x in given.items() if x is not None]
-        if self.ranks and parts != self._parts:
+        tensors = {"A": pair.A, "B": pair.B, "bias": bias, "magnitude": magnitude}
+        parts = {part: x for part, x in tensors.items() if x is not None}
+        if self.ranks and list(parts) != self._parts:
             raise ValueError(f"module '{module}' has {', '.join(parts)}, those before have {', '.join(self._parts)}")
-        self.ranks[module], self._parts = pair.rank, parts
-        for part in parts:
-            self._add(f"{PREFIX}{module}.{PARTS[part]}", given[part].to(self.dtype), f"module '{module}'")
+        self.ranks[module], self._parts = pair.rank, list(parts)
+        for part, x in parts.items():
+            self._add(f"{PREFIX}{module}.{PARTS[part]}", x.to(self.dtype), f"module '{module}'")
 
     def add_extra(self, name: str, tensor: Tensor) -> None:
         """Write a trained value of the base model, by its name there; after all pairs."""

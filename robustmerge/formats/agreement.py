@@ -24,8 +24,8 @@ def disagreements(
     """
     problems = []
     for key in SAME_BASE if check_base else ():
-        found = _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})
-        problems += [f"{line}; merge.check_base=false merges them all the same" for line in found]
+        odd = _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})
+        problems += [f"{problem}; merge.check_base=false merges them all the same" for problem in odd]
     for key in SAME_TARGETS:
         problems += _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})
     for key, what in KINDS.items():
@@ -45,9 +45,9 @@ def disagreements(
     return problems
 
 
-def _with(remedy: str, lines: Iterator[str]) -> list[str]:
-    """A few of the lines, the last with what to do."""
-    few = first_few(list(lines))
+def _with(remedy: str, problems: Iterator[str]) -> list[str]:
+    """The first few problems, the last with what to do."""
+    few = first_few(list(problems))
     return [*few[:-1], f"{few[-1]}; {remedy}"] if few and remedy else few
 
 
@@ -82,11 +82,11 @@ def _odd_ones(what: str, values: Mapping[str, str]) -> Iterator[str]:
             yield f"expert '{name}' has {what} {value}, {who} {usual}"
 
 
-def _missing(name: str, what: str, usual: Sequence[str], found: Sequence[str]) -> Iterator[str]:
-    for verb, names in (("lacks", set(usual) - set(found)), ("alone has", set(found) - set(usual))):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            yield f"expert '{name}' {verb} {what} '{min(names)}'{more}"
+def _missing(name: str, what: str, usual: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+    for verb, odd in (("lacks", set(usual) - set(names)), ("alone has", set(names) - set(usual))):
+        if odd:
+            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            yield f"expert '{name}' {verb} {what} '{min(odd)}'{more}"
 
 
 def _odd_ranks(adapters: Sequence[Adapter]) -> Iterator[str]:

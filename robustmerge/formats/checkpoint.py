@@ -53,8 +53,8 @@ class Checkpoint:
     def _tied(self) -> bool:
         """Whether the output head and the embeddings are one weight; older configs say it by leaving the head out."""
         parts = (self.config, self.config.get("text_config") or {})
-        told = any(part.get("tie_word_embeddings") for part in parts)
-        return told or not any(name in self._canonical for name in HEADS)
+        is_tied = any(part.get("tie_word_embeddings") for part in parts)
+        return is_tied or not any(name in self._canonical for name in HEADS)
 
     def get(self, name: str) -> Tensor:
         return self.files[self.where[name]].get(name)
@@ -81,15 +81,14 @@ class Checkpoint:
         return name
 
     def _name_of(self, parameter: str) -> str | None:
-        """By its own name, by another spelling, or with or without the part that names the model inside the model."""
+        """The tensor of a parameter: its name may be spelt otherwise, or lack or add the part before the first dot."""
         if parameter in self.where:
             return parameter
-        found = self._canonical.get(canonical(parameter))
-        if found is None:
-            inner = parameter.partition(".")[2]
-            longer = [name for name in self.where if name.partition(".")[2] == parameter]
-            found = inner if inner in self.where else (longer[0] if len(longer) == 1 else None)
-        return found
+        if (name := self._canonical.get(canonical(parameter))) is not None:
+            return name
+        inner = parameter.partition(".")[2]
+        longer = [name for name in self.where if name.partition(".")[2] == parameter]
+        return inner if inner in self.where else (longer[0] if len(longer) == 1 else None)
 
 
 def canonical(name: str) -> str:

@@ -82,8 +82,7 @@ class DeltaWriter:
             layout[f"add.{module}.weight"] = dtype, (d_in, d_out) if self._fan else (d_out, d_in)
         for extra in like.extras:
             tensor = like.extra(extra)
-            own = dtype if tensor.is_floating_point() else tensor.dtype
-            layout[f"set.{extra}"] = own, tensor.shape
+            layout[f"set.{extra}"] = dtype if tensor.is_floating_point() else tensor.dtype, tensor.shape
         self._tensors = SlotWriter(folder / WEIGHTS, layout)
 
     def __enter__(self) -> DeltaWriter:

@@ -57,8 +57,8 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
     """Why these experts cannot be written in a format; known before anything is merged."""
     if kind != "delta":
         return []
-    found = [(a.name, dora) for dora in (True, False) for a in adapters if (a.is_dora if dora else a.has_lora_bias)]
-    return [f"expert '{name}': {what_a_delta_cannot_hold(dora)}" for name, dora in found]
+    unfit = [(a.name, dora) for dora in (True, False) for a in adapters if (a.is_dora if dora else a.has_lora_bias)]
+    return [f"expert '{name}': {what_a_delta_cannot_hold(dora)}" for name, dora in unfit]
 
 
 def base_of(adapter: Adapter) -> str | None:

@@ -61,15 +61,17 @@ class TensorFile:
 
 def _load_bin(path: Path) -> dict[str, Tensor]:
     try:
-        found = _unpickle_tensors(path)
+        tensors = _unpickle_tensors(path)
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
             f"cannot read {path}: it is damaged, or it holds more than tensors, and what could run code is not "
             f"unpickled ({type(error).__name__}); save it as .safetensors where you trust it"
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(x, Tensor) for k, x in found.items()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(x, Tensor) for name, x in tensors.items()
+    ):
         raise UserError(f"cannot read {path}: it is not a mapping of names to tensors")
-    return found
+    return tensors
 
 
 def _unpickle_tensors(path: Path) -> object:

@@ -1,4 +1,4 @@
-"""Which bytes `user/repo` of the Hugging Face Hub means: a commit, asked once and written down.
+"""The commit that `user/repo` of the Hugging Face Hub stands for: asked for once, then kept in a file.
 
 Importing this loads neither torch nor the Hub's library.
 """
@@ -82,7 +82,7 @@ def storage_folder(repository: str) -> Path:
 
 
 def refused(text: str, error: Exception, repository: str, revision: str) -> UserError:
-    """What to tell whoever asked for `text` when the Hub's library raised `error`."""
+    """The error for users, from one that the Hub's library raised when `text` was asked for."""
     from huggingface_hub import errors
 
     log_in = "log in with `hf auth login`, or set HF_TOKEN"

@@ -82,13 +82,13 @@ class Address:
         return self.path.with_name(self.path.name + ".seconds")
 
     def is_complete(self) -> bool:
-        """Whether the manifest is there. Raises UserError if it tells of something else."""
+        """Whether the result has its manifest. Raises UserError if that manifest describes another result."""
         if self.identity.get("stage") == "foreign":
             return True
         if not self.manifest.exists():
             return False
-        found = read_manifest(self.manifest)["identity"]
-        if found != json.loads(_canonical(self.identity)):
+        identity = read_manifest(self.manifest)["identity"]
+        if identity != json.loads(_canonical(self.identity)):
             raise UserError(
                 f"{self.manifest} describes another result than its address promises; nothing is overwritten. "
                 f"Move {self.path} away and run the command again"
@@ -160,7 +160,7 @@ def address_file(
 
 
 def foreign(path: Path, root: Path | None = None) -> Address:
-    """The address of a folder or file from elsewhere: known by the names, sizes and sha256 of its files.
+    """The address of a folder or file from elsewhere, identified by the names, sizes and sha256 of its files.
 
     A complete result of ours keeps the identity of its manifest. Large files are not read at every start
     (robustmerge.stage.files). Raises UserError if nothing is there, or a result of ours that is not finished.
@@ -188,11 +188,11 @@ def read_manifest(path: Path) -> dict:
 
 
 def run_stage(address: Address, work: Callable[[Path], dict | None], say: Callable[[str], None] = print) -> Path:
-    """Make the result at `address` unless it is complete, and return its path.
+    """Run `work` to make the result at `address`, unless it is complete, and return the result's path.
 
-    Takes the lock (a live holder is waited for, the lock of a dead one is free), calls `work(path)`, which finds
-    whatever an interrupted run has left there and goes on, and writes the manifest last. What `work` returns is
-    added to the manifest's record.
+    Takes the lock (waits while a running process holds it), calls `work(path)`, which resumes from whatever an
+    interrupted run has left there, and writes the manifest last. What `work` returns is added to the manifest's
+    record.
     """
     if address.is_complete():
         return address.path
@@ -214,7 +214,7 @@ def run_stage(address: Address, work: Callable[[Path], dict | None], say: Callab
 
 
 def _remove_if_empty(address: Address) -> None:
-    """A stage that was refused before it wrote anything leaves no folder."""
+    """Remove the folder of a stage that was refused before it wrote anything."""
     with contextlib.suppress(OSError):
         address.path.rmdir()
 
@@ -269,7 +269,7 @@ def _is_begun(address: Address) -> bool:
 
 
 def _remove_cut_files(path: Path) -> None:
-    """What a kill left of files that were being written beside their name."""
+    """Remove files that a killed process was still writing."""
     for file in path.rglob(f".*{BESIDE}") if path.is_dir() else left_beside(path):
         file.unlink(missing_ok=True)
 
@@ -290,7 +290,7 @@ def _locked(address: Address, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _acquire(lock: Path, say: Callable[[str], None]) -> int:
-    told = False
+    is_announced = False
     while True:
         descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
@@ -299,9 +299,9 @@ def _acquire(lock: Path, say: Callable[[str], None]) -> int:
                 if os.fstat(descriptor).st_ino == lock.stat().st_ino:
                     return descriptor
         except BlockingIOError:
-            if not told:
+            if not is_announced:
                 say(f"waiting for another run to finish {lock.with_suffix('')} (held by {_holder(lock)})")
-                told = True
+                is_announced = True
             time.sleep(0.5)
         os.close(descriptor)
 
@@ -327,7 +327,7 @@ def _holder(lock: Path) -> str:
 
 
 def _record(address: Address, started: float, seconds: float) -> dict:
-    """Everything worth knowing about how a result was made that does not change what it is."""
+    """How a result came about: when, where, how long, with which code and packages, and the sha256 of its files."""
     outputs = [address.path] if address.is_file else sorted(address.path.iterdir())
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
@@ -343,11 +343,11 @@ def _record(address: Address, started: float, seconds: float) -> dict:
 
 @lru_cache
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 @lru_cache

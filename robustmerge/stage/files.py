@@ -1,7 +1,4 @@
-"""Files that are there whole or not at all: written beside their name, brought to the disk, then renamed.
-
-Also how a JSON file is read, and how large files are known again without reading them.
-"""
+"""Files: written whole or not at all (beside their name, then renamed), JSON objects read, digests remembered."""
 
 from __future__ import annotations
 
@@ -113,7 +110,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file. A file of 16 MiB or more is known again by its path, size, inode and times.
+    """sha256 of a file; of one of 16 MiB or more it is remembered, by the file's path, size, inode and times.
 
     Its time of change (ctime) is among them, which no program can set back. Raises OSError if it cannot be read.
     """
@@ -121,9 +118,9 @@ def digest_of(path: Path) -> str:
     signature = _signature(path)
     if signature[0] < SMALL:
         return _sha256(path)
-    known = _read()
-    if known.get(str(path), [None])[:-1] == signature:
-        return known[str(path)][-1]
+    remembered = _read()
+    if remembered.get(str(path), [None])[:-1] == signature:
+        return remembered[str(path)][-1]
     digest = _sha256(path)
     if _signature(path) == signature and started - signature[-1] > SETTLED_NS:
         _remember(str(path), [*signature, digest])
@@ -143,15 +140,15 @@ def _sha256(path: Path) -> str:
 
 def _signature(path: Path) -> list[int]:
     """Size in bytes, inode, and the times of the last writing and the last change in nanoseconds."""
-    found = path.stat()
-    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+    status = path.stat()
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _read() -> dict[str, list]:
     """path -> its signature and digest. A memory that cannot be read is empty."""
     try:
         read = json.loads(memory().read_text())
-        return {path: known for path, known in read.items() if isinstance(known, list) and _is_digest(known[-1:])}
+        return {path: entry for path, entry in read.items() if isinstance(entry, list) and _is_digest(entry[-1:])}
     except (OSError, ValueError, AttributeError):
         return {}
 
@@ -160,9 +157,9 @@ def _is_digest(last: list) -> bool:
     return bool(last) and isinstance(last[0], str) and len(last[0]) == 64
 
 
-def _remember(path: str, known: list) -> None:
+def _remember(path: str, entry: list) -> None:
     """Add one file, and forget those that are gone. A memory that cannot be written is done without."""
     with contextlib.suppress(OSError):
         memory().parent.mkdir(parents=True, exist_ok=True)
         kept = {other: digest for other, digest in _read().items() if os.path.exists(other)}
-        write_atomically(memory(), json.dumps(kept | {path: known}, indent=1, sort_keys=True) + "\n")
+        write_atomically(memory(), json.dumps(kept | {path: entry}, indent=1, sort_keys=True) + "\n")

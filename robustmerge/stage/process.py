@@ -1,4 +1,4 @@
-"""A process and the one that started it: told apart from a reused number, ended together."""
+"""Identify a process by its number and start time, and end a child together with its parent."""
 
 from __future__ import annotations
 

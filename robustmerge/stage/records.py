@@ -89,8 +89,8 @@ def read_examples(path: Path, number_ids: bool = False, need_answer: bool = True
     examples, problems = [], []
     for index, record in enumerate(_read_records(Path(path))):
         try:
-            given = {"question_id": index + 1} if number_ids else {}
-            examples.append(_example_of(record, {} if need_answer else {"answer": ""}, given))
+            numbered = {"question_id": index + 1} if number_ids else {}
+            examples.append(_example_of(record, {} if need_answer else {"answer": ""}, numbered))
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"{path}, record {index + 1}: {_explain(error)}")
     doubled = [name for name, count in Counter(e.question_id for e in examples).items() if count > 1]
@@ -105,7 +105,7 @@ def read_examples(path: Path, number_ids: bool = False, need_answer: bool = True
 
 
 def read_images(path: Path) -> tuple[str, ...]:
-    """The pictures that a question file names, each once. Nothing else is checked: this is a quick look.
+    """The pictures that a question file names, each once. The questions themselves are not checked.
 
     Raises UserError if the file does not exist or is no JSON.
     """
@@ -126,16 +126,16 @@ def _read_records(path: Path) -> list[Any]:
         raise UserError(f"{path} is not UTF-8: {error}") from error
     try:
         if path.suffix == ".json":
-            found = json.loads(text)
-            return found if isinstance(found, list) else [found]
+            content = json.loads(text)
+            return content if isinstance(content, list) else [content]
         return [json.loads(line) for line in text.split("\n") if line.strip()]
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
-def _example_of(record: Any, default: Mapping[str, Any], given: Mapping[str, Any]) -> Example:
+def _example_of(record: Any, default: Mapping[str, Any], override: Mapping[str, Any]) -> Example:
     _require(isinstance(record, Mapping), "a record", "an object", record)
-    record = {**default, **record, **given}
+    record = {**default, **record, **override}
     (text, answer), *later = _turns_of(record)
     image, size = record.get("image"), record.get("size")
     _require(image is None or isinstance(image, str), "field 'image'", "the path of one picture", image)
@@ -151,14 +151,14 @@ def _example_of(record: Any, default: Mapping[str, Any], given: Mapping[str, Any
     )
 
 
-def _require(holds: bool, what: str, wanted: str, found: Any) -> None:
+def _require(holds: bool, what: str, wanted: str, value: Any) -> None:
     if not holds:
-        shown = json.dumps(found, ensure_ascii=False)
+        shown = json.dumps(value, ensure_ascii=False)
         raise TypeError(f"{what} must be {wanted}, got {shown if len(shown) <= 80 else shown[:79] + '…'}")
 
 
-def _is_scalar(found: Any) -> bool:
-    return isinstance(found, (str, int, float)) and not isinstance(found, bool)
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
 def _scalar(record: Mapping[str, Any], name: str) -> str:
@@ -168,18 +168,18 @@ def _scalar(record: Mapping[str, Any], name: str) -> str:
 
 def _scalars(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """A field that may be missing or null."""
-    found = record.get(name)
-    if found is None:
+    values = record.get(name)
+    if values is None:
         return ()
-    holds = isinstance(found, list) and all(map(_is_scalar, found))
-    _require(holds, f"field '{name}'", "a list of texts or numbers", found)
-    return tuple(map(str, found))
+    holds = isinstance(values, list) and all(map(_is_scalar, values))
+    _require(holds, f"field '{name}'", "a list of texts or numbers", values)
+    return tuple(map(str, values))
 
 
-def _size_of(found: Any) -> tuple[int, int]:
-    holds = isinstance(found, list) and len(found) == 2 and all(isinstance(side, (int, float)) for side in found)
-    _require(holds, "field 'size'", "the picture's [width, height]", found)
-    return int(found[0]), int(found[1])
+def _size_of(size: Any) -> tuple[int, int]:
+    holds = isinstance(size, list) and len(size) == 2 and all(isinstance(side, (int, float)) for side in size)
+    _require(holds, "field 'size'", "the picture's [width, height]", size)
+    return int(size[0]), int(size[1])
 
 
 def _turns_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -191,7 +191,10 @@ def _turns_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         isinstance(turn, list) and len(turn) == 2 and all(map(_is_scalar, turn)) for turn in later
     )
     _require(holds, "field 'turns'", "a list of [question, answer]", later)
-    return [(_scalar(record, "text"), _answer_of(record)), *((str(asked), str(told)) for asked, told in later)]
+    return [
+        (_scalar(record, "text"), _answer_of(record)),
+        *((str(question), str(answer)) for question, answer in later),
+    ]
 
 
 def _answer_of(record: Mapping[str, Any]) -> str:
@@ -208,8 +211,8 @@ def _conversation_of(said: Any) -> list[tuple[str, str]]:
     _require(holds, "field 'conversations'", "a list of messages", said)
     roles = [message.get("from") for message in said]
     if roles != ["human", "gpt"] * (len(said) // 2) or not said:
-        found = ", ".join(map(str, roles)) or "nothing"
-        raise ValueError(f"a conversation is human, gpt, human, gpt, ...; got {found}")
+        speakers = ", ".join(map(str, roles)) or "nothing"
+        raise ValueError(f"a conversation is human, gpt, human, gpt, ...; got {speakers}")
     values = [_scalar(message, "value") for message in said]
     return list(zip(values[::2], values[1::2], strict=True))
 
@@ -217,10 +220,10 @@ def _conversation_of(said: Any) -> list[tuple[str, str]]:
 def _shown(record: Any) -> dict[str, Any]:
     """A record's fields; those at their default are left out."""
     shown = {}
-    for known in dataclasses.fields(record):
-        factory, value = known.default_factory, getattr(record, known.name)
-        if value != (known.default if factory is dataclasses.MISSING else factory()):
-            shown[known.name] = value
+    for field_ in dataclasses.fields(record):
+        factory, value = field_.default_factory, getattr(record, field_.name)
+        if value != (field_.default if factory is dataclasses.MISSING else factory()):
+            shown[field_.name] = value
     return shown
 
 
@@ -255,10 +258,11 @@ def read_predictions(path: Path) -> list[Prediction]:
     predictions = []
     for number, line in enumerate(lines, start=1):
         try:
-            found = Prediction(**json.loads(line))
+            prediction = Prediction(**json.loads(line))
             for name in ("question_id", "text"):
-                _require(isinstance(getattr(found, name), str), f"field '{name}'", "text", getattr(found, name))
-            predictions.append(found)
+                value = getattr(prediction, name)
+                _require(isinstance(value, str), f"field '{name}'", "text", value)
+            predictions.append(prediction)
         except (json.JSONDecodeError, TypeError) as error:
             raise UserError(f"{path}, line {number}: not a prediction: {error}") from error
     return predictions

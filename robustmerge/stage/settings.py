@@ -1,4 +1,4 @@
-"""From a plain mapping (a resolved config, a JSON file) to a frozen dataclass, all problems said at once."""
+"""Frozen dataclasses built from plain mappings (a resolved config, a JSON file), and the problems of both."""
 
 from __future__ import annotations
 
@@ -122,16 +122,16 @@ def _build(cls: type, values: Mapping[str, Any], where: str, problems: list[Prob
     for key in values:
         if key not in fields:
             problems.append(Problem(f"unknown key '{key}'; {suggest(key, fields)}", _key(where, key)))
-    found, before = {}, len(problems)
+    values_by_field, before = {}, len(problems)
     for name, field in fields.items():
         if name in values and values[name] != "???":
-            found[name] = _coerce(types_of[name], values[name], _key(where, name), problems)
+            values_by_field[name] = _coerce(types_of[name], values[name], _key(where, name), problems)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(Problem("missing value", _key(where, name)))
     if len(problems) > before:
         return None
     try:
-        return cls(**found)
+        return cls(**values_by_field)
     except ConfigError as error:
         problems.extend(problem.under(where) for problem in error.problems)
     return None
@@ -162,9 +162,9 @@ def _coerce_union(arguments: tuple, value: Any, where: str, problems: list[Probl
     tries = []
     for kind in (kind for kind in arguments if kind is not type(None)):
         trial: list[Problem] = []
-        made = _coerce(kind, value, where, trial)
+        coerced = _coerce(kind, value, where, trial)
         if not trial:
-            return made
+            return coerced
         tries.append(trial)
     problems.extend(tries[0])
     return None
@@ -182,11 +182,11 @@ def _coerce_sequence(origin: type, arguments: tuple, value: Any, where: str, pro
         kinds: Sequence[Any] = arguments
     else:
         kinds = [arguments[0] if arguments else Any] * len(items)
-    made = [
+    coerced = [
         _coerce(kind, item, f"{where}[{index}]", problems)
         for index, (kind, item) in enumerate(zip(kinds, items, strict=True))
     ]
-    return origin(made)
+    return origin(coerced)
 
 
 def _coerce_mapping(arguments: tuple, value: Any, where: str, problems: list[Problem]) -> Any:
