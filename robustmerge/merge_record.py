@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, LoraPair
 from robustmerge.formats.output import how_to_load
-from robustmerge.method import AnyMethod, Out
+from robustmerge.method import AnyMethod
 
 ALMOST_NOTHING = 0.01  # of the largest expert's norm
 FRONT = {  # of a card, by format; no library loads a delta folder
@@ -100,12 +100,12 @@ def find_warnings(method: AnyMethod, record: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
-def write_card(method: AnyMethod, out: Out, adapters: Sequence[Adapter]) -> str:
+def write_card(method: AnyMethod, adapters: Sequence[Adapter]) -> str:
     """The README of a merged folder: what it is and how to load it; the same bytes for the same merge."""
     title = method.title or method.name
     paper = f" ({method.paper})" if method.paper else ""
-    kind = out.format or "adapter"
-    base = out.base if kind == "model" and out.base else adapters[0].config.get("base_model_name_or_path")
+    kind = method.output_format
+    base = method.out.base if kind == "model" and method.out.base else adapters[0].config.get("base_model_name_or_path")
     notes = ["alpha/r is folded into the update, so the scaling is 1."] if kind == "adapter" else []
     notes += ["DoRA magnitudes are the mean of the experts'."] if adapters[0].is_dora else []
     return (

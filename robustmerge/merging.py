@@ -220,9 +220,9 @@ class Merging:
         """Merge all modules into the folder, and return the record."""
         method, norms, dropped = self.method, Norms(), 0
         elections: list[Election] = []
-        out = replace(method.out, format=method.output_format)
         part = (2, 2) if method.looks_at_whole_model else (1, 1)
-        with open_writer(folder, out, self.adapters, write_card(method, out, self.adapters)) as writer:
+        kind, out, card = method.output_format, method.out, write_card(method, self.adapters)
+        with open_writer(folder, kind, self.adapters, card, out.dtype, out.base) as writer:
             for name, module in self.walk("merge", lambda name: (name, self.merge(name, statistics)), part):
                 writer.add_update(name, module.merged.update, magnitude=module.magnitude, bias=module.bias)
                 norms.add(module.norm, module.expert_norms)

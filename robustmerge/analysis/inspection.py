@@ -1,7 +1,7 @@
 """What to know about LoRA experts before merging them, measured module by module over their files.
 
->>> inspection = inspect_folders({"cat": "path/to/one", "dog": "path/to/other"})  # doctest: +SKIP
->>> inspection.pairs[0]["update_cosine"]  # doctest: +SKIP
+inspection = inspect_folders({"cat": "path/to/one", "dog": "path/to/other"})
+inspection.pairs[0]["update_cosine"]
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from robustmerge.formats.adapter_config import SAME_BASE
 from robustmerge.formats.delta import DeltaWriter, what_a_delta_cannot_hold
 from robustmerge.formats.full_model import ModelWriter
 from robustmerge.hub.places import fetch_model
-from robustmerge.method import Out
 from robustmerge.stage.settings import UserError
 
 
@@ -34,23 +33,27 @@ class AdapterOutput(AdapterWriter):
 
 
 def open_writer(
-    folder: Path, out: Out, adapters: Sequence[Adapter], card: str, base: Path | None = None
+    folder: Path,
+    kind: str,
+    adapters: Sequence[Adapter],
+    card: str,
+    dtype: str = "float32",
+    base: str | Path | None = None,
 ) -> AdapterOutput | DeltaWriter | ModelWriter:
-    """The writer of the format that `out` asks for, as a context manager: `add_update`, `add_extra`, and `ranks`.
+    """The writer of a format, as a context manager: `add_update`, `add_extra`, and `ranks`.
 
-    adapters: the experts, of which the first names modules, shapes and targets. base: the folder of the base model
-    for format=model, instead of the one that `out.base` or the experts name.
+    kind: adapter, delta or model. adapters: the experts, of which the first names modules, shapes and targets.
+    dtype: a name, or `experts` for theirs. base: of a model, a folder or hub id; None: the one that the experts name.
     Raises UserError with all problems at once, before anything is written.
     """
-    kind = out.format or "adapter"
     if problems := problems_of_format(kind, adapters):
         raise UserError("\n".join(problems))
     if kind == "model":
-        return ModelWriter(folder, base or fetch_model(out.base or base_of(adapters[0])), adapters[0], card)
-    dtype = output_dtype(out, adapters)
+        return ModelWriter(folder, fetch_model(base or base_of(adapters[0])), adapters[0], card)
+    written = common_dtype(a.dtype for a in adapters) if dtype == "experts" else getattr(torch, dtype)
     if kind == "adapter":
-        return AdapterOutput(folder, adapters[0], dtype, card)
-    return DeltaWriter(folder, adapters, dtype, card)
+        return AdapterOutput(folder, adapters[0], written, card)
+    return DeltaWriter(folder, adapters, written, card)
 
 
 def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
@@ -65,11 +68,6 @@ def base_of(adapter: Adapter) -> str | None:
     """The base model that an expert names, with `@revision` where it has one."""
     name, revision = (adapter.config.get(key) for key in SAME_BASE)
     return f"{name}@{revision}" if name and revision and not Path(name).is_dir() else name
-
-
-def output_dtype(out: Out, adapters: Sequence[Adapter]) -> torch.dtype:
-    """The dtype that is written: the one asked for, or the smallest that holds those of all experts."""
-    return common_dtype(a.dtype for a in adapters) if out.dtype == "experts" else getattr(torch, out.dtype)
 
 
 def how_to_load(kind: str) -> str:

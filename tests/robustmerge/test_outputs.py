@@ -58,7 +58,7 @@ def save_model(folder: Path, model: nn.Module | None = None) -> Path:
 
 def copy_out(folder: Path, out: Out, adapter: Adapter, base: Path | None = None, as_dense: bool = False) -> Path:
     """The expert as it is, written in another format."""
-    with open_writer(folder, out, [adapter], "a card\n", base) as writer:
+    with open_writer(folder, out.format or "adapter", [adapter], "a card\n", out.dtype, base or out.base) as writer:
         for module in adapter.modules:
             pair = adapter.pair(module)
             update = pair.delta() if as_dense else pair
@@ -91,7 +91,7 @@ def test_every_format_holds_the_same_function(tmp_path, kind):
     wanted = save_expert(tmp_path / "expert", **KINDS[kind])
     adapter, base = open_adapter(tmp_path / "expert"), save_model(tmp_path / "base")
     for form in FORMATS:
-        out = Out(format=form, base=str(base))
+        out = Out(format=form, base=str(base) if form == "model" else None)
         if form == "delta" and kind in NO_DELTA:
             with pytest.raises(UserError, match=r"expert 'expert': .*take merge\.out\.format=adapter or model"):
                 copy_out(tmp_path / form, out, adapter)
@@ -142,7 +142,7 @@ def test_an_error_or_a_kill_leaves_nothing_and_the_next_run_clears_up(tmp_path, 
     adapter, base = open_adapter(tmp_path / "expert"), save_model(tmp_path / "base")
 
     def write(then: Callable[[], None]) -> None:
-        with open_writer(tmp_path / "out", Out(format=form), [adapter], "", base) as writer:
+        with open_writer(tmp_path / "out", form, [adapter], "", base=base) as writer:
             writer.add_update(adapter.modules[0], adapter.pair(adapter.modules[0]))
             then()
 
@@ -166,7 +166,7 @@ def test_nothing_is_written_over_the_base_or_before_everything_is_there(tmp_path
         copy_out(base, Out(format="model"), adapter, base)
     with (
         pytest.raises(ValueError, match=r"lacks 3 tensors, as add\.layers\.0\.v\.weight"),
-        open_writer(tmp_path / "out", Out(format="delta"), [adapter], "") as writer,
+        open_writer(tmp_path / "out", "delta", [adapter], "") as writer,
     ):
         writer.add_update(adapter.modules[0], adapter.pair(adapter.modules[0]))
     assert list((tmp_path / "out").iterdir()) == []
@@ -180,7 +180,7 @@ def test_a_value_that_does_not_fit_the_dtype_is_an_error(tmp_path, form, dtype):
     said = r"layers\.0\.q.*the merged values do not fit torch\.float16"
     with (
         pytest.raises(UserError, match=said),
-        open_writer(tmp_path / "out", Out(format=form, dtype=dtype), [adapter], "", base) as writer,
+        open_writer(tmp_path / "out", form, [adapter], "", dtype, base) as writer,
     ):
         writer.add_update("layers.0.q", huge)
     assert list((tmp_path / "out").iterdir()) == []
