@@ -193,16 +193,16 @@ def finish_point(plan: Plan) -> None:
         run_stage(address, lambda path, pairs=pairs: write_adapter(path, pairs), **QUIET)
     for by_factor in plan.candidates.values():
         for factor, source in by_factor.items():
-            for task in source.tasks:
-                write_score(plan.score(source, task, "val"), task.name, {0.5: 40.0, 1.0: 30.0}[factor])
+            for val_set in source.eval_sets:
+                write_score(plan.score(source, val_set), val_set.task.name, {0.5: 40.0, 1.0: 30.0}[factor])
     heights = {"zero_shot": 10, "expert": 90, "multi_task": 80}
     for source in plan.sources:
         if source.method is not None:
             merge(source.address, source.method, {name: one.path for name, one in plan.experts.items()}, **QUIET)
         height = heights.get(source.kind) or 20 + 9 * METHODS.index(source.method.name)
-        for task in source.tasks:
-            value = height + 3.0 * TASKS.index(task.name) + plan.config.seed
-            write_score(plan.score(source, task), task.name, value)
+        for test_set in source.eval_sets:
+            name = test_set.task.name
+            write_score(plan.score(source, test_set), name, height + 3.0 * TASKS.index(name) + plan.config.seed)
 
 
 def write_adapter(folder: Path, pairs: dict[str, LoraPair]) -> None:
