@@ -88,7 +88,7 @@ class Prune:
         if self.rule in ("none", "sign"):
             others = ", ".join(rule for rule in PRUNE_RULES if rule not in ("none", "sign"))
             unused = f"while prune.rule is {self.rule}; set"
-            if self.density != 1 and not problems:
+            if 0 < self.density < 1:
                 effect = "prunes nothing" if self.rule == "none" else "is not used"
                 way = f"prune.density=1, or prune.rule to one of {others}"
                 problems.append(Problem(f"density {self.density} {effect} {unused} {way}", "density"))

@@ -105,7 +105,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
     where: the key path of `values`, put into every message (`merge.prune.density`); empty for the topmost keys.
     Raises ConfigError with all problems at once: unknown keys with the choices, missing keys, wrong types,
-    and whatever the `__post_init__` of the dataclasses refuse.
+    and whatever the `__post_init__` of the dataclasses refuse. What refuses a nested dataclass does not hide what is
+    wrong around it, where the field has a default.
     """
     problems: list[Problem] = []
     settings = _build(cls, values, where, problems)
@@ -122,13 +123,20 @@ def _build(cls: type, values: Mapping[str, Any], where: str, problems: list[Prob
     for key in values:
         if key not in fields:
             problems.append(Problem(f"unknown key '{key}'; {suggest(key, fields)}", _key(where, key)))
-    values_by_field, before = {}, len(problems)
+    values_by_field, is_whole = {}, True
     for name, field in fields.items():
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name in values and values[name] != "???":
-            values_by_field[name] = _coerce(types_of[name], values[name], _key(where, name), problems)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            before = len(problems)
+            value = _coerce(types_of[name], values[name], _key(where, name), problems)
+            if len(problems) == before:
+                values_by_field[name] = value
+            elif not (has_default and isinstance(values[name], Mapping)):
+                is_whole = False
+        elif not has_default:
             problems.append(Problem("missing value", _key(where, name)))
-    if len(problems) > before:
+            is_whole = False
+    if not is_whole:
         return None
     try:
         return cls(**values_by_field)

@@ -108,6 +108,14 @@ def test_all_mistakes_in_the_parts_of_a_method_are_told_at_once_with_their_keys(
     ]
 
 
+def test_mistakes_in_the_parts_of_a_method_do_not_hide_those_beside_them() -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_method("robustmerge", prune={"rule": "none", "density": 0.5, "count": "most"}, combine="summ", seed=0)
+    assert [problem.key for problem in refused.value.problems] == [
+        "merge.prune.count", "merge.prune.density", "merge.combine",
+    ]  # fmt: skip
+
+
 def test_all_mistakes_between_the_parts_of_a_method_are_told_at_once_with_their_keys() -> None:
     with pytest.raises(ConfigError) as refused:
         read_method("robustmerge", combine="summ", space="delta", weights={"a": float("inf")}, out__format="adapter")

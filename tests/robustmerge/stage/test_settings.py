@@ -51,6 +51,13 @@ def test_all_problems_are_told_at_once():
     assert {"(merge.nme)", "(merge.name)", "(merge.prune.rule)", "(merge.sizes)"} == {t.split()[-1] for t in told}
 
 
+def test_a_value_of_a_wrong_kind_is_not_replaced_by_a_default_that_would_be_refused():
+    assert problems_of({"name": "x", "sizes": 4, "prune": "none"}) == [
+        "expected a mapping, got 'none' (merge.prune)",
+        "expected a list, got 4 (merge.sizes)",
+    ]
+
+
 def test_a_value_refused_by_the_dataclass_keeps_its_place():
     assert problems_of({"name": "x", "prune": {"density": 1.2}}) == ["density must be in (0, 1], got 1.2 (merge.prune)"]
 
