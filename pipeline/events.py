@@ -10,7 +10,10 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 
+from robustmerge.stage.settings import UserError, build
+
 START = '{"event": '
+EVENTS = ("item", "progress", "message", "error")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Event:
 
 
 def write_event(event: Event) -> None:
-    sys.stdout.write(json.dumps(asdict(event)) + "\n")
+    # It begins a line of its own, although a library may have left one without an end, as a bar that was cut off.
+    sys.stdout.write(f"\n{json.dumps(asdict(event))}\n")
     sys.stdout.flush()
 
 
@@ -36,9 +40,10 @@ def read_event(line: str) -> Event | None:
     if not line.startswith(START):
         return None
     try:
-        return Event(**json.loads(line))
-    except (ValueError, TypeError):
+        event = build(Event, json.loads(line), "")
+    except (ValueError, UserError):
         return None
+    return event if event.event in EVENTS else None
 
 
 def report_progress(fraction: float, status: str) -> None:

@@ -30,6 +30,7 @@ from robustmerge.stage.process import process_start
 from robustmerge.stage.settings import UserError
 
 CHILD = Path(__file__).resolve().parent / "child.py"
+BAR = re.compile(r"\d%\|")  # in what a library's progress bar prints
 LAYOUT = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  "
 STATUS_EVERY = 30.0  # seconds between status lines where there is no terminal
 
@@ -56,7 +57,10 @@ class Job:
 
 @dataclass
 class RunningJob:
-    """A job, its process, and what the process has reported so far. tail: the last lines of its other output."""
+    """A job, its process, and what the process has reported so far.
+
+    tail: the last lines of its other output, progress bars left out.
+    """
 
     job: Job
     process: subprocess.Popen
@@ -169,11 +173,11 @@ def _handle_line(child: RunningJob, line: bytes, log: BinaryIO) -> None:
         if event.event == "progress":
             return
         text = event.text or f"[{event.number}/{len(child.job.items)}]"
-    elif text:
+    elif text and not BAR.search(text):
         child.tail = [*child.tail[-39:], text]
     if text:
         with contextlib.suppress(OSError):  # a full disk must not hide why the child fails
-            log.write(text.encode() + b"\n")
+            log.write(text.encode(errors="replace") + b"\n")
             log.flush()
 
 

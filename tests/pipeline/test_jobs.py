@@ -100,8 +100,24 @@ def test_processes_of_one_child_report_an_error_once_and_other_lines_are_no_even
     for _ in range(2):
         running.handle(Event("error", "no such picture"))
     assert running.errors == ["no such picture"]
-    for line in ("", "{}", '{"event": ', '{"event": "progress", "unknown": 1}', "a{", " 50%|#####     | 3/6"):
+    others = ('{"event": "epoch"}', '{"event": "progress", "unknown": 1}', '{"event": "progress", "fraction": "a"}')
+    for line in ("", "{}", '{"event": ', *others, "a{", " 50%|#####     | 3/6"):
         assert read_event(line) is None
+
+
+@pytest.mark.parametrize("before", ["Loading... ", "\\rLoading weights:  50%|#####     | 3/6"])
+def test_why_a_child_fails_is_read_although_a_library_has_not_ended_its_line(tmp_path, before):
+    code = f"{EVENTS} print('{before}', end='', flush=True); report_error('no such picture \\udcff'); sys.exit(2)"
+    with pytest.raises(UserError, match="^one: no such picture"):
+        run_jobs("work", [job_of("one", code)], 1, tmp_path)
+    assert (tmp_path / "one.log").read_text().splitlines()[-1] == "no such picture ?"
+
+
+def test_bars_of_a_library_do_not_hide_the_last_words_of_a_killed_child(tmp_path):
+    bars = r"for n in range(99): print(f'\rLoading weights: {n:3}%|#    | 1/2', end='', flush=True)"
+    code = f"import os; print('out of memory')\n{bars}\nos.kill(os.getpid(), 9)"
+    with pytest.raises(UserError, match="^one: ended with status -9\nout of memory\n"):
+        run_jobs("work", [job_of("one", code)], 1, tmp_path)
 
 
 def test_an_item_that_is_refused_does_not_stop_those_after_it(tmp_path, monkeypatch):
