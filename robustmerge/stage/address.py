@@ -250,7 +250,8 @@ def _counted_seconds(address: Address) -> Iterator[Callable[[], float]]:
         if is_finished or not _is_begun(address):
             file.unlink(missing_ok=True)
         else:
-            file.write_text(f"{count():.2f}\n")
+            with contextlib.suppress(OSError):  # a full disk must not hide why the stage fails
+                file.write_text(f"{count():.2f}\n")
 
 
 def _read_seconds(file: Path) -> float:
