@@ -1,4 +1,4 @@
-"""Annotation files: references or options of test questions that the question file leaves out.
+"""Annotation files, which add references or options to test questions whose question file leaves them out.
 
 Three published formats are recognised by their content.
 """
@@ -23,7 +23,7 @@ FORMATS = (
 
 
 def join_annotations(examples: Sequence[Example], path: Path) -> tuple[list[Example], str]:
-    """Add the references or options of a file to the examples; returns them and "captions", "answers" or "choices".
+    """Add a file's references or options to the examples; returns these and the kind: captions, answers or choices.
 
     Raises UserError naming the file if it has none of the formats, or does not fit the questions.
     """

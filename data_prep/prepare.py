@@ -33,7 +33,7 @@ ORDER = ("test", "val", "train")  # test first: its pictures do not depend on wh
 
 @dataclass(frozen=True)
 class Drawn:
-    """One example and its picture. path: of the picture in the folder; image: as PNG; digest: sha256 of the pixels."""
+    """A drawn example. path: of its picture in the folder; image: the picture as PNG; digest: sha256 of the pixels."""
 
     example: Example
     split: str

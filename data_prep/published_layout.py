@@ -1,4 +1,4 @@
-"""Published question files in either layout: that of the Hub or that of the published scripts.
+"""The search for published question files, which come in two layouts: the Hub's and the published scripts'.
 
 `ScienceQA/test.json` is `Seen_data/ScienceQA/test.json` on the Hub, perhaps below `instructions`, and
 `instructions/ScienceQA/test.json` for the scripts; some tasks have different names in the two.
@@ -42,14 +42,14 @@ def find_published(folders: Sequence[Path], name: str, key: str) -> Path:
 
 
 def _spellings(name: str) -> list[tuple[str, ...]]:
-    """The parts of a path, once for each name of its task's folder."""
+    """Every spelling of a path, as its parts: one for each name that its task's folder goes by."""
     first, *rest = Path(name).parts
     aliases = next((names for names in ALIASES if first.casefold() in map(str.casefold, names)), (first,))
     return [(alias, *rest) for alias in aliases] if rest else [(first,)]
 
 
 def _match(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """Every path under a folder that fits the parts, whatever its case; without parts the folder itself."""
+    """List the paths under a folder that match the parts, ignoring case; without parts the folder itself."""
     if not parts:
         yield folder
         return

@@ -1,4 +1,4 @@
-"""The data of a task from question files in LLaVA's format and a folder of images: checked, and copied into the stage.
+"""Import a task from question files in LLaVA's format and a folder of images: check them, copy them into the stage.
 
 Images are copied, so that editing one later changes nothing that is prepared. Read-only images, which nobody edits in
 place, are hard-linked where the file system can: `chmod -R a-w` on a large collection saves its size on disk.
@@ -86,7 +86,7 @@ def list_pictures(settings: TaskData) -> dict[str, int]:
 
 @lru_cache(maxsize=64)
 def _list_images(file: Path, version: tuple[int, int] | None) -> tuple[str, ...]:
-    """The images that a version of a file names, read once for a whole sweep: half a million questions take seconds."""
+    """The images that a version of a file names; cached for a whole sweep, as half a million questions take seconds."""
     return read_images(file)
 
 

@@ -1,4 +1,4 @@
-"""Settings of the prepare stage; they load no library, as addresses are planned from them."""
+"""Settings of the prepare stage. Standard library only, because addresses are planned from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _problems_of_counts(settings: object, names: Sequence[str], least: int) -> l
 
 @dataclass(frozen=True)
 class Counts:
-    """Number of examples of each split; 0 for those that a task does without."""
+    """Number of examples of each split; 0 for a split that the task does not have."""
 
     train: int = 2000
     val: int = 200

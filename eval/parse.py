@@ -1,4 +1,4 @@
-"""Parsers of answers: from the text that a model wrote to the answer that it means.
+"""Parsers of answers: they extract the answer from the text that a model wrote.
 
 A parser takes the text and the question's choices and returns the answer in one canonical form, or None if the
 text holds no such answer. The references of a question go through the same parser.
@@ -90,7 +90,7 @@ def parse_letter(text: str, choices: Sequence[str] = ()) -> str | None:
 
 
 def _count_repeated(text: str, choices: Sequence[str]) -> int:
-    """The number of options that a text, in lower case, repeats as the question lists them: `a. red b. blue` two."""
+    """How many options a lower-case text repeats in the question's own form: two in `a. red b. blue`."""
     options = zip(string.ascii_lowercase, choices, strict=False)
     marked = (rf"\b{letter}[)\].:,] {re.escape(choice.strip().casefold())}(?!\w)" for letter, choice in options)
     return sum(re.search(option, text) is not None for option in marked)
@@ -136,7 +136,7 @@ def parse_table(text: str, choices: Sequence[str] = ()) -> str | None:
 
 
 def _find_choice(answer: str, choices: Sequence[str]) -> str | None:
-    """The letter of the choice. Its text goes before its letter: of the choices `B` and `A` the answer `A` is B."""
+    """The letter of the choice that a text names, by its text before its letter: of the choices `B`, `A` `A` is B."""
     letters = dict(zip(string.ascii_uppercase, choices, strict=False))
     text, amount = _fold(answer), _read_amount(answer)
     same = [letter for letter, choice in letters.items() if text and _fold(choice) == text]
@@ -148,7 +148,7 @@ def _find_choice(answer: str, choices: Sequence[str]) -> str | None:
 
 
 def _find_most_alike(answer: str, letters: Mapping[str, str]) -> str | None:
-    """The letter of the choice with most words in common; None if there is none, or several."""
+    """The letter of the choice that shares the most words with the text; None if none does, or several tie."""
     words = set(_fold(answer).split())
     by_letter = {letter: set(_fold(choice).split()) for letter, choice in letters.items()}
     alike = {letter: len(choice & words) / max(len(choice), len(words), 1) for letter, choice in by_letter.items()}
@@ -157,7 +157,7 @@ def _find_most_alike(answer: str, letters: Mapping[str, str]) -> str | None:
 
 
 def _fold(text: str) -> str:
-    """The words of a text: case and punctuation gone (`p.m.` is `pm`)."""
+    """The words of a text without case and punctuation (`p.m.` is `pm`)."""
     return " ".join(re.findall(r"[^\W_]+", re.sub(r"['’.](?!\d)", "", text.casefold())))
 
 

@@ -1,4 +1,4 @@
-"""The predict stage: the answers of one source to one question file; the batch is the unit of resume and of sharing."""
+"""The predict stage: one source answers one question file. Runs resume, and processes share work, by whole batches."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ FATAL_NAMES = frozenset(("AcceleratorError", "OutOfMemoryError"))
 
 
 class AnswerModel(Protocol):
-    """A model with one source's adapter, as llava_ext.generate.Generator."""
+    """Interface of a model with one source's adapter; llava_ext.generate.Generator implements it."""
 
     def __call__(self, examples: Sequence[Example], image_root: Path, max_new_tokens: int, image: str) -> list[str]:
-        """One answer an example. The text of an example is its whole prompt, its picture relative to `image_root`."""
+        """Answer every example. Its text is the whole prompt, its picture a path relative to `image_root`."""
 
     def prefetch(self, examples: Sequence[Example], image_root: Path, image: str) -> None:
         """Start to read the pictures of the batch that comes next. Changes no answer."""
 
 
 class Team(Protocol):
-    """The processes that answer together, as llava_ext.processes.Team. rank: of this one; size: how many there are."""
+    """Interface of processes that share a run; llava_ext.processes.Team implements it. rank, size: as in torchrun."""
 
     rank: int
     size: int
 
     def begin(self) -> None:
-        """The first process lets the others begin."""
+        """Called by the first process: let the others begin."""
 
     def meet(self, problem: str = "") -> None:
-        """The first process waits for the others, who report their problem. Raises UserError for the first reported."""
+        """Wait for all processes, which report their problems here. Raises UserError for the first one reported."""
 
 
 class SingleProcess:
@@ -111,7 +111,7 @@ def predict(
 
 
 def plan_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
-    """The questions in batches, those with a picture first, each kind sorted by length, then by position.
+    """Divide the questions into batches: those with a picture first, each kind sorted by length, then by position.
 
     Equal lengths pad little. Depends on the question file and the batch size only.
     """
@@ -124,18 +124,18 @@ def plan_batches(examples: Sequence[Example], batch_size: int) -> list[list[Exam
 
 
 def list_shards(path: Path) -> list[Path]:
-    """The answers of unfinished runs: a file for each process, and one of the batches kept from earlier runs."""
+    """List the files of an unfinished run: one for each process, and one of the batches kept from earlier runs."""
     return sorted(path.parent.glob(f"{glob.escape(path.name)}.part-*"))
 
 
 def read_shards(path: Path) -> dict[str, Prediction]:
-    """The answers of all shards by question, and of the final file: it may have been written before the manifest."""
+    """Read all shards, and the final file, which a run may have written before its manifest: answers by question."""
     files = [file for file in (path, *list_shards(path)) if file.exists()]
     return {prediction.question_id: prediction for file in files for prediction in read_predictions(file)}
 
 
 def keep_whole_batches(path: Path, batches: Sequence[Sequence[Example]]) -> None:
-    """Put the answers of whole batches that earlier runs have left into one file. A cut batch is asked again."""
+    """Collect the whole batches of earlier runs in one file; the questions of an incomplete batch are asked again."""
     answers = read_shards(path)
     whole = [batch for batch in batches if all(example.question_id in answers for example in batch)]
     write_predictions(_kept_shard(path), [answers[example.question_id] for batch in whole for example in batch])

@@ -1,4 +1,4 @@
-"""Reading a question file: all questions or a selection, and the prompts that a model sees."""
+"""Readers of question files: all questions or a selection, as they are or as the prompts that a model sees."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustmerge.stage.settings import UserError
 
 
 def first_by_hash(examples: Sequence[Example], count: int) -> list[Example]:
-    """The examples with the smallest sha256 of their id: neither chosen nor changing from run to run."""
+    """The examples with the smallest sha256 of their id: an arbitrary sample that is the same in every run."""
     return sorted(examples, key=lambda one: hashlib.sha256(one.question_id.encode()).digest())[:count]
 
 
@@ -48,7 +48,7 @@ def read_prompts(questions: Path, prompt: str, only: Selection = ALL) -> list[Ex
 
 
 def format_expected(example: Example) -> str:
-    """All answers that count as right, each once."""
+    """Format all answers that count as right, each once."""
     return " / ".join(dict.fromkeys(example.accepted))
 
 

@@ -1,4 +1,4 @@
-"""The score stage: predictions against the references of their question file, the value of every question kept."""
+"""The score stage: compares predictions with the references of their questions; keeps the value of every question."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def score(
     predictions: Path,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write the Score of one prediction file to `address`.
+    """Score one prediction file and write the result to `address`.
 
     Raises UserError, before it scores, if an id is missing, doubled or unknown, or a reference cannot be read.
     """
@@ -51,7 +51,7 @@ def score(
 
 
 def score_partial(settings: Scoring, questions: Path, answers: Mapping[str, Prediction]) -> Score | None:
-    """The score over the questions that have an answer so far; None if none has. It is never written to a file.
+    """Score the questions answered so far; None if there are none. Such a score is never written to a file.
 
     answers: by question. n_asked of the score is the number of all questions, unless all are answered.
     """
@@ -159,7 +159,7 @@ def _cluster_by_picture(examples: Sequence[Example]) -> dict[str, str]:
 
 
 def align(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions in the order of the questions. Raises UserError unless each question has exactly one."""
+    """Put the predictions into the order of the questions. Raises UserError unless each question has exactly one."""
     if not examples:
         raise UserError("the question file holds no question")
     ids = [example.question_id for example in examples]
@@ -181,7 +181,7 @@ def _shorten(names: Sequence[str]) -> str:
 
 
 def _read_references(settings: Scoring, examples: Sequence[Example]) -> list[list[Answer]]:
-    """The references of every question, read by the task's parser. Raises UserError for one that it cannot read."""
+    """Parse the references of every question by the task's parser. Raises UserError for one that it cannot read."""
     parse, unreadable, references = PARSERS[settings.parse], [], []
     for example in examples:
         parsed = [parse(reference, example.choices) for reference in example.accepted]

@@ -41,7 +41,7 @@ def other_protocol(protocol: str) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which questions of a file: all, the `limit` with the smallest sha256 of their id, or those with these ids."""
+    """A selection of questions: all, the `limit` with the smallest sha256 of their id, or those with the given ids."""
 
     limit: int | None = None
     ids: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ ALL = Selection()
 
 @dataclass(frozen=True)
 class Official:
-    """Settings in which the published script of a task differs from the corrected protocol; None: the same."""
+    """Overrides of a task's settings for the official protocol; None: the same as in the corrected one."""
 
     prompt: str | None = None
     image: str | None = None
@@ -124,7 +124,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Generation:
-    """Everything that changes predictions. The batch size does, by the rounding of padded batches.
+    """Everything that changes predictions, including the batch size (through the rounding of padded batches).
 
     template: name of the conversation template around the prompt. split: whose questions are asked; test for what is
     reported, val for what is chosen. products: how a CPU multiplies matrices, exact or fast (llava_ext.settings.Model).

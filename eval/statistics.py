@@ -1,4 +1,4 @@
-"""95 % intervals: over questions by the bootstrap, over training seeds by Student's t.
+"""Confidence intervals (95 %): over questions by the bootstrap, over training seeds by Student's t.
 
 Tasks are fixed; questions are resampled with replacement within their task, those that share a picture together.
 The sufficient statistics of the task's score (of a mean: the values) are summed over the resampled questions, and
@@ -182,7 +182,7 @@ class Resampled:
         return all(self._clusters[task] > 1 for task in tasks)
 
     def interval(self, source: str, tasks: Sequence[str]) -> Interval:
-        """The mean over tasks in per cent."""
+        """Mean over tasks in per cent, with its interval."""
         return estimate_interval(self.point(source, tasks), self.draws(source, tasks))
 
     def difference(self, one: str, other: str, tasks: Sequence[str]) -> Difference:
@@ -228,7 +228,7 @@ def estimate_difference(point: float, draws: np.ndarray, has_noise: bool = True)
 
 
 def _spread(point: float, draws: np.ndarray) -> tuple[float, float, float]:
-    """Point, low and high in per cent. Where nothing varies, rounding must not put the point outside."""
+    """Point, low and high in per cent; the point always lies between them, even if nothing varies but the rounding."""
     tail = (100 - LEVEL) / 2
     low, high = np.percentile(draws, [tail, 100 - tail])
     return 100 * point, 100 * min(float(low), point), 100 * max(float(high), point)

@@ -62,7 +62,7 @@ def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: st
 
 @torch.no_grad()
 def draw_a(model: PeftModel, seed: int, task: str | None) -> None:
-    """Draw every A uniform in +-1/sqrt(d_in), as PEFT does, each with its own generator. task: None for all alike."""
+    """Draw every A uniform in +-1/sqrt(d_in), as PEFT does, each by its own generator. task: None for all alike."""
     for name, weight in model.named_parameters():
         if ".lora_A." in name:
             module = name.split(".lora_A.")[0].removeprefix(PREFIX)
@@ -96,7 +96,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def check_adapter(tensors: dict[str, Tensor]) -> None:
-    """Raises UserError for LoRA in the vision tower, numbers that are not finite, or B that is zero everywhere."""
+    """Check a trained adapter. Raises UserError for LoRA in the vision tower, values not finite, or B all zero."""
     if astray := [name for name in tensors if "vision_tower" in name and "lora_" in name]:
         raise UserError(f"there is LoRA in the vision tower: {astray[0]}")
     if bad := [name for name, weight in tensors.items() if not torch.isfinite(weight).all()]:
@@ -106,7 +106,7 @@ def check_adapter(tensors: dict[str, Tensor]) -> None:
 
 
 def _plain(value: object) -> object:
-    """A value as JSON can hold it; sets as sorted lists, so that the file does not change with the hash seed."""
+    """Convert a value for JSON; sets become sorted lists, so that the file does not depend on the hash seed."""
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if isinstance(value, dict):
@@ -117,7 +117,7 @@ def _plain(value: object) -> object:
 
 
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
-    """`PeftModel.from_pretrained`, but an unexpected or missing key is an error and not a warning.
+    """Load an adapter as `PeftModel.from_pretrained` does, but with an error for every missing or unexpected key.
 
     Names of transformers before 4.52 are understood. Targets that match the vision tower too are read as those of the
     language model, if the file has no LoRA of the tower.
@@ -157,7 +157,7 @@ def _config_for_llava(folder: Path) -> PeftConfig:
 
 
 def list_changed_weights(model: PeftModel, names: Iterable[str]) -> list[str]:
-    """The tensors of the base model, of those in `names`, that merging the adapter may change."""
+    """List those of the base model's tensors `names` that merging the adapter may change."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     changed = {name.removeprefix(PREFIX).split(".lora_")[0] for name in state}  # modules, or whole saved tensors
     return [name for name in names if name in changed or name.rpartition(".")[0] in changed]

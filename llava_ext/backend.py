@@ -1,4 +1,4 @@
-"""Settings of the libraries: fast matrix products on CPUs, names of dtypes, no notices."""
+"""Library settings: fast matrix products on CPUs, dtypes by name, no progress bars or notices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @contextmanager
 def fast_matmul() -> Iterator[None]:
-    """A context in which oneDNN computes float32 products, on AMD's CPUs more than twice as fast as MKL.
+    """Context manager: oneDNN computes float32 products, on AMD CPUs more than twice as fast as MKL.
 
     It also permits bfloat16 inside products where the CPU has units for it: enough for training; answers are generated
     so only where the model's `products` is fast. Use eager attention with it: the fused CPU kernel is slow then.

@@ -1,4 +1,4 @@
-"""Training data: conversations and pictures as token ids, their order, and batches."""
+"""Training data: conversations and pictures as model inputs, their order over the whole run, and batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from robustmerge.stage.settings import UserError
 
 @dataclass(frozen=True)
 class Reader:
-    """The conversion of texts and pictures to a model's input: tokenizer, pixel readers, placeholder ids of a picture.
+    """Converts texts and pictures to a model's input, by tokenizer, pixel readers and a picture's placeholder ids.
 
     pixels: for pictures padded to a square with the mean colour; cropped: for the centre of pictures, in answers only.
     """
@@ -40,7 +40,7 @@ class Reader:
 
 
 def load_reader(base: Path | str, template: str) -> Reader:
-    """The reader of a base model's folder. Whether pictures are padded or cropped does not depend on the folder.
+    """Load the reader of a base model's folder; whether pictures are padded or cropped does not depend on the folder.
 
     Raises UserError if the folder is no complete LLaVA, or its parts do not fit each other.
     """
@@ -63,7 +63,7 @@ def load_reader(base: Path | str, template: str) -> Reader:
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation: token ids and labels [length], and its picture as a path, as bytes, or None."""
+    """A training row: token ids and labels [length] of a conversation, its picture as a path, as bytes, or None."""
 
     ids: list[int]
     labels: list[int]
@@ -128,7 +128,7 @@ GROUP = 32  # batches whose rows are sorted by length together
 
 
 def group_by_length(order: Sequence[int], batch: int, lengths: Sequence[int], seed: int) -> list[int]:
-    """The same rows with those of similar length in one batch, for less padding; the batches are shuffled again."""
+    """Reorder rows so that a batch holds similar lengths, for less padding; the order of batches is shuffled again."""
     span = GROUP * batch
     chunks = [sorted(order[start : start + span], key=lengths.__getitem__) for start in range(0, len(order), span)]
     batches = [rows[start : start + batch] for rows in chunks for start in range(0, len(rows), batch)]
@@ -137,7 +137,7 @@ def group_by_length(order: Sequence[int], batch: int, lengths: Sequence[int], se
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int, side: str, multiple: int = 1) -> Tensor:
-    """Sequences of different lengths as one tensor, int64 [n, longest], padded on the `left` or the `right`.
+    """Pad sequences to one tensor, int64 [n, longest], on the `left` or the `right`.
 
     multiple: the longest length is rounded up to a multiple of it.
     """
@@ -173,5 +173,5 @@ class Collator:
 
 
 def encode_prompt(reader: Reader, example: Example) -> list[int]:
-    """The token ids of a prompt, which a model continues with its answer. The text of `example` is the whole prompt."""
+    """Encode a prompt for generation as token ids. The text of `example` is the whole prompt."""
     return reader.encode([(example.text, None)], example.image is not None).ids

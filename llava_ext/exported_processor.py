@@ -1,4 +1,4 @@
-"""The processor of an exported model folder, with which other programs get our prompts and pixels.
+"""The processor of an exported model folder, which gives other programs the same prompts and pixels as here.
 
 Programs that read a Hugging Face folder build the prompt by its chat template and the pixels by its image processor.
 Published folders of LLaVA crop pictures, and have no template or one for another form of messages; with a wrong one a
@@ -21,7 +21,7 @@ STALE = ("preprocessor_config.json", "chat_template.json", "chat_template.jinja"
 
 
 def chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A template of `llava_ext.conversation` in Jinja; a message's content is a text or a list of typed parts.
+    """Translate a template of `llava_ext.conversation` to Jinja; a message's content is a text or typed parts.
 
     The beginning-of-sequence token is written out only where the tokenizer does not add it itself.
     Raises UserError for an unknown template.
@@ -48,12 +48,12 @@ def chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _quote(text: str) -> str:
-    """A text as a string literal of Jinja, which has Python's escapes."""
+    """Quote a text as a Jinja string literal, whose escapes are Python's."""
     return json.dumps(text)
 
 
 def _prepend_space_to_each_text(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Change a tokenizer that puts a space before the first text alone; LLaVA is trained with one before each text.
+    """Make a tokenizer put a space before each text, as LLaVA is trained, and not before the first one alone.
 
     Llama's newer files (`legacy` false) are such: the text after the picture would begin with another token.
     """

@@ -25,7 +25,7 @@ FEATURE_BUDGET = 256 * 2**20  # bytes of vision features that are cached for the
 
 
 def decoding(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """The generation config of answers: greedy, until the end token, whatever the model's folder says."""
+    """The generation config of answers: greedy, until the end token; the model folder's own config is ignored."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -38,7 +38,7 @@ def decoding(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Generat
 
 
 class Generator:
-    """A base model that answers for any source: the base alone, or with an adapter or dense deltas.
+    """Generates answers with a base model: alone, or with the adapter or dense deltas of a source.
 
     These are merged into the weights, and the weights that they change are restored from a copy before the next source,
     so the answers of a source do not depend on the sources before it.
@@ -111,7 +111,7 @@ class Generator:
     def __call__(
         self, examples: Sequence[Example], image_root: Path, max_new_tokens: int, image: str = "pad"
     ) -> list[str]:
-        """One answer for each example. Their texts are whole prompts; some of them may have no picture.
+        """Answer every example. Their texts are whole prompts; some of them may have no picture.
 
         image: `pad` pictures to a square, or `crop` their centre. Raises PictureError for one that cannot be read.
         """

@@ -1,4 +1,4 @@
-"""The command that starts a process of training or generation under each engine, and the GPUs there are for it.
+"""Launch commands of training and generation under each engine, and the GPUs that this process may use.
 
 Standard library only.
 """
@@ -36,7 +36,7 @@ def launch_command(trainer: Trainer, script: Path, job: Path, slot: int = 0) -> 
 
 
 def trainer_for_answers(trainer: Trainer, device: str | None = None) -> Trainer:
-    """The trainer whose engine, device and processes generate answers; the answers do not depend on it.
+    """The trainer settings whose engine, device and processes generate answers; the answers do not depend on them.
 
     It has as many GPUs as `trainer` wants and the machine has. device: cpu or cuda to replace the trainer's.
     """
@@ -50,7 +50,7 @@ def trainer_for_answers(trainer: Trainer, device: str | None = None) -> Trainer:
 
 
 def count_parallel_runs(trainer: Trainer, jobs: int) -> int:
-    """How many runs share the machine: `jobs` on CPU, at most one a GPU, one under an engine that uses all GPUs.
+    """How many runs go side by side: `jobs` on CPU, at most one per GPU, one under an engine that uses all GPUs.
 
     Raises UserError if the engine needs more GPUs than there are.
     """

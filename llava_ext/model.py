@@ -1,4 +1,4 @@
-"""Folders of base models: checked before anything large is loaded, and loaded without a missing weight.
+"""Loading of base models: folders are checked before anything large is read, and no weight may be missing.
 
 The libraries are lenient with a faulty folder: a config of another model gets LLaVA's defaults, a missing weight is
 drawn at random. Here both are errors.
@@ -22,7 +22,7 @@ REMEDY = "take a folder as llava-hf/llava-1.5-7b-hf is one (model.checkpoint)"
 
 
 def open_config(folder: Path | str) -> LlavaConfig:
-    """The config of a base model's folder; the folder is checked but for its weights.
+    """Read the config of a base model's folder and check everything in the folder but the weights.
 
     Raises UserError if it is no LLaVA in the Hub's layout, or lacks a tokenizer or an image processor.
     """
@@ -47,7 +47,7 @@ def open_config(folder: Path | str) -> LlavaConfig:
 
 
 def open_tokenizer(folder: Path | str, config: LlavaConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base model's folder. Raises UserError if it does not fit the model."""
+    """Load the tokenizer of a base model's folder. Raises UserError if it does not fit the model."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image, rows = config.image_token_id, config.text_config.vocab_size
     text = tokenizer.convert_ids_to_tokens(image) if image < len(tokenizer) else None
@@ -68,13 +68,13 @@ def open_tokenizer(folder: Path | str, config: LlavaConfig) -> PreTrainedTokeniz
 
 
 def count_image_tokens(config: LlavaConfig) -> int:
-    """The number of tokens of a picture: one a patch, and one more where the class token is kept (`full`)."""
+    """The number of tokens of a picture: one per patch, and one more if the class token is kept (`full`)."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     return side**2 + (config.vision_feature_select_strategy == "full")
 
 
 def load_model(folder: Path | str, dtype: torch.dtype, attention: str | None = None) -> LlavaForConditionalGeneration:
-    """Load the model of a folder in this precision, every weight from its files.
+    """Load the model in a folder in the given precision; every weight must come from its files.
 
     Raises UserError if a weight is missing, of another shape, or not of a LLaVA.
     """

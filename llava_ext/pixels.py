@@ -1,4 +1,4 @@
-"""Pictures as pixel values of the vision tower."""
+"""Reading of pictures, and their conversion to pixel values for the vision tower."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PixelReader:
 
 
 class PictureError(OSError):
-    """A picture that cannot be read, which fails its question alone. errno: of the system's error, if it was one."""
+    """Raised for a picture that cannot be read; fails only its own question. errno: of the system's error, if any."""
 
 
 def read_picture(source: Path | bytes) -> Image.Image:
@@ -69,7 +69,7 @@ def read_picture(source: Path | bytes) -> Image.Image:
 
 
 def open_picture(source: Path | bytes) -> Image.Image:
-    """`read_picture` for training, which needs every picture. Raises UserError if it cannot be read."""
+    """Read a picture for training, which needs every one: raises UserError where `read_picture` raises PictureError."""
     try:
         return read_picture(source)
     except PictureError as error:

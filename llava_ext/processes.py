@@ -1,4 +1,4 @@
-"""One stage in several processes of torchrun: the first decides and writes, the others follow."""
+"""Running one stage in several torchrun processes: the first decides and writes, the others follow."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Team:
         self.key = key
 
     def begin(self) -> None:
-        """In the first process: let the others begin with the stage."""
+        """Called by the first process: let the others begin the stage."""
         if self.size > 1:
             _store().set(self.key, "begin")
 
     def meet(self, problem: str = "") -> None:
-        """In the first process: wait until every other one has called this; in the others: report `problem` and return.
+        """In the first process: wait until all others have called this. In the others: report `problem` and return.
 
         Raises UserError in the first process for the first problem reported.
         """
@@ -52,7 +52,7 @@ class Team:
 def run_stage_together(
     address: Address, work: Callable[[Path, Team], dict | None], say: Callable[[str], None] = print
 ) -> Path:
-    """`run_stage` for torchrun: every process calls this, for the same stages in the same order.
+    """Run a stage as `run_stage` does, under torchrun: all processes call this for the same stages in the same order.
 
     The first process alone checks for a complete result, waits for the lock and writes the manifest. It calls
     work(path, team) first; the others call it as soon as the first one calls `team.begin()`, and return at once if it

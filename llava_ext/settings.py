@@ -170,7 +170,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Lora:
-    """Default rank and alpha of a model, by its width: N experts of rank r span at most N r of its dimensions."""
+    """Default rank and alpha of a model's experts, chosen by its width: N experts span at most N r dimensions."""
 
     r: int = 16
     alpha: float = 32
@@ -249,7 +249,7 @@ class Trainer:
 
     @property
     def uses_deepspeed(self) -> bool:
-        """Whether DeepSpeed is used. Accelerate has it on GPUs only: several processes on CPUs run as ddp instead."""
+        """Whether DeepSpeed is used; on GPUs only, as Accelerate has it: on CPUs several processes run as ddp."""
         return self.engine in DEEPSPEED_ENGINES and (self.device == "cuda" or self.processes == 1)
 
     def accumulation(self, global_batch: int) -> tuple[int, int]:

@@ -91,7 +91,7 @@ def _read_training_rows(settings: Expert, reader: Reader, data: Mapping[str, Pat
 
 
 def count_steps(settings: Expert, samples: Sequence[int]) -> int:
-    """Optimizer steps of a run over so many samples of each task: the sum over the tasks of an expert's steps.
+    """Optimizer steps of a run over several tasks: the sum of the steps that each task's expert takes.
 
     These are the whole batches of an epoch times the epochs, or `max_steps`.
     """
@@ -150,7 +150,7 @@ def _build_arguments(settings: Expert, work: Path, steps: int) -> TrainingArgume
 
 
 class ExpertTrainer(OrderedTrainer):
-    """An `OrderedTrainer` with a learning rate for the projector, and with batches that have no picture."""
+    """An `OrderedTrainer` with a learning rate of its own for the projector; it accepts batches without any picture."""
 
     optimizer: torch.optim.Optimizer | None
 
@@ -181,7 +181,7 @@ class ExpertTrainer(OrderedTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _zero_through_projector(self) -> torch.Tensor:
-        """Zero, computed through the projector: every process then has a gradient for it, in batches of text too."""
+        """Zero, computed through the projector, so that each process has a gradient for it even in batches of text."""
         model = self.accelerator.unwrap_model(self.model).get_base_model()
         side = model.config.vision_config.image_size
         blank = torch.zeros(1, 3, side, side, dtype=model.dtype, device=self.args.device)
@@ -202,7 +202,7 @@ def _save(trainer: ExpertTrainer, folder: Path, work: Path, record: dict) -> Non
 
 
 def _gathered(trainer: ExpertTrainer, model: torch.nn.Module) -> contextlib.AbstractContextManager:
-    """A context in which every trained tensor is whole, which ZeRO-3 otherwise keeps in parts."""
+    """Context manager: every trained tensor is whole, while ZeRO-3 otherwise keeps it in parts."""
     settings = trainer.settings.trainer
     if not (settings.uses_deepspeed and settings.engine.startswith("zero3")):
         return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""The Trainer of transformers with exact resume: an interrupted run ends with the bytes of one that was not.
+"""The Trainer of transformers with exact resume: an interrupted run ends with the same bytes as an uninterrupted one.
 
 The rows are put into the order of the whole run beforehand, so the Trainer sees one pass over them. Resuming from a
 checkpoint skips the rows before it and restores optimizer and random state. A checkpoint counts once its marker is
@@ -39,7 +39,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 def build_arguments(
     work: Path, steps: int, batch: int, accumulation: int, save_steps: int, warmup_ratio: float, **others: Any
 ) -> TrainingArguments:
-    """The Trainer's arguments: those that all runs share, and `others`. save_steps: 0 for no checkpoint."""
+    """Build the Trainer's arguments: those that all runs share, and `others`. save_steps: 0 for no checkpoint."""
     return TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
@@ -60,7 +60,7 @@ def build_arguments(
 
 
 class OrderedTrainer(HuggingFaceTrainer):
-    """The Trainer over rows that are in order already; it stops at a loss that is not finite.
+    """The Trainer of transformers over rows that are already in order; it stops at a loss that is not finite.
 
     name: of the run, in messages and on its progress bar; batching: what a run must share with this one to resume
     from its checkpoints; advice: what to do about a loss that is not finite; part: which of how many parts of a longer
@@ -121,7 +121,7 @@ class OrderedTrainer(HuggingFaceTrainer):
 
 @dataclass(frozen=True)
 class ErrorAsBatch:
-    """Collates a batch; a UserError is handed on in its place.
+    """Collates batches in a worker of the data loader; returns a UserError in place of the batch that raised it.
 
     One that is raised in a worker of the data loader reaches the training process as the text of a traceback.
     """
@@ -190,7 +190,7 @@ def mark_complete(checkpoint: Path, batching: Mapping[str, object]) -> None:
 
 
 def find_newest_complete(folder: Path, batching: Mapping[str, object]) -> Path | None:
-    """The complete checkpoint of the highest step that a run of this batching wrote."""
+    """Find the latest complete checkpoint that a run of this batching wrote."""
     return max(
         (path for path in _list_checkpoints(folder) if _read_marker(path) == dict(batching)), key=_step, default=None
     )
@@ -234,7 +234,7 @@ def finish_training(folder: Path, work: Path, record: dict) -> dict:
 
 
 def read_training_record(folder: Path) -> dict | None:
-    """The record of a finished training, even if it was killed right after; None if there is more to train."""
+    """Read the record of a finished training, even one killed right after its end; None if there is more to train."""
     try:
         return json.loads((folder / RECORD).read_text())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where results of a configuration lie: every address, from the data to the scores.
+"""Addresses of all results of a configuration, from the data to the scores: which folder or file each lies in.
 
     prepare -> base -> experts and multi-task model -> merge -> predict -> score
 
@@ -42,7 +42,7 @@ class Adapter:
 
 
 class Addresses:
-    """Where everything of one configuration lies, or will lie."""
+    """The addresses of all results of one configuration, whether they exist yet or not."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -79,7 +79,7 @@ class Addresses:
 
     @property
     def base_name(self) -> str:
-        """What adapters call the base: the repository, or the folder's name."""
+        """The name of the base in adapter configs: the repository, or the folder's name."""
         named = self.config.model.checkpoint
         if named is None:
             return self.base.path.name
@@ -87,7 +87,7 @@ class Addresses:
 
     @cached_property
     def _data(self) -> dict[str, Address]:
-        """Raises UserError with every question file that is not there."""
+        """The prepared data of every task, by name. Raises UserError with every question file that is missing."""
         addresses, problems = {}, []
         for task in self.config.tasks:
             settings = self.config.data(task)
@@ -100,7 +100,7 @@ class Addresses:
         return addresses
 
     def _input_files(self, settings: TaskData) -> dict[str, Address]:
-        """The files of a task that is not drawn, and its pictures by name and size."""
+        """The input files of a task that is read from files, and its pictures by name and size."""
         inputs = {}
         for split, file in settings.input_files.items():
             if not file.exists():
@@ -134,7 +134,7 @@ class Addresses:
 
     @property
     def experts(self) -> dict[str, Address]:
-        """What is merged, by name."""
+        """The adapters to be merged, by name."""
         return {name: adapter.address for name, adapter in self.adapters.items()}
 
     @cached_property
@@ -147,7 +147,7 @@ class Addresses:
         return {task.name: Adapter(self.expert(task)) for task in self.config.seen}
 
     def _given_experts(self, places: Sequence[tuple[str, Path | Repository]]) -> dict[str, Adapter]:
-        """Adapters of the user's, in either format; those of the Hub are fetched, because their files identify them."""
+        """The user's own adapters, in either format; those of the Hub are fetched, as their files identify them."""
         experts: dict[str, Adapter] = {}
         problems: list[Problem] = []
         for name, place in places:
@@ -159,18 +159,18 @@ class Addresses:
         return experts
 
     def _released(self, task: str) -> Adapter:
-        """A folder in either format, or a repository of the Hub in LLaVA's."""
+        """A released expert: a folder in either format, or a repository of the Hub in LLaVA's."""
         named = self.config.benchmark.released[task]
         folder = Path(named).expanduser()
         is_ours = (folder / WEIGHTS[0]).is_file() and not is_original(folder)  # what .bin holds may be damaged
         return Adapter(foreign(folder, self.root)) if is_ours else self._converted(task, self.given(named))
 
     def given(self, text: str) -> Address:
-        """A folder, or a repository of the Hub in the state that this folder of results has first met it in."""
+        """The address of a folder, or of a Hub repository at the commit that was pinned when it was first named."""
         return find_address(text, self.root, self.config.paths.pins)
 
     def find_adapter(self, name: str, folder: Path) -> Adapter:
-        """An adapter folder as it is, or what one in LLaVA's format is converted to."""
+        """The adapter in a folder: itself, or for LLaVA's format the result of its conversion."""
         address = foreign(folder, self.root)
         return self._converted(name, address) if is_original(folder) else Adapter(address)
 
@@ -220,7 +220,7 @@ class Addresses:
 
     @property
     def precision(self) -> str:
-        """Of the weights in generation: the model's, but bf16 for fp16 on a CPU, which is slow at it."""
+        """Precision of the weights in generation: the model's, but bf16 in place of fp16 on a CPU (slow at fp16)."""
         on_cpu = (self.config.device or self.config.trainer.device) == "cpu"
         return "bf16" if on_cpu and self.config.model.precision == "fp16" else self.config.model.precision
 
@@ -237,14 +237,14 @@ class Addresses:
         return task.scoring(self._selection(eval_set), tokenizer)
 
     def _selection(self, eval_set: EvalSet) -> Selection:
-        """Which questions: `ids` name test questions, each of the task that has it."""
+        """The questions of an evaluation set that are asked; `ids` name test questions of any task."""
         if eval_set.split != "test":
             return Selection(self.config.limit)
         ids = self.ids_in(eval_set)
         return Selection(ids=ids) if ids else self.config.only
 
     def ids_in(self, eval_set: EvalSet) -> tuple[str, ...]:
-        """Those of `ids` that are questions of an evaluation set; none while its questions are not prepared."""
+        """The configured `ids` that are in an evaluation set; none while its questions are not prepared."""
         wanted = self.config.only.ids
         if not wanted or not self.questions(eval_set).exists():
             return ()
@@ -258,13 +258,13 @@ def _read_ids(questions: Path) -> frozenset[str]:
 
 
 def list_unfinished(addresses: Iterable[Address | None]) -> list[Address]:
-    """Those that are not complete, each once, in their order."""
+    """The addresses whose results are not complete, each once, in their order."""
     unique = {address.path: address for address in addresses if address is not None}
     return [address for address in unique.values() if not address.is_complete()]
 
 
 def require(addresses: Iterable[Address | None], what: str, command: str) -> None:
-    """Raises UserError that names what is missing and the command that makes it."""
+    """Raises UserError that names the missing results and the command that makes them."""
     missing = list_unfinished(addresses)
     if missing:
         names = "\n".join(f"  {address.short}" for address in missing)
@@ -277,5 +277,5 @@ def choose_caption_tokenizer() -> str:
 
 
 def _kind(kind: str, split: str) -> str:
-    """The folder of answers or scores: those on val lie apart, so that nobody takes them for results."""
+    """The folder of answers or scores; those on val lie apart, so that nobody takes them for test results."""
     return kind if split == "test" else f"{kind}/{split}"

@@ -1,4 +1,4 @@
-"""Do the work that a job file names, one item after the other. Started by pipeline/jobs.py, never typed.
+"""The program of a child process: does the items of a job file. Started by pipeline/jobs.py, never by hand.
 
     python pipeline/child.py JOB.json        (under torchrun for more than one process)
 

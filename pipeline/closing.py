@@ -1,4 +1,4 @@
-"""The last lines of every program: its results, where they are, how long it took."""
+"""The closing lines of a program: its results, where they are, how long it took."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from robustmerge.stage.address import Address, read_manifest
 
 
 def print_results(addresses: Iterable[Address], title: str = "") -> None:
-    """One line a result of a program. title: what the results are called together."""
+    """Print a program's results, one per line. title: heads the list."""
     results = list({address.path: address for address in addresses}.values())
     if not results:
         return
@@ -26,11 +26,11 @@ def print_results(addresses: Iterable[Address], title: str = "") -> None:
 
 
 def format_path(path: Path) -> str:
-    """A path as it can be typed where the user stands: relative below the current directory, else absolute."""
+    """Format a path as the user can type it: relative if it is below the current directory, else absolute."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def format_seconds(seconds: float) -> str:
-    """`45 s`, `3 min 5 s`."""
+    """Format a duration: `45 s`, `3 min 5 s`."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{int(seconds // 60)} min {int(seconds % 60)} s"

@@ -1,4 +1,4 @@
-"""The composed config as checked, frozen dataclasses; all mistakes are told at once."""
+"""Check a composed config and read it into frozen dataclasses; all mistakes are reported at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Paths:
-    """runs: where results live; mm_mergebench, mm_mergebench_images: the published question files, their pictures.
+    """Folders. runs: of results; mm_mergebench, mm_mergebench_images: the published question files, their pictures.
 
     A relative path starts at the repository.
     """
@@ -36,7 +36,7 @@ class Paths:
 
     @property
     def pins(self) -> Path:
-        """Which commit each repository of the Hub stood for when it was first named."""
+        """The file that keeps which commit each Hub repository stood for when it was first named."""
         return REPOSITORY / Path(self.runs).expanduser() / "hub.json"
 
     def root(self, profile: str, benchmark: str, model: str) -> Path:
@@ -61,7 +61,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Options:
-    """The keys outside of any group."""
+    """The settings that belong to no config group."""
 
     profile: str
     multi_task: bool
@@ -95,7 +95,7 @@ class Options:
 
     @property
     def only(self) -> Selection:
-        """The questions that are asked; all of them unless `limit` or `ids` says which."""
+        """The selection of questions by `limit` or `ids`; all of them if neither is given."""
         return Selection(self.limit, tuple(sorted({str(name) for name in self.ids or ()})))
 
 
@@ -136,7 +136,7 @@ class Config(Options):
 
     @property
     def trains(self) -> bool:
-        """Whether the experts are made here."""
+        """Whether the experts are trained here."""
         return self.experts is None and self.expert_set == "trained"
 
     def expert(self, *tasks: Task) -> Expert:
@@ -180,7 +180,7 @@ def read_config(point: Mapping[str, Any]) -> Config:
 
 
 def _build_tasks(nodes: Mapping[str, Any], chosen: list[str] | str | None) -> tuple[Task, ...]:
-    """The tasks of a benchmark, or those of them that `tasks` names. nodes: settings by name."""
+    """Build the tasks of a benchmark, or the subset that `tasks` names. nodes: settings by name."""
     if stray := [name for name, node in nodes.items() if not isinstance(node, Mapping)]:
         rule = "the file of a task begins with the line '# @package task.NAME'"
         raise ConfigError(Problem(f"{rule}: without it {', '.join(stray)} would each be a task", "task"))
@@ -231,7 +231,7 @@ def _read_experts(entries: list[str] | str | None) -> tuple[tuple[str, Path | Re
 
 
 def _find_problems(config: Config) -> list[Problem]:
-    """What is wrong between the parts of a configuration, each of which is right by itself."""
+    """Problems between the parts of a configuration, each of which is valid by itself."""
     problems: list[Problem] = []
     for task in config.tasks:
         _collect(problems, config.data, task)
@@ -260,7 +260,7 @@ def _find_problems(config: Config) -> list[Problem]:
 
 
 def _collect(problems: list[Problem], make: Any, *arguments: Any) -> Any:
-    """make(*arguments), or None with what is wrong among the problems."""
+    """Call make(*arguments); if that fails, add what is wrong to the problems and return None."""
     try:
         return make(*arguments)
     except ConfigError as error:

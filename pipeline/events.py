@@ -1,4 +1,4 @@
-"""Events of a child process, for the process that started it: one line of JSON each, on its standard output.
+"""Events that a child process reports to its parent: one line of JSON each, on its standard output.
 
 Whatever else the child prints belongs into its log. Under torchrun all processes write to the same pipe, each event
 in one piece.
@@ -55,5 +55,5 @@ def report_error(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Show the user a message, through the process that started this one."""
+    """Report a message, which the parent process shows to the user."""
     write_event(Event("message", text))

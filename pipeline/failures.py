@@ -1,4 +1,4 @@
-"""How a process of ours ends: what we foresaw is one message and an exit status, never a traceback."""
+"""Exit of a program on errors: foreseen ones become one message and an exit status, never a traceback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def print_error(text: str) -> None:
 
 
 def guarded(action: Callable[[], None], again: str, report_error: Callable[[str], None] = print_error) -> None:
-    """Run `action`. Ends the process with 2 and one message for a mistake that can be mended, 130 for Ctrl-C.
+    """Run `action`; on a UserError or a disk error exit with status 2 and one message, on Ctrl-C with 130.
 
     again: the command that goes on after an interrupt.
     """
@@ -40,7 +40,7 @@ def guarded(action: Callable[[], None], again: str, report_error: Callable[[str]
 
 
 def _explain(error: Exception) -> str | None:
-    """Words for an error of the disk; None for any other. Libraries wrap a full disk in errors of their own."""
+    """The message for a disk error, which libraries may wrap in errors of their own; None for any other error."""
     filename = error.filename if isinstance(error, OSError) else None
     place = f" while writing {filename}" if filename else ""
     wrapped = re.search(r"os error 28|No space left|PytorchStreamWriter|unexpected pos", str(error))

@@ -1,4 +1,4 @@
-"""Finished results of general benchmarks, for a report."""
+"""Finished results of general benchmarks, found on disk for a report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KIND = "general"
 
 
 def find_scores(root: Path, source: Source, base: Address, usual: GeneralRun) -> dict[str, Score]:
-    """All finished general scores of a source over all questions, by title: the task, and how it was asked otherwise.
+    """Find a source's finished general scores over all questions, by title: the task, and how its run differs.
 
     base: that it belongs to; an adapter folder fits several. usual: how tasks are asked by this configuration.
     """
@@ -32,7 +32,7 @@ def find_scores(root: Path, source: Source, base: Address, usual: GeneralRun) ->
 
 
 def general_rows(plan: Plan, titles: Mapping[str, Source]) -> list[GeneralResult]:
-    """The rows of a report's table: title -> source, of those that have a finished general score."""
+    """The general results of those of the sources that have any; titles: title -> source."""
     usual = usual_run(plan)
     results = [
         GeneralResult(title, source.kind, find_scores(plan.root, source, plan.base, usual), paper_name(source))
@@ -42,7 +42,7 @@ def general_rows(plan: Plan, titles: Mapping[str, Source]) -> list[GeneralResult
 
 
 def usual_run(plan: Plan) -> GeneralRun:
-    """How this configuration asks a general task."""
+    """The usual settings by which this configuration evaluates a general task."""
     return GeneralRun("any", plan.config.model.template, precision=plan.precision)
 
 
@@ -53,6 +53,6 @@ def general_addresses(plan: Plan) -> list[str]:
 
 
 def paper_name(source: Source) -> str:
-    """What the paper's table 3 calls a source; "" for one that it cannot have."""
+    """The key of a source in the paper's table 3; "" if it cannot be there."""
     has_one = source.kind in ("zero_shot", "multi_task", "merged") and not source.variant
     return source.name.removeprefix("merged/") if has_one else ""

@@ -1,4 +1,4 @@
-"""Child processes side by side: the longest first, one progress bar for all, a log file each.
+"""Run jobs as child processes side by side: the longest first, one progress bar for all, a log file each.
 
 A child is a plain program that gets its work as a JSON file and reports events (`pipeline.events`); whatever else it
 prints goes to its log. A failed child does not stop the others. Children end when we end, however we end: each
@@ -38,7 +38,7 @@ Launch = Callable[[Path, Path, int], tuple[list[str], dict[str, str]]]
 
 
 def launch_plain(script: Path, job: Path, slot: int) -> tuple[list[str], dict[str, str]]:
-    """One process of one thread: the same bytes whatever runs beside it."""
+    """Launch command of a plain process with one thread, so that its bytes do not depend on what runs beside it."""
     return [sys.executable, str(script), str(job)], {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -77,7 +77,7 @@ class RunningJob:
     reader: threading.Thread | None = None
 
     def handle(self, event: Event) -> None:
-        """Note what the child reports. Progress never goes back; processes of one torchrun report the same error."""
+        """Record an event of the child. Progress never goes back; equal errors of torchrun's processes count once."""
         if event.event == "item":
             self.finished_items = event.number - 1
             self._advance(0.0)
@@ -248,7 +248,7 @@ class _Display:
             print(f"{self.title}: {percent:.0f} %, about {left:.0f} s left ({shares})", flush=True)
 
     def finish(self, child: RunningJob, succeeded: bool) -> None:
-        """Say that a job has ended."""
+        """Report that a job has ended."""
         self.show([child])
         self.finished += child.job.cost
         self.n_finished += 1

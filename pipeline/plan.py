@@ -56,7 +56,7 @@ class Evaluation:
         return min(count, config.limit or count)
 
     def with_other_protocol(self) -> Evaluation | None:
-        """The same by the other protocol; None where it is not wanted, or the answers that it needs are not there."""
+        """The same evaluation by the other protocol; None if that is not wanted or its answers do not exist."""
         if not self.plan.config.other_protocol:
             return None
         other = dataclasses.replace(self, eval_set=self.eval_set.with_other_protocol())
@@ -68,7 +68,7 @@ class Plan(Addresses):
 
     @cached_property
     def overrides(self) -> dict[str, str]:
-        """The words of the command line that set this point's keys."""
+        """The keys that the command line sets at this point, with their values."""
         return parse_overrides(self.config.overrides)
 
     @property
@@ -78,7 +78,7 @@ class Plan(Addresses):
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
-        """Everything that the table compares, in its order: behind each method the same at its chosen strength.
+        """The sources of the table in order; each method is followed by itself at its chosen strength.
 
         Raises UserError for a method that writes full models, and where val scores are missing.
         """
@@ -91,7 +91,7 @@ class Plan(Addresses):
 
     @cached_property
     def configured(self) -> tuple[Source, ...]:
-        """The table without its chosen strengths. Raises UserError for a method that writes full models."""
+        """The sources of the table without chosen strengths. Raises UserError for a method that writes full models."""
         self.check_methods()
         eval_sets = {task.name: self.test_set(task) for task in self.config.tasks}
         everything = tuple(eval_sets.values())
@@ -117,7 +117,7 @@ class Plan(Addresses):
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Everything that the table compares, on the test questions."""
+        """The evaluations of all sources of the table on the test questions."""
         return self._evaluations(self.sources)
 
     def _evaluations(self, sources: Iterable[Source]) -> list[Evaluation]:
@@ -127,7 +127,7 @@ class Plan(Addresses):
 
     @cached_property
     def candidate_methods(self) -> dict[str, dict[float, AnyMethod]]:
-        """By method, by factor of the update: the method at every strength that can be chosen."""
+        """Method name -> factor of the update -> the method at that strength, for all strengths that can be chosen."""
         grid = self.config.strength_grid
         if not grid or not self._val_sets:
             return {}
@@ -141,7 +141,7 @@ class Plan(Addresses):
 
     @cached_property
     def candidates(self) -> dict[str, dict[float, Source]]:
-        """By method, by factor of the update: the sources that are evaluated on val."""
+        """Method name -> factor of the update -> the source that is evaluated on val."""
         return {
             name: {factor: self._merged_source(method, self._val_sets) for factor, method in by_factor.items()}
             for name, by_factor in self.candidate_methods.items()
@@ -149,17 +149,17 @@ class Plan(Addresses):
 
     @property
     def val_evaluations(self) -> list[Evaluation]:
-        """Every candidate of every method, on the val questions."""
+        """The evaluations of every candidate of every method on the val questions."""
         return self._evaluations(source for by_factor in self.candidates.values() for source in by_factor.values())
 
     def choosing_addresses(self) -> list[Address]:
-        """Everything that the choices rest on: merges, val answers and val scores."""
+        """The addresses of all results that the choices rest on: merges, val answers and val scores."""
         merged = {one.source.address.path: one.source.address for one in self.val_evaluations}
         return [*merged.values(), *(a for one in self.val_evaluations for a in (one.predictions, one.score))]
 
     @cached_property
     def choices(self) -> dict[str, Choice]:
-        """By method: the strength with the best mean val score. Raises UserError where val scores are missing."""
+        """Method name -> the strength with the best mean val score. Raises UserError where val scores are missing."""
         missing = list_unfinished(one.score for one in self.val_evaluations)
         if missing:
             make = command("merge_eval", lambda word: not word.startswith("source"))
@@ -179,7 +179,7 @@ class Plan(Addresses):
         }
 
     def _val_mean(self, source: Source) -> float:
-        """Over the tasks that can be scored here: without Java some captions cannot, for no source."""
+        """The mean val score over the tasks that can be scored here; without Java some caption tasks cannot be."""
         values = [read_score(self.score(source, val_set).path).value for val_set in source.eval_sets]
         return fmean([value for value in values if value is not None] or [0.0])
 
@@ -196,11 +196,11 @@ class Plan(Addresses):
 
     @property
     def selected_evaluations(self) -> list[Evaluation]:
-        """The selected source on the test questions; with `ids`, on the tasks that have one of them."""
+        """The evaluations of the selected source on the test questions; with `ids`, only of the tasks that have one."""
         return self.list_evaluations(self.selected)
 
     def list_evaluations(self, source: Source) -> list[Evaluation]:
-        """A source on the test questions; with `ids`, on the tasks that have one of them.
+        """The evaluations of a source on the test questions; with `ids`, of the tasks that have one of them.
 
         All of its tasks while some are not prepared. Raises UserError for an id that no task has.
         """
@@ -215,7 +215,7 @@ class Plan(Addresses):
         return [one for one in prepared if ids[one.task.name]]
 
     def find_source(self, name: str | None) -> Source:
-        """The source of that name, address or folder, on all tasks. Raises UserError with the choices."""
+        """Find the source of a name, address or folder, on all tasks. Raises UserError with the choices."""
         names = [source.name for source in self.configured]
         choices = suggest(name or "", [*names, *(f"merged/{method}@{CHOSEN}" for method in self.candidates)])
         choices += f", or give a folder with {' or '.join(SOURCE_FILES)}"
@@ -248,5 +248,5 @@ class Plan(Addresses):
 
 
 def make_command(source: Source) -> str:
-    """The command that makes a source which is not there."""
+    """The command that makes a missing source."""
     return merge_command() if source.kind == "merged" else train_all_command()

@@ -1,4 +1,4 @@
-"""How an entry point starts: Hydra composes the command line, and one function gets all points of a sweep at once.
+"""Start of an entry point: Hydra composes the command line, and one function gets all points of a sweep at once.
 
 In a sweep (`-m`) Hydra's launcher only collects the points, so that whatever they share is done once. Hydra is
 imported inside the functions: child processes, which import this for the words of commands, do without it.
@@ -62,7 +62,7 @@ def _compose_and_call(program: str, main: Callable[[list[dict]], None]) -> None:
 
 
 def compose(program: str, overrides: list[str]) -> dict:
-    """A composed config as a plain mapping, outside of a Hydra program."""
+    """Compose a config as a plain mapping, outside of a Hydra program."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -86,7 +86,7 @@ def _as_mapping(config: DictConfig) -> dict:
 
 
 def _register_resolvers() -> None:
-    """What `${repository:...}`, `${cores:}` and `${groups:}` stand for in the configs."""
+    """Register the resolvers of the configs: `${repository:...}`, `${cores:}` and `${groups:}`."""
     from omegaconf import OmegaConf
 
     resolvers: dict[str, Callable[..., Any]] = {
@@ -99,7 +99,7 @@ def _register_resolvers() -> None:
 
 
 def runs_folder() -> Path:
-    """Where results live by default, as configs/paths/default.yaml has it; a relative path starts at the repository."""
+    """The default folder of results, from configs/paths/default.yaml; a relative path starts at the repository."""
     return REPOSITORY / Path(os.environ.get("ROBUSTMERGE_RUNS", "runs")).expanduser()
 
 
@@ -109,7 +109,7 @@ def list_groups() -> list[str]:
 
 
 def list_options(group: str) -> list[str]:
-    """The files of a config group, without their ending; what begins with _ is for other files to build on."""
+    """The options of a config group: its files without suffix, but not those that begin with _ (building blocks)."""
     return sorted(file.stem for file in (CONFIGS / group).glob("[!_]*.yaml"))
 
 
@@ -140,7 +140,7 @@ def merge_command() -> str:
 
 
 def _is_common(word: str) -> bool:
-    """Whether every program has the key: those of one program alone mean nothing to another."""
+    """Whether every program has the key; a command for another program must leave out the rest."""
     return _topmost_key(word) in {*compose("merge_eval", []), *list_groups(), "task"}
 
 
@@ -156,7 +156,7 @@ def parse_overrides(words: Iterable[str]) -> dict[str, str]:
 
 
 def _explain_composition(program: str, error: Exception) -> str:
-    """Hydra's composition errors in our words, with the choices."""
+    """Rephrase Hydra's composition errors, with the choices."""
     from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

@@ -1,4 +1,4 @@
-"""What is evaluated, and on which questions: sources and evaluation sets."""
+"""Sources and evaluation sets: what is evaluated, and on which questions. `source=` is resolved in plan.py."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EvalSet:
 
 @dataclass(frozen=True)
 class Source:
-    """What is evaluated: zero_shot | expert/<task> | multi_task | merged/<method> | any adapter or delta folder.
+    """A model to evaluate: zero_shot | expert/<task> | multi_task | merged/<method> | any adapter or delta folder.
 
     address: of the adapter or the deltas; of the base for zero_shot. eval_sets: what it is evaluated on.
     variant: "" as configured; `chosen`: the method at the strength chosen on val.
@@ -57,17 +57,17 @@ class Source:
 
     @property
     def label(self) -> str:
-        """What `source=` calls it."""
+        """The name that `source=` takes."""
         return f"{self.name}@{self.variant}" if self.variant else self.name
 
     @property
     def title(self) -> str:
-        """What tables call it, whatever its variant."""
+        """The title in tables, the same for all variants."""
         return TITLES.get(self.kind) or (self.method and self.method.title) or self.name.removeprefix("merged/")
 
     @property
     def folder(self) -> str:
-        """Where its predictions and scores lie: the name, with the hash of what it is."""
+        """The folder of its predictions and scores: the name with the hash of its address."""
         return f"{self.name}-{self.address.hash8}"
 
     @property
@@ -76,7 +76,7 @@ class Source:
 
 
 def name_source(address: Address) -> tuple[str, str]:
-    """Name and kind of an adapter or delta folder as a source; a result of this run keeps its own name."""
+    """Name and kind, as a source, of an adapter or delta folder; a result of this run keeps its own name."""
     kind, _, rest = address.short.partition("/")
     name = rest.removesuffix(f"-{address.hash8}")
     if kind == "merged" and name != rest:

@@ -1,4 +1,4 @@
-"""The choice of a strength by val scores.
+"""The choice of a method's strength by val scores.
 
 A published default belongs to other experts than ours. So every method is also evaluated at the strength that, among
 multiples of its default update, has the highest mean score on the val questions of the seen tasks. Nothing here reads
@@ -34,7 +34,7 @@ def choose_strength(tried: Mapping[float, tuple[float, float]]) -> Choice:
 
 
 def problems_of_grid(grid: Sequence[float] | None) -> list[Problem]:
-    """What is wrong with `strength_grid`; null and an empty list say that nothing is chosen."""
+    """Problems of `strength_grid`; null and an empty list mean that nothing is chosen."""
     key, grid = "strength_grid", grid or ()
     bad = [factor for factor in grid if not 0 < factor < math.inf]
     doubled = sorted({factor for factor in grid if list(grid).count(factor) > 1})
@@ -45,7 +45,7 @@ def problems_of_grid(grid: Sequence[float] | None) -> list[Problem]:
 
 
 def has_val(questions: Path, data: TaskData) -> bool:
-    """Whether a task has a val question; where its data is not there yet, whether it is to have one."""
+    """Whether a task has val questions; before its data is prepared, whether it will have any."""
     if questions.exists():
         return questions.stat().st_size > 0
     files = data.question_files
@@ -53,7 +53,7 @@ def has_val(questions: Path, data: TaskData) -> bool:
 
 
 def is_set_by_user(merge: Mapping[str, Any], overrides: Iterable[str]) -> bool:
-    """Whether the user gives the strength, so that there is nothing to choose. merge: composed; overrides: as typed.
+    """Whether the user set the strength, so that none is chosen. merge: the composed config; overrides: as typed.
 
     No file of a method gives `strength`: the defaults of the spaces stand in `strengths`. A function has its own in its
     file, so that only the command line says whose it is.
@@ -62,7 +62,7 @@ def is_set_by_user(merge: Mapping[str, Any], overrides: Iterable[str]) -> bool:
 
 
 def describe_choice(choice: Choice) -> str:
-    """`strength 1.41 (0.5 x the default's update) chosen on val: 38.2 against 35.0 at the default`."""
+    """Describe a choice: `strength 1.41 (0.5 x the default's update) chosen on val: 38.2 against 35.0 at ...`."""
     what = "the default" if choice.factor == 1 else f"{choice.factor:g} x the default's update"
     text = f"strength {choice.strength:.3g} ({what}) chosen on val: {choice.means[choice.factor]:.1f}"
     if choice.factor != 1 and 1 in choice.means:

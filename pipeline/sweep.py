@@ -1,4 +1,4 @@
-"""The points of a sweep: a plan each, and which keys of the command line differ between them."""
+"""The points of a sweep: one plan each, and the keys of the command line that differ between them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHARED_BY_POINTS = (
 
 
 def make_plans(points: Sequence[Mapping[str, Any]]) -> list[Plan]:
-    """The plans of all points of a sweep. Raises UserError for everything wrong in their configs, each thing once."""
+    """Make the plans of all points of a sweep. Raises UserError with all problems of their configs, each once."""
     plans: list[Plan] = []
     problems: list[Problem] = []
     for point in points:
@@ -46,7 +46,7 @@ def make_plans(points: Sequence[Mapping[str, Any]]) -> list[Plan]:
 
 
 def make_plan_with(settings: type[T], point: Mapping[str, Any]) -> tuple[Plan, T]:
-    """The plan, and a program's own keys as their dataclass. Raises ConfigError with the problems of both."""
+    """Make the plan, and the dataclass of a program's own keys. Raises ConfigError with the problems of both."""
     point = dict(point)
     values = {field.name: point.pop(field.name) for field in dataclasses.fields(settings)}
     try:
@@ -67,5 +67,5 @@ def find_swept_keys(plans: Sequence[Plan], ignored: Collection[str] = ()) -> lis
 
 
 def describe_point(plan: Plan, keys: Sequence[str]) -> str:
-    """`peft.r=8, seed=default`: the values that one point has for the swept keys; "" where nothing is swept."""
+    """Describe a point by its values of the swept keys: `peft.r=8, seed=default`; "" where nothing is swept."""
     return ", ".join(f"{key}={plan.overrides.get(key, 'default')}" for key in keys)

@@ -1,4 +1,4 @@
-"""What is left to do, its description in a job file, and how it is cut into jobs."""
+"""Items of unfinished work: which results are missing, their description in a job file, their division into jobs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ONE_CPU = Trainer()
 
 
 def drop_finished(results: Iterable[tuple[Address, T]]) -> list[tuple[Address, T]]:
-    """The results that are not complete, each address once. The second of a pair is what the caller needs beside it."""
+    """Drop complete results and repeated addresses. The second of a pair is any value that goes with the address."""
     unique = {address.path: (address, value) for address, value in results}
     return [pair for pair in unique.values() if not pair[0].is_complete()]
 
 
 def describe_item(stage: str, address: Address, settings: Any = None, **inputs: Any) -> dict:
-    """The description of one result to make, as a job file holds it."""
+    """Describe one result to make, as an item of a job file."""
     item = {"stage": stage, "name": address.short, "address": address.to_json(), **inputs}
     if settings is not None:
         item["settings"] = dataclasses.asdict(settings)
@@ -33,14 +33,14 @@ def describe_item(stage: str, address: Address, settings: Any = None, **inputs: 
 
 
 def run_in_turn(plan: Plan, title: str, job: str, items: list[dict]) -> None:
-    """Do the items one after the other, in one process."""
+    """Run the items one after the other, in one child process."""
     run_jobs(title, [Job(job, items)] if items else [], 1, plan.logs)
 
 
 def run_side_by_side(
     plan: Plan, title: str, items: Sequence[dict], costs: Sequence[float], trainer: Trainer = ONE_CPU
 ) -> None:
-    """Cut the items into one consecutive piece a process, of about equal cost, so that adapters change rarely.
+    """Run the items in several child processes; each gets a consecutive piece of equal cost, so adapters change rarely.
 
     trainer: where and how the processes run; one of several processes does all items, one after the other.
     """
@@ -59,7 +59,7 @@ def run_side_by_side(
 
 
 def cut_evenly(items: Sequence[T], costs: Sequence[float], pieces: int) -> list[list[tuple[T, float]]]:
-    """At most so many consecutive pieces of about equal cost, none of them empty; each item with its cost."""
+    """Cut items into at most `pieces` consecutive, non-empty pieces of about equal cost; each item with its cost."""
     cut: list[list[tuple[T, float]]] = [[] for _ in range(pieces)]
     before, total = 0.0, sum(costs)
     for item, cost in zip(items, costs, strict=True):

@@ -1,4 +1,4 @@
-"""Modules of T experts through a merge method. Every method of the paper is these few lines.
+"""Merging of modules in memory: prune, scale and combine T experts, RobustMerge and every other method of the paper.
 
 In a notebook:
 
@@ -71,7 +71,7 @@ def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMetho
 
 
 def measure_model(method: AnyMethod, experts: Sequence[str], visit: Visit) -> Statistics:
-    """What a method must know of the whole model before it can merge a module, which for most methods is nothing.
+    """Measure what a method must know of the whole model before it can merge a module; for most methods nothing.
 
     visit: calls a function on all modules, checked, as often as it is called itself.
     """
@@ -91,7 +91,7 @@ def measure_model(method: AnyMethod, experts: Sequence[str], visit: Visit) -> St
 
 
 def needs_another_majority(statistics: Statistics, elections: Sequence[Election]) -> bool:
-    """Whether a merge assumed that positive signs are the majority, which decided something, and they are not."""
+    """Whether modules must be merged again because the assumed majority, positive signs, was wrong and mattered."""
     undecided = any(election.undecided for election in elections)
     return statistics.majority == 1 and undecided and sum(election.signs for election in elections) <= 0
 
@@ -127,7 +127,7 @@ def merge_module(module: Module, method: AnyMethod, statistics: Statistics) -> M
 def _merge_part(
     module: Module, method: Method, part: str, blocks: Blocks, statistics: Statistics
 ) -> tuple[Tensor, Election]:
-    """strength * combine(prune(x_1), ..., prune(x_T)) of one part, block by block."""
+    """Merge one part block by block: strength * combine(prune(x_1), ..., prune(x_T))."""
     by_tensor = method.prune.scope == "tensor"
     if by_tensor and (len(blocks) > 1 or method.combine == "balanced"):
         statistics = measure(method, module.experts, lambda add: add(module.name, part, blocks))
@@ -148,13 +148,13 @@ def _merge_part(
 
 
 def _prune_whole(module: Module, method: Method, part: str, xs: list[Tensor], statistics: Statistics) -> list[Tensor]:
-    """The experts' tensors of a part after all prunings of the method."""
+    """Prune the experts' tensors of a part by all prunings of the method."""
     (pruned,) = pruned_blocks([lambda: xs], method, module.experts, (module.name, part), statistics)
     return pruned
 
 
 def _prune_and_scale(module: Module, method: Method, statistics: Statistics) -> tuple[dict[str, list[Tensor]], int]:
-    """The pruned and scaled A and B of each expert, and how many rank rows have no scale.
+    """Prune and scale A and B of each expert (equations 2 to 4); returns them and how many rank rows have no scale.
 
     Raises EmptyRowsError unless empty rows are to be left out.
     """

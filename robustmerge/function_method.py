@@ -1,4 +1,4 @@
-"""Methods outside the algebra: calling the function that a config names, and the one that collects for it before."""
+"""Methods outside the algebra: calls of the function that a config names, and of its collecting function before it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robustmerge.stage.settings import UserError
 
 
 def collect_over_model(method: FunctionMethod, modules: Iterable[tuple[str, Sequence[LoraPair]]]) -> Any:
-    """What `collect` of the method returns for (name, pairs) of all modules; None where it has none.
+    """Call the method's `collect` on (name, pairs) of all modules and return its result; None if it has none.
 
     Raises UserError, before any module is read, if a function of the method does not take what it is given.
     """
@@ -49,7 +49,7 @@ def merge_by_function(module: Module, method: FunctionMethod, collected: Any) ->
 
 
 def find_function(target: str, key: str) -> Callable[..., Any]:
-    """The function of that dotted path. Raises UserError if its module has none of that name."""
+    """Import the function of a dotted path. Raises UserError if its module has no such function."""
     module, _, name = target.rpartition(".")
     function = getattr(importlib.import_module(module), name, None)
     if not callable(function):
@@ -69,7 +69,7 @@ def _check_call(method: FunctionMethod, target: str, key: str, others: Sequence[
 
 @contextlib.contextmanager
 def _note_on_errors(where: str) -> Iterator[None]:
-    """Put a note on the errors of a function of the user's, whose traceback is kept."""
+    """Context manager: add a note to errors of the user's function, keeping their traceback."""
     try:
         yield
     except UserError:  # one message, without a traceback

@@ -1,4 +1,4 @@
-"""The identity of a function: a digest of the source text that it computes with, which no edit of a comment changes.
+"""The identity of a function: a digest of all source that it computes with, but for comments and docstrings.
 
 That text is the function and, transitively, every definition (function, class, constant) of its top-level package that
 it names. Docstrings, comments, blank lines and what is raised compute nothing and do not count; nor do definitions that
@@ -23,7 +23,7 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def digest_functions(targets: Mapping[str, str | None]) -> str:
-    """The sha256 of all source that the functions compute with; the same in every version of Python.
+    """Digest all source that the functions compute with (sha256); the same in every version of Python.
 
     targets: key of the setting -> dotted path, or None. Raises ConfigError naming every function that is not there.
     """
@@ -61,7 +61,7 @@ def _open_target(target: str) -> tuple[Source, str]:
 
 
 def _gather(source: Source, path: list[str], texts: dict[tuple[Path, str], set[str]]) -> None:
-    """Add the text of what a dotted name stands for in a module, and of all that this names.
+    """Gather the text of a dotted name's definition in a module, and of every definition that it uses.
 
     What is imported from another package is told by where it is imported from.
     """
@@ -84,7 +84,7 @@ def _gather(source: Source, path: list[str], texts: dict[tuple[Path, str], set[s
 
 @dataclass(frozen=True)
 class Source:
-    """One module as text. root: the folder that holds its top-level package, or the module itself."""
+    """The source text of one module. root: the folder that holds its top-level package, or the module itself."""
 
     file: Path
     root: Path
@@ -129,7 +129,7 @@ class Source:
         return _open(files[0], self.root) if files and name.partition(".")[0] == package else None
 
     def text_of(self, statement: ast.stmt) -> str:
-        """The lines of a module-level statement that compute something."""
+        """The lines of a module-level statement, without those that compute nothing."""
         first = min([statement.lineno, *(node.lineno for node in getattr(statement, "decorator_list", []))])
         return "\n".join(filter(None, self._lines[first - 1 : statement.end_lineno]))
 
@@ -170,7 +170,7 @@ def _names_bound(statement: ast.stmt) -> set[str]:
 
 
 def _names_in(node: ast.AST) -> Iterator[list[str]]:
-    """The names that code mentions, `a.b.c` as its parts; not those in annotations and in what is raised."""
+    """The names that code uses (`a.b.c` as its parts), except in annotations and in what is raised."""
     parts: list[str] = []
     inner = node
     while isinstance(inner, ast.Attribute):

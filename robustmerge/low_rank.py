@@ -110,13 +110,13 @@ def singular_values(pair: LoraPair) -> Tensor:
 
 
 def orthonormal_basis(columns: Tensor) -> Tensor:
-    """An orthonormal basis of what the columns span. columns [d, k] -> [d, p], p <= min(d, k)."""
+    """An orthonormal basis of the span of the columns. columns [d, k] -> [d, p], p <= min(d, k)."""
     left, _ = _directions(columns)
     return left
 
 
 def polar(columns: Tensor) -> Tensor:
-    """P Q^T of columns = P diag(s) Q^T: the nearest matrix of orthonormal columns. columns [d, k] -> [d, k].
+    """The nearest matrix with orthonormal columns: P Q^T of columns = P diag(s) Q^T. columns [d, k] -> [d, k].
 
     Where the columns depend on each other it is the partial isometry on their span, to which published codes add an
     arbitrary completion.
@@ -150,7 +150,7 @@ def effective_rank(s: Tensor) -> float:
 
 
 class Pairwise(NamedTuple):
-    """How N updates lie to one another, each [N, N].
+    """Pairwise similarity of N updates, each [N, N].
 
     inner: <D_i, D_j>. columns: ||U_i^T U_j||_F^2 / min(k_i, k_j), 1 if one column space holds the other, 0 if they are
     orthogonal. rows: the same of V. Two random subspaces of R^d give about max(k_i, k_j) / d.
@@ -162,7 +162,7 @@ class Pairwise(NamedTuple):
 
 
 def compare(spectra: Sequence[Spectrum]) -> Pairwise:
-    """All pairs at once: the blocks of U^T U and V^T V of the concatenated bases."""
+    """Compare all pairs at once, by the blocks of U^T U and V^T V of the concatenated bases."""
     ranks = torch.tensor([len(x.s) for x in spectra])
     s, U, V = (torch.cat([getattr(x, part) for x in spectra], dim=-1) for part in ("s", "U", "V"))
     left, right = U.T @ U, V.T @ V  # [K, K], K = sum of the k
@@ -180,7 +180,7 @@ def compare(spectra: Sequence[Spectrum]) -> Pairwise:
 
 
 def compare_A(pairs: Sequence[LoraPair]) -> Tensor:
-    """<A_i, A_j> / (||A_i|| ||A_j||) for all pairs [N, N], near 1 if both began with the same A; 0 for a zero A.
+    """Cosines of A: <A_i, A_j> / (||A_i|| ||A_j||), [N, N]; near 1 if both began with the same A; 0 for a zero A.
 
     Where ranks differ, over the rows that both have.
     """

@@ -1,4 +1,4 @@
-"""The record of a merge, with the norms of its updates; its one line for the terminal; and the card of its folder."""
+"""Description of a finished merge: its record (with norms of the updates), one-line summary, warnings and card."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FRONT = {  # of a card, by format; no library loads a delta folder
 
 
 def squared_norm(update: LoraPair | Tensor) -> float:
-    """||D||_F^2; of a pair by ||B A||_F^2 = sum((B^T B) * (A A^T)), r x r instead of d_out x d_in."""
+    """Squared norm ||D||_F^2; of a pair as ||B A||_F^2 = sum((B^T B) * (A A^T)), r x r instead of d_out x d_in."""
     if isinstance(update, LoraPair):
         return float(((update.B.T @ update.B) * (update.A @ update.A.T)).sum())
     return float(torch.linalg.vector_norm(update)) ** 2
@@ -46,7 +46,7 @@ class Norms:
 def record_merge(
     method: AnyMethod, adapters: Sequence[Adapter], ranks: Mapping[str, int], dropped: int, norms: Norms
 ) -> dict[str, Any]:
-    """What went in, what came out, what was left out. ranks: module -> rank; empty where no adapter was written."""
+    """Build the record of a merge: inputs, results, omissions. ranks: module -> rank; empty unless it is an adapter."""
     return {
         "experts": [a.name for a in adapters],
         "modules": len(adapters[0].modules),
@@ -61,7 +61,7 @@ def record_merge(
 
 
 def summarize_merge(method: AnyMethod, record: Mapping[str, Any]) -> str:
-    """What was merged, in one line."""
+    """Summarise a merge in one line."""
     ranks = record["ranks"]
     parts = [f"{record['modules']} modules"]
     parts.append("dense" if not ranks else f"rank {ranks[0]}" if len(ranks) == 1 else f"rank {ranks[0]} to {ranks[-1]}")
@@ -87,7 +87,7 @@ def count_experts(experts: Sequence[Any]) -> str:
 
 
 def find_warnings(method: AnyMethod, record: Mapping[str, Any]) -> list[str]:
-    """What the user may not have meant: one expert alone; almost nothing left, and what may have taken it."""
+    """Warnings about a merge that may not be meant: a single expert; almost nothing left, and the likely cause."""
     warnings = []
     if len(record["experts"]) == 1:
         warnings.append("there is nothing to merge with: this is one expert alone, as the method changes it")
@@ -101,7 +101,7 @@ def find_warnings(method: AnyMethod, record: Mapping[str, Any]) -> list[str]:
 
 
 def write_card(method: AnyMethod, adapters: Sequence[Adapter]) -> str:
-    """The README of a merged folder: what it is and how to load it; the same bytes for the same merge."""
+    """Write the README of a merged folder: what it is and how to load it; the same bytes for the same merge."""
     title = method.title or method.name
     paper = f" ({method.paper})" if method.paper else ""
     kind = method.output_format

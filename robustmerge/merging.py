@@ -1,4 +1,4 @@
-"""The merge stage: folders of experts in, one folder out, module by module.
+"""The merge stage: merges folders of experts into one folder, module by module.
 
 Experts are opened sorted by name and never held in memory whole: their files are mapped, and one module of all
 experts (one a worker) is read, merged and written at a time. In a notebook:
@@ -104,7 +104,7 @@ def write_merged(
     workers: int = 1,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Merge into `folder` and return the record: what went in, what came out, what was left out."""
+    """Merge into `folder` and return the record: inputs, results, omissions."""
     with set_up_for_merging():
         merging = Merging(open_experts(experts, method), method, workers, progress)
         statistics = merging.measure()
@@ -117,7 +117,7 @@ def write_merged(
 
 
 def open_experts(experts: Mapping[str, Path], method: AnyMethod) -> list[Adapter]:
-    """Open all experts, sorted by name. Raises UserError if one is refused or they do not fit together."""
+    """Open all experts, sorted by name. Raises UserError if one cannot be merged or they do not fit together."""
     if not experts:
         raise UserError("there are no experts to merge")
     adapters, problems = open_adapters(experts)
@@ -131,11 +131,11 @@ def open_experts(experts: Mapping[str, Path], method: AnyMethod) -> list[Adapter
 
 
 class WrongMajorityError(Exception):
-    """Positive signs were taken for the majority of the whole model, which decided something, and they are not."""
+    """Raised if positive signs were assumed to be the model's majority, are not, and the assumption mattered."""
 
 
 class MergedModule(NamedTuple):
-    """One merged module with all that is written and recorded of it.
+    """One merged module: all that is written and recorded of it.
 
     norm, expert_norms: ||D||_F^2 of the merged update and of each expert's. bias: of the update.
     """
@@ -149,7 +149,7 @@ class MergedModule(NamedTuple):
 
 @dataclass(frozen=True)
 class Merging:
-    """The experts that were opened, in the order of their names, and how they are merged."""
+    """One merge: opened experts, sorted by name, and the method; reads, checks, merges and writes their modules."""
 
     adapters: Sequence[Adapter]
     method: AnyMethod
@@ -158,7 +158,7 @@ class Merging:
 
     @cached_property
     def problems(self) -> list[str]:
-        """What is wrong outside of the modules; raised with the first walk over them."""
+        """Problems outside of the modules, raised by the first walk over them."""
         return list(problems_of_extras(self.adapters))
 
     @property
@@ -166,11 +166,11 @@ class Merging:
         return [a.name for a in self.adapters]
 
     def read(self, name: str) -> Module:
-        """One module of all experts, not checked yet."""
+        """Read one module of all experts, unchecked."""
         return Module(name, self.names, [a.pair(name) for a in self.adapters])
 
     def walk(self, title: str, function: Callable[[str], R], part: tuple[int, int] = (1, 1)) -> Iterator[R]:
-        """function(module) for all modules, in order, with a progress bar. Raises UserError with all problems."""
+        """Call function(module) for all modules, in order, with a progress bar. Raises UserError with all problems."""
         problems = list(self.problems)
         empty: list[EmptyRow] = []
         prune_rule = ""
@@ -198,7 +198,7 @@ class Merging:
             raise UserError("\n".join(dict.fromkeys(problems)))
 
     def measure(self) -> Statistics:
-        """What the method must know of all modules before it can merge one."""
+        """Measure what the method must know of all modules before it can merge one."""
 
         def visit(function: Callable[[Module], R]) -> Iterator[R]:
             return self.walk("measure", lambda name: function(check_module(self.read(name))), (1, 2))

@@ -55,7 +55,7 @@ METHODS = REPOSITORY / "configs" / "merge"
 
 
 def _check_choice(value: str, choices: Iterable[str], key: str) -> list[Problem]:
-    """A problem if the value is none of the choices."""
+    """A problem if the value is not among the choices."""
     choices = tuple(choices)
     name = key.rpartition(".")[2]
     return [] if value in choices else [Problem(f"unknown {name} '{value}'; {suggest(value, choices)}", key)]
@@ -67,7 +67,7 @@ def _check_density(density: float) -> list[Problem]:
 
 @dataclass(frozen=True)
 class Prune:
-    """Which entries of each expert survive.
+    """Settings of pruning: which entries of each expert are kept.
 
     density: the fraction kept. scope: what one threshold covers: each tensor, or the whole model; null: what is usual
     in the space, see `USUAL_SCOPE`. What `elected` and `balanced` measure follows it. count: which order statistic is
@@ -100,7 +100,7 @@ class Prune:
 
 @dataclass(frozen=True)
 class Scale:
-    """How each rank index of a part is scaled; a cell of table 7 of the paper.
+    """Settings of scaling: how each rank index of a part is scaled (a cell of the paper's table 7).
 
     A, B: whose statistic scales that part: null (not scaled), A or B. The statistic of a part is, for each rank
     index, sum|x| before pruning over sum|x| after it (equation 3). RobustMerge is {A: null, B: A}.
@@ -128,7 +128,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Balance:
-    """Of PCB's competition. density: the fraction of scores above zero. variant: which of the authors' two programs."""
+    """Settings of PCB. density: the fraction of scores above zero. variant: which of the authors' two programs."""
 
     density: float = 0.1
     variant: str = "main"
@@ -139,7 +139,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class Basis:
-    """Of KnOTS. cut: singular values up to this are noise; relative: times the largest of the module."""
+    """Settings of KnOTS. cut: singular values up to this are noise; relative: times the largest of the module."""
 
     cut: float = 1e-5
     relative: bool = False
@@ -153,7 +153,7 @@ class Basis:
 
 @dataclass(frozen=True)
 class Out:
-    """What is written.
+    """Settings of the output: rank, dtype and format of what a merge writes.
 
     rank: cut the update to its best approximation of this rank; `experts`: their largest; null: exact.
     format: adapter (a PEFT folder), delta (dense updates), model (a full checkpoint, made from `base`, by default the
@@ -177,7 +177,7 @@ class Out:
         refuse(problems)
 
     def rank_for(self, ranks: Iterable[int]) -> int | None:
-        """The rank to cut a merged update to, of experts of these ranks; None: it is left as it is."""
+        """The rank that the merge of experts of these ranks is cut to; None: it is not cut."""
         return max(ranks) if isinstance(self.rank, str) else self.rank
 
 
@@ -230,7 +230,7 @@ class Method:
 
     @property
     def strength_key(self) -> str:
-        """The key of `strengths` that holds the default: the space, or `each`."""
+        """The key of the default in `strengths`: the space, or `each`."""
         return "each" if (self.space, self.product) == ("factors", "each") else self.space
 
     @property
@@ -240,7 +240,7 @@ class Method:
 
     @property
     def effective_strength(self) -> float:
-        """By what the update is multiplied in the end."""
+        """The factor by which the update is multiplied in the end."""
         return self.strength**2 if self.multiplies_factors else self.strength
 
     def with_factor(self, factor: float) -> Method:
@@ -262,22 +262,22 @@ class Method:
         return [share * weight for weight in self.weights_of(experts)]
 
     def linear_shares_of(self, experts: Sequence[str]) -> list[float] | None:
-        """Where each factor, or else the update, is a weighted sum over the experts: their shares."""
+        """The experts' shares, if each factor (or else the update) is a weighted sum over them; None otherwise."""
         return self.shares_of(experts) if self.is_linear else None
 
     @property
     def prunings(self) -> tuple[Prune, ...]:
-        """The steps that take entries away, in their order."""
+        """The pruning steps, in order."""
         return tuple(step for step in (self.first, self.prune) if step is not None and step.rule != "none")
 
     @property
     def scaled_parts(self) -> dict[str, str]:
-        """Part -> whose statistic scales it; parts that are not scaled are left out."""
+        """Part -> the part whose statistic scales it; parts that are not scaled are left out."""
         return {part: source for part, source in (("A", self.scale.A), ("B", self.scale.B)) if source is not None}
 
     @property
     def is_linear(self) -> bool:
-        """Whether each factor, or else the update, is a weighted sum over the experts."""
+        """Whether each factor (or else the update) is a weighted sum over the experts."""
         return not self.prunings and not self.scaled_parts and self.combine in ("sum", "mean")
 
     @property
@@ -321,12 +321,12 @@ class Method:
 
     @property
     def formula(self) -> str:
-        """How it merges, in a few words, for the card of a merged folder."""
+        """The method in a few words, for the card of a merged folder."""
         return f"strength {self.strength:g} in {self.space}"
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """The keys, as `balance.density`, of settings that are not at their default and change nothing."""
+        """The keys (`balance.density`) of settings that differ from their default but have no effect."""
         rules = {step.rule for step in self.prunings}
         is_scaled, is_balanced = bool(self.scaled_parts), self.combine == "balanced"
         has_basis = self.space == "knots" and not self.is_sum_of_updates
@@ -349,7 +349,7 @@ class Method:
 
     @property
     def as_used(self) -> Method:
-        """What the result is known by: without settings that nothing uses."""
+        """The method with unused settings at their defaults, which identifies the result."""
         return _with_defaults(self, self.unused)
 
 
@@ -388,7 +388,7 @@ class FunctionMethod:
 
     @property
     def effective_strength(self) -> float | None:
-        """By what the update is multiplied in the end."""
+        """The factor by which the update is multiplied in the end."""
         return self.strength
 
     def with_factor(self, factor: float) -> FunctionMethod:
@@ -414,17 +414,17 @@ class FunctionMethod:
 
     @property
     def formula(self) -> str:
-        """How it merges, in a few words, for the card of a merged folder."""
+        """The method in a few words, for the card of a merged folder."""
         return self.target
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """The keys of settings that are not at their default and change nothing."""
+        """The keys of settings that differ from their default but have no effect."""
         return _not_at_default(self, ["out.dtype"] if self.output_format == "model" else [])
 
     @property
     def as_used(self) -> FunctionMethod:
-        """What the result is known by: without settings that nothing uses."""
+        """The method with unused settings at their defaults, which identifies the result."""
         return _with_defaults(self, self.unused)
 
     # What only the algebra has.
@@ -470,7 +470,7 @@ def _default_of(method: AnyMethod, key: str) -> Any:
 
 
 def _problems_between_parts(method: Method) -> list[Problem]:
-    """What is wrong with a method whose parts are right."""
+    """Problems between the parts of a method, each of which is valid by itself."""
     return [*_unknown_names(method), *_wrong_numbers(method), *_meaningless_cells(method)]
 
 
@@ -528,7 +528,7 @@ def _meaningless_cells(method: Method) -> list[Problem]:
 
 
 def _needs_factors(method: Method) -> list[Problem]:
-    """What works on A and B apart, and so in no other space than factors."""
+    """The settings in use that work on A and B apart, and so only in factor space."""
     if method.space == "factors":
         return []
     needs = f"needs merge.space=factors, got space {method.space}"
@@ -538,7 +538,7 @@ def _needs_factors(method: Method) -> list[Problem]:
 
 
 def problems_of_weights(weights: Mapping[str, float] | None, experts: Iterable[str]) -> list[str]:
-    """Weights of experts that are not there."""
+    """Problems of weights that name unknown experts."""
     experts = tuple(experts)
     return [
         f"weights names an unknown expert '{name}'; {suggest(name, experts)} (merge.weights)"
@@ -563,12 +563,12 @@ def build_method(values: Mapping[str, Any], where: str = "merge") -> AnyMethod:
 
 
 def list_methods() -> list[str]:
-    """The names of all method files; `_neutral` holds what they have in common and is none."""
+    """The names of all method files; `_neutral` holds their common settings and is not a method."""
     return sorted(file.stem for file in METHODS.glob("[!_]*.yaml"))
 
 
 def read_method(name: str | Path, **changes: Any) -> AnyMethod:
-    """The method of `configs/merge/<name>.yaml`, or of a file elsewhere.
+    """Read the method of `configs/merge/<name>.yaml`, or of a file elsewhere.
 
     changes: values by key, `__` for a dot, as in read_method("ties", space="delta", prune__density=0.1).
     Raises UserError for an unknown name or file, ConfigError for what is wrong in the file or the changes.
@@ -587,7 +587,7 @@ def read_method(name: str | Path, **changes: Any) -> AnyMethod:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A file on top of those that its `defaults` name, as Hydra composes them."""
+    """Read a file on top of those that its `defaults` name, as Hydra composes them."""
     content = yaml.safe_load(file.read_text())
     values: dict[str, Any] = {}
     for name in content.pop("defaults", ["_self_"]):
@@ -596,7 +596,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below`, with the values of `above` in place of its own, mapping by mapping."""
+    """Overlay one mapping on another: the values of `above` replace those of `below`, level by level."""
     values = dict(below)
     for key, value in above.items():
         are_mappings = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)

@@ -1,4 +1,4 @@
-"""One module of all experts: what goes into a merge step, what comes out, and why it may be refused."""
+"""One module of all experts: the input and output of a merge step, and the checks of the input."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Module(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """The merged update of one module. dropped: rank rows without a scale, left out. election: how signs fell."""
+    """The merged update of one module. dropped: rank rows left out for lack of a scale. election: of signs."""
 
     update: LoraPair | Tensor
     dropped: int = 0
@@ -73,7 +73,7 @@ def check_experts(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMeth
 
 
 def check_module(module: Module) -> Module:
-    """The module in float32. Raises UserError naming every expert and row of A or B that holds NaN or infinity."""
+    """Return the module in float32. Raises UserError naming every expert and row of A or B with NaN or infinity."""
     pairs = [LoraPair(pair.A.float(), pair.B.float()) for pair in module.pairs]
     problems = []
     for expert, pair in zip(module.experts, pairs, strict=True):
@@ -93,7 +93,7 @@ def check_module(module: Module) -> Module:
 
 @dataclass(frozen=True)
 class EmptyRow:
-    """A rank row without a scale. density: the smallest that leaves no row of its tensor empty, if any does."""
+    """A rank row emptied by pruning. density: the smallest at which no row of its tensor is empty, if any."""
 
     expert: str
     module: str
@@ -109,7 +109,7 @@ class EmptyRow:
 
 
 class EmptyRowsError(UserError):
-    """Rank rows whose scale is undefined, and what to do about them. rows: all of them."""
+    """Raised for rank rows whose scale is undefined; says what to do. rows: all of them."""
 
     def __init__(self, rows: Sequence[EmptyRow], prune_rule: str):
         self.rows = list(rows)
@@ -131,7 +131,7 @@ class EmptyRowsError(UserError):
 def find_empty_rows(
     module: Module, part: str, full: Sequence[Tensor], empty: Sequence[Tensor], count: str
 ) -> list[EmptyRow]:
-    """The rank rows that pruning emptied.
+    """Find the rank rows that pruning emptied.
 
     full: the experts' tensors of a part before pruning. empty [r]: which rank rows of each are empty after it.
     count: of the pruning, see `rules.threshold_index`.

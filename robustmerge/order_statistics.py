@@ -1,4 +1,4 @@
-"""The k-th smallest of numbers that arrive in pieces, exactly, without holding them.
+"""Order statistics: the exact k-th smallest of numbers that arrive in pieces, without holding them.
 
 The bits of a float32 order like the number itself. A first pass counts the numbers by their upper 19 bits, a second
 one counts the lower 13 bits of those that share the upper bits of an answer. Numbers that came from half precision
@@ -22,7 +22,7 @@ WAITING = 1 << 23  # numbers that all streams together hold until they are count
 
 
 def kth_smallest(x: Tensor, k: int) -> float:
-    """The k-th smallest (from 1) of float32 numbers that are not negative and are all there; x is put out of order.
+    """The k-th smallest (k from 1) of non-negative float32 numbers in memory; reorders x.
 
     Partitioning their bits as integers is the fastest exact way on a CPU.
     """
@@ -32,12 +32,12 @@ def kth_smallest(x: Tensor, k: int) -> float:
 
 
 def batch_of(streams: int) -> int:
-    """How many numbers each of so many streams side by side may hold."""
+    """The number of values that each of several parallel streams may hold."""
     return max(1, min(BATCH, WAITING // streams))
 
 
 class Selector:
-    """Order statistics of a stream that is given once or twice, as `is_done` says.
+    """Selects order statistics of a stream, which is given once or twice: until `is_done`.
 
     ranks: from how many numbers there were to the k of each answer, from 1. batch: numbers counted at once.
     Only the exponents that occur have counts, 8 kB each: magnitudes need some 0.3 MB, scores from 1 to e^-50 1.5 MB.
@@ -66,7 +66,7 @@ class Selector:
         self._lock = Lock()
 
     def add(self, x: Tensor) -> None:
-        """Take the numbers of x, float32 of any shape; several threads may give some at once."""
+        """Add the numbers of x, float32 of any shape; several threads may add at once."""
         if not x.numel():
             return
         bits = _ordered_bits(x.reshape(-1))
@@ -96,7 +96,7 @@ class Selector:
         self._upper.index_add_(0, torch.tensor(rows), counts[occupied])
 
     def end_pass(self) -> None:
-        """Say that every number has been given."""
+        """End a pass: every number has been added."""
         if self.is_done:
             return
         if not self.n:  # nothing was counted
@@ -113,7 +113,7 @@ class Selector:
         self.is_done = True
 
     def _locate_upper(self) -> list[tuple[int, int]]:
-        """Of each answer: its upper bits, its rank among the numbers that have them."""
+        """Locate each answer: its upper bits, and its rank among the numbers that share them."""
         rows = sorted(self._rows)
         counts = self._upper[[self._rows[row] for row in rows]].flatten()
         self._upper = self._upper[:0].clone()  # not needed in a second pass
@@ -129,7 +129,7 @@ class Selector:
 
 
 def _locate(counts: Tensor, k: int) -> tuple[int, int]:
-    """(the bin that holds the k-th number, its rank within the bin)."""
+    """Locate the k-th number in a histogram: (its bin, its rank within the bin)."""
     total = counts.cumsum(0)
     position = int(torch.searchsorted(total, k))
     return position, k - (int(total[position - 1]) if position else 0)

@@ -1,4 +1,4 @@
-"""What experts train besides A and B: biases of the updates, DoRA magnitudes, and values of the base model itself."""
+"""Merging of what experts train besides A and B: biases of updates, DoRA magnitudes, values of the base itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustmerge.rules import sum_of
 
 
 def merge_biases(biases: Sequence[Tensor | None], method: AnyMethod, experts: Sequence[str]) -> Tensor | None:
-    """The merged bias of the update (lora_bias) [d_out]: it takes part in a method that is a plain sum.
+    """Merge the biases of the updates (lora_bias) [d_out]: by a linear method itself, otherwise by their mean.
 
     Linear methods: strength sum_n w_n b_n (a mean: / T), as B A is merged; other methods say nothing of a bias, so it
     is the plain mean.
@@ -25,7 +25,7 @@ def merge_biases(biases: Sequence[Tensor | None], method: AnyMethod, experts: Se
 
 
 def mean_if_present(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """The plain mean; None where the experts have no such tensor."""
+    """The plain mean; None if the experts have no such tensor."""
     present = [x for x in tensors if x is not None]
     return mean_of(present) if present else None
 
@@ -46,7 +46,7 @@ def mean_extras(adapters: Sequence[Adapter]) -> Iterator[tuple[str, Tensor]]:
 
 
 def problems_of_extras(adapters: Sequence[Adapter]) -> Iterator[str]:
-    """The trained values of the base that cannot be averaged."""
+    """Problems of trained values of the base that cannot be averaged."""
     for name in adapters[0].extras:
         tensors = [a.extra(name) for a in adapters]
         if tensors[0].is_floating_point():

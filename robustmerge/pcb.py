@@ -26,7 +26,7 @@ CLAMP = {"main": 1e-4, "vision": 1e-2}
 
 
 class Bounds(NamedTuple):
-    """Of one expert over the range: where its magnitudes are clamped; its lowest and its highest clamped score."""
+    """Bounds of one expert over the range: where magnitudes are clamped, and the lowest and highest clamped score."""
 
     low: float
     high: float
@@ -35,18 +35,18 @@ class Bounds(NamedTuple):
 
 
 def magnitude_ranks(n: int, balance: Balance) -> list[int]:
-    """Which of n sorted magnitudes (from 1) are the lower and the upper quantile, as the authors count them."""
+    """The ranks (from 1) of the lower and upper quantile among n sorted magnitudes, as the authors count them."""
     c = CLAMP[balance.variant]
     return [int(n * c) + 1, int(n * (1 - c) - 1) + 1]
 
 
 def score_ranks(n: int, balance: Balance) -> list[int]:
-    """Which of n sorted scores (from 1) are the 1 - density quantile and the highest."""
+    """The ranks (from 1) of the 1 - density quantile and of the highest among n sorted scores."""
     return [min(int(n * (1 - balance.density)), n - 1) + 1, n]
 
 
 def score(xs: Sequence[Tensor], balance: Balance, bounds: Sequence[Bounds]) -> list[Tensor]:
-    """beta_n, before it is clamped, times exp(-N), which minmax takes away again and which no N overflows."""
+    """beta_n before clamping, times exp(-N): minmax cancels the factor, and nothing overflows for any N."""
     sizes = [_minmax(x.abs(), b.low, b.high) for x, b in zip(xs, bounds, strict=True)]
     others = torch.zeros_like(xs[0])
     for x, size in zip(xs, sizes, strict=True):

@@ -1,4 +1,4 @@
-"""The rules a merge method is made of: pure functions on the T experts of one tensor, and the tables that name them.
+"""The rules that merge methods consist of (prune, scale, combine): pure functions on the T experts of one tensor.
 
 Every rule takes the experts' tensors as a list of T float32 tensors of one shape: a part (A or B) in factor space,
 a block of the dense update, or its coordinates in another basis. To add a rule: a function here, an entry in its
@@ -31,7 +31,7 @@ Limits = Sequence[float]  # an expert's smallest magnitude that is kept
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a method must know of more than one tensor before it can merge any; None: every tensor has its own.
+    """Statistics over several tensors that a method needs before it can merge any; None: every tensor has its own.
 
     limits: of magnitude pruning, an expert's smallest magnitude that is kept. majority: of an election, the sign that
     wins where the sum is zero. bounds: of combine=balanced, between what an expert's magnitudes and scores are.
@@ -67,12 +67,12 @@ def threshold_index(n: int, density: float, count: str) -> int:
 
 
 def keep_all(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
-    """Every entry."""
+    """Keep every entry."""
     return xs
 
 
 def keep_largest(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
-    """The largest magnitudes of each expert (the mask of equation 2; the trimming of TIES).
+    """Keep the largest magnitudes of each expert (the mask of equation 2; the trimming of TIES).
 
     limits: where the threshold covers more than these tensors; otherwise every tensor has its own.
     """
@@ -82,7 +82,7 @@ def keep_largest(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: D
 
 
 def trim(x: Tensor, density: float, count: str) -> Tensor:
-    """x where its magnitude is among the largest, 0 elsewhere; see `threshold_index`."""
+    """Zero all but the largest magnitudes of x; see `threshold_index`."""
     n = x.numel()
     k = threshold_index(n, density, count)
     if k < 1:
@@ -105,12 +105,12 @@ def _at_least(x: Tensor, limit: float) -> Tensor:
 
 
 def keep_random(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
-    """Each entry with probability density (DARE, https://arxiv.org/abs/2311.03099)."""
+    """Keep each entry with probability `density` (DARE, https://arxiv.org/abs/2311.03099)."""
     return [x * (torch.rand(x.shape, generator=draw) < prune.density) for x, draw in zip(xs, draws, strict=True)]
 
 
 def keep_agreeing(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
-    """The entries that have the sign of their sum over experts (figure 5b, "aggregated sign")."""
+    """Keep the entries that have the sign of their sum over experts (figure 5b, "aggregated sign")."""
     signs = torch.sign(sum_of(xs))
     return [x * (torch.sign(x) == signs) for x in xs]
 
@@ -142,7 +142,7 @@ def rank_sums(xs: Sequence[Tensor], rank_axis: int) -> Tensor:
 
 
 def rank_scales(before: Tensor, after: Tensor, scale: Scale) -> Tensor:
-    """What pruning took from each rank index: S_n[i] = sum_j |x_n[i, j]| / sum_j |x~_n[i, j]| (equation 3), [T, R].
+    """Scales that restore what pruning took: S_n[i] = sum_j |x_n[i, j]| / sum_j |x~_n[i, j]| (equation 3), [T, R].
 
     before, after: the two sums [T, R]; the scale is 0 where nothing is left, or where an expert has no such index.
     normalize: S_n[i] / sum_m S_m[i] (equation 4).
@@ -167,7 +167,7 @@ def rank_scales(before: Tensor, after: Tensor, scale: Scale) -> Tensor:
 
 @dataclass(frozen=True)
 class Election:
-    """How the signs of an election fell: their sum, and whether an entry that is not zero everywhere had no winner."""
+    """The outcome of a sign election: the sum of the signs, and whether an entry not zero everywhere had no winner."""
 
     signs: int = 0
     undecided: bool = False
@@ -223,7 +223,7 @@ def combine_mean(xs: Sequence[Tensor], method: Method, statistics: Statistics) -
 
 
 def combine_elected(xs: Sequence[Tensor], method: Method, statistics: Statistics) -> tuple[Tensor, Election]:
-    """What agrees with the elected sign, see `elect`."""
+    """Merge the entries that agree with the elected sign, see `elect`."""
     return elect(xs, method.disjoint, statistics.majority)
 
 

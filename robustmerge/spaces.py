@@ -1,4 +1,4 @@
-"""The spaces a merge can happen in: how the experts' updates of one module become coordinates, and the way back.
+"""The spaces in which a merge can happen: the experts' updates of one module to coordinates and back.
 
 A space is one function: T pairs -> `Coordinates`. All but `delta` go through the QR decomposition of the stacked
 factors and an SVD of at most (sum of ranks) x (sum of ranks), in float64, so that no dense update is ever formed.
@@ -67,7 +67,7 @@ def knots(pairs: Sequence[LoraPair], method: Method) -> Coordinates:
 
 
 def _above(s: Tensor, basis: Basis) -> Tensor:
-    """Which singular values count, at least one."""
+    """Which singular values are above the cut, at least one."""
     kept = s > (basis.cut * s[0] if basis.relative else basis.cut)
     kept[0] = True
     return kept

@@ -1,4 +1,4 @@
-"""Thresholds over a range of tensors, which a method must know before it can merge any of them.
+"""Thresholds over a range of tensors, measured before any of them is merged.
 
 The range is one tensor too large to hold, or, with scope=model, every tensor of every module. Tensors are given block
 by block and as often as they are asked for; nothing but counts is kept of them.
@@ -30,7 +30,7 @@ def pruned_blocks(
     statistics: Statistics,
     steps: int | None = None,
 ) -> Iterator[list[Tensor]]:
-    """The blocks of one part after the first `steps` prunings of the method (None: all). where: module and part."""
+    """Prune the blocks of one part by the method's first `steps` prunings (None: all). where: module and part."""
     prunings = method.prunings[:steps]
     module, part = where
     draws: list[Draws] = []
@@ -48,7 +48,7 @@ def pruned_blocks(
 
 
 def weigh(xs: Sequence[Tensor], method: Method, names: Sequence[str], part: str) -> list[Tensor]:
-    """w_n x_n. In factor space the weight is on B, so that it is on the update once."""
+    """Multiply by the experts' weights: w_n x_n; in factor space only B, so that the update gets the weight once."""
     weights = [1.0] * len(names) if part == "A" else method.weights_of(names)
     return [x if weight == 1 else x * weight for x, weight in zip(xs, weights, strict=True)]
 
@@ -81,7 +81,7 @@ def _limit(step: Prune, n: int, value: float) -> float:
 def _measure_bounds(
     method: Method, names: Sequence[str], visit: Visit, limits: tuple[float, ...] | None
 ) -> tuple[Bounds, ...]:
-    """The bounds of the magnitudes first, since the scores are made with them."""
+    """Measure PCB's bounds: first those of the magnitudes, as the scores depend on them."""
     balance = method.balance
 
     def magnitudes(module: str, part: str, blocks: Blocks) -> Iterator[list[Tensor]]:
@@ -102,7 +102,7 @@ def _measure_bounds(
 def _select(
     ranks: Callable[[int], Sequence[int]], names: Sequence[str], visit: Visit, values: Values
 ) -> list[tuple[int, list[float]]]:
-    """Of each expert: how many values there are, and those of the given ranks, see `Selector`."""
+    """Select from each expert's values, see `Selector`; returns their number and those of the given ranks."""
     selectors = [Selector(ranks, batch_of(len(names))) for _ in names]
 
     def add(module: str, part: str, blocks: Blocks) -> None:

@@ -1,4 +1,4 @@
-"""Modules side by side in threads, with the same bytes for any number of them."""
+"""Threads that merge modules side by side; the bytes are the same for any number of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 @contextmanager
 def set_up_for_merging() -> Iterator[None]:
-    """Torch works with one thread inside: the same sums for any number of cores, and small tensors are faster.
+    """Context manager: one torch thread, so that sums do not depend on the number of cores; no garbage collection.
 
     Nothing that a merge makes is in a cycle, so the garbage collector, which would walk over all of torch, rests.
     """
@@ -38,7 +38,7 @@ def set_up_for_merging() -> Iterator[None]:
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """function(item) for each item, in their order; no more than a few results wait to be taken."""
+    """Yield function(item) for each item, in order, by several threads; only a few results wait to be taken."""
     if workers <= 1:
         yield from map(function, items)
         return
@@ -54,7 +54,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
 
 @cache
 def keep_freed_memory() -> None:
-    """Have glibc keep some freed memory for the next tensors: to fetch it anew costs more than most rules do."""
+    """Let glibc keep some freed memory for the next tensors: fetching it again costs more than most rules."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library

@@ -1,4 +1,4 @@
-"""What goes with the ranking of the merge methods: `python scripts/findings.py`, after merge_eval.sh."""
+"""Measure what correlates with the ranking of the merge methods: `python scripts/findings.py`, after merge_eval.sh."""
 
 import sys
 from pathlib import Path

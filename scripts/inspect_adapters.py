@@ -1,4 +1,4 @@
-"""What to know about experts before merging them: `python scripts/inspect_adapters.py 'experts=[a,b]' merged=c`."""
+"""Inspect experts before merging them: `python scripts/inspect_adapters.py 'experts=[a,b]' merged=c`."""
 
 import sys
 from pathlib import Path

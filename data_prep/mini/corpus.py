@@ -67,7 +67,7 @@ def sample_scene(rng: Random) -> Scene:
 
 
 def _draw_chunk(job: tuple[int, int, int, int, int]) -> tuple[list[Picture], list[Dialogue]]:
-    """Pictures start..stop with their labels, and the numbered dialogues about them."""
+    """Draw pictures start..stop with their labels, and the numbered dialogues about them."""
     seed, start, stop, image_count, dialogue_count = job
     pictures: list[Picture] = []
     dialogues: list[Dialogue] = []
@@ -83,7 +83,7 @@ def _draw_chunk(job: tuple[int, int, int, int, int]) -> tuple[list[Picture], lis
 
 
 def _draw_held_out(job: tuple[int, int, int]) -> list[Dialogue]:
-    """Dialogues start..stop to measure on, every question tagged."""
+    """Draw the held-out dialogues start..stop, every question tagged."""
     seed, start, stop = job
     dialogues = []
     for index in range(start, stop):
@@ -94,7 +94,7 @@ def _draw_held_out(job: tuple[int, int, int]) -> list[Dialogue]:
 
 
 def _chunks(count: int) -> list[tuple[int, int]]:
-    """Bounds (start, stop) of the chunks of a range."""
+    """Cut a range into chunks, each given by its bounds (start, stop)."""
     return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
@@ -105,7 +105,7 @@ def draw_corpus(settings: BaseCorpus) -> Iterator[tuple[list[Picture], list[Dial
 
 
 def list_task_texts() -> list[str]:
-    """Questions and answers of the tasks (of 200 examples each), every box edge, digit and letter."""
+    """List the texts that the tokenizer must know: those of 200 examples a task, every box edge, digit and letter."""
     texts = set(PROMPT_WORDS)
     for name, make in GENERATORS.items():
         for index in range(200):

@@ -158,7 +158,7 @@ def _list_options(rng: Random, options: tuple[str, ...], right: str) -> tuple[st
 
 
 def _options_with(sets: tuple[tuple[str, ...], ...], right: str) -> tuple[str, ...]:
-    """The one of several fixed sets of options that has the right answer."""
+    """Pick the fixed set of options that holds the right answer."""
     return next(options for options in sets if right in options)
 
 

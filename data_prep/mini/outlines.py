@@ -1,4 +1,4 @@
-"""Outlines of what the mini benchmark draws: eight shapes, eighteen icons and the letters of book titles."""
+"""Outlines that the mini benchmark draws, as polygons: eight shapes, eighteen icons and the letters of book titles."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _sample_tints(rng: Random, colour: str) -> tuple[Colour, Colour]:
 
 
 def _third(middle: float) -> int:
-    """Which third of the picture's side a coordinate lies in; the middle one is 20 to 28."""
+    """The third of the picture's side that a coordinate lies in; the middle third is 20 to 28."""
     return 0 if middle < 20 else 2 if middle > 28 else 1
 
 

@@ -1,4 +1,4 @@
-"""General benchmarks (POPE, MME, MMBench) by lmms-eval: how a task is evaluated, and a reader of the files it writes.
+"""Results of general benchmarks (POPE, MME, MMBench): the settings of an lmms-eval run, and a reader of its files.
 
 lmms-eval ends with status 0 and without results when it fails, turns an error while it answers into an empty answer,
 and does not write its version. So whatever can be checked is checked, and failed and empty answers are counted.
@@ -57,7 +57,7 @@ class GeneralRun:
 
 @dataclass(frozen=True)
 class GeneralResult:
-    """The general scores of one source, by the title of their column: the task, and how its run differs from usual.
+    """The general scores of one source by column title (the task, and how its run differs from the usual one).
 
     name: the key of its row in the paper's table 3: zero_shot, multi_task, or the method; "" if it has none.
     """
@@ -82,7 +82,7 @@ class LmmsOutput:
 
 
 def find_results(folder: Path, task: str) -> tuple[Path, Path]:
-    """lmms-eval's two files of a task. Raises UserError if one is not there."""
+    """Find the two files that lmms-eval writes for a task. Raises UserError if one is missing."""
     files = sorted(path for path in Path(folder).rglob("*.json") if RESULTS.fullmatch(path.name))
     if not files:
         raise UserError(f"lmms-eval wrote no results into {folder}")
@@ -97,7 +97,7 @@ def find_results(folder: Path, task: str) -> tuple[Path, Path]:
 
 
 def read_output(results: Path, samples: Path, run: GeneralRun) -> LmmsOutput:
-    """The content of the two files. Raises UserError if the task is not in them, or they are incomplete."""
+    """Read the two files of a task. Raises UserError if the task is not in them, or they are incomplete."""
     report = read_json(results, "results of lmms-eval")
     figures = _read_figures(report, run.task, results)
     try:
@@ -134,7 +134,7 @@ def _read_figures(report: Mapping[str, Any], task: str, path: Path) -> dict[str,
 
 
 def describe_changes(run: GeneralRun, usual: GeneralRun) -> str:
-    """The settings in which a run differs from the usual, for its title: ` (image=crop)`; "" for none."""
+    """The settings in which a run differs from the usual one, for its title: ` (image=crop)`; "" for none."""
     settings = {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name != "task"}
     changed = [f"{name}={value}" for name, value in settings.items() if value != getattr(usual, name)]
     return f" ({', '.join(changed)})" if changed else ""

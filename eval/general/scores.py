@@ -1,4 +1,4 @@
-"""Scores of POPE, MME, MMBench and any other task from what lmms-eval wrote.
+"""Scores of POPE, MME, MMBench and other tasks, computed from the answers that lmms-eval wrote.
 
 Figures that follow from the answers are recomputed, and must be those that lmms-eval gives.
 """
@@ -19,7 +19,7 @@ NO_SCORE = "no figure of this task is known to be its score; all that lmms-eval 
 
 
 def score_output(output: LmmsOutput, run: GeneralRun, n_failed: int = 0) -> Score:
-    """The score of one task. n_failed: answers that ended in an error, by lmms-eval's log.
+    """Score one task. n_failed: the number of answers that ended in an error, by lmms-eval's log.
 
     POPE: value = F1 of "yes" in per cent. MME: points of perception, 0..2000. MMBench: per cent of questions that are
     right in every order of their options. Other tasks: no value, lmms-eval's figures as parts.

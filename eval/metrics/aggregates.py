@@ -1,4 +1,4 @@
-"""How the score of a task follows from sums of statistics over its questions.
+"""Aggregates: functions that compute a task's score from sums of statistics over its questions.
 
 An aggregate is a function of sums, so that the bootstrap needs nothing else: sums [..., 1 + columns], the first column
 the number of questions, the others the sums of their statistics (of their value, for a mean) -> scores in 0..1 [...].

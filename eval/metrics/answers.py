@@ -1,4 +1,4 @@
-"""Metrics of short answers, boxes and captions: an answer and its references to a value from 0 to 1.
+"""Metrics of short answers, boxes and captions; each compares an answer with its references and gives 0 to 1.
 
 A metric gets an answer that its parser has read (never an empty one) and the references, read the same way. For
 each of them an answer equal to every reference is worth 1 and an empty text 0.
@@ -24,7 +24,7 @@ _SEPARATING = re.compile('[,;:!?"“”«»()\\[\\]{}<>_*$€£|\\\\]')
 
 
 def normalise(text: str) -> str:
-    """One form for answers that mean the same: case, punctuation, articles and number words do not matter.
+    """Normalise an answer so that case, punctuation, articles and number words do not matter.
 
     `The Book.` -> `book`, `1,000` -> `1000`, `t-shirt` -> `t shirt`, `Two` -> `2`; `-5`, `3.5` and `50%` stay.
     What consists of nothing else (`A`, `?`) stays as it is, so that the option `A` does not become empty.
@@ -67,7 +67,7 @@ _GROUPED_DIGITS = re.compile(r"\d,\d")
 
 @functools.lru_cache(maxsize=1 << 16)
 def normalise_vqa(text: str) -> str:
-    """One form for what the VQA evaluation takes for the same answer.
+    """Normalise an answer as the VQA evaluation does.
 
     Case; `one` to `ten`, `zero` and `none` as digits; no article; contractions with their apostrophe (`dont` is
     `don't`, but `dogs` is not `dog's`); punctuation goes, or becomes a space where it stands between two letters; a
@@ -81,7 +81,7 @@ def normalise_vqa(text: str) -> str:
 
 
 def _drop_punctuation(text: str) -> str:
-    """A mark is dropped everywhere if it stands beside a space somewhere, or the text holds `1,000`; else a space."""
+    """Drop each mark that stands beside a space somewhere, all if the text holds `1,000`; others become a space."""
     grouped = _GROUPED_DIGITS.search(text) is not None
     marks: dict[str, str | int | None] = {
         mark: "" if grouped or f"{mark} " in text or f" {mark}" in text else " " for mark in _PUNCTUATION
@@ -104,7 +104,7 @@ def vqa_soft(answer: Answer, references: Sequence[Answer]) -> float:
 
 
 def intersection_over_union(one: Box, other: Box) -> float:
-    """Area of the overlap over area of the union, 0..1; equal boxes give 1 even without area."""
+    """Intersection over union (IoU) of two boxes, 0..1; equal boxes give 1 even if their area is 0."""
     if one == other:
         return 1.0
     width = min(one[2], other[2]) - max(one[0], other[0])
@@ -115,7 +115,7 @@ def intersection_over_union(one: Box, other: Box) -> float:
 
 
 def best_iou(answer: Answer | None, references: Sequence[Answer]) -> float:
-    """The IoU with the best of the references; 0 if the answer is no box."""
+    """The highest IoU with any of the references; 0 if the answer is no box."""
     return max(
         (intersection_over_union(box, other) for box in _boxes([answer]) for other in _boxes(references)), default=0.0
     )
@@ -131,7 +131,7 @@ def iou_at_half(answer: Answer, references: Sequence[Answer]) -> float:
 
 
 def ngram_f1(answer: Answer, references: Sequence[Answer]) -> float:
-    """Captions: F1 of clipped n-gram counts, averaged over n = 1..4, the best over the references.
+    """F1 of a caption's clipped n-gram counts, averaged over n = 1..4, with the best of the references.
 
     Orders for which neither text is long enough are left out, so a caption equal to a reference gives 1 whatever
     its length. Bounded by 0 and 1, unlike CIDEr, and needs nothing but Python.

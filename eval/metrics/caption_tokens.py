@@ -1,4 +1,4 @@
-"""Tokens of captions: by the PTB tokenizer that caption scores are published with, or by a small one of our own.
+"""Tokenizers of captions: the PTB tokenizer that caption scores are published with, and a small built-in one.
 
 The PTB tokenizer is a jar of pycocoevalcap and needs Java. `builtin` needs nothing; it differs from it in rare words,
 so figures made with it have other names (captions.py).
@@ -39,7 +39,7 @@ _TOKEN = re.compile(
 
 @lru_cache(maxsize=1)
 def has_java() -> bool:
-    """Whether there is a Java that runs; checked once a process."""
+    """Whether Java is installed and runs; checked once per process."""
     java = shutil.which("java")
     return java is not None and subprocess.run([java, "-version"], capture_output=True).returncode == 0
 
@@ -53,7 +53,7 @@ def find_jar(path: Path) -> Path:
 
 
 def one_line(text: str) -> str:
-    """The text with each run of white space, all that ends a line for Java or Python included, as one space."""
+    """Collapse white space to single spaces, including every character that Java or Python takes for a line end."""
     return " ".join(text.split())
 
 

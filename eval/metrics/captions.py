@@ -44,7 +44,7 @@ class CaptionScore:
 
 @dataclass(frozen=True)
 class _Figures:
-    """Corpus values by name and values of each question by name, in 0..1; BLEU's statistics [questions, 9]."""
+    """Caption metrics in 0..1: values of the corpus and of each question, by name; BLEU's statistics [questions, 9]."""
 
     corpus: dict[str, float]
     questions: dict[str, np.ndarray]
@@ -52,7 +52,7 @@ class _Figures:
 
 
 def score_cider(texts: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str) -> CaptionScore:
-    """CIDEr in per cent, beside BLEU-1..4 and ROUGE-L as parts. texts and references: as they are, a question each.
+    """CIDEr in per cent, with BLEU-1..4 and ROUGE-L as parts. texts, references: raw, one entry per question.
 
     Published: the mean of seven, in which a CIDEr above 100 weighs more than the others together.
     Raises UserError if the tokenizer needs Java and there is none, or no reference holds a word.
@@ -153,7 +153,7 @@ def measure_bleu(
 
 
 def _closest(lengths: Sequence[int], length: int) -> int:
-    """The reference's length closest to the caption's, the shorter of two."""
+    """The length of the reference that is closest to the caption's, the shorter one of two equally close."""
     return min((abs(one - length), one) for one in lengths)[1]
 
 

@@ -1,4 +1,4 @@
-"""METEOR's statistics of a caption, from one Java process for all tasks and sources of a run.
+"""Statistics of captions for METEOR, from one Java process that serves all tasks and sources of a run.
 
 Loading its tables takes the process some seconds, a caption some milliseconds. It ends with this Python process.
 Source: https://www.cs.cmu.edu/~alavie/METEOR/, version 1.5, the jar of pycocoevalcap
@@ -26,7 +26,7 @@ _CACHED = 2**16  # captions whose statistics are remembered: at most some 70 MB
 
 
 class MeteorProcess:
-    """The Java process, which answers a line with one or more lines."""
+    """METEOR's Java process, which answers each line of input with one or more lines."""
 
     def __init__(self, command: Sequence[str]):
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (not a pipe, which would fill up unread)
@@ -63,7 +63,7 @@ _process: MeteorProcess | None = None
 
 
 def start() -> MeteorProcess:
-    """The running process, started if need be; it loads its tables while the caller does something else."""
+    """Return the METEOR process, started if need be; it loads its tables while the caller does something else."""
     global _process
     if _process is None or _process.process.poll() is not None:
         stop()

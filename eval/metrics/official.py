@@ -1,4 +1,4 @@
-"""The rules of the published scripts for one answer, faults included: their scores, to the digit.
+"""Scoring rules of the published scripts, faults included, so that they give the same scores to the digit.
 
 Source: AuroraZengfh/RobustMerge @ 1212802, llava/eval; ScienceQA: haotian-liu/LLaVA @ c121f04. Each rule gets the raw
 text, as the model wrote it, and the question, and gives 0 or 1; the score is 100 times the mean over all questions.

@@ -1,4 +1,4 @@
-"""The report stage: everything that the scores say, as Markdown, one HTML page, LaTeX, CSV, figures and text."""
+"""The report stage: writes the report of a set of scores as Markdown, one HTML page, LaTeX, CSV, figures and text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LARGE = 14  # rows of a main table of which the terminal shows the averages only
 
 @dataclass(frozen=True)
 class Report:
-    """A report before it is written. files: content by path inside the folder.
+    """A report in memory. files: content by path inside the report's folder.
 
     partial_notice: a warning if only some of the questions were asked, else "".
     """
@@ -42,7 +42,7 @@ class Report:
 
 
 def assemble_report(results: Sequence[SourceResult], context: Context) -> Report:
-    """Everything that a report holds, in memory: the same bytes from the same scores.
+    """Build a report in memory; the same scores give the same bytes.
 
     Raises UserError if there is nothing to report.
     """

@@ -1,4 +1,4 @@
-"""A contact sheet of test pictures, a band a task, to see what the tasks ask."""
+"""The contact sheet of a report: test pictures with question and answer, one band for each task."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Tile:
 
 
 def draw_contact_sheet(context: Context) -> bytes | None:
-    """The sheet as PNG; None if no task has a question file. Questions have the smallest sha256 of their id."""
+    """Draw the sheet as PNG, with the questions of smallest sha256 of their id; None if no task has a question file."""
     bands = [(task, _read_tiles(path)) for task, path in context.question_files()]
     if not bands:
         return None
@@ -73,7 +73,7 @@ def _read_tiles(path: Path) -> list[Tile]:
 
 
 def _draw_band(axes: Axes, top: float, width: float, task: Task, tiles: Sequence[Tile]) -> None:
-    """The task's name on the left, then picture over question over answer."""
+    """Draw one task: its name on the left, then columns of picture, question and answer."""
     if top:
         axes.plot([0.1, width - 0.1], [top, top], color="#d8dee4", lw=0.8)
     name = textwrap.wrap(task.title, 13)
@@ -100,5 +100,5 @@ def _draw_tile(axes: Axes, left: float, top: float, tile: Tile) -> None:
 
 
 def _wrap(text: str, most: int, letters: int) -> list[str]:
-    """At most `most` lines; a dollar begins no formula."""
+    """Wrap a text into at most `most` lines, and escape dollars, which would begin a formula."""
     return textwrap.wrap(text.replace("$", r"\$"), letters, max_lines=most, placeholder=" …")

@@ -1,4 +1,4 @@
-"""Tables beside the main one: how the answers counted, the parts of scores, and both under the other protocol."""
+"""The secondary tables: how the answers counted, the parts of scores, and the scores under the other protocol."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def has_scores(groups: Sequence[ResultGroup]) -> bool:
 
 
 def further_tables(groups: Sequence[ResultGroup], context: Context) -> dict[str, Table]:
-    """The tables that have a row, by name."""
+    """Build the secondary tables, by name; those without a row are left out."""
     others = under_other_protocol(groups)
     tables = [counts_table(groups, context), parts_table(groups, context, "parts", context.protocol)]
     if has_scores(others):
@@ -42,7 +42,7 @@ def further_tables(groups: Sequence[ResultGroup], context: Context) -> dict[str,
 
 
 def counts_table(groups: Sequence[ResultGroup], context: Context) -> Table:
-    """A row a source, protocol and task: the mean score, and the number of questions by how their answers counted.
+    """How the answers counted: for each source, protocol and task the mean score and the number of answers by outcome.
 
     Counts are sums over the seeds.
     """
@@ -74,7 +74,7 @@ def _mean_cell(values: Sequence[float | None]) -> Cell:
 
 
 def parts_table(groups: Sequence[ResultGroup], context: Context, name: str, protocol: str) -> Table | None:
-    """The further figures that scores come with, means over seeds; None if there are none."""
+    """The parts of scores (the further figures that come with them), as means over seeds; None if there are none."""
     columns: list[Column] = []
     for task in context.tasks:
         parts = dict.fromkeys(part for group in groups for score in list_scores(group, task) for part in score.parts)

@@ -44,15 +44,15 @@ class Estimates:
         self._differences: dict[tuple[str, ...], Difference] = {}
 
     def has(self, title: str, tasks: Sequence[str]) -> bool:
-        """Whether there is at least one task, and the group has a score for each."""
+        """Whether the group has a score for each of the tasks, and there is at least one."""
         return self._resampled.has(_name(title, self._seeds[title][0]), tasks)
 
     def by_seed(self, title: str, tasks: Sequence[str]) -> dict[Seed, float]:
-        """The mean over tasks in per cent, each task counting the same however many questions it has."""
+        """Mean over tasks in per cent for every seed; each task counts the same, however many questions it has."""
         return {seed: 100 * self._resampled.point(_name(title, seed), tasks) for seed in self._seeds[title]}
 
     def interval(self, title: str, tasks: Sequence[str]) -> Interval:
-        """The mean over tasks and seeds in per cent."""
+        """Mean over tasks and seeds in per cent, with its interval."""
         key = (title, *tasks)
         if key not in self._intervals:
             points, draws = self._resample(title, self._seeds[title], tasks)

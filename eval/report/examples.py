@@ -1,4 +1,4 @@
-"""A few questions of each task with their pictures and every source's answer, and the section that shows them."""
+"""The section of examples: a few questions of each task with their pictures and every source's answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONGEST_ANSWER = 160  # characters
 
 @dataclass(frozen=True)
 class ShownAnswer:
-    """What one source answered. value: 0..1; None if it was not scored."""
+    """A source's answer in the examples. value: its score 0..1; None if it was not scored."""
 
     source: str
     text: str
@@ -34,7 +34,7 @@ class ShownAnswer:
 
 @dataclass(frozen=True)
 class ShownQuestion:
-    """One question with the answers to it. picture: PNG, None if there is none to show."""
+    """An example question with all answers to it. picture: PNG, None if there is none to show."""
 
     question_id: str
     text: str
@@ -44,12 +44,12 @@ class ShownQuestion:
 
 
 def pick_examples(groups: Sequence[ResultGroup], context: Context) -> dict[str, list[ShownQuestion]]:
-    """The questions to show, by task: those with the smallest sha256 of their id, the same in every run."""
+    """Pick the questions to show, by task: those with the smallest sha256 of their id, the same in every run."""
     return {task.name: _pick(task, path, groups) for task, path in context.question_files()}
 
 
 def select_example_groups(groups: Sequence[ResultGroup]) -> list[ResultGroup]:
-    """One block and its references, to keep the examples short: the first with a chosen strength if there is one."""
+    """Select one block, to keep the section short, and its references: the first with a chosen strength if any."""
     in_blocks = [group for group in groups if group.block]
     if not in_blocks:
         return list(groups)
@@ -102,7 +102,7 @@ def format_question(example: Example) -> tuple[str, str]:
 
 
 def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
-    """A small picture, [height, width(, channels)] in 0..1; None if it cannot be read: no report fails for that."""
+    """Read and shrink a picture, [height, width(, channels)] in 0..1; None if unreadable: no report fails for that."""
     if name is None:
         return None
     try:
@@ -123,7 +123,7 @@ def _make_thumbnail(folder: Path, name: str | None) -> bytes | None:
 
 
 def _shrink(pixels: np.ndarray) -> np.ndarray:
-    """The means of blocks, so that the longest side is at most LONGEST_SIDE. pixels: [height, width(, channels)]."""
+    """Shrink a picture by averaging blocks until no side exceeds LONGEST_SIDE. pixels: [height, width(, channels)]."""
     step = -(-max(pixels.shape[:2]) // LONGEST_SIDE)
     if step <= 1:
         return np.clip(pixels, 0, 1)
@@ -148,7 +148,7 @@ def format_examples_section(
 
 
 def _format_examples(task: Task, questions: Sequence[ShownQuestion]) -> str:
-    """A column a question, a row a source."""
+    """Format the examples of a task as a table: a column for each question, a row for each source."""
     images = [
         f'<img src="figures/examples/{task.name}-{number}.png" width="144" alt="question {number}">'
         if question.picture is not None

@@ -1,4 +1,4 @@
-"""The figures of a report, as bytes. The same scores give the same bytes: no dates, fixed ids, no global state."""
+"""The figures of a report, as bytes; the same scores give the same bytes (no dates, fixed ids, no global state)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BETTER, WORSE = COLOURS[0], COLOURS[1]
 
 @dataclass(frozen=True)
 class RenderedFigure:
-    """One figure. alt: what it shows, for those who do not see it. wide: whether it needs the width of the page."""
+    """A rendered figure. alt: its text alternative. wide: whether it needs the full width of the page."""
 
     name: str
     alt: str
@@ -57,7 +57,7 @@ def render_figure(figure: Figure, name: str, alt: str, wide: bool = False) -> Re
 
 
 def draw_figures(main: Table) -> list[RenderedFigure]:
-    """Seen against unseen average (figure 1 of the paper), if a source has both, and the scores task by task."""
+    """Draw all figures: seen against unseen average (figure 1 of the paper) if a source has both; scores by task."""
     averages = [index for index, column in enumerate(main.columns) if column.is_average]
     has_both = len(averages) == 2 and any(
         all(row.cells[index].value is not None for index in averages) for row in main.rows
@@ -67,7 +67,7 @@ def draw_figures(main: Table) -> list[RenderedFigure]:
 
 
 def draw_seen_unseen(main: Table) -> RenderedFigure:
-    """Seen against unseen average, a point a source with a cross of 95 % intervals; the experts, seen only, are a line.
+    """Draw seen against unseen average: a point with 95 % intervals per source, a line for the experts (seen only).
 
     Other sources without both averages are left out.
     """
@@ -95,7 +95,7 @@ def draw_seen_unseen(main: Table) -> RenderedFigure:
 
 
 def _start(main: Table, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with one axes a panel, side by side, and room for the legend."""
+    """Create a figure with one axes per panel, side by side, and room for the legend."""
     panels = list_panels(main.rows)
     size = (width if len(panels) == 1 else 6.4 * len(panels), height + _legend_height(main))
     figure = Figure(figsize=size, layout="constrained")
@@ -131,7 +131,7 @@ def _draw_cross(axes: Axes, seen: Cell, unseen: Cell, style: Style) -> None:
 
 
 def draw_tasks(main: Table) -> RenderedFigure:
-    """A band a task, a mark a source in the order of the legend; averages below, with their intervals."""
+    """Draw the scores: a band for each task with a mark for each source; below, the averages with their intervals."""
     panels = list_panels(main.rows)
     band_height = min(max(0.42, 0.055 * max(len(indices) for _, indices in panels)), 0.8)
     figure, all_axes = _start(main, 7.6, 1.4 + band_height * len(main.columns))
@@ -238,7 +238,7 @@ def _make_handle(style: Style, text: str, crossed: bool) -> Line2D:
 
 
 def draw_standing(standing: Table) -> RenderedFigure:
-    """RobustMerge minus each method, block by block, a panel an average. Right of zero RobustMerge is better."""
+    """Draw RobustMerge minus each method, block by block, a panel per average; right of zero RobustMerge is better."""
     heights = _stack_rows(standing.rows)
     with matplotlib.rc_context(RC_PARAMS):
         figure = Figure(figsize=(12.8, 1.5 + 0.3 * max(heights, default=0.0)), layout="constrained")
@@ -267,7 +267,7 @@ def _stack_rows(rows: Sequence[Row]) -> list[float]:
 
 
 def _draw_difference(axes: Axes, cell: Cell, height: float) -> None:
-    """A thick bar over questions, a thin one over seeds, a mark that is hollow where one of them holds zero."""
+    """Draw a difference: a thick bar over questions, a thin one over seeds; a hollow mark if either contains zero."""
     if cell.value is None:
         return
     colour = (BETTER if cell.value > 0 else WORSE) if cell.bold else GREY

@@ -1,4 +1,4 @@
-"""A table as Markdown, HTML, LaTeX, CSV and as text for the terminal."""
+"""Formatters of a report's tables: Markdown, HTML, LaTeX, CSV and text for the terminal."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ MARKDOWN = str.maketrans({character: f"&#{ord(character)};" for character in "&<
 
 
 def escape_markdown(text: str) -> str:
-    """Text that no Markdown reader takes for markup, on one line."""
+    """Escape text for Markdown: on one line, with nothing that a reader takes for markup."""
     return " ".join(text.translate(MARKDOWN).split())
 
 
 def is_reference(row: Row) -> bool:
-    """Whether the row is a reference and no merged model; a line is drawn below the last reference."""
+    """Whether a row is a reference (not a merged model); a rule is drawn below the last one."""
     return row.kind in REFERENCE_KINDS or row.kind == "published_reference"
 
 
 def format_markdown(table: Table) -> str:
-    """A pipe table. Columns that share a title are distinguished by their headings."""
+    """Format a table as a Markdown pipe table; columns that share a title are distinguished by their headings."""
     titles = [column.title for column in table.columns]
     are_ambiguous = len(set(titles)) < len(titles)
     heads = [
@@ -58,7 +58,7 @@ def _list_headings(columns: Sequence[Column]) -> Iterator[tuple[str, int]]:
 
 
 def format_html(table: Table) -> str:
-    """A table with headings above its columns; a value 0..100 has a bar behind it. Styled by eval.report.page."""
+    """Format a table as HTML, with a bar behind every value 0..100; eval.report.page has the style sheet."""
     headings = _list_headings(table.columns)
     groups = "".join(f'<th colspan="{count}">{html.escape(heading)}</th>' for heading, count in headings)
     heads = "".join(f'<th class="{_column_class(c)}">{html.escape(c.title)}</th>' for c in table.columns)
@@ -99,12 +99,12 @@ def _html_cell(cell: Cell, column: Column, bar: bool) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Text with every character that LaTeX takes for a command escaped."""
+    """Escape every character that is special in LaTeX."""
     return "".join(LATEX.get(character, character) for character in text)
 
 
 def format_latex(table: Table) -> str:
-    r"""A `tabular` for `\input`, with booktabs rules."""
+    r"""Format a table as a LaTeX `tabular` for `\input`, with booktabs rules."""
     heads = [table.head, *(column.title for column in table.columns)]
     lines = [
         f"% {table.title}",
@@ -129,7 +129,7 @@ def _latex_headings(columns: Sequence[Column]) -> str:
 
 
 def format_csv(table: Table) -> str:
-    """One line a row; of each column the words, or the value and its noise. Missing: empty."""
+    """Format a table as CSV: of each column the words, or the value and its noise; empty where it is missing."""
     parts = [
         (index, column, part)
         for index, column in enumerate(table.columns)
@@ -153,7 +153,7 @@ def _csv_field(cell: Cell, column: Column, part: str) -> str:
 
 
 def format_text(table: Table, width: int = 110, averages_only: bool = False) -> str:
-    """Aligned columns for a terminal, averages first; columns that do not fit continue in a further block."""
+    """Format a table as aligned columns for a terminal, averages first; what does not fit follows in further blocks."""
     order = sorted(range(len(table.columns)), key=lambda index: not table.columns[index].is_average)
     if averages_only:
         order = [index for index in order if table.columns[index].is_average]

@@ -1,4 +1,4 @@
-"""General benchmarks in a report: the scores that lmms-eval gave, and what to know of them."""
+"""Tables of the general benchmarks: the scores from lmms-eval's answers, the paper's values, and notes on both."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOTES = {
 
 
 def general_table(results: Sequence[GeneralResult], bootstrap: Bootstrap | None = None) -> Table | None:
-    """Scores with 95 % intervals where the answers give one; POPE has two columns. None without any score."""
+    """The table of general scores, with 95 % intervals where the answers give one; None without any score."""
     tasks = dict.fromkeys(task for result in results for task in result.scores)
     if not tasks:
         return None
@@ -61,7 +61,7 @@ def _make_cell(result: GeneralResult, column: Column, bootstrap: Bootstrap) -> C
 
 
 def _score_cell(score: Score, bootstrap: Bootstrap) -> Cell:
-    """The value of a score, with its interval where the answers give one."""
+    """A general score as a cell, with its interval where the answers give one."""
     if score.value is None:
         return Cell()
     if not score.values:
@@ -72,7 +72,7 @@ def _score_cell(score: Score, bootstrap: Bootstrap) -> Cell:
 
 
 def general_notes(results: Sequence[GeneralResult]) -> list[str]:
-    """What a reader must know of the scores shown; partial evaluations first."""
+    """Notes on the general scores shown; partial evaluations first."""
     scores = [(task, score) for result in results for task, score in result.scores.items()]
     partial = {
         task: f"asked only {score.n_expected:,} of {score.n_asked:,} questions: a partial evaluation, not a result"

@@ -1,4 +1,4 @@
-"""What to know about the numbers of a table: partial evaluations, missing scores, faults of the published scripts."""
+"""Footnotes of the tables: partial evaluations, missing scores, faults of the published scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section on how the numbers were made: seeds, questions, intervals, rank, command."""
+"""The provenance section: how the numbers were made (seeds, questions, intervals, rank, command)."""
 
 from __future__ import annotations
 

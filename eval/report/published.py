@@ -1,4 +1,4 @@
-"""The paper's own values as tables, apart from what is measured here."""
+"""Tables of the paper's published values, kept apart from what is measured here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METHOD_TITLES = {
 
 
 def read_published(path: Path) -> dict[str, Any]:
-    """The paper's table 2, and the paper's `url`. Raises UserError if the file is not one of published values."""
+    """Read the paper's table 2 and its `url`. Raises UserError if the file does not hold published values."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         return {**values["table_2_mm_mergebench"], "url": values["paper"]["url"]}
@@ -32,7 +32,7 @@ def read_published(path: Path) -> dict[str, Any]:
 
 
 def published_table(groups: Sequence[ResultGroup], context: Context) -> Table:
-    """The paper's table 2 for the tasks of this report, and a row for each method of ours that it lacks.
+    """The paper's table 2 for the tasks of this report, with a row for each evaluated method that it lacks.
 
     Averages are the printed ones; they are shown only if the report has all the tasks that they are over.
     """
@@ -53,7 +53,7 @@ def _find_kind(name: str) -> str:
 
 
 def _list_values(published: Mapping[str, Any], name: str) -> dict[str, float]:
-    """A row by task name; the averages as `seen_avg` and `unseen_avg`."""
+    """The values of a row by task name, with the averages as `seen_avg` and `unseen_avg`."""
     row = published["rows"].get(name, {})
     values = {key: row[key] for key in ("seen_avg", "unseen_avg") if key in row}
     for split in ("seen", "unseen"):

@@ -1,4 +1,4 @@
-"""What a report is made of: the scores of every source, grouped over training seeds, and the facts of the run."""
+"""Inputs of a report: the scores of every source, grouped over training seeds, and the facts of the run."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def list_seeds(groups: Sequence[ResultGroup]) -> list[int]:
 
 
 def list_scores(group: ResultGroup, task: Task) -> list[Score]:
-    """The scores of a task, of every seed that has one."""
+    """The scores of a task, one for every seed that has it."""
     return [result.scores[task.name] for result in group.results if task.name in result.scores]
 
 
@@ -187,12 +187,12 @@ def list_blocks(groups: Sequence[ResultGroup]) -> dict[str, list[ResultGroup]]:
 
 
 def lower_first(heading: str) -> str:
-    """The heading of a block as it stands within a sentence."""
+    """Lower the first letter of a block's heading, for use within a sentence."""
     return heading[:1].lower() + heading[1:]
 
 
 def group_results(results: Sequence[SourceResult]) -> list[ResultGroup]:
-    """The rows of the tables in their order: seeds joined, points of a sweep labelled, titles unique.
+    """Group results into the rows of the tables, in order: seeds joined, points of a sweep labelled, titles unique.
 
     The order is zero-shot, individual, multi-task, then the merged models block by block (how the experts were
     trained, then default and chosen strength), in each the methods as in the paper, then others, RobustMerge last.
@@ -218,7 +218,7 @@ def _rank(result: SourceResult, facets: Sequence[str]) -> tuple[int, ...]:
 
 
 def _join_seeds(results: Sequence[SourceResult]) -> list[list[SourceResult]]:
-    """Put results together that differ in the seed only; results with one and the same seed stay apart."""
+    """Join results that differ only in the seed; results of the same seed stay apart."""
     alike: dict[str, list[SourceResult]] = {}
     for one in results:
         overrides = sorted((key, _format_value(value)) for key, value in one.overrides.items())
@@ -232,7 +232,7 @@ def _join_seeds(results: Sequence[SourceResult]) -> list[list[SourceResult]]:
 
 
 def _label(results: Sequence[SourceResult], joined: Sequence[Sequence[SourceResult]]) -> ResultGroup:
-    """Write what differs behind titles that several sources share, and how many seeds there are if some lack."""
+    """Label a group with what tells it from others of its title, and with its number of seeds if some are missing."""
     first = results[0]
     alike = [seeds[0] for seeds in joined if _is_alike(seeds[0], first)]
     overrides = _describe_overrides(first, alike)
@@ -255,7 +255,7 @@ def _is_alike(one: SourceResult, other: SourceResult) -> bool:
 
 
 def _describe_overrides(result: SourceResult, alike: Sequence[SourceResult]) -> str:
-    """Of a single result all its overrides; of several the keys in which they differ. Facets are left out."""
+    """Describe the overrides of results: all of a single result, of several those that differ; facets are left out."""
     keys = sorted({key for other in alike for key in other.overrides if key not in FACETS})
     if len({_format_value(other.overrides) for other in alike}) > 1:
         keys = [key for key in keys if len({str(other.overrides.get(key, "default")) for other in alike}) > 1]

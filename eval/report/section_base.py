@@ -1,4 +1,4 @@
-"""The section on what the base can do before any expert is trained: whether a low score is a failure of sight."""
+"""The section on the base model before any expert is trained: how well it sees pictures and follows instructions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def format_base_section(context: Context) -> str:
 
 
 def _format_sight(probe: Mapping[str, float], heads: Mapping[str, float]) -> str:
-    """A verdict by the probe, or without one by the heads that the vision tower was trained with; a table of both."""
+    """State how well the base sees, by the linear probe or else by its training heads; with a table of both."""
     accuracies = probe or heads
     what = "a linear probe on the frozen features" if probe else "the heads that the vision tower was trained with"
     below = [name for name, value in accuracies.items() if value < SEES]

@@ -1,4 +1,4 @@
-"""The section on the methods: settings, papers, how each strength was chosen, what was evaluated."""
+"""The section on the merge methods: settings, papers, how each strength was chosen, what was evaluated."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _list_choices(group: ResultGroup) -> list[tuple[int | None, Choice]]:
 
 
 def _format_choices(merged: Sequence[ResultGroup]) -> str:
-    """The grid, its mean val scores and what was chosen, a row a method; and where the grid was too small."""
+    """Format how strengths were chosen: each method's grid, val scores and choice; warns where it is at an end."""
     chosen = [(group, choices) for group in merged if (choices := _list_choices(group))]
     if not chosen:
         return ""
@@ -112,7 +112,7 @@ def _format_taken(choices: Sequence[tuple[int | None, Choice]]) -> str:
 
 
 def _format_end_seeds(choices: Sequence[tuple[int | None, Choice]]) -> str | None:
-    """Which of several seeds chose an end of the grid; "" for a single seed that did, None if none did."""
+    """Name the seeds that chose an end of the grid; "" if the only seed did, None if none did."""
     ends = [str(seed) for seed, choice in choices if choice.at_end]
     if not ends:
         return None

@@ -1,4 +1,4 @@
-"""The text of a report, section by section. Tables come formatted: as Markdown for report.md, as HTML for the page."""
+"""The sections of a report and their order. Tables come formatted: as Markdown for report.md, as HTML for the page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONTACT_SHEET = (
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that the sections are written from. has_sheet: whether there is a contact sheet."""
+    """Inputs of the sections: results, tables, figures. has_sheet: whether there is a contact sheet."""
 
     groups: Sequence[ResultGroup]
     context: Context
@@ -49,7 +49,7 @@ class Content:
 
 
 def compose(content: Content, format_table: FormatTable) -> str:
-    """The whole report as Markdown."""
+    """Compose the whole report as Markdown."""
     groups, context, tables = content.groups, content.context, content.tables
     figures = {figure.name: figure for figure in content.figures}
     sections = [
@@ -82,7 +82,7 @@ def _partial_section(groups: Sequence[ResultGroup], context: Context) -> str:
 
 
 def _finding_section(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> str:
-    """One sentence an average and block: which merged model is first, and whether that is more than noise.
+    """State for each average and block which merged model is first, and whether its lead exceeds the noise.
 
     Where strengths were chosen, of the blocks with those: the others are in the tables.
     """
@@ -188,7 +188,7 @@ def _wide(figure: RenderedFigure) -> str:
 
 
 def _differences_section(tables: Mapping[str, Table], format_table: FormatTable) -> str:
-    """The differences to the best model, and every pair folded below."""
+    """The section on differences to the best model, with all pairs folded below."""
     if "differences" not in tables:
         return ""
     table, pairs = tables["differences"], tables["pairs"]
@@ -260,7 +260,7 @@ def _published_section(context: Context, table: Table, format_table: FormatTable
 
 
 def _problems_section(groups: Sequence[ResultGroup], context: Context) -> str:
-    """Answers that could not count, where there are any."""
+    """The section on answers that could not be scored; "" if there are none."""
     lines = []
     for group in groups:
         for task in context.tasks:

@@ -1,4 +1,4 @@
-"""Which merged model is better: paired differences within a block, whose rows differ in the method only."""
+"""Comparison of merged models: paired differences within a block, whose rows differ only in the method."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def format_difference(difference: Difference) -> str:
 
 
 def describe_standing(table: Table) -> list[tuple[str, str]]:
-    """A sentence an average and block: which methods RobustMerge is significantly above, below, or neither.
+    """State for each average and block which methods RobustMerge is significantly above, below, or neither.
 
     Each is a pair of the place (average and block) and the sentence.
     """

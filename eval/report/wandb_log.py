@@ -87,7 +87,7 @@ def _list_values(table: Table) -> list[list[Any]]:
 
 
 def summarise(main: Table) -> dict[str, float]:
-    """The averages, as `seen_avg/RobustMerge` and so on."""
+    """Collect the averages for W&B's summary, with keys like `seen_avg/RobustMerge`."""
     return {
         f"{column.key}/{row.title}": cell.value
         for row in main.rows

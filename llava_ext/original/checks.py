@@ -46,7 +46,7 @@ class LoraIndex:
 
 
 def index_lora(keys: Mapping[str, LoraKey | None], shapes: Mapping[str, Sequence[int]], rank: int) -> LoraIndex:
-    """Index the LoRA tensors of a file. keys, shapes: by name in the file; key None: of a tensor that LLaVA lacks.
+    """Index the LoRA tensors of a file. keys, shapes: by name in the file; the key is None if LLaVA has no such tensor.
 
     Raises UserError for tensors that LLaVA lacks, that are missing, occur twice, or whose shapes do not fit.
     """
@@ -82,7 +82,7 @@ def _describe_misplaced(name: str) -> str:
 
 
 def _describe_misfit(key: LoraKey, shape: tuple[int, ...], sizes: dict[str, int]) -> str | None:
-    """Why a shape does not fit the rank and `sizes`, or None; a size that was not known yet is added to `sizes`."""
+    """Why a shape does not fit the rank and `sizes`, or None; sizes seen for the first time are added to `sizes`."""
     _, linear, part = key
     width = LINEARS[linear]["AB".index(part)]
     if len(shape) != 2:
@@ -95,7 +95,7 @@ def _describe_misfit(key: LoraKey, shape: tuple[int, ...], sizes: dict[str, int]
 
 
 def check_adapter_config(config: Mapping[str, Any]) -> list[str]:
-    """Problems of an adapter's config: values with which the adapter is not plain LoRA."""
+    """Problems of an adapter's config: values that make the adapter anything but plain LoRA."""
     problems = []
     if str(config.get("peft_type")).upper() != "LORA":
         problems.append(f"peft_type must be LORA, got {config.get('peft_type')}")

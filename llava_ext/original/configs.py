@@ -1,4 +1,4 @@
-"""The configs that conversions write: LLaVA's `config.json`, and adapter configs of peft 0.4 and of peft today."""
+"""Configs that conversions write: LLaVA's `config.json`, and adapter configs of peft 0.4 and of current peft."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LLAVA15 = {  # by (layers, width)
 
 
 def build_targets(linears: Iterable[str]) -> str:
-    """A regular expression for these linears in every layer; that of the experts trained here if it is all of them."""
+    """A regular expression for the given linears in every layer; for all linears it is that of our own experts."""
     linears = set(linears)
     if linears == set(LINEARS):
         return LANGUAGE_LINEARS
@@ -67,7 +67,7 @@ def original_adapter_config(config: Mapping[str, Any], base: str) -> dict[str, A
 
 
 def peft_adapter_config(original: Mapping[str, Any], base: str, with_projector: bool) -> dict[str, Any]:
-    """An adapter's config for peft today, with rank, alpha and dropout of the original config."""
+    """An adapter's config for current peft, with rank, alpha and dropout of the original config."""
     return {
         "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": base, "bias": "none",
         "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,

@@ -86,7 +86,7 @@ def convert_to_original(
 
 
 def original_request(like: Path | None, vision_tower: str | None) -> dict[str, Any]:
-    """The settings that a conversion to LLaVA's format depends on, beside the adapter."""
+    """The settings that determine a conversion to LLaVA's format, apart from the adapter."""
     digest = sha256_of(like / LLAVA_CONFIG) if like is not None and (like / LLAVA_CONFIG).is_file() else None
     return {"to": "original", "like": digest, "vision_tower": vision_tower}
 

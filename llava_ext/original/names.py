@@ -1,4 +1,4 @@
-"""The adapter format of LLaVA's own training: its files, the names of its tensors, and how a folder is recognised.
+"""The adapter format of LLaVA's own training: file names, tensor names, and the test whether a folder is in it.
 
 `adapter_model.bin` holds the LoRA of the language model, `non_lora_trainables.bin` the whole projector,
 `adapter_config.json` is that of peft 0.4, and `config.json` is LLaVA's. Source:
@@ -59,7 +59,7 @@ def is_original(folder: Path) -> bool:
 
 
 def is_llava_config(config: Mapping[str, Any] | None) -> bool:
-    """Whether a config.json is that of LLaVA's code; transformers' may have the type `llava` but not these keys."""
+    """Whether a config.json is that of LLaVA's code, by keys that transformers' config of the type `llava` lacks."""
     return config is not None and ("mm_projector_type" in config or "mm_vision_tower" in config)
 
 
@@ -75,7 +75,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def list_tensor_names(file: Path) -> set[str]:
-    """All texts in the header of a .safetensors file or in the pickle of a .bin, among them the names of the tensors.
+    """All strings in the header of a .safetensors file or in the pickle of a .bin, tensor names among them.
 
     Nothing is unpickled. A damaged file gives no names.
     """

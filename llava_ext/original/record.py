@@ -1,4 +1,4 @@
-"""Shared by conversions in both directions: checks of values, the record of a conversion, the folder's card."""
+"""What conversions in both directions share: checks of values, the record of a conversion, the folder's card."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def build_record(
     projector: Iterable[Tensor],
     request: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The record of a conversion: its request, sizes, dtypes, sha256 of the source's files. No path and no time."""
+    """Build the record of a conversion: request, sizes, dtypes, sha256 of the source's files; no path and no time."""
     dtypes = {str(file.dtype(name)).removeprefix("torch.") for name in index.names.values()}
     tensors = list(projector)
     return {

@@ -78,7 +78,7 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
 
 
 def peft_request(base: str) -> dict[str, Any]:
-    """The settings that a conversion to PEFT depends on, beside the adapter."""
+    """The settings that determine a conversion to PEFT, apart from the adapter."""
     return {"to": "peft", "base": base}
 
 

@@ -1,4 +1,4 @@
-"""The modules that the small base is trained through: attribute heads on the tower, next-token loss on the whole.
+"""Modules that train the small base: attribute heads on the vision tower, next-token loss on the whole model.
 
 Both return {"loss": ...}, as the Trainer of transformers expects of a model. The functions measure their accuracy.
 """
@@ -118,7 +118,7 @@ def read_features(classifier: TowerClassifier, rows: Sequence, collate: Collate)
 def measure_answers(
     answer_model: AnswerModel, rows: Sequence[Row], skills: Sequence[Sequence[str]], collate: Collate
 ) -> dict[str, float]:
-    """Share of answers whose every token is the most likely one, given the true tokens before it; by skill, and `all`.
+    """Accuracy by skill, and over `all`: the share of answers whose tokens are all the likeliest after the true ones.
 
     skills: the skill of each turn of each row. Every question should have one right answer, so that all can be right.
     """

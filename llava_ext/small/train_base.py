@@ -52,7 +52,7 @@ MICRO_BATCH = 8  # dialogues: attention is kept whole for the backward pass, and
 
 @dataclass(frozen=True)
 class PartRun:
-    """The training of one part. number: 1 or 2; work: folder of its checkpoints, named after the part."""
+    """One part of the base's training. number: 1 or 2; work: folder of its checkpoints, named after the part."""
 
     number: int
     part: Part
@@ -140,7 +140,7 @@ def _train(folder: Path, settings: BaseModel, corpus: Path, say: Callable[[str],
 
 
 def split(pictures: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of (training pictures, held-out pictures), drawn by the seed."""
+    """Split pictures into training and held-out ones, by the seed; returns the indices of both."""
     order = torch.randperm(pictures, generator=torch.Generator().manual_seed(derive_seed(seed, "held_out"))).tolist()
     count = max(1, round(pictures * held_out))
     return sorted(order[count:]), sorted(order[:count])
@@ -201,7 +201,7 @@ def _format_accuracies(accuracies: Mapping[str, float]) -> str:
 
 @contextmanager
 def eager_attention(model: LlavaForConditionalGeneration) -> Iterator[None]:
-    """Attention as plain products: with `fast_matmul`, twice as fast as the fused CPU kernel."""
+    """Attention by plain matrix products: with `fast_matmul` twice as fast as the fused CPU kernel."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

@@ -1,4 +1,4 @@
-"""Base: the model that every expert is trained on, trained here or a named checkpoint."""
+"""The base stage: the model that every expert is trained on, either trained here or a named checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "model*.safetensors")
 
 
 def make_bases(plans: Sequence[Plan]) -> None:
-    """Train the small base where there is one to train; a named checkpoint is fetched, or taken as it is."""
+    """Make the base of every plan: train a small one, fetch a checkpoint of the Hub, use a local one as it is."""
     fetch_bases(plans)
     trained = [plan for plan in plans if plan.config.model.base is not None and not plan.base.is_complete()]
     corpora = drop_finished(

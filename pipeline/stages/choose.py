@@ -1,4 +1,4 @@
-"""Choose: every method's strength, by its scores on the val questions."""
+"""The choice stage: every method's strength, by its scores on the val questions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipeline.sweep import describe_point, find_swept_keys
 
 
 def choose_strengths(plans: Sequence[Plan]) -> None:
-    """Answer and score the val questions at every strength, which is all that the plans choose by."""
+    """Answer and score the val questions at every strength, so that the plans can choose among them."""
     evaluations = [one for plan in plans for one in plan.val_evaluations]
     predict(evaluations)
     score(evaluations)
 
 
 def print_choices(plans: Sequence[Plan]) -> None:
-    """The strength chosen for every method, by point where there are several."""
+    """Print the strength chosen for every method, by point of the sweep if there are several."""
     keys = find_swept_keys(plans)
     for plan in plans:
         point = f"{describe_point(plan, keys)}: " if keys else ""

@@ -1,4 +1,4 @@
-"""Convert: bring adapters from elsewhere into the format of PEFT, those of the Hub fetched before."""
+"""The convert stage: brings adapters in LLaVA's format into that of PEFT, after fetching those of the Hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ADAPTER_FILES = (
 
 
 def convert(plan: Plan, adapters: Iterable[Adapter]) -> None:
-    """Convert those of the adapters that are in LLaVA's format."""
+    """Convert the adapters that are in LLaVA's format; leave the others alone."""
     originals = ((adapter.address, adapter.original) for adapter in adapters if adapter.original is not None)
     items = []
     for address, original in drop_finished(originals):
@@ -31,7 +31,7 @@ def convert(plan: Plan, adapters: Iterable[Adapter]) -> None:
 
 
 def fetch(address: Address, files: Sequence[str]) -> None:
-    """Have what an address of the Hub names on this machine; of any other nothing is to be done."""
+    """Fetch what an address on the Hub names; no-op for any other address."""
     if address.identity.get("stage") != HUB:
         return
     fetch_pinned(Pinned(address.identity["repository"], address.identity["revision"]), files)

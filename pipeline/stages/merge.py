@@ -1,4 +1,4 @@
-"""Merge: the experts by every method, or any adapters by one (`merge.py out=FOLDER`)."""
+"""The merge stage: merges the experts by every method, or any adapters by one (`merge.py out=FOLDER`)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_experts(plans: Sequence[Plan], multi_task: bool = True) -> None:
 
 
 def merge(plans: Sequence[Plan], choose: bool = False) -> None:
-    """Merge the experts, once a method and point: side by side, and each on the cores that are left.
+    """Merge the experts by every method at every point, side by side; each merge gets its share of the cores.
 
     choose: also at every strength that is to be chosen from.
     """
@@ -61,7 +61,7 @@ def work_merge(item: dict) -> None:
 
 
 def merge_out(plans: Sequence[Plan]) -> None:
-    """Merge the experts of the one plan with its one method into `out=`, and print what came of it.
+    """Merge the experts of the only plan by its only method into the folder `out=`, and print the result.
 
     Raises UserError if there is more than one merge, or something else in the folder.
     """
@@ -87,7 +87,7 @@ def merge_out(plans: Sequence[Plan]) -> None:
 
 
 def _with_base(plan: Plan, method: AnyMethod) -> AnyMethod:
-    """The method, for a full model of the plan's own experts with the plan's base: they name it, but not where it is.
+    """The method with the plan's base filled in for a full model: experts trained here name it without its path.
 
     Raises UserError if that base is not there.
     """
@@ -99,7 +99,7 @@ def _with_base(plan: Plan, method: AnyMethod) -> AnyMethod:
 
 
 def print_merged(folder: Path, method: AnyMethod, out: str, was_there: bool = False) -> None:
-    """The last lines of a merge to a folder that the user chose as `out`: what went in, what came out, how to go on.
+    """Print the end of a merge into a folder that the user chose: what went in, what came out, how to go on.
 
     was_there: the same merge had been made there before, so that nothing was done.
     """

@@ -1,4 +1,4 @@
-"""Predict: the answers of sources to the questions of their evaluation sets."""
+"""The predict stage: answers of sources to the questions of their evaluation sets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_sources(plans: Sequence[Plan]) -> None:
 
 
 def check_devices(plans: Sequence[Plan], is_short: bool = False) -> None:
-    """Raises UserError, before anything long, if the answers want a GPU that is not there.
+    """Raises UserError early if generation needs a GPU that this machine lacks.
 
     is_short: only a few answers are wanted, which a CPU that is asked for (device=cpu) gives in the end.
     """
@@ -118,7 +118,7 @@ def load_base(base: str, template: str, fast: bool, device: str, precision: str)
 
 
 def print_answers(evaluations: Sequence[Evaluation]) -> None:
-    """The first questions with their answers, where `limit` or `ids` says that only some are asked."""
+    """Print the first questions with their answers if only some are asked (`limit` or `ids`)."""
     for one in (one for one in evaluations if not one.plan.config.only.is_all):
         examples = read_questions(one.questions, one.plan.config.only)
         answers = {answer.question_id: answer for answer in read_predictions(one.predictions.path)}

@@ -1,4 +1,4 @@
-"""Prepare: the questions and pictures of every task, drawn or read from files."""
+"""The prepare stage: questions and pictures of every task, drawn or read from files."""
 
 from __future__ import annotations
 

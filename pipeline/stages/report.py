@@ -1,4 +1,4 @@
-"""Report: everything that the scores on disk say, one report a run folder, over all points of a sweep."""
+"""The report stage: one report per run folder from the scores on disk, over all points of a sweep."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _report_one(root: Path, plans: Sequence[Plan]) -> tuple[Path, str]:
 
 
 def _log(plan: Plan, folder: Path, tables: Mapping[str, Any], context: Context) -> None:
-    """To W&B, once for the same tables."""
+    """Log the tables to W&B, unless the same ones were logged before."""
     if plan.config.logger.name == "none":
         return
     logged = folder / "wandb" / "logged"
@@ -62,7 +62,7 @@ def _log(plan: Plan, folder: Path, tables: Mapping[str, Any], context: Context) 
 
 
 def name_report(plans: Sequence[Plan]) -> str:
-    """`report=`; otherwise `main` for the table as configured, and what was overridden for any other."""
+    """The name of a report: `report=`, else `main` for the default configuration, else the overrides."""
     config = plans[0].config
     if config.report:
         return config.report
@@ -112,7 +112,7 @@ def collect_results(plans: Sequence[Plan]) -> list[SourceResult]:
 
 
 def _group_by_source(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
-    """Those of one source together; the experts are one group, each on its own task, and come first."""
+    """Group evaluations by source; the experts are one group, each on its own task, and come first."""
     experts = [one for one in evaluations if one.source.kind == "expert"]
     groups: dict[tuple[str, Path], list[Evaluation]] = {}
     for one in (one for one in evaluations if one.source.kind != "expert"):
@@ -159,7 +159,7 @@ def _shared_point(plans: Sequence[Plan], swept: Sequence[str]) -> dict[str, str]
 
 
 def _configured(plan: Plan, name: str) -> AnyMethod:
-    """The method as the user configured it: a chosen strength is no override."""
+    """The method as the user configured it, at its default strength if the strength was chosen."""
     return next(method for method in plan.config.methods if method.name == name)
 
 
@@ -172,7 +172,7 @@ def changed_settings(method: AnyMethod) -> Mapping[str, Any]:
 
 
 def _addresses(plan: Plan) -> Iterator[Address]:
-    """Everything that a report rests on."""
+    """The addresses of all results that a report rests on."""
     yield from (plan.corpus, plan.base)
     yield from (plan.data(task) for task in plan.config.tasks)
     yield from plan.experts.values()
@@ -184,7 +184,7 @@ def _addresses(plan: Plan) -> Iterator[Address]:
 
 
 def print_reports(reports: Sequence[tuple[Path, str]], started: float) -> None:
-    """The main table of every report, and where to look."""
+    """Print the main table of every report and the report's path."""
     for folder, table in reports:
         print(f"\n{table}\n\nreport: {format_path(folder / 'report.md')} (and report.html)")
     print(f"took {format_seconds(time.monotonic() - started)}; everything that exists: python scripts/runs.py")

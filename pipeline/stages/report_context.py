@@ -17,7 +17,7 @@ from robustmerge.stage.address import commit, read_manifest
 
 
 def make_context(name: str, plans: Sequence[Plan]) -> Context:
-    """Everything that the points of a report share, but for what general.py has measured: `read_general`."""
+    """Build the context that the points of a report share, without general benchmarks (`read_general`)."""
     config = plans[0].config
     seeds = {"benchmark": config.benchmark.seed, "bootstrap": config.bootstrap.seed}
     if config.model.base is not None:
@@ -42,7 +42,7 @@ def make_context(name: str, plans: Sequence[Plan]) -> Context:
 
 
 def read_general(plans: Sequence[Plan]) -> tuple[GeneralResult, ...]:
-    """What general.py has measured of the sources of these points, each source once.
+    """Read the finished general benchmarks of the sources of these points, each source once.
 
     Raises UserError where the val scores are missing by which strengths are chosen.
     """
@@ -59,7 +59,7 @@ def read_general(plans: Sequence[Plan]) -> tuple[GeneralResult, ...]:
 
 
 def _read_base(plans: Sequence[Plan]) -> dict[str, Any] | None:
-    """What the training of the base recorded; None for a checkpoint from elsewhere, and if the points have several."""
+    """Read the training record of the base; None for a named checkpoint, or if the points have several bases."""
     bases = {plan.base.path: plan.base for plan in plans}
     if plans[0].config.model.base is None or len(bases) > 1 or not plans[0].base.is_complete():
         return None
@@ -67,13 +67,13 @@ def _read_base(plans: Sequence[Plan]) -> dict[str, Any] | None:
 
 
 def _read_regime(plans: Sequence[Plan]) -> Regime | None:
-    """How much of the language model's width the experts can span; None if the points differ in it."""
+    """Read how much of the language model's width the experts can span; None if the points differ in it."""
     regimes = {_regime_of(plan) for plan in plans}
     return regimes.pop() if len(regimes) == 1 else None
 
 
 def _regime_of(plan: Plan) -> Regime | None:
-    """None where the files do not say."""
+    """The regime of one plan's experts and base; None if their configs cannot be read."""
     try:
         model = json.loads((plan.base.path / "config.json").read_text())
         ranks = [json.loads((expert.path / "adapter_config.json").read_text())["r"] for expert in plan.experts.values()]

@@ -1,4 +1,4 @@
-"""Score: from the answers of a source to its scores, under either protocol."""
+"""The score stage: scores the answers of a source, under either protocol."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _explain_missing(one: Evaluation) -> str:
 
 
 def score_with_other_protocol(evaluations: Sequence[Evaluation]) -> None:
-    """Score the same by the other protocol, wherever the answers that it needs exist: side by side."""
+    """Score evaluations by the other protocol too, side by side, wherever the answers that it needs exist."""
     others = [other for one in evaluations if (other := one.with_other_protocol()) is not None]
     items, costs = [], []
     for address, one in drop_finished((one.score, one) for one in others):
@@ -62,13 +62,13 @@ def work_score(item: dict) -> None:
 
 
 def print_scores(evaluations: Sequence[Evaluation]) -> None:
-    """The value of every evaluation, and how many answers stand behind it."""
+    """Print the score of every evaluation and the number of answers behind it."""
     for one in evaluations:
         print(format_score(one.source.label, one.task.name, read_score(one.score.path)))
 
 
 def print_partial_scores(evaluations: Sequence[Evaluation]) -> None:
-    """The scores over the questions that have an answer so far; nothing is written."""
+    """Print the scores over the questions answered so far; nothing is written."""
     for one in evaluations:
         answered = read_shards(one.predictions.path)
         partial = score_partial(one.plan.scoring(one.eval_set), one.questions, answered)
@@ -76,7 +76,7 @@ def print_partial_scores(evaluations: Sequence[Evaluation]) -> None:
 
 
 def format_score(source: str, task: str, score: Score | None) -> str:
-    """One line: the value, and how many answers stand behind it. None: nothing is answered."""
+    """Format a score in one line with the number of answers behind it. None: nothing is answered."""
     if score is None:
         return f"{source:<24} {task:<16}   none  (nothing is answered yet)"
     value = "  none" if score.value is None else f"{score.value:6.2f}"

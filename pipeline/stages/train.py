@@ -1,4 +1,4 @@
-"""Train: the expert of every seen task, and the multi-task model."""
+"""The train stage: trains the expert of every seen task, and the multi-task model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Training = tuple[Address, tuple[Plan, tuple[Task, ...]]]  # the plan that asks f
 
 
 def check_trainer(plans: Sequence[Plan]) -> None:
-    """Raises UserError, before anything long, if there is something to train and no device for it."""
+    """Raises UserError early if there is something to train and no device for it."""
     if _list_unfinished(plans):
         count_parallel_runs(plans[0].config.trainer, plans[0].config.jobs)
 
@@ -61,7 +61,7 @@ def work_train(item: dict) -> None:
 
 
 def print_trained(plans: Sequence[Plan], started: float) -> None:
-    """The last lines of train_all and train."""
+    """Print the closing lines of train_all.py and train.py."""
     models = {address.path: address for plan in plans for address in plan.trained_models}
     print_results(models.values(), f"{len(models)} trained models on {plans[0].base.short}")
     print(f"took {format_seconds(time.monotonic() - started)}; next: {command('merge_eval')}")

@@ -1,4 +1,4 @@
-"""Questions of the user's own to one source, in this process: nothing is written."""
+"""Ask one source the user's own questions, in this process; nothing is written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class AskRequest:
 
 
 def check_picture(file: Path) -> None:
-    """Raises ConfigError if the file is not there, or no picture."""
+    """Raises ConfigError if the file does not exist or is no picture."""
     from PIL import Image
 
     if not file.is_file():
@@ -82,7 +82,7 @@ def ask(point: Mapping[str, Any]) -> None:
 
 
 def _find_task(plan: Plan, request: AskRequest) -> Task:
-    """The task whose prompt is used; without `ask_as` one that asks the question as it is."""
+    """Find the task whose prompt is used; without `ask_as` one that asks the question as it is."""
     tasks = {task.name: task for task in plan.config.tasks}
     if request.ask_as is None:
         return Task("asked", "Asked", False, "{text}", request.max_new_tokens, "text", "exact_match")
@@ -98,7 +98,7 @@ def _find_task(plan: Plan, request: AskRequest) -> Task:
 
 
 def _read_questions(source: str) -> Iterator[str]:
-    """Lines of the terminal, or of a pipe, until one is empty."""
+    """Read questions from the terminal or a pipe, one per line, until a line is empty."""
     if sys.stdin.isatty():
         print(f"asking {source}; an empty line ends it")
     while True:

@@ -1,4 +1,4 @@
-"""Any sources against each other, pair by pair, from the scores that exist; at most a named CSV file is written."""
+"""Compare any sources pair by pair, from existing scores; only the CSV file `out`, if given, is written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sources at one point of a sweep over more than the seed. point: in words, "" where there is one."""
+    """Two sources to compare at one point of a sweep. point: in words, "" if there is only one."""
 
     point: str
     one: ResultGroup
@@ -93,7 +93,7 @@ def list_pairs(plans: Sequence[Plan], names: Sequence[str], context: Context) ->
 
 
 def _by_point(plans: Sequence[Plan]) -> dict[str, list[Plan]]:
-    """The plans by what differs between them beside the seed."""
+    """Group the plans by what differs between them apart from the seed."""
     keys = find_swept_keys(plans, ignored=("seed",))
     points: dict[str, list[Plan]] = {}
     for plan in plans:
@@ -178,7 +178,7 @@ def _format_seeds(difference: Difference) -> str:
 
 
 def explain_noise(pairs: Sequence[Pair], context: Context) -> list[str]:
-    """What the marks and intervals mean."""
+    """Explain the marks and intervals."""
     notes = [
         "* outside the noise: every 95 % interval leaves out zero; nothing is corrected for the number of pairs.",
         f"p: two-sided, from {context.bootstrap.draws} draws, so never below {2 / (context.bootstrap.draws + 1):.2g}.",

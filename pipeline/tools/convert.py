@@ -56,7 +56,7 @@ class ConvertRequest:
         return places
 
     def _name(self, name: str) -> str:
-        """LLaVA's own loader wants to find both words in a folder's name."""
+        """The subfolder's name; with `llava` and `lora` in it, which LLaVA's own loader looks for."""
         fits = self.to == "peft" or all(word in name.lower() for word in ("llava", "lora"))
         return name if fits else f"llava-lora-{name}"
 

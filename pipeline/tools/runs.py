@@ -1,4 +1,4 @@
-"""The results in a folder of runs: list them with what differs from the defaults, remove those that nothing uses."""
+"""Results on disk: list them with what differs from the defaults, remove those that nothing uses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Result:
 
 
 def find_results(root: Path) -> Iterator[Result]:
-    """Everything under one run folder, in the order of the stages; each kind by name."""
+    """Find all results under one run folder, in the order of the stages; each kind sorted by name."""
     for kind in KINDS:
         if not (root / kind).is_dir():
             continue
@@ -87,7 +87,7 @@ def _defaults(root: Path) -> Mapping[str, dict]:
 
 
 def describe(result: Result) -> str:
-    """What differs from the defaults; `unfinished` without a manifest."""
+    """Describe a result by what differs from the defaults; `unfinished` without a manifest."""
     from pipeline.config import list_differences
 
     if not result.identity:
@@ -104,7 +104,7 @@ def describe(result: Result) -> str:
 
 
 def format_score(result: Result) -> str:
-    """The score of a score file; the mean over its scored tasks for a source."""
+    """Format the score of a score file, or for a source the mean over its scored tasks."""
     if result.kind in ("scores", "general"):
         file = result.path if result.kind == "scores" else result.path / "score.json"
         value = read_score(file).value if file.exists() else None
@@ -127,7 +127,7 @@ def _is_corrected(score: Score) -> bool:
 
 
 def print_results(roots: Sequence[Path], kinds: Sequence[str]) -> None:
-    """A table a run folder."""
+    """Print the results, one table per run folder."""
     for root in roots:
         rows = [
             (
@@ -164,7 +164,7 @@ def clean(roots: Sequence[Path], sure: bool) -> None:
 
 
 def find_unused(root: Path) -> list[Result]:
-    """What no report of this run folder uses."""
+    """Find the results that no report of a run folder uses."""
     for lock in root.rglob("*.lock"):
         if is_locked(lock.with_suffix("")):
             raise UserError(f"{lock.with_suffix('')} is in use by a running process; clean up when none runs")

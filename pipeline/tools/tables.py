@@ -1,4 +1,4 @@
-"""Rows as a table: CSV for programs, Markdown for pages, aligned columns for a terminal."""
+"""Formatters of rows: CSV for programs, Markdown for pages, aligned columns for a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def format_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table with a line of titles; lists with spaces between their items, numbers with 6 digits."""
+    """Format a table as CSV with a title line; list items separated by spaces, numbers with 6 digits."""
     file = io.StringIO()
     if rows:
         writer = csv.writer(file, lineterminator="\n")
@@ -34,7 +34,7 @@ def format_markdown(titles: Sequence[str], rows: Iterable[Sequence[str]], text: 
 
 
 def format_columns(titles: Sequence[str], rows: Iterable[Sequence[Any]], text: Collection[int] = (0,)) -> list[str]:
-    """Lines of aligned columns for a terminal, the titles first. text: the columns that are aligned to the left."""
+    """Format aligned columns for a terminal, titles first. text: the columns that are aligned to the left."""
     cells = [list(map(str, row)) for row in (titles, *rows)]
     widths = _widths(cells)
     return ["  ".join(_align(row, widths, text)).rstrip() for row in cells]

@@ -1,4 +1,4 @@
-"""What to know about LoRA experts before merging them, measured module by module over their files.
+"""Inspection of LoRA experts before a merge, measured module by module from their files.
 
 inspection = inspect_folders({"cat": "path/to/one", "dog": "path/to/other"})
 inspection.pairs[0]["update_cosine"]
@@ -51,7 +51,7 @@ class Inspection:
 def inspect_folders(
     experts: Mapping[str, Path | str], merged: Mapping[str, Path | str] | None = None, density: float = 0.2
 ) -> Inspection:
-    """Measure the experts (name -> adapter folder), and what adapters merged of them leave of their directions.
+    """Measure experts (name -> adapter folder), and what adapters merged from them leave of their directions.
 
     density: of the pruning that is shown. Raises UserError with all problems at once: folders that cannot be read,
     values that are not finite, no module in common.
@@ -97,13 +97,13 @@ def open_all(folders: Mapping[str, Path | str]) -> list[Adapter]:
 
 
 def shared_modules(adapters: Sequence[Adapter]) -> set[str]:
-    """The modules that all have, with the same d_out and d_in; ranks may differ."""
+    """The modules that all adapters share, with equal d_out and d_in; ranks may differ."""
     sizes = [{(m, shape[0], shape[2]) for m, shape in a.shapes.items()} for a in adapters]
     return {module for module, _, _ in set.intersection(*sizes)} if sizes else set()
 
 
 def kind_of(module: str) -> str:
-    """`model.layers.3.self_attn.q_proj` -> `q_proj`."""
+    """The kind of a module: `q_proj` for `model.layers.3.self_attn.q_proj`."""
     return module.rpartition(".")[2]
 
 
@@ -140,7 +140,7 @@ MEDIANS = ("first", "last", "energy_first", "effective_rank")  # of a module; an
 
 
 class _Sums:
-    """Measurements of the modules, and the tables that they add up to."""
+    """Collects measurements of modules and sums them up as tables."""
 
     def __init__(self) -> None:
         self.modules: list[Row] = []
@@ -219,7 +219,7 @@ COMPARED = ("a_cosine", "columns", "rows", "column_chance", "row_chance")
 def _mean_rows(
     about: Mapping[Any, Row], values: Mapping[Any, Sequence[tuple[Tensor, ...]]], keys: Sequence[str]
 ) -> list[Row]:
-    """A row an index k: the means over modules, of those that have a k-th direction."""
+    """Average spectra over modules: a row for each index k, over the modules that have a k-th direction."""
     rows = []
     for key, row in about.items():
         parts = zip(*values[key], strict=True)

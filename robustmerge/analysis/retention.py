@@ -1,4 +1,4 @@
-"""What a merged update keeps of the experts, with all modules of a model as one long vector.
+"""Retention: what a merged update keeps of each expert, with all modules of a model as one long vector.
 
 D: the merged update, D_n: that of expert n. From inner products alone, of low-rank factors wherever there are any:
 
@@ -40,7 +40,7 @@ class Inner(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Of one merged update. share, interference, distance: [N], an expert each; norm: ||D||; outside: in 0..1."""
+    """Retention of one merged update. share, interference, distance: [N], by expert; norm: ||D||; outside: in 0..1."""
 
     share: Tensor
     interference: Tensor
@@ -50,7 +50,7 @@ class Kept(NamedTuple):
 
 
 class Crossed(NamedTuple):
-    """Of (sum of B)(sum of A) against the sum of B A, squared norms and products of one module or summed over modules.
+    """Cross terms of (sum of B)(sum of A): squared norms and products, of one module or summed over modules.
 
     terms: of the cross terms B_n A_m, n != m; own: of the experts' own B_n A_n; between: of the two.
     """
@@ -69,7 +69,7 @@ class Crossed(NamedTuple):
 
     @property
     def cosine(self) -> float:
-        """Between the cross terms and the sum of the own: 1 if they only make it longer."""
+        """Cosine between the cross terms and the sum of the experts' own terms: 1 if they only lengthen it."""
         lengths = (max(self.terms, 0.0) * self.own) ** 0.5
         return self.between / lengths if lengths > 0 else float("nan")
 
@@ -90,7 +90,7 @@ def inner_product(one: Update, other: Update) -> float:
 
 
 def inner_products(experts: Sequence[Update], merged: Sequence[Update]) -> Inner:
-    """All that `what_is_kept` needs of one module, in float64."""
+    """The inner products of one module that `what_is_kept` needs, in float64."""
 
     def products(ones: Sequence[Update], others: Sequence[Update]) -> Tensor:
         values = [inner_product(one, other) for one in ones for other in others]
@@ -101,7 +101,7 @@ def inner_products(experts: Sequence[Update], merged: Sequence[Update]) -> Inner
 
 
 def what_is_kept(inner: Inner) -> list[Kept]:
-    """The numbers of every merged update; NaN for an expert of zeros, infinite interference where nothing is left."""
+    """The retention of every merged update; NaN for an expert of zeros, infinite interference where nothing is left."""
     lengths = inner.experts.diagonal().clamp(min=0)  # [N], squared
     inverse = torch.linalg.pinv(inner.experts, hermitian=True)
     kept = []
@@ -116,7 +116,7 @@ def what_is_kept(inner: Inner) -> list[Kept]:
 
 
 def open_update(folder: Path, name: str) -> Callable[[str], Update]:
-    """How the update of a module is read from an adapter or delta folder. Raises UserError if it is neither."""
+    """Open an adapter or delta folder; returns a function module -> update. Raises UserError if it is neither."""
     if not (folder / DELTA_CONFIG).is_file():
         return open_adapter(folder, name).pair
     delta = open_delta(folder)
@@ -129,12 +129,12 @@ def open_update(folder: Path, name: str) -> Callable[[str], Update]:
 
 
 def compare_B(pairs: Sequence[LoraPair]) -> Tensor:
-    """<B_i, B_j> / (||B_i|| ||B_j||) for all pairs [N, N]; see `compare_A`."""
+    """Cosines of B: <B_i, B_j> / (||B_i|| ||B_j||) for all pairs [N, N]; see `compare_A`."""
     return compare_A([LoraPair(pair.B.T, pair.A.T) for pair in pairs])
 
 
 def has_cross_terms(method: object) -> TypeGuard[Method]:
-    """Whether a method adds up factors, so that the B of one expert meets the A of another, and how much can be told.
+    """Whether a method sums A and B apart, so that B_n A_m with n != m occurs, and these terms can be measured.
 
     Where signs are elected there is no sum of own terms to compare with.
     """
@@ -146,7 +146,7 @@ def has_cross_terms(method: object) -> TypeGuard[Method]:
 
 
 def cross_terms(experts: dict[str, LoraPair], method: Method, module: str) -> Crossed:
-    """What summing factors adds to the sum of the updates, of one module, after the method's pruning and scaling."""
+    """Measure the cross terms of one module, after the method's pruning and scaling."""
     plain = replace(method, strength=1.0, out=Out())
     whole, own = (merge_pairs(experts, replace(plain, product=x), module) for x in ("of_sums", "each"))
     terms = concatenate([whole, own], [1.0, -1.0])

@@ -1,4 +1,4 @@
-"""PEFT adapter folders in and out.
+"""Reading and writing of PEFT adapter folders.
 
 Reading folds alpha/r (rsLoRA: alpha/sqrt(r)) into B, so that the update of a pair is B @ A and nothing else;
 writing gives adapters of scaling 1, whose alpha is always their rank. An adapter with anything in it that is not read
@@ -86,7 +86,7 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder that was opened and understood; its tensors are read when they are asked for.
+    """An adapter folder, opened and checked; tensors are read on demand.
 
     shapes: module -> (d_out, rank, d_in). lora: module -> part (A, B, bias, magnitude) -> name in the file.
     extra_names: the trained values of the base model (`modules_to_save`, `bias`), name in the model -> in the file.
@@ -165,7 +165,7 @@ class Adapter:
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """The smallest dtype that holds all of these."""
+    """The smallest dtype that holds all values of the given dtypes."""
     dtypes = sorted(set(dtypes), key=str)
     common = dtypes[0]
     for dtype in dtypes[1:]:
@@ -196,7 +196,7 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
 
 
 def open_adapters(folders: Mapping[str, Path | str]) -> tuple[list[Adapter], list[str]]:
-    """Those of the folders (name -> folder) that can be opened, sorted by name, and why the others cannot."""
+    """Open adapter folders (name -> folder); returns those that open, sorted by name, and the problems of the rest."""
     adapters, problems = [], []
     for name, folder in sorted(folders.items()):
         try:
@@ -207,7 +207,7 @@ def open_adapters(folders: Mapping[str, Path | str]) -> tuple[list[Adapter], lis
 
 
 def open_tensors(folder: Path, name: str) -> TensorFile:
-    """The tensors of an adapter folder of any kind, not yet read. Raises UserError if there are none to read."""
+    """Open the tensor file of an adapter folder of any kind. Raises UserError if there is none that can be read."""
     for file in (folder / WEIGHTS, folder / "adapter_model.bin"):
         if file.is_file():
             break
@@ -221,7 +221,7 @@ def open_tensors(folder: Path, name: str) -> TensorFile:
 
 
 class AdapterWriter:
-    """Writes an adapter folder pair by pair; nothing is there before the block has ended well.
+    """Context manager that writes an adapter folder pair by pair; it appears when the block ends without an error.
 
     like: an expert, whose base model, targets and modules the new adapter has.
     """
@@ -271,7 +271,7 @@ class AdapterWriter:
 
 @dataclass
 class Contents:
-    """What an adapter file holds. lora: module -> part -> name in the file. extras: name in the model -> in the file.
+    """Contents of an adapter file. lora: module -> part -> name in the file. extras: name in the model -> in the file.
 
     problems: why it cannot be merged; empty if all of it is understood.
     """
@@ -282,7 +282,7 @@ class Contents:
 
 
 def sort_names(file: TensorFile, config: Mapping[str, Any]) -> Contents:
-    """Tell LoRA from trained values of the base model (modules_to_save, bias), and check LoRA's shapes."""
+    """Sort tensor names into LoRA and trained values of the base (modules_to_save, bias), and check LoRA's shapes."""
     contents = Contents()
     for stored in file.names:
         module, _, spelling = stored.removeprefix(PREFIX).rpartition(".lora_")
@@ -306,13 +306,13 @@ def sort_names(file: TensorFile, config: Mapping[str, Any]) -> Contents:
 
 
 def name_in_file(extra: str, modules: Mapping[str, Any]) -> str:
-    """Where peft looks for a trained value of the base model: the bias of a LoRA module is that of its base layer."""
+    """The name by which peft looks for a trained value of the base; the bias of a LoRA module is its base layer's."""
     module, _, last = extra.rpartition(".")
     return f"{PREFIX}{module}.base_layer.{last}" if module in modules else PREFIX + extra
 
 
 def _name_in_model(name: str, config: Mapping[str, Any]) -> str | None:
-    """The name of a trained value in the base model; None if the config names none such."""
+    """The name in the base model of a trained value; None if the config does not list it."""
     plain = re.sub(r"\.modules_to_save(\.default)?\.", ".", name)
     if any(re.search(rf"{re.escape(module)}\.", plain) for module in saved_modules(config)):
         inner = re.search(r"\.(base_layer|original_module|lora_\w+)\.", plain)
@@ -329,7 +329,7 @@ def _not_understood(stored: str) -> str:
 
 
 def _problem_of(parts: Mapping[str, str], file: TensorFile, config: Mapping[str, Any], module: str) -> str | None:
-    """Why the tensors of a module are no pair [r, d_in], [d_out, r] with what the config promises beside it."""
+    """Why the tensors of a module are not a pair [r, d_in], [d_out, r] with the further parts that the config lists."""
     if missing := {"A", "B"} - set(parts):
         return f"it has {' and '.join(sorted(PARTS[part] for part in parts))} but no {PARTS[min(missing)]}"
     A, B = file.shape(parts["A"]), file.shape(parts["B"])

@@ -1,4 +1,4 @@
-"""What `adapter_config.json` says of a LoRA adapter: what of it is understood, what it means, and how it is written."""
+"""Reading, checking and writing of a LoRA adapter's `adapter_config.json`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SAVED_FOR_TASK = {
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """The config of an adapter folder. Raises UserError if there is none, or none of LoRA."""
+    """Read the config of an adapter folder. Raises UserError if there is none, or it is not of LoRA."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"expert '{name}': {folder} is no adapter folder, it has no {CONFIG}")
     config = read_json(folder / CONFIG, "a LoRA config")
@@ -70,7 +70,7 @@ def _misshapen(config: Mapping[str, Any]) -> list[str]:
 
 
 def refusals(config: Mapping[str, Any]) -> list[str]:
-    """What the config switches on that cannot be merged here. An unknown key counts as soon as it has a value."""
+    """Settings of the config that cannot be merged here; an unknown key counts as soon as it has a value."""
     problems = []
     bias = config.get("bias") or "none"
     if bias not in ("none", "all", "lora_only"):
@@ -103,7 +103,7 @@ def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _from_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The first key that matches the end of the module's name wins, as in peft."""
+    """Look up a module in a pattern of the config: the first key that matches the end of its name, as in peft."""
     for key, value in (pattern or {}).items():
         if re.match(rf"(.*\.)?({key})$", module):
             return value
@@ -113,7 +113,7 @@ def _from_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) 
 def config_for(
     ranks: Mapping[str, int], like: Mapping[str, Any], use_dora: bool = False, lora_bias: bool = False
 ) -> dict[str, Any]:
-    """The config of an adapter with scaling 1: alpha = r, for every module. Lists are sorted."""
+    """Build the config of an adapter with scaling 1 (alpha = r for every module); lists are sorted."""
     r = Counter(sorted(ranks.values())).most_common(1)[0][0]
     others = {f"^{re.escape(module)}": rank for module, rank in sorted(ranks.items()) if rank != r}
     kept = {key: like.get(key) for key in ("task_type", "auto_mapping", *SAME_BASE, *SAME_TARGETS)}

@@ -1,4 +1,4 @@
-"""Whether experts can be merged with one another: the same base model, modules, targets and shapes."""
+"""The check that experts can be merged with one another: equal base model, modules, targets and shapes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def disagreements(
 
 
 def _with(remedy: str, problems: Iterator[str]) -> list[str]:
-    """The first few problems, the last with what to do."""
+    """The first few problems; the last one also says what to do."""
     few = first_few(list(problems))
     return [*few[:-1], f"{few[-1]}; {remedy}"] if few and remedy else few
 

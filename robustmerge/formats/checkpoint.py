@@ -1,4 +1,4 @@
-"""Checkpoints of base models: where they are, which tensors they hold, and what the model in memory calls these."""
+"""Checkpoints of base models: their files, their tensors, and the names of these in a model in memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Checkpoint:
 
     @cached_property
     def _tied(self) -> bool:
-        """Whether the output head and the embeddings are one weight; older configs say it by leaving the head out."""
+        """Whether output head and embeddings are one weight; older checkpoints say so by leaving the head out."""
         parts = (self.config, self.config.get("text_config") or {})
         is_tied = any(part.get("tie_word_embeddings") for part in parts)
         return is_tied or not any(name in self._canonical for name in HEADS)
@@ -81,7 +81,7 @@ class Checkpoint:
         return name
 
     def _name_of(self, parameter: str) -> str | None:
-        """The tensor of a parameter: its name may be spelt otherwise, or lack or add the part before the first dot."""
+        """Name of a parameter's tensor in the file; it may be spelt differently, or with or without its first part."""
         if parameter in self.where:
             return parameter
         if (name := self._canonical.get(canonical(parameter))) is not None:
@@ -92,7 +92,7 @@ class Checkpoint:
 
 
 def canonical(name: str) -> str:
-    """The name that today's transformers gives a tensor of a LLaVA; any other name is returned as it is."""
+    """The name that current transformers give to a tensor of LLaVA; any other name is returned as it is."""
     for pattern, spelling in SPELLINGS:
         if match := re.match(pattern, name):
             return spelling + name[match.end() :]

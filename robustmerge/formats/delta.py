@@ -30,7 +30,7 @@ KINDS = ("add", "set")
 
 @dataclass(frozen=True)
 class Delta:
-    """A delta folder that was opened; its tensors are read when they are asked for."""
+    """An opened delta folder; tensors are read on demand."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -38,18 +38,18 @@ class Delta:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The parameters of the base model that it changes."""
+        """The parameters of the base model that this delta changes."""
         return tuple(name.partition(".")[2] for name in self.file.names)
 
     def changes(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(parameter, add or set, tensor), one after the other."""
+        """Yield the changes one by one: (parameter, add or set, tensor)."""
         for name in self.file.names:
             kind, _, parameter = name.partition(".")
             yield parameter, kind, self.file.get(name)
 
 
 def open_delta(folder: Path) -> Delta:
-    """Open a delta folder. Raises UserError if it is none, or of a format that this code does not know."""
+    """Open a delta folder. Raises UserError if it is not one, or its format is unknown."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is no delta folder: it has no {CONFIG}")
     config = read_json(folder / CONFIG, "the config of a delta folder")
@@ -69,7 +69,7 @@ def dense(update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
 
 
 class DeltaWriter:
-    """Writes a delta folder module by module; nothing is there before the block has ended well."""
+    """Context manager that writes a delta folder module by module; it appears when the block ends without an error."""
 
     def __init__(self, folder: Path, adapters: Sequence[Adapter], dtype: torch.dtype, card: str):
         like = adapters[0]
@@ -97,7 +97,7 @@ class DeltaWriter:
         self._put(f"add.{module}.weight", dense(update, self._fan).to(self.dtype), f"module '{module}'")
 
     def add_extra(self, name: str, tensor: Tensor) -> None:
-        """A tensor of modules_to_save. Raises UserError if a value is too large for the dtype."""
+        """Write a tensor of modules_to_save. Raises UserError if a value is too large for the dtype."""
         tensor = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         self._put(f"set.{name}", tensor, f"'{name}'")
 
@@ -113,6 +113,6 @@ class DeltaWriter:
 
 
 def what_a_delta_cannot_hold(dora: bool) -> str:
-    """Why DoRA (or else lora_bias) has no delta, and what to do."""
+    """The message that a delta cannot hold DoRA (or else lora_bias), and what to do."""
     why = "DoRA rescales the base's weights" if dora else "lora_bias adds to biases that the base may not have"
     return f"{why}, and a delta only adds to its weights; take merge.out.format=adapter or model"

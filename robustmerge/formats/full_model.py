@@ -1,4 +1,4 @@
-"""A whole base model with the merged update in its weights: the checkpoint is streamed, one tensor at a time."""
+"""Writing of a full model, the base with a merged update in its weights, streamed one tensor at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CARD = "# A full model\n\nThe base model {base}{source}. Written for programs th
 
 
 class ModelWriter:
-    """Writes a checkpoint that has the base's names, dtypes and files; nothing is there before the block ends well.
+    """Context manager that writes a checkpoint with the base's names, dtypes and files; it appears at the block's end.
 
     like: an expert, whose modules and trained values are changed.
     Raises UserError, before anything is written, with every module that the base does not have.
@@ -57,7 +57,7 @@ class ModelWriter:
     def add_update(
         self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
     ) -> None:
-        """W + D, and with DoRA m (W + D) / ||W + D|| by rows (equation 5 of https://arxiv.org/abs/2402.09353).
+        """Write W + D, or with DoRA m (W + D) / ||W + D|| by rows (equation 5 of https://arxiv.org/abs/2402.09353).
 
         update: a pair, or dense [d_out, d_in]; magnitude m, bias: [d_out]. Sums are in float32.
         Raises UserError if a value is too large for the dtype of the base.
@@ -74,7 +74,7 @@ class ModelWriter:
             self._change(f"{module}.bias", lambda values: values.float() + bias)
 
     def add_extra(self, name: str, tensor: Tensor) -> None:
-        """A trained value, in the place of the base's; after all updates. Raises UserError if it does not fit."""
+        """Write a trained value in place of the base's, after all updates. Raises UserError if it does not fit."""
         self._change(name, lambda _: tensor + self._biases[name] if name in self._biases else tensor)
 
     def _change(self, parameter: str, change: Callable[[Tensor], Tensor]) -> None:
@@ -103,14 +103,14 @@ class ModelWriter:
                 writer.drop()
 
     def _finish(self) -> None:
-        """What no expert touches is as in the base."""
+        """Copy what no expert changes from the base."""
         for file, writer in self._writers.items():
             for name in sorted(writer.missing):
                 writer.put(name, self.base.files[file].get(name))
             writer.finish()
 
     def _write_small_files(self) -> None:
-        """config.json comes last: without it nothing is a model."""
+        """Write config and tokenizer; config.json last, as a folder without it is no model."""
         if len(self._writers) > 1:
             size = sum(writer.path.stat().st_size for writer in self._writers.values())
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.base.where.items()))}
@@ -124,7 +124,7 @@ class ModelWriter:
 
 
 def add_to(weight: Tensor, update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
-    """weight += update in place; the product of a pair is never kept apart from the sum."""
+    """Add an update to a weight in place, without holding the product of a pair."""
     if isinstance(update, LoraPair):
         left, right = (update.A.T, update.B.T) if fan_in_fan_out else (update.B, update.A)
         return weight.addmm_(left, right)
@@ -132,14 +132,14 @@ def add_to(weight: Tensor, update: LoraPair | Tensor, fan_in_fan_out: bool) -> T
 
 
 def rescale_rows(weight: Tensor, magnitude: Tensor, fan_in_fan_out: bool) -> Tensor:
-    """The rows of [d_out, d_in] (the columns of its transpose) at the lengths `magnitude`, in place."""
+    """Rescale the rows of [d_out, d_in] (or columns of its transpose) to the lengths `magnitude`, in place."""
     rows = weight.T if fan_in_fan_out else weight
     rows.mul_((magnitude / torch.linalg.norm(rows, dim=1)).unsqueeze(1))
     return weight
 
 
 def find_places(base: Checkpoint, like: Adapter | DeltaLayout, fan_in_fan_out: bool) -> dict[str, str]:
-    """Parameter in memory -> tensor in the checkpoint, for everything that an expert like this one changes.
+    """Map every parameter that an expert like this one changes to its tensor in the checkpoint.
 
     Raises UserError with all that the base lacks, or has in another shape, or ties to another weight.
     """
@@ -168,7 +168,7 @@ def find_places(base: Checkpoint, like: Adapter | DeltaLayout, fan_in_fan_out: b
 
 
 def export_model(base: Path | str, source: Path | None, folder: Path) -> None:
-    """Write config, tokenizer and weights of base + source to `folder`. source: adapter or delta folder, None: no one.
+    """Write base + source as a full model to `folder`. source: an adapter or delta folder; None: the base alone.
 
     Raises UserError, before anything is written, with all that does not fit the base.
     """
@@ -183,7 +183,7 @@ def export_model(base: Path | str, source: Path | None, folder: Path) -> None:
 
 
 def _link_base(base: Path, folder: Path, card: str) -> None:
-    """Links to the weights, copies of the rest, so that the copies can be changed."""
+    """Link the weights of the base and copy its other files, so that the copies can be changed."""
     checkpoint = open_checkpoint(base)
     folder.mkdir(parents=True, exist_ok=True)
     small = {file for pattern in SMALL for file in base.glob(pattern) if file.is_file() and file.name not in NOT_COPIED}
@@ -217,7 +217,7 @@ def _write_delta(base: Path, delta: Delta, folder: Path, card: str) -> None:
 
 @dataclass(frozen=True)
 class DeltaLayout:
-    """Lets a delta folder stand where ModelWriter expects an expert; every tensor has the shape of its parameter."""
+    """Presents a delta folder to ModelWriter as an expert; every tensor has the shape of its parameter."""
 
     delta: Delta
     config: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a merge writes: a PEFT adapter, dense deltas, or a full checkpoint; each a writer of the same three verbs."""
+"""Output formats of a merge: a PEFT adapter, dense deltas, or a full model, by writers with one interface."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from robustmerge.stage.settings import UserError
 
 
 class AdapterOutput(AdapterWriter):
-    """An AdapterWriter that is spoken to as the other writers are."""
+    """An AdapterWriter with the interface of the other writers."""
 
     def add_update(
         self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
     ) -> None:
-        """Raises UserError for a dense update, or if a value is too large for the dtype."""
+        """Write a module's update. Raises UserError if it is dense, or a value is too large for the dtype."""
         if not isinstance(update, LoraPair):
             raise UserError(
                 f"module '{module}': a dense update {list(update.shape)} is no adapter; give the rank to cut it to "
@@ -40,7 +40,7 @@ def open_writer(
     dtype: str = "float32",
     base: str | Path | None = None,
 ) -> AdapterOutput | DeltaWriter | ModelWriter:
-    """The writer of a format, as a context manager: `add_update`, `add_extra`, and `ranks`.
+    """Open the writer of a format, a context manager with `add_update`, `add_extra` and `ranks`.
 
     kind: adapter, delta or model. adapters: the experts, of which the first names modules, shapes and targets.
     dtype: a name, or `experts` for theirs. base: of a model, a folder or hub id; None: the one that the experts name.
@@ -57,7 +57,7 @@ def open_writer(
 
 
 def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
-    """Why these experts cannot be written in a format; known before anything is merged."""
+    """Problems of writing the merge of these experts in a format, found before anything is merged."""
     if kind != "delta":
         return []
     unfit = [(a.name, dora) for dora in (True, False) for a in adapters if (a.is_dora if dora else a.has_lora_bias)]
@@ -71,7 +71,7 @@ def base_of(adapter: Adapter) -> str | None:
 
 
 def how_to_load(kind: str) -> str:
-    """The lines of Python that load what was written, for its card. kind: adapter, delta or model."""
+    """The Python lines, for the card, that load what was written. kind: adapter, delta or model."""
     return LOADING[kind]
 
 

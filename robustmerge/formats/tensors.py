@@ -96,12 +96,12 @@ def refuse_overflow(tensor: Tensor, what: str) -> None:
 
 
 def room_for(names: Iterable[str]) -> int:
-    """Bytes that hold the header of a file with tensors of these names, or others as long, whatever their shapes."""
+    """Bytes that suffice for the header of a file with tensors of these names, whatever their shapes."""
     return sum(len(name) + ENTRY for name in names) + ENTRY
 
 
 class TensorWriter(WholeFile):
-    """Writes a .safetensors file tensor by tensor, so that no more than one is in memory and no byte is moved again.
+    """Writes a .safetensors file tensor by tensor, with one tensor in memory at a time and every byte written once.
 
     room: bytes kept for the header, which is known at the end (`room_for`); what it leaves free is filled with spaces.
     The bytes depend on the tensors, their order and the room only. The file appears under its name when the block
@@ -141,7 +141,7 @@ class TensorWriter(WholeFile):
 
 
 class SlotWriter(WholeFile):
-    """Writes every tensor straight to its place, so that no byte is written twice and one tensor is in memory.
+    """Writes a .safetensors file of announced tensors in any order, each straight to its place.
 
     The file appears under its name when the block ends well.
     """
@@ -171,7 +171,7 @@ class SlotWriter(WholeFile):
 
 
 def _lay_out(layout: Layout) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The header of the file, and where in the file each tensor begins and ends."""
+    """Lay out a file: its header, and where each tensor begins and ends."""
     described: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in layout.items():

@@ -1,4 +1,4 @@
-"""Files of one commit of a repository, in the Hub's cache: fetched by the Hub's library, then compared with digests.
+"""Download of the files of one commit into the Hub's cache, by the Hub's library, with a check of their digests.
 
 The library takes up a cut connection, and keeps the files that have arrived when it is killed; the file it was at
 then starts again. It compares sizes only. Here every file is also compared with the digest that the cache names its
@@ -19,7 +19,7 @@ from robustmerge.stage.settings import UserError
 
 
 def fetch_pinned(pinned: Pinned, files: Sequence[str], say: Callable[[str], None] = print) -> Path:
-    """Fetch those of `files` (names or patterns) that the commit has, and return the folder in the Hub's cache.
+    """Fetch the commit's files that match `files` (names or patterns); returns the folder in the Hub's cache.
 
     What is there is not asked for again, and needs no network. Without one, a cache that another program has filled
     serves as it is. Raises UserError if the Hub refuses or is not reached, or a file arrives damaged.
@@ -46,7 +46,7 @@ def fetch_pinned(pinned: Pinned, files: Sequence[str], say: Callable[[str], None
 
 
 def is_fetched(pinned: Pinned, files: Sequence[str]) -> bool:
-    """Whether all of `files` (names or patterns) that the commit has lie in the Hub's cache, checked. Asks nobody."""
+    """Whether the commit's files that match `files` are in the Hub's cache, checked; needs no network."""
     listed = _list_files(pinned)
     if listed is None or _unchecked(pinned).exists():
         return False
@@ -65,7 +65,7 @@ def _list_files(pinned: Pinned) -> list[str] | None:
 
 
 def _unchecked(pinned: Pinned) -> Path:
-    """A file that stands while files of the commit are fetched and not all of them have been compared."""
+    """The marker file that exists while files of the commit are fetched and not all are checked."""
     return storage_folder(pinned.repository) / "unchecked" / pinned.revision
 
 
@@ -87,7 +87,7 @@ def _check_digests(pinned: Pinned, files: Sequence[str]) -> None:
 
 
 def _digest(file: Path, like: str) -> str:
-    """The digest of a file, of the kind that `like` is: sha256 (64 digits) or git's sha1 of a blob (40)."""
+    """The digest of a file, of the same kind as `like`: sha256 (64 digits) or git's sha1 of a blob (40)."""
     with open(file, "rb") as opened:
         if len(like) == 64:
             return hashlib.file_digest(opened, "sha256").hexdigest()

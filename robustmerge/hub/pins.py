@@ -1,4 +1,4 @@
-"""The commit that `user/repo` of the Hugging Face Hub stands for: asked for once, then kept in a file.
+"""Pins: the commit that a repository of the Hugging Face Hub stands for, looked up once and kept in a file.
 
 Importing this loads neither torch nor the Hub's library.
 """
@@ -23,7 +23,7 @@ _SECONDS = 15  # that the Hub has to answer
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository as one names it. name: user/repo; revision: a branch, a tag or a commit."""
+    """A repository as the user names it. name: user/repo; revision: a branch, a tag or a commit."""
 
     name: str
     revision: str = "main"
@@ -50,7 +50,7 @@ class Pinned:
 
 
 def pin(repository: Repository, pins: Path | None = None) -> Pinned:
-    """The commit that a repository's branch or tag means; the 40 digits of a commit need no question.
+    """Look up the commit of a repository's branch or tag; a commit of 40 digits is returned as it is.
 
     pins: the JSON file that keeps the answer, `{"user/repo@main": commit}`; what stands there is not asked again, so
     that a later run means the same bytes. Remove its line to take what is there today. Without a network the Hub's
@@ -70,7 +70,7 @@ def pin(repository: Repository, pins: Path | None = None) -> Pinned:
 
 
 def snapshot_folder(pinned: Pinned) -> Path:
-    """Where the files of a commit lie, or will lie, in the Hub's cache (HF_HOME, HF_HUB_CACHE). Asks nobody."""
+    """The folder of a commit's files in the Hub's cache (HF_HOME, HF_HUB_CACHE), fetched or not; needs no network."""
     return storage_folder(pinned.repository) / "snapshots" / pinned.revision
 
 
@@ -82,7 +82,7 @@ def storage_folder(repository: str) -> Path:
 
 
 def refused(text: str, error: Exception, repository: str, revision: str) -> UserError:
-    """The error for users, from one that the Hub's library raised when `text` was asked for."""
+    """The UserError for an error that the Hub's library raised when `text` was requested."""
     from huggingface_hub import errors
 
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
@@ -100,14 +100,14 @@ def refused(text: str, error: Exception, repository: str, revision: str) -> User
 
 
 def _is_answer(error: Exception) -> bool:
-    """Whether the Hub has answered, with a refusal, instead of not being there or being out of order."""
+    """Whether the error is a refusal by the Hub, not a failure to reach it or of the Hub itself."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return isinstance(error, HfHubHTTPError) and error.response.status_code < 500
 
 
 def _ask(repository: Repository) -> str:
-    """The commit of a branch or tag, by the Hub or, if it is not reached, by its cache."""
+    """Ask the Hub for the commit of a branch or tag; if it is not reached, look in its cache."""
     from huggingface_hub import HfApi
 
     ref = storage_folder(repository.name) / "refs" / repository.revision
@@ -133,7 +133,7 @@ def _read(pins: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _alone(pins: Path) -> Iterator[None]:
-    """Keep other processes from adding to the file at the same time."""
+    """Context manager: lock the file against other processes."""
     pins.parent.mkdir(parents=True, exist_ok=True)
     with open(pins.with_name(f".{pins.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

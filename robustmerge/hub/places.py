@@ -1,4 +1,4 @@
-"""What a text names: a folder on this machine, or a repository of the Hugging Face Hub, fetched where it is needed.
+"""Places of adapters and models: a local folder, or a repository of the Hugging Face Hub that is fetched when needed.
 
 Importing this loads neither torch nor the Hub's library, which only a repository needs.
 """
@@ -22,7 +22,7 @@ _ADAPTER_BIN = ("adapter_model.bin",)
 
 
 def find_place(text: str | Path) -> Path | Repository:
-    """The local folder that a text names, else the repository `user/repo` or `user/repo@revision`. Asks nobody.
+    """Read a text as a local folder, else as a repository `user/repo` or `user/repo@revision`; needs no network.
 
     Raises UserError that says why it is neither.
     """
@@ -41,7 +41,7 @@ def find_place(text: str | Path) -> Path | Repository:
 
 
 def split_name(entry: str) -> tuple[str, str]:
-    """The two parts of `NAME:PLACE`; of a bare `PLACE` the name is empty.
+    """Split `NAME:PLACE` into its two parts; the name of a bare `PLACE` is empty.
 
     >>> split_name("vqa:path/to/adapter"), split_name("user/repo@v1")
     (('vqa', 'path/to/adapter'), ('', 'user/repo@v1'))
@@ -51,13 +51,13 @@ def split_name(entry: str) -> tuple[str, str]:
 
 
 def name_of(text: str | Path) -> str:
-    """What an expert is called where no name is given: its folder, or its repository without user and revision."""
+    """The default name of an expert: that of its folder, or its repository without user and revision."""
     repository = None if Path(text).expanduser().exists() else parse_repository(str(text))
     return repository.name.partition("/")[2] if repository else Path(text).expanduser().resolve().name
 
 
 def find_address(text: str, root: Path, pins: Path) -> Address:
-    """The address of a local folder, else of a repository: known by its commit, and nothing is fetched yet.
+    """The address of a local folder, or of a repository by its commit; nothing is fetched yet.
 
     pins: the file that remembers which commit a name stood for. Raises UserError if it is neither.
     """
@@ -70,7 +70,7 @@ def find_address(text: str, root: Path, pins: Path) -> Address:
 
 
 def fetch(place: Path | Repository, files: Sequence[str], pins: Path | None = None) -> Path:
-    """A local folder as it is; of a repository the folder in the Hub's cache, with those of `files` that it has.
+    """Return a local folder as it is; fetch the matching `files` of a repository and return its folder in the cache.
 
     files: names or patterns. pins: the file that remembers which commit a name stood for (`hub.pins.pin`).
     Raises UserError if the repository or the revision is not to be had, with the reason.
@@ -79,7 +79,7 @@ def fetch(place: Path | Repository, files: Sequence[str], pins: Path | None = No
 
 
 def fetch_adapter(place: Path | Repository, pins: Path | None = None) -> Path:
-    """The folder of an adapter: of a repository only an adapter's files, the .bin only without a .safetensors.
+    """Fetch an adapter and return its folder; of a repository only adapter files, a .bin only without a .safetensors.
 
     Raises UserError if the repository is not to be had, or is no adapter.
     """
@@ -93,7 +93,7 @@ def fetch_adapter(place: Path | Repository, pins: Path | None = None) -> Path:
 
 
 def fetch_model(text: str | Path | None) -> Path:
-    """The folder of the base that a full model is made from: a local one, or that of `user/repo[@revision]`.
+    """Fetch the base of a full model and return its folder: a local one, or that of `user/repo[@revision]`.
 
     Of a repository only config, tokenizer and weights are fetched, the .bin only without a .safetensors.
     Raises UserError that says why it is neither.

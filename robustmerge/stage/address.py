@@ -1,4 +1,4 @@
-"""Where results live and when they count: addresses, identities, manifests and locks.
+"""Addresses of results: where each is, what identifies it, when it is complete (manifest), who works on it (lock).
 
 A stage writes one folder (predict and score: one file) whose name ends in the hash of its *identity*: the stage,
 its schema number, the settings that change the result, and the identities of its inputs. The manifest is written
@@ -39,7 +39,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "numpy",
 
 @dataclass(frozen=True)
 class Address:
-    """One result: where it is (or will be) and what makes it what it is.
+    """The address of a result: where it is or will be, and what identifies it.
 
     root: the folder of the whole run; path: the result's folder or file; identity: the mapping that is hashed.
     """
@@ -59,7 +59,7 @@ class Address:
 
     @property
     def short(self) -> str:
-        """The address as people write it: `experts/vqav2-1a2b3c4d`."""
+        """The address as shown to users: `experts/vqav2-1a2b3c4d`."""
         with contextlib.suppress(ValueError):
             return self.path.relative_to(self.root).as_posix()
         return str(self.path)
@@ -160,7 +160,7 @@ def address_file(
 
 
 def foreign(path: Path, root: Path | None = None) -> Address:
-    """The address of a folder or file from elsewhere, identified by the names, sizes and sha256 of its files.
+    """The address of a folder or file from elsewhere, identified by its files' names, sizes and sha256.
 
     A complete result of ours keeps the identity of its manifest. Large files are not read at every start
     (robustmerge.stage.files). Raises UserError if nothing is there, or a result of ours that is not finished.
@@ -180,7 +180,7 @@ def foreign(path: Path, root: Path | None = None) -> Address:
 
 
 def read_manifest(path: Path) -> dict:
-    """Read a manifest. Raises UserError if it is not one."""
+    """Read a manifest. Raises UserError if the file is not a manifest."""
     manifest = read_json(path, "a manifest of ours")
     if missing := {"identity", "record"} - set(manifest):
         raise UserError(f"{path} is not a manifest of ours: it has no {min(missing)}")
@@ -221,7 +221,7 @@ def _remove_if_empty(address: Address) -> None:
 
 @contextlib.contextmanager
 def _counted_seconds(address: Address) -> Iterator[Callable[[], float]]:
-    """Yield a function that tells how many seconds a stage has worked on its result, interrupted runs included.
+    """Context manager: yield a function that returns the seconds of work on a result, interrupted runs included.
 
     A file beside the lock keeps the sum while the result is unfinished; a kill loses what is younger than
     KEEP_SECONDS_EVERY. It does not count if nothing is left of what the earlier runs had made.
@@ -262,7 +262,7 @@ def _read_seconds(file: Path) -> float:
 
 
 def _is_begun(address: Address) -> bool:
-    """Whether there is anything of a result: files in its folder, or the file itself or parts of it."""
+    """Whether anything of a result exists: files in its folder, or the file itself or parts of it."""
     if not address.is_file:
         return address.path.is_dir() and any(address.path.iterdir())
     parts = address.path.parent.glob(f"{glob.escape(address.path.name)}*")
@@ -328,7 +328,7 @@ def _holder(lock: Path) -> str:
 
 
 def _record(address: Address, started: float, seconds: float) -> dict:
-    """How a result came about: when, where, how long, with which code and packages, and the sha256 of its files."""
+    """Build a manifest's record: time, machine, duration, code, packages, and the sha256 of the result's files."""
     outputs = [address.path] if address.is_file else sorted(address.path.iterdir())
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all (beside their name, then renamed), JSON objects read, digests remembered."""
+"""File access: atomic writing (to a temporary name, then renamed), reading of JSON objects, cached digests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sha256_of(path: Path) -> str:
 
 
 class WholeFile:
-    """A file that appears under its name when the block ends well; if it does not, nothing of it stays.
+    """Context manager of an atomic write: the file appears when the block ends without an error, otherwise not at all.
 
     file: what to write to, inside the block. alone: no other process writes this file, so what is left beside it is
     of runs that were killed, and is removed first. `finish` and `publish` by hand are for several files that are to
@@ -61,11 +61,11 @@ class WholeFile:
         self.file.close()
 
     def publish(self) -> None:
-        """Give the finished file its name."""
+        """Rename the finished file to its name."""
         os.replace(self._beside, self.path)
 
     def drop(self) -> None:
-        """Leave nothing of an unpublished file."""
+        """Remove an unpublished file."""
         try:
             self.file.close()
         finally:
@@ -83,7 +83,7 @@ class WholeFile:
 
 
 def left_beside(path: Path) -> Iterator[Path]:
-    """What was written of a file, by whatever process, and is not published."""
+    """Find the unpublished parts of a file, written by any process."""
     return path.parent.glob(f".{path.name}.*{BESIDE}")
 
 
@@ -94,7 +94,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object that a file holds. what: the file should be, for messages, as `a manifest`.
+    """Read the JSON object in a file. what: the kind of file, for messages, as in `a manifest`.
 
     Raises UserError if the file does not exist or holds something else.
     """
@@ -110,7 +110,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file; of one of 16 MiB or more it is remembered, by the file's path, size, inode and times.
+    """sha256 of a file, cached for files of 16 MiB or more by path, size, inode and times.
 
     Its time of change (ctime) is among them, which no program can set back. Raises OSError if it cannot be read.
     """
@@ -128,7 +128,7 @@ def digest_of(path: Path) -> str:
 
 
 def memory() -> Path:
-    """The file that keeps the digests."""
+    """The cache file of the digests."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(caches) / "robustmerge" / "digests.json"
 
@@ -145,7 +145,7 @@ def _signature(path: Path) -> list[int]:
 
 
 def _read() -> dict[str, list]:
-    """path -> its signature and digest. A memory that cannot be read is empty."""
+    """Read the cache: path -> signature and digest; empty if it cannot be read."""
     try:
         read = json.loads(memory().read_text())
         return {path: entry for path, entry in read.items() if isinstance(entry, list) and _is_digest(entry[-1:])}
@@ -158,7 +158,7 @@ def _is_digest(last: list) -> bool:
 
 
 def _remember(path: str, entry: list) -> None:
-    """Add one file, and forget those that are gone. A memory that cannot be written is done without."""
+    """Add one file to the cache and drop those that no longer exist; no-op if it cannot be written."""
     with contextlib.suppress(OSError):
         memory().parent.mkdir(parents=True, exist_ok=True)
         kept = {other: digest for other, digest in _read().items() if os.path.exists(other)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def process_start(pid: int) -> str | None:
-    """When a process was started, as the system tells it; None if it has ended. Tells a reused pid apart."""
+    """The start time of a process as the system reports it, which tells reused pids apart; None if it has ended."""
     stat = Path(f"/proc/{pid}/stat")
     if Path("/proc/self/stat").exists():
         try:
@@ -24,7 +24,7 @@ def process_start(pid: int) -> str | None:
 
 
 def end_with_process(pid: int, start: str, poll: float = 0.5) -> None:
-    """End this process as soon as process `pid` (started at `start`) has ended, however that came about."""
+    """End this process as soon as process `pid` (started at `start`) has ended, for whatever reason."""
 
     def watch() -> None:
         while process_start(pid) == start:

@@ -1,4 +1,4 @@
-"""Progress bars: drawn in a terminal, or in a child process reported to the process that started it."""
+"""Progress bars: drawn in a terminal; in a child process reported to its parent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STATUS = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 class Bar(tqdm):
-    """tqdm's bar, for one of several parts of the work; with a `report` nothing is drawn.
+    """tqdm's bar for one of several parts of the work; if `report` is set, nothing is drawn.
 
     part: (which, of how many), counted from 1. report(fraction of the work that is done, status) is set once for the
     whole process; bars are then active even where there is no terminal, unless `disable=True`.

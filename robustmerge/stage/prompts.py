@@ -1,4 +1,4 @@
-"""From a question to the prompt that a model sees, the same in training and in evaluation."""
+"""Prompts: from a question to the text that a model sees, the same in training and evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
 
 
 def show_choices(choices: Sequence[str]) -> str:
-    """`A. red`, `B. blue`, ... a line each. Raises UserError beyond 26 choices."""
+    """Format choices as lines `A. red`, `B. blue`, ... Raises UserError beyond 26 choices."""
     if len(choices) > len(string.ascii_uppercase):
         raise UserError(f"a question can have at most 26 choices, got {len(choices)}")
     lines = zip(string.ascii_uppercase, choices, strict=False)
@@ -23,7 +23,7 @@ def show_choices(choices: Sequence[str]) -> str:
 
 
 def render(prompt: str, example: Example) -> str:
-    """The text that a model is asked. Question and choices are put in once: braces inside them stay as they are.
+    """Render the prompt of a question; braces inside the question and its choices stay as they are.
 
     `{text}` is the question, `{first_line}` its first line, `{choices}` its options as lines `A. red`.
 

@@ -1,4 +1,4 @@
-"""What the stages hand to each other: examples, predictions and scores, as JSON lines."""
+"""Records that stages exchange: examples, predictions and scores, with their readers and writers."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def read_examples(path: Path, number_ids: bool = False, need_answer: bool = True
 
 
 def read_images(path: Path) -> tuple[str, ...]:
-    """The pictures that a question file names, each once. The questions themselves are not checked.
+    """List the pictures that a question file names, each once, without checking the questions.
 
     Raises UserError if the file does not exist or is no JSON.
     """
@@ -218,7 +218,7 @@ def _conversation_of(said: Any) -> list[tuple[str, str]]:
 
 
 def _shown(record: Any) -> dict[str, Any]:
-    """A record's fields; those at their default are left out."""
+    """The fields of a record, except those at their default."""
     shown = {}
     for field_ in dataclasses.fields(record):
         factory, value = field_.default_factory, getattr(record, field_.name)

@@ -1,4 +1,4 @@
-"""Frozen dataclasses built from plain mappings (a resolved config, a JSON file), and the problems of both."""
+"""Settings: frozen dataclasses built from plain mappings (a resolved config, a JSON file), and errors for users."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """A mistake of the user's that we foresaw: says what, where, what was found and what is allowed.
+    """A foreseen mistake of the user's; the message says what is wrong and where, the value, and what is allowed.
 
     Entry points print it without a traceback and exit with status 2.
     """
@@ -43,12 +43,12 @@ class Problem:
         return f"{self.text} ({self.key})" if self.key else self.text
 
     def under(self, where: str) -> Problem:
-        """The same problem, seen from outside: its key starts at `where`, the key of what the settings belong to."""
+        """The same problem with its key prefixed by `where`, the key of the settings that contain it."""
         return Problem(self.text, ", ".join(_key(where, key) for key in self.key.split(", ")))
 
 
 class ConfigError(UserError):
-    """All problems of one configuration, a line each."""
+    """All problems of one configuration, one per line."""
 
     def __init__(self, *problems: Problem):
         self.problems = problems
@@ -67,7 +67,7 @@ def outside_identity(default: Any = dataclasses.MISSING) -> Any:
 
 
 def later(default: Any) -> Any:
-    """A field added after results exist: it stays out of addresses while it has its default."""
+    """A field added after results existed: at its default it stays out of identities, so that old addresses hold."""
     return _marked(default, LATER)
 
 
@@ -88,7 +88,7 @@ def suggest(name: str, choices: Iterable[str]) -> str:
 
 
 def first_few(lines: Sequence[str], most: int = 5) -> list[str]:
-    """The first lines, and how many more there are."""
+    """Format the first lines and the number of further ones."""
     return [*lines[:most], *([f"(and {len(lines) - most} more)"] if len(lines) > most else [])]
 
 

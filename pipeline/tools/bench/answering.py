@@ -1,4 +1,4 @@
-"""What answering costs: batched answers beside a plain loop."""
+"""The benchmark of answering: its command line, and the cost of batched answers against a plain loop."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bench_gpu(arguments: argparse.Namespace, work: Path) -> None:
 
 
 def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that are given; the others have the workload's defaults."""
+    """The options given on the command line; the others keep the workload's defaults."""
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 

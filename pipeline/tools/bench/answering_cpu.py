@@ -25,7 +25,7 @@ TITLES = ("answered", "processes", "answers", "answering s", "answers/s", "per C
 
 @dataclass(frozen=True)
 class Task:
-    """Questions and how they are asked: fields of eval.settings.Generation, without batch size and selection."""
+    """The questions of a task, and the fields of eval.settings.Generation but for batch size and selection."""
 
     questions: str
     settings: dict[str, Any]
@@ -33,7 +33,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """What answers: a base, its sources (None is the base alone), and the tasks."""
+    """What is measured: a base, its sources (None is the base alone), and the tasks."""
 
     name: str
     base: str

@@ -1,4 +1,4 @@
-"""What merging costs: every row in a fresh process, beside a lower bound and PEFT."""
+"""The benchmark of merging: every row in a fresh process, compared with a lower bound and PEFT."""
 
 from __future__ import annotations
 
@@ -99,14 +99,14 @@ def update_table(folder: Path, shape: dict[str, int], measured: Sequence[dict[st
 
 
 def _replace(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, Any]:
-    """The row in the place of the one before, whose numbers outlive a failure."""
+    """Replace a row by its new measurement; the old numbers stay if that failed."""
     if before is None or "cpu" not in before or "failed" not in row:
         return row
     return {**before, "failed": row["failed"], "failed_on": row["made"]}
 
 
 def format_table(shape: dict[str, int], rows: Sequence[dict[str, Any]]) -> str:
-    """The table with what one needs to read it."""
+    """Format the table with its explanations."""
     about = (
         f"{shape['experts']} experts, {shape['layers']} layers of 7 modules, width {shape['hidden']} and "
         f"{shape['wide']}, rank {shape['rank']}, float16. CPU s: user and system seconds of a fresh process with its "

@@ -17,7 +17,7 @@ from robustmerge.method import read_method
 
 
 def do_nothing() -> dict[str, Any]:
-    """Nothing: what a process takes besides its work."""
+    """Do nothing: measures the cost of a process itself."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""What fresh processes cost: CPU and wall seconds, and how much memory of their own they held at most."""
+"""Measure fresh processes: CPU and wall seconds, and the peak of their private memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS_BETWEEN_SAMPLES = 0.005
 
 @dataclass(frozen=True)
 class Cost:
-    """What one process took, without loading its libraries.
+    """The cost of one process, without loading its libraries.
 
     cpu: seconds, user and system, with its threads; wall: seconds. private: MB, RssAnon of the whole process.
     answer: what the work returned.

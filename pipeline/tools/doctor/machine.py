@@ -133,7 +133,7 @@ def describe_hub() -> dict[str, Any]:
 
 
 def reach_hub(endpoint: str, seconds: float = HUB_SECONDS) -> bool:
-    """Whether anything answers there in time. In a thread, because the look-up of a name has no time limit."""
+    """Whether the host answers in time; in a thread, because name resolution has no time limit."""
     answered = threading.Event()
 
     def request() -> None:
@@ -171,7 +171,7 @@ def compare_packages() -> dict[str, Any]:
 
 
 def read_lock(file: Path) -> dict[str, str]:
-    """Package -> version, without the lines meant for another system."""
+    """Read a lock file as package -> version, without the lines for other systems."""
     versions = {}
     for line in file.read_text().splitlines():
         pinned, _, marker = line.partition("#")[0].partition(";")

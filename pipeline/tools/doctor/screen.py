@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of the paper and the bytes that it needs: memory, free disk for results, downloads, memory of one GPU."""
+    """A part of the paper's work and the bytes it needs: memory, disk for results, downloads, memory of one GPU."""
 
     name: str
     command: str

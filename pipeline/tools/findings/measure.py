@@ -45,7 +45,7 @@ NO_MERGE = Inner(torch.empty(0), torch.empty(0), torch.empty(0))
 
 
 def measure(plans: Sequence[Plan]) -> Findings:
-    """Everything, each point once. Raises UserError where a merge or a score is missing, naming the command."""
+    """Measure every point of a sweep. Raises UserError where a merge or a score is missing, naming the command."""
     findings = Findings()
     groups = groups_of(plans)
     _check(plans)
@@ -65,7 +65,7 @@ def measure(plans: Sequence[Plan]) -> Findings:
 
 
 def groups_of(plans: Sequence[Plan]) -> list[str]:
-    """`shared A` or `independent A`, and whatever else of the experts the sweep runs over."""
+    """The group of each point: `shared A` or `independent A`, and all other swept settings of the experts."""
     keys = find_swept_keys(plans, ignored=("seed", "merge", "peft.shared_a_init"))
     starts = ["experts given" if p.config.experts is not None else A_INIT[p.config.peft.shared_a_init] for p in plans]
     points = [describe_point(plan, keys) for plan in plans]
@@ -169,7 +169,7 @@ def _add_experts(findings: Findings, sums: Sums, adapters: Sequence[Adapter], po
 
 
 def _narrowest(adapter: Adapter) -> int:
-    """The smallest dimension of its modules."""
+    """The smallest dimension of any module of an expert."""
     return min(min(d_out, d_in) for d_out, _, d_in in adapter.shapes.values())
 
 

@@ -1,4 +1,4 @@
-"""The page of findings: tables, figures and what the quantities are, beside the report of the same overrides."""
+"""The page of findings: tables, figures and definitions, written beside the report of the same overrides."""
 
 from __future__ import annotations
 
@@ -120,13 +120,13 @@ def by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _by_seed(rows: Sequence[Row], summarise: Callable[[list[Row]], float]) -> list[float]:
-    """One number a seed."""
+    """Reduce rows to one number per seed."""
     seeds = sorted({row["seed"] for row in rows})
     return [summarise([row for row in rows if row["seed"] == seed]) for seed in seeds]
 
 
 def experts_table(findings: Findings) -> str:
-    """One line a group."""
+    """The table of experts: one line per group."""
 
     def means(rows: Sequence[Row], key: str, form: str = ".2f") -> str:
         return spread(_by_seed(rows, lambda of_seed: statistics.fmean(row[key] for row in of_seed)), form)

@@ -82,7 +82,7 @@ def _ranks(values: Iterable[float]) -> np.ndarray:
 
 @cache
 def chance_level(n: int, draws: int = 4000) -> float:
-    """What |rank correlation| of two unrelated orders of n things exceeds once in twenty times."""
+    """The |rank correlation| that two unrelated orders of n things exceed with a probability of 5 %."""
     if n < FEWEST:
         return math.nan
     orders = np.random.default_rng(0).permuted(np.tile(np.arange(n, dtype=float), (draws, 1)), axis=1)

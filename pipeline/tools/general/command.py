@@ -1,4 +1,4 @@
-"""General benchmarks of a source: export the whole model, ask lmms-eval task by task, show the scores.
+"""General benchmarks of a source: exports the whole model, runs lmms-eval task by task, prints the scores.
 
 general/<source>-<hash8>/checkpoint-<hash8>/   base + source as lmms-eval loads it; removed when all tasks are done
 general/<source>-<hash8>/<task>-<hash8>/       lmms-eval's results, answers and log, and score.json
@@ -56,7 +56,7 @@ class GeneralRequest:
 
 @dataclass(frozen=True)
 class Export:
-    """What makes an exported model beside the base and the source."""
+    """Settings of an exported model, apart from the base and the source."""
 
     template: str
     image: str
@@ -105,7 +105,7 @@ class GeneralPlan:
 
 
 def list_runs(plan: Plan, request: GeneralRequest) -> list[GeneralRun]:
-    """How each task is asked. Raises ConfigError with everything wrong."""
+    """The settings of each task's run. Raises ConfigError with all problems."""
     model = plan.config.model
     values = {
         "template": model.template,
@@ -133,7 +133,7 @@ def defines(include: Path, task: str) -> bool:
 
 
 def run_general(points: Sequence[Mapping[str, Any]]) -> None:
-    """Ask every point's source all its tasks that are not complete, and print the scores beside the paper's."""
+    """Evaluate the source of every point on all unfinished tasks, and print the scores beside the paper's."""
     planned = [GeneralPlan(*make_plan_with(GeneralRequest, point)) for point in points]
     for one in planned:
         list_runs(one.plan, one.request)  # wrong keys are reported before what is missing
@@ -149,7 +149,7 @@ def run_general(points: Sequence[Mapping[str, Any]]) -> None:
 
 
 def run_unfinished(one: GeneralPlan, python: Path) -> None:
-    """Export the model and ask the unfinished tasks; the checkpoint goes when the last is done."""
+    """Export the model and run the unfinished tasks; the checkpoint is removed after the last."""
     trainer, model = one.plan.config.trainer, one.checkpoint.path
     run_one = partial(run_task, include=one.include, device=trainer.device, processes=trainer.processes)
     export(one)
@@ -178,7 +178,7 @@ def export(one: GeneralPlan) -> None:
 
 
 def print_scores(planned: Sequence[GeneralPlan]) -> None:
-    """The scores of the sources asked, what to know of them, and the paper's table 3."""
+    """Print the scores of the sources, notes on them, and the paper's table 3."""
     rows = []
     for one in planned:
         scores = {run.task: read_score(address.path / "score.json") for address, run in one.tasks}

@@ -1,4 +1,4 @@
-"""Run lmms-eval: its environment, its command, and the files that it leaves."""
+"""Running lmms-eval: its environment, its command, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEPT = {"results": "results.json", "samples": "samples.jsonl", "log": "log.txt"}
 
 
 def find_environment(named: str | None, say: Callable[[str], None] = print) -> Path:
-    """The Python that has lmms-eval: of a named environment, or of ours, which is made when it is not up to date.
+    """Find the Python that has lmms-eval: of a named environment, or of our own, which is updated if need be.
 
     Raises UserError if there is none, or it holds another version.
     """
@@ -52,7 +52,7 @@ def find_environment(named: str | None, say: Callable[[str], None] = print) -> P
 
 
 def _install(folder: Path, say: Callable[[str], None]) -> None:
-    """Make the environment of the lock file, once; a run that was cut goes on."""
+    """Install the environment of the lock file, once; an interrupted installation continues."""
     stamp = hashlib.sha256(LOCK.read_bytes()).hexdigest()
     done = folder / ".installed"
     if done.exists() and done.read_text().strip() == stamp:
@@ -84,7 +84,7 @@ def lmms_arguments(
 
 
 def launch_lmms(python: Path, device: str, processes: int) -> Callable[[Path, Path, int], tuple[list[str], dict]]:
-    """How a job's process is started: by itself, or by accelerate with one process a GPU."""
+    """Launch command of a job: plain Python, or accelerate with one process per GPU."""
     several = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)] if processes > 1 else []
 
     def launch(script: Path, job: Path, slot: int) -> tuple[list[str], dict[str, str]]:
@@ -103,7 +103,7 @@ def run_task(
     device: str = "cpu",
     processes: int = 1,
 ) -> dict[str, float | int | None]:
-    """Ask one task and leave its results, answers, log and score.json in `folder`; returns what the manifest records.
+    """Run one task, leaving its results, answers, log and score.json in `folder`; returns the manifest's record.
 
     Raises UserError with the end of the log where lmms-eval left no results, whatever its exit status was.
     """
@@ -128,7 +128,7 @@ def run_task(
 
 
 def _end_of(log: str) -> str:
-    """What lmms-eval said went wrong; else its last lines. Without the colours of a terminal."""
+    """The error in lmms-eval's log, else its last lines, without terminal colours."""
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip() for line in re.split(r"[\r\n]+", log)]
     errors = [line.partition("Error during evaluation: ")[2] for line in lines if "Error during evaluation: " in line]
     if any("LocalTokenNotFoundError" in line for line in errors):

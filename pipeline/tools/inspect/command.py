@@ -1,4 +1,4 @@
-"""Inspect experts as the command line asks: which adapters, and the files that are written."""
+"""Inspection of experts: which adapters the command line names, and the files that are written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_request(point: Mapping[str, Any]) -> tuple[Plan, InspectRequest]:
 
 
 def inspect(point: Mapping[str, Any]) -> None:
-    """Measure, print the tables and what follows from them, and write both, with a picture, to the folder."""
+    """Measure, print the tables and conclusions, and write them with a figure to the folder."""
     plan, request = read_request(point)
     experts, merged = find_experts(plan), find_merged(plan, request)
 
@@ -69,13 +69,13 @@ def inspect(point: Mapping[str, Any]) -> None:
 
 
 def find_experts(plan: Plan) -> dict[str, Path]:
-    """`experts=`, or those that train_all.sh makes. Raises UserError where they are not there."""
+    """Find the experts: `experts=`, or those that train_all.sh makes. Raises UserError if any is missing."""
     merge.check_experts([plan], multi_task=False)
     return {name: address.path for name, address in plan.experts.items()}
 
 
 def find_merged(plan: Plan, request: InspectRequest) -> dict[str, Path]:
-    """What is compared with the experts, by name. Raises UserError naming all that cannot be."""
+    """Find the merged adapters, by name. Raises UserError naming all that cannot be compared with the experts."""
     entries = (request.merged,) if isinstance(request.merged, str) else request.merged or ()
     folders: dict[str, Path] = {}
     problems: list[Problem] = []

@@ -1,4 +1,4 @@
-"""The figure of an inspection: spectra, pruning, norms; shared A, overlap, cosines; what a merge left."""
+"""The figure of an inspection: spectra, pruning, norms; similarity of A, overlap, cosines; retention by a merge."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _draw_spectra(axes: Sequence[Axes], inspection: Inspection, names: Sequence[
 
 
 def _marker_style(i: int) -> dict[str, Any]:
-    """Colour and marker of an expert, the same in all panels."""
+    """The colour and marker of an expert, the same in all panels."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i // len(COLOURS) + i) % len(MARKERS)]}
 
 

@@ -1,4 +1,4 @@
-"""An inspection as plain tables, and in words what follows from it for a merge."""
+"""The text of an inspection: plain tables, and conclusions for a merge."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MEASURES = {  # of a pair: key -> (title, key of what two random subspaces would
 
 
 def format_inspection(inspection: Inspection) -> str:
-    """All tables and then the words."""
+    """Format all tables and then the conclusions."""
     blocks = [experts_table(inspection), norms_table(inspection), pairs_table(inspection), merged_table(inspection)]
     words = [f"- {sentence}" for sentence in conclude(inspection)]
     return "\n\n".join(["\n".join(block) for block in blocks if block] + ["What follows\n" + "\n".join(words)])
 
 
 def experts_table(inspection: Inspection) -> list[str]:
-    """One line an expert; spectra by their medians over modules."""
+    """The table of experts: one line each; spectra by their medians over modules."""
     titles = ["expert", "type", "rank", "alpha", "scaling", "modules", "dtype", "MB", "norm"]
     titles += ["s_1", "s_r", "energy in s_1", "effective rank"]
     rows = [
@@ -100,7 +100,7 @@ def _pair(row: Row, key: str) -> str:
 
 
 def merged_table(inspection: Inspection) -> list[str]:
-    """What each merged adapter left of the experts' directions: the largest and the rest, means over experts."""
+    """The table of merged adapters: how much of the experts' first and other directions is left, means over experts."""
     rows = []
     for name in dict.fromkeys(row["merged"] for row in inspection.merged):
         cells = [
@@ -129,7 +129,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def conclude(inspection: Inspection) -> Iterator[str]:
-    """Sentences for someone who is about to merge these experts."""
+    """Conclude from the inspection, in sentences for someone who is about to merge these experts."""
     yield from (f"they cannot be merged with one another: {problem}" for problem in inspection.disagreements)
     ranks = sorted({rank for row in inspection.experts for rank in row["ranks"]})
     if len({str(row["ranks"]) for row in inspection.experts}) > 1:

@@ -20,7 +20,7 @@ FRONT = re.compile(r"---\n(.*?)---\n", re.S)
 
 @dataclass(frozen=True)
 class Card:
-    """A README. says, lacks: which of STATEMENTS it has and has not; base: the base model that it names."""
+    """A README. says, lacks: the STATEMENTS that it makes and those it lacks; base: the base model that it names."""
 
     text: str
     title: str
@@ -51,7 +51,7 @@ def make_card(folder: Path, manifest: Mapping[str, Any] | None, base: str | None
 
 
 def _says(text: str, what: str) -> bool:
-    """Whether a line of the card begins with it: `Method: ...`, `Base model: ...`."""
+    """Whether a line of the card makes a statement: `Method: ...`, `Base model: ...`."""
     return re.search(rf"^(\W*){what}\b", FRONT.sub("", text, count=1), re.M | re.I) is not None
 
 
@@ -77,7 +77,7 @@ def _name_base(text: str, base: str | None) -> str:
 
 
 def _how_it_was_made(manifest: Mapping[str, Any]) -> str:
-    """Commit, versions, inputs and every setting, of the manifest."""
+    """The section on how the adapter was made: commit, versions, inputs and settings from the manifest."""
     identity, record = manifest["identity"], manifest["record"]
     commit = record.get("commit")
     lines = [f"Commit: `{commit or 'not known'}`{' with changes' if record.get('dirty') else ''}."]

@@ -1,4 +1,4 @@
-"""Upload an adapter folder to a repository of the Hub: what would be uploaded is shown, and confirmed first."""
+"""Upload an adapter folder to a repository of the Hub, after showing what is uploaded and asking."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PushRequest:
 
 
 def push(point: Mapping[str, Any]) -> None:
-    """Show, ask, upload. Raises UserError for what cannot or should not be uploaded, before anything is."""
+    """Show, ask, upload. Raises UserError, before any upload, for what cannot or should not be uploaded."""
     plan, request = make_plan_with(PushRequest, point)
     folder, repo = find_folder(plan, request), str(request.repo)
     files, card, left_out = collect_files(folder, request.base)
@@ -93,7 +93,7 @@ def find_folder(plan: Plan, request: PushRequest) -> Path:
 
 
 def format_files(files: list[UploadedFile], left_out: list[str], size: int) -> str:
-    """What would be uploaded, as a table."""
+    """Format the files to upload as a table."""
     rows = [(file.name, format_size(file.size), file.note) for file in files]
     _, *lines = format_columns(("", "", ""), rows, text=(0, 2))
     lines = [f"  {line}" for line in [*lines, f"{len(files)} files, {format_size(size)}"]]
@@ -101,7 +101,7 @@ def format_files(files: list[UploadedFile], left_out: list[str], size: int) -> s
 
 
 def list_notes(card: Card, files: list[UploadedFile], size: int) -> list[str]:
-    """What one should know before agreeing."""
+    """Notes for the user to read before confirming."""
     notes = []
     if card.lacks:
         notes.append(f"the card does not say: {', '.join(card.lacks)}")

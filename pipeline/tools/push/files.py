@@ -1,4 +1,4 @@
-"""The files of an upload: copies without what only this machine knows (its name, its folders), and weights as they are.
+"""The files of an upload: texts without this machine's name and folders, weights as they are.
 
 A file that was changed after it was written is refused.
 """
@@ -40,7 +40,7 @@ class UploadedFile:
 
 
 def collect_files(folder: Path, base: str | None) -> tuple[list[UploadedFile], Card, list[str]]:
-    """What is uploaded, the card of it, and the names of what is left out.
+    """Collect the files to upload, their card, and the names of those left out.
 
     Raises UserError if a file is not what the manifest says, or there is no weight to upload.
     """
@@ -76,7 +76,7 @@ def _is_uploaded(name: str) -> bool:
 
 
 def _refuse_changed(folder: Path, manifest: Mapping[str, Any] | None) -> None:
-    """The card may be edited by hand; nothing else may."""
+    """Raises UserError for a file other than the card that was edited after it was written."""
     for name, digest in (manifest or {"record": {}})["record"].get("outputs", {}).items():
         kept = name != "README.md" and _is_uploaded(name) and (folder / name).is_file()
         if kept and sha256_of(folder / name) != digest:
@@ -84,7 +84,7 @@ def _refuse_changed(folder: Path, manifest: Mapping[str, Any] | None) -> None:
 
 
 def _without_folders(value: Any) -> Any:
-    """The value with the last part of every path of this machine in the place of the path."""
+    """Replace every path of this machine in the value by its last part."""
     if isinstance(value, Mapping):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):

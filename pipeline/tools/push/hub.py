@@ -1,4 +1,4 @@
-"""The Hub as an upload needs it: log in, find the repository, make one commit; its errors in our words."""
+"""Access to the Hub for an upload: log in, find the repository, make one commit; errors with remedies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Commit:
 
 
 def log_in() -> HfApi:
-    """The Hub with a token that it accepts. Raises UserError otherwise."""
+    """Log in to the Hub. Raises UserError without a token that it accepts."""
     from huggingface_hub import HfApi, constants, get_token
 
     if constants.is_offline_mode():
@@ -45,7 +45,7 @@ def log_in() -> HfApi:
 
 
 def find_repository(api: HfApi, repo: str) -> Repository:
-    """Who is asking, and what is in the repository already."""
+    """Find out who is logged in and what the repository already holds."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     url = f"{api.endpoint}/{repo}"
@@ -60,7 +60,7 @@ def find_repository(api: HfApi, repo: str) -> Repository:
 
 
 def upload(api: HfApi, repo: str, private: bool | None, files: Sequence[UploadedFile], message: str) -> Commit:
-    """One commit with all files. private: make the repository first; None: it is there."""
+    """Upload all files in one commit. private: create the repository first; None: it exists."""
     from huggingface_hub import CommitOperationAdd
 
     added = [
