@@ -8,6 +8,7 @@ content by, before anything reads it: sha256 for large files, git's sha1 of a bl
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ def fetch_pinned(pinned: Pinned, files: Sequence[str], say: Callable[[str], None
     """Fetch the commit's files that match `files` (names or patterns); returns the folder in the Hub's cache.
 
     What is there is not asked for again, and needs no network. Without one, a cache that another program has filled
-    serves as it is. Raises UserError if the Hub refuses or is not reached, or a file arrives damaged.
+    serves as it is. Raises UserError if the Hub refuses or is not reached, the disk is full, or a file arrives damaged.
     """
     from huggingface_hub import snapshot_download
 
@@ -30,6 +31,7 @@ def fetch_pinned(pinned: Pinned, files: Sequence[str], say: Callable[[str], None
     if is_fetched(pinned, files):
         return folder
     unchecked = _unchecked(pinned)
+    is_resumed = unchecked.exists()
     with contextlib.suppress(OSError):  # a cache that cannot be written serves those who read it
         unchecked.parent.mkdir(parents=True, exist_ok=True)
         unchecked.touch()
@@ -37,9 +39,14 @@ def fetch_pinned(pinned: Pinned, files: Sequence[str], say: Callable[[str], None
     try:
         snapshot_download(pinned.repository, revision=pinned.revision, allow_patterns=list(files))
     except Exception as error:  # what the network raises differs between versions of the Hub's library
+        if _is_disk_full(error):
+            raise UserError(
+                f"no room for {pinned} in the Hub's cache, {storage_folder(pinned.repository).parent}: {error}. Make "
+                "room, or set HF_HOME to a folder on a larger disk; whole files are kept"
+            ) from error
         raise refused(str(pinned), error, pinned.repository, pinned.revision) from error
     if _list_files(pinned) is not None:  # the Hub was reached, now or before
-        _check_digests(pinned, files)
+        _check_digests(pinned, ["*"] if is_resumed else files)
         unchecked.unlink(missing_ok=True)
         say(f"fetched {pinned} in {time.monotonic() - started:.0f} s: {folder}")
     return folder
@@ -51,6 +58,11 @@ def is_fetched(pinned: Pinned, files: Sequence[str]) -> bool:
     if listed is None or _unchecked(pinned).exists():
         return False
     return all((snapshot_folder(pinned) / name).is_file() for name in listed if _matches(name, files))
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Whether there is no room for a file; the Hub's library in Rust has an error of its own for it."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
 
 
 def _list_files(pinned: Pinned) -> list[str] | None:

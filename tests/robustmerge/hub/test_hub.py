@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -216,6 +217,18 @@ def test_a_download_that_is_cut_for_good_leaves_whole_files_only(hub: TinyHub, m
         assert len(hub.of_file(name)) == max(times, 1), f"{name} had arrived"
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), RuntimeError("I/O error (os error 28)")])
+def test_a_full_disk_is_not_taken_for_a_missing_network(
+    error: Exception, hub: TinyHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", write)
+    with pytest.raises(UserError, match=r"no room for ann/base@.*set HF_HOME to a folder on a larger disk"):
+        fetch_pinned(WHOLE, MODEL)
+
+
 @pytest.mark.parametrize("name", [SHARDS[0], "config.json"])
 def test_a_damaged_file_is_refused_removed_and_fetched_again(hub: TinyHub, name: str) -> None:
     hub.spoilt = {name: 1}
@@ -227,8 +240,9 @@ def test_a_damaged_file_is_refused_removed_and_fetched_again(hub: TinyHub, name:
     assert [len(hub.of_file(other)) for other in ("config.json", INDEX, *SHARDS) if other != name] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("wanted_next", [MODEL, ("flax.msgpack",)])
 def test_what_a_killed_process_has_not_compared_is_compared_by_the_next(
-    hub: TinyHub, monkeypatch: pytest.MonkeyPatch
+    wanted_next: tuple[str, ...], hub: TinyHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.spoilt = {SHARDS[0]: 1}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -236,7 +250,7 @@ def test_what_a_killed_process_has_not_compared_is_compared_by_the_next(
         fetch_pinned(WHOLE, MODEL)
     assert (snapshot_folder(WHOLE) / SHARDS[0]).read_bytes() == bytes(len(LONG))
     with pytest.raises(UserError, match=f"{SHARDS[0]} of ann/base@.* arrived damaged"):
-        fetch_pinned(WHOLE, MODEL)
+        fetch_pinned(WHOLE, wanted_next)
     assert not (snapshot_folder(WHOLE) / SHARDS[0]).exists()
 
 
