@@ -4,7 +4,7 @@
 # Reads requirements.lock and pyproject.toml. Needs Python 3.11 or newer with its venv module; about 2 GB of disk.
 # An active conda environment named robustmerge (environment.yml) is used as it is.
 
-repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 environment="$repository/.venv"
 
 find_python() {

@@ -69,3 +69,10 @@ def test_an_environment_of_this_checkout_is_installed_once(checkout: Path, is_ol
             ["-r", str(checkout / "requirements.lock")],
             ["-e", str(checkout)],
         ]
+
+
+def test_a_checkout_is_the_same_through_a_link(checkout: Path, tmp_path: Path) -> None:
+    make_environment(checkout / ".venv", owner=checkout)
+    (tmp_path / "link").symlink_to(checkout)
+    ended = set_up(tmp_path / "link")
+    assert ended.returncode == 0, ended.stderr
