@@ -14,7 +14,7 @@ from eval.settings import OFFICIAL_NAMES
 from pipeline.program import compose, runs_folder
 from pipeline.tools.tables import format_columns
 from pipeline.tools.terminal import confirm, format_size
-from robustmerge.stage.address import is_locked, read_manifest
+from robustmerge.stage.address import Address, is_locked, read_manifest
 from robustmerge.stage.records import Score, read_score
 from robustmerge.stage.settings import UserError
 
@@ -180,6 +180,7 @@ def remove(result: Result) -> None:
     else:
         result.path.with_suffix(".manifest.json").unlink(missing_ok=True)
         result.path.unlink()
+    Address(result.root, result.path, result.identity).seconds.unlink(missing_ok=True)
 
 
 def main(description: str | None) -> None:

@@ -228,8 +228,9 @@ def test_cleaning_keeps_what_a_report_uses(smoke, tmp_path):
     shutil.rmtree(copied / "reports")
     shutil.copytree(smoke.root / "reports" / "main", copied / "reports" / "main")
     (copied / "merged" / "unused-00000000").mkdir()
+    (copied / "merged" / "unused-00000000.seconds").write_text("12.00\n")
     assert "merged/unused-00000000" in type_python("runs.py", "--clean", "--yes", runs=tmp_path)
-    assert not (copied / "merged" / "unused-00000000").exists()
+    assert not list((copied / "merged").glob("unused-*"))
     assert all((copied / path.relative_to(smoke.root)).exists() for path in kept)
     assert "nothing to remove" in type_python("runs.py", "--clean", runs=tmp_path)
 
