@@ -34,6 +34,7 @@ def digest_functions(targets: Mapping[str, str | None]) -> str:
             continue
         try:
             source, name = _open_target(target)
+            _gather(source, name, texts)
         except (ImportError, ValueError, AttributeError, SyntaxError) as error:
             text = "Give the dotted path of a function in robustmerge or in a module that Python can import, as in"
             problems.append(Problem(f"cannot find '{target}': {error}. {text} my_methods.merge", key))
@@ -42,7 +43,6 @@ def digest_functions(targets: Mapping[str, str | None]) -> str:
             functions = [name for name, nodes in source.definitions.items() if isinstance(nodes[0], DEFINITIONS[:2])]
             module = target.rpartition(".")[0]
             problems.append(Problem(f"module '{module}' has no function '{name}'; {suggest(name, functions)}", key))
-        _gather(source, [name], texts)
     refuse(problems)
     return hashlib.sha256("\n\n".join(sorted(set().union(*texts.values()))).encode()).hexdigest()
 
@@ -60,26 +60,31 @@ def _open_target(target: str) -> tuple[Source, str]:
     return _open(file, file.parents[module.count(".") + (file.name == "__init__.py")]), name
 
 
-def _gather(source: Source, path: list[str], texts: dict[tuple[Path, str], set[str]]) -> None:
-    """Gather the text of a dotted name's definition in a module, and of every definition that it uses.
+def _gather(source: Source, name: str, texts: dict[tuple[Path, str], set[str]]) -> None:
+    """Gather the text of a name's definition in a module, and of every definition that it uses.
 
     What is imported from another package is told by where it is imported from.
     """
-    root, *rest = path
-    if (source.file, root) in texts and root in source.definitions:
-        return
-    if root in source.definitions:
-        texts[source.file, root] = {source.text_of(statement) for statement in source.definitions[root]}
-        for statement in source.definitions[root]:
-            for other in _names_in(statement):
-                _gather(source, other, texts)
-    elif root in source.imports:
-        parts = [*source.imports[root].split("."), *rest]
-        for cut in range(len(parts) - 1, 0, -1):
-            if module := source.open_module(".".join(parts[:cut])):
-                _gather(module, parts[cut:], texts)
-                return
-        texts[source.file, root] = {f"{root} = {source.imports[root]}"}
+    seen: set[tuple[Path, tuple[str, ...]]] = set()
+    waiting = [(source, [name])]
+    while waiting:
+        source, path = waiting.pop()
+        root, *rest = path
+        if (source.file, tuple(path)) in seen:  # modules may import from each other in a circle
+            continue
+        seen.add((source.file, tuple(path)))
+        if root in source.definitions:
+            if (source.file, root) not in texts:
+                texts[source.file, root] = {source.text_of(statement) for statement in source.definitions[root]}
+                waiting += [(source, other) for node in source.definitions[root] for other in _names_in(node)]
+        elif root in source.imports:
+            parts = [*source.imports[root].split("."), *rest]
+            modules = ((source.open_module(".".join(parts[:cut])), cut) for cut in range(len(parts) - 1, 0, -1))
+            module, cut = next((pair for pair in modules if pair[0] is not None), (None, 0))
+            if module is None:
+                texts[source.file, root] = {f"{root} = {source.imports[root]}"}
+            else:
+                waiting.append((module, parts[cut:]))
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Source:
 
     @cached_property
     def tree(self) -> ast.Module:
-        return ast.parse(self.text)
+        return ast.parse(self.text, str(self.file))
 
     @cached_property
     def definitions(self) -> dict[str, list[ast.stmt]]:

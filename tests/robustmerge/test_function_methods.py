@@ -68,6 +68,32 @@ def test_a_function_that_is_not_there_is_refused() -> None:
         read_method("swudi", _target_="robustmerge.beyond.swudi.mrge")
 
 
+@pytest.mark.parametrize("broken", ["my_broken.py", "my_helper.py"])
+def test_a_function_whose_source_cannot_be_parsed_is_refused(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / broken.replace(".py", "_package")  # of its own: Python remembers the folders of packages
+    package.mkdir()
+    (package / "my_helper.py").write_text("def double(update): return 2 * update\n")
+    (package / "my_broken.py").write_text("from .my_helper import double\ndef merge(pairs): return double(pairs)\n")
+    (package / broken).write_text("def merge(pairs:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=rf"cannot find '.*\.my_broken\.merge': .*{broken}, line 1"):
+        build_method({"name": "x", "_target_": f"{package.name}.my_broken.merge"})
+
+
+def test_many_definitions_and_circles_of_imports_can_be_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "my_circle"
+    package.mkdir()
+    chain = "".join(f"def f{n}(x): return f{n + 1}(x)\n" for n in range(2000))
+    (package / "one.py").write_text(f"from .two import f2000, lost\n{chain}def merge(pairs): return f0(lost(pairs))\n")
+    (package / "two.py").write_text("from .one import lost\ndef f2000(x): return x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(digest_functions({"_target_": "my_circle.one.merge"})) == 64
+
+
 def test_an_error_in_a_function_of_ones_own_keeps_its_type_and_says_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
