@@ -61,7 +61,10 @@ def list_addresses(plan: Plan) -> dict[str, list[str]]:
 def test_every_address_is_the_pinned_one(name, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.addresses.has_java", lambda: True)  # without it captions have other scores
     planned = list_addresses(plan_under(tmp_path, *PLANS[name]))
-    assert planned == json.loads(GOLDEN.read_text())[name]
+    moved = {
+        stage: sorted({*pinned} - {*planned[stage]}) for stage, pinned in json.loads(GOLDEN.read_text())[name].items()
+    }
+    assert not any(moved.values()), moved  # what is added, as a method, has no pinned address to keep
 
 
 if __name__ == "__main__":
