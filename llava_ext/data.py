@@ -15,7 +15,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from llava_ext.conversation import IGNORE, Encoded, build_segments, encode
 from llava_ext.model import count_image_tokens, open_config, open_tokenizer
-from llava_ext.pixels import PixelReader, open_picture
+from llava_ext.pixels import PixelReader, read_training_picture
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import Example, read_examples
 from robustmerge.stage.settings import UserError
@@ -166,7 +166,7 @@ class Collator:
             "attention_mask": pad([[1] * len(row.ids) for row in rows], 0, "right", LENGTHS),
             "labels": pad([row.labels for row in rows], IGNORE, "right", LENGTHS),
         }
-        pictures = [open_picture(row.picture) for row in rows if row.picture is not None]
+        pictures = [read_training_picture(row.picture) for row in rows if row.picture is not None]
         if pictures:
             batch["pixel_values"] = self.reader.pixels(pictures)
         return batch

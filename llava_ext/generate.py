@@ -24,7 +24,7 @@ from robustmerge.stage.settings import UserError
 FEATURE_BUDGET = 256 * 2**20  # bytes of vision features that are cached for the next source
 
 
-def decoding(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+def generation_config(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
     """The generation config of answers: greedy, until the end token; the model folder's own config is ignored."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -142,7 +142,7 @@ class Generator:
         pictures = _list_pictures(examples, image_root)
         if pictures:
             inputs["mm_encoder_outputs"] = {"image": self._encode_pictures(pictures, image)}
-        ids = self.model.generate(**inputs, generation_config=decoding(tokenizer, max_new_tokens))
+        ids = self.model.generate(**inputs, generation_config=generation_config(tokenizer, max_new_tokens))
         answers = ids[:, inputs["input_ids"].shape[1] :].tolist()
         return [self._decode(answer) for answer in answers]
 

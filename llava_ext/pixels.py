@@ -68,7 +68,7 @@ def read_picture(source: Path | bytes) -> Image.Image:
         raise problem from error
 
 
-def open_picture(source: Path | bytes) -> Image.Image:
+def read_training_picture(source: Path | bytes) -> Image.Image:
     """Read a picture for training, which needs every one: raises UserError where `read_picture` raises PictureError."""
     try:
         return read_picture(source)

@@ -25,7 +25,7 @@ from pipeline.sources import EvalSet, Source
 from robustmerge.hub.pins import Repository
 from robustmerge.hub.places import fetch_adapter, find_address
 from robustmerge.method import MERGE_SCHEMA, AnyMethod
-from robustmerge.stage.address import Address, address_file, address_folder, foreign
+from robustmerge.stage.address import Address, address_file, address_folder, address_foreign
 from robustmerge.stage.records import read_examples
 from robustmerge.stage.settings import Problem, UserError, refuse
 
@@ -105,7 +105,7 @@ class Addresses:
         for split, file in settings.input_files.items():
             if not file.exists():
                 raise UserError(f"{file} does not exist (task.{settings.task}.data.{split})")
-            inputs[split] = foreign(file)
+            inputs[split] = address_foreign(file)
         if inputs:
             identity = {"stage": "foreign", "pictures": list_pictures(settings)}
             inputs["pictures"] = Address(self.root, self.root, identity)
@@ -163,7 +163,7 @@ class Addresses:
         named = self.config.benchmark.released[task]
         folder = Path(named).expanduser()
         is_ours = (folder / WEIGHTS[0]).is_file() and not is_original(folder)  # what .bin holds may be damaged
-        return Adapter(foreign(folder, self.root)) if is_ours else self._converted(task, self.given(named))
+        return Adapter(address_foreign(folder, self.root)) if is_ours else self._converted(task, self.given(named))
 
     def given(self, text: str) -> Address:
         """The address of a folder, or of a Hub repository at the commit that was pinned when it was first named."""
@@ -171,7 +171,7 @@ class Addresses:
 
     def find_adapter(self, name: str, folder: Path) -> Adapter:
         """The adapter in a folder: itself, or for LLaVA's format the result of its conversion."""
-        address = foreign(folder, self.root)
+        address = address_foreign(folder, self.root)
         return self._converted(name, address) if is_original(folder) else Adapter(address)
 
     def _converted(self, name: str, original: Address) -> Adapter:
@@ -263,7 +263,7 @@ def list_unfinished(addresses: Iterable[Address | None]) -> list[Address]:
     return [address for address in unique.values() if not address.is_complete()]
 
 
-def require(addresses: Iterable[Address | None], what: str, command: str) -> None:
+def require_complete(addresses: Iterable[Address | None], what: str, command: str) -> None:
     """Raises UserError that names the missing results and the command that makes them."""
     missing = list_unfinished(addresses)
     if missing:

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.events import Event, report_error, report_progress, write_event  # noqa: E402
-from pipeline.failures import guarded  # noqa: E402
+from pipeline.failures import run_guarded  # noqa: E402
 from pipeline.stages.base import work_base, work_corpus  # noqa: E402
 from pipeline.stages.convert import work_convert  # noqa: E402
 from pipeline.stages.merge import work_merge  # noqa: E402
@@ -61,7 +61,7 @@ def main(job: Path) -> None:
         raise UserError("\n".join(refused))
 
 
-def end_with(action: Callable[[], None]) -> None:
+def run_and_exit(action: Callable[[], None]) -> None:
     """Run `action` and end the process at once with its status, everything flushed.
 
     Python's usual end is left out: threads of the libraries (gloo's, for one) may abort a process that is being torn
@@ -82,4 +82,4 @@ def end_with(action: Callable[[], None]) -> None:
 
 if __name__ == "__main__":
     Bar.report = report_progress
-    end_with(lambda: guarded(lambda: main(Path(sys.argv[1])), "the one that was interrupted", report_error))
+    run_and_exit(lambda: run_guarded(lambda: main(Path(sys.argv[1])), "the one that was interrupted", report_error))

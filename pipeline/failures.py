@@ -17,7 +17,7 @@ def print_error(text: str) -> None:
     print(f"error: {text}", file=sys.stderr, flush=True)
 
 
-def guarded(action: Callable[[], None], again: str, report_error: Callable[[str], None] = print_error) -> None:
+def run_guarded(action: Callable[[], None], again: str, report_error: Callable[[str], None] = print_error) -> None:
     """Run `action`; on a UserError or a disk error exit with status 2 and one message, on Ctrl-C with 130.
 
     again: the command that goes on after an interrupt.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.failures import guarded
+from pipeline.failures import run_guarded
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import UserError, suggest
 
@@ -33,11 +33,11 @@ NOT_OF_TRAINING = (*NOT_OF_MERGING, "merge", "methods", "strength_grid")
 def run(program: str, main: Callable[[list[dict]], None]) -> None:
     """Compose `configs/<program>.yaml` with the command line and hand all points, as plain mappings, to `main`.
 
-    Ends the process with a status other than 0 where `guarded` says so.
+    Ends the process with a status other than 0 where `run_guarded` says so.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them ourselves
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it first
-    guarded(lambda: _compose_and_call(program, main), command(program))
+    run_guarded(lambda: _compose_and_call(program, main), command(program))
 
 
 def _compose_and_call(program: str, main: Callable[[list[dict]], None]) -> None:

@@ -77,7 +77,7 @@ def measure_model(method: AnyMethod, experts: Sequence[str], visit: Visit) -> St
     """
     if isinstance(method, FunctionMethod):
         return Statistics(collected=collect_over_model(method, visit(lambda module: (module.name, module.pairs))))
-    if not method.looks_at_whole_model:
+    if not method.needs_whole_model:
         return Statistics()
 
     def visit_parts(add: Callable[[str, str, Blocks], None]) -> None:

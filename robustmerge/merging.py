@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robustmerge.algebra import measure_model, merge_module, needs_another_majority
 from robustmerge.formats.adapter import Adapter, open_adapters
-from robustmerge.formats.agreement import disagreements
+from robustmerge.formats.agreement import find_disagreements
 from robustmerge.formats.output import open_writer, problems_of_format
 from robustmerge.hub.places import fetch_adapter, find_place, name_of
 from robustmerge.merge_record import Norms, record_merge, squared_norm, summarize_merge, write_card
@@ -28,11 +28,11 @@ from robustmerge.method import MERGE_SCHEMA, AnyMethod, problems_of_weights, rea
 from robustmerge.module import EmptyRow, EmptyRowsError, Merged, Module, check_module
 from robustmerge.other_weights import mean_extras, mean_if_present, merge_biases, problems_of_extras
 from robustmerge.rules import Election, Statistics
-from robustmerge.stage.address import Address, address_folder, foreign, run_stage
+from robustmerge.stage.address import Address, address_folder, address_foreign, run_stage
 from robustmerge.stage.files import BESIDE
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import UserError
-from robustmerge.workers import in_order, set_up_for_merging
+from robustmerge.workers import map_in_threads, set_up_for_merging
 
 Say = Callable[[str], None]
 R = TypeVar("R")
@@ -81,7 +81,7 @@ def merge_folders(
 
 def address_at(out: Path, method: AnyMethod, experts: Mapping[str, Path]) -> Address:
     """The address of a merge into a folder of the user's choice. Raises UserError if something else is there."""
-    inputs = {name: foreign(folder) for name, folder in experts.items()}
+    inputs = {name: address_foreign(folder) for name, folder in experts.items()}
     address = address_folder(out.parent, "merged", method.name, "merge", MERGE_SCHEMA, method, inputs)
     address = replace(address, path=out)
     paths = [out] if out.exists() and not out.is_dir() else out.glob("*")
@@ -122,7 +122,7 @@ def open_experts(experts: Mapping[str, Path], method: AnyMethod) -> list[Adapter
         raise UserError("there are no experts to merge")
     adapters, problems = open_adapters(experts)
     if not problems:
-        problems = disagreements(adapters, method.needs_equal_ranks, method.check_base, method.rank_advice)
+        problems = find_disagreements(adapters, method.needs_equal_ranks, method.check_base, method.rank_advice)
         problems += problems_of_format(method.output_format, adapters)
     problems += problems_of_weights(method.weights, experts)
     if problems:
@@ -184,7 +184,7 @@ class Merging:
         hide = None if self.progress is None else not self.progress
         name = f"{title} {self.method.name}"
         modules = Bar(self.adapters[0].modules, name, part=part, unit="module", disable=hide)
-        for result in in_order(attempt, modules, self.workers):
+        for result in map_in_threads(attempt, modules, self.workers):
             if isinstance(result, EmptyRowsError):
                 empty += result.rows
                 prune_rule = result.prune_rule
@@ -220,7 +220,7 @@ class Merging:
         """Merge all modules into the folder, and return the record."""
         method, norms, dropped = self.method, Norms(), 0
         elections: list[Election] = []
-        part = (2, 2) if method.looks_at_whole_model else (1, 1)
+        part = (2, 2) if method.needs_whole_model else (1, 1)
         kind, out, card = method.output_format, method.out, write_card(method, self.adapters)
         with open_writer(folder, kind, self.adapters, card, out.dtype, out.base) as writer:
             for name, module in self.walk("merge", lambda name: (name, self.merge(name, statistics)), part):

@@ -309,7 +309,7 @@ class Method:
         return f"in factor space ranks must be equal: take {', or '.join(ways)}" if ways else ""
 
     @property
-    def looks_at_whole_model(self) -> bool:
+    def needs_whole_model(self) -> bool:
         """Whether something must be measured over all modules before one can be merged."""
         covers = self.prune.scope == "model"
         return covers and (self.prune.rule == "magnitude" or self.combine in ("elected", "balanced"))
@@ -408,7 +408,7 @@ class FunctionMethod:
         return self.out.format or "adapter"
 
     @property
-    def looks_at_whole_model(self) -> bool:
+    def needs_whole_model(self) -> bool:
         """Whether something is collected over all modules before one is merged."""
         return self.collect is not None
 

@@ -31,7 +31,7 @@ def kth_smallest(x: Tensor, k: int) -> float:
     return float(bits[k - 1 : k].view(np.float32)[0])
 
 
-def batch_of(streams: int) -> int:
+def batch_size_for(streams: int) -> int:
     """The number of values that each of several parallel streams may hold."""
     return max(1, min(BATCH, WAITING // streams))
 

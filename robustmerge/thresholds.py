@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from robustmerge.method import Method, Prune
-from robustmerge.order_statistics import Selector, batch_of
+from robustmerge.order_statistics import Selector, batch_size_for
 from robustmerge.pcb import Bounds, magnitude_ranks, score, score_ranks
 from robustmerge.rules import PRUNE, Draws, Statistics, generator_for, threshold_index
 from robustmerge.spaces import Blocks
@@ -103,7 +103,7 @@ def _select(
     ranks: Callable[[int], Sequence[int]], names: Sequence[str], visit: Visit, values: Values
 ) -> list[tuple[int, list[float]]]:
     """Select from each expert's values, see `Selector`; returns their number and those of the given ranks."""
-    selectors = [Selector(ranks, batch_of(len(names))) for _ in names]
+    selectors = [Selector(ranks, batch_size_for(len(names))) for _ in names]
 
     def add(module: str, part: str, blocks: Blocks) -> None:
         for xs in values(module, part, blocks):

@@ -37,7 +37,7 @@ def set_up_for_merging() -> Iterator[None]:
             gc.enable()
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+def map_in_threads(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """Yield function(item) for each item, in order, by several threads; only a few results wait to be taken."""
     if workers <= 1:
         yield from map(function, items)

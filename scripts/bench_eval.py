@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.failures import guarded  # noqa: E402
+from pipeline.failures import run_guarded  # noqa: E402
 from pipeline.tools.bench.answering import main  # noqa: E402
 
 if __name__ == "__main__":
-    guarded(lambda: main(__doc__), "python scripts/bench_eval.py")
+    run_guarded(lambda: main(__doc__), "python scripts/bench_eval.py")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.failures import guarded  # noqa: E402
+from pipeline.failures import run_guarded  # noqa: E402
 from pipeline.tools.bench.merging import main  # noqa: E402
 
 if __name__ == "__main__":
-    guarded(lambda: main(__doc__), "python scripts/bench_merge.py")
+    run_guarded(lambda: main(__doc__), "python scripts/bench_merge.py")

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from robustmerge.formats.adapter import PREFIX, WEIGHTS, LoraPair
 from robustmerge.formats.adapter_config import CONFIG
 from robustmerge.method import Method, read_method
-from robustmerge.stage.address import Address, address_folder, foreign
+from robustmerge.stage.address import Address, address_folder, address_foreign
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = REPOSITORY / "tests" / "golden" / "merging"
@@ -80,7 +80,7 @@ def write_expert(
 
 
 def address_of(root: Path, method: Method, experts: Mapping[str, Path]) -> Address:
-    inputs = {name: foreign(path, root) for name, path in experts.items()}
+    inputs = {name: address_foreign(path, root) for name, path in experts.items()}
     return address_folder(root, "merged", method.name, "merge", 1, method, inputs)
 
 

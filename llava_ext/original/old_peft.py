@@ -15,7 +15,7 @@ from llava_ext.original.configs import SAVED, build_targets
 from llava_ext.original.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names, read_optional_json
 from llava_ext.original.record import finish_folder, hash_sources, make_folder, raise_problems
 from robustmerge.formats.adapter import PREFIX, WEIGHTS, open_adapter
-from robustmerge.formats.tensors import TensorWriter, room_for
+from robustmerge.formats.tensors import TensorWriter, header_room
 
 _MOVES = (
     ("language_model.model.", "model.language_model."),
@@ -70,7 +70,7 @@ def convert_old_names(adapter: Path, folder: Path, base: str, request: Mapping[s
     raise_problems(adapter, problems)
     names = {current_name(name): name for name in opened.file.names}
     make_folder(adapter, folder)
-    with TensorWriter(folder / WEIGHTS, room_for(names)) as writer:
+    with TensorWriter(folder / WEIGHTS, header_room(names)) as writer:
         for name, stored in sorted(names.items()):
             writer.add(name, opened.file.get(stored))
     base = base or config.get("base_model_name_or_path") or ""

@@ -39,7 +39,7 @@ from llava_ext.original.record import (
     with_location,
 )
 from robustmerge.formats.adapter import PREFIX, WEIGHTS
-from robustmerge.formats.tensors import TensorFile, TensorWriter, room_for
+from robustmerge.formats.tensors import TensorFile, TensorWriter, header_room
 from robustmerge.stage.settings import UserError, first_few
 
 
@@ -68,7 +68,7 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
     base = base or _default_base(index) or ""
     record |= {"base": base, "adapter_config": config, "config": read_optional_json(original / LLAVA_CONFIG)}
     make_folder(original, folder)
-    with TensorWriter(folder / WEIGHTS, room_for(sources)) as writer:
+    with TensorWriter(folder / WEIGHTS, header_room(sources)) as writer:
         for name, (file, stored) in sorted(sources.items()):
             writer.add(name, file.get(stored))
     text = "Converted from LLaVA's own format, tensor by tensor, without any change of the numbers."

@@ -23,7 +23,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_ext.backend import fast_matmul, quiet_libraries
 from llava_ext.conversation import render
 from llava_ext.data import Collator, Reader, Row, Rows, derive_seed, group_by_length, training_order
-from llava_ext.pixels import PixelReader, open_picture
+from llava_ext.pixels import PixelReader, read_training_picture
 from llava_ext.settings import BaseModel, Part, Trainer
 from llava_ext.small.build import build_model, build_processor, save_base
 from llava_ext.small.networks import (
@@ -163,7 +163,7 @@ def train_to_see(
     )
 
     def collate(batch: Sequence[tuple[bytes, Tensor]]) -> dict[str, Tensor]:
-        raw = pixels.raw([open_picture(image) for image, _ in batch])
+        raw = pixels.raw([read_training_picture(image) for image, _ in batch])
         return {"pixel_values": pixels.normalise(raw), "targets": torch.stack([target for _, target in batch])}
 
     run.fit(classifier, rows, train, collate)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.addresses import list_unfinished, require
+from pipeline.addresses import list_unfinished, require_complete
 from pipeline.events import say
 from pipeline.plan import Plan
 from pipeline.program import train_all_command
@@ -31,7 +31,7 @@ def check_experts(plans: Sequence[Plan], multi_task: bool = True) -> None:
         train_all = train_all_command()
         if list_unfinished(models) == [plan.multi_task]:
             train_all += "\nor leave it out: multi_task=false"
-        require(models, "trained models are", train_all)
+        require_complete(models, "trained models are", train_all)
 
 
 def merge(plans: Sequence[Plan], choose: bool = False) -> None:
@@ -94,7 +94,7 @@ def _with_base(plan: Plan, method: AnyMethod) -> AnyMethod:
     if method.out.format != "model" or method.out.base is not None or plan.config.experts is not None:
         return method
     if plan.config.model.base is not None:
-        require([plan.base], "base model is", train_all_command())
+        require_complete([plan.base], "base model is", train_all_command())
     return dataclasses.replace(method, out=dataclasses.replace(method.out, base=str(plan.base.path)))
 
 

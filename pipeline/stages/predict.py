@@ -10,7 +10,7 @@ from typing import Any
 
 from eval.questions import format_answer, format_expected, read_questions
 from llava_ext.launch import list_gpus, trainer_for_answers
-from pipeline.addresses import Adapter, require
+from pipeline.addresses import Adapter, require_complete
 from pipeline.events import say
 from pipeline.plan import Evaluation, Plan, make_command
 from pipeline.stages.convert import convert
@@ -36,7 +36,7 @@ def check_sources(plans: Sequence[Plan]) -> None:
         convert(plan, [Adapter(source.address, source.original)])
         if source.kind != "zero_shot":
             narrowed = source.kind == "merged" and "tasks" in plan.overrides
-            require([source.address], "result is", make_command(source) + (NARROWED if narrowed else ""))
+            require_complete([source.address], "result is", make_command(source) + (NARROWED if narrowed else ""))
 
 
 def check_devices(plans: Sequence[Plan], is_short: bool = False) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from robustmerge.analysis.direction_robustness import compare_directions, prune_pair
 from robustmerge.formats.adapter import Adapter, LoraPair, open_adapters
 from robustmerge.formats.adapter_config import scaling_of
-from robustmerge.formats.agreement import disagreements
+from robustmerge.formats.agreement import find_disagreements
 from robustmerge.low_rank import Spectrum, compare, compare_A, decompose, effective_rank, energy_of_first
 from robustmerge.low_rank import singular_values as values_of
 from robustmerge.module import Module, check_module
@@ -84,7 +84,7 @@ def inspect_folders(
         pairs=sums.pair_rows(names),
         merged=sums.merged_rows(),
         density=density,
-        disagreements=disagreements(adapters, equal_ranks=False),
+        disagreements=find_disagreements(adapters, equal_ranks=False),
     )
 
 
@@ -102,7 +102,7 @@ def shared_modules(adapters: Sequence[Adapter]) -> set[str]:
     return {module for module, _, _ in set.intersection(*sizes)} if sizes else set()
 
 
-def kind_of(module: str) -> str:
+def module_kind(module: str) -> str:
     """The kind of a module: `q_proj` for `model.layers.3.self_attn.q_proj`."""
     return module.rpartition(".")[2]
 
@@ -123,7 +123,7 @@ def _describe(adapter: Adapter, rows: Sequence[Row]) -> Row:
         "lora_bias": adapter.has_lora_bias,
         "base": config.get("base_model_name_or_path"),
         "modules": len(adapter.modules),
-        "targets": sorted({kind_of(m) for m in adapter.modules}),
+        "targets": sorted({module_kind(m) for m in adapter.modules}),
         "ranks": sorted(set(ranks.values())),
         "alphas": sorted(alphas),
         "scalings": sorted({round(x, 6) for x in scalings.values()}),
@@ -155,7 +155,7 @@ class _Sums:
         self._values[adapter.name].append(
             (s, values_of(prune_pair(pair, density)), values_of(prune_pair(pair, density, scaled=True)))
         )
-        row: Row = {"expert": adapter.name, "module": module, "kind": kind_of(module)}
+        row: Row = {"expert": adapter.name, "module": module, "kind": module_kind(module)}
         row |= {"d_out": d_out, "d_in": d_in, "rank": rank, "norm": spectrum.norm}
         row |= {"first": float(s[0]), "last": float(s[-1])}
         self.modules.append(row | {"energy_first": energy_of_first(s), "effective_rank": effective_rank(s)})
@@ -169,7 +169,7 @@ class _Sums:
         compared |= {"column_chance": chance / shape[0], "row_chance": chance / shape[2]}
         directions = sum(pair.rank for pair in pairs)
         self._compared.append(
-            {"kind": kind_of(module), "shape": (shape[0], shape[2]), "directions": directions} | compared
+            {"kind": module_kind(module), "shape": (shape[0], shape[2]), "directions": directions} | compared
         )
 
     def add_merged(self, names: Sequence[str], spectra: Sequence[Spectrum], merged: Mapping[str, LoraPair]) -> None:

@@ -28,18 +28,18 @@ from robustmerge.method import Method, Out
 Update: TypeAlias = LoraPair | Tensor  # of one module; a tensor is dense [d_out, d_in]
 
 
-class Inner(NamedTuple):
+class InnerProducts(NamedTuple):
     """Inner products of one module, or summed over modules. experts: [N, N]; merged: [M, N]; squares: [M]."""
 
     experts: Tensor
     merged: Tensor
     squares: Tensor
 
-    def plus(self, other: Inner) -> Inner:
-        return Inner(*(one + more for one, more in zip(self, other, strict=True)))
+    def plus(self, other: InnerProducts) -> InnerProducts:
+        return InnerProducts(*(one + more for one, more in zip(self, other, strict=True)))
 
 
-class Kept(NamedTuple):
+class Retention(NamedTuple):
     """Retention of one merged update. share, interference, distance: [N], by expert; norm: ||D||; outside: in 0..1."""
 
     share: Tensor
@@ -49,7 +49,7 @@ class Kept(NamedTuple):
     outside: float
 
 
-class Crossed(NamedTuple):
+class CrossTerms(NamedTuple):
     """Cross terms of (sum of B)(sum of A): squared norms and products, of one module or summed over modules.
 
     terms: of the cross terms B_n A_m, n != m; own: of the experts' own B_n A_n; between: of the two.
@@ -59,8 +59,8 @@ class Crossed(NamedTuple):
     own: float
     between: float
 
-    def plus(self, other: Crossed) -> Crossed:
-        return Crossed(*(one + more for one, more in zip(self, other, strict=True)))
+    def plus(self, other: CrossTerms) -> CrossTerms:
+        return CrossTerms(*(one + more for one, more in zip(self, other, strict=True)))
 
     @property
     def weight(self) -> float:
@@ -89,18 +89,18 @@ def inner_product(one: Update, other: Update) -> float:
     return float(((one.B.double().T @ other.B.double()) * (one.A.double() @ other.A.double().T)).sum())
 
 
-def inner_products(experts: Sequence[Update], merged: Sequence[Update]) -> Inner:
-    """The inner products of one module that `what_is_kept` needs, in float64."""
+def inner_products(experts: Sequence[Update], merged: Sequence[Update]) -> InnerProducts:
+    """The inner products of one module that `measure_retention` needs, in float64."""
 
     def products(ones: Sequence[Update], others: Sequence[Update]) -> Tensor:
         values = [inner_product(one, other) for one in ones for other in others]
         return torch.tensor(values, dtype=torch.float64).reshape(len(ones), len(others))
 
     squares = torch.tensor([inner_product(x, x) for x in merged], dtype=torch.float64)
-    return Inner(products(experts, experts), products(merged, experts), squares)
+    return InnerProducts(products(experts, experts), products(merged, experts), squares)
 
 
-def what_is_kept(inner: Inner) -> list[Kept]:
+def measure_retention(inner: InnerProducts) -> list[Retention]:
     """The retention of every merged update; NaN for an expert of zeros, infinite interference where nothing is left."""
     lengths = inner.experts.diagonal().clamp(min=0)  # [N], squared
     inverse = torch.linalg.pinv(inner.experts, hermitian=True)
@@ -111,7 +111,7 @@ def what_is_kept(inner: Inner) -> list[Kept]:
         distance = (square - 2 * row + lengths).clamp(min=0) / lengths
         outside = (1 - row @ inverse @ row / square).clamp(0, 1) if square > 0 else square
         interference = ((square - expert_part).clamp(min=0) / expert_part).sqrt()
-        kept.append(Kept(share, interference, distance.sqrt(), float(square.sqrt()), float(outside.sqrt())))
+        kept.append(Retention(share, interference, distance.sqrt(), float(square.sqrt()), float(outside.sqrt())))
     return kept
 
 
@@ -141,13 +141,13 @@ def has_cross_terms(method: object) -> TypeGuard[Method]:
     return (
         isinstance(method, Method)
         and (method.strength_key, method.combine) == ("factors", "sum")
-        and not method.looks_at_whole_model
+        and not method.needs_whole_model
     )
 
 
-def cross_terms(experts: dict[str, LoraPair], method: Method, module: str) -> Crossed:
+def cross_terms(experts: dict[str, LoraPair], method: Method, module: str) -> CrossTerms:
     """Measure the cross terms of one module, after the method's pruning and scaling."""
     plain = replace(method, strength=1.0, out=Out())
     whole, own = (merge_pairs(experts, replace(plain, product=x), module) for x in ("of_sums", "each"))
     terms = concatenate([whole, own], [1.0, -1.0])
-    return Crossed(inner_product(terms, terms), inner_product(own, own), inner_product(terms, own))
+    return CrossTerms(inner_product(terms, terms), inner_product(own, own), inner_product(terms, own))

@@ -21,13 +21,13 @@ from torch import Tensor
 from robustmerge.formats.adapter_config import (
     CONFIG,
     config_for,
+    find_unsupported,
     rank_of,
     read_config,
-    refusals,
     saved_modules,
     scaling_of,
 )
-from robustmerge.formats.tensors import TensorFile, TensorWriter, all_finite, refuse_overflow, room_for
+from robustmerge.formats.tensors import TensorFile, TensorWriter, all_finite, header_room, refuse_overflow
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import UserError, first_few
 
@@ -182,8 +182,8 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     name = name or folder.name
     config = read_config(folder, name)
     file = open_tensors(folder, name)
-    contents = sort_names(file, config)
-    problems = [*refusals(config), *first_few(contents.problems)]
+    contents = classify_names(file, config)
+    problems = [*find_unsupported(config), *first_few(contents.problems)]
     if (folder / "non_lora_trainables.bin").exists():
         problems.append("non_lora_trainables.bin must be converted to modules_to_save first; it would be lost")
     if problems:
@@ -230,7 +230,7 @@ class AdapterWriter:
         self.folder, self.like, self.dtype, self.card = folder, like.config, dtype, card
         self.ranks: dict[str, int] = {}
         self._parts: list[str] = []  # what every module has
-        self._tensors = TensorWriter(folder / WEIGHTS, room_for(like.file.names))
+        self._tensors = TensorWriter(folder / WEIGHTS, header_room(like.file.names))
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -281,7 +281,7 @@ class Contents:
     problems: list[str] = field(default_factory=list)
 
 
-def sort_names(file: TensorFile, config: Mapping[str, Any]) -> Contents:
+def classify_names(file: TensorFile, config: Mapping[str, Any]) -> Contents:
     """Sort tensor names into LoRA and trained values of the base (modules_to_save, bias), and check LoRA's shapes."""
     contents = Contents()
     for stored in file.names:

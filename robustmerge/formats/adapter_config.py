@@ -43,12 +43,12 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         config = {**config, "r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"expert '{name}': {folder / CONFIG} is not a LoRA config: {error!r}") from error
-    if problems := _misshapen(config):
+    if problems := _find_wrong_types(config):
         raise UserError("\n".join(f"expert '{name}': {folder / CONFIG}: {problem}" for problem in problems))
     return config
 
 
-def _misshapen(config: Mapping[str, Any]) -> list[str]:
+def _find_wrong_types(config: Mapping[str, Any]) -> list[str]:
     """Values of another type than peft writes."""
     problems = []
     saved = config.get("modules_to_save")
@@ -69,7 +69,7 @@ def _misshapen(config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def refusals(config: Mapping[str, Any]) -> list[str]:
+def find_unsupported(config: Mapping[str, Any]) -> list[str]:
     """Settings of the config that cannot be merged here; an unknown key counts as soon as it has a value."""
     problems = []
     bias = config.get("bias") or "none"

@@ -14,7 +14,7 @@ from robustmerge.stage.settings import first_few
 KINDS = {"use_dora": "a DoRA magnitude", "lora_bias": "a bias of the update"}
 
 
-def disagreements(
+def find_disagreements(
     adapters: Sequence[Adapter], equal_ranks: bool, check_base: bool = True, remedy: str = ""
 ) -> list[str]:
     """Why these experts cannot be merged with one another: a line for every one that differs from most.

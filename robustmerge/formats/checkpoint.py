@@ -47,7 +47,7 @@ class Checkpoint:
 
     @cached_property
     def _canonical(self) -> dict[str, str]:
-        return {canonical(name): name for name in self.where}
+        return {canonical_name(name): name for name in self.where}
 
     @cached_property
     def _tied(self) -> bool:
@@ -84,14 +84,14 @@ class Checkpoint:
         """Name of a parameter's tensor in the file; it may be spelt differently, or with or without its first part."""
         if parameter in self.where:
             return parameter
-        if (name := self._canonical.get(canonical(parameter))) is not None:
+        if (name := self._canonical.get(canonical_name(parameter))) is not None:
             return name
         inner = parameter.partition(".")[2]
         longer = [name for name in self.where if name.partition(".")[2] == parameter]
         return inner if inner in self.where else (longer[0] if len(longer) == 1 else None)
 
 
-def canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """The name that current transformers give to a tensor of LLaVA; any other name is returned as it is."""
     for pattern, spelling in SPELLINGS:
         if match := re.match(pattern, name):

@@ -112,7 +112,7 @@ class DeltaWriter:
             write_atomically(self.folder / CONFIG, json.dumps(self._config, indent=2, sort_keys=True) + "\n")
 
 
-def what_a_delta_cannot_hold(dora: bool) -> str:
+def explain_delta_limit(dora: bool) -> str:
     """The message that a delta cannot hold DoRA (or else lora_bias), and what to do."""
     why = "DoRA rescales the base's weights" if dora else "lora_bias adds to biases that the base may not have"
     return f"{why}, and a delta only adds to its weights; take merge.out.format=adapter or model"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, AdapterWriter, LoraPair, common_dtype
 from robustmerge.formats.adapter_config import SAME_BASE
-from robustmerge.formats.delta import DeltaWriter, what_a_delta_cannot_hold
+from robustmerge.formats.delta import DeltaWriter, explain_delta_limit
 from robustmerge.formats.full_model import ModelWriter
 from robustmerge.hub.places import fetch_model
 from robustmerge.stage.settings import UserError
@@ -61,7 +61,7 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
     if kind != "delta":
         return []
     unfit = [(a.name, dora) for dora in (True, False) for a in adapters if (a.is_dora if dora else a.has_lora_bias)]
-    return [f"expert '{name}': {what_a_delta_cannot_hold(dora)}" for name, dora in unfit]
+    return [f"expert '{name}': {explain_delta_limit(dora)}" for name, dora in unfit]
 
 
 def base_of(adapter: Adapter) -> str | None:

@@ -95,7 +95,7 @@ def refuse_overflow(tensor: Tensor, what: str) -> None:
         raise UserError(f"{what}: the merged values do not fit {tensor.dtype}; {remedy}")
 
 
-def room_for(names: Iterable[str]) -> int:
+def header_room(names: Iterable[str]) -> int:
     """Bytes that suffice for the header of a file with tensors of these names, whatever their shapes."""
     return sum(len(name) + ENTRY for name in names) + ENTRY
 
@@ -103,7 +103,7 @@ def room_for(names: Iterable[str]) -> int:
 class TensorWriter(WholeFile):
     """Writes a .safetensors file tensor by tensor, with one tensor in memory at a time and every byte written once.
 
-    room: bytes kept for the header, which is known at the end (`room_for`); what it leaves free is filled with spaces.
+    room: bytes kept for the header, known only at the end (`header_room`); the rest of it is filled with spaces.
     The bytes depend on the tensors, their order and the room only. The file appears under its name when the block
     ends well.
     """

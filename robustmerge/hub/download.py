@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from robustmerge.hub.pins import Pinned, refused, snapshot_folder, storage_folder
+from robustmerge.hub.pins import Pinned, hub_error, snapshot_folder, storage_folder
 from robustmerge.stage.settings import UserError
 
 
@@ -44,7 +44,7 @@ def fetch_pinned(pinned: Pinned, files: Sequence[str], say: Callable[[str], None
                 f"no room for {pinned} in the Hub's cache, {storage_folder(pinned.repository).parent}: {error}. Make "
                 "room, or set HF_HOME to a folder on a larger disk; whole files are kept"
             ) from error
-        raise refused(str(pinned), error, pinned.repository, pinned.revision) from error
+        raise hub_error(str(pinned), error, pinned.repository, pinned.revision) from error
     if _list_files(pinned) is not None:  # the Hub was reached, now or before
         _check_digests(pinned, ["*"] if is_resumed else files)
         unchecked.unlink(missing_ok=True)

@@ -81,7 +81,7 @@ def storage_folder(repository: str) -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
 
 
-def refused(text: str, error: Exception, repository: str, revision: str) -> UserError:
+def hub_error(text: str, error: Exception, repository: str, revision: str) -> UserError:
     """The UserError for an error that the Hub's library raised when `text` was requested."""
     from huggingface_hub import errors
 
@@ -115,7 +115,7 @@ def _ask(repository: Repository) -> str:
         commit = HfApi().model_info(repository.name, revision=repository.revision, timeout=_SECONDS).sha
     except Exception as error:  # what the network raises differs between versions of the Hub's library
         if _is_answer(error) or not ref.is_file():
-            raise refused(str(repository), error, repository.name, repository.revision) from error
+            raise hub_error(str(repository), error, repository.name, repository.revision) from error
         return ref.read_text().strip()
     with contextlib.suppress(OSError):  # a cache that cannot be written serves those who read it
         ref.parent.mkdir(parents=True, exist_ok=True)

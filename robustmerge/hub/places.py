@@ -10,7 +10,7 @@ from pathlib import Path
 
 from robustmerge.hub.download import fetch_pinned
 from robustmerge.hub.pins import Repository, parse_repository, pin, snapshot_folder
-from robustmerge.stage.address import Address, foreign
+from robustmerge.stage.address import Address, address_foreign
 from robustmerge.stage.settings import UserError
 
 HUB = "hub"  # the stage in the identity of a repository
@@ -63,7 +63,7 @@ def find_address(text: str, root: Path, pins: Path) -> Address:
     """
     place = find_place(text)
     if isinstance(place, Path):
-        return foreign(place, root)
+        return address_foreign(place, root)
     pinned = pin(place, pins)
     identity = {"stage": HUB, "repository": pinned.repository, "revision": pinned.revision}
     return Address(root, snapshot_folder(pinned), identity)

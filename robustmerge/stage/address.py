@@ -26,7 +26,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from robustmerge.stage.files import BESIDE, digest_of, left_beside, read_json, sha256_of, write_atomically
+from robustmerge.stage.files import BESIDE, cached_sha256, find_unpublished, read_json, sha256_of, write_atomically
 from robustmerge.stage.process import process_start
 from robustmerge.stage.settings import LATER, OUTSIDE_IDENTITY, UserError
 
@@ -159,7 +159,7 @@ def address_file(
     return dataclasses.replace(unnamed, path=file.with_name(f"{file.stem}-{unnamed.hash8}{file.suffix}"))
 
 
-def foreign(path: Path, root: Path | None = None) -> Address:
+def address_foreign(path: Path, root: Path | None = None) -> Address:
     """The address of a folder or file from elsewhere, identified by its files' names, sizes and sha256.
 
     A complete result of ours keeps the identity of its manifest. Large files are not read at every start
@@ -173,9 +173,11 @@ def foreign(path: Path, root: Path | None = None) -> Address:
     with contextlib.suppress(UserError):
         return Address(root or path.parent, path, read_manifest(path / "manifest.json")["identity"])
     if path.is_file():
-        return Address(root or path.parent, path, {"stage": "foreign", "files": [path.stat().st_size, digest_of(path)]})
+        return Address(
+            root or path.parent, path, {"stage": "foreign", "files": [path.stat().st_size, cached_sha256(path)]}
+        )
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    named = {file.relative_to(path).as_posix(): [file.stat().st_size, digest_of(file)] for file in files}
+    named = {file.relative_to(path).as_posix(): [file.stat().st_size, cached_sha256(file)] for file in files}
     return Address(root or path.parent, path, {"stage": "foreign", "files": named})
 
 
@@ -271,7 +273,7 @@ def _is_begun(address: Address) -> bool:
 
 def _remove_cut_files(path: Path) -> None:
     """Remove files that a killed process was still writing."""
-    for file in path.rglob(f".*{BESIDE}") if path.is_dir() else left_beside(path):
+    for file in path.rglob(f".*{BESIDE}") if path.is_dir() else find_unpublished(path):
         file.unlink(missing_ok=True)
 
 

@@ -49,7 +49,7 @@ class WholeFile:
 
     def __enter__(self) -> Self:
         if self._alone:
-            for left in left_beside(self.path):
+            for left in find_unpublished(self.path):
                 left.unlink()
         self.file = open(self._beside, "wb")  # noqa: SIM115  (closed in finish or drop)
         return self
@@ -82,7 +82,7 @@ class WholeFile:
             self.drop()
 
 
-def left_beside(path: Path) -> Iterator[Path]:
+def find_unpublished(path: Path) -> Iterator[Path]:
     """Find the unpublished parts of a file, written by any process."""
     return path.parent.glob(f".{path.name}.*{BESIDE}")
 
@@ -109,7 +109,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
-def digest_of(path: Path) -> str:
+def cached_sha256(path: Path) -> str:
     """sha256 of a file, cached for files of 16 MiB or more by path, size, inode and times.
 
     Its time of change (ctime) is among them, which no program can set back. Raises OSError if it cannot be read.
@@ -127,7 +127,7 @@ def digest_of(path: Path) -> str:
     return digest
 
 
-def memory() -> Path:
+def cache_file() -> Path:
     """The cache file of the digests."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(caches) / "robustmerge" / "digests.json"
@@ -147,7 +147,7 @@ def _signature(path: Path) -> list[int]:
 def _read() -> dict[str, list]:
     """Read the cache: path -> signature and digest; empty if it cannot be read."""
     try:
-        read = json.loads(memory().read_text())
+        read = json.loads(cache_file().read_text())
         return {path: entry for path, entry in read.items() if isinstance(entry, list) and _is_digest(entry[-1:])}
     except (OSError, ValueError, AttributeError):
         return {}
@@ -160,6 +160,6 @@ def _is_digest(last: list) -> bool:
 def _remember(path: str, entry: list) -> None:
     """Add one file to the cache and drop those that no longer exist; no-op if it cannot be written."""
     with contextlib.suppress(OSError):
-        memory().parent.mkdir(parents=True, exist_ok=True)
+        cache_file().parent.mkdir(parents=True, exist_ok=True)
         kept = {other: digest for other, digest in _read().items() if os.path.exists(other)}
-        write_atomically(memory(), json.dumps(kept | {path: entry}, indent=1, sort_keys=True) + "\n")
+        write_atomically(cache_file(), json.dumps(kept | {path: entry}, indent=1, sort_keys=True) + "\n")

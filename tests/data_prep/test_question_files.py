@@ -12,7 +12,7 @@ from PIL import Image
 from data_prep.prepare import prepare
 from data_prep.question_files import list_pictures
 from data_prep.settings import Counts, TaskData
-from robustmerge.stage.address import Address, address_folder, foreign, read_manifest
+from robustmerge.stage.address import Address, address_folder, address_foreign, read_manifest
 from robustmerge.stage.records import read_examples
 from robustmerge.stage.settings import UserError
 
@@ -44,7 +44,7 @@ def task(tmp_path) -> TaskData:
 
 
 def address_of(root: Path, settings: TaskData) -> Address:
-    inputs = {split: foreign(file) for split, file in settings.question_files.items()}
+    inputs = {split: address_foreign(file) for split, file in settings.question_files.items()}
     return address_folder(root, "data", settings.task, "prepare", 1, settings, inputs)
 
 

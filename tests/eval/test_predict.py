@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from eval.predict import list_shards, plan_batches, predict, run_in_one_process
 from eval.questions import read_questions
 from eval.settings import Generation, Selection
-from robustmerge.stage.address import address_file, foreign, run_stage
+from robustmerge.stage.address import address_file, address_foreign, run_stage
 from robustmerge.stage.records import Example, read_predictions, write_examples
 from robustmerge.stage.settings import UserError
 
@@ -37,7 +37,9 @@ def questions(tmp_path) -> Path:
 
 
 def address_in(folder: Path, questions: Path, settings: Generation = SETTINGS):
-    return address_file(folder, folder / f"{settings.task}.jsonl", "predict", 1, settings, {"q": foreign(questions)})
+    return address_file(
+        folder, folder / f"{settings.task}.jsonl", "predict", 1, settings, {"q": address_foreign(questions)}
+    )
 
 
 class Model:

@@ -7,7 +7,7 @@ import pytest
 from eval.metrics.answers import ANSWER_METRICS
 from eval.score import align, score, score_predictions
 from eval.settings import Scoring
-from robustmerge.stage.address import address_file, foreign
+from robustmerge.stage.address import address_file, address_foreign
 from robustmerge.stage.records import Example, Prediction, read_score, write_examples, write_predictions
 from robustmerge.stage.settings import UserError
 
@@ -25,7 +25,7 @@ def stage(folder, predictions, settings=SETTINGS, examples=EXAMPLES):
     questions, answers = folder / "test.jsonl", folder / "answers.jsonl"
     write_examples(questions, examples)
     write_predictions(answers, predictions)
-    inputs = {"questions": foreign(questions), "predictions": foreign(answers)}
+    inputs = {"questions": address_foreign(questions), "predictions": address_foreign(answers)}
     address = address_file(folder, folder / "scores" / f"{settings.task}.json", "score", 1, settings, inputs)
     return address, score(address, settings, questions, answers)
 

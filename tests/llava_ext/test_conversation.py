@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 from llava_ext.conversation import IGNORE, build_segments, encode, render
 from llava_ext.data import Collator, Row, encode_prompt, load_reader, pad, training_order
-from llava_ext.pixels import PixelReader, open_picture
+from llava_ext.pixels import PixelReader, read_training_picture
 from llava_ext.small.tokenizer import build_tokenizer
 from robustmerge.stage.records import Example
 from robustmerge.stage.settings import UserError
@@ -119,6 +119,6 @@ def test_the_training_order_depends_on_seed_and_epoch_alone():
 def test_a_picture_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "cut.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match=r"cut\.png"):
-        open_picture(tmp_path / "cut.png")
+        read_training_picture(tmp_path / "cut.png")
     with pytest.raises(UserError, match="a picture of the corpus"):
-        open_picture(b"\x89PNG\r\n\x1a\n" + bytes(8))  # Pillow: SyntaxError
+        read_training_picture(b"\x89PNG\r\n\x1a\n" + bytes(8))  # Pillow: SyntaxError

@@ -19,7 +19,7 @@ from pipeline.plan import Plan
 from pipeline.program import compose
 from pipeline.sweep import make_plans
 from pipeline.tools.findings.figures import draw_findings
-from pipeline.tools.findings.measure import groups_of, measure
+from pipeline.tools.findings.measure import measure, name_groups
 from pipeline.tools.findings.page import compose as page_blocks
 from pipeline.tools.findings.page import spread, write
 from pipeline.tools.findings.relations import Findings, chance_level, rank_correlation, relate
@@ -28,8 +28,8 @@ from robustmerge.analysis.retention import (
     has_cross_terms,
     inner_product,
     inner_products,
+    measure_retention,
     open_update,
-    what_is_kept,
 )
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.merging import merge
@@ -57,7 +57,7 @@ def orthogonal_pairs(n: int) -> list[LoraPair]:
 
 
 def kept_of(experts: list[LoraPair], merged: LoraPair | torch.Tensor):
-    (kept,) = what_is_kept(inner_products(experts, [merged]))
+    (kept,) = measure_retention(inner_products(experts, [merged]))
     return kept
 
 
@@ -254,9 +254,9 @@ def test_norms_at_the_strengths_tried_are_multiples_of_the_default_one(findings)
 
 
 def test_points_that_differ_in_the_seed_are_one_group(plans, tmp_path):
-    assert groups_of(plans) == ["independent A"] * 2 + ["shared A"] * 2
+    assert name_groups(plans) == ["independent A"] * 2 + ["shared A"] * 2
     wider = [compose_plan(tmp_path, f"peft.r={rank}", "seed=1") for rank in (4, 8)]
-    assert groups_of(wider) == ["independent A, peft.r=4", "independent A, peft.r=8"]
+    assert name_groups(wider) == ["independent A, peft.r=4", "independent A, peft.r=8"]
 
 
 def test_a_shared_initial_A_is_seen_in_the_cosines_and_cross_terms(findings):

@@ -17,7 +17,7 @@ from pipeline.sources import Source, name_source
 from pipeline.tools.general import run_lmms
 from pipeline.tools.general.command import run_general
 from pipeline.tools.general.run_lmms import DTYPES, LOCK, find_environment, lmms_arguments
-from robustmerge.stage.address import foreign
+from robustmerge.stage.address import address_foreign
 from robustmerge.stage.settings import PRECISIONS, ConfigError, UserError
 from tests.eval.test_general import GOLDEN, edit, lay_out
 from tests.robustmerge.test_delta_sources import save_llava_expert
@@ -120,7 +120,7 @@ def test_a_source_is_exported_asked_and_shown_once(ground, ask, tmp_path):
     assert ask() in printed  # nothing is asked again
     with pytest.raises(UserError, match="no virtual environment"):
         ask("image=crop")
-    root, (base, source) = tmp_path / "runs" / "mini-tiny", map(foreign, ground)
+    root, (base, source) = tmp_path / "runs" / "mini-tiny", map(address_foreign, ground)
     asked = Source(*name_source(source), source, ())
     assert list(find_scores(root, asked, base, GeneralRun("any", TEMPLATE))) == ["pope_local"]
     assert list(find_scores(root, asked, base, GeneralRun("any", TEMPLATE, "crop"))) == ["pope_local (image=pad)"]
@@ -132,7 +132,7 @@ def test_a_look_is_not_a_result_and_a_checkpoint_may_stay(ground, ask, tmp_path)
     assert "12 of 80 questions: a partial evaluation" in ask("limit=12", "keep_checkpoint=true")
     root = tmp_path / "runs" / "mini-tiny"
     assert list(root.glob("general/adapter/*/checkpoint-*/model.safetensors"))
-    base, source = map(foreign, ground)
+    base, source = map(address_foreign, ground)
     assert find_scores(root, Source(*name_source(source), source, ()), base, GeneralRun("any", TEMPLATE)) == {}
 
 

@@ -147,7 +147,7 @@ def test_an_item_that_is_refused_does_not_stop_those_after_it(tmp_path, monkeypa
     ],
 )
 def test_a_child_ends_with_the_status_of_its_work_whatever_its_libraries_do_at_the_end(code, status, output):
-    program = f"from pipeline.child import end_with\ndef work():\n    {code}\nend_with(work)"
+    program = f"from pipeline.child import run_and_exit\ndef work():\n    {code}\nrun_and_exit(work)"
     ended = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert ended.returncode == status
     assert output in ended.stdout + ended.stderr

@@ -20,7 +20,7 @@ from pipeline.stages import merge
 from pipeline.sweep import make_plans
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.merging import merge_folders
-from robustmerge.stage.address import REPOSITORY, foreign, run_stage
+from robustmerge.stage.address import REPOSITORY, address_foreign, run_stage
 from robustmerge.stage.files import BESIDE
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import QUIET, load_with_peft, random_experts, save_expert, write_expert
@@ -130,7 +130,7 @@ def test_an_update_of_which_nothing_is_left_is_told(tmp_path, capsys):
 def test_the_strength_of_a_function_is_shown_as_that_of_any_method(tmp_path, experts, capsys):
     merge_to(tmp_path / "out", experts, "merge=tsv_m")
     assert "effective factor     1\n" in capsys.readouterr().out
-    print_results([foreign(tmp_path / "out", tmp_path)])
+    print_results([address_foreign(tmp_path / "out", tmp_path)])
     assert "(0 s, 2 modules, update times 1)" in capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustmerge.formats.adapter import LoraPair, open_adapter
-from robustmerge.formats.agreement import disagreements
+from robustmerge.formats.agreement import find_disagreements
 from robustmerge.merging import open_experts
 from robustmerge.method import read_method
 from robustmerge.stage.settings import UserError
@@ -20,11 +20,11 @@ def test_dora_and_plain_experts_are_not_mixed(tmp_path: Path) -> None:
     for name, config in {"a": {}, "b": {"use_dora": True}, "c": {"lora_bias": True}}.items():
         save_expert(tmp_path / name, **config)
     adapters = [open_adapter(tmp_path / name) for name in "abc"]
-    assert disagreements(adapters, equal_ranks=True) == [
+    assert find_disagreements(adapters, equal_ranks=True) == [
         "only some experts have a DoRA magnitude (use_dora): b; without: a, c; merge them apart",
         "only some experts have a bias of the update (lora_bias): c; without: a, b; merge them apart",
     ]
-    assert disagreements(adapters[1:2], equal_ranks=True) == []
+    assert find_disagreements(adapters[1:2], equal_ranks=True) == []
 
 
 def test_another_base_model_is_refused_unless_it_is_not_to_be_checked(tmp_path: Path, monkeypatch) -> None:
@@ -33,18 +33,18 @@ def test_another_base_model_is_refused_unless_it_is_not_to_be_checked(tmp_path: 
     adapters = [
         open_adapter(write_expert(tmp_path / name, pairs, base_model_name_or_path=base)) for name, base in bases.items()
     ]
-    assert disagreements(adapters, equal_ranks=True) == [
+    assert find_disagreements(adapters, equal_ranks=True) == [
         "expert 'b' has base_model_name_or_path org/other, the others org/base; merge.check_base=false merges them "
         "all the same"
     ]
-    assert disagreements(adapters, equal_ranks=True, check_base=False) == []
+    assert find_disagreements(adapters, equal_ranks=True, check_base=False) == []
     (tmp_path / "base").mkdir()
     monkeypatch.chdir(tmp_path)
     here = [
         open_adapter(write_expert(tmp_path / f"here{n}", pairs, base_model_name_or_path=base, modules_to_save=saved))
         for n, (base, saved) in enumerate({"base": None, f"{tmp_path}/base": [], "./base/": None}.items())
     ]
-    assert disagreements(here, equal_ranks=True) == []
+    assert find_disagreements(here, equal_ranks=True) == []
 
 
 def test_alphas_dtypes_and_rslora_may_differ_and_ranks_where_the_space_allows_it(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_alphas_dtypes_and_rslora_may_differ_and_ranks_where_the_space_allows_it
     save_expert(tmp_path / "b", r=5, alpha_pattern={"q": 9})
     rewrite_tensors(tmp_path / "b", lambda tensors: {name: x.half() for name, x in tensors.items()})
     adapters = [open_adapter(tmp_path / name) for name in "ab"]
-    assert disagreements(adapters, equal_ranks=False) == []
-    assert disagreements(adapters, equal_ranks=True) == ["expert 'b' has rank 5, expert 'a' 2"]
+    assert find_disagreements(adapters, equal_ranks=False) == []
+    assert find_disagreements(adapters, equal_ranks=True) == ["expert 'b' has rank 5, expert 'a' 2"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_of_many_modules_that_differ_a_few_are_told(tmp_path: Path) -> None:
             pairs = {m: LoraPair(p.A[:2], p.B[:, :2]) if i >= 10 else p for i, (m, p) in enumerate(pairs.items())}
         patterns = {m: p.rank for m, p in pairs.items()}
         write_expert(tmp_path / name, pairs, rank_pattern=patterns)
-    told = disagreements([open_adapter(tmp_path / name) for name in "ab"], equal_ranks=True, remedy="do this")
-    assert len(told) == 6
-    assert told[0] == "expert 'b' has rank in module 'layers.0.q' 2, expert 'a' 4"
-    assert told[-1] == "(and 15 more); do this"
+    problems = find_disagreements([open_adapter(tmp_path / name) for name in "ab"], equal_ranks=True, remedy="do this")
+    assert len(problems) == 6
+    assert problems[0] == "expert 'b' has rank in module 'layers.0.q' 2, expert 'a' 4"
+    assert problems[-1] == "(and 15 more); do this"

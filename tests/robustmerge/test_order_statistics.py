@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustmerge.method import Prune
-from robustmerge.order_statistics import Selector, batch_of, kth_smallest
+from robustmerge.order_statistics import Selector, batch_size_for, kth_smallest
 from robustmerge.rules import PRUNE, threshold_index
 
 POSITIVE = st.floats(0, 2.0**100, width=32)
@@ -75,7 +75,7 @@ def test_threads_may_add_at_once() -> None:
 @pytest.mark.parametrize("lowest", [-2.0, -50.0], ids=["magnitudes", "scores"])
 def test_fifty_streams_hold_less_than_150_mb(lowest: float) -> None:
     draw = torch.Generator().manual_seed(0)
-    selector = Selector(lambda n: [1, n], batch_of(50))
+    selector = Selector(lambda n: [1, n], batch_size_for(50))
     while not selector.is_done:
         for _ in range(3):
             x = torch.randn(1 << 18, generator=draw)

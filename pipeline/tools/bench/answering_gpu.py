@@ -20,11 +20,11 @@ from pipeline.tools.bench.random_llava import (
     RandomGenerator,
     answer_in_batches,
     answer_one_by_one,
-    clock,
     draw_adapter,
     draw_questions,
-    forget_peak,
     peak_memory,
+    reset_peak_memory,
+    time_action,
     time_parts,
 )
 from pipeline.tools.bench.rounds import Series, median_ratio, run_rounds, say
@@ -84,7 +84,7 @@ class Answerer:
     def measure(self, size: tuple[int, int], batch: int) -> dict[str, Any]:
         """Answer all questions on pictures of one size, in batches or by the plain loop."""
         questions, tokens = self.questions[size], self.workload.tokens
-        forget_peak()
+        reset_peak_memory()
         started = time.perf_counter()
         if batch == PLAIN:
             examples = read_prompts(questions, "{text}")
@@ -127,7 +127,7 @@ def bench(workload: GpuWorkload, folder: Path) -> Iterator[dict[str, Any]]:
         table["rows"] = [_as_row(*key, one, series[key[0], PLAIN]) for key, one in series.items()]
         yield table
     adapter = draw_adapter(folder / "adapter", answerer.generator.model, seed=1)
-    table["use"] = clock(lambda: answerer.generator.use(adapter))
+    table["use"] = time_action(lambda: answerer.generator.use(adapter))
     say(f"an adapter is merged into the base in {table['use']:.1f} s")
     yield table
 

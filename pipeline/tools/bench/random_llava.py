@@ -161,7 +161,7 @@ def time_parts(generator: Generator, examples: Sequence[Example], folder: Path, 
     reader: Reader = generator.reader
 
     def shorter(action: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
-        return min((before(), clock(action))[1] for _ in range(2))
+        return min((before(), time_action(action))[1] for _ in range(2))
 
     read = shorter(lambda: reader.pixels([read_picture(_picture(folder, example)) for example in examples]))
     all_of_one = shorter(lambda: generator(examples, folder, 1), generator.features.clear)
@@ -170,19 +170,19 @@ def time_parts(generator: Generator, examples: Sequence[Example], folder: Path, 
     return Parts(read, max(0.0, all_of_one - prompt - read), prompt, token)
 
 
-def clock(action: Callable[[], object]) -> float:
+def time_action(action: Callable[[], object]) -> float:
     """Seconds that `action` takes. It must end with its results on the CPU."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
 
 
-def forget_peak() -> None:
+def reset_peak_memory() -> None:
     """Begin a new count of the GPU's memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory() -> float | None:
-    """The most GB that the GPU has held since the last `forget_peak`; None without a GPU."""
+    """The most GB that the GPU has held since the last `reset_peak_memory`; None without a GPU."""
     return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from pipeline.addresses import require
+from pipeline.addresses import require_complete
 from pipeline.plan import Plan
 from pipeline.program import command
 from pipeline.sources import Source
@@ -21,16 +21,16 @@ from pipeline.sweep import describe_point, find_swept_keys
 from pipeline.tools.findings.relations import Findings, Row
 from robustmerge.analysis.inspection import open_all, shared_modules
 from robustmerge.analysis.retention import (
-    Crossed,
-    Inner,
-    Kept,
+    CrossTerms,
+    InnerProducts,
+    Retention,
     Update,
     compare_B,
     cross_terms,
     has_cross_terms,
     inner_products,
+    measure_retention,
     open_update,
-    what_is_kept,
 )
 from robustmerge.formats.adapter import Adapter, LoraPair
 from robustmerge.low_rank import Spectrum, compare_A, decompose
@@ -41,13 +41,13 @@ from robustmerge.stage.settings import UserError
 
 A_INIT = {True: "shared A", False: "independent A"}
 PLAIN = Method(name="plain_sum", strength=1.0)  # (sum of B)(sum of A), nothing pruned and nothing scaled
-NO_MERGE = Inner(torch.empty(0), torch.empty(0), torch.empty(0))
+NO_MERGE = InnerProducts(torch.empty(0), torch.empty(0), torch.empty(0))
 
 
 def measure(plans: Sequence[Plan]) -> Findings:
     """Measure every point of a sweep. Raises UserError where a merge or a score is missing, naming the command."""
     findings = Findings()
-    groups = groups_of(plans)
+    groups = name_groups(plans)
     _check(plans)
     done: set[tuple] = set()
     for plan, group in zip(plans, groups, strict=True):
@@ -64,7 +64,7 @@ def measure(plans: Sequence[Plan]) -> Findings:
     return findings
 
 
-def groups_of(plans: Sequence[Plan]) -> list[str]:
+def name_groups(plans: Sequence[Plan]) -> list[str]:
     """The group of each point: `shared A` or `independent A`, and all other swept settings of the experts."""
     keys = find_swept_keys(plans, ignored=("seed", "merge", "peft.shared_a_init"))
     starts = ["experts given" if p.config.experts is not None else A_INIT[p.config.peft.shared_a_init] for p in plans]
@@ -88,7 +88,7 @@ def _check(plans: Sequence[Plan]) -> None:
         needed += plan.experts.values()
         for source in plan.sources:
             needed += [source.address, *(plan.score(source, one) for one in source.eval_sets if one.task.seen)]
-    require(needed, "results are", command("merge_eval"))
+    require_complete(needed, "results are", command("merge_eval"))
 
 
 @dataclass
@@ -96,8 +96,8 @@ class Sums:
     """Sums over the modules of one point, and what is kept of each module. crossed: by method at strength 1."""
 
     names: list[str]
-    inner: Inner = NO_MERGE
-    crossed: dict[str, Crossed] = field(default_factory=dict)
+    inner: InnerProducts = NO_MERGE
+    crossed: dict[str, CrossTerms] = field(default_factory=dict)
     spectra: list[list[Spectrum]] = field(default_factory=list)  # [modules][experts]
     a_cosines: list[torch.Tensor] = field(default_factory=list)  # [modules] of [N, N]
     b_cosines: list[torch.Tensor] = field(default_factory=list)  # [modules] of [N, N]
@@ -185,7 +185,7 @@ def _add_merged(findings: Findings, plan: Plan, sums: Sums, sources: Sequence[So
 
     zero_shot = {task: score(by_kind["zero_shot"], task) for task in tasks}
     individual = {task: score(experts[task], task) for task in tasks if task in experts}
-    for source, kept in zip(sources, what_is_kept(sums.inner), strict=True):
+    for source, kept in zip(sources, measure_retention(sums.inner), strict=True):
         merged = {task: score(source, task) for task in tasks}
         row = point | {"kind": source.kind, "method": method_title(plan, source), "variant": source.variant}
         model = row | {"address": source.address.short}
@@ -200,7 +200,7 @@ def _add_merged(findings: Findings, plan: Plan, sums: Sums, sources: Sequence[So
                 findings.kept.append(model | {"task": name} | _of_expert(kept, sums.norms, i) | scores)
 
 
-def _of_expert(kept: Kept, norms: torch.Tensor, i: int) -> Row:
+def _of_expert(kept: Retention, norms: torch.Tensor, i: int) -> Row:
     """What a merged model keeps of one expert, and how long both are."""
     return {
         "share": float(kept.share[i]),
@@ -220,7 +220,7 @@ def _add_strengths(findings: Findings, plan: Plan, source: Source, model: Row) -
         findings.grid.append(row | {"val_avg": value})
 
 
-def _summarise(kept: Kept, norms: torch.Tensor) -> Row:
+def _summarise(kept: Retention, norms: torch.Tensor) -> Row:
     """One number a merged model: means over experts; of interference the median, which a lost expert cannot pull."""
     share = kept.share
     return {

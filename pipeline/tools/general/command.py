@@ -19,7 +19,7 @@ from eval.report.formats import format_text
 from eval.report.general_tables import general_notes, general_table
 from eval.report.published import published_general_table
 from eval.report.results import PUBLISHED
-from pipeline.addresses import require
+from pipeline.addresses import require_complete
 from pipeline.closing import format_path
 from pipeline.general_results import KIND
 from pipeline.plan import Plan
@@ -29,7 +29,7 @@ from pipeline.stages import predict
 from pipeline.sweep import make_plan_with
 from pipeline.tools.general.run_lmms import find_environment, run_task
 from robustmerge.method import list_methods, read_method
-from robustmerge.stage.address import Address, address_folder, foreign, run_stage
+from robustmerge.stage.address import Address, address_folder, address_foreign, run_stage
 from robustmerge.stage.records import read_score
 from robustmerge.stage.settings import IMAGE_MODES, ConfigError, Problem, UserError, build, choose, refuse
 
@@ -98,8 +98,8 @@ class GeneralPlan:
         tasks = []
         for run in list_runs(self.plan, self.request):
             inputs = self.inputs
-            if self.include is not None and defines(self.include, run.task):
-                inputs |= {"include": foreign(self.include)}
+            if self.include is not None and defines_task(self.include, run.task):
+                inputs |= {"include": address_foreign(self.include)}
             tasks.append((address_folder(self.plan.root, self.folder, run.task, KIND, SCHEMA, run, inputs), run))
         return tasks
 
@@ -126,7 +126,7 @@ def list_runs(plan: Plan, request: GeneralRequest) -> list[GeneralRun]:
     return runs
 
 
-def defines(include: Path, task: str) -> bool:
+def defines_task(include: Path, task: str) -> bool:
     """Whether a YAML file of the folder describes that task."""
     definition = re.compile(rf"^task\s*:\s*[\"']?{re.escape(task)}[\"']?\s*$", re.MULTILINE)
     return any(definition.search(file.read_text(encoding="utf-8")) for file in sorted(include.rglob("*.yaml")))
@@ -137,7 +137,7 @@ def run_general(points: Sequence[Mapping[str, Any]]) -> None:
     planned = [GeneralPlan(*make_plan_with(GeneralRequest, point)) for point in points]
     for one in planned:
         list_runs(one.plan, one.request)  # wrong keys are reported before what is missing
-    require([one.plan.base for one in planned], "base model is", train_all_command())
+    require_complete([one.plan.base for one in planned], "base model is", train_all_command())
     predict.check_sources([one.plan for one in planned])
     predict.check_devices([one.plan for one in planned])
     unfinished = [one for one in planned if any(not address.is_complete() for address, _ in one.tasks)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.addresses import require
+from pipeline.addresses import require_complete
 from pipeline.plan import Plan, make_command
 from pipeline.sources import SOURCE_FILES
 from pipeline.sweep import make_plan_with
@@ -80,7 +80,7 @@ def find_folder(plan: Plan, request: PushRequest) -> Path:
         source = plan.find_source(name)
         if source.kind == "zero_shot":
             raise UserError("zero_shot is the base alone; source= names an adapter: an expert, a merge, a folder")
-        require([source.address], "result is", make_command(source))
+        require_complete([source.address], "result is", make_command(source))
         folder = source.address.path
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")

@@ -18,7 +18,7 @@ from robustmerge.stage.address import (
     Address,
     address_file,
     address_folder,
-    foreign,
+    address_foreign,
     read_manifest,
     run_stage,
 )
@@ -144,22 +144,22 @@ def test_a_foreign_folder_is_known_by_its_content(tmp_path):
     for name in ("one", "two.v2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").write_text("same")
-    first = foreign(tmp_path / "one")
-    assert first.fingerprint == foreign(tmp_path / "two.v2").fingerprint
+    first = address_foreign(tmp_path / "one")
+    assert first.fingerprint == address_foreign(tmp_path / "two.v2").fingerprint
     assert first.is_complete()
     (tmp_path / "two.v2" / "weights").write_text("other")
-    assert first.fingerprint != foreign(tmp_path / "two.v2").fingerprint
+    assert first.fingerprint != address_foreign(tmp_path / "two.v2").fingerprint
 
 
 def test_an_unfinished_folder_of_ours_is_not_taken_for_a_foreign_one(tmp_path):
     (tmp_path / "expert" / "unfinished").mkdir(parents=True)
     with pytest.raises(UserError, match="not finished yet"):
-        foreign(tmp_path / "expert")
+        address_foreign(tmp_path / "expert")
 
 
 def test_a_manifest_of_somebody_else_is_an_ordinary_file(tmp_path):
     (tmp_path / "manifest.json").write_text('{"version": 1}')
-    assert foreign(tmp_path).identity["stage"] == "foreign"
+    assert address_foreign(tmp_path).identity["stage"] == "foreign"
 
 
 def test_what_a_kill_left_beside_a_file_does_not_stay_in_a_complete_result(tmp_path):

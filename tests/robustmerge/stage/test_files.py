@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robustmerge.formats.tensors import SlotWriter, TensorWriter, room_for
-from robustmerge.stage.files import WholeFile, left_beside, write_atomically
+from robustmerge.formats.tensors import SlotWriter, TensorWriter, header_room
+from robustmerge.stage.files import WholeFile, find_unpublished, write_atomically
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7, dtype=torch.int64), "none": torch.ones(0, 4)}
 LAYOUT = {name: (x.dtype, x.shape) for name, x in TENSORS.items()}
@@ -23,7 +23,7 @@ def write_plain(path: Path, then: Callable[[], None]) -> None:
 
 
 def write_in_order(path: Path, then: Callable[[], None]) -> None:
-    with TensorWriter(path, room_for(TENSORS)) as writer:
+    with TensorWriter(path, header_room(TENSORS)) as writer:
         for name, tensor in TENSORS.items():
             writer.add(name, tensor)
         then()
@@ -46,7 +46,7 @@ def test_the_name_is_that_of_the_old_file_until_the_new_one_is_whole(write, tmp_
 
     def look() -> None:
         assert path.read_bytes() == b"old"
-        assert len(list(left_beside(path))) == 1
+        assert len(list(find_unpublished(path))) == 1
 
     write(path, look)
     assert path.read_bytes() != b"old"

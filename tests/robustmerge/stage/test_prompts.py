@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from eval.settings import PROTOCOLS
 from llava_ext.conversation import render as render_conversation
-from llava_ext.generate import decoding
+from llava_ext.generate import generation_config
 from pipeline.config import read_config
 from pipeline.program import compose, list_options
 from robustmerge.stage.address import REPOSITORY
@@ -42,7 +42,7 @@ def pinned(benchmark: str) -> dict[str, Any]:
         found[task.name] = {"trained on": render(task.train_prompt or task.prompt, EXAMPLE)}
         for protocol in PROTOCOLS:
             asked = task.under(protocol)
-            decoded = decoding(TOKENIZER, asked.max_new_tokens).to_diff_dict()
+            decoded = generation_config(TOKENIZER, asked.max_new_tokens).to_diff_dict()
             prompt = render_conversation(TEMPLATE, [(render(asked.prompt, EXAMPLE), None)], image=True)
             found[task.name][protocol] = {
                 "prompt": prompt,
