@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robustmerge.algebra import measure_model, merge_module, needs_another_majority
 from robustmerge.formats.adapter import Adapter, open_adapters
-from robustmerge.formats.agreement import find_disagreements
+from robustmerge.formats.compatibility import find_disagreements
 from robustmerge.formats.output import open_writer, problems_of_format
 from robustmerge.hub.places import fetch_adapter, find_place, name_of
 from robustmerge.merge_record import Norms, record_merge, squared_norm, summarize_merge, write_card

@@ -9,9 +9,9 @@ from pipeline.program import run  # noqa: E402
 
 
 def main(points: list[dict]) -> None:
-    from pipeline.closing import print_results
     from pipeline.stages import base, predict, prepare
     from pipeline.sweep import make_plans
+    from pipeline.terminal import print_results
 
     plans = make_plans(points)
     predict.check_devices(plans)

@@ -9,9 +9,9 @@ from pipeline.program import run  # noqa: E402
 
 
 def main(points: list[dict]) -> None:
-    from pipeline.closing import print_results
     from pipeline.stages.prepare import prepare
     from pipeline.sweep import make_plans
+    from pipeline.terminal import print_results
 
     plans = make_plans(points)
     prepare(plans)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.report.contact_sheet import draw_contact_sheet
-from eval.report.counts_and_parts import further_tables
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, pick_examples
 from eval.report.figures import RenderedFigure, draw_figures, draw_standing
@@ -17,6 +16,7 @@ from eval.report.notes import format_partial_notice
 from eval.report.page import make_page
 from eval.report.published import published_table
 from eval.report.results import Context, ResultGroup, SourceResult, group_results, list_seeds
+from eval.report.secondary_tables import further_tables
 from eval.report.sections import Content, compose
 from eval.report.standing import describe_standing, difference_table, pairs_table, standing_table
 from eval.report.tables import Table, main_table, seeds_table

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from eval.report.counts_and_parts import format_part
 from eval.report.formats import escape_markdown
 from eval.report.results import Context, ResultGroup, list_metrics, list_scores
+from eval.report.secondary_tables import format_part
 from eval.report.tables import MISSING
 from eval.settings import BUILTIN_SUFFIX, Task
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.report.counts_and_parts import has_scores, under_other_protocol
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, format_examples_section
 from eval.report.figures import RenderedFigure
@@ -15,7 +14,8 @@ from eval.report.notes import PROTOCOL_MEANINGS, format_footnotes, format_partia
 from eval.report.provenance import format_provenance_section
 from eval.report.published import read_published
 from eval.report.results import CHOSEN, Context, ResultGroup, list_blocks, list_scores, list_seeds, lower_first
-from eval.report.section_base import format_base_section
+from eval.report.secondary_tables import has_scores, under_other_protocol
+from eval.report.section_base_model import format_base_section
 from eval.report.section_methods import format_methods_section
 from eval.report.standing import describe_standing, format_difference
 from eval.report.tables import MISSING, Column, Table, list_averages, rank_merged

@@ -10,7 +10,7 @@ from pipeline.events import say
 from pipeline.jobs import Job, run_jobs
 from pipeline.plan import Plan
 from pipeline.stages.convert import fetch
-from pipeline.todo import describe_item, drop_finished, run_in_turn
+from pipeline.work_items import describe_item, drop_finished, run_in_turn
 from robustmerge.stage.address import Address
 from robustmerge.stage.settings import build
 

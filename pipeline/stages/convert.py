@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.addresses import Adapter
 from pipeline.events import say
 from pipeline.plan import Plan
-from pipeline.todo import describe_item, drop_finished, run_in_turn
+from pipeline.work_items import describe_item, drop_finished, run_in_turn
 from robustmerge.hub.download import fetch_pinned
 from robustmerge.hub.pins import Pinned
 from robustmerge.hub.places import HUB

@@ -13,7 +13,7 @@ from pipeline.events import say
 from pipeline.plan import Plan
 from pipeline.program import train_all_command
 from pipeline.stages.convert import convert
-from pipeline.todo import describe_item, drop_finished, run_side_by_side
+from pipeline.work_items import describe_item, drop_finished, run_side_by_side
 from robustmerge.method import AnyMethod, list_methods
 from robustmerge.stage.address import Address, read_manifest
 from robustmerge.stage.settings import UserError, suggest

@@ -14,7 +14,7 @@ from pipeline.addresses import Adapter, require_complete
 from pipeline.events import say
 from pipeline.plan import Evaluation, Plan, make_command
 from pipeline.stages.convert import convert
-from pipeline.todo import describe_item, drop_finished, run_side_by_side
+from pipeline.work_items import describe_item, drop_finished, run_side_by_side
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import read_predictions
 from robustmerge.stage.settings import UserError, build

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.events import say
 from pipeline.plan import Plan
-from pipeline.todo import describe_item, drop_finished, run_in_turn
+from pipeline.work_items import describe_item, drop_finished, run_in_turn
 from robustmerge.stage.address import Address
 from robustmerge.stage.settings import build
 

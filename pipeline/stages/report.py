@@ -13,13 +13,13 @@ from typing import Any
 
 from eval.report.assemble import assemble_report, format_summary, write_report
 from eval.report.results import Context, SourceResult
-from pipeline.closing import format_path, format_seconds
 from pipeline.config import list_differences
 from pipeline.general_results import general_addresses
 from pipeline.plan import Evaluation, Plan
 from pipeline.sources import Source
 from pipeline.stages.report_context import make_context, read_general
 from pipeline.sweep import find_swept_keys
+from pipeline.terminal import format_path, format_seconds
 from robustmerge.method import AnyMethod, list_methods, read_method
 from robustmerge.stage.address import Address, settings_in_identity
 from robustmerge.stage.files import write_atomically

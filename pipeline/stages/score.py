@@ -13,7 +13,7 @@ from eval.score import score_partial
 from eval.settings import BUILTIN_SUFFIX, CAPTION_NAMES, METRIC_NAMES, PROTOCOLS
 from pipeline.events import say
 from pipeline.plan import Evaluation
-from pipeline.todo import describe_item, drop_finished, run_side_by_side
+from pipeline.work_items import describe_item, drop_finished, run_side_by_side
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import Score, read_score
 from robustmerge.stage.settings import UserError, build

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from eval.settings import Task
 from llava_ext.launch import count_parallel_runs, launch_command
-from pipeline.closing import format_seconds, print_results
 from pipeline.events import say
 from pipeline.jobs import Job, run_jobs
 from pipeline.plan import Plan
 from pipeline.program import command
-from pipeline.todo import describe_item, drop_finished
+from pipeline.terminal import format_seconds, print_results
+from pipeline.work_items import describe_item, drop_finished
 from robustmerge.stage.address import Address
 from robustmerge.stage.settings import build
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from eval.settings import OFFICIAL_NAMES
 from pipeline.program import compose, runs_folder
+from pipeline.terminal import confirm, format_size
 from pipeline.tools.tables import format_columns
-from pipeline.tools.terminal import confirm, format_size
 from robustmerge.stage.address import Address, is_locked, read_manifest
 from robustmerge.stage.records import Score, read_score
 from robustmerge.stage.settings import UserError

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from robustmerge.analysis.direction_robustness import compare_directions, prune_pair
 from robustmerge.formats.adapter import Adapter, LoraPair, open_adapters
 from robustmerge.formats.adapter_config import scaling_of
-from robustmerge.formats.agreement import find_disagreements
+from robustmerge.formats.compatibility import find_disagreements
 from robustmerge.low_rank import Spectrum, compare, compare_A, decompose, effective_rank, energy_of_first
 from robustmerge.low_rank import singular_values as values_of
 from robustmerge.module import Module, check_module

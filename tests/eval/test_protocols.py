@@ -10,11 +10,11 @@ from itertools import combinations
 import pytest
 
 from eval.report.assemble import assemble_report, format_summary
-from eval.report.counts_and_parts import counts_table, format_part, further_tables, parts_table
 from eval.report.figures import draw_figures
 from eval.report.formats import format_csv, format_html
 from eval.report.notes import FOOTNOTES, format_footnotes, format_partial_notice
 from eval.report.results import SourceResult, group_results
+from eval.report.secondary_tables import counts_table, format_part, further_tables, parts_table
 from eval.report.standing import pairs_table
 from eval.report.tables import MISSING, main_table
 from eval.settings import Official

@@ -14,7 +14,7 @@ from eval.report.formats import format_csv, format_html, format_text
 from eval.report.palette import assign_styles, list_panels
 from eval.report.provenance import format_provenance_section
 from eval.report.results import CHOSEN, Choice, Regime, SourceResult, group_results
-from eval.report.section_base import format_base_section
+from eval.report.section_base_model import format_base_section
 from eval.report.section_methods import format_methods_section
 from eval.report.standing import describe_standing, difference_table, standing_table
 from eval.report.tables import main_table

@@ -14,10 +14,10 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from pipeline.closing import format_path, print_results
 from pipeline.program import compose
 from pipeline.stages import merge
 from pipeline.sweep import make_plans
+from pipeline.terminal import format_path, print_results
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.merging import merge_folders
 from robustmerge.stage.address import REPOSITORY, address_foreign, run_stage

@@ -1,7 +1,7 @@
 """What adapter folders hold, in every spelling that peft has written, and what is refused of them.
 
 The property tests are in test_adapter_laws.py, those of the Hub in test_hub.py, and
-which adapters fit together in test_agreement.py
+which adapters fit together in test_compatibility.py
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.stages.predict import TOKENS_OF_A_PROMPT
-from pipeline.todo import cut_evenly
 from pipeline.tools.bench.processes import run_together
 from pipeline.tools.bench.rounds import Series, median_ratio, run_rounds
 from pipeline.tools.tables import format_markdown
+from pipeline.work_items import cut_evenly
 from robustmerge.stage.address import read_manifest
 from robustmerge.stage.settings import UserError
 

@@ -20,13 +20,13 @@ from eval.report.general_tables import general_notes, general_table
 from eval.report.published import published_general_table
 from eval.report.results import PUBLISHED
 from pipeline.addresses import require_complete
-from pipeline.closing import format_path
 from pipeline.general_results import KIND
 from pipeline.plan import Plan
 from pipeline.program import train_all_command
 from pipeline.sources import TITLES, Source
 from pipeline.stages import predict
 from pipeline.sweep import make_plan_with
+from pipeline.terminal import format_path
 from pipeline.tools.general.run_lmms import find_environment, run_task
 from robustmerge.method import list_methods, read_method
 from robustmerge.stage.address import Address, address_folder, address_foreign, run_stage

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.closing import format_path
 from pipeline.plan import Plan
 from pipeline.stages import merge
 from pipeline.sweep import make_plan_with
+from pipeline.terminal import format_path
 from pipeline.tools.tables import format_csv
 from robustmerge.hub.places import split_name
 from robustmerge.stage.files import write_atomically

@@ -13,11 +13,11 @@ from pipeline.addresses import require_complete
 from pipeline.plan import Plan, make_command
 from pipeline.sources import SOURCE_FILES
 from pipeline.sweep import make_plan_with
+from pipeline.terminal import confirm, format_size
 from pipeline.tools.push import hub
 from pipeline.tools.push.card import Card
 from pipeline.tools.push.files import UploadedFile, collect_files
 from pipeline.tools.tables import format_columns
-from pipeline.tools.terminal import confirm, format_size
 from robustmerge.stage.address import UNFINISHED, is_locked
 from robustmerge.stage.settings import ConfigError, Problem, UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustmerge.formats.adapter import LoraPair, open_adapter
-from robustmerge.formats.agreement import find_disagreements
+from robustmerge.formats.compatibility import find_disagreements
 from robustmerge.merging import open_experts
 from robustmerge.method import read_method
 from robustmerge.stage.settings import UserError
