@@ -153,7 +153,7 @@ def test_a_child_ends_with_the_status_of_its_work_whatever_its_libraries_do_at_t
     assert output in ended.stdout + ended.stderr
 
 
-def test_job_files_of_a_line_that_was_killed_are_removed(tmp_path):
+def test_job_files_of_a_program_that_was_killed_are_removed(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""], cwd=REPOSITORY)
     start = process_start(ended.pid)
     ended.wait()

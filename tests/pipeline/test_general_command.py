@@ -1,4 +1,4 @@
-"""General benchmarks: lmms-eval's environment and command, and the line around them, with a stand-in for it."""
+"""General benchmarks: lmms-eval's environment and command, and the pipeline around them, with a stand-in for it."""
 
 from __future__ import annotations
 
