@@ -39,7 +39,7 @@ class Vision:
     image_size: int = 48
     patch_size: int = 12
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problems = _positive(self, "layers", "width", "mlp", "heads", "image_size", "patch_size")
         if not problems and self.width % self.heads:
             problems.append(Problem(f"width must be a multiple of heads, got {self.width} and {self.heads}", "width"))
@@ -57,7 +57,7 @@ class Language:
     mlp: int = 384
     heads: int = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problems = _positive(self, "layers", "width", "mlp", "heads")
         if not problems and self.width % (2 * self.heads):
             problems.append(Problem(f"width must be a multiple of 2 x heads, got {self.width}, {self.heads}", "width"))
@@ -75,7 +75,7 @@ class Part:
     weight_decay: float = 0.0
     max_steps: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         refuse(_positive(self, "epochs", "batch", "learning_rate", "max_steps"))
 
 
@@ -97,7 +97,7 @@ class BaseModel:
     seed: int = 0
     save_steps: int = outside_identity(250)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problems = _positive(self, "save_steps")
         if self.vocabulary < 300:
             problems.append(
@@ -125,7 +125,7 @@ class Peft:
     use_dora: bool = False
     shared_a_init: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problems = _positive(self, "r", "alpha")
         if not 0 <= self.dropout < 1:
             problems.append(Problem(f"dropout must be in [0, 1), got {self.dropout}", "dropout"))
@@ -152,7 +152,7 @@ class Recipe:
     max_length: int = 2048
     save_steps: int = outside_identity(500)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problems = _positive(
             self, "learning_rate", "projector_learning_rate", "global_batch", "epochs", "max_steps", "max_length"
         )
@@ -175,7 +175,7 @@ class Lora:
     r: int = 16
     alpha: float = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         refuse(_positive(self, "r", "alpha"))
 
 
@@ -200,7 +200,7 @@ class Model:
     precision: str = "fp32"
     parameters: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problems = [*_positive(self, "generation_batch", "parameters"), *_problems_of_precision(self.precision)]
         if self.products not in PRODUCTS:
             problems.append(
@@ -232,7 +232,7 @@ class Trainer:
     workers: int = outside_identity(0)
     deepspeed: dict = outside_identity({})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problems = _positive(self, "processes", "per_device_batch")
         if self.engine not in ENGINES:
             problems.append(Problem(f"unknown engine '{self.engine}'; {suggest(self.engine, ENGINES)}", "engine"))
@@ -291,7 +291,7 @@ class Expert:
     seed: int = 0
     base_name: str = outside_identity("")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ConfigError(Problem(f"tasks must be named once each, got {list(self.tasks)}", "tasks"))
         if unknown := sorted(set(self.prompts) - set(self.tasks)):

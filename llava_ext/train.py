@@ -154,12 +154,12 @@ class ExpertTrainer(OrderedTrainer):
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, settings: Expert, model, arguments, rows, collate):
+    def __init__(self, settings: Expert, model: Any, arguments: Any, rows: Any, collate: Any):
         advice = "lower recipe.learning_rate, or check the training samples"
         super().__init__(settings.name, model, arguments, rows, collate, describe_batching(settings), advice)
         self.settings = settings
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """An optimizer with two groups of parameters, sorted by name: LoRA, and modules that are trained whole."""
         if self.optimizer is None:
             recipe = self.settings.recipe
@@ -174,7 +174,9 @@ class ExpertTrainer(OrderedTrainer):
             self.optimizer = kind([group for group in groups if group["params"]], **options)
         return self.optimizer
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if "pixel_values" not in inputs:
             loss = loss + self._zero_through_projector()

@@ -108,14 +108,14 @@ class OrderedTrainer(HuggingFaceTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         return super().get_batch_samples(_raise_errors(epoch_iterator), num_batches, device)
 
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             step = self.state.global_step + 1
             raise UserError(f"{self.name}: the loss is {loss.item()} at step {step}; {self.advice}")
         return loss
 
-    def _get_train_sampler(self, train_dataset=None) -> SequentialSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
 
 
@@ -150,7 +150,7 @@ class Journal(TrainerCallback):
         self.bar: Bar | None = None
         self.file: TextIO | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         self.file = (Path(args.output_dir) / LOSSES).open("w", encoding="utf-8")
@@ -158,21 +158,21 @@ class Journal(TrainerCallback):
             self._write(entry)
         self.bar = Bar(desc=self.name, part=self.part, total=args.max_steps, initial=state.global_step, mininterval=1.0)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update()
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.file is not None and state.log_history:
             self._write(state.log_history[-1])
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # every process has written its part
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.batching)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for output in (self.file, self.bar):
             if output is not None:
                 output.close()
