@@ -100,7 +100,6 @@ def test_a_command_of_the_pages_runs(command: str, smoke: SmokeRun, places: dict
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_python_of_a_page_runs(page: Path, request: pytest.FixtureRequest) -> None:
+def test_the_python_of_a_page_runs(page: Path, places: dict[str, str]) -> None:
     for block in blocks("python", page):
-        places = request.getfixturevalue("places")
         exec(compile(replace_places(places, block), str(page), "exec"), {})

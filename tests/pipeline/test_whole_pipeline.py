@@ -156,7 +156,7 @@ def test_kills_at_any_moment_change_no_byte(smoke, tmp_path):
 
     The killed run has one process at a time, the other one had two.
     """
-    pair = ["tasks=[vqav2,rec]", "multi_task=false", "report=pair"]
+    pair = ["tasks=[vqav2,rec]", "multi_task=false", "strength_grid=[0.5,1.0]", "report=pair"]
     type_command("merge_eval", *pair, runs=smoke.runs)
     words = [*pair, "jobs=1", "model.recipe.save_steps=2"]
     draw = random.Random(int(os.environ.get("KILL_SEED", "0")))
