@@ -123,7 +123,7 @@ def print_merged(folder: Path, method: AnyMethod, out: str, was_there: bool = Fa
     is_model = (folder / "config.json").exists()
     words = ["model.base=null", f"+model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
     answer = shlex.join(["python", "scripts/predict.py", *words])
-    print(f"\nload it as its README.md says; on the plan's base, answer with it: {answer}")
+    print(f"\nits README.md says how to load it; to ask it the benchmark's questions (same base): {answer}")
 
 
 def describe_merge(method: AnyMethod, record: Mapping[str, Any]) -> dict[str, str]:
