@@ -31,11 +31,6 @@ from robustmerge.formats.tensors import TensorFile, TensorWriter, all_finite, he
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import UserError, first_few
 
-__all__ = [
-    "CONFIG", "PREFIX", "WEIGHTS", "Adapter", "AdapterWriter", "LoraPair", "common_dtype", "open_adapter",
-    "open_tensors",
-]  # fmt: skip
-
 WEIGHTS = "adapter_model.safetensors"
 
 PREFIX = "base_model.model."
