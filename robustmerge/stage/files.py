@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import re
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +16,13 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import plain, quote
 
 BESIDE = ".part"  # ending of a file that is being written
+DEPTH = 100  # levels of lists and objects in JSON from elsewhere
+LONGEST_NAME = 200  # bytes; a file system allows 255, and what is written beside it has a longer name
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE_VALUE = re.compile("[\ud800-\udfff]")
 
 SMALL = 16 * 2**20  # bytes below which a file is read anew: that takes 10 ms
 SETTLED_NS = 2 * 10**9  # a file that was written later than this before it was read may change unnoticed
@@ -84,7 +92,7 @@ class WholeFile:
 
 def find_unpublished(path: Path) -> Iterator[Path]:
     """Find the unpublished parts of a file, written by any process."""
-    return path.parent.glob(f".{path.name}.*{BESIDE}")
+    return path.parent.glob(f".{glob.escape(path.name)}.*{BESIDE}")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -93,16 +101,115 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         whole.file.write(content.encode() if isinstance(content, str) else content)
 
 
+def require_file(path: Path, what: str) -> Path:
+    """Return the path of a regular file. what: the kind of file, for messages, as in `a manifest`.
+
+    Raises UserError if nothing is there, or something that is not read as a file: a folder, a named pipe, a device, a
+    link to nothing, git-lfs's stand-in for a file that was not fetched.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise UserError(
+                f"{path} should be {what}, but is a link to {path.readlink()}, which is not there"
+            ) from error
+        raise UserError(f"{path} does not exist; it should be {what}") from error
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+        raise UserError(f"{path} cannot be read as {what}: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode):
+        kind = next((name for name, test in _KINDS.items() if test(mode)), "no file")
+        raise UserError(f"{path} should be {what}, but is {kind}")
+    if is_lfs_pointer(path):
+        raise UserError(f"{path} should be {what}, but git-lfs left a pointer in its place; fetch it: git lfs pull")
+    return path
+
+
+_KINDS = {
+    "a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK, "a device": stat.S_ISCHR,
+    "a disk": stat.S_ISBLK,
+}  # fmt: skip
+_LFS = b"version https://git-lfs"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a regular file is the pointer that a clone without git-lfs has in place of a large file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
+
+
+def check_file_name(name: object, where: str) -> str:
+    """Return the name of a file beside the one that names it. where: names that file and its field, for the message.
+
+    Raises UserError for anything but a plain file name: a path (`../x`, `/x`) would lead elsewhere.
+    """
+    is_plain = isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f\x7f]", name)
+    if not is_plain or len(os.fsencode(plain(str(name)))) > LONGEST_NAME:
+        raise UserError(
+            f"{where} must be the name of a file beside it, of at most {LONGEST_NAME} bytes and without a folder, "
+            f"got {quote(name)}"
+        )
+    return str(name)
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON from elsewhere.
+
+    Raises ValueError that says why it is refused: no JSON, nested deeper than DEPTH, a number of thousands of digits,
+    half of a surrogate pair (`"\\ud800"`), which could not be written again.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEPTH} levels") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's limit on the digits of an integer
+        raise ValueError("it holds a number of thousands of digits") from None
+    _refuse_depth(value)
+    if _SURROGATE.search(text) and _SURROGATE_VALUE.search(json.dumps(value, ensure_ascii=False)):
+        raise ValueError("it holds half of a surrogate pair, which is no character")
+    return value
+
+
+def _refuse_depth(value: Any) -> None:
+    level, depth = [value], 0
+    while level := [
+        inner
+        for outer in level
+        if isinstance(outer, (dict, list))
+        for inner in (outer.values() if isinstance(outer, dict) else outer)
+        if isinstance(inner, (dict, list))
+    ]:
+        depth += 1
+        if depth > DEPTH:
+            raise ValueError(f"it is nested deeper than {DEPTH} levels")
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a text file in UTF-8 (a byte order mark is dropped). Raises UserError as `require_file` does."""
+    try:
+        return require_file(path, what).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} cannot be read as {what}: it is not UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as {what}: {error.strerror}") from error
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read the JSON object in a file. what: the kind of file, for messages, as in `a manifest`.
 
     Raises UserError if the file does not exist or holds something else.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} does not exist; it should be {what}") from error
-    except (OSError, ValueError) as error:
+        content = parse_json(read_text(path, what))
+    except ValueError as error:
         raise UserError(f"{path} cannot be read as {what}: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} cannot be read as {what}: it holds a {type(content).__name__}, not an object")

@@ -9,6 +9,8 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from robustmerge.stage.text import format_message
+
 OUTSIDE_IDENTITY = "outside_identity"
 LATER = "later"
 
@@ -24,8 +26,12 @@ T = TypeVar("T")
 class UserError(Exception):
     """A foreseen mistake of the user's; the message says what is wrong and where, the value, and what is allowed.
 
-    Entry points print it without a traceback and exit with status 2.
+    Entry points print it without a traceback and exit with status 2. What it quotes of foreign files is made fit for a
+    terminal, and a message of more than 2 kB loses lines in its middle.
     """
+
+    def __init__(self, text: object = ""):
+        super().__init__(format_message(str(text)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""Text from outside (names, values, answers), made fit for a terminal, a log or a message."""
+
+from __future__ import annotations
+
+import re
+
+LINE = 900  # characters of a line of a message; the middle of a longer one is left out
+MESSAGE = 1900  # bytes of a whole message; lines in the middle of a longer one are left out
+# Control characters (a terminal obeys them) but not the line's end and the tab; those that turn the reading direction;
+# halves of surrogate pairs, which no file and no terminal can encode.
+_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    r"""Replace what a terminal would obey instead of showing by its escape.
+
+    >>> plain("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return _UNFIT.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def shorten(text: str, most: int = 80) -> str:
+    """Leave out the middle of a text of more than `most` characters.
+
+    >>> shorten("0123456789" * 3, 10)
+    '012345…789'
+    """
+    tail = most // 3
+    return text if len(text) <= most else f"{text[: most - 1 - tail]}…{text[-tail:]}"
+
+
+def quote(value: object, most: int = 80) -> str:
+    """The value of a field of a foreign file, for a message: as Python writes it, on one line, shortened."""
+    return shorten(plain(repr(value)), most)
+
+
+def format_message(text: str) -> str:
+    """A message that can be printed anywhere: plain, with lines of at most LINE characters, and MESSAGE bytes in all.
+
+    Its first and last lines are kept: what is wrong, and what to do.
+    """
+    lines = [shorten(line, LINE) for line in plain(text).split("\n")]
+    sizes = [len(line.encode()) + 1 for line in lines]
+    if sum(sizes) <= MESSAGE:
+        return "\n".join(lines)
+    head, tail, room = 1, 1, MESSAGE - 60 - sizes[0] - sizes[-1]
+    while head + tail < len(lines):
+        takes_head = sum(sizes[:head]) <= 2 * sum(sizes[-tail:])
+        room -= sizes[head] if takes_head else sizes[-tail - 1]
+        if room < 0:
+            break
+        head, tail = (head + 1, tail) if takes_head else (head, tail + 1)
+    return "\n".join([*lines[:head], f"... ({len(lines) - head - tail} more lines)", *lines[-tail:]])
