@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.tensors import CODES, TensorFile
-from robustmerge.stage.files import read_json
+from robustmerge.stage.files import check_file_name, read_json
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import quote
 
 # Checkpoints on the hub keep the names of older versions of transformers, which are changed on loading.
 SPELLINGS = (
@@ -27,6 +28,7 @@ SPELLINGS = (
 HEADS = ("lm_head.weight", "embed_out.weight")
 TIED = re.compile(r"(^|\.)(lm_head|embed_out|embed_tokens|embed_in|wte)\.weight$")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+SUFFIXES = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,24 @@ def canonical_name(name: str) -> str:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open the weights of a model folder. Raises UserError as `find_weight_files` does, or if a file cannot be read."""
-    files = {_written_name(path.name): TensorFile(path) for path in find_weight_files(folder)}
+    """Open the weights of a model folder.
+
+    Raises UserError as `find_weight_files` does, or if a file cannot be read, a tensor is in two files, or one that
+    the index lists is in none.
+    """
+    parts = _find_parts(folder)
+    files: dict[str, TensorFile] = {}
+    holders: dict[str, Path] = {}
+    for path in parts:
+        if (name := _written_name(path)) in files:
+            raise UserError(f"{path} and {files[name].path.name} would both be written as {name}; rename one of them")
+        files[name] = TensorFile(path)
+        for tensor in files[name].names:
+            if tensor in holders:
+                raise UserError(f"{folder}: tensor '{tensor}' is in {holders[tensor].name} and again in {path.name}")
+            holders[tensor] = path
+    if missing := sorted({tensor for listed in parts.values() for tensor in listed} - set(holders)):
+        raise UserError(f"{folder} is incomplete: its index lists {quote(missing[0])}, which is in none of its files")
     _refuse_unknown_dtypes(folder, files)
     config = folder / "config.json"
     return Checkpoint(folder, files, read_json(config, "the config of a model") if config.is_file() else {})
@@ -110,32 +128,44 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def find_weight_files(folder: Path) -> list[Path]:
     """The weight files of a model folder: safetensors before .bin, whole or in the parts that an index names.
 
-    Raises UserError if there are none, or a part is not there.
+    Raises UserError if there are none, a part is not there, or the index names anything but weight files beside it.
+    Source of the order: `from_pretrained` of transformers.
     """
+    return list(_find_parts(folder))
+
+
+def _find_parts(folder: Path) -> dict[Path, list[str]]:
+    """Weight file -> the tensors in it by the index; none for a whole file."""
     for whole in WEIGHTS:
-        index = folder / f"{whole}.index.json"
-        if index.is_file():
-            return [folder / name for name in _read_index(index)]
         if (folder / whole).is_file():
-            return [folder / whole]
+            return {folder / whole: []}
+        if (index := folder / f"{whole}.index.json").is_file():
+            return _read_index(index)
     names = ", ".join(sorted(file.name for file in folder.iterdir())) if folder.is_dir() else ""
     raise UserError(f"{folder} is no model folder: it has neither {' nor '.join(WEIGHTS)}; it has {names or 'nothing'}")
 
 
-def _read_index(index: Path) -> list[str]:
-    parts = read_json(index, "the index of a checkpoint").get("weight_map")
-    if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
-        raise UserError(f"{index} is no index of a checkpoint: weight_map must map tensors to files, got {parts!r:.80}")
-    names = sorted(set(parts.values()))
-    if missing := [name for name in names if not (index.parent / name).is_file()]:
+def _read_index(index: Path) -> dict[Path, list[str]]:
+    where = read_json(index, "the index of a checkpoint").get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise UserError(
+            f"{index} is no index of a checkpoint: weight_map must map tensors to files, got {quote(where)}"
+        )
+    parts: dict[Path, list[str]] = {}
+    for tensor, name in where.items():
+        entry = f"{index}: weight_map[{quote(tensor)}]"
+        path = index.parent / check_file_name(name, entry)
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"{entry} must be a file of the kind {' or '.join(SUFFIXES)}, got {quote(name)}")
+        parts.setdefault(path, []).append(tensor)
+    if missing := sorted(path.name for path in parts if not path.is_file()):
         raise UserError(f"{index.parent} is incomplete: {index.name} names {missing[0]}, which is not there")
-    return names
+    return dict(sorted(parts.items()))
 
 
-def _written_name(name: str) -> str:
-    if not name.endswith(".bin"):
-        return name
-    return name.removesuffix(".bin").replace("pytorch_model", "model") + ".safetensors"
+def _written_name(path: Path) -> str:
+    """The name of a weight file where it is written again, as safetensors."""
+    return path.name if path.suffix == ".safetensors" else path.stem.replace("pytorch_model", "model") + ".safetensors"
 
 
 def _refuse_unknown_dtypes(folder: Path, files: Mapping[str, TensorFile]) -> None:

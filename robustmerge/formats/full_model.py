@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, LoraPair, open_adapter
-from robustmerge.formats.checkpoint import Checkpoint, open_checkpoint
+from robustmerge.formats.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from robustmerge.formats.delta import CONFIG as DELTA_CONFIG
 from robustmerge.formats.delta import Delta, open_delta
 from robustmerge.formats.tensors import SlotWriter, all_finite
@@ -111,7 +111,7 @@ class ModelWriter:
 
     def _write_small_files(self) -> None:
         """Write config and tokenizer; config.json last, as a folder without it is no model."""
-        if len(self._writers) > 1:
+        if list(self._writers) != [WEIGHTS[0]]:  # a file of another name is found by the index only
             size = sum(writer.path.stat().st_size for writer in self._writers.values())
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.base.where.items()))}
             write_atomically(self.folder / INDEX, json.dumps(index, indent=2) + "\n")

@@ -13,7 +13,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from robustmerge.hub.pins import Pinned, hub_error, snapshot_folder, storage_folder
 from robustmerge.stage.settings import UserError
@@ -57,7 +57,10 @@ def is_fetched(pinned: Pinned, files: Sequence[str]) -> bool:
     listed = _list_files(pinned)
     if listed is None or _unchecked(pinned).exists():
         return False
-    return all((snapshot_folder(pinned) / name).is_file() for name in listed if _matches(name, files))
+    wanted = [PurePosixPath(name) for name in listed if _matches(name, files)]
+    if any(name.is_absolute() or ".." in name.parts for name in wanted):  # the list is damaged: ask the Hub again
+        return False
+    return all((snapshot_folder(pinned) / name).is_file() for name in wanted)
 
 
 def _is_disk_full(error: Exception) -> bool:

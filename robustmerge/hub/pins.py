@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustmerge.stage.files import read_json, write_atomically
+from robustmerge.stage.files import LONGEST_NAME, read_json, read_text, write_atomically
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import quote
 
-_REPOSITORY = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_NAME = r"\w(?:[\w-]|\.(?!\.))*"  # never `..`: names and revisions are folders in the Hub's cache
+_REPOSITORY = re.compile(rf"(?P<name>{_NAME}/{_NAME})(?:@(?P<revision>{_NAME}(?:/{_NAME})*))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _SECONDS = 15  # that the Hub has to answer
 
@@ -34,7 +36,7 @@ class Repository:
 
 def parse_repository(text: str) -> Repository | None:
     """The repository that `user/repo` or `user/repo@revision` names; None for any other text."""
-    match = _REPOSITORY.fullmatch(text)
+    match = _REPOSITORY.fullmatch(text) if len(text) <= LONGEST_NAME else None
     return Repository(match["name"], match["revision"] or "main") if match else None
 
 
@@ -116,7 +118,7 @@ def _ask(repository: Repository) -> str:
     except Exception as error:  # what the network raises differs between versions of the Hub's library
         if _is_answer(error) or not ref.is_file():
             raise hub_error(str(repository), error, repository.name, repository.revision) from error
-        return ref.read_text().strip()
+        return _check_commit(read_text(ref, "the commit of a repository").strip(), str(ref))
     with contextlib.suppress(OSError):  # a cache that cannot be written serves those who read it
         ref.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(ref, commit)
@@ -125,10 +127,13 @@ def _ask(repository: Repository) -> str:
 
 def _read(pins: Path) -> dict[str, str]:
     commits = read_json(pins, "the commits of repositories") if pins.exists() else {}
-    for key, commit in commits.items():
-        if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-            raise UserError(f"{pins}: '{key}' must be a commit of 40 hexadecimal digits, got {commit!r}")
-    return commits
+    return {key: _check_commit(commit, f"{pins}: {quote(key)}") for key, commit in commits.items()}
+
+
+def _check_commit(commit: object, where: str) -> str:
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise UserError(f"{where} must be a commit of 40 hexadecimal digits, got {quote(commit)}")
+    return commit
 
 
 @contextlib.contextmanager

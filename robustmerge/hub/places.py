@@ -12,6 +12,7 @@ from robustmerge.hub.download import fetch_pinned
 from robustmerge.hub.pins import Repository, parse_repository, pin, snapshot_folder
 from robustmerge.stage.address import Address, address_foreign
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import quote
 
 HUB = "hub"  # the stage in the identity of a repository
 SMALL = ("*.json", "*.jinja", "*.model", "*.py", "*.tiktoken", "*.txt")  # config, tokenizer, preprocessor
@@ -26,18 +27,28 @@ def find_place(text: str | Path) -> Path | Repository:
 
     Raises UserError that says why it is neither.
     """
-    folder = Path(text).expanduser()
-    if folder.is_dir():
+    folder = _as_path(text)
+    if folder is not None and folder.is_dir():
         return folder.resolve()
-    if folder.exists():
+    if folder is not None and folder.exists():
         raise UserError(f"{text} is a file; give the folder that holds it")
     repository = parse_repository(str(text))
     if repository is None:
         raise UserError(
-            f"there is no folder {folder}, and a repository of the Hugging Face Hub is written user/repo or "
-            "user/repo@revision"
+            f"there is no folder {folder or quote(text)}, and a repository of the Hugging Face Hub is written "
+            "user/repo or user/repo@revision"
         )
     return repository
+
+
+def _as_path(text: str | Path) -> Path | None:
+    """The text as a path; None if it can be none: too long, a zero byte in it, or the home of an unknown user."""
+    try:
+        path = Path(text).expanduser()
+        path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return path
 
 
 def split_name(entry: str) -> tuple[str, str]:
@@ -52,8 +63,9 @@ def split_name(entry: str) -> tuple[str, str]:
 
 def name_of(text: str | Path) -> str:
     """The default name of an expert: that of its folder, or its repository without user and revision."""
-    repository = None if Path(text).expanduser().exists() else parse_repository(str(text))
-    return repository.name.partition("/")[2] if repository else Path(text).expanduser().resolve().name
+    path = _as_path(text)
+    repository = None if path is not None and path.exists() else parse_repository(str(text))
+    return repository.name.partition("/")[2] if repository else (path.resolve() if path else Path(text)).name
 
 
 def find_address(text: str, root: Path, pins: Path) -> Address:
