@@ -7,15 +7,15 @@ https://github.com/haotian-liu/LLaVA. Importing this does not load torch, and re
 
 from __future__ import annotations
 
-import json
-import pickletools
+import os
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from robustmerge.formats.tensor_headers import read_header, read_opcodes
 from robustmerge.stage.files import read_json
+from robustmerge.stage.settings import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -77,38 +77,19 @@ def list_files(folder: Path) -> list[Path]:
 def list_tensor_names(file: Path) -> set[str]:
     """All strings in the header of a .safetensors file or in the pickle of a .bin, tensor names among them.
 
-    Nothing is unpickled. A damaged file gives no names.
+    Nothing is unpickled. A file that cannot be read gives no names; who opens it says why.
     """
     try:
         if file.suffix == ".safetensors":
-            with open(file, "rb") as stream:
-                return set(json.loads(stream.read(int.from_bytes(stream.read(8), "little"))))
-        if not zipfile.is_zipfile(file):
-            return set(_texts_of_old_pickles(file))
-        with zipfile.ZipFile(file) as archive:
-            (pickle,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            with archive.open(pickle) as stream:
-                return set(_texts_of_pickle(stream))
-    except (OSError, ValueError, KeyError, IndexError, EOFError, MemoryError, zipfile.BadZipFile):
+            return set(read_header(file))
+        return {text for opcode, text in read_opcodes(file) if "UNICODE" in opcode}
+    except UserError:
         return set()
-
-
-def _texts_of_pickle(stream: IO[bytes]) -> Iterator[str]:
-    for opcode, argument, _ in pickletools.genops(stream):
-        if "UNICODE" in opcode.name and isinstance(argument, str):
-            yield argument
-
-
-def _texts_of_old_pickles(file: Path) -> Iterator[str]:
-    """Texts of a file from before torch 1.6: pickles of a magic number, the version, the system and the object."""
-    with open(file, "rb") as stream:
-        for _ in range(4):
-            yield from _texts_of_pickle(stream)
 
 
 def read_optional_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if the file does not exist. Raises UserError if it holds anything else."""
-    return read_json(path, "a JSON file") if path.is_file() else None
+    return read_json(path, "a JSON file") if os.path.lexists(path) else None
 
 
 def parse_lora_name(name: str) -> LoraKey | None:

@@ -5,7 +5,10 @@ Needs no network.
 
 from __future__ import annotations
 
+import io
 import json
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from llava_ext.original.configs import Llava15Size
 from llava_ext.original.from_peft import convert_to_original
+from llava_ext.original.names import is_original
+from llava_ext.original.old_peft import has_old_names
 from llava_ext.original.to_peft import convert_to_peft
 from robustmerge.formats.adapter import WEIGHTS, open_adapter
 from robustmerge.formats.adapter_config import CONFIG
@@ -111,6 +116,49 @@ def test_what_is_not_exactly_a_llava_expert_is_refused_and_nothing_written(fault
     lines = str(raised.value).splitlines()
     assert all(line.startswith((str(original), "(and ")) for line in lines)
     assert not (tmp_path / "ours").exists()
+
+
+def as_header(text: bytes, length: int | None = None) -> bytes:
+    """A .safetensors file that is nothing but a header. length: the one it claims."""
+    return (len(text) if length is None else length).to_bytes(8, "little") + text
+
+
+def as_zip(*names: str, content: bytes = b"N.", method: int = zipfile.ZIP_STORED, is_encrypted: bool = False) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name in names:
+            archive.writestr(name, content)
+    entries = stream.getvalue()
+    return entries.replace(b"PK\1\2\x14\x03\x14\0\0", b"PK\1\2\x14\x03\x14\0\1") if is_encrypted else entries
+
+
+HOSTILE = {
+    "a header of 2**63 bytes.safetensors": as_header(b"{}", 2**63),
+    "a header longer than the file.safetensors": as_header(b"{}", 10**6),
+    "a list as header.safetensors": as_header(b"[1, 2]"),
+    "a deep header.safetensors": as_header(b'{"a": ' + b"[" * 10**6),
+    "a header of a million lists.safetensors": as_header(b"[" + b"[]," * 10**6 + b"[]]"),
+    "no UTF-8.safetensors": as_header(b"\xff\xfe"),
+    "nothing.safetensors": b"",
+    "nothing.bin": b"",
+    "a pickle of millions of steps.bin": b"N" * 3 * 10**6,
+    "a pickle that inflates.bin": as_zip("a/data.pkl", content=b"N" * 2 * 10**7, method=zipfile.ZIP_DEFLATED),
+    "another compression.bin": as_zip("a/data.pkl", method=zipfile.ZIP_BZIP2),
+    "an encrypted part.bin": as_zip("a/data.pkl", is_encrypted=True),
+    "no pickle.bin": as_zip("a/data/0"),
+    "two pickles.bin": as_zip("a/data.pkl", "b/data.pkl"),
+    "a text longer than the file.bin": b"\x8d" + (2**62).to_bytes(8, "little"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_recognising_a_folder_trusts_no_size_that_a_file_claims(name: str, tmp_path: Path) -> None:
+    original = write_original(tmp_path / "original")
+    (original / "adapter_model.bin").unlink()
+    (original / f"adapter_model{Path(name).suffix}").write_bytes(HOSTILE[name])
+    started = time.process_time()
+    assert not is_original(original) and not has_old_names(original)
+    assert time.process_time() - started < 2
 
 
 def test_folders_that_hold_something_else_are_refused_in_plain_words(tmp_path: Path) -> None:
