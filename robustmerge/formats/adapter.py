@@ -24,6 +24,7 @@ from robustmerge.formats.adapter_config import (
     find_unsupported,
     rank_of,
     read_config,
+    resolve_patterns,
     saved_modules,
     scaling_of,
 )
@@ -177,8 +178,10 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     name = name or folder.name
     config = read_config(folder, name)
     file = open_tensors(folder, name)
+    modules = {stored.removeprefix(PREFIX).rpartition(".lora_")[0] for stored in file.names if ".lora_" in stored}
+    config = resolve_patterns(config, sorted(modules), f"expert '{name}' ({folder}): ")
     contents = classify_names(file, config)
-    problems = [*find_unsupported(config), *first_few(contents.problems)]
+    problems = [*find_unsupported(config, contents.lora), *first_few(contents.problems)]
     if (folder / "non_lora_trainables.bin").exists():
         problems.append("non_lora_trainables.bin must be converted to modules_to_save first; it would be lost")
     if problems:

@@ -3,87 +3,152 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Mapping
-from numbers import Real
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from robustmerge.formats.patterns import PatternError, find_first_matches, list_ends, match_whole
 from robustmerge.stage.files import read_json
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.settings import UserError, first_few
+from robustmerge.stage.text import plain, quote, shorten
 
 CONFIG = "adapter_config.json"
 SAME_BASE = ("base_model_name_or_path", "revision")
-SAME_TARGETS = (
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
-    "fan_in_fan_out", "bias",
-)  # fmt: skip
+# How the modules with LoRA are spelled; which they are, the tensors say.
+TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+SAME_KIND = ("fan_in_fan_out", "bias", "ensure_weight_tying")
 UNDERSTOOD = {
-    *SAME_BASE, *SAME_TARGETS, "peft_type", "task_type", "auto_mapping", "peft_version", "inference_mode", "r",
-    "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "lora_bias", "init_lora_weights", "rank_pattern",
-    "alpha_pattern", "megatron_core", "qalora_group_size", "runtime_config", "eva_config",
+    *SAME_BASE, *TARGETS, *SAME_KIND, "modules_to_save", "peft_type", "task_type", "auto_mapping", "peft_version",
+    "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "lora_bias", "init_lora_weights",
+    "rank_pattern", "alpha_pattern", "megatron_core", "qalora_group_size", "runtime_config", "eva_config",
+    "merge_weights",  # peft 0.1: whether evaluation adds the update to the weights
 }  # fmt: skip
 # The other ways to start (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base model.
 PLAIN_INITS = (True, False, None, "true", "false", "gaussian", "orthogonal", "eva")
+TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")  # of peft 0.21
 # peft saves these for the task whether or not the config of an older version lists them.
 SAVED_FOR_TASK = {
     "SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",),
 }  # fmt: skip
+LARGEST_RANK = 10**6
+LONGEST_NAME = 1000  # characters of a module's name and of a base model's
+
+
+# --- what a config may hold ---------------------------------------------------------------------------------------
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max  # a whole number may be larger than any float
+
+
+def _is_rank(value: Any) -> bool:
+    return _is_number(value) and 1 <= value <= LARGEST_RANK and value == int(value)
+
+
+def _is_line(value: Any) -> bool:
+    """A text that may be the name or the path of a model."""
+    if not isinstance(value, str) or len(value) > LONGEST_NAME or plain(value) != value or re.search(r"[\t\n]", value):
+        return False
+    return all(len(os.fsencode(part)) <= 255 for part in value.split("/"))
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+def _is_names_or_text(value: Any) -> bool:
+    return isinstance(value, str) or _is_names(value)
+
+
+def _is_saved(value: Any) -> bool:
+    """Names to which peft, that reads them as regular expressions, gives no other meaning."""
+    return _is_names(value) and not any(re.search(r"[\\^$*+?{}\[\]|()]", name) for name in value)
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_layers(value: Any) -> bool:
+    return _is_layer(value) or (isinstance(value, list) and all(map(_is_layer, value)))
+
+
+RANK = (_is_rank, f"a whole number from 1 to {LARGEST_RANK}")
+ALPHA = (_is_number, "a finite number")
+FLAG = (lambda value: isinstance(value, bool), "true or false")
+LINE = (_is_line, f"one line of text, of at most {LONGEST_NAME} characters and 255 bytes between slashes")
+NAMES_OR_TEXT = (_is_names_or_text, "a text or a list of texts")
+MAPPING = (lambda value: isinstance(value, dict), "a mapping")
+# key -> whether a value is allowed, and what is. Null is the same as no such key.
+SCHEMA: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "peft_type": (lambda value: isinstance(value, str) and value.upper() == "LORA", "LORA"),
+    "r": RANK,
+    "lora_alpha": ALPHA,
+    "rank_pattern": MAPPING,
+    "alpha_pattern": MAPPING,
+    **dict.fromkeys(("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"), FLAG),
+    "bias": (lambda value: value in ("none", "all", "lora_only"), "none, all or lora_only"),
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), NAMES_OR_TEXT),
+    "layers_to_transform": (_is_layers, "a whole number or a list of them"),
+    "modules_to_save": (_is_saved, "a list of names"),
+    **dict.fromkeys(SAME_BASE, LINE),
+    "task_type": (lambda value: value in TASKS, f"one of {', '.join(TASKS)}"),
+    "auto_mapping": MAPPING,
+}
+REQUIRED = ("peft_type", "r", "lora_alpha")
+PATTERNS = {"rank_pattern": RANK, "alpha_pattern": ALPHA}
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """Read the config of an adapter folder. Raises UserError if there is none, or it is not of LoRA."""
+    """Read the config of an adapter folder. Raises UserError if there is none, or with all values of a wrong type."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"expert '{name}': {folder} is no adapter folder, it has no {CONFIG}")
     config = read_json(folder / CONFIG, "a LoRA config")
-    try:
-        if str(config.get("peft_type")).upper() != "LORA":
-            raise UserError(f"expert '{name}' ({folder}): peft_type must be LORA, got {config.get('peft_type')}")
-        config = {**config, "r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"expert '{name}': {folder / CONFIG} is not a LoRA config: {error!r}") from error
-    if problems := _find_wrong_types(config):
+    if problems := first_few(_find_wrong_values(config)):
         raise UserError("\n".join(f"expert '{name}': {folder / CONFIG}: {problem}" for problem in problems))
-    return config
+    return {**config, "r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
 
 
-def _find_wrong_types(config: Mapping[str, Any]) -> list[str]:
-    """Values of another type than peft writes."""
+def _find_wrong_values(config: Mapping[str, Any]) -> list[str]:
+    """Values that peft does not write."""
     problems = []
-    saved = config.get("modules_to_save")
-    if saved and not (isinstance(saved, list) and all(isinstance(module, str) for module in saved)):
-        problems.append(f"modules_to_save must be a list of names, got {saved!r}")
-    for key in ("rank_pattern", "alpha_pattern"):
-        pattern = config.get(key) or {}
-        if not isinstance(pattern, Mapping):
-            problems.append(f"{key} must map patterns to numbers, got {pattern!r}")
-            continue
-        for module, value in pattern.items():
-            if isinstance(value, bool) or not isinstance(value, Real):
-                problems.append(f"{key}: the value of '{module}' must be a number, got {value!r}")
-            try:
-                re.compile(module)
-            except re.error as error:
-                problems.append(f"{key}: '{module}' is no regular expression: {error}")
+    for key, (is_allowed, allowed) in SCHEMA.items():
+        value = config.get(key)
+        if key in REQUIRED if value is None else not is_allowed(value):
+            value_or_null = "" if key in REQUIRED else " or null"
+            problems.append(f"{key} must be {allowed}{value_or_null}, got {quote(value)}")
+        elif key in PATTERNS:
+            is_value, what = PATTERNS[key]
+            wrong = {module: inner for module, inner in (value or {}).items() if not is_value(inner)}
+            problems += [f"{key}: the value of {quote(m)} must be {what}, got {quote(x)}" for m, x in wrong.items()]
     return problems
 
 
-def find_unsupported(config: Mapping[str, Any]) -> list[str]:
-    """Settings of the config that cannot be merged here; an unknown key counts as soon as it has a value."""
+def find_unsupported(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
+    """What of the config cannot be merged here; an unknown key counts as soon as it has a value. modules: with LoRA."""
     problems = []
-    bias = config.get("bias") or "none"
-    if bias not in ("none", "all", "lora_only"):
-        problems.append(f"bias must be none, all or lora_only, got {bias}")
-    if bias == "all" and saved_modules(config):
+    if config.get("bias") == "all" and saved_modules(config):
         problems.append("bias=all beside modules_to_save saves the same biases twice, which cannot be merged here")
     if config.get("use_dora") and config.get("lora_bias"):
         problems.append("use_dora and lora_bias exclude each other in peft, but both are set")
     init = config.get("init_lora_weights", True)
     if (init.lower() if isinstance(init, str) else init) not in PLAIN_INITS:
-        problems.append(f"init_lora_weights={init} changes the base model; convert it to plain LoRA first")
-    others = sorted(set(config) - UNDERSTOOD)
-    return problems + [f"{key}={config[key]} cannot be merged here" for key in others if config[key]]
+        problems.append(f"init_lora_weights={quote(init)} changes the base model; convert it to plain LoRA first")
+    if hidden := _find_saved(config, modules):
+        problems.append(f"module '{min(hidden)}' has LoRA and is in modules_to_save, of which peft attaches only one")
+    others = sorted(key for key in set(config) - UNDERSTOOD if config[key])
+    return problems + first_few([f"{shorten(plain(key))}={quote(config[key])} cannot be merged here" for key in others])
+
+
+def _find_saved(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
+    """Those of the modules that are saved whole, or are parts of one that is: peft puts no LoRA there."""
+    saved = saved_modules(config)
+    return [module for module in modules if any(f".{name}." in f".{module}." for name in saved)]
 
 
 def saved_modules(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -91,36 +156,103 @@ def saved_modules(config: Mapping[str, Any]) -> tuple[str, ...]:
     return (*(config.get("modules_to_save") or ()), *SAVED_FOR_TASK.get(config.get("task_type") or "", ()))
 
 
+# --- the rank and the scaling of a module --------------------------------------------------------------------------
+
+
+def resolve_patterns(config: Mapping[str, Any], modules: Collection[str], where: str) -> dict[str, Any]:
+    """The config whose rank_pattern and alpha_pattern name the modules themselves. where: before every message.
+
+    modules: the names that peft matches. Raises UserError for patterns that cannot be used.
+    """
+    if long := [module for module in modules if len(module) > LONGEST_NAME]:
+        raise UserError(f"{where}module {quote(long[0])} has a name of more than {LONGEST_NAME} characters")
+    resolved, problems = dict(config), []
+    for key in PATTERNS:
+        values = config.get(key) or {}
+        try:
+            matches = find_first_matches(list(values), list(modules)) if values else [None] * len(modules)
+        except PatternError as error:
+            if error.place is None:
+                problems.append(f"{key}: {error}; write names of modules")
+            else:
+                problems.append(f"{key}: {quote(list(values)[error.place])} is no regular expression: {error}")
+            continue
+        named = zip(modules, matches, strict=True)
+        resolved[key] = {module: values[match] for module, match in named if match is not None}
+    if problems:
+        raise UserError("\n".join(f"{where}{problem}" for problem in problems))
+    return resolved
+
+
 def rank_of(config: Mapping[str, Any], module: str) -> int:
-    """The rank that the config gives a module."""
-    return _from_pattern(config.get("rank_pattern"), module, config["r"])
+    """The rank that a config with resolved patterns gives a module."""
+    return int(config["rank_pattern"].get(module, config["r"]))
 
 
 def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
     """alpha/r of one module, or alpha/sqrt(r) with rsLoRA (https://arxiv.org/abs/2312.03732)."""
-    alpha = _from_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    alpha = config["alpha_pattern"].get(module, config["lora_alpha"])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _from_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Look up a module in a pattern of the config: the first key that matches the end of its name, as in peft."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+# --- the config of a merged adapter --------------------------------------------------------------------------------
 
 
 def config_for(
     ranks: Mapping[str, int], like: Mapping[str, Any], use_dora: bool = False, lora_bias: bool = False
 ) -> dict[str, Any]:
-    """Build the config of an adapter with scaling 1 (alpha = r for every module); lists are sorted."""
+    """Build the config of an adapter with scaling 1 (alpha = r for every module); lists are sorted.
+
+    like: of an expert. Its targets are kept where peft finds every module by them, else they are the modules' names.
+    """
     r = Counter(sorted(ranks.values())).most_common(1)[0][0]
     others = {f"^{re.escape(module)}": rank for module, rank in sorted(ranks.items()) if rank != r}
-    kept = {key: like.get(key) for key in ("task_type", "auto_mapping", *SAME_BASE, *SAME_TARGETS)}
+    kept = {key: like.get(key) for key in ("task_type", "auto_mapping", "modules_to_save", *SAME_BASE, *TARGETS)}
+    if not _attaches(kept, sorted(ranks)):
+        kept |= {**dict.fromkeys(TARGETS), "target_modules": sorted(ranks)}
+    tying = {"ensure_weight_tying": True} if like.get("ensure_weight_tying") else {}
     return {
-        **{key: sorted(value) if isinstance(value, (list, set)) else value for key, value in kept.items()},
+        **{key: sorted(value) if isinstance(value, (list, set)) else value for key, value in kept.items()}, **tying,
         "peft_type": "LORA", "r": r, "lora_alpha": r, "rank_pattern": others, "alpha_pattern": others,
         "fan_in_fan_out": bool(like.get("fan_in_fan_out")), "lora_dropout": 0.0, "bias": like.get("bias") or "none",
         "use_rslora": False, "use_dora": use_dora, "lora_bias": lora_bias, "init_lora_weights": True,
         "inference_mode": True,
     }  # fmt: skip
+
+
+def _attaches(config: Mapping[str, Any], modules: Sequence[str]) -> bool:
+    """Whether peft puts LoRA on each of the modules by the targets of a config (`check_target_module_exists`)."""
+    targets, excluded, layers, parents = (config.get(key) for key in TARGETS)
+    is_text = isinstance(targets, str)
+    if (is_text and (layers is not None or parents is not None)) or (parents and layers is None):
+        return False  # peft refuses such a config
+    try:
+        if excluded and any(_match_names(excluded, modules)):
+            return False
+        if not all(_match_names(targets or [], modules)):
+            return False
+    except PatternError:
+        return False
+    if layers is None or layers == []:
+        return True
+    inner = [module for module in modules if module not in (targets or [])]
+    return all(_is_in_layers(module, layers, parents or []) for module in inner)
+
+
+def _match_names(names: str | list[str], modules: Sequence[str]) -> list[bool]:
+    """Which modules a text, a regular expression, or a list of (ends of) names matches."""
+    if isinstance(names, str):
+        return match_whole(names, modules)
+    ends = set(names)
+    return [any(end in ends for end in list_ends(module)) for module in modules]
+
+
+def _is_in_layers(module: str, layers: int | list[int], parents: str | list[str]) -> bool:
+    """Whether the first layer's number in a name, behind one of the parents or any name, is among the layers."""
+    parents = [parents] if isinstance(parents, str) else parents
+    if not all(re.fullmatch(r"[\w.]+", parent) for parent in parents):  # peft takes them for regular expressions
+        return False
+    starts = [rf"(?:^|.*?\.){parent}" for parent in parents] or [r".*?\.[^.]*"]
+    matches = (re.match(rf"{start}\.(\d+)\.", module) for start in starts)
+    layer = next((int(match[1]) for match in matches if match), None)
+    return layer in ([layers] if isinstance(layers, int) else layers)

@@ -1,14 +1,15 @@
-"""The check that experts can be merged with one another: equal base model, modules, targets and shapes."""
+"""The check that experts can be merged with one another (equal base model, modules and shapes), and their config."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from robustmerge.formats.adapter import Adapter
-from robustmerge.formats.adapter_config import SAME_BASE, SAME_TARGETS
+from robustmerge.formats.adapter_config import SAME_BASE, SAME_KIND, TARGETS
 from robustmerge.stage.settings import first_few
 
 KINDS = {"use_dora": "a DoRA magnitude", "lora_bias": "a bias of the update"}
@@ -26,7 +27,7 @@ def find_disagreements(
     for key in SAME_BASE if check_base else ():
         odd = _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})
         problems += [f"{problem}; merge.check_base=false merges them all the same" for problem in odd]
-    for key in SAME_TARGETS:
+    for key in SAME_KIND:
         problems += _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})
     for key, what in KINDS.items():
         problems += _mixed(key, what, adapters)
@@ -45,6 +46,20 @@ def find_disagreements(
     return problems
 
 
+def common_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """The config of the first expert, but without the spelling of targets that another expert spells otherwise."""
+    config = dict(adapters[0].config)
+    if any(_differ(key, adapters) for key in TARGETS):
+        config |= dict.fromkeys(TARGETS)
+    if _differ("modules_to_save", adapters):
+        config["modules_to_save"] = sorted({name for a in adapters for name in a.config.get("modules_to_save") or []})
+    return config
+
+
+def _differ(key: str, adapters: Sequence[Adapter]) -> bool:
+    return len({_comparable(a.config.get(key)) for a in adapters}) > 1
+
+
 def _with(remedy: str, problems: Iterator[str]) -> list[str]:
     """The first few problems; the last one also says what to do."""
     few = first_few(list(problems))
@@ -56,7 +71,7 @@ def _comparable(value: Any) -> str:
         return "none"
     if isinstance(value, (list, set, tuple)):
         return ", ".join(sorted(map(str, value)))
-    if isinstance(value, str) and Path(value).is_dir():
+    if isinstance(value, str) and os.path.isdir(value):
         return str(Path(value).resolve())
     return str(value)
 

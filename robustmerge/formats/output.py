@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, AdapterWriter, LoraPair, common_dtype
 from robustmerge.formats.adapter_config import SAME_BASE
+from robustmerge.formats.compatibility import common_config
 from robustmerge.formats.delta import DeltaWriter, explain_delta_limit
 from robustmerge.formats.full_model import ModelWriter
 from robustmerge.hub.places import fetch_model
@@ -52,7 +54,7 @@ def open_writer(
         return ModelWriter(folder, fetch_model(base or base_of(adapters[0])), adapters[0], card)
     written = common_dtype(a.dtype for a in adapters) if dtype == "experts" else getattr(torch, dtype)
     if kind == "adapter":
-        return AdapterOutput(folder, adapters[0], written, card)
+        return AdapterOutput(folder, replace(adapters[0], config=common_config(adapters)), written, card)
     return DeltaWriter(folder, adapters, written, card)
 
 

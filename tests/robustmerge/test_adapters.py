@@ -149,12 +149,12 @@ def change_config(folder: Path, **values: object) -> Path:
         ({}, {"lora_bias": True}, "lora_bias is True, but it has no lora_B.bias"),
         ({}, {"use_dora": True, "lora_bias": True}, "use_dora and lora_bias exclude each other"),
         ({"bias": "all"}, {"bias": "none"}, "tensor base_model.model.projector.bias is neither"),
-        ({}, {"bias": "some"}, "bias must be none, all or lora_only, got some"),
-        ({}, {"r": None}, "is not a LoRA config"),
-        ({}, {"peft_type": "IA3"}, "peft_type must be LORA, got IA3"),
+        ({}, {"bias": "some"}, "bias must be none, all or lora_only or null, got 'some'"),
+        ({}, {"r": None}, "r must be a whole number from 1 to 1000000, got None"),
+        ({}, {"peft_type": "IA3"}, "peft_type must be LORA, got 'IA3'"),
         ({}, {"rank_pattern": {"q(": 1}}, "rank_pattern: 'q(' is no regular expression"),
-        ({}, {"alpha_pattern": {"q": "4"}}, "alpha_pattern: the value of 'q' must be a number, got '4'"),
-        ({}, {"modules_to_save": "projector"}, "modules_to_save must be a list of names, got 'projector'"),
+        ({}, {"alpha_pattern": {"q": "4"}}, "alpha_pattern: the value of 'q' must be a finite number, got '4'"),
+        ({}, {"modules_to_save": "projector"}, "modules_to_save must be a list of names or null, got 'projector'"),
     ],
     ids=str,
 )
@@ -180,7 +180,7 @@ def test_all_that_is_wrong_with_an_expert_is_told_at_once(tmp_path: Path) -> Non
         open_adapter(folder)
     begin = f"expert 'a' ({folder}): "
     assert sorted(line.removeprefix(begin) for line in str(refused.value).splitlines()) == [
-        "init_lora_weights=olora changes the base model; convert it to plain LoRA first",
+        "init_lora_weights='olora' changes the base model; convert it to plain LoRA first",
         "module 'layers.8.q': base_model.model.layers.8.q.lora_A.weight holds torch.int8, not floating point numbers",
         "module 'layers.9.q': it has lora_B.weight but no lora_A.weight",
         "new_thing=3 cannot be merged here",

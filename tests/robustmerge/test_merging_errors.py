@@ -22,7 +22,7 @@ SUM = Method(name="sum", strength=1.0)
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa changes the base model"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes the base model"),
     ],
     ids=str,
 )
@@ -87,13 +87,13 @@ def test_experts_that_do_not_fit_together_are_all_named_at_once(tmp_path: Path) 
     experts = {k: write_expert(tmp_path / k, p) for k, p in random_experts("abc").items()}
     experts["d"] = write_expert(tmp_path / "d", random_experts("d", rank=2)["d"], base_model_name_or_path="other")
     experts["e"] = write_expert(tmp_path / "e", random_experts("e", modules=("layers.0.q", "layers.9.q"))["e"])
-    experts["f"] = write_expert(tmp_path / "f", random_experts("f")["f"], target_modules=["q", "v"])
+    experts["f"] = write_expert(tmp_path / "f", random_experts("f")["f"], fan_in_fan_out=True)
     with pytest.raises(UserError) as refused:
         write_merged(tmp_path / "merged", method_of("robustmerge", weights={"g": 2.0}), experts, **QUIET)
     assert str(refused.value).splitlines() == [
         "expert 'd' has base_model_name_or_path other, the others tiny; "
         "merge.check_base=false merges them all the same",
-        "expert 'f' has target_modules q, v, the others q",
+        "expert 'f' has fan_in_fan_out True, the others none",
         "expert 'e' lacks module 'layers.1.q'",
         "expert 'e' alone has module 'layers.9.q'",
         "expert 'd' has rank 2, the others 4; in factor space ranks must be equal: take merge.product=each",
