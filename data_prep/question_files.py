@@ -18,11 +18,10 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from PIL import Image, UnidentifiedImageError
-
 from data_prep.annotations import join_annotations
 from data_prep.parallel import map_in_order
 from data_prep.settings import SPLITS, TaskData
+from robustmerge.stage.pictures import PictureError, read_picture
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.records import Example, read_examples, read_images
 from robustmerge.stage.settings import UserError, first_few
@@ -137,7 +136,7 @@ def _check_images(
         else:
             images[name] = SourceImage(path, size)
     if problems:
-        lines = first_few([f"{path}: {reason}" for path, reason in problems.items()])
+        lines = first_few(list(problems.values()))
         raise UserError("\n  ".join([f"{settings.task}: {len(problems)} images cannot be read (data.images):", *lines]))
     return images
 
@@ -158,18 +157,16 @@ def _list_sources(
                     raise ValueError(f"{source} and {sources[name]} have the same name; give data.images")
                 sources.setdefault(name, source)
             except (OSError, ValueError) as error:
-                problems[root / image] = _explain(error)
+                problems[root / image] = str(error)
     return sources, problems
 
 
 def _decode_size(source: Path) -> tuple[int, int] | str:
     """Width and height of an image that can be decoded to its end, or why it cannot."""
     try:
-        with Image.open(source) as picture:
-            picture.load()
-            return picture.size
-    except Exception as error:  # a broken file makes Pillow raise nearly anything, SyntaxError and struct.error too
-        return _explain(error)
+        return read_picture(source).size
+    except PictureError as error:
+        return str(error)
 
 
 def _with_progress_bar(items: Iterable[T], title: str, total: int) -> Iterable[T]:
@@ -184,12 +181,6 @@ def _with_progress_bar(items: Iterable[T], title: str, total: int) -> Iterable[T
         dynamic_ncols=True,
         leave=False,
     )
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    return "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

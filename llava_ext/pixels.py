@@ -1,9 +1,8 @@
-"""Reading of pictures, and their conversion to pixel values for the vision tower."""
+"""Conversion of pictures to pixel values for the vision tower."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
+from robustmerge.stage.pictures import PictureError, read_picture
 from robustmerge.stage.settings import UserError
 
 
@@ -47,25 +47,6 @@ class PixelReader:
             if picture.size != self.size:
                 raise UserError(f"a picture of the base corpus is {picture.size}, the model's are {self.size}")
         return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
-
-
-class PictureError(OSError):
-    """Raised for a picture that cannot be read; fails only its own question. errno: of the system's error, if any."""
-
-
-def read_picture(source: Path | bytes) -> Image.Image:
-    """Open and decode a picture from a file or from its bytes. Raises PictureError if that cannot be done."""
-    try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
-            picture.load()
-            return picture
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files make Pillow raise SyntaxError, ValueError, struct.error and more
-        name = f"the picture {source}" if isinstance(source, Path) else "a picture of the corpus"
-        problem = PictureError(f"cannot read {name}: {error}")
-        problem.errno = getattr(error, "errno", None)
-        raise problem from error
 
 
 def read_training_picture(source: Path | bytes) -> Image.Image:

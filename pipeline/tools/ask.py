@@ -16,6 +16,7 @@ from pipeline.program import train_all_command
 from pipeline.stages import predict
 from pipeline.stages.base import fetch_bases
 from pipeline.sweep import make_plan_with
+from robustmerge.stage.pictures import PictureError, read_picture
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import Example
 from robustmerge.stage.settings import ConfigError, Problem, UserError, suggest
@@ -42,16 +43,10 @@ class AskRequest:
 
 def check_picture(file: Path) -> None:
     """Raises ConfigError if the file does not exist or is no picture."""
-    from PIL import Image
-
-    if not file.is_file():
-        raise ConfigError(Problem(f"there is no picture {file}", "image"))
     try:
-        with Image.open(file) as picture:
-            picture.verify()
-    except (OSError, SyntaxError) as error:  # Pillow's own errors are of these
-        advice = "give a JPEG, a PNG, or another format that Pillow reads"
-        raise ConfigError(Problem(f"{file} is no picture: {error}; {advice}", "image")) from error
+        read_picture(file)
+    except PictureError as error:
+        raise ConfigError(Problem(str(error), "image")) from error
 
 
 def ask(point: Mapping[str, Any]) -> None:

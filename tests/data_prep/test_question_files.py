@@ -102,13 +102,13 @@ def test_missing_images_are_one_message_with_the_first_and_their_number(task, tm
     with pytest.raises(UserError) as error:
         prepare(address, task)
     assert "mine: 20 images cannot be read" in str(error.value) and "(and 15 more)" in str(error.value)
-    assert str(error.value).count(": missing") == 5 and "10.png: missing" in str(error.value)
+    assert str(error.value).count("does not exist") == 5 and "10.png does not exist" in str(error.value)
     assert not address.is_complete()
 
 
 def test_a_file_that_is_no_image_is_refused(task, tmp_path):
     (tmp_path / "in/pictures/2.png").write_text("no image")
-    with pytest.raises(UserError, match="1 images cannot be read.*\n.*2.png: not an image"):
+    with pytest.raises(UserError, match="1 images cannot be read.*\n.*2.png: it is no picture"):
         prepare(address_of(tmp_path / "runs", task), task)
 
 

@@ -229,7 +229,7 @@ def test_an_unreadable_picture_fails_its_question_alone(ground, tmp_path, kind):
     generate.features.clear()
     others = answer("broken.jsonl")
     bad = others.pop(examples[0].question_id)
-    assert bad.error.startswith(f"PictureError: cannot read the picture {tmp_path / examples[0].image}: ")
+    assert bad.error.startswith("PictureError: ") and str(tmp_path / examples[0].image) in bad.error
     assert others == {name: whole[name] for name in others}
 
 

@@ -17,10 +17,10 @@ from llava_ext.conversation import IGNORE
 from llava_ext.data import Reader, encode_prompt, load_reader, pad
 from llava_ext.exported_processor import set_processor
 from llava_ext.generate import Generator
-from llava_ext.pixels import read_picture
 from llava_ext.settings import Recipe
 from pipeline.config import read_config
 from pipeline.program import compose
+from robustmerge.stage.pictures import read_picture
 from robustmerge.stage.records import Example
 from tests.hub_layout import GOLDEN, IMAGE, LANGUAGE, MEAN, PAD, SIDE, STD, TOWER, draw_weights, write_checkpoint
 

@@ -13,9 +13,9 @@ from robustmerge.stage.settings import ConfigError
 def test_a_picture_is_one_that_can_be_opened(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     assert AskRequest(image=str(tmp_path / "x.png")).image
-    with pytest.raises(ConfigError, match=r"README\.md is no picture: .*; give a JPEG, a PNG, .* \(image\)"):
+    with pytest.raises(ConfigError, match=r"README\.md: it is no picture of a known format \(BMP, .* \(image\)"):
         AskRequest(image=str(REPOSITORY / "README.md"))
-    with pytest.raises(ConfigError, match=r"there is no picture nowhere\.png \(image\)"):
+    with pytest.raises(ConfigError, match=r"nowhere\.png does not exist; it should be a picture \(image\)"):
         AskRequest(image="nowhere.png")
 
 

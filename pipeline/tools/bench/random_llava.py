@@ -22,11 +22,11 @@ from eval.settings import Generation
 from llava_ext.adapters import add_adapter, save_adapter
 from llava_ext.data import Reader, encode_prompt
 from llava_ext.generate import Generator
-from llava_ext.pixels import read_picture
 from llava_ext.settings import BaseModel, Language, Peft, Vision
 from llava_ext.small.build import build_config, build_processor
 from llava_ext.small.tokenizer import SPECIAL, build_tokenizer
 from robustmerge.stage.address import Address
+from robustmerge.stage.pictures import read_picture
 from robustmerge.stage.records import Example, read_predictions, write_examples
 
 TEMPLATE = "vicuna_v1"
