@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,32 +28,25 @@ from robustmerge.formats.adapter_config import (
     saved_modules,
     scaling_of,
 )
+from robustmerge.formats.names import (
+    LLAVA,
+    PARTS,
+    PREFIX,
+    QWEN_VL,
+    Moves,
+    Names,
+    count_tensors,
+    find_moves,
+    move,
+    parse_names,
+    read_model_config,
+)
 from robustmerge.formats.tensors import TensorFile, TensorWriter, all_finite, header_room, refuse_overflow
-from robustmerge.stage.files import write_atomically
+from robustmerge.stage.files import read_json, require_file, write_atomically
 from robustmerge.stage.settings import UserError, first_few
 
 WEIGHTS = "adapter_model.safetensors"
-
-PREFIX = "base_model.model."
-# part of a module -> its name in the file; A and B are always there, magnitude with DoRA, bias with lora_bias
-PARTS = {
-    "A": "lora_A.weight",
-    "B": "lora_B.weight",
-    "bias": "lora_B.bias",
-    "magnitude": "lora_magnitude_vector",
-}
-_SPELLINGS = {  # what follows `.lora_` in a name -> part
-    "A.weight": "A",
-    "A.default.weight": "A",
-    "B.weight": "B",
-    "B.default.weight": "B",
-    "B.bias": "bias",
-    "B.default.bias": "bias",
-    "magnitude_vector": "magnitude",
-    "magnitude_vector.weight": "magnitude",
-    "magnitude_vector.default": "magnitude",
-    "magnitude_vector.default.weight": "magnitude",
-}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,6 +79,8 @@ class Adapter:
 
     shapes: module -> (d_out, rank, d_in). lora: module -> part (A, B, bias, magnitude) -> name in the file.
     extra_names: the trained values of the base model (`modules_to_save`, `bias`), name in the model -> in the file.
+    frozen: weights of the base that peft saved beside LoRA; likewise. scalings: module -> alpha/r.
+    renamed: whether modules have other names here than in the file.
     """
 
     name: str
@@ -95,6 +90,9 @@ class Adapter:
     shapes: Mapping[str, tuple[int, int, int]] = field(repr=False)
     lora: Mapping[str, Mapping[str, str]] = field(repr=False)
     extra_names: Mapping[str, str] = field(repr=False)
+    frozen: Mapping[str, str] = field(repr=False)
+    scalings: Mapping[str, float] = field(repr=False)
+    renamed: bool = False
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -107,6 +105,12 @@ class Adapter:
     @property
     def extras(self) -> tuple[str, ...]:
         return tuple(sorted(self.extra_names))
+
+    @property
+    def written_names(self) -> list[str]:
+        """The names that the tensors have in a file that is written."""
+        lora = [f"{PREFIX}{module}.{PARTS[part]}" for module, parts in self.lora.items() for part in parts]
+        return lora + [name_in_file(extra, self.shapes) for extra in self.extra_names]
 
     @property
     def is_dora(self) -> bool:
@@ -125,7 +129,7 @@ class Adapter:
 
     def pair(self, module: str) -> LoraPair:
         """The pair of one module in float32, its scaling folded into B."""
-        return LoraPair(self._part(module, "A"), self._part(module, "B", self._scaling(module)))
+        return LoraPair(self._part(module, "A"), self._part(module, "B", self.scalings[module]))
 
     def magnitude(self, module: str) -> Tensor | None:
         """DoRA's magnitude m of one module in float32 [d_out]; None for an adapter without.
@@ -136,7 +140,7 @@ class Adapter:
 
     def bias(self, module: str) -> Tensor | None:
         """The bias of the update (lora_bias) in float32 [d_out], scaled as B is; None for an adapter without."""
-        return self._finite(module, "bias") * self._scaling(module) if self.has_lora_bias else None
+        return self._finite(module, "bias") * self.scalings[module] if self.has_lora_bias else None
 
     def extra(self, name: str) -> Tensor:
         return self.file.get(self.extra_names[name])
@@ -156,9 +160,6 @@ class Adapter:
             raise UserError(f"expert '{self.name}', module '{module}': {PARTS[part]} holds NaN or infinity")
         return x
 
-    def _scaling(self, module: str) -> float:
-        return scaling_of(self.config, module, self.shapes[module][1])
-
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """The smallest dtype that holds all values of the given dtypes."""
@@ -176,21 +177,78 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     """
     folder = Path(folder)
     name = name or folder.name
+    _require_adapter(folder, name)
     config = read_config(folder, name)
     file = open_tensors(folder, name)
-    modules = {stored.removeprefix(PREFIX).rpartition(".lora_")[0] for stored in file.names if ".lora_" in stored}
-    config = resolve_patterns(config, sorted(modules), f"expert '{name}' ({folder}): ")
-    contents = classify_names(file, config)
+    names = parse_names(file.names, config)
+    places = {said.place for said in names.parsed.values() if said.part}
+    config = resolve_patterns(config, sorted(places), f"expert '{name}' ({folder}): ")
+    contents = classify_names(file, config, names)
     problems = [*find_unsupported(config, contents.lora), *first_few(contents.problems)]
     if (folder / "non_lora_trainables.bin").exists():
         problems.append("non_lora_trainables.bin must be converted to modules_to_save first; it would be lost")
+    elif _lacks_projector(folder, config, contents):
+        problems.append(
+            "it is a checkpoint of LLaVA's own trainer, without the projector: non_lora_trainables.bin and config.json "
+            "are in the folder where the training ended; take that one, and convert it to PEFT's format"
+        )
     if problems:
         raise UserError("\n".join(f"expert '{name}' ({folder}): {problem}" for problem in problems))
-    shapes = {}
+    shapes, scalings = {}, {}
     for module, parts in contents.lora.items():
         (rank, d_in), d_out = file.shape(parts["A"]), file.shape(parts["B"])[0]
         shapes[module] = (d_out, rank, d_in)
-    return Adapter(name, folder, config, file, shapes, contents.lora, contents.extras)
+        scalings[module] = scaling_of(config, contents.places[module], rank)
+    renamed = any(not parts["A"].startswith(f"{PREFIX}{module}.lora_") for module, parts in contents.lora.items())
+    adapter = Adapter(
+        name, folder, config, file, shapes, contents.lora, contents.extras, contents.frozen, scalings, renamed
+    )
+    may_move = any(move(path, moves) != path for path in (*shapes, *contents.extras) for moves in (LLAVA, QWEN_VL))
+    return move_names(adapter, find_moves(config)) if may_move else adapter
+
+
+def move_names(adapter: Adapter, moves: Moves) -> Adapter:
+    """The adapter with the names of today's transformers. Raises UserError if two names become one."""
+    today: dict[str, str] = {}
+
+    def moved(names: Mapping[str, T]) -> dict[str, T]:
+        for name in names:
+            if today.setdefault(new := move(name, moves), name) != name:
+                raise UserError(
+                    f"expert '{adapter.name}' ({adapter.folder}): '{today[new]}' and '{name}' are names of before and "
+                    f"of today for one module, '{new}'"
+                )
+        return {move(name, moves): value for name, value in names.items()}
+
+    saved = adapter.config.get("modules_to_save") or []
+    saved = [name if move(name, moves).endswith(name) else move(name, moves) for name in saved]  # the end of a name
+    return replace(
+        adapter,
+        config={**adapter.config, "modules_to_save": saved or None},
+        shapes=moved(adapter.shapes),
+        lora=moved(adapter.lora),
+        extra_names=moved(adapter.extra_names),
+        frozen={move(name, moves): stored for name, stored in adapter.frozen.items()},
+        scalings=moved(adapter.scalings),
+        renamed=adapter.renamed or any(move(module, moves) != module for module in adapter.shapes),
+    )
+
+
+def _lacks_projector(folder: Path, config: Mapping[str, Any], contents: Contents) -> bool:
+    """Whether a folder holds the LoRA of a LLaVA by LLaVA's own code and no projector, which its trainer always trains.
+
+    The names are those of a Llama; the base, or a config.json of LLaVA's code, says that it is none.
+    """
+    if any("projector" in name for name in contents.extras):
+        return False
+    if not all(re.match(r"model\.layers\.\d+\.", module) for module in contents.lora):
+        return False
+    base = str(config.get("base_model_name_or_path")).rstrip("/")
+    if re.match(r"(?i)llava[-_]v?\d", base.rpartition("/")[2]) and not base.endswith("-hf"):
+        return True
+    beside = folder / CONFIG.removeprefix("adapter_")
+    configs = [read_model_config(config), read_json(beside, "the config of a model") if beside.is_file() else {}]
+    return any("mm_vision_tower" in config or "mm_projector_type" in config for config in configs)
 
 
 def open_adapters(folders: Mapping[str, Path | str]) -> tuple[list[Adapter], list[str]]:
@@ -201,19 +259,55 @@ def open_adapters(folders: Mapping[str, Path | str]) -> tuple[list[Adapter], lis
             adapters.append(open_adapter(folder, name))
         except UserError as error:
             problems.append(str(error))
-    return adapters, problems
+    return _align_names(adapters), problems
+
+
+def _align_names(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Bring experts to the names of today that others beside them have for the same modules.
+
+    Names of before of a Qwen-VL are those of any Llama, so there the base must be the same too.
+    """
+
+    def has_other_names(adapter: Adapter, moves: Moves) -> bool:
+        bases = [adapter.config.get("base_model_name_or_path")] if moves is QWEN_VL else []
+        return any(
+            (not bases or other.config.get("base_model_name_or_path") in bases)
+            and any(module not in other.shapes and move(module, moves) in other.shapes for module in adapter.shapes)
+            for other in adapters
+        )
+
+    aligned = list(adapters)
+    for moves in (LLAVA, QWEN_VL):
+        aligned = [move_names(adapter, moves) if has_other_names(adapter, moves) else adapter for adapter in aligned]
+    return aligned
+
+
+def _require_adapter(folder: Path, name: str) -> None:
+    """Raises UserError, with the adapters one level deeper, unless the folder has an adapter's config."""
+    config = folder / CONFIG
+    if config.is_symlink() or config.is_file() or not folder.is_dir():
+        return
+    deeper = sorted(
+        (child.name for child in folder.iterdir() if (child / CONFIG).is_file()),
+        key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
+    )
+    if deeper:
+        raise UserError(
+            f"expert '{name}': {folder} is no adapter folder, it has no {CONFIG}; there are adapters one level deeper: "
+            f"{', '.join(deeper[-5:])}. Give one of them, as {folder / deeper[-1]}"
+        )
 
 
 def open_tensors(folder: Path, name: str) -> TensorFile:
     """Open the tensor file of an adapter folder of any kind. Raises UserError if there is none that can be read."""
     for file in (folder / WEIGHTS, folder / "adapter_model.bin"):
-        if file.is_file():
+        if file.exists() or file.is_symlink():
             break
     else:
         names = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
         raise UserError(f"expert '{name}': {folder} has no {WEIGHTS} and no adapter_model.bin; it has {names}")
     try:
-        return TensorFile(file)
+        return TensorFile(require_file(file, "the tensors of an adapter"))
     except UserError as error:
         raise UserError(f"expert '{name}': {error}") from error
 
@@ -225,10 +319,11 @@ class AdapterWriter:
     """
 
     def __init__(self, folder: Path, like: Adapter, dtype: torch.dtype = torch.float32, card: str = ""):
-        self.folder, self.like, self.dtype, self.card = folder, like.config, dtype, card
+        self.folder, self.like, self.dtype, self.card = folder, like, dtype, card
         self.ranks: dict[str, int] = {}
         self._parts: list[str] = []  # what every module has
-        self._tensors = TensorWriter(folder / WEIGHTS, header_room(like.file.names))
+        names = like.written_names if like.renamed else like.file.names
+        self._tensors = TensorWriter(folder / WEIGHTS, header_room(names))
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -263,7 +358,7 @@ class AdapterWriter:
         self._tensors.__exit__(*raised)
         if raised[0] is None:
             write_atomically(self.folder / "README.md", self.card)
-            config = config_for(self.ranks, self.like, "magnitude" in self._parts, "bias" in self._parts)
+            config = config_for(self.ranks, self.like.config, "magnitude" in self._parts, "bias" in self._parts)
             write_atomically(self.folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -271,36 +366,102 @@ class AdapterWriter:
 class Contents:
     """Contents of an adapter file. lora: module -> part -> name in the file. extras: name in the model -> in the file.
 
-    problems: why it cannot be merged; empty if all of it is understood.
+    frozen: weights of the base that peft saved beside LoRA, name in the model -> in the file. places: module -> the
+    name by which the config's patterns look it up. problems: why it cannot be merged; empty if all is understood.
     """
 
     lora: dict[str, dict[str, str]] = field(default_factory=dict)
     extras: dict[str, str] = field(default_factory=dict)
+    frozen: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
-def classify_names(file: TensorFile, config: Mapping[str, Any]) -> Contents:
-    """Sort tensor names into LoRA and trained values of the base (modules_to_save, bias), and check LoRA's shapes."""
-    contents = Contents()
-    for stored in file.names:
-        module, _, spelling = stored.removeprefix(PREFIX).rpartition(".lora_")
-        key: str | None
-        if module and spelling in _SPELLINGS:
-            place, key = contents.lora.setdefault(module, {}), _SPELLINGS[spelling]
-        else:
-            place, key = contents.extras, _name_in_model(stored.removeprefix(PREFIX), config)
-        if not stored.startswith(PREFIX) or key is None:
-            contents.problems.append(_not_understood(stored))
-        elif key in place:
-            contents.problems.append(f"tensors {place[key]} and {stored} are two spellings of one name")
-        else:
-            place[key] = stored
+_GATHER = (
+    "DeepSpeed ZeRO-3 leaves that behind where the weights were not gathered; save again with "
+    "stage3_gather_16bit_weights_on_model_save, or make the checkpoint whole with zero_to_fp32.py"
+)
+_INNER = re.compile(r"\.(base_layer|original_module|modules_to_save|lora_\w+)\.")
+# what peft saves whole though the config does not list it: resized embeddings and heads, norms trained beside LoRA
+_WHOLE = re.compile(
+    r"(.*\.)?(embed_tokens|embed_in|embed_out|lm_head|shared|tok_embeddings|word_embeddings|wpe|wte"
+    r"|\w*norm\w*|ln_\w+|ln\d*)\.(weight|bias)",
+    re.IGNORECASE,
+)
+
+
+def classify_names(file: TensorFile, config: Mapping[str, Any], names: Names) -> Contents:
+    """Sort tensor names into LoRA and trained values of the base (modules_to_save, bias), and check LoRA's shapes.
+
+    config: with resolved patterns. names: what those of the file say.
+    """
+    if not file.names:
+        return Contents(problems=[f"{file.path.name} holds no tensors; {_GATHER}"])
+    contents = Contents(problems=list(names.problems))
+    others = {}
+    for stored, said in names.parsed.items():
+        if said.part is None or _INNER.search(f"{said.path}."):
+            others[stored] = said.path
+            continue
+        contents.places[said.path] = said.place
+        _put(contents.lora.setdefault(said.path, {}), said.part, stored, contents.problems)
+    _classify_others(others, file, config, contents)
+    if empty := [f"{name} {list(file.shape(name))}" for name in file.names if 0 in file.shape(name)]:
+        contents.problems.append(f"{count_tensors(empty)} empty; {_GATHER}")
+        return contents
     if not contents.lora:
         contents.problems.append(f"{file.path.name} holds no LoRA tensors")
     for module, parts in contents.lora.items():
-        if problem := _problem_of(parts, file, config, module):
+        if problem := _problem_of(parts, file, config, contents.places[module]):
             contents.problems.append(f"module '{module}': {problem}")
     return contents
+
+
+def _put(names: dict[str, str], key: str, stored: str, problems: list[str]) -> None:
+    """Note the name in the file of a part or a tensor, of which there can be only one."""
+    if (other := names.setdefault(key, stored)) != stored:
+        problems.append(f"tensors {other} and {stored} are two spellings of one name")
+
+
+def _classify_others(
+    others: Mapping[str, str], file: TensorFile, config: Mapping[str, Any], contents: Contents
+) -> None:
+    """Sort what is not LoRA. others: name in the file -> in the model, which may have peft's own words in it."""
+    listed = re.compile("|".join(rf"{re.escape(module)}\." for module in saved_modules(config)) or "(?!)")
+    embeddings = {path.partition(".lora_embedding_")[0] for path in others.values() if ".lora_embedding_" in path}
+    beside_lora = {path.rpartition(".")[0] for path in others.values() if path.endswith(".weight")}
+    originals, unknown = {}, []
+    for stored, path in others.items():
+        plain = path.replace(".modules_to_save.", ".")
+        module, _, last = plain.replace(".base_layer.", ".").rpartition(".")
+        in_lora = module in contents.lora
+        if listed.search(plain) or (_WHOLE.fullmatch(plain) and not in_lora):
+            if ".original_module." in plain:
+                originals[stored] = plain.replace(".original_module.", ".")
+            elif _INNER.search(plain):
+                unknown.append(stored)
+            elif plain not in contents.extras or not _are_equal(file, contents.extras[plain], stored):
+                _put(contents.extras, plain, stored, contents.problems)
+        elif config.get("bias") in ("all", "lora_only") and last == "bias":
+            _put(contents.extras, f"{module}.bias", stored, contents.problems)
+        elif in_lora and last in ("weight", "bias") and beside_lora & {module, f"{module}.base_layer"}:
+            _put(contents.frozen, f"{module}.{last}", stored, contents.problems)
+        elif module not in embeddings:
+            unknown.append(stored)
+    # what a saved module was before training is of no use beside what it is now
+    unknown += [stored for stored, plain in originals.items() if plain not in contents.extras]
+    if embeddings:
+        lora = [stored for stored, path in others.items() if ".lora_embedding_" in path]
+        contents.problems.append(f"{count_tensors(lora)} LoRA of an embedding; only linear layers can be merged")
+    unknown = [stored for stored in unknown if ".lora_embedding_" not in stored]
+    if unknown:
+        what = "neither lora_A or lora_B of a linear layer nor of modules_to_save"
+        contents.problems.append(f"{count_tensors(unknown)} {what}")
+
+
+def _are_equal(file: TensorFile, one: str, other: str) -> bool:
+    """Whether two tensors hold the same: peft saves resized embeddings under each of their names."""
+    return file.shape(one) == file.shape(other) and bool(torch.equal(file.get(one), file.get(other)))
 
 
 def name_in_file(extra: str, modules: Mapping[str, Any]) -> str:
@@ -309,31 +470,14 @@ def name_in_file(extra: str, modules: Mapping[str, Any]) -> str:
     return f"{PREFIX}{module}.base_layer.{last}" if module in modules else PREFIX + extra
 
 
-def _name_in_model(name: str, config: Mapping[str, Any]) -> str | None:
-    """The name in the base model of a trained value; None if the config does not list it."""
-    plain = re.sub(r"\.modules_to_save(\.default)?\.", ".", name)
-    if any(re.search(rf"{re.escape(module)}\.", plain) for module in saved_modules(config)):
-        inner = re.search(r"\.(base_layer|original_module|lora_\w+)\.", plain)
-        return None if inner else plain
-    if config.get("bias") in ("all", "lora_only") and plain.endswith(".bias"):
-        return plain.replace(".base_layer.bias", ".bias")
-    return None
-
-
-def _not_understood(stored: str) -> str:
-    if "lora_embedding_" in stored:
-        return f"tensor {stored} is LoRA of an embedding; only linear layers can be merged"
-    return f"tensor {stored} is neither lora_A or lora_B of a linear layer nor of modules_to_save"
-
-
-def _problem_of(parts: Mapping[str, str], file: TensorFile, config: Mapping[str, Any], module: str) -> str | None:
+def _problem_of(parts: Mapping[str, str], file: TensorFile, config: Mapping[str, Any], place: str) -> str | None:
     """Why the tensors of a module are not a pair [r, d_in], [d_out, r] with the further parts that the config lists."""
     if missing := {"A", "B"} - set(parts):
         return f"it has {' and '.join(sorted(PARTS[part] for part in parts))} but no {PARTS[min(missing)]}"
     A, B = file.shape(parts["A"]), file.shape(parts["B"])
     if len(A) != 2 or len(B) != 2:
         return f"only linear layers can be merged, got lora_A {list(A)} and lora_B {list(B)}"
-    rank = rank_of(config, module)
+    rank = rank_of(config, place)
     if not A[0] == B[1] == rank:
         return f"the config gives rank {rank}, the tensors are lora_A {list(A)} and lora_B {list(B)}"
     if whole := [parts[part] for part in sorted(parts) if not file.dtype(parts[part]).is_floating_point]:

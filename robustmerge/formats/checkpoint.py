@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,18 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustmerge.formats.names import LLAVA, QWEN_VL, Moves, move, moves_of_model
 from robustmerge.formats.tensors import CODES, TensorFile
 from robustmerge.stage.files import check_file_name, read_json
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import quote
 
-# Checkpoints on the hub keep the names of older versions of transformers, which are changed on loading.
-SPELLINGS = (
-    (r"language_model\.lm_head\.", "lm_head."),
-    (r"(model\.)?language_model\.(model\.)?", "model.language_model."),
-    (r"(model\.)?multi_modal_projector\.", "model.multi_modal_projector."),
-    (r"(model\.)?vision_tower\.(vision_model\.)?", "model.vision_tower."),
-)
 HEADS = ("lm_head.weight", "embed_out.weight")
 TIED = re.compile(r"(^|\.)(lm_head|embed_out|embed_tokens|embed_in|wte)\.weight$")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -48,15 +43,24 @@ class Checkpoint:
         return {name: file for file, tensors in self.files.items() for name in tensors.names}
 
     @cached_property
-    def _canonical(self) -> dict[str, str]:
-        return {canonical_name(name): name for name in self.where}
+    def _today(self) -> dict[str, str]:
+        """Name that today's transformers give a tensor -> its name here, where that is one."""
+        today = [(move(name, self._moves), name) for name in self.where]
+        count = Counter(name for name, _ in today)
+        return {name: stored for name, stored in today if count[name] == 1}
+
+    @cached_property
+    def _moves(self) -> Moves:
+        """Checkpoints on the hub keep names of before, which transformers change on loading."""
+        is_qwen = any(name.startswith("visual.") for name in self.where)
+        return moves_of_model(self.config) or (QWEN_VL if is_qwen else LLAVA)
 
     @cached_property
     def _tied(self) -> bool:
         """Whether output head and embeddings are one weight; older checkpoints say so by leaving the head out."""
         parts = (self.config, self.config.get("text_config") or {})
         is_tied = any(part.get("tie_word_embeddings") for part in parts)
-        return is_tied or not any(name in self._canonical for name in HEADS)
+        return is_tied or not any(name in self._today for name in HEADS)
 
     def get(self, name: str) -> Tensor:
         return self.files[self.where[name]].get(name)
@@ -73,8 +77,9 @@ class Checkpoint:
             )
         name = self._name_of(parameter)
         if name is None:
-            near = difflib.get_close_matches(parameter, self.where, n=1, cutoff=0)
-            raise UserError(f"the base {self} has no tensor '{parameter}' (the nearest is '{near[0]}')")
+            raise UserError(
+                f"the base {self} has no tensor '{parameter}' (the nearest is '{self._nearest(parameter)}')"
+            )
         file = self.files[self.where[name]]
         if file.shape(name) != shape:
             raise UserError(f"'{parameter}' is {list(shape)} in the experts, {list(file.shape(name))} in {self}")
@@ -83,22 +88,35 @@ class Checkpoint:
         return name
 
     def _name_of(self, parameter: str) -> str | None:
-        """Name of a parameter's tensor in the file; it may be spelt differently, or with or without its first part."""
+        """Name of a parameter's tensor here: the same, or that of before, or with or without the model's first part.
+
+        A model and the same with a head differ in the first part (`transformer.`); it is one for all layers, so that
+        a part of another model, as its vision tower, is never taken for the whole.
+        """
         if parameter in self.where:
             return parameter
-        if (name := self._canonical.get(canonical_name(parameter))) is not None:
+        if (name := self._today.get(move(parameter, self._moves))) is not None:
             return name
-        inner = parameter.partition(".")[2]
-        longer = [name for name in self.where if name.partition(".")[2] == parameter]
-        return inner if inner in self.where else (longer[0] if len(longer) == 1 else None)
+        first, _, inner = parameter.partition(".")
+        if inner in self.where and first not in self._first_parts:
+            return inner
+        layers = {first for first, has_layers in self._first_parts.items() if has_layers}
+        outer = f"{min(layers)}.{parameter}" if len(layers) == 1 else ""
+        return outer if outer in self.where else None
 
+    @cached_property
+    def _first_parts(self) -> dict[str, bool]:
+        """First part of the names -> whether it has layers, which are numbered."""
+        parts: dict[str, bool] = {}
+        for name in self.where:
+            first, _, inner = name.partition(".")
+            parts[first] = parts.get(first, False) or any(part.isdigit() for part in inner.split("."))
+        return parts
 
-def canonical_name(name: str) -> str:
-    """The name that current transformers give to a tensor of LLaVA; any other name is returned as it is."""
-    for pattern, spelling in SPELLINGS:
-        if match := re.match(pattern, name):
-            return spelling + name[match.end() :]
-    return name
+    def _nearest(self, parameter: str) -> str:
+        ending = parameter.rsplit(".", 2)[-2:]
+        alike = [name for name in self.where if name.rsplit(".", 2)[-2:] == ending] or list(self.where)
+        return difflib.get_close_matches(parameter, alike[:200], n=1, cutoff=0)[0]
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

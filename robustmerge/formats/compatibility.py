@@ -47,9 +47,9 @@ def find_disagreements(
 
 
 def common_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
-    """The config of the first expert, but without the spelling of targets that another expert spells otherwise."""
+    """The config of the first expert, but without a spelling of targets that is not that of all, or of other names."""
     config = dict(adapters[0].config)
-    if any(_differ(key, adapters) for key in TARGETS):
+    if any(adapter.renamed for adapter in adapters) or any(_differ(key, adapters) for key in TARGETS):
         config |= dict.fromkeys(TARGETS)
     if _differ("modules_to_save", adapters):
         config["modules_to_save"] = sorted({name for a in adapters for name in a.config.get("modules_to_save") or []})

@@ -18,10 +18,11 @@ from robustmerge.formats.delta import Delta, open_delta
 from robustmerge.formats.tensors import SlotWriter, all_finite
 from robustmerge.hub.places import SMALL, fetch_model
 from robustmerge.stage.files import write_atomically
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.settings import UserError, first_few
 
 NOT_COPIED = ("manifest.json", "adapter_config.json")
 INDEX = "model.safetensors.index.json"
+MOST = 10  # problems with a base that are looked for
 
 CARD = "# A full model\n\nThe base model {base}{source}. Written for programs that load whole models only.\n"
 
@@ -156,14 +157,16 @@ def find_places(base: Checkpoint, like: Adapter | DeltaLayout, fan_in_fan_out: b
             places[parameter] = base.find(parameter, tuple(shape), added_to=parameter in added)
         except UserError as error:
             problems.append(str(error))
+        if len(problems) == MOST:
+            problems.append("(there may be more)")
+            break
     taken: dict[str, str] = {}
     for parameter, name in places.items():
         if name in taken:
             problems.append(f"'{parameter}' and '{taken[name]}' are both tensor '{name}' of the base {base}")
         taken[name] = parameter
     if problems:
-        more = f"\n(and {len(problems) - 10} more)" if len(problems) > 10 else ""
-        raise UserError("\n".join(problems[:10]) + more)
+        raise UserError("\n".join(first_few(problems, MOST + 1)))
     return places
 
 

@@ -79,17 +79,21 @@ def test_adapters_with_old_names_merge_into_the_same_model(base: Path, tmp_path:
     assert all(torch.equal(weights[name], x) for name, x in expected.items())
 
 
-def test_a_conversion_gives_current_names_which_merge_with_others(tmp_path: Path) -> None:
-    old = write_old(tmp_path / "old")
+def test_old_names_merge_with_current_ones_and_a_conversion_gives_current_ones(tmp_path: Path) -> None:
+    old = write_old(tmp_path / "old", targets=LANGUAGE_LINEARS)
     write_old(tmp_path / "other", 1)
-    mixed = {"old": old, "other": tmp_path / "other new"}
-    with pytest.raises(UserError, match="lacks module"):
-        write_merged(tmp_path / "merged", Method("sum", strength=1.0), mixed, **QUIET)
+    mixed, current = tmp_path / "mixed", tmp_path / "current"
+    for folder, experts in (
+        (mixed, (old, tmp_path / "other new")),
+        (current, (tmp_path / "old new", tmp_path / "other new")),
+    ):
+        write_merged(folder, Method("sum", strength=1.0), dict(zip("ab", experts, strict=True)), **QUIET)
+    merged, expected = load_file(mixed / WEIGHTS), load_file(current / WEIGHTS)
+    assert merged.keys() == expected.keys() and all(torch.equal(merged[name], x) for name, x in expected.items())
     record = convert_to_peft(old, tmp_path / "new", "base")
     assert (tmp_path / "new" / WEIGHTS).read_bytes() == (tmp_path / "old new" / WEIGHTS).read_bytes()
     adapter = open_adapter(tmp_path / "new")
     assert adapter.config["target_modules"] == LANGUAGE_LINEARS and record["modules"] == LAYERS * 7
-    write_merged(tmp_path / "merged", Method("sum", strength=1.0), {**mixed, "old": tmp_path / "new"}, **QUIET)
 
 
 def test_an_adapter_of_some_linears_keeps_its_targets(base: Path, tmp_path: Path) -> None:

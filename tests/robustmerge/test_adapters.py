@@ -119,7 +119,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"target_modules": ["embed", "linear"]}, "lora_embedding_A is LoRA of an embedding; only linear layers can"),
+        ({"target_modules": ["embed", "linear"]}, "lora_embedding_A and 1 more are LoRA of an embedding; only"),
         ({"target_modules": ["conv", "linear"]}, "module 'conv': only linear layers can be merged, got lora_A [8, 2,"),
         ({"target_modules": ["linear"], "target_parameters": ["embed.weight"]}, "target_parameters=['embed.weight']"),
         ({"target_modules": ["linear"], "trainable_token_indices": {"embed": [1]}}, "trainable_token_indices={'embed"),
@@ -148,7 +148,11 @@ def change_config(folder: Path, **values: object) -> Path:
         ({"lora_bias": True}, {"lora_bias": False}, "lora_bias is False, but it has a lora_B.bias"),
         ({}, {"lora_bias": True}, "lora_bias is True, but it has no lora_B.bias"),
         ({}, {"use_dora": True, "lora_bias": True}, "use_dora and lora_bias exclude each other"),
-        ({"bias": "all"}, {"bias": "none"}, "tensor base_model.model.projector.bias is neither"),
+        (
+            {"bias": "all"},
+            {"bias": "none"},
+            "tensors base_model.model.layers.0.q.base_layer.bias and 4 more are neither",
+        ),
         ({}, {"bias": "some"}, "bias must be none, all or lora_only or null, got 'some'"),
         ({}, {"r": None}, "r must be a whole number from 1 to 1000000, got None"),
         ({}, {"peft_type": "IA3"}, "peft_type must be LORA, got 'IA3'"),

@@ -1,0 +1,203 @@
+"""Names of an adapter's tensors in one form: that of today's PEFT, in the model that today's transformers build.
+
+A file may have the names of a wrapper (torch.compile, FSDP, DDP), of an adapter with a name, of a model that was
+wrapped twice, or of an older transformers. They are changed once, on reading.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from robustmerge.stage.files import read_json
+
+PREFIX = "base_model.model."
+# part of a module -> its name in the file; A and B are always there, magnitude with DoRA, bias with lora_bias
+PARTS = {
+    "A": "lora_A.weight",
+    "B": "lora_B.weight",
+    "bias": "lora_B.bias",
+    "magnitude": "lora_magnitude_vector",
+}
+# words that torch.compile, FSDP, activation checkpointing and DeepSpeed put into a name, wherever they wrap a module
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+LIBRARIES = ("accelerate", "deepspeed", "peft", "torch", "transformers", "unsloth")  # whose classes have known names
+DEFAULT = "default"  # the name that peft gives an adapter
+_FRONT = re.compile(rf"^((module|{'|'.join(WRAPPERS)})\.)*base_model\.model\.")
+_LORA = re.compile(
+    r"(?P<module>.+)\.lora_(?:"
+    r"(?P<matrix>[AB])(?:\.(?P<name>[^.]+))?\.weight|"
+    r"B(?:\.(?P<bias_name>[^.]+))?\.(?P<bias>bias)|"
+    r"(?P<magnitude>magnitude_vector)(?:\.(?!weight$)(?P<magnitude_name>[^.]+))?(?:\.weight)?)"
+)
+
+# Since its version 4.52, transformers keeps all parts of a model that reads more than text below `model`: the beginning
+# of a name (a pattern) -> the beginning that it has today. Source: transformers.conversion_mapping of 5.23.
+Moves = Sequence[tuple[str, str]]
+LLAVA: Moves = (
+    (r"language_model\.lm_head\b", "lm_head"),
+    (r"(?:model\.)?language_model\b(?:\.model\b)?", "model.language_model"),
+    (r"(?:model\.)?(vision_tower|image_tower|video_tower)\b(?:\.vision_model\b)?", r"model.\1"),
+    (r"(audio_tower|vision_model|vision_embed_tokens|multi_modal_projector|image_newline)\b", r"model.\1"),
+)
+QWEN_VL: Moves = (
+    (r"visual\b", "model.visual"),
+    (r"model\b(?!\.(?:language_model|visual)\b)", "model.language_model"),
+)
+FAMILIES = {  # by model_type of a config.json, which is also the module of transformers that holds the class
+    **dict.fromkeys(
+        (
+            "aria", "aya_vision", "fuyu", "gemma3", "got_ocr2", "internvl", "llava", "llava_next", "llava_next_video",
+            "llava_onevision", "mistral3", "mllama", "paligemma", "pp_chart2table", "qwen2_audio", "video_llava",
+            "vipllava", "voxtral",
+        ),
+        LLAVA,
+    ),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), QWEN_VL),
+}  # fmt: skip
+# bases known by name: repositories of which all are of transformers' own classes
+_BASES: Sequence[tuple[str, Moves]] = ((r"^llava-hf/", LLAVA), (r"(?i)(^|/)qwen2(\.5)?-vl[^/]*$", QWEN_VL))
+
+
+def move(name: str, moves: Moves) -> str:
+    """The name that a module or a tensor has in today's transformers; one that it has today stays as it is.
+
+    >>> move("language_model.model.layers.0.mlp", LLAVA), move("visual.blocks.0", QWEN_VL)
+    ('model.language_model.layers.0.mlp', 'model.visual.blocks.0')
+    """
+    for pattern, today in moves:
+        if match := re.match(pattern, name):
+            return match.expand(today) + name[match.end() :]
+    return name
+
+
+def find_moves(config: Mapping[str, Any]) -> Moves:
+    """The moves of names in an adapter's model, where its config, or the folder of its base, says which model that is.
+
+    Empty where neither does: the names of before are those of other models today, of a Llama or of somebody's own code.
+    Raises UserError if the config of the base cannot be read.
+    """
+    if library := re.match(r"transformers\.models\.(\w+)", _class_of_model(config)[0]):
+        return FAMILIES.get(library[1], ())
+    if model := read_model_config(config):
+        return moves_of_model(model)
+    base = str(config.get("base_model_name_or_path"))
+    return next((moves for pattern, moves in _BASES if re.search(pattern, base)), ())
+
+
+def read_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of an adapter's base; empty unless the base is a local folder that has one."""
+    base = config.get("base_model_name_or_path")
+    path = os.path.join(base, "config.json") if isinstance(base, str) and base else ""
+    return read_json(Path(path), "the config of a model") if os.path.isfile(path) else {}
+
+
+def moves_of_model(config: Mapping[str, Any]) -> Moves:
+    """The moves of names in a model by its config.json; empty for a model of other code than transformers' own."""
+    model_type = config.get("model_type")
+    return FAMILIES.get(model_type, ()) if isinstance(model_type, str) and not config.get("auto_map") else ()
+
+
+@dataclass(frozen=True)
+class Name:
+    """What the name of a tensor says.
+
+    path: the module of LoRA, or the tensor's name in the model. part: of LoRA, of PARTS; None for others. place: the
+    module by its name in training, by which the patterns of a config look it up.
+    """
+
+    path: str
+    part: str | None = None
+    place: str = ""
+
+
+@dataclass
+class Names:
+    """The names of a file: name in the file -> what it says. problems: why some cannot be understood."""
+
+    parsed: dict[str, Name] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def unwrap(name: str) -> str:
+    """The name without the words of wrappers.
+
+    >>> unwrap("_orig_mod.model.layers.0._checkpoint_wrapped_module.mlp")
+    'model.layers.0.mlp'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def parse_names(stored: Collection[str], config: Mapping[str, Any]) -> Names:
+    """Read the names of an adapter's file. config: of the adapter, which may say what class its model has."""
+    names, adapters = Names(), set()
+    places = {name: _FRONT.sub("", name, count=1) for name in stored}
+    paths = {name: unwrap(place) for name, place in places.items()}
+    if partly := [name for name in stored if name == places[name] and re.match(r"base_model\.|model\.model\.", name)]:
+        names.problems.append(f"{count_tensors(partly)} with only a part of the prefix {PREFIX}")
+    if flat := [name for name in stored if "_flat_param" in name]:
+        names.problems.append(f"{count_tensors(flat)} of FSDP's flattened weights; save the full state dict instead")
+    inner = _find_inner(paths)
+    if inner and (kind := _foreign_class(config)):
+        names.problems.append(
+            f"{count_tensors(list(inner))} with '{min(inner.values())}' after {PREFIX}, which is of a wrapper (DDP, a "
+            f"second PeftModel) or of the model's class {kind}; rename the tensors to the names in the bare model"
+        )
+    patterns = [str(config.get(key)) for key in ("rank_pattern", "alpha_pattern")]
+    if not any(word in pattern for pattern in patterns for word in (*WRAPPERS, "base_model", "module")):
+        places = paths
+    for name, path in paths.items():
+        path = path.removeprefix(inner.get(name, ""))
+        if (match := _LORA.fullmatch(path)) is None:
+            names.parsed[name] = Name(path)
+            continue
+        adapters.add(match["name"] or match["bias_name"] or match["magnitude_name"] or DEFAULT)
+        part = match["matrix"] or match["bias"] or "magnitude"
+        names.parsed[name] = Name(match["module"], part, places[name].rpartition(".lora_")[0])
+    if len(adapters) > 1:
+        which = " and ".join(f"'{adapter}'" for adapter in sorted(adapters)[:4])
+        names.problems.append(f"it holds the tensors of several adapters, {which}; save each in a folder of its own")
+    own = re.compile(rf"(\.modules_to_save)\.(?:{'|'.join(map(re.escape, sorted({*adapters, DEFAULT})))})\.")
+    for name, said in names.parsed.items():
+        if said.part is None:
+            names.parsed[name] = Name(own.sub(r"\1.", said.path))
+    return names
+
+
+def _find_inner(paths: Mapping[str, str]) -> dict[str, str]:
+    """What wrappers put after the prefix of names: a second prefix, or `module.` in all of them."""
+    inner = dict.fromkeys(paths, "")
+    while True:
+        rest = {name: path[len(inner[name]) :] for name, path in paths.items()}
+        if twice := [name for name in rest if rest[name].startswith(PREFIX)]:
+            inner |= {name: inner[name] + PREFIX for name in twice}
+        elif rest and all(re.match(r"module\.(?!lora_)[^.]+\.", path) for path in rest.values()):
+            inner = {name: f"{front}module." for name, front in inner.items()}
+        else:
+            return {name: front for name, front in inner.items() if front}
+
+
+def _class_of_model(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Library and name of the model's class, which peft notes where there is no task type; else empty."""
+    mapping = config.get("auto_mapping")
+    mapping = mapping if isinstance(mapping, Mapping) else {}
+    return str(mapping.get("parent_library") or ""), str(mapping.get("base_model_class") or "")
+
+
+def _foreign_class(config: Mapping[str, Any]) -> str:
+    """The model's class if it is of no library; any attribute may have any name there."""
+    library, name = _class_of_model(config)
+    return name if library and library.partition(".")[0] not in LIBRARIES else ""
+
+
+def count_tensors(names: Sequence[str]) -> str:
+    """`tensor a`, `tensors a and 2 more`.
+
+    >>> count_tensors(["a"]), count_tensors(["a", "b", "c"])
+    ('tensor a is', 'tensors a and 2 more are')
+    """
+    return f"tensor {names[0]} is" if len(names) == 1 else f"tensors {names[0]} and {len(names) - 1} more are"
