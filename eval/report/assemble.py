@@ -22,6 +22,7 @@ from eval.report.standing import describe_standing, difference_table, pairs_tabl
 from eval.report.tables import Table, main_table, seeds_table
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import one_line
 
 # What an earlier report may have left: removed unless it is written again.
 REPORT_FOLDERS = ("tables", "figures", "figures/examples")
@@ -123,5 +124,5 @@ def format_summary(report: Report, width: int = 110) -> str:
     verdicts = []
     if is_large and "standing" in report.tables:
         verdicts = [f"{place}: {sentence}" for place, sentence in describe_standing(report.tables["standing"])]
-    notice = [f"{report.partial_notice}\n"] if report.partial_notice else []
-    return "\n".join([*notice, f"{table.title}\n\n{text}{note}", *verdicts])
+    notice = [f"{one_line(report.partial_notice)}\n"] if report.partial_notice else []
+    return "\n".join([*notice, f"{one_line(table.title)}\n\n{text}{note}", *map(one_line, verdicts)])

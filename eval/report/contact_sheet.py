@@ -21,6 +21,7 @@ from eval.report.palette import GREY, INK
 from eval.report.results import Context
 from eval.settings import Task
 from robustmerge.stage.records import read_examples
+from robustmerge.stage.text import plain
 
 PICTURES_A_TASK = 6
 DPI = 110
@@ -28,6 +29,7 @@ RIGHT = "#1a7f37"
 PICTURE, GAP, MARGIN, LINE = 1.55, 0.32, 1.45, 0.13  # inches; the margin holds the names of the tasks
 QUESTION_LINES, ANSWER_LINES = 6, 2
 LETTERS, BOLD_LETTERS = 31, 27  # a line
+NAME_LINES, NAME_LETTERS = 6, 13
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def _draw_band(axes: Axes, top: float, width: float, task: Task, tiles: Sequence
     """Draw one task: its name on the left, then columns of picture, question and answer."""
     if top:
         axes.plot([0.1, width - 0.1], [top, top], color="#d8dee4", lw=0.8)
-    name = textwrap.wrap(task.title, 13)
+    name = _wrap(task.title, NAME_LINES, NAME_LETTERS)
     axes.text(0.12, top + 0.18, "\n".join(name), size=10.5, weight="bold", color=INK, va="top")
     below = top + 0.22 + 0.17 * len(name)
     axes.text(0.12, below, "seen" if task.seen else "unseen", size=8, color=GREY, va="top")
@@ -100,5 +102,5 @@ def _draw_tile(axes: Axes, left: float, top: float, tile: Tile) -> None:
 
 
 def _wrap(text: str, most: int, letters: int) -> list[str]:
-    """Wrap a text into at most `most` lines, and escape dollars, which would begin a formula."""
-    return textwrap.wrap(text.replace("$", r"\$"), letters, max_lines=most, placeholder=" …")
+    """Wrap a text into at most `most` lines; of a long one only the beginning is looked at."""
+    return textwrap.wrap(plain(text[: 20 * most * letters]), letters, max_lines=most, placeholder=" …")

@@ -17,10 +17,12 @@ from eval.report.tables import MISSING
 from eval.settings import Task
 from robustmerge.stage.prompts import show_choices
 from robustmerge.stage.records import Example, Prediction, read_examples, read_predictions
+from robustmerge.stage.text import shorten
 
 EXAMPLES_A_TASK = 3
 LONGEST_SIDE = 192  # pixels
 LONGEST_ANSWER = 160  # characters
+LONGEST_QUESTION = 2000
 
 
 @dataclass(frozen=True)
@@ -159,13 +161,21 @@ def _format_examples(task: Task, questions: Sequence[ShownQuestion]) -> str:
         f"### {escape_markdown(task.title)}\n",
         _format_line("", images),
         "| --- |" + " --- |" * len(questions),
-        _format_line("Question", [escape_markdown(question.text) for question in questions]),
-        _format_line("**Expected**", [f"**{escape_markdown(question.expected)}**" for question in questions]),
+        _format_line("Question", [_format_text(question.text) for question in questions]),
+        _format_line("**Expected**", [_bold(_format_text(question.expected)) for question in questions]),
     ]
     for index, first in enumerate(questions[0].answers):
         answers = [_format_answer(question.answers[index]) for question in questions]
         lines.append(_format_line(escape_markdown(first.source), answers))
     return "\n".join([*lines, ""])
+
+
+def _format_text(text: str) -> str:
+    return escape_markdown(shorten(text, LONGEST_QUESTION))
+
+
+def _bold(text: str) -> str:
+    return f"**{text}**" if text else ""
 
 
 def _format_line(head: str, cells: Sequence[str]) -> str:

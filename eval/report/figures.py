@@ -15,9 +15,11 @@ from matplotlib.lines import Line2D
 
 from eval.report.palette import COLOURS, GREY, INK, Style, assign_styles, list_panels
 from eval.report.tables import Cell, Row, Table, starts_block
+from robustmerge.stage.text import one_line
 
 RC_PARAMS = {
     "svg.hashsalt": "robustmerge",
+    "text.parse_math": False,  # a dollar in a title begins no formula
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -27,6 +29,7 @@ RC_PARAMS = {
     "ytick.color": "#57606a",
     "legend.frameon": False,
 }
+LONGEST_LABEL = 100  # characters
 LONGEST_BESIDE = 30  # characters of a title with which the legend still stands beside the axes
 BETTER, WORSE = COLOURS[0], COLOURS[1]
 
@@ -171,7 +174,7 @@ def _draw_band(axes: Axes, band: int, cells: Sequence[tuple[Cell, Style]], has_i
 
 def _name_bands(axes: Axes, main: Table, order: Sequence[int]) -> None:
     columns = [main.columns[index] for index in order]
-    axes.set_yticks(range(len(columns)), [column.title for column in columns])
+    axes.set_yticks(range(len(columns)), [_format_label(column.title) for column in columns])
     for label, column in zip(axes.get_yticklabels(), columns, strict=True):
         label.set_color(INK if column.is_average else GREY)
         label.set_fontweight("bold" if column.is_average else "normal")
@@ -194,7 +197,13 @@ def _list_entries(main: Table) -> dict[str, tuple[int, str]]:
         if row.chosen or row.label not in chosen:
             first.setdefault(row.label, index)
     order = list(dict.fromkeys(row.label for row in rows))
-    return {label: (first[label], textwrap.shorten(label, 100, placeholder="…")) for label in order}
+    return {label: (first[label], _format_label(label)) for label in order}
+
+
+def _format_label(title: str) -> str:
+    """A title as a label, shortened. matplotlib leaves labels that begin with an underscore out of a legend."""
+    label = textwrap.shorten(one_line(title), LONGEST_LABEL, placeholder="…")
+    return f" {label}" if label.startswith("_") else label
 
 
 def _is_beside(main: Table) -> bool:
@@ -280,7 +289,7 @@ def _draw_difference(axes: Axes, cell: Cell, height: float) -> None:
 def _name_rows(axes: Axes, rows: Sequence[Row], heights: Sequence[float]) -> None:
     headings = [index for index in range(len(rows)) if starts_block(rows, index)]
     ticks = [*heights, *(heights[index] - 1.0 for index in headings)]
-    axes.set_yticks(ticks, [*(row.label for row in rows), *(rows[index].block for index in headings)])
+    axes.set_yticks(ticks, [*(_format_label(row.label) for row in rows), *(rows[index].block for index in headings)])
     for label in axes.get_yticklabels()[len(rows) :]:
         label.set_fontweight("bold")
         label.set_color(INK)

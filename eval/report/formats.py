@@ -6,10 +6,12 @@ import csv
 import html
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from eval.report.results import REFERENCE_KINDS
 from eval.report.tables import Cell, Column, Row, Table, starts_block
+from robustmerge.stage.text import one_line, plain, shorten
 
 FormatTable = Callable[[Table], str]  # one of the functions below, with its defaults
 LATEX = {
@@ -18,12 +20,48 @@ LATEX = {
     "±": r"$\pm$",
 }  # fmt: skip
 CSV_PARTS = ("value", "low", "high", "p", "deviation", "seeds_low", "seeds_high")  # as in Cell
-MARKDOWN = str.maketrans({character: f"&#{ord(character)};" for character in "&<>|*_`[]\\~#$"})
+MARKDOWN = str.maketrans({character: f"&#{ord(character)};" for character in '&<>|*_`[]\\~#$"'})
+CODE = re.compile(r"[^`<>&\\]*[^`<>&\\ ]")  # what stands between backticks as it is
+URL = re.compile(r"https?://[\w.~:/?#@!&+,;=%-]+", re.ASCII)
+LONGEST = 10_000  # characters of a text in any format
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet computes a text that begins so
+
+
+def _fit(text: str) -> str:
+    return shorten(one_line(text), LONGEST)
 
 
 def escape_markdown(text: str) -> str:
     """Escape text for Markdown: on one line, with nothing that a reader takes for markup."""
-    return " ".join(text.translate(MARKDOWN).split())
+    return _fit(text).translate(MARKDOWN)
+
+
+def escape_code(text: str) -> str:
+    """Format text as code in a line of Markdown, between backticks where that is safe."""
+    text = _fit(text)
+    return f"`{text}`" if CODE.fullmatch(text) else f"<code>{escape_markdown(text)}</code>"
+
+
+def escape_block(text: str, language: str = "") -> str:
+    """Format text as a block of code in Markdown, whose fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{plain(shorten(text, LONGEST))}\n{fence}\n"
+
+
+def escape_link(title: str, url: str) -> str:
+    """Format a link in Markdown; an address that is not on the web is shown as text."""
+    return f"[{title}]({url})" if URL.fullmatch(url) else f"{title}: {escape_markdown(url)}"
+
+
+def escape_html(text: str) -> str:
+    """Escape text for HTML: on one line, with nothing that a browser takes for markup."""
+    return html.escape(_fit(text))
+
+
+def escape_csv(text: str) -> str:
+    """Escape text for a field of CSV: on one line, and nothing that a spreadsheet computes."""
+    text = _fit(text)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def is_reference(row: Row) -> bool:
@@ -39,10 +77,13 @@ def format_markdown(table: Table) -> str:
         f"{column.heading}: {column.title}" if are_ambiguous and column.heading else column.title
         for column in table.columns
     ]
-    lines = [_piped([table.head, *heads])]
+    lines = [_piped([escape_markdown(head) for head in (table.head, *heads)])]
     lines.append("|" + " --- |" + " ---: |" * len(table.columns))
     for row in table.rows:
-        shown = [f"**{cell.text}**" if cell.bold else cell.text for cell in row.cells]
+        shown = [
+            escape_markdown(cell.text) if column.is_text else f"**{cell.text}**" if cell.bold else cell.text
+            for cell, column in zip(row.cells, table.columns, strict=True)
+        ]
         lines.append(_piped([escape_markdown(row.title), *shown]))
     return "\n".join(lines) + "\n"
 
@@ -60,12 +101,12 @@ def _list_headings(columns: Sequence[Column]) -> Iterator[tuple[str, int]]:
 def format_html(table: Table) -> str:
     """Format a table as HTML, with a bar behind every value 0..100; eval.report.page has the style sheet."""
     headings = _list_headings(table.columns)
-    groups = "".join(f'<th colspan="{count}">{html.escape(heading)}</th>' for heading, count in headings)
-    heads = "".join(f'<th class="{_column_class(c)}">{html.escape(c.title)}</th>' for c in table.columns)
+    groups = "".join(f'<th colspan="{count}">{escape_html(heading)}</th>' for heading, count in headings)
+    heads = "".join(f'<th class="{_column_class(c)}">{escape_html(c.title)}</th>' for c in table.columns)
     body = "".join(_html_heading(table, index) + _html_row(table, index) for index in range(len(table.rows)))
     return (
         f'<div class="wide"><table class="scores {table.name}"><thead><tr class="groups"><th></th>{groups}</tr>'
-        f"<tr><th>{html.escape(table.head)}</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>\n"
+        f"<tr><th>{escape_html(table.head)}</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>\n"
     )
 
 
@@ -77,7 +118,7 @@ def _html_heading(table: Table, index: int) -> str:
     """The heading of a block, above its first row."""
     if not starts_block(table.rows, index):
         return ""
-    block = html.escape(table.rows[index].block)
+    block = escape_html(table.rows[index].block)
     return f'<tr class="block"><th colspan="{len(table.columns) + 1}"><span>{block}</span></th></tr>'
 
 
@@ -86,11 +127,12 @@ def _html_row(table: Table, index: int) -> str:
     last = is_reference(row) and index + 1 < len(table.rows) and not is_reference(table.rows[index + 1])
     cells = "".join(_html_cell(cell, column, table.bars) for cell, column in zip(row.cells, table.columns, strict=True))
     title = row.label if row.block else row.title
-    return f'<tr{" class=last" if last else ""}><th scope="row">{html.escape(title)}</th>{cells}</tr>'
+    return f'<tr{" class=last" if last else ""}><th scope="row">{escape_html(title)}</th>{cells}</tr>'
 
 
 def _html_cell(cell: Cell, column: Column, bar: bool) -> str:
-    number, space, interval = html.escape(cell.text).partition(" (")
+    text = escape_html(cell.text)
+    number, space, interval = (text, "", "") if column.is_text else text.partition(" (")
     text = f"<b>{number}</b>" if cell.bold else number
     if space:
         text += f" <small>({interval}</small>"
@@ -99,15 +141,16 @@ def _html_cell(cell: Cell, column: Column, bar: bool) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Escape every character that is special in LaTeX."""
-    return "".join(LATEX.get(character, character) for character in text)
+    r"""Escape text for a cell in LaTeX; `[` or `*` at its beginning would belong to the `\\\\` before it."""
+    escaped = "".join(LATEX.get(character, character) for character in _fit(text))
+    return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped
 
 
 def format_latex(table: Table) -> str:
     r"""Format a table as a LaTeX `tabular` for `\input`, with booktabs rules."""
     heads = [table.head, *(column.title for column in table.columns)]
     lines = [
-        f"% {table.title}",
+        f"% {_fit(table.title)}",
         r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
         r"\toprule",
         _latex_headings(table.columns),
@@ -139,15 +182,17 @@ def format_csv(table: Table) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     heads = [column.key if part == "value" else f"{column.key}_{part}" for _, column, part in parts]
-    writer.writerow([table.head.lower(), *heads])
+    writer.writerow([escape_csv(head) for head in (table.head.lower(), *heads)])
     for row in table.rows:
-        writer.writerow([row.title, *(_csv_field(row.cells[index], column, part) for index, column, part in parts)])
+        writer.writerow(
+            [escape_csv(row.title), *(_csv_field(row.cells[index], column, part) for index, column, part in parts)]
+        )
     return file.getvalue()
 
 
 def _csv_field(cell: Cell, column: Column, part: str) -> str:
     if column.is_text:
-        return cell.text
+        return escape_csv(cell.text)
     value = getattr(cell, part)
     return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
 
@@ -157,8 +202,8 @@ def format_text(table: Table, width: int = 110, averages_only: bool = False) -> 
     order = sorted(range(len(table.columns)), key=lambda index: not table.columns[index].is_average)
     if averages_only:
         order = [index for index in order if table.columns[index].is_average]
-    shown = [[table.columns[i].title, *(_starred(row.cells[i]) for row in table.rows)] for i in order]
-    titles = [table.head, *(row.title for row in table.rows)]
+    shown = [[_fit(table.columns[i].title), *(_starred(row.cells[i]) for row in table.rows)] for i in order]
+    titles = [_fit(title) for title in (table.head, *(row.title for row in table.rows))]
     left = max(len(title) for title in titles)
     blocks: list[list[list[str]]] = [[]]
     room = width - left
@@ -173,7 +218,7 @@ def format_text(table: Table, width: int = 110, averages_only: bool = False) -> 
 
 
 def _starred(cell: Cell) -> str:
-    return cell.text + ("*" if cell.bold else " ")
+    return _fit(cell.text) + ("*" if cell.bold else " ")
 
 
 def _text_block(titles: Sequence[str], left: int, columns: Sequence[Sequence[str]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from eval.report.formats import escape_markdown
+from eval.report.formats import escape_code, escape_markdown
 from eval.report.results import Context, ResultGroup, list_metrics, list_scores
 from eval.report.secondary_tables import format_part
 from eval.report.tables import MISSING
@@ -87,8 +87,8 @@ def _explain_builtin(groups: Sequence[ResultGroup], context: Context) -> list[st
     metrics = ((metric, task) for task in context.tasks for metric in list_metrics(groups, task))
     builtin = _group_titles((metric, task) for metric, task in metrics if metric.endswith(BUILTIN_SUFFIX))
     return [
-        f"- **{_join(titles)}** (`{metric}`): without Java our own tokenizer splits the words, so that no published "
-        f"{format_part(metric.removesuffix(BUILTIN_SUFFIX))} compares."
+        f"- **{_join(titles)}** ({escape_code(metric)}): without Java our own tokenizer splits the words, so that no "
+        f"published {format_part(metric.removesuffix(BUILTIN_SUFFIX))} compares."
         for metric, titles in builtin.items()
     ]
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import markdown
 
+from eval.report.formats import escape_html
 from eval.report.results import Context
 
+IMAGE = re.compile(r'(<img [^<>]*src=)"([^"<>]+)"')
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 def make_page(text: str, context: Context, files: Mapping[str, bytes]) -> str:
     """The page with its style inside and its pictures embedded. files: pictures by their path in the text."""
     body = markdown.markdown(text, extensions=["tables", "fenced_code", "sane_lists"], output_format="html")
-    body = re.sub(r'src="([^"]+)"', lambda match: f'src="{_embed(match[1], files)}"', body)
+    body = IMAGE.sub(lambda match: f'{match[1]}"{_embed(match[2], files)}"' if match[2] in files else match[0], body)
     for mark, name in (("✓", "right"), ("✗", "wrong")):
         body = body.replace(f" {mark}</td>", f' <span class="{name}">{mark}</span></td>')
-    title = html.escape(f"{context.benchmark} on {context.model}")
+    title = escape_html(f"{context.benchmark} on {context.model}")
     smoke = ' class="smoke"' if context.profile == "smoke" else ""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.report.estimates import Estimates
-from eval.report.formats import escape_markdown
+from eval.report.formats import escape_block, escape_code, escape_markdown
 from eval.report.notes import PROTOCOL_MEANINGS
 from eval.report.results import Context, Regime, ResultGroup, list_metrics, list_scores, list_seeds
 from eval.report.tables import list_averages
@@ -22,9 +22,10 @@ def format_provenance_section(groups: Sequence[ResultGroup], context: Context, e
     seeds = [f"{key} {value}" for key, value in sorted(context.seeds.items())]
     seeds += [f"experts {trained}"] if trained and "experts" not in context.seeds else []
     lines = [
-        f"- Benchmark `{context.benchmark}`, model `{context.model}`, profile `{context.profile}`.",
+        f"- Benchmark {escape_code(context.benchmark)}, model {escape_code(context.model)}, "
+        f"profile {escape_code(context.profile)}.",
         f"- Protocol `{context.protocol}`: {PROTOCOL_MEANINGS[context.protocol]}.",
-        f"- Commit `{context.commit or 'unknown'}`{state}.",
+        f"- Commit {escape_code(context.commit or 'unknown')}{state}.",
         "- Seeds: " + ("; ".join(seeds) or "none") + ".",
         *([_describe_rank(context.regime)] if context.regime else []),
         f"- Questions: {questions}.",
@@ -33,9 +34,10 @@ def format_provenance_section(groups: Sequence[ResultGroup], context: Context, e
         f"{_describe_resampling(groups, context)}{_describe_seed_intervals(groups)}",
         *_describe_resolution(groups, context, estimates),
         f"- Metrics: {', '.join(_name_metrics(groups, task) for task in context.tasks)}.",
-        *(f"- {note}" for note in context.notes),
+        *(f"- {escape_markdown(note)}" for note in context.notes),
     ]
-    return "## How this was made\n\n" + "\n".join(lines) + f"\n\nTo make it again:\n\n```bash\n{context.command}\n```\n"
+    again = escape_block(context.command, "bash")
+    return "## How this was made\n\n" + "\n".join(lines) + f"\n\nTo make it again:\n\n{again}"
 
 
 def _describe_rank(regime: Regime) -> str:
@@ -47,7 +49,7 @@ def _describe_rank(regime: Regime) -> str:
 
 
 def _name_metrics(groups: Sequence[ResultGroup], task: Task) -> str:
-    metrics = " and ".join(f"`{metric}`" for metric in list_metrics(groups, task)) or "none"
+    metrics = " and ".join(escape_code(metric) for metric in list_metrics(groups, task)) or "none"
     return f"{escape_markdown(task.title)} {metrics}"
 
 

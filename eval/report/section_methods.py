@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.report.formats import escape_markdown
+from eval.report.formats import escape_code, escape_html, escape_link, escape_markdown
 from eval.report.results import CHOSEN, VARIANT_TITLES, Choice, ResultGroup
 from eval.report.tables import MISSING
 
@@ -29,9 +28,9 @@ def format_methods_section(groups: Sequence[ResultGroup]) -> str:
 
 def _format_method(group: ResultGroup) -> str:
     first = group.first
-    paper = f" [paper]({first.paper})." if first.paper else ""
+    paper = f" {escape_link('paper', first.paper)}." if first.paper else ""
     is_inline = len(group.results) <= INLINE_ADDRESSES and not group.block
-    address = f" Address: `{first.address}`." if first.address and is_inline else ""
+    address = f" Address: {escape_code(first.address)}." if first.address and is_inline else ""
     return f"- **{escape_markdown(group.short_title)}.**{paper} {_format_settings(first.settings)}{address}"
 
 
@@ -40,7 +39,7 @@ def _format_settings(settings: Mapping[str, Any]) -> str:
     flat = ", ".join(
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in _flatten(settings)
     )
-    return f"`{flat}`." if flat else ""
+    return f"{escape_code(flat)}." if flat else ""
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -129,5 +128,5 @@ def _format_addresses(groups: Sequence[ResultGroup]) -> str:
         for result in group.results
         if result.address
     ]
-    text = html.escape("\n".join(lines))
+    text = "\n".join(map(escape_html, lines))
     return f"<details><summary>What was evaluated: {len(lines)} addresses</summary><pre>{text}</pre></details>\n"

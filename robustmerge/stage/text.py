@@ -20,6 +20,15 @@ def plain(text: str) -> str:
     return _UNFIT.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(text: str) -> str:
+    r"""Bring a text to one line, fit for a cell, a heading or a label.
+
+    >>> one_line(" a\r\n\x1b[2J\tb ")
+    'a \\x1b[2J b'
+    """
+    return plain(" ".join(text.split()))
+
+
 def shorten(text: str, most: int = 80) -> str:
     """Leave out the middle of a text of more than `most` characters.
 
