@@ -25,14 +25,20 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.formats.tensors import all_finite
 from robustmerge.function_method import collect_over_model, merge_by_function
 from robustmerge.low_rank import concatenate, truncate
 from robustmerge.method import AnyMethod, FunctionMethod, Method, Prune
-from robustmerge.module import EmptyRowsError, Merged, Module, check_experts, check_module, find_empty_rows
+from robustmerge.module import (
+    EmptyRowsError,
+    Merged,
+    Module,
+    check_experts,
+    check_module,
+    find_empty_rows,
+    measure_merged,
+)
 from robustmerge.rules import COMBINE, RANK_AXIS, Election, Statistics, rank_scales, rank_sums
 from robustmerge.spaces import SPACES, Blocks
-from robustmerge.stage.settings import UserError
 from robustmerge.thresholds import measure, pruned_blocks, weigh
 
 Visit = Callable[[Callable[[Module], Any]], Iterable[Any]]  # a function of a module -> its results for all modules
@@ -65,8 +71,7 @@ def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMetho
         merged = [merge_module(module, method, statistics) for module in modules]
     updates = {module.name: one.update for module, one in zip(modules, merged, strict=True)}
     for name, update in updates.items():
-        if not all(map(all_finite, (update.A, update.B) if isinstance(update, LoraPair) else (update,))):
-            raise UserError(f"module '{name}': the merged update is too large for float32")
+        measure_merged(update, name)
     return updates
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from robustmerge.formats.adapter import Adapter, LoraPair
+from robustmerge.formats.adapter import Adapter
 from robustmerge.formats.output import how_to_load
 from robustmerge.method import AnyMethod
+from robustmerge.stage.text import plain, shorten
 
 ALMOST_NOTHING = 0.01  # of the largest expert's norm
 FRONT = {  # of a card, by format; no library loads a delta folder
@@ -21,13 +20,6 @@ FRONT = {  # of a card, by format; no library loads a delta folder
     "delta": "tags: [model-merging]\n",
     "model": "library_name: transformers\ntags: [model-merging]\n",
 }
-
-
-def squared_norm(update: LoraPair | Tensor) -> float:
-    """Squared norm ||D||_F^2; of a pair as ||B A||_F^2 = sum((B^T B) * (A A^T)), r x r instead of d_out x d_in."""
-    if isinstance(update, LoraPair):
-        return float(((update.B.T @ update.B) * (update.A @ update.A.T)).sum())
-    return float(torch.linalg.vector_norm(update)) ** 2
 
 
 @dataclass
@@ -100,19 +92,26 @@ def find_warnings(method: AnyMethod, record: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
+def _on_one_line(text: str) -> str:
+    """A name from elsewhere as it can stand in a line of Markdown, also between backticks."""
+    return shorten(plain(text).replace("\n", "\\n").replace("`", "'"), 300)
+
+
 def write_card(method: AnyMethod, adapters: Sequence[Adapter]) -> str:
     """Write the README of a merged folder: what it is and how to load it; the same bytes for the same merge."""
     title = method.title or method.name
     paper = f" ({method.paper})" if method.paper else ""
     kind = method.output_format
     base = method.out.base if kind == "model" and method.out.base else adapters[0].config.get("base_model_name_or_path")
+    base = Path(base).name if base and os.path.isdir(base) else base
     notes = ["alpha/r is folded into the update, so the scaling is 1."] if kind == "adapter" else []
     notes += ["DoRA magnitudes are the mean of the experts'."] if adapters[0].is_dora else []
     return (
         f"---\n{FRONT[kind]}---\n\n"
         f"# {title} of {count_experts(adapters).replace(' ', ' LoRA ')}\n\n"
-        f"Method: {title}{paper}, {method.formula}.\nExperts: {', '.join(a.name for a in adapters)}.\n"
-        f"Base model: `{Path(base).name if base and Path(base).is_dir() else base}`.\n\n"
+        f"Method: {title}{paper}, {method.formula}.\n"
+        f"Experts: {', '.join(_on_one_line(a.name) for a in adapters)}.\n"
+        f"Base model: `{_on_one_line(str(base))}`.\n\n"
         f"```python\n{how_to_load(kind)}```\n\n"
         f"{' '.join([*notes, 'All settings are in `manifest.json`.'])}\n"
     )

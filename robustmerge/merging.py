@@ -9,7 +9,6 @@ experts (one a worker) is read, merged and written at a time. In a notebook:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,9 +22,9 @@ from robustmerge.formats.adapter import Adapter, open_adapters
 from robustmerge.formats.compatibility import find_disagreements
 from robustmerge.formats.output import open_writer, problems_of_format
 from robustmerge.hub.places import fetch_adapter, find_place, name_of
-from robustmerge.merge_record import Norms, record_merge, squared_norm, summarize_merge, write_card
+from robustmerge.merge_record import Norms, record_merge, summarize_merge, write_card
 from robustmerge.method import MERGE_SCHEMA, AnyMethod, problems_of_weights, read_method
-from robustmerge.module import EmptyRow, EmptyRowsError, Merged, Module, check_module
+from robustmerge.module import EmptyRow, EmptyRowsError, Merged, Module, check_module, measure_experts, measure_merged
 from robustmerge.other_weights import mean_extras, mean_if_present, merge_biases, problems_of_extras
 from robustmerge.rules import Election, Statistics
 from robustmerge.stage.address import Address, address_folder, address_foreign, run_stage
@@ -208,13 +207,11 @@ class Merging:
     def merge(self, name: str, statistics: Statistics) -> MergedModule:
         """Merge one module: its update, and what goes with it. Raises UserError if a value is not finite."""
         module = self.read(name)
-        norms = {expert: squared_norm(pair) for expert, pair in zip(module.experts, module.pairs, strict=True)}
-        if not all(map(math.isfinite, norms.values())):  # they are, where every value is and none is huge
-            check_module(module)
+        norms = measure_experts(module)
         merged = merge_module(module, self.method, statistics)
         bias = merge_biases([a.bias(name) for a in self.adapters], self.method, self.names)
         magnitude = mean_if_present([a.magnitude(name) for a in self.adapters])
-        return MergedModule(merged, squared_norm(merged.update), norms, bias, magnitude)
+        return MergedModule(merged, measure_merged(merged.update, name), norms, bias, magnitude)
 
     def write(self, folder: Path, statistics: Statistics) -> dict[str, Any]:
         """Merge all modules into the folder, and return the record."""

@@ -15,6 +15,7 @@ from robustmerge.method import AnyMethod, problems_of_weights
 from robustmerge.rules import RANK_AXIS, Election, smallest_density
 from robustmerge.stage.settings import UserError
 
+LARGEST = torch.finfo(torch.float32).max
 SHOWN_ROWS = 10  # of those that an error names
 
 
@@ -73,10 +74,14 @@ def check_experts(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMeth
 
 
 def check_module(module: Module) -> Module:
-    """Return the module in float32. Raises UserError naming every expert and row of A or B with NaN or infinity."""
+    """Return the module in float32.
+
+    Raises UserError naming every expert and row of A or B with NaN or infinity, or whose B A is too large for float32.
+    """
     pairs = [LoraPair(pair.A.float(), pair.B.float()) for pair in module.pairs]
-    problems = []
+    problems: list[str] = []
     for expert, pair in zip(module.experts, pairs, strict=True):
+        before = len(problems)
         for part, x in (("A", pair.A), ("B", pair.B)):
             if math.isfinite(x.sum()):  # a sum is many times faster, and not finite if a value is not
                 continue
@@ -85,10 +90,47 @@ def check_module(module: Module) -> Module:
                 row, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
                 also = f" (and {more} rows more)" if more else ""
                 where = f"expert '{expert}', module '{module.name}': row {row} of {part}"
-                problems.append(f"{where} holds NaN or infinity{also}")
+                scaled = " once multiplied by alpha/r" if part == "B" else ""
+                problems.append(f"{where} holds NaN or infinity{scaled}{also}")
+        if len(problems) == before and squared_norm(pair) is None:
+            where = f"expert '{expert}', module '{module.name}'"
+            problems.append(f"{where}: its update, B A with alpha/r, is too large for float32")
     if problems:
         raise UserError("\n".join(problems))
     return module._replace(pairs=pairs)
+
+
+def squared_norm(update: LoraPair | Tensor) -> float | None:
+    """Squared norm ||D||_F^2; of a pair as ||B A||_F^2 = sum((B^T B) * (A A^T)), r x r instead of d_out x d_in.
+
+    None for an update too large for float32: a value is not finite, or a sum of B A may not be.
+    """
+    if isinstance(update, LoraPair):
+        A, B = update.A, update.B
+        value = float(((B.T @ B) * (A @ A.T)).sum())
+        if not math.isfinite(value):
+            A, B = A.double(), B.double()
+            fits = float((B.norm(dim=0) * A.norm(dim=1)).sum()) <= LARGEST  # bounds every sum of B A; False for NaN
+            return float(((B.T @ B) * (A @ A.T)).sum()) if fits else None
+        return value
+    norm = float(torch.linalg.vector_norm(update))
+    norm = norm if math.isfinite(norm) else float(torch.linalg.vector_norm(update, dtype=torch.float64))
+    return norm**2 if math.isfinite(norm) else None
+
+
+def measure_experts(module: Module) -> dict[str, float]:
+    """The squared norm of each expert's update, by name. Raises UserError as `check_module` does."""
+    norms = {expert: squared_norm(pair) for expert, pair in zip(module.experts, module.pairs, strict=True)}
+    if None in norms.values():
+        check_module(module)
+    return {expert: norm for expert, norm in norms.items() if norm is not None}
+
+
+def measure_merged(update: LoraPair | Tensor, module: str) -> float:
+    """The squared norm of a merged update. Raises UserError if it is too large for float32."""
+    if (value := squared_norm(update)) is None:
+        raise UserError(f"module '{module}': the merged update is too large for float32; take a smaller strength")
+    return value
 
 
 @dataclass(frozen=True)
