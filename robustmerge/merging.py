@@ -27,10 +27,10 @@ from robustmerge.method import MERGE_SCHEMA, AnyMethod, problems_of_weights, rea
 from robustmerge.module import EmptyRow, EmptyRowsError, Merged, Module, check_module, measure_experts, measure_merged
 from robustmerge.other_weights import mean_extras, mean_if_present, merge_biases, problems_of_extras
 from robustmerge.rules import Election, Statistics
-from robustmerge.stage.address import Address, address_folder, address_foreign, run_stage
+from robustmerge.stage.address import Address, address_folder, address_foreign, find_changed, read_manifest, run_stage
 from robustmerge.stage.files import BESIDE
 from robustmerge.stage.progress import Bar
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.settings import UserError, first_few
 from robustmerge.workers import map_in_threads, set_up_for_merging
 
 Say = Callable[[str], None]
@@ -50,7 +50,7 @@ def merge(
     progress: whether progress bars are shown; None where there is a terminal.
     Raises UserError with all problems at once; nothing is written then.
     """
-    return run_stage(address, lambda folder: write_merged(folder, method, experts, say, workers, progress), say)
+    return run_stage(address, lambda folder: write_merged(folder, method, experts, say, workers, progress), say, True)
 
 
 def merge_folders(
@@ -84,14 +84,19 @@ def address_at(out: Path, method: AnyMethod, experts: Mapping[str, Path]) -> Add
     address = address_folder(out.parent, "merged", method.name, "merge", MERGE_SCHEMA, method, inputs)
     address = replace(address, path=out)
     paths = [out] if out.exists() and not out.is_dir() else out.glob("*")
-    if any(not path.name.endswith(BESIDE) for path in paths):
-        others = f"{out} is there already and is not empty; choose another folder, or remove it (out)"
-        try:
-            complete = address.is_complete()
-        except UserError as error:
-            raise UserError(f"{others}. What it holds was made of other experts or settings") from error
-        if not complete:
-            raise UserError(others)
+    if all(path.name.endswith(BESIDE) for path in paths) or address.is_drafted():
+        return address
+    others = f"{out} is there already and is not empty; choose another folder, or remove it (out)"
+    if (address.draft / "manifest.json").exists():
+        raise UserError(f"{others}. It holds an unfinished merge of other experts or settings, or changed since")
+    try:
+        complete = address.is_complete()
+    except UserError as error:
+        raise UserError(f"{others}. What it holds was made of other experts or settings") from error
+    if not complete:
+        raise UserError(others)
+    if changed := find_changed(out, read_manifest(address.manifest)):
+        raise UserError(f"{others}. It holds this merge, but not as it was written: {', '.join(first_few(changed))}")
     return address
 
 

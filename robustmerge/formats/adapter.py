@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ from robustmerge.formats.names import (
     read_model_config,
 )
 from robustmerge.formats.tensors import TensorFile, TensorWriter, all_finite, header_room, refuse_overflow
-from robustmerge.stage.files import read_json, require_file, write_atomically
+from robustmerge.stage.files import FolderWriter, read_json, require_file
 from robustmerge.stage.settings import UserError, first_few
 
 WEIGHTS = "adapter_model.safetensors"
@@ -312,23 +312,19 @@ def open_tensors(folder: Path, name: str) -> TensorFile:
         raise UserError(f"expert '{name}': {error}") from error
 
 
-class AdapterWriter:
+class AdapterWriter(FolderWriter):
     """Context manager that writes an adapter folder pair by pair; it appears when the block ends without an error.
 
     like: an expert, whose base model, targets and modules the new adapter has.
     """
 
     def __init__(self, folder: Path, like: Adapter, dtype: torch.dtype = torch.float32, card: str = ""):
-        self.folder, self.like, self.dtype, self.card = folder, like, dtype, card
+        self.like, self.dtype, self.card = like, dtype, card
         self.ranks: dict[str, int] = {}
         self._parts: list[str] = []  # what every module has
         names = like.written_names if like.renamed else like.file.names
         self._tensors = TensorWriter(folder / WEIGHTS, header_room(names))
-
-    def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._tensors.__enter__()
-        return self
+        super().__init__(folder, [self._tensors])
 
     def add_pair(
         self, module: str, pair: LoraPair, magnitude: Tensor | None = None, bias: Tensor | None = None
@@ -354,12 +350,9 @@ class AdapterWriter:
         refuse_overflow(tensor, what)
         self._tensors.add(key, tensor)
 
-    def __exit__(self, *raised: Any) -> None:
-        self._tensors.__exit__(*raised)
-        if raised[0] is None:
-            write_atomically(self.folder / "README.md", self.card)
-            config = config_for(self.ranks, self.like.config, "magnitude" in self._parts, "bias" in self._parts)
-            write_atomically(self.folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    def complete(self) -> dict[str, str | bytes]:
+        config = config_for(self.ranks, self.like.config, "magnitude" in self._parts, "bias" in self._parts)
+        return {"README.md": self.card, CONFIG: json.dumps(config, indent=2, sort_keys=True) + "\n"}
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch import Tensor
 from robustmerge.formats.adapter import Adapter, LoraPair
 from robustmerge.formats.adapter_config import SAME_BASE
 from robustmerge.formats.tensors import SlotWriter, TensorFile, refuse_overflow
-from robustmerge.stage.files import read_json, write_atomically
+from robustmerge.stage.files import FolderWriter, read_json
 from robustmerge.stage.settings import UserError
 
 WEIGHTS = "delta.safetensors"
@@ -68,12 +68,12 @@ def dense(update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
     return whole.T if fan_in_fan_out else whole
 
 
-class DeltaWriter:
+class DeltaWriter(FolderWriter):
     """Context manager that writes a delta folder module by module; it appears when the block ends without an error."""
 
     def __init__(self, folder: Path, adapters: Sequence[Adapter], dtype: torch.dtype, card: str):
         like = adapters[0]
-        self.folder, self.dtype, self.card = folder, dtype, card
+        self.dtype, self.card = dtype, card
         self.ranks: dict[str, int] = {}  # a dense update has none
         self._fan = bool(like.config.get("fan_in_fan_out"))
         self._config = {"format": FORMAT, **{key: like.config.get(key) for key in SAME_BASE}}
@@ -84,11 +84,7 @@ class DeltaWriter:
             tensor = like.extra(extra)
             layout[f"set.{extra}"] = dtype if tensor.is_floating_point() else tensor.dtype, tensor.shape
         self._tensors = SlotWriter(folder / WEIGHTS, layout)
-
-    def __enter__(self) -> DeltaWriter:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._tensors.__enter__()
-        return self
+        super().__init__(folder, [self._tensors])
 
     def add_update(
         self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
@@ -105,11 +101,8 @@ class DeltaWriter:
         refuse_overflow(tensor, what)
         self._tensors.put(name, tensor)
 
-    def __exit__(self, *raised: Any) -> None:
-        self._tensors.__exit__(*raised)
-        if raised[0] is None:
-            write_atomically(self.folder / "README.md", self.card)
-            write_atomically(self.folder / CONFIG, json.dumps(self._config, indent=2, sort_keys=True) + "\n")
+    def complete(self) -> dict[str, str | bytes]:
+        return {"README.md": self.card, CONFIG: json.dumps(self._config, indent=2, sort_keys=True) + "\n"}
 
 
 def explain_delta_limit(dora: bool) -> str:

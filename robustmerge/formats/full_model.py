@@ -17,7 +17,7 @@ from robustmerge.formats.delta import CONFIG as DELTA_CONFIG
 from robustmerge.formats.delta import Delta, open_delta
 from robustmerge.formats.tensors import SlotWriter, all_finite
 from robustmerge.hub.places import SMALL, fetch_model
-from robustmerge.stage.files import write_atomically
+from robustmerge.stage.files import FolderWriter, write_atomically
 from robustmerge.stage.settings import UserError, first_few
 
 NOT_COPIED = ("manifest.json", "adapter_config.json")
@@ -27,7 +27,7 @@ MOST = 10  # problems with a base that are looked for
 CARD = "# A full model\n\nThe base model {base}{source}. Written for programs that load whole models only.\n"
 
 
-class ModelWriter:
+class ModelWriter(FolderWriter):
     """Context manager that writes a checkpoint with the base's names, dtypes and files; it appears at the block's end.
 
     like: an expert, whose modules and trained values are changed.
@@ -35,7 +35,7 @@ class ModelWriter:
     """
 
     def __init__(self, folder: Path, base: Path, like: Adapter | DeltaLayout, card: str):
-        self.folder, self.card = folder, card
+        self.card = card
         self.ranks: dict[str, int] = {}  # a full weight has none
         self.base = open_checkpoint(base)
         if folder.resolve() == base.resolve():
@@ -48,12 +48,7 @@ class ModelWriter:
             name: SlotWriter(folder / name, {key: (file.dtype(key), file.shape(key)) for key in file.names})
             for name, file in self.base.files.items()
         }
-
-    def __enter__(self) -> ModelWriter:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for writer in self._writers.values():
-            writer.__enter__()
-        return self
+        super().__init__(folder, list(self._writers.values()))
 
     def add_update(
         self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
@@ -86,42 +81,24 @@ class ModelWriter:
             raise UserError(f"'{parameter}': the merged values do not fit {before.dtype}, the dtype of {self.base}")
         self._writers[self.base.where[name]].put(name, after)
 
-    def __exit__(self, *raised: Any) -> None:
-        published = []
-        try:
-            if raised[0] is None:
-                self._finish()
-                for writer in self._writers.values():
-                    published.append(writer.path)
-                    writer.publish()
-                self._write_small_files()
-        except BaseException:
-            for path in published:
-                path.unlink(missing_ok=True)
-            raise
-        finally:
-            for writer in self._writers.values():
-                writer.drop()
-
-    def _finish(self) -> None:
-        """Copy what no expert changes from the base."""
+    def complete(self) -> dict[str, str | bytes]:
+        """Copy from the base what no expert changes; config.json is last, as a folder without it is no model."""
         for file, writer in self._writers.items():
             for name in sorted(writer.missing):
                 writer.put(name, self.base.files[file].get(name))
-            writer.finish()
-
-    def _write_small_files(self) -> None:
-        """Write config and tokenizer; config.json last, as a folder without it is no model."""
+        small: dict[str, str | bytes] = {}
         if list(self._writers) != [WEIGHTS[0]]:  # a file of another name is found by the index only
-            size = sum(writer.path.stat().st_size for writer in self._writers.values())
+            size = sum(writer.size for writer in self._writers.values())
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.base.where.items()))}
-            write_atomically(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
-        write_atomically(self.folder / "README.md", self.card)
-        small = {file for pattern in SMALL for file in self.base.folder.glob(pattern) if file.is_file()}
-        for file in sorted(small, key=lambda file: (file.name == "config.json", file.name)):
-            if file.name in NOT_COPIED or file.name.endswith(".index.json"):
-                continue
-            write_atomically(self.folder / file.name, file.read_bytes())
+            small[INDEX] = json.dumps(index, indent=2) + "\n"
+        return {**small, "README.md": self.card, **_copy_small(self.base.folder)}
+
+
+def _copy_small(base: Path) -> dict[str, bytes]:
+    """Config, tokenizer and the like of a base by name, config.json last."""
+    small = {file for pattern in SMALL for file in base.glob(pattern) if file.is_file()}
+    kept = [file for file in small if file.name not in NOT_COPIED and not file.name.endswith(".index.json")]
+    return {f.name: f.read_bytes() for f in sorted(kept, key=lambda f: (f.name == "config.json", f.name))}
 
 
 def add_to(weight: Tensor, update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:

@@ -149,6 +149,7 @@ class SlotWriter(WholeFile):
     def __init__(self, path: Path, layout: Layout):
         super().__init__(path, alone=True)
         self._header, self._slots = _lay_out(layout)
+        self.size = max((stop for _, stop in self._slots.values()), default=len(self._header))  # bytes
         self.missing = set(layout)
 
     def put(self, name: str, tensor: Tensor) -> None:

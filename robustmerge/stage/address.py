@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import threading
@@ -26,12 +27,25 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from robustmerge.stage.files import BESIDE, cached_sha256, find_unpublished, read_json, sha256_of, write_atomically
+from robustmerge.stage.files import (
+    BESIDE,
+    cached_sha256,
+    find_unpublished,
+    is_of_kernel,
+    list_files,
+    parse_json,
+    read_json,
+    require_file,
+    sha256_of,
+    write_atomically,
+)
 from robustmerge.stage.process import process_start
 from robustmerge.stage.settings import LATER, OUTSIDE_IDENTITY, UserError
+from robustmerge.stage.text import plain, quote, shorten
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UNFINISHED = "unfinished"  # the folder inside a result in which a stage keeps what it goes on from
+DRAFT = f".draft{BESIDE}"  # the folder inside a result from which all of its files move to their places at once
 KEEP_SECONDS_EVERY = 10.0
 FILE_SUFFIXES = (".json", ".jsonl")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "numpy", "safetensors", "pillow")
@@ -50,8 +64,8 @@ class Address:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the identity, keys sorted."""
-        return hashlib.sha256(_canonical(self.identity).encode()).hexdigest()
+        """sha256 of the identity, keys sorted; names of foreign files that are not UTF-8 count by their bytes."""
+        return hashlib.sha256(_canonical(self.identity).encode(errors="surrogateescape")).hexdigest()
 
     @property
     def hash8(self) -> str:
@@ -95,6 +109,20 @@ class Address:
             )
         return True
 
+    @property
+    def draft(self) -> Path:
+        return self.path / DRAFT
+
+    def is_drafted(self) -> bool:
+        """Whether all of the result is there, some of it in its draft: a run was killed while it moved the files."""
+        try:
+            manifest = read_manifest(self.draft / "manifest.json")
+        except UserError:
+            return False
+        moved, waiting = _list_outputs(self.path), _list_outputs(self.draft)
+        is_ours = manifest["identity"] == json.loads(_canonical(self.identity)) and not set(moved) & set(waiting)
+        return is_ours and _digests({**moved, **waiting}) == manifest["record"].get("outputs")
+
     def to_json(self) -> dict:
         return {"root": str(self.root), "path": str(self.path), "identity": self.identity}
 
@@ -108,12 +136,20 @@ def _canonical(identity: Mapping[str, Any]) -> str:
 
 
 def _identity_of(stage: str, schema: int, settings: Any, inputs: Mapping[str, Address]) -> dict:
-    return {
+    identity = {
         "stage": stage,
         "schema": schema,
         "settings": settings_in_identity(settings),
         "inputs": {name: address.fingerprint for name, address in sorted(inputs.items())},
     }
+    try:
+        _canonical(identity).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 30) : error.end + 30]
+        raise UserError(
+            f"a name or setting is not UTF-8 and cannot be recorded; give it another name: {quote(near)}"
+        ) from error
+    return identity
 
 
 def settings_in_identity(settings: Any) -> Any:
@@ -162,57 +198,153 @@ def address_file(
 def address_foreign(path: Path, root: Path | None = None) -> Address:
     """The address of a folder or file from elsewhere, identified by its files' names, sizes and sha256.
 
-    A complete result of ours keeps the identity of its manifest. Large files are not read at every start
-    (robustmerge.stage.files). Raises UserError if nothing is there, or a result of ours that is not finished.
+    A complete result of ours keeps the identity of its manifest, as long as its files are those that were written
+    (`find_changed`). Large files are not read at every start (robustmerge.stage.files). Raises UserError if nothing is
+    there, a result of ours that is not finished, or a file that cannot be read.
     """
-    path = Path(path).expanduser().resolve()
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
-    if (path / UNFINISHED).exists() or is_locked(path):
+    path = _resolve(path)
+    is_draft = (path / DRAFT).exists() and not (path / "manifest.json").exists()
+    if (path / UNFINISHED).exists() or is_draft or is_locked(path):
         raise UserError(f"{path} is not finished yet; run the command that makes it to its end")
-    with contextlib.suppress(UserError):
-        return Address(root or path.parent, path, read_manifest(path / "manifest.json")["identity"])
-    if path.is_file():
-        return Address(
-            root or path.parent, path, {"stage": "foreign", "files": [path.stat().st_size, cached_sha256(path)]}
-        )
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    named = {file.relative_to(path).as_posix(): [file.stat().st_size, cached_sha256(file)] for file in files}
-    return Address(root or path.parent, path, {"stage": "foreign", "files": named})
+    try:
+        identity = _read_identity(path) if path.is_dir() else None
+        return Address(root or path.parent, path, identity or {"stage": "foreign", "files": _describe_files(path)})
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be read: {error.strerror}. Every file in a folder is part of what "
+            "identifies it: mend its rights, or move it elsewhere"
+        ) from error
+
+
+def _resolve(path: Path) -> Path:
+    """The absolute path of a file or folder that exists. Raises UserError that says why there is none."""
+    try:
+        resolved = Path(path).expanduser().resolve()
+        resolved.stat()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is too long or not one
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if is_of_kernel(resolved):
+        raise UserError(f"{path} is in /{resolved.parts[1]}, where the system shows itself; give a folder on a disk")
+    return resolved if resolved.is_dir() else require_file(resolved, "a file or a folder")
+
+
+def _describe_files(path: Path) -> Any:
+    """Size and sha256 of a file, or of every file in a folder by its name there."""
+    if not path.is_dir():
+        return [path.stat().st_size, cached_sha256(path)]
+    return {file.relative_to(path).as_posix(): _describe_files(file) for file in list_files(path)}
+
+
+def _read_identity(folder: Path) -> dict | None:
+    """The identity in the manifest of a result of ours; None if it has none that can be believed."""
+    try:
+        manifest = read_manifest(folder / "manifest.json")
+    except UserError:
+        return None
+    is_ours = set(manifest["identity"]) == set(_identity_of("", 0, {}, {})) and not find_changed(folder, manifest)
+    return manifest["identity"] if is_ours else None
+
+
+def find_changed(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Find what in a folder differs from the outputs in its manifest: files that are missing, added or changed.
+
+    The card, which people edit, and hidden files do not count.
+    """
+    listed, present = manifest["record"].get("outputs", {}), _list_outputs(folder)
+    names = set(listed) ^ set(present) or {name for name, digest in _digests(present).items() if digest != listed[name]}
+    return sorted(name for name in names if name != "README.md" and not name.startswith("."))
 
 
 def read_manifest(path: Path) -> dict:
     """Read a manifest. Raises UserError if the file is not a manifest."""
     manifest = read_json(path, "a manifest of ours")
-    if missing := {"identity", "record"} - set(manifest):
-        raise UserError(f"{path} is not a manifest of ours: it has no {min(missing)}")
+    for key in ("identity", "record"):
+        if not isinstance(value := manifest.get(key), dict):
+            raise UserError(f"{path} is not a manifest of ours: {key} must be an object, got {quote(value)}")
+    outputs = manifest["record"].get("outputs", {})
+    if not isinstance(outputs, dict) or not all(isinstance(digest, str) for digest in outputs.values()):
+        raise UserError(f"{path} is not a manifest of ours: outputs must be digests by name, got {quote(outputs)}")
     return {"identity": manifest["identity"], "record": manifest["record"]}
 
 
-def run_stage(address: Address, work: Callable[[Path], dict | None], say: Callable[[str], None] = print) -> Path:
+def run_stage(
+    address: Address,
+    work: Callable[[Path], dict | None],
+    say: Callable[[str], None] = print,
+    at_once: bool = False,
+) -> Path:
     """Run `work` to make the result at `address`, unless it is complete, and return the result's path.
 
     Takes the lock (waits while a running process holds it), calls `work(path)`, which resumes from whatever an
     interrupted run has left there, and writes the manifest last. What `work` returns is added to the manifest's
-    record.
+    record. at_once: `work` starts anew in an empty folder, whose files appear together or not at all.
     """
-    if address.is_complete():
-        return address.path
-    with _locked(address, say):
-        if not address.is_complete():
-            started = time.time()
-            with _counted_seconds(address) as count_seconds:
-                (address.path.parent if address.is_file else address.path).mkdir(parents=True, exist_ok=True)
-                try:
-                    details = work(address.path) or {}
-                except BaseException:
-                    _remove_if_empty(address)
-                    raise
-                _remove_cut_files(address.path)
-                record = {**_record(address, started, count_seconds()), **details}
-            manifest = {"identity": address.identity, "record": record}
-            write_atomically(address.manifest, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    left = at_once and (address.lock.exists() or address.draft.exists())  # by a run that was killed at its very end
+    if left or not address.is_complete():
+        with _locked(address, say):
+            if address.is_complete():
+                _remove_draft(address)
+            else:
+                (_make_at_once if at_once else _make_in_place)(address, work)
     return address.path
+
+
+def _make_in_place(address: Address, work: Callable[[Path], dict | None]) -> None:
+    started = time.time()
+    with _counted_seconds(address) as count_seconds:
+        (address.path.parent if address.is_file else address.path).mkdir(parents=True, exist_ok=True)
+        try:
+            details = work(address.path) or {}
+        except BaseException:
+            _remove_if_empty(address)
+            raise
+        _remove_cut_files(address.path)
+        record = {**_record(address.path, started, count_seconds()), **details}
+    _write_manifest(address.manifest, address, record)
+
+
+def _make_at_once(address: Address, work: Callable[[Path], dict | None]) -> None:
+    """Make a folder in a draft inside of it, and move all files to their places when the last one is written.
+
+    An error leaves nothing. A kill leaves the draft, and if it is complete, the next run moves what is still in it.
+    """
+    _remove_cut_files(address.path)
+    try:
+        if not address.is_drafted():
+            started = time.time()
+            _remove_draft(address)
+            address.draft.mkdir(parents=True)
+            details = work(address.draft) or {}
+            record = {**_record(address.draft, started, time.time() - started), **details}
+            _write_manifest(address.draft / "manifest.json", address, record)
+        _move_up(address)
+    finally:
+        _remove_draft(address)
+        _remove_if_empty(address)
+
+
+def _move_up(address: Address) -> None:
+    """Move the files of a complete draft to their places, the manifest last; all or none."""
+    names = [*read_manifest(address.draft / "manifest.json")["record"]["outputs"], "manifest.json"]
+    with contextlib.ExitStack() as moved:
+        for name in names:
+            moved.callback((address.path / name).unlink, missing_ok=True)
+            if (address.draft / name).exists():  # else it was moved before a kill
+                os.replace(address.draft / name, address.path / name)
+        moved.pop_all()
+
+
+def _remove_draft(address: Address) -> None:
+    if address.draft.is_symlink():
+        address.draft.unlink()
+    shutil.rmtree(address.draft, ignore_errors=True)
+
+
+def _write_manifest(path: Path, address: Address, record: Mapping[str, Any]) -> None:
+    manifest = {"identity": address.identity, "record": record}
+    write_atomically(path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
 def _remove_if_empty(address: Address) -> None:
@@ -238,7 +370,7 @@ def _counted_seconds(address: Address) -> Iterator[Callable[[], float]]:
     def keep() -> None:
         while not over.wait(KEEP_SECONDS_EVERY):
             with contextlib.suppress(OSError):
-                file.write_text(f"{count():.2f}\n")
+                write_atomically(file, f"{count():.2f}\n")
 
     keeper = threading.Thread(target=keep, name="keep-seconds", daemon=True)
     keeper.start()
@@ -253,7 +385,7 @@ def _counted_seconds(address: Address) -> Iterator[Callable[[], float]]:
             file.unlink(missing_ok=True)
         else:
             with contextlib.suppress(OSError):  # a full disk must not hide why the stage fails
-                file.write_text(f"{count():.2f}\n")
+                write_atomically(file, f"{count():.2f}\n")
 
 
 def _read_seconds(file: Path) -> float:
@@ -274,7 +406,8 @@ def _is_begun(address: Address) -> bool:
 def _remove_cut_files(path: Path) -> None:
     """Remove files that a killed process was still writing."""
     for file in path.rglob(f".*{BESIDE}") if path.is_dir() else find_unpublished(path):
-        file.unlink(missing_ok=True)
+        if not file.is_dir():
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -295,7 +428,7 @@ def _locked(address: Address, say: Callable[[str], None]) -> Iterator[None]:
 def _acquire(lock: Path, say: Callable[[str], None]) -> int:
     is_announced = False
     while True:
-        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):  # its last holder may be removing it
@@ -312,26 +445,38 @@ def _acquire(lock: Path, say: Callable[[str], None]) -> int:
 def is_locked(path: Path) -> bool:
     """Whether a running process holds the lock of the result at `path`."""
     try:
-        with open(path.with_name(path.name + ".lock")) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+        descriptor = os.open(f"{path}.lock", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
         return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    finally:
+        os.close(descriptor)
     return False
 
 
 def _holder(lock: Path) -> str:
     try:
-        held = json.loads(lock.read_text())
-        return f"process {held['pid']} on {held['host']}"
-    except (OSError, ValueError, KeyError):
+        held = parse_json(lock.read_text())
+        return shorten(plain(f"process {held['pid']} on {held['host']}"))
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 
-def _record(address: Address, started: float, seconds: float) -> dict:
+def _list_outputs(path: Path) -> dict[str, Path]:
+    """The files and folders of a result by name, without its manifest and what was not published."""
+    outputs = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {p.name: p for p in outputs if p.name != "manifest.json" and not p.name.endswith(BESIDE)}
+
+
+def _digests(paths: Mapping[str, Path]) -> dict[str, str]:
+    return {name: sha256_of(path) if path.is_dir() else cached_sha256(path) for name, path in paths.items()}
+
+
+def _record(path: Path, started: float, seconds: float) -> dict:
     """Build a manifest's record: time, machine, duration, code, packages, and the sha256 of the result's files."""
-    outputs = [address.path] if address.is_file else sorted(address.path.iterdir())
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(seconds, 2),
@@ -340,7 +485,7 @@ def _record(address: Address, started: float, seconds: float) -> dict:
         "python": platform.python_version(),
         "versions": _versions(),
         **commit(),
-        "outputs": {path.name: sha256_of(path) for path in outputs if path != address.manifest},
+        "outputs": _digests(_list_outputs(path)),
     }
 
 

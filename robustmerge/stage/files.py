@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -31,14 +31,23 @@ SETTLED_NS = 2 * 10**9  # a file that was written later than this before it was 
 def sha256_of(path: Path) -> str:
     """sha256 of a file; of a folder, the sha256 over the names and digests of its files."""
     if path.is_dir():
-        lines = [
-            f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n"
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        ]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        lines = [f"{file.relative_to(path).as_posix()} {cached_sha256(file)}\n" for file in list_files(path)]
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The files in a folder and below, sorted: regular ones, and links to such, but for those of the kernel.
+
+    Raises OSError if it cannot be said what one is.
+    """
+    return sorted(f for f in folder.rglob("*") if f.is_file() and not (f.is_symlink() and is_of_kernel(f)))
+
+
+def is_of_kernel(path: Path) -> bool:
+    """Whether a path leads into /proc or /sys, whose files may have no end."""
+    return path.resolve().parts[1:2] in (("proc",), ("sys",))
 
 
 class WholeFile:
@@ -56,10 +65,9 @@ class WholeFile:
         self._beside = path.with_name(f".{path.name}.{os.getpid()}{BESIDE}")
 
     def __enter__(self) -> Self:
-        if self._alone:
-            for left in find_unpublished(self.path):
-                left.unlink()
-        self.file = open(self._beside, "wb")  # noqa: SIM115  (closed in finish or drop)
+        for left in find_unpublished(self.path) if self._alone else [self._beside]:
+            left.unlink(missing_ok=True)
+        self.file = open(self._beside, "xb")  # noqa: SIM115  (closed in finish or drop; never written through a link)
         return self
 
     def finish(self) -> None:
@@ -74,10 +82,9 @@ class WholeFile:
 
     def drop(self) -> None:
         """Remove an unpublished file."""
-        try:
+        with contextlib.suppress(OSError):  # a full disk, where the rest of the buffer should go
             self.file.close()
-        finally:
-            self._beside.unlink(missing_ok=True)
+        self._beside.unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -88,6 +95,49 @@ class WholeFile:
                 self.publish()
         finally:
             self.drop()
+
+
+class FolderWriter:
+    """Context manager that writes a folder: all files appear when the block ends without an error, otherwise none.
+
+    large: the files that are written inside the block. A subclass gives the small ones at its end (`complete`).
+    """
+
+    def __init__(self, folder: Path, large: Sequence[WholeFile]):
+        self.folder, self._large = folder, large
+
+    def complete(self) -> Mapping[str, str | bytes]:
+        """Write what the large files still lack, and return the small ones, by name, in the order of publication."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as opened:
+            for file in self._large:
+                opened.callback(file.__enter__().drop)
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._opened:
+            if kind is None:
+                files = [*self._large, *map(self._open_small, self.complete().items())]
+                for file in files:
+                    file.finish()
+                with contextlib.ExitStack() as published:
+                    for file in files:
+                        published.callback(file.path.unlink, missing_ok=True)
+                        file.publish()
+                    published.pop_all()
+
+    def _open_small(self, named: tuple[str, str | bytes]) -> WholeFile:
+        name, content = named
+        file = WholeFile(self.folder / name).__enter__()
+        self._opened.callback(file.drop)
+        file.file.write(content.encode() if isinstance(content, str) else content)
+        return file
 
 
 def find_unpublished(path: Path) -> Iterator[Path]:
@@ -121,6 +171,8 @@ def require_file(path: Path, what: str) -> Path:
     if not stat.S_ISREG(mode):
         kind = next((name for name, test in _KINDS.items() if test(mode)), "no file")
         raise UserError(f"{path} should be {what}, but is {kind}")
+    if is_of_kernel(path):
+        raise UserError(f"{path} should be {what}, but leads into /{path.resolve().parts[1]}, which holds no such file")
     if is_lfs_pointer(path):
         raise UserError(f"{path} should be {what}, but git-lfs left a pointer in its place; fetch it: git lfs pull")
     return path
@@ -254,7 +306,7 @@ def _signature(path: Path) -> list[int]:
 def _read() -> dict[str, list]:
     """Read the cache: path -> signature and digest; empty if it cannot be read."""
     try:
-        read = json.loads(cache_file().read_text())
+        read = parse_json(cache_file().read_text())
         return {path: entry for path, entry in read.items() if isinstance(entry, list) and _is_digest(entry[-1:])}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -13,8 +13,6 @@ from safetensors.torch import load_file, save_file
 from robustmerge.formats.adapter import open_adapter
 from robustmerge.formats.adapter_config import CONFIG
 from robustmerge.formats.checkpoint import open_checkpoint
-from robustmerge.formats.full_model import ModelWriter
-from robustmerge.formats.tensors import SlotWriter
 from robustmerge.hub.places import fetch_model
 from robustmerge.method import Out
 from robustmerge.stage.settings import UserError
@@ -76,36 +74,6 @@ def test_a_full_model_has_the_names_and_dtypes_of_its_base_and_what_is_not_touch
     if "shards" in kind:
         index = json.loads((folder / "model.safetensors.index.json").read_text())
         assert set(index["weight_map"].values()) <= files and set(index["weight_map"]) == set(before)
-
-
-@pytest.mark.parametrize("failing", ["the small files", "the second shard's name", "its last bytes"])
-def test_shards_that_are_published_go_again_where_a_later_step_fails(tmp_path, monkeypatch, failing):
-    save_expert(tmp_path / "expert")
-    (tmp_path / "base").mkdir()
-    BASES["shards"](tmp_path / "base", Tiny().state_dict())
-    shards, seen = sorted(file.name for file in (tmp_path / "base").glob("*.safetensors")), []
-    called: list[SlotWriter] = []
-
-    def fail(*_: object) -> None:
-        seen.extend(sorted(file.name for file in (tmp_path / "out").glob("*.safetensors")))
-        raise OSError("the disk is full")
-
-    def fail_second(writer: SlotWriter) -> None:
-        called.append(writer)
-        if len(called) == 2:
-            fail()
-        before(writer)
-
-    if failing == "the small files":
-        monkeypatch.setattr(ModelWriter, "_write_small_files", fail)
-    else:
-        step = "publish" if failing == "the second shard's name" else "finish"
-        before = getattr(SlotWriter, step)
-        monkeypatch.setattr(SlotWriter, step, fail_second)
-    with pytest.raises(OSError, match="the disk is full"):
-        copy_out(tmp_path / "out", Out(format="model"), open_adapter(tmp_path / "expert"), tmp_path / "base")
-    assert seen == {"the small files": shards, "the second shard's name": shards[:1], "its last bytes": []}[failing]
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 def change(folder: Path, **changes: torch.Tensor | None) -> Path:

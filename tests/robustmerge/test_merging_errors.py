@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import json
+import os
 import re
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from robustmerge.algebra import merge_models, merge_pairs
 from robustmerge.formats.adapter import WEIGHTS, LoraPair, open_adapter
-from robustmerge.merging import write_merged
+from robustmerge.merging import merge_folders, write_merged
 from robustmerge.method import Method, Out
 from robustmerge.module import EmptyRowsError
+from robustmerge.stage.address import DRAFT
 from robustmerge.stage.settings import UserError
-from tests.merge_cases import QUIET, method_of, random_experts, save_expert, write_expert
+from tests.merge_cases import QUIET, Tiny, method_of, random_experts, save_expert, write_expert
 
 SUM = Method(name="sum", strength=1.0)
 
@@ -184,3 +192,97 @@ def test_a_pickle_that_runs_code_is_not_unpickled(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         open_adapter(folder)
     assert not (tmp_path / "ran").exists()
+
+
+WRITING = ("os.replace", "os.fsync", "os.mkdir", "robustmerge.stage.files.open")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "delta", "model"])
+def test_whichever_write_fails_nothing_is_left_and_the_same_merge_goes_through_afterwards(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts = [tmp_path / name for name in "ab"]
+    for seed, folder in enumerate(experts):
+        save_expert(folder, seed)
+    save_in_shards(tmp_path / "base", Tiny().state_dict())
+    method = method_of("ties", out__format=kind, **({"out__base": str(tmp_path / "base")} if kind == "model" else {}))
+    merge_folders(experts, method, tmp_path / "undisturbed", **QUIET)
+    place = tmp_path / "place"
+    place.mkdir()
+
+    def fail_at(number: int, patch: pytest.MonkeyPatch) -> list[object]:
+        """Let the call of that number fail, of all that create, finish or rename a file."""
+        calls: list[object] = []
+
+        def guard(function: Callable[..., object]) -> Callable[..., object]:
+            def called(*arguments: object) -> object:
+                if arguments[1:] != ("rb",):
+                    calls.append(arguments)
+                    if len(calls) == number:
+                        raise OSError(errno.ENOSPC, "No space left on device")
+                return function(*arguments)
+
+            return called
+
+        for name in WRITING:
+            plain = {"open": open, "fsync": lambda descriptor: None}.get(name.rpartition(".")[2])
+            patch.setattr(name, guard(plain or getattr(os, name.removeprefix("os."))), raising=False)
+        return calls
+
+    for number in itertools.count(1):
+        with monkeypatch.context() as patch:
+            calls = fail_at(number, patch)
+            try:
+                merge_folders(experts, method, place / "out", **QUIET)
+            except OSError:
+                assert list(place.iterdir()) == [], calls[-1]
+                continue
+        assert contents(place / "out") == contents(tmp_path / "undisturbed")
+        if len(calls) < number:
+            break
+        shutil.rmtree(place / "out")  # what failed was not needed
+    assert number > {"adapter": 12, "delta": 12, "model": 20}[kind]
+
+
+def save_in_shards(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    folder.mkdir()
+    where = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(sorted(weights))}
+    for file in set(where.values()):
+        save_file({name: weights[name] for name in where if where[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    (folder / "config.json").write_text("{}")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files in a folder; of the manifest only that it is there."""
+    return {file.name: b"" if file.name == "manifest.json" else file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_merge_that_was_killed_as_it_appeared_goes_on_and_nothing_else_is_overwritten(tmp_path: Path) -> None:
+    experts, out = [tmp_path / "a", tmp_path / "b"], tmp_path / "out"
+    for seed, folder in enumerate(experts):
+        save_expert(folder, seed)
+    whole = contents(merge_folders(experts, "ties", out, **QUIET))
+
+    def undo(*names: str) -> None:
+        """What a kill leaves: these files are not in their places yet."""
+        (out / DRAFT).mkdir(exist_ok=True)
+        for name in ("manifest.json", *names):
+            (out / name).rename(out / DRAFT / name)
+
+    undo("adapter_model.safetensors")
+    with pytest.raises(UserError, match="unfinished merge of other experts or settings"):
+        merge_folders(experts, "average", out, **QUIET)
+    (out / "README.md").write_text("of the user")
+    with pytest.raises(UserError, match="is there already"):
+        merge_folders(experts, "ties", out, **QUIET)
+    assert (out / "README.md").read_text() == "of the user"
+    (out / "README.md").write_bytes(whole["README.md"])
+    assert contents(merge_folders(experts, "ties", out, **QUIET)) == whole
+
+    (out / "adapter_model.safetensors").write_bytes(b"trained on")
+    with pytest.raises(UserError, match="this merge, but not as it was written: adapter_model.safetensors"):
+        merge_folders(experts, "ties", out, **QUIET)
+    (out / "manifest.json").unlink()
+    with pytest.raises(UserError, match="is there already"):
+        merge_folders(experts, "ties", out, **QUIET)

@@ -177,6 +177,71 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+KILLED = """
+import itertools, os, shutil, signal, sys
+from pathlib import Path
+from robustmerge.stage.address import Address, run_stage
+from robustmerge.stage.files import FolderWriter, WholeFile
+out = Path(sys.argv[1]) / "place" / "out"
+
+class Writer(FolderWriter):
+    def complete(self):
+        return {"README.md": "card", "config.json": "{}"}
+
+def write(folder):
+    weights = WholeFile(folder / "weights", alone=True)
+    with Writer(folder, [weights]):
+        weights.file.write(b"weights")
+
+def make(number, after):
+    calls = itertools.count(1)
+    def die_at(function):
+        def called(*arguments, **named):
+            is_last = next(calls) == number
+            if is_last and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                return function(*arguments, **named)
+            finally:
+                if is_last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return called
+    os.fsync = lambda descriptor: None
+    for name in ("replace", "fsync", "mkdir", "rmdir"):
+        setattr(os, name, die_at(getattr(os, name)))
+    run_stage(Address(out.parent, out, {"stage": "merge"}), write, at_once=True)
+
+def status_of(number, after=False):
+    child = os.fork()
+    if not child:
+        try:
+            make(number, after)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def files():
+    return {file.name: file.name == "manifest.json" or file.read_bytes() for file in out.iterdir()}
+
+run_stage(Address(out.parent, out, {"stage": "merge"}), write, at_once=True)
+undisturbed, statuses = files(), [-signal.SIGKILL]
+while statuses[-1]:
+    for after in (True, False):
+        shutil.rmtree(out.parent)
+        statuses.append(status_of(len(statuses) // 2 + 1, after))
+        assert status_of(0) == 0 and files() == undisturbed and list(out.parent.iterdir()) == [out], statuses
+assert set(statuses) == {0, -signal.SIGKILL} and len(statuses) > 24, statuses
+"""
+
+
+def test_wherever_a_stage_is_killed_its_files_appear_together_in_the_next_run(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
