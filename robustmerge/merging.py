@@ -72,7 +72,9 @@ def merge_folders(
     folders: dict[str, Path] = {}
     for name, folder in named:
         if name in folders:
-            raise UserError(f"two experts are called '{name}'; give a mapping of names to folders")
+            raise UserError(
+                f"two experts are called '{name}', {folders[name]} and {folder}; give names: {{name: folder}}"
+            )
         folders[name] = fetch_adapter(find_place(folder))
     merge(address_at(Path(out), method, folders), method, folders, say, workers)
     return Path(out)

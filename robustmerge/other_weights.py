@@ -46,7 +46,16 @@ def mean_extras(adapters: Sequence[Adapter]) -> Iterator[tuple[str, Tensor]]:
 
 
 def problems_of_extras(adapters: Sequence[Adapter]) -> Iterator[str]:
-    """Problems of trained values of the base that cannot be averaged."""
+    """Problems of trained values of the base that cannot be averaged, and of its frozen ones, which are left out."""
+    for name in sorted({name for a in adapters for name in a.frozen}):
+        first, *others = [a for a in adapters if name in a.frozen]
+        values = first.file.get(first.frozen[name])
+        if odd := [a.name for a in others if not _are_alike(values, a.file.get(a.frozen[name]))]:
+            yield (
+                f"'{name}', a weight of the base that peft saved with the adapters, differs between the experts "
+                f"{first.name} and {', '.join(odd)}: they are of different bases, or new rows of resized embeddings "
+                "were drawn anew for each; train what was resized whole (modules_to_save)"
+            )
     for name in adapters[0].extras:
         tensors = [a.extra(name) for a in adapters]
         if tensors[0].is_floating_point():
@@ -54,3 +63,10 @@ def problems_of_extras(adapters: Sequence[Adapter]) -> Iterator[str]:
             yield from (f"expert '{expert}', '{name}' holds NaN or infinity" for expert in bad)
         elif any(not torch.equal(tensors[0], x) for x in tensors[1:]):
             yield f"'{name}' differs between the experts and is not a number that can be averaged"
+
+
+def _are_alike(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are equal, or of different dtypes and as close as these allow."""
+    if x.shape != y.shape or x.dtype == y.dtype:
+        return x.shape == y.shape and torch.equal(x, y)
+    return torch.allclose(x.float(), y.float(), rtol=2**-7, atol=2**-14)

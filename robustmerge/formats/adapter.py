@@ -177,7 +177,6 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     """
     folder = Path(folder)
     name = name or folder.name
-    _require_adapter(folder, name)
     config = read_config(folder, name)
     file = open_tensors(folder, name)
     names = parse_names(file.names, config)
@@ -192,6 +191,7 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
             "it is a checkpoint of LLaVA's own trainer, without the projector: non_lora_trainables.bin and config.json "
             "are in the folder where the training ended; take that one, and convert it to PEFT's format"
         )
+    problems += _find_resized(config, contents.frozen, file)
     if problems:
         raise UserError("\n".join(f"expert '{name}' ({folder}): {problem}" for problem in problems))
     shapes, scalings = {}, {}
@@ -232,6 +232,20 @@ def move_names(adapter: Adapter, moves: Moves) -> Adapter:
         scalings=moved(adapter.scalings),
         renamed=adapter.renamed or any(move(module, moves) != module for module in adapter.shapes),
     )
+
+
+def _find_resized(config: Mapping[str, Any], frozen: Mapping[str, str], file: TensorFile) -> list[str]:
+    """The heads with LoRA whose own weights, which are left out, have more rows than the base's."""
+    model = read_model_config(config) if frozen else {}
+    text = model.get("text_config")
+    rows = (text if isinstance(text, dict) else model).get("vocab_size", model.get("vocab_size"))
+    return [
+        f"'{name}' has {file.shape(stored)[0]} rows and the base's vocabulary {rows}: it was resized, and LoRA alone "
+        "does not hold the new rows; train it whole (modules_to_save)"
+        for name, stored in frozen.items()
+        if re.search(r"(^|\.)(lm_head|embed_out)\.weight$", name) and isinstance(rows, int)
+        if file.shape(stored)[0] != rows
+    ]
 
 
 def _lacks_projector(folder: Path, config: Mapping[str, Any], contents: Contents) -> bool:
@@ -280,22 +294,6 @@ def _align_names(adapters: Sequence[Adapter]) -> list[Adapter]:
     for moves in (LLAVA, QWEN_VL):
         aligned = [move_names(adapter, moves) if has_other_names(adapter, moves) else adapter for adapter in aligned]
     return aligned
-
-
-def _require_adapter(folder: Path, name: str) -> None:
-    """Raises UserError, with the adapters one level deeper, unless the folder has an adapter's config."""
-    config = folder / CONFIG
-    if config.is_symlink() or config.is_file() or not folder.is_dir():
-        return
-    deeper = sorted(
-        (child.name for child in folder.iterdir() if (child / CONFIG).is_file()),
-        key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
-    )
-    if deeper:
-        raise UserError(
-            f"expert '{name}': {folder} is no adapter folder, it has no {CONFIG}; there are adapters one level deeper: "
-            f"{', '.join(deeper[-5:])}. Give one of them, as {folder / deeper[-1]}"
-        )
 
 
 def open_tensors(folder: Path, name: str) -> TensorFile:
@@ -375,8 +373,8 @@ _GATHER = (
     "stage3_gather_16bit_weights_on_model_save, or make the checkpoint whole with zero_to_fp32.py"
 )
 _INNER = re.compile(r"\.(base_layer|original_module|modules_to_save|lora_\w+)\.")
-# what peft saves whole though the config does not list it: resized embeddings and heads, norms trained beside LoRA
-_WHOLE = re.compile(
+# what is saved whole though the config does not list it: embeddings and heads (resized ones by peft itself), and norms
+WHOLE = re.compile(
     r"(.*\.)?(embed_tokens|embed_in|embed_out|lm_head|shared|tok_embeddings|word_embeddings|wpe|wte"
     r"|\w*norm\w*|ln_\w+|ln\d*)\.(weight|bias)",
     re.IGNORECASE,
@@ -428,7 +426,7 @@ def _classify_others(
         plain = path.replace(".modules_to_save.", ".")
         module, _, last = plain.replace(".base_layer.", ".").rpartition(".")
         in_lora = module in contents.lora
-        if listed.search(plain) or (_WHOLE.fullmatch(plain) and not in_lora):
+        if listed.search(plain) or (WHOLE.fullmatch(plain) and not in_lora):
             if ".original_module." in plain:
                 originals[stored] = plain.replace(".original_module.", ".")
             elif _INNER.search(plain):

@@ -107,12 +107,21 @@ PATTERNS = {"rank_pattern": RANK, "alpha_pattern": ALPHA}
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """Read the config of an adapter folder. Raises UserError if there is none, or with all values of a wrong type."""
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"expert '{name}': {folder} is no adapter folder, it has no {CONFIG}")
+    _require_adapter(folder, name)
     config = read_json(folder / CONFIG, "a LoRA config")
     if problems := first_few(_find_wrong_values(config)):
         raise UserError("\n".join(f"expert '{name}': {folder / CONFIG}: {problem}" for problem in problems))
     return {**config, "r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
+
+
+def _require_adapter(folder: Path, name: str) -> None:
+    """Raises UserError, with the adapters one level deeper, unless the folder has an adapter's config."""
+    if (folder / CONFIG).exists() or (folder / CONFIG).is_symlink():
+        return
+    deeper = [path.parent.name for path in folder.glob(f"*/{CONFIG}")] if folder.is_dir() else []
+    deeper.sort(key=lambda name: [part.zfill(20) for part in re.split(r"(\d+)", name)])  # checkpoint-9 before -10
+    where = f"; there are adapters one level deeper, give one of them: {', '.join(deeper[-5:])}" if deeper else ""
+    raise UserError(f"expert '{name}': {folder} is no adapter folder, it has no {CONFIG}{where}")
 
 
 def _find_wrong_values(config: Mapping[str, Any]) -> list[str]:

@@ -8,10 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustmerge.formats.adapter import Adapter
+from robustmerge.formats.adapter import WHOLE, Adapter
 from robustmerge.formats.adapter_config import SAME_BASE, SAME_KIND, TARGETS
 from robustmerge.stage.settings import first_few
 
+SAVED_WHOLE = (
+    "embeddings are saved whole where the vocabulary was resized, norms where they are trained; train all experts so, "
+    "and list them in modules_to_save"
+)
 KINDS = {"use_dora": "a DoRA magnitude", "lora_bias": "a bias of the update"}
 
 
@@ -36,7 +40,8 @@ def find_disagreements(
         problems += _missing(a.name, "module", usual, a.modules)
     extras = Counter(a.extras for a in adapters).most_common(1)[0][0]
     for a in adapters:
-        problems += _missing(a.name, "tensor", extras, a.extras)
+        is_whole = any(WHOLE.fullmatch(name) for name in set(extras) ^ set(a.extras))
+        problems += _with(SAVED_WHOLE if is_whole else "", _missing(a.name, "tensor", extras, a.extras))
     if equal_ranks:
         problems += _with(remedy, _odd_ones("rank", {a.name: _ranks_of(a) for a in adapters}))
     if not problems and equal_ranks:

@@ -138,14 +138,14 @@ def parse_names(stored: Collection[str], config: Mapping[str, Any]) -> Names:
     places = {name: _FRONT.sub("", name, count=1) for name in stored}
     paths = {name: unwrap(place) for name, place in places.items()}
     if partly := [name for name in stored if name == places[name] and re.match(r"base_model\.|model\.model\.", name)]:
-        names.problems.append(f"{count_tensors(partly)} with only a part of the prefix {PREFIX}")
+        names.problems.append(f"{count_tensors(partly)} named with only a part of the prefix {PREFIX}")
     if flat := [name for name in stored if "_flat_param" in name]:
         names.problems.append(f"{count_tensors(flat)} of FSDP's flattened weights; save the full state dict instead")
     inner = _find_inner(paths)
     if inner and (kind := _foreign_class(config)):
         names.problems.append(
-            f"{count_tensors(list(inner))} with '{min(inner.values())}' after {PREFIX}, which is of a wrapper (DDP, a "
-            f"second PeftModel) or of the model's class {kind}; rename the tensors to the names in the bare model"
+            f"{count_tensors(list(inner))} named with '{min(inner.values())}' after {PREFIX}, which may be a wrapper's "
+            f"(DDP, a second PeftModel) or of the model's class {kind}; rename the tensors to the names in that class"
         )
     patterns = [str(config.get(key)) for key in ("rank_pattern", "alpha_pattern")]
     if not any(word in pattern for pattern in patterns for word in (*WRAPPERS, "base_model", "module")):

@@ -32,6 +32,8 @@ def find_place(text: str | Path) -> Path | Repository:
         return folder.resolve()
     if folder is not None and folder.exists():
         raise UserError(f"{text} is a file; give the folder that holds it")
+    if folder is not None and folder.is_symlink():
+        raise UserError(f"{text} is a link to {folder.readlink()}, which is not there")
     repository = parse_repository(str(text))
     if repository is None:
         raise UserError(
