@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from robustmerge.function_source import digest_functions
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import (
@@ -29,6 +27,8 @@ from robustmerge.stage.settings import (
     refuse,
     suggest,
 )
+from robustmerge.stage.text import quote
+from robustmerge.stage.yaml_files import read_yaml
 
 MERGE_SCHEMA = 2  # of what a merge writes: raised where the same method gives other numbers than before
 
@@ -576,8 +576,6 @@ def read_method(name: str | Path, **changes: Any) -> AnyMethod:
     file = Path(name)
     if file.suffix != ".yaml":
         file = METHODS / f"{choose(str(name), list_methods(), 'method')}.yaml"
-    elif not file.is_file():
-        raise UserError(f"there is no method file {file}")
     values = _read(file)
     for key, value in changes.items():
         for part in reversed(key.split("__")):
@@ -586,12 +584,19 @@ def read_method(name: str | Path, **changes: Any) -> AnyMethod:
     return build_method(values)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Read a file on top of those that its `defaults` name, as Hydra composes them."""
-    content = yaml.safe_load(file.read_text())
+def _read(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a file on top of those that its `defaults` name, as Hydra composes them. above: the files that led to it."""
+    above = (*above, file.resolve())
+    content = read_yaml(file, "a method file")
     values: dict[str, Any] = {}
-    for name in content.pop("defaults", ["_self_"]):
-        values = _overlay(values, content if name == "_self_" else _read(METHODS / f"{name}.yaml"))
+    defaults = content.pop("defaults", ["_self_"])
+    names = [other.stem for other in METHODS.glob("*.yaml") if other not in above]
+    if not isinstance(defaults, list):
+        raise UserError(f"{file}: defaults must be a list of names, got {quote(defaults)}")
+    if wrong := [name for name in defaults if name not in ("_self_", *names)]:
+        raise UserError(f"{file}: defaults: unknown method {quote(wrong[0])}; {suggest(wrong[0], names)}")
+    for name in defaults:
+        values = _overlay(values, content if name == "_self_" else _read(METHODS / f"{name}.yaml", above))
     return values
 
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eval.report.results import REFERENCE_KINDS, ROBUSTMERGE, Context, ResultGroup
 from eval.report.tables import Cell, Column, Row, Table, list_columns
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.yaml_files import read_yaml
 
 METHOD_TITLES = {
     "dare": "DARE",
@@ -25,9 +24,9 @@ METHOD_TITLES = {
 def read_published(path: Path) -> dict[str, Any]:
     """Read the paper's table 2 and its `url`. Raises UserError if the file does not hold published values."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = read_yaml(path, "published values")
         return {**values["table_2_mm_mergebench"], "url": values["paper"]["url"]}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not a file of published values: {error!r}") from error
 
 
@@ -71,10 +70,10 @@ def _make_cell(values: Mapping[str, float], column: Column, published: Mapping[s
 def published_general_table(path: Path, titles: Mapping[str, str]) -> Table:
     """The paper's table 3. titles: of the rows, by name. Raises UserError if the file has no such table."""
     try:
-        table = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["table_3_general_benchmarks"]
+        table = read_yaml(path, "published values")["table_3_general_benchmarks"]
         benchmarks = [str(name) for name in table["columns"]]
         rows = {str(name): [float(value) for value in values] for name, values in table["rows"].items()}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} has no table 3 of published values: {error!r}") from error
     columns = tuple(Column(name, f"{name} (published)", (name,)) for name in benchmarks)
     cells = {name: tuple(Cell(f"{value:.1f}", value) for value in values) for name, values in rows.items()}

@@ -36,6 +36,7 @@ SAVED_FOR_TASK = {
 }  # fmt: skip
 TIED = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "shared")  # what ensure_weight_tying saves twice
 LARGEST_RANK = 10**6
+MOST_SAVED = 400
 LONGEST_NAME = 1000  # characters of a module's name and of a base model's
 
 
@@ -68,7 +69,11 @@ def _is_names_or_text(value: Any) -> bool:
 
 def _is_saved(value: Any) -> bool:
     """Names to which peft, that reads them as regular expressions, gives no other meaning."""
-    return _is_names(value) and not any(re.search(r"[\\^$*+?{}\[\]|()]", name) for name in value)
+    return (
+        _is_names(value)
+        and len(value) <= MOST_SAVED
+        and not any(re.search(r"[\\^$*+?{}\[\]|()]", name) for name in value)
+    )
 
 
 def _is_layer(value: Any) -> bool:
@@ -96,7 +101,7 @@ SCHEMA: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "bias": (lambda value: value in ("none", "all", "lora_only"), "none, all or lora_only"),
     **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), NAMES_OR_TEXT),
     "layers_to_transform": (_is_layers, "a whole number or a list of them"),
-    "modules_to_save": (_is_saved, "a list of names"),
+    "modules_to_save": (_is_saved, f"a list of at most {MOST_SAVED} names"),
     **dict.fromkeys(SAME_BASE, LINE),
     "task_type": (lambda value: value in TASKS, f"one of {', '.join(TASKS)}"),
     "auto_mapping": MAPPING,

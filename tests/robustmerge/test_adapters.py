@@ -158,7 +158,11 @@ def change_config(folder: Path, **values: object) -> Path:
         ({}, {"peft_type": "IA3"}, "peft_type must be LORA, got 'IA3'"),
         ({}, {"rank_pattern": {"q(": 1}}, "rank_pattern: 'q(' is no regular expression"),
         ({}, {"alpha_pattern": {"q": "4"}}, "alpha_pattern: the value of 'q' must be a finite number, got '4'"),
-        ({}, {"modules_to_save": "projector"}, "modules_to_save must be a list of names or null, got 'projector'"),
+        (
+            {},
+            {"modules_to_save": "projector"},
+            "modules_to_save must be a list of at most 400 names or null, got 'p",
+        ),
     ],
     ids=str,
 )
