@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robustmerge.formats.tensor_headers import read_header, read_opcodes
-from robustmerge.stage.files import read_json
+from safetensors import SafetensorError, safe_open
+
+from robustmerge.formats.torch_files import index_tensors
+from robustmerge.stage.files import read_json, require_file
 from robustmerge.stage.settings import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -75,15 +77,12 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def list_tensor_names(file: Path) -> set[str]:
-    """All strings in the header of a .safetensors file or in the pickle of a .bin, tensor names among them.
-
-    Nothing is unpickled. A file that cannot be read gives no names; who opens it says why.
-    """
+    """The names of the tensors in a .safetensors or .bin file; none if it cannot be read: who opens it says why."""
     try:
-        if file.suffix == ".safetensors":
-            return set(read_header(file))
-        return {text for opcode, text in read_opcodes(file) if "UNICODE" in opcode}
-    except UserError:
+        if require_file(file, "a file of tensors").suffix == ".safetensors":
+            return set(safe_open(file, framework="np").keys())  # numpy: torch would be loaded
+        return set(index_tensors(file))
+    except (UserError, SafetensorError, OSError):
         return set()
 
 

@@ -12,73 +12,99 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from robustmerge.stage.files import WholeFile
-from robustmerge.stage.settings import UserError
+from robustmerge.formats.torch_files import StoredTensor, index_tensors
+from robustmerge.stage.files import WholeFile, require_file
+from robustmerge.stage.settings import UserError, first_few
+from robustmerge.stage.text import quote
 
 CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 ENTRY = 160  # bytes that a tensor's dtype, shape and place take in a header, and more
-_DTYPES = {code: dtype for dtype, code in CODES.items()}
+NAME = 500  # characters of a tensor's name
+MOST = 2**40  # numbers of a tensor
+REPEATED = 16  # times that the numbers of a file may be read, as tied weights are
+FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+          "F8_E5M2FNUZ": "float8_e5m2fnuz"}  # fmt: skip
+_DTYPES = {code: str(dtype).removeprefix("torch.") for dtype, code in CODES.items()} | FLOAT8
+_READ = {str(dtype).removeprefix("torch."): dtype for dtype in CODES} | dict.fromkeys(FLOAT8.values(), torch.float32)
 
 Layout = Mapping[str, tuple[torch.dtype, Sequence[int]]]
+Header = tuple[dict[str, str], dict[str, tuple[int, ...]]]  # dtypes and shapes, by the names of the tensors
 
 
 class TensorFile:
-    """The tensors of one .safetensors or .bin file, by name.
+    """The tensors of one .safetensors or .bin file, by name; their numbers are read on demand.
 
-    Raises UserError if the file is damaged, or a .bin that holds anything but tensors (it is never unpickled).
+    float8: the names of those that are stored in a float8, which are read as float32; no sum of float8 is defined.
+    Raises UserError if the file is damaged, a .bin holds anything but dense tensors (it is never unpickled), a dtype
+    is not among CODES and FLOAT8, or a name or a shape is implausible.
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        self._mapped, self._loaded = None, {}
+        self.path = require_file(path, "a file of tensors")
+        self._stored: dict[str, StoredTensor] = {}
         if path.suffix == ".safetensors":
-            try:
-                self._mapped = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"cannot read {path}: {error}") from error
-            self.names = sorted(self._mapped.keys())
+            dtypes, self._shapes = self._open_safetensors()
         else:
-            self._loaded = _load_bin(path)
-            self.names = sorted(self._loaded)
+            dtypes, self._shapes = self._open_bin()
+        self.names = sorted(self._shapes)
+        _check_contents(path, dtypes, self._shapes)
+        self._dtypes = {name: _READ[dtype] for name, dtype in dtypes.items()}
+        self.float8 = [name for name in self.names if dtypes[name] in FLOAT8.values()]
+
+    def _open_safetensors(self) -> Header:
+        try:
+            self._file = safe_open(self.path, framework="pt")
+            slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"cannot read {self.path}: {error}") from error
+        codes = {name: part.get_dtype() for name, part in slices.items()}
+        dtypes = {name: _DTYPES.get(code, code) for name, code in codes.items()}
+        return dtypes, {name: tuple(part.get_shape()) for name, part in slices.items()}
+
+    def _open_bin(self) -> Header:
+        self._stored = index_tensors(self.path)
+        self._bytes = torch.UntypedStorage.from_file(str(self.path), False, self.path.stat().st_size)  # mapped
+        dtypes = {name: tensor.dtype for name, tensor in self._stored.items()}
+        return dtypes, {name: tensor.shape for name, tensor in self._stored.items()}
 
     def get(self, name: str) -> Tensor:
-        return self._mapped.get_tensor(name) if self._mapped is not None else self._loaded[name]
+        """Read one tensor; a view of the file's memory, which must not be written to, but for float8."""
+        tensor = self._view(name) if name in self._stored else self._file.get_tensor(name)
+        return tensor.to(self._dtypes[name])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        if self._mapped is not None:
-            return tuple(self._mapped.get_slice(name).get_shape())
-        return tuple(self._loaded[name].shape)
+        return self._shapes[name]
 
     def dtype(self, name: str) -> torch.dtype:
-        if self._mapped is None:
-            return self._loaded[name].dtype
-        code = self._mapped.get_slice(name).get_dtype()
-        return _DTYPES[code] if code in _DTYPES else self.get(name).dtype
+        """The dtype that `get` gives."""
+        return self._dtypes[name]
+
+    def _view(self, name: str) -> Tensor:
+        stored = self._stored[name]
+        empty = torch.empty(0, dtype=getattr(torch, stored.dtype))
+        numbers = self._bytes[stored.start : stored.start + stored.size]
+        if stored.start % empty.itemsize:  # in the format before torch 1.6
+            numbers = numbers.clone()
+        return empty.set_(numbers, 0, stored.shape, stored.strides)
 
 
-def _load_bin(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = _unpickle_tensors(path)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(
-            f"cannot read {path}: it is damaged, or it holds more than tensors, and what could run code is not "
-            f"unpickled ({type(error).__name__}); save it as .safetensors where you trust it"
-        ) from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(x, Tensor) for name, x in tensors.items()
-    ):
-        raise UserError(f"cannot read {path}: it is not a mapping of names to tensors")
-    return tensors
-
-
-def _unpickle_tensors(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # the format before torch 1.6 cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True)
+def _check_contents(path: Path, dtypes: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    problems = []
+    for name, shape in shapes.items():
+        if len(name) > NAME or not name.isprintable():
+            problems.append(f"{quote(name)} is no name of a tensor: at most {NAME} printable characters")
+        if dtypes[name] not in _READ:
+            problems.append(f"tensor {quote(name)} is {dtypes[name]}; allowed: {', '.join(_READ)}")
+        if math.prod(length or 1 for length in shape) > MOST:
+            problems.append(f"tensor {quote(name)} has the implausible shape {quote(list(shape))}")
+    if problems:
+        raise UserError("\n".join(f"cannot read {path}: {problem}" for problem in first_few(problems)))
+    size = sum(math.prod(shape) * _READ[dtypes[name]].itemsize for name, shape in shapes.items())
+    if size > REPEATED * path.stat().st_size:
+        raise UserError(f"cannot read {path}: its tensors share their numbers, and would take {size} bytes apart")
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -97,7 +123,7 @@ def refuse_overflow(tensor: Tensor, what: str) -> None:
 
 def header_room(names: Iterable[str]) -> int:
     """Bytes that suffice for the header of a file with tensors of these names, whatever their shapes."""
-    return sum(len(name) + ENTRY for name in names) + ENTRY
+    return sum(len(json.dumps(name)) - 2 + ENTRY for name in names) + ENTRY
 
 
 class TensorWriter(WholeFile):
