@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, LlavaConfig, LlavaProcessor, PreTrainedT
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_ext.conversation import TEMPLATES
+from robustmerge.stage.files import read_json
 from robustmerge.stage.settings import IMAGE_MODES, choose
 
 STALE = ("preprocessor_config.json", "chat_template.json", "chat_template.jinja")  # replaced by files of newer names
@@ -83,6 +84,6 @@ def set_processor(folder: Path, template: str, image: str) -> None:
         (folder / name).unlink(missing_ok=True)
     processor.save_pretrained(folder)
     path = folder / "processor_config.json"
-    config = json.loads(path.read_text())
+    config = read_json(path, "the config of a processor")
     config["image_processor"]["image_processor_type"] = "LlavaImageProcessorPil"  # torchvision's gives other pixels
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

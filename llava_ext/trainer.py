@@ -25,7 +25,7 @@ from transformers import Trainer as HuggingFaceTrainer
 
 from llava_ext.backend import fast_matmul
 from llava_ext.data import Rows
-from robustmerge.stage.files import write_atomically
+from robustmerge.stage.files import read_json, write_atomically
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import UserError
 
@@ -235,10 +235,7 @@ def finish_training(folder: Path, work: Path, record: dict) -> dict:
 
 def read_training_record(folder: Path) -> dict | None:
     """Read the record of a finished training, even one killed right after its end; None if there is more to train."""
-    try:
-        return json.loads((folder / RECORD).read_text())
-    except FileNotFoundError:
-        return None
+    return read_json(folder / RECORD, "the record of a training") if (folder / RECORD).exists() else None
 
 
 def remove_work(work: Path) -> None:
@@ -262,6 +259,6 @@ def _step(path: Path) -> int:
 
 def _read_marker(path: Path) -> dict | None:
     try:
-        return json.loads((path / MARKER).read_text())
-    except (OSError, ValueError):
+        return read_json(path / MARKER, "the marker of a checkpoint")
+    except UserError:
         return None

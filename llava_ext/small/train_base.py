@@ -8,7 +8,6 @@ measured on held-out pictures.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +45,7 @@ from llava_ext.trainer import (
     remove_work,
 )
 from robustmerge.stage.address import Address, run_stage
+from robustmerge.stage.files import read_json
 
 MICRO_BATCH = 8  # dialogues: attention is kept whole for the backward pass, and small tensors stay in the cache
 
@@ -153,7 +153,7 @@ def train_to_see(
 
     Returns accuracies on held-out pictures: `heads`, of each attribute head; `probe`, of a linear probe in its place.
     """
-    sizes: dict[str, int] = json.loads((corpus / "heads.json").read_text())
+    sizes: dict[str, int] = read_json(corpus / "heads.json", "the sizes of the attribute heads")
     table = datasets.load_from_disk(str(corpus / "vision"))
     targets = torch.stack([torch.tensor(table[name][:]) for name in sizes], dim=1)  # [rows, heads], -1: none
     rows = list(zip(table["image"][:], targets, strict=True))
