@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_ext.conversation import IGNORE, Encoded, build_segments, encode
-from llava_ext.model import count_image_tokens, open_config, open_tokenizer
+from llava_ext.model import count_image_tokens, open_config, open_tokenizer, refusing_faults
 from llava_ext.pixels import PixelReader, read_training_picture
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import Example, read_examples
@@ -46,9 +46,10 @@ def load_reader(base: Path | str, template: str) -> Reader:
     Raises UserError if the folder is no complete LLaVA, or its parts do not fit each other.
     """
     config = open_config(base)
-    pixels, cropped = (
-        PixelReader(LlavaImageProcessorPil.from_pretrained(base, do_pad=do_pad)) for do_pad in (True, False)
-    )
+    with refusing_faults(f"the image processor of {base} cannot be loaded"):
+        pixels, cropped = (
+            PixelReader(LlavaImageProcessorPil.from_pretrained(base, do_pad=do_pad)) for do_pad in (True, False)
+        )
     side = config.vision_config.image_size
     if pixels.size != (side, side):
         size = f"{pixels.size[0]} x {pixels.size[1]}"

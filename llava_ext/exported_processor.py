@@ -70,7 +70,8 @@ def set_processor(folder: Path, template: str, image: str) -> None:
     Raises UserError for an unknown template or mode.
     """
     choose(image, IMAGE_MODES, "image mode")
-    model, tokenizer = LlavaConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model = LlavaConfig.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _prepend_space_to_each_text(tokenizer)
     processor = LlavaProcessor(
         image_processor=LlavaImageProcessorPil.from_pretrained(folder, do_pad=image == "pad"),

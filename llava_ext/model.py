@@ -1,23 +1,31 @@
 """Loading of base models: folders are checked before anything large is read, and no weight may be missing.
 
 The libraries are lenient with a faulty folder: a config of another model gets LLaVA's defaults, a missing weight is
-drawn at random. Here both are errors.
+drawn at random. Here both are errors. Code that a folder brings along (`auto_map`) is never run.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from robustmerge.formats.checkpoint import find_weight_files
+from robustmerge.formats.tensors import TensorFile
 from robustmerge.stage.files import read_json
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import quote
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 PIXELS = ("preprocessor_config.json", "processor_config.json")
+OBJECTS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.json", *PIXELS,
+)  # fmt: skip
 REMEDY = "take a folder as llava-hf/llava-1.5-7b-hf is one (model.checkpoint)"
 
 
@@ -29,26 +37,45 @@ def open_config(folder: Path | str) -> LlavaConfig:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"the base model {folder} is no folder; {REMEDY}")
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").exists():
         raise UserError(f"the base model {folder} is incomplete: it has no config.json")
-    config = read_json(folder / "config.json", "the config of a model")
-    kind = config.get("model_type")
+    contents = {name: read_json(folder / name, "a file of a model") for name in OBJECTS if (folder / name).exists()}
+    config = contents["config.json"]
+    kind, vision = config.get("model_type"), config.get("vision_config") or {}
     if kind == "llava_llama" or "mm_vision_tower" in config:
         raise UserError(f"{folder} is a LLaVA in the layout of the original code, not in that of the Hub; {REMEDY}")
     if kind != "llava":
-        raise UserError(f"{folder} is no LLaVA: its config.json says model_type {kind!r}, not 'llava'; {REMEDY}")
-    tower = (config.get("vision_config") or {}).get("model_type", "clip_vision_model")
+        raise UserError(f"{folder} is no LLaVA: its config.json says model_type {quote(kind)}, not 'llava'; {REMEDY}")
+    tower = vision.get("model_type", "clip_vision_model") if isinstance(vision, dict) else vision
     if tower != "clip_vision_model":
         raise UserError(f"the vision tower of {folder} is a {tower}; allowed: clip_vision_model")
     for names in (TOKENIZERS, PIXELS):
         if not any((folder / name).is_file() for name in names):
             raise UserError(f"the base model {folder} is incomplete: it has neither {' nor '.join(names)}")
-    return LlavaConfig.from_pretrained(folder)
+    with refusing_faults(f"{folder / 'config.json'} is no config of a LLaVA"):
+        checked = LlavaConfig.from_pretrained(folder)
+        count_image_tokens(checked)  # the library takes null for any number
+    return checked
+
+
+@contextmanager
+def refusing_faults(problem: str) -> Iterator[None]:
+    """Raise UserError that begins with `problem` for anything that a library raises inside, on reading a folder.
+
+    The libraries check little, so that a faulty file makes them raise errors of any type.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise UserError(f"{problem}: {' '.join(str(error).split())} ({type(error).__name__})") from error
 
 
 def open_tokenizer(folder: Path | str, config: LlavaConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base model's folder. Raises UserError if it does not fit the model."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with refusing_faults(f"the tokenizer of {folder} cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     image, rows = config.image_token_id, config.text_config.vocab_size
     text = tokenizer.convert_ids_to_tokens(image) if image < len(tokenizer) else None
     if text is not None and text not in tokenizer.get_added_vocab():
@@ -78,13 +105,11 @@ def load_model(folder: Path | str, dtype: torch.dtype, attention: str | None = N
 
     Raises UserError if a weight is missing, of another shape, or not of a LLaVA.
     """
-    find_weight_files(Path(folder))  # the library draws what is missing at random
-    try:
+    _refuse_implausible_sizes(Path(folder))  # the library draws what is missing at random
+    with refusing_faults(f"the weights of {folder} cannot be loaded"):
         model, report = LlavaForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the weights of {folder} cannot be loaded: {error}") from error
     mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])
     unused = sorted(name for name in report["unexpected_keys"] if name.endswith((".weight", ".bias")))
     missing = sorted(report["missing_keys"])
@@ -96,3 +121,23 @@ def load_model(folder: Path | str, dtype: torch.dtype, attention: str | None = N
         if names:
             raise UserError(f"{len(names)} weights of {folder} {problem}; the first is '{names[0]}'")
     return model
+
+
+def _refuse_implausible_sizes(folder: Path) -> None:
+    """Raises UserError if config.json describes a far larger model than the weights hold, before memory is taken."""
+    files = [TensorFile(path) for path in find_weight_files(folder)]
+    tensors = sum(len(file.names) for file in files)
+    held = sum(math.prod(file.shape(name)) for file in files for name in file.names)
+    with refusing_faults(f"{folder / 'config.json'} is no config of a LLaVA"):
+        config = LlavaConfig.from_pretrained(folder)
+        layers = config.text_config.num_hidden_layers + config.vision_config.num_hidden_layers
+        size = 0
+        if layers <= tensors:
+            with torch.device("meta"):  # shapes without memory
+                size = LlavaForConditionalGeneration(config).num_parameters()
+    if layers > tensors or size > 2 * held:
+        described = f"{size} numbers" if size else f"{layers} layers"
+        raise UserError(
+            f"{folder} is incomplete: its config.json describes a model of {described}, its weights are {tensors} "
+            f"tensors of {held} numbers"
+        )

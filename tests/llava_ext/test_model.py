@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from llava_ext.generate import Generator
 from llava_ext.model import load_model
 from robustmerge.stage.settings import UserError
-from tests.hub_layout import TOWER, draw_weights, write_checkpoint
+from tests.hub_layout import LANGUAGE, TOWER, draw_weights, write_checkpoint
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -69,6 +70,32 @@ def test_a_folder_that_is_no_complete_llava_is_refused(tmp_path, spoil, message)
     assert message.format(folder) in str(error.value)
 
 
+FAULTS = (
+    (lambda folder: (folder / "config.json").write_text('{"a":' + "[" * 10**5), "config.json cannot be read"),
+    (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "tokenizer_config.json cannot be read"),
+    (lambda folder: os.mkfifo(folder / "special_tokens_map.json"), "special_tokens_map.json should be a file"),
+    (with_config(vision_config="x"), "the vision tower of {} is a x"),
+    (with_config(vision_config={**TOWER, "patch_size": None}), "config.json is no config of a LLaVA"),
+    (with_config(text_config={**LANGUAGE, "hidden_size": [1]}), "config.json is no config of a LLaVA"),
+    (with_config(text_config={**LANGUAGE, "num_hidden_layers": 10**12}), "a model of 1000000000003 layers"),
+    (with_config(text_config={**LANGUAGE, "vocab_size": 10**10}), "is incomplete: its config.json describes a model"),
+    (lambda folder: change(folder / "tokenizer_config.json", added_tokens_decoder={"1": 5}), "the tokenizer of {}"),
+    (lambda folder: change(folder / "processor_config.json", image_processor=7), "the image processor of {}"),
+)
+
+
+def test_a_faulty_file_of_a_model_is_one_message_and_takes_no_memory(tmp_path):
+    folder = write_checkpoint(tmp_path / "base")
+    files = {file: file.read_bytes() for file in folder.glob("*.json")}
+    for spoil, message in FAULTS:
+        spoil(folder)
+        with pytest.raises(UserError) as error:
+            Generator(folder, "vicuna_v1")
+        assert message.format(folder) in str(error.value)
+        for file in folder.glob("*.json"):
+            file.write_bytes(files[file]) if file in files else file.unlink()
+
+
 def test_a_part_that_is_not_there_is_named(tmp_path):
     folder = write_checkpoint(tmp_path, shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
@@ -79,5 +106,5 @@ def test_a_part_that_is_not_there_is_named(tmp_path):
 def test_damaged_weights_are_one_message(tmp_path):
     folder = write_checkpoint(tmp_path)
     (folder / "model.safetensors").write_bytes(b"no tensors at all")
-    with pytest.raises(UserError, match=f"the weights of {folder} cannot be loaded"):
+    with pytest.raises(UserError, match=f"cannot read {folder / 'model.safetensors'}"):
         load_model(folder, torch.float32)
