@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
+import math
+import re
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from robustmerge.stage.files import read_json, write_atomically
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.files import parse_json, read_json, read_text, require_file, write_atomically
+from robustmerge.stage.settings import UserError, first_few
+from robustmerge.stage.text import plain, quote, shorten
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
 
 IMAGE_PLACEHOLDER = "<image>"
+MOST_CHOICES = 26  # options have letters
+LONGEST_PATH = 1000  # characters of a picture's path
+LARGEST_SIZE = 10**6  # pixels
+FINITE = sys.float_info.max
+WHOLE = 1e16  # below it Python writes a whole float without an exponent
+MOST_PROBLEMS = 1000  # bad records of a file, after which it is not read on
+_LIST = re.compile(r"\s*\[")
+_PICTURES = ("image", "images")
+_OTHER_MEDIA = ("video", "videos", "audio", "audios")
+_TEXTS = ("question_id", "id", "text", "answer", "references", "choices", "turns", *_PICTURES)
+_PICTURE = re.compile(r"[^\n]{1,300}\.(bmp|gif|jpe?g|png|tiff?|webp)", re.IGNORECASE)
+# The keys of a message (who speaks, and what) and the two speakers, by the field of the dialogue.
+_DIALOGUES = {
+    "conversations": ("from", "value", ("human", "gpt")),
+    "messages": ("role", "content", ("user", "assistant")),
+}
 
 
 @dataclass(frozen=True)
@@ -78,29 +104,36 @@ class Score:
 
 
 def read_examples(path: Path, number_ids: bool = False, need_answer: bool = True) -> list[Example]:
-    """Read a question file: JSON lines, or a JSON list in LLaVA's format.
+    """Read a question file: a JSON list in LLaVA's format, or JSON lines, whichever the file holds.
 
     LLaVA's names are understood: `answer_bbox` is an answer, `conversations` is a training dialogue, `id` is a
-    question_id; fields that we do not use (shuffled metadata of the published files) are left out.
+    question_id; so are `messages` of user and assistant, and `images` of one entry. Fields that we do not use (shuffled
+    metadata of the published files) are left out.
     number_ids: a question's id is its number in the file, from 1, whatever the file calls it. need_answer: without,
     a missing answer is "".
     Raises UserError naming the file, the record and what is wrong with it, for the first five bad records.
     """
-    examples, problems = [], []
-    for index, record in enumerate(_read_records(Path(path))):
+    examples: list[Example] = []
+    problems: list[str] = []
+    unread = ""
+    for number, (place, record) in enumerate(_read_records(Path(path)), start=1):
         try:
-            numbered = {"question_id": index + 1} if number_ids else {}
+            numbered = {"question_id": number} if number_ids else {}
             examples.append(_example_of(record, {} if need_answer else {"answer": ""}, numbered))
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"{path}, record {index + 1}: {_explain(error)}")
+        except (TypeError, ValueError) as error:
+            problems.append(f"{path}, {place}: {error}")
+            if len(problems) == MOST_PROBLEMS:
+                break
+        unread = unread or ("" if examples and examples[0].image else _find_unread_picture(record))
     doubled = [name for name, count in Counter(e.question_id for e in examples).items() if count > 1]
     if doubled:
         problems.append(
             f"{path}: question_id is not unique: {', '.join(doubled[:5])} (data.ids=number numbers the questions)"
         )
+    if unread and not any(example.image for example in examples):
+        problems.append(f"{path}: {unread}")
     if problems:
-        more = f"\n... and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UserError("\n".join(problems[:5]) + more)
+        raise UserError("\n".join(first_few(problems)))
     return examples
 
 
@@ -109,61 +142,149 @@ def read_images(path: Path) -> tuple[str, ...]:
 
     Raises UserError if the file does not exist or is no JSON.
     """
-    records = (record for record in _read_records(Path(path)) if isinstance(record, Mapping))
-    return tuple(dict.fromkeys(record["image"] for record in records if isinstance(record.get("image"), str)))
+    names: dict[str, None] = {}
+    for _, record in _read_records(Path(path)):
+        try:
+            name = _picture_of(record)
+        except (TypeError, ValueError):
+            continue
+        if name is not None:
+            names[name] = None
+    return tuple(names)
 
 
-def _explain(error: Exception) -> str:
-    return f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+def _read_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the records of a question file, each with its place in it: `record 3` of a list, `line 3` of lines."""
+    text = read_text(path, "a question file")
+    if path.suffix == ".json" and text.strip() or _LIST.match(text):
+        try:
+            content = parse_json(text)
+        except ValueError as error:
+            if not (isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"):  # JSON lines
+                raise UserError(f"{path} is not valid JSON: {error}") from error
+        else:
+            for number, record in enumerate(content if isinstance(content, list) else [content], start=1):
+                yield f"record {number}", _as_object(path, f"record {number}", record)
+            return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                record = parse_json(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is not valid JSON: {error}") from error
+            yield f"line {number}", _as_object(path, f"line {number}", record)
 
 
-def _read_records(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"question file {path} does not exist") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error}") from error
-    try:
-        if path.suffix == ".json":
-            content = json.loads(text)
-            return content if isinstance(content, list) else [content]
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+def _as_object(path: Path, place: str, record: Any) -> Mapping[str, Any]:
+    if not isinstance(record, dict):
+        raise UserError(f"{path}, {place}: a record must be an object, got {_show(record)}")
+    return record
 
 
-def _example_of(record: Any, default: Mapping[str, Any], override: Mapping[str, Any]) -> Example:
-    _require(isinstance(record, Mapping), "a record", "an object", record)
+def _example_of(record: Mapping[str, Any], default: Mapping[str, Any], override: Mapping[str, Any]) -> Example:
     record = {**default, **record, **override}
+    if media := [name for name in _OTHER_MEDIA if record.get(name) not in (None, "", [])]:
+        raise ValueError(f"field '{media[0]}' cannot be used: a question has one picture or none")
+    if "id" not in record and "question_id" not in record:
+        raise ValueError(
+            f"field 'question_id' is missing (data.ids=number numbers the questions); {_fields_of(record)}"
+        )
     (text, answer), *later = _turns_of(record)
-    image, size = record.get("image"), record.get("size")
-    _require(image is None or isinstance(image, str), "field 'image'", "the path of one picture", image)
+    image, choices, size = _picture_of(record), _scalars(record, "choices"), record.get("size")
+    _check_placeholders(record, text, [question for question, _ in later], choices, image)
+    if len(choices) > MOST_CHOICES:
+        raise ValueError(f"field 'choices' has {len(choices)} options; there are letters for {MOST_CHOICES}")
     return Example(
         question_id=_scalar(record, "question_id" if "question_id" in record else "id"),
         text=text.replace(IMAGE_PLACEHOLDER, "").strip(),
         answer=answer,
         image=image,
         references=_scalars(record, "references"),
-        choices=_scalars(record, "choices"),
+        choices=choices,
         size=_size_of(size) if size is not None else None,
         turns=tuple(later),
     )
 
 
+def _picture_of(record: Mapping[str, Any]) -> str | None:
+    """The picture that `image` or `images` names, as text or as a list of one."""
+    names = {}
+    for field_, value in ((name, record.get(name)) for name in _PICTURES):
+        if value is None or value == []:
+            continue
+        name = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if isinstance(name, Mapping):
+            raise TypeError(
+                f"field '{field_}' must be the path of one picture, got an object with {quote(list(name))}: a dataset "
+                "holds the picture itself; save it as a file"
+            )
+        holds = isinstance(name, str) and bool(name.strip()) and plain(name) == name and len(name) <= LONGEST_PATH
+        _require(holds, f"field '{field_}'", f"the path of one picture, of at most {LONGEST_PATH} characters", value)
+        names[name] = field_
+    if len(names) > 1:
+        raise ValueError(f"'image' and 'images' name different pictures: {quote(list(names))}")
+    return next(iter(names), None)
+
+
+def _check_placeholders(
+    record: Mapping[str, Any], text: str, later: Sequence[str], choices: Sequence[str], image: str | None
+) -> None:
+    """Raises ValueError unless every picture that the text speaks of is the one of the question."""
+    count = text.count(IMAGE_PLACEHOLDER)
+    if count > 1 or any(IMAGE_PLACEHOLDER in other for other in (*later, *choices)):
+        raise ValueError(
+            f"{IMAGE_PLACEHOLDER} must stand once at most, in the first question: a question has one picture"
+        )
+    if count and image is None:
+        raise ValueError(
+            f"the text has {IMAGE_PLACEHOLDER}, but no picture is named: its path belongs into field 'image'; "
+            f"{_fields_of(record)}"
+        )
+
+
+def _find_unread_picture(record: Mapping[str, Any]) -> str:
+    """What is wrong with a record that names a picture in a field of another name; "" if it names none."""
+    for name, value in record.items():
+        first = value[0] if isinstance(value, list) and value else value
+        is_picture = isinstance(first, str) and bool(_PICTURE.fullmatch(first))
+        if name not in _TEXTS and (is_picture or isinstance(first, Mapping) and "bytes" in first):
+            return (
+                f"no question names a picture in field 'image', but field {quote(name)} seems to name one "
+                f"({quote(value)}); rename it, or remove it"
+            )
+    return ""
+
+
+def _fields_of(record: Mapping[str, Any]) -> str:
+    return f"its fields are {shorten(', '.join(map(quote, record)), 300)}" if record else "it has no field"
+
+
 def _require(holds: bool, what: str, wanted: str, value: Any) -> None:
     if not holds:
-        shown = json.dumps(value, ensure_ascii=False)
-        raise TypeError(f"{what} must be {wanted}, got {shown if len(shown) <= 80 else shown[:79] + '…'}")
+        missing = ", as pandas writes what is missing" if value != value else ""  # NaN
+        raise TypeError(f"{what} must be {wanted}, got {_show(value)}{missing}")
 
 
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+def _show(value: Any) -> str:
+    """A value as JSON, for a message."""
+    return shorten(plain(json.dumps(value, ensure_ascii=False)))
+
+
+def format_scalar(value: Any, what: str) -> str:
+    """A text or a number of a foreign file as text; a whole number has no decimals, as pandas gives it some.
+
+    what: names the value in the message of the TypeError that anything else raises.
+    """
+    holds = isinstance(value, (str, int)) or isinstance(value, float) and math.isfinite(value)
+    _require(holds and not isinstance(value, bool), what, "text or a number", value)
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < WHOLE
+    return str(int(value) if is_whole else value)
 
 
 def _scalar(record: Mapping[str, Any], name: str) -> str:
-    _require(_is_scalar(record[name]), f"field '{name}'", "text or a number", record[name])
-    return str(record[name])
+    if name not in record:
+        raise ValueError(f"field '{name}' is missing; {_fields_of(record)}")
+    return format_scalar(record[name], f"field '{name}'")
 
 
 def _scalars(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -171,49 +292,47 @@ def _scalars(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
     values = record.get(name)
     if values is None:
         return ()
-    holds = isinstance(values, list) and all(map(_is_scalar, values))
-    _require(holds, f"field '{name}'", "a list of texts or numbers", values)
-    return tuple(map(str, values))
+    _require(isinstance(values, list), f"field '{name}'", "a list of texts or numbers", values)
+    return tuple(format_scalar(value, f"an entry of field '{name}'") for value in values)
 
 
 def _size_of(size: Any) -> tuple[int, int]:
-    holds = isinstance(size, list) and len(size) == 2 and all(isinstance(side, (int, float)) for side in size)
-    _require(holds, "field 'size'", "the picture's [width, height]", size)
+    holds = isinstance(size, list) and len(size) == 2
+    if holds:
+        holds = all(is_number(side) and 1 <= side <= LARGEST_SIZE and side == int(side) for side in size)
+    _require(holds, "field 'size'", "the picture's [width, height] in pixels", size)
     return int(size[0]), int(size[1])
 
 
 def _turns_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    said = record.get("conversations")
-    if said is not None:
-        return _conversation_of(said)
+    for name, shape in _DIALOGUES.items():
+        if record.get(name) is not None and (name == "conversations" or "text" not in record):
+            return _conversation_of(record[name], name, *shape)
     later = record.get("turns") or []
-    holds = isinstance(later, list) and all(
-        isinstance(turn, list) and len(turn) == 2 and all(map(_is_scalar, turn)) for turn in later
-    )
+    holds = isinstance(later, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in later)
     _require(holds, "field 'turns'", "a list of [question, answer]", later)
-    return [
-        (_scalar(record, "text"), _answer_of(record)),
-        *((str(question), str(answer)) for question, answer in later),
-    ]
+    turns = [[format_scalar(text, "an entry of field 'turns'") for text in turn] for turn in later]
+    return [(_scalar(record, "text"), _answer_of(record)), *((question, answer) for question, answer in turns)]
 
 
 def _answer_of(record: Mapping[str, Any]) -> str:
     box = record.get("answer_bbox")
-    if isinstance(box, list) and len(box) == 4 and all(map(_is_scalar, box)):
+    if isinstance(box, list) and len(box) == 4:
+        for side in box:
+            format_scalar(side, "an entry of field 'answer_bbox'")
         return f"[{', '.join(map(str, box))}]"
     if "answer_bbox" not in record and "answer" not in record and (accepted := _scalars(record, "references")):
         return accepted[0]
     return _scalar(record, "answer_bbox" if "answer_bbox" in record else "answer")
 
 
-def _conversation_of(said: Any) -> list[tuple[str, str]]:
+def _conversation_of(said: Any, name: str, speaker: str, text: str, roles: tuple[str, str]) -> list[tuple[str, str]]:
     holds = isinstance(said, list) and all(isinstance(message, Mapping) for message in said)
-    _require(holds, "field 'conversations'", "a list of messages", said)
-    roles = [message.get("from") for message in said]
-    if roles != ["human", "gpt"] * (len(said) // 2) or not said:
-        speakers = ", ".join(map(str, roles)) or "nothing"
-        raise ValueError(f"a conversation is human, gpt, human, gpt, ...; got {speakers}")
-    values = [_scalar(message, "value") for message in said]
+    _require(holds, f"field '{name}'", "a list of messages", said)
+    if [message.get(speaker) for message in said] != [*roles] * (len(said) // 2) or not said:
+        speakers = quote([message.get(speaker) for message in said])
+        raise ValueError(f"a conversation is {', '.join(roles * 2)}, ...; got {speakers} ('{speaker}' in '{name}')")
+    values = [_scalar(message, text) for message in said]
     return list(zip(values[::2], values[1::2], strict=True))
 
 
@@ -253,17 +372,13 @@ def read_predictions(path: Path) -> list[Prediction]:
 
     Raises UserError naming file and line if any other line is not a prediction.
     """
-    # Split at "\n" alone: an answer may hold U+2028, which str.splitlines would take for a line's end.
-    *lines, _cut = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    # Split at b"\n" alone: an answer may hold U+2028, which str.splitlines would take for a line's end.
+    *lines, _cut = require_file(path, "a file of predictions").read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     predictions = []
     for number, line in enumerate(lines, start=1):
         try:
-            prediction = Prediction(**json.loads(line))
-            for name in ("question_id", "text"):
-                value = getattr(prediction, name)
-                _require(isinstance(value, str), f"field '{name}'", "text", value)
-            predictions.append(prediction)
-        except (json.JSONDecodeError, TypeError) as error:
+            predictions.append(_build(Prediction, parse_json(line.decode())))
+        except (TypeError, ValueError) as error:
             raise UserError(f"{path}, line {number}: not a prediction: {error}") from error
     return predictions
 
@@ -281,8 +396,62 @@ def write_score(path: Path, score: Score) -> None:
 
 def read_score(path: Path) -> Score:
     """Read a score. Raises UserError if the file is not one."""
-    values = read_json(path, "a score")
     try:
-        return Score(**values)
+        return _build(Score, read_json(path, "a score"))
     except TypeError as error:
         raise UserError(f"{path} is not a score: {error}") from error
+
+
+def _build(cls: type[R], values: Any) -> R:
+    """The record with these values as its fields. Raises TypeError for one that is unknown, missing or misshapen."""
+    _require(isinstance(values, Mapping), "a record", "an object", values)
+    fields = {field_.name: field_ for field_ in dataclasses.fields(cls)}
+    if unknown := [name for name in values if name not in fields]:
+        raise TypeError(f"unknown field {quote(unknown[0])}; its fields are {', '.join(fields)}")
+    for name, value in values.items():
+        wanted, holds = _KINDS[fields[name].type]
+        _require(holds(value), f"field '{name}'", wanted, value)
+    try:
+        return cls(**values)
+    except TypeError as error:  # a field without a default is missing
+        raise TypeError(str(error).removeprefix(f"{cls.__name__}.__init__() ")) from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -FINITE <= value <= FINITE
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _or_null(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or holds(value)
+
+
+def _each(holds: Callable[[Any], bool], container: type = dict) -> Callable[[Any], bool]:
+    """Whether a value is an object or a list whose values all pass."""
+
+    def test(value: Any) -> bool:
+        values = value.values() if isinstance(value, dict) else value
+        return isinstance(value, container) and all(map(holds, values))
+
+    return test
+
+
+# What the fields of records must be, by their types: in words, and as a test.
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("text", _is_text),
+    "str | None": ("text or null", _or_null(_is_text)),
+    "int": ("a whole number of at least 0", _is_count),
+    "float | None": ("a finite number or null", _or_null(is_number)),
+    "dict[str, float]": ("an object of finite numbers", _each(is_number)),
+    "dict[str, float | None]": ("an object of finite numbers", _each(_or_null(is_number))),
+    "dict[str, list[float]]": ("an object of lists of finite numbers", _each(_each(is_number, list))),
+    "dict[str, str]": ("an object of texts", _each(_is_text)),
+}

@@ -38,6 +38,7 @@ def test_llavas_question_files_are_understood(tmp_path):
         {"question_id": "8", "image": "b.jpg", "text": "Box?", "answer_bbox": "[0,0,1,1]", "size": [640, 480]},
         {
             "id": "9",
+            "image": "c.jpg",
             "conversations": [
                 {"from": "human", "value": "<image>\nWho?"},
                 {"from": "gpt", "value": "a dog"},
@@ -50,7 +51,7 @@ def test_llavas_question_files_are_understood(tmp_path):
     assert read_examples(tmp_path / "test.json") == [
         Example("7", "What?", "cat", "./a.jpg"),
         Example("8", "Box?", "[0,0,1,1]", "b.jpg", size=(640, 480)),
-        Example("9", "Who?", "a dog", turns=(("Colour?", "red"),)),
+        Example("9", "Who?", "a dog", "c.jpg", turns=(("Colour?", "red"),)),
     ]
 
 
@@ -75,7 +76,7 @@ def test_numbers_are_texts_and_what_is_null_is_not_there(tmp_path):
         (["what"], 'a record must be an object, got "what"'),
         ("what", 'a record must be an object, got "what"'),
         ([{**CAT, "references": "cat"}], "field 'references' must be a list of texts or numbers, got \"cat\""),
-        ([{**CAT, "references": ["cat", None]}], r"'references' must be .*, got \[\"cat\", null\]"),
+        ([{**CAT, "references": ["cat", None]}], "an entry of field 'references' must be text or a number, got null"),
         ([{**CAT, "choices": "red"}], "field 'choices' must be a list of texts or numbers, got \"red\""),
         ([{**CAT, "choices": {"A": "red"}}], "field 'choices' must be a list"),
         ([{**CAT, "answer": None}], "field 'answer' must be text or a number, got null"),
