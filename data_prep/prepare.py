@@ -19,7 +19,7 @@ from data_prep.mini.corpus import write_corpus
 from data_prep.mini.drawing import draw, encode
 from data_prep.mini.tasks import GENERATORS
 from data_prep.parallel import map_in_order
-from data_prep.question_files import import_task
+from data_prep.question_files import AnswerCheck, accept_any, import_task
 from data_prep.settings import SPLITS, BaseCorpus, TaskData
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.files import write_atomically
@@ -112,20 +112,23 @@ def _write_drawn(folder: Path, task: TaskData) -> dict:
     return {"examples": {split: len(splits[split]) for split in SPLITS}}
 
 
-def _write_imported(folder: Path, task: TaskData, say: Callable[[str], None]) -> dict:
-    splits, record = import_task(folder, task, say)
+def _write_imported(folder: Path, task: TaskData, say: Callable[[str], None], check: AnswerCheck) -> dict:
+    splits, record = import_task(folder, task, say, check)
     write_splits(folder, splits)
     return record
 
 
-def prepare(address: Address, settings: TaskData, say: Callable[[str], None] = print) -> Path:
+def prepare(
+    address: Address, settings: TaskData, say: Callable[[str], None] = print, check: AnswerCheck = accept_any
+) -> Path:
     """Write one task's data, drawn or from question files, into the folder of `address`.
 
-    An interrupted run starts over (the same bytes; drawing takes about a second).
+    An interrupted run starts over (the same bytes; drawing takes about a second). check: of the answers in question
+    files; data that is prepared already is not checked again.
     Raises UserError for an unknown generator and for faulty question files or images.
     """
     if settings.generator is None:
-        return run_stage(address, lambda folder: _write_imported(folder, settings, say), say)
+        return run_stage(address, lambda folder: _write_imported(folder, settings, say, check), say)
     return run_stage(address, lambda folder: _write_drawn(folder, settings), say)
 
 

@@ -21,12 +21,14 @@ from typing import NamedTuple, TypeVar
 from data_prep.annotations import join_annotations
 from data_prep.parallel import map_in_order
 from data_prep.settings import SPLITS, TaskData
+from robustmerge.stage.files import BESIDE
 from robustmerge.stage.pictures import PictureError, read_picture
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.records import Example, read_examples, read_images
 from robustmerge.stage.settings import UserError, first_few
 
 T = TypeVar("T")
+AnswerCheck = Callable[[str, Example], str]  # of a split's example: what is wrong with its answers, "" if nothing
 IMAGES_FOR_A_POOL = 2000  # from this number on, several processes decode sooner than one
 
 
@@ -37,12 +39,20 @@ class SourceImage(NamedTuple):
     size: tuple[int, int]
 
 
-def import_task(folder: Path, settings: TaskData, say: Callable[[str], None]) -> tuple[dict[str, list[Example]], dict]:
+def accept_any(split: str, example: Example) -> str:
+    """The check of a task whose answers are not compared."""
+    return ""
+
+
+def import_task(
+    folder: Path, settings: TaskData, say: Callable[[str], None], check: AnswerCheck = accept_any
+) -> tuple[dict[str, list[Example]], dict]:
     """Check a task's question files and copy their images into `folder`.
 
     Returns the examples of each split (image paths relative to `folder`) and what the manifest should record: the ids
     of `val` where it was cut from `train`, and how many images occur in several splits.
-    Every image is decoded whole. Raises UserError naming the first missing or unreadable ones and their number.
+    Every image is decoded whole, and nothing is written before everything is checked. Raises UserError naming the first
+    questions whose answers `check` refuses, or the first missing or unreadable images, and their number.
     """
     files = settings.question_files
     splits = {split: _read_split(settings, split, files[split]) if split in files else [] for split in SPLITS}
@@ -53,9 +63,11 @@ def import_task(folder: Path, settings: TaskData, say: Callable[[str], None]) ->
         path = settings.input_files["annotations"]
         splits["test"], record["annotations"] = join_annotations(splits["test"], path)
         say(f"{settings.task}: {record['annotations']} from {path}")
+    _check_answers(files, splits, check)
     images = _check_images(settings, files, splits)
-    for name, image in _with_progress_bar(images.items(), f"{settings.task}: copying images", len(images)):
-        _link_or_copy(image.path, folder / name)
+    if links := _find_links_out(settings, files, images):
+        (source, target), *_ = links.items()
+        say(f"{settings.task}: {len(links)} images are read through links out of data.images, as {source} -> {target}")
     for split, file in files.items():
         splits[split] = [_with_copied_image(settings, file, example, images) for example in splits[split]]
     if "val" not in files and splits["train"]:
@@ -66,6 +78,8 @@ def import_task(folder: Path, settings: TaskData, say: Callable[[str], None]) ->
     if shared:
         say(f"{settings.task}: {shared} images occur in more than one split")
     record |= {"examples": {split: len(splits[split]) for split in SPLITS}, "images_in_several_splits": shared}
+    for name, image in _with_progress_bar(images.items(), f"{settings.task}: copying images", len(images)):
+        _link_or_copy(image.path, folder / name)
     return splits, record
 
 
@@ -78,9 +92,15 @@ def list_pictures(settings: TaskData) -> dict[str, int]:
     for file in settings.question_files.values():
         stat = file.stat() if file.exists() else None
         for image in _list_images(file, stat and (stat.st_size, stat.st_mtime_ns)):
-            path = _image_root(settings, file) / image
-            sizes[image] = path.stat().st_size if path.is_file() else -1
+            sizes[image] = _size_of(_image_root(settings, file) / image)
     return sizes
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else -1
+    except (OSError, ValueError):  # a name that is too long
+        return -1
 
 
 @lru_cache(maxsize=64)
@@ -101,6 +121,18 @@ def _cut_val(train: list[Example], settings: TaskData) -> tuple[list[Example], l
     return [example for index, example in enumerate(train) if index not in val], [train[index] for index in sorted(val)]
 
 
+def _check_answers(files: dict[str, Path], splits: dict[str, list[Example]], check: AnswerCheck) -> None:
+    """Raises UserError for questions whose answers `check` refuses, naming the first."""
+    problems = [
+        f"{file}, record {number} (question {example.question_id}): {problem}"
+        for split, file in files.items()
+        for number, example in enumerate(splits[split], start=1)
+        if (problem := check(split, example))
+    ]
+    if problems:
+        raise UserError("\n".join(first_few(problems)))
+
+
 def _image_root(settings: TaskData, file: Path) -> Path:
     return Path(settings.images).expanduser() if settings.images else file.parent
 
@@ -108,7 +140,7 @@ def _image_root(settings: TaskData, file: Path) -> Path:
 def _name_in_stage(root: Path, image: str) -> str:
     """The path of an image's copy in the stage's folder. Raises ValueError if the image lies outside its root."""
     inside = os.path.normpath(os.path.relpath(root / image, root))
-    if inside.startswith(".."):
+    if inside in (os.curdir, os.pardir) or inside.startswith(os.pardir + os.sep):
         raise ValueError(f"{image} lies outside {root}")
     return Path("images", inside).as_posix()
 
@@ -161,6 +193,18 @@ def _list_sources(
     return sources, problems
 
 
+def _find_links_out(settings: TaskData, files: dict[str, Path], images: dict[str, SourceImage]) -> dict[Path, str]:
+    """The images that links lead to out of the folders of images, with what they lead to."""
+    roots = {os.path.realpath(_image_root(settings, file)) + os.sep for file in files.values()}
+    follow = lru_cache(os.path.realpath)  # of folders, which hold many images
+    links = {}
+    for path in (image.path for image in images.values()):
+        target = os.path.realpath(path) if path.is_symlink() else os.path.join(follow(path.parent), path.name)
+        if not target.startswith(tuple(roots)):
+            links[path] = target
+    return links
+
+
 def _decode_size(source: Path) -> tuple[int, int] | str:
     """Width and height of an image that can be decoded to its end, or why it cannot."""
     try:
@@ -188,7 +232,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
+    partial = target.with_name(f".copy{BESIDE}")
     partial.unlink(missing_ok=True)
     if not source.stat().st_mode & 0o222:
         with contextlib.suppress(OSError):  # another file system, or one without links

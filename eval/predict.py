@@ -17,6 +17,7 @@ from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.records import Example, Prediction, append_predictions, read_predictions, write_predictions
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import plain
 
 # Errors that no single question causes: a full disk or a lost device. An unreadable picture is an OSError too, but has
 # none of these numbers.
@@ -202,7 +203,7 @@ def _ask_alone(example: Example, answer: AnswerBatch) -> Prediction:
     except Exception as error:
         if _is_fatal(error):
             raise
-        return Prediction(example.question_id, "", error=f"{type(error).__name__}: {error}")
+        return Prediction(example.question_id, "", error=plain(f"{type(error).__name__}: {error}"))
 
 
 def _ask(batch: Sequence[Example], answer: AnswerBatch) -> list[Prediction]:

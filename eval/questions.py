@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.parse import PARSERS
 from eval.settings import ALL, Selection
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import Example, Prediction, read_examples
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import quote
+
+_INDEX = re.compile(r"\d{1,2}")
 
 
 def first_by_hash(examples: Sequence[Example], count: int) -> list[Example]:
@@ -45,6 +51,18 @@ def read_prompts(questions: Path, prompt: str, only: Selection = ALL) -> list[Ex
         return [dataclasses.replace(example, text=render(prompt, example)) for example in examples]
     except UserError as error:
         raise UserError(f"{questions}: {error}") from error
+
+
+def explain_unreadable(parse: str, example: Example) -> str:
+    """What is wrong with the answers that a question accepts, as a task's parser reads them; "" if nothing is."""
+    letters = string.ascii_uppercase[: len(example.choices)]
+    advice = f"; give the letter of a choice, {letters[0]} to {letters[-1]}" if parse == "letter" and letters else ""
+    for answer in example.accepted:
+        if PARSERS[parse](answer, example.choices) is None:
+            return f"its answer {quote(answer)} cannot be read with parse={parse}{advice}"
+        if advice and _INDEX.fullmatch(answer) and int(answer) <= len(letters):
+            return f"its answer {quote(answer)} may be the text of a choice or its number{advice}"
+    return ""
 
 
 def format_expected(example: Example) -> str:

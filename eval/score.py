@@ -11,11 +11,11 @@ from typing import Any
 from eval.metrics.answers import ANSWER_METRICS, best_iou
 from eval.metrics.official import OFFICIAL_METRICS
 from eval.parse import PARSERS, Answer
-from eval.questions import read_questions
+from eval.questions import explain_unreadable, read_questions
 from eval.settings import CAPTION_NAMES, OFFICIAL_NAMES, Scoring
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.records import Example, Prediction, Score, read_examples, read_predictions, write_score
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.settings import UserError, first_few
 
 NAMED = 5  # question ids in a message
 # The state of every question (failed, empty, unparsed or scored), and fields of the Score.
@@ -182,13 +182,13 @@ def _shorten(names: Sequence[str]) -> str:
 
 def _read_references(settings: Scoring, examples: Sequence[Example]) -> list[list[Answer]]:
     """Parse the references of every question by the task's parser. Raises UserError for one that it cannot read."""
-    parse, unreadable, references = PARSERS[settings.parse], [], []
-    for example in examples:
-        parsed = [parse(reference, example.choices) for reference in example.accepted]
-        if None in parsed:
-            unreadable.append(f"{example.question_id}: {example.accepted[parsed.index(None)]!r}")
-        references.append([reference for reference in parsed if reference is not None])
-    if unreadable:
-        listed = _shorten(unreadable)
-        raise UserError(f"{len(unreadable)} references cannot be read with parse={settings.parse} ({listed})")
-    return references
+    problems = [
+        f"question {example.question_id}: {problem}"
+        for example in examples
+        if (problem := explain_unreadable(settings.parse, example))
+    ]
+    if problems:
+        raise UserError("\n".join(first_few(problems, NAMED)))
+    parse = PARSERS[settings.parse]
+    parsed = ([parse(reference, example.choices) for reference in example.accepted] for example in examples)
+    return [[reference for reference in references if reference is not None] for references in parsed]

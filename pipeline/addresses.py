@@ -26,6 +26,7 @@ from robustmerge.hub.pins import Repository
 from robustmerge.hub.places import fetch_adapter, find_address
 from robustmerge.method import MERGE_SCHEMA, AnyMethod
 from robustmerge.stage.address import Address, address_file, address_folder, address_foreign
+from robustmerge.stage.files import require_file
 from robustmerge.stage.records import read_examples
 from robustmerge.stage.settings import Problem, UserError, refuse
 
@@ -103,9 +104,9 @@ class Addresses:
         """The input files of a task that is read from files, and its pictures by name and size."""
         inputs = {}
         for split, file in settings.input_files.items():
-            if not file.exists():
-                raise UserError(f"{file} does not exist (task.{settings.task}.data.{split})")
-            inputs[split] = address_foreign(file)
+            inputs[split] = address_foreign(
+                require_file(file, f"a file of questions (task.{settings.task}.data.{split})")
+            )
         if inputs:
             identity = {"stage": "foreign", "pictures": list_pictures(settings)}
             inputs["pictures"] = Address(self.root, self.root, identity)

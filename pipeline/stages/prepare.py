@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eval.settings import METRIC_NAMES, Task, other_protocol
 from pipeline.events import say
 from pipeline.plan import Plan
 from pipeline.work_items import describe_item, drop_finished, run_in_turn
 from robustmerge.stage.address import Address
+from robustmerge.stage.records import Example
 from robustmerge.stage.settings import build
 
 
 def prepare(plans: Sequence[Plan]) -> None:
     """Draw or read the data of every task."""
-    wanted = ((plan.data(task), plan.config.data(task)) for plan in plans for task in plan.config.tasks)
-    items = [describe_item("prepare", address, settings) for address, settings in drop_finished(wanted)]
+    wanted = ((plan.data(task), (plan, task)) for plan in plans for task in plan.config.tasks)
+    items = [
+        describe_item("prepare", address, plan.config.data(task), parsers=_list_parsers(plan, task))
+        for address, (plan, task) in drop_finished(wanted)
+    ]
     run_in_turn(plans[0], "prepare", "data", items)
+
+
+def _list_parsers(plan: Plan, task: Task) -> dict[str, list[str]]:
+    """The parsers by which the answers in a split will be compared with those of a model."""
+    protocols = [plan.config.protocol, *([other_protocol(plan.config.protocol)] if plan.config.other_protocol else [])]
+    scored = [task.under(protocol) for protocol in protocols]
+    parsers = sorted({one.parse for one in scored if one.metric in METRIC_NAMES})
+    return dict.fromkeys(("test", *(["val"] if plan.config.strength_grid else [])), parsers)
 
 
 def work_prepare(item: dict) -> None:
     from data_prep.prepare import prepare
     from data_prep.settings import TaskData
+    from eval.questions import explain_unreadable
 
-    prepare(Address.from_json(item["address"]), build(TaskData, item["settings"], "data"), say)
+    def check(split: str, example: Example) -> str:
+        problems = (explain_unreadable(parse, example) for parse in item["parsers"].get(split, []))
+        return next(filter(None, problems), "")
+
+    prepare(Address.from_json(item["address"]), build(TaskData, item["settings"], "data"), say, check)

@@ -32,7 +32,7 @@ WHOLE = 1e16  # below it Python writes a whole float without an exponent
 MOST_PROBLEMS = 1000  # bad records of a file, after which it is not read on
 _LIST = re.compile(r"\s*\[")
 _PICTURES = ("image", "images")
-_OTHER_MEDIA = ("video", "videos", "audio", "audios")
+_OTHER_MEDIA = {"video", "videos", "audio", "audios"}
 _TEXTS = ("question_id", "id", "text", "answer", "references", "choices", "turns", *_PICTURES)
 _PICTURE = re.compile(r"[^\n]{1,300}\.(bmp|gif|jpe?g|png|tiff?|webp)", re.IGNORECASE)
 # The keys of a message (who speaks, and what) and the two speakers, by the field of the dialogue.
@@ -130,7 +130,7 @@ def read_examples(path: Path, number_ids: bool = False, need_answer: bool = True
         problems.append(
             f"{path}: question_id is not unique: {', '.join(doubled[:5])} (data.ids=number numbers the questions)"
         )
-    if unread and not any(example.image for example in examples):
+    if unread and not problems and not any(example.image for example in examples):
         problems.append(f"{path}: {unread}")
     if problems:
         raise UserError("\n".join(first_few(problems)))
@@ -183,7 +183,7 @@ def _as_object(path: Path, place: str, record: Any) -> Mapping[str, Any]:
 
 def _example_of(record: Mapping[str, Any], default: Mapping[str, Any], override: Mapping[str, Any]) -> Example:
     record = {**default, **record, **override}
-    if media := [name for name in _OTHER_MEDIA if record.get(name) not in (None, "", [])]:
+    if media := sorted(name for name in record.keys() & _OTHER_MEDIA if record[name] not in (None, "", [])):
         raise ValueError(f"field '{media[0]}' cannot be used: a question has one picture or none")
     if "id" not in record and "question_id" not in record:
         raise ValueError(
@@ -209,7 +209,8 @@ def _example_of(record: Mapping[str, Any], default: Mapping[str, Any], override:
 def _picture_of(record: Mapping[str, Any]) -> str | None:
     """The picture that `image` or `images` names, as text or as a list of one."""
     names = {}
-    for field_, value in ((name, record.get(name)) for name in _PICTURES):
+    for field_ in _PICTURES:
+        value = record.get(field_)
         if value is None or value == []:
             continue
         name = value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -218,8 +219,9 @@ def _picture_of(record: Mapping[str, Any]) -> str | None:
                 f"field '{field_}' must be the path of one picture, got an object with {quote(list(name))}: a dataset "
                 "holds the picture itself; save it as a file"
             )
-        holds = isinstance(name, str) and bool(name.strip()) and plain(name) == name and len(name) <= LONGEST_PATH
-        _require(holds, f"field '{field_}'", f"the path of one picture, of at most {LONGEST_PATH} characters", value)
+        if not (isinstance(name, str) and name.strip() and plain(name) == name and len(name) <= LONGEST_PATH):
+            wanted = f"the path of one picture, of at most {LONGEST_PATH} characters"
+            raise TypeError(f"field '{field_}' must be {wanted}, got {_show(value)}")
         names[name] = field_
     if len(names) > 1:
         raise ValueError(f"'image' and 'images' name different pictures: {quote(list(names))}")
@@ -261,13 +263,13 @@ def _fields_of(record: Mapping[str, Any]) -> str:
 
 def _require(holds: bool, what: str, wanted: str, value: Any) -> None:
     if not holds:
-        missing = ", as pandas writes what is missing" if value != value else ""  # NaN
-        raise TypeError(f"{what} must be {wanted}, got {_show(value)}{missing}")
+        raise TypeError(f"{what} must be {wanted}, got {_show(value)}")
 
 
 def _show(value: Any) -> str:
     """A value as JSON, for a message."""
-    return shorten(plain(json.dumps(value, ensure_ascii=False)))
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return "NaN, as pandas writes what is missing" if is_nan else shorten(plain(json.dumps(value, ensure_ascii=False)))
 
 
 def format_scalar(value: Any, what: str) -> str:
@@ -275,7 +277,9 @@ def format_scalar(value: Any, what: str) -> str:
 
     what: names the value in the message of the TypeError that anything else raises.
     """
-    holds = isinstance(value, (str, int)) or isinstance(value, float) and math.isfinite(value)
+    if isinstance(value, str):
+        return value
+    holds = isinstance(value, int) or isinstance(value, float) and math.isfinite(value)
     _require(holds and not isinstance(value, bool), what, "text or a number", value)
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) < WHOLE
     return str(int(value) if is_whole else value)

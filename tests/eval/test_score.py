@@ -82,7 +82,7 @@ def test_an_empty_question_file_is_refused():
 
 
 def test_a_reference_that_the_parser_cannot_read_is_the_question_files_mistake(tmp_path):
-    with pytest.raises(UserError, match=r"1 references cannot be read with parse=number \(q1: 'many'\)"):
+    with pytest.raises(UserError, match="question q1: its answer 'many' cannot be read with parse=number"):
         score_predictions(
             Scoring("tabmwp", "number", "exact_match"),
             [Example("q0", "?", "5"), Example("q1", "?", "many")],

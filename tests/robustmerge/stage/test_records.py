@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -11,11 +13,15 @@ from hypothesis import strategies as st
 from robustmerge.stage.records import (
     Example,
     Prediction,
+    Score,
     append_predictions,
     read_examples,
+    read_images,
     read_predictions,
+    read_score,
     write_examples,
     write_predictions,
+    write_score,
 )
 from robustmerge.stage.settings import UserError
 
@@ -86,6 +92,38 @@ def test_numbers_are_texts_and_what_is_null_is_not_there(tmp_path):
         ([{**CAT, "question_id": None}], "field 'question_id' must be"),
         ([{**CAT, "image": ["a.png", "b.png"]}], "field 'image' must be the path of one picture"),
         ([{**CAT, "size": "640x480"}], "field 'size' must be"),
+        ([{**CAT, "size": [math.inf, 5]}], r"field 'size' must be .*, got \[Infinity, 5\]"),
+        ([{**CAT, "size": [640.5, 480]}], "field 'size' must be"),
+        ([{**CAT, "size": [0, 480]}], "field 'size' must be"),
+        ([{**CAT, "size": [10**400, 480]}], "field 'size' must be"),
+        ([{**CAT, "answer": math.nan}], "field 'answer' must be text or a number, got NaN, as pandas"),
+        ([{**CAT, "text": math.inf}], "field 'text' must be text or a number, got Infinity"),
+        ([{**CAT, "question_id": math.nan}], "field 'question_id' must be"),
+        ([{**CAT, "references": ["cat", math.nan]}], "an entry of field 'references' must be"),
+        ([{**CAT, "choices": [{"A": 1}]}], "an entry of field 'choices' must be"),
+        ([{**CAT, "choices": [*"abcdefghijklmnopqrstuvwxyz1"]}], "'choices' has 27 options; there are letters for 26"),
+        ([{**CAT, "answer_bbox": [0, 0, 1, math.nan]}], "an entry of field 'answer_bbox' must be"),
+        ([CAT, {**CAT, "question_id": 1}, {**CAT, "question_id": 1.0}], "question_id is not unique: 1"),
+        (
+            [{"instruction": "What?", "output": "cat"}],
+            "'question_id' is missing .* 'instruction', 'output'",
+        ),
+        ([{**CAT, "image": ""}], "field 'image' must be the path of one picture"),
+        ([{**CAT, "image": math.nan}], "field 'image' must be .*, got NaN, as pandas"),
+        ([{**CAT, "image": "a\0.png"}], "field 'image' must be the path of one picture"),
+        ([{**CAT, "image": "x" * 2000}], "of at most 1000 characters"),
+        ([{**CAT, "image": {"bytes": None, "path": "a.png"}}], "a dataset holds the picture itself; save it as a file"),
+        ([{**CAT, "images": ["a.png", "b.png"]}], "field 'images' must be the path of one picture"),
+        ([{**CAT, "images": ["a.png"], "image": "b.png"}], "name different pictures"),
+        ([{**CAT, "text": "<image>What?", "images": []}], "the text has <image>, but no picture is named: .*'images'"),
+        ([{**CAT, "text": "<image>What?", "photo": "a.png"}], "the text has <image>, .* its fields are .*'photo'"),
+        ([{**CAT, "text": "<image><image>What?", "image": "a.png"}], "<image> must stand once at most"),
+        ([{**CAT, "image": "a.png", "turns": [["<image>And?", "so"]]}], "<image> must stand once at most"),
+        ([{**CAT, "image": "a.png", "choices": ["<image>", "red"]}], "<image> must stand once at most"),
+        ([{**CAT, "photo": "a.png"}], "no question names a picture in field 'image', but field 'photo' seems to"),
+        ([{**CAT, "image_1": {"bytes": "/9j/"}}], "no question names a picture in field 'image', but field 'image_1'"),
+        ([{**CAT, "videos": ["a.mp4"]}], "field 'videos' cannot be used: a question has one picture or none"),
+        ([{"id": 1, "messages": [{"role": "system", "content": "Be brief."}]}], "a conversation is user, assistant"),
         ([{**CAT, "turns": ["ab"]}], r"field 'turns' must be a list of \[question, answer\]"),
         ([{"id": "1", "conversations": "a"}], "field 'conversations' must be a list of messages"),
         ([{"id": "1", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt"}]}], "'value' is missing"),
@@ -96,6 +134,90 @@ def test_a_bad_question_file_is_refused_with_its_place(tmp_path, records, said):
     (tmp_path / "bad.json").write_text(json.dumps(records))
     with pytest.raises(UserError, match=said):
         read_examples(tmp_path / "bad.json")
+
+
+def test_a_whole_number_has_no_decimals_however_it_was_written(tmp_path):
+    record = {"question_id": 2.0, "text": 7.0, "answer": 3.0, "references": [3.0, 0.5, 1e300], "choices": [1.0, 2.5]}
+    (tmp_path / "test.json").write_text(json.dumps([record, {**CAT, "answer_bbox": [0.0, 1.0, 2, 0.5]}]))
+    assert read_examples(tmp_path / "test.json") == [
+        Example("2", "7", "3", references=("3", "0.5", "1e+300"), choices=("1", "2.5")),
+        Example("1", "What?", "[0.0, 1.0, 2, 0.5]"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "named", [{"image": "a.png"}, {"image": ["a.png"]}, {"images": ["a.png"]}, {"images": "a.png"}]
+)
+def test_one_picture_is_read_under_either_name_alone_or_in_a_list(tmp_path, named):
+    messages = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "cat"}]
+    records = [{**CAT, "text": "<image>What?", **named, "videos": []}, {"id": 2, "messages": messages, **named}]
+    (tmp_path / "test.json").write_text(json.dumps(records))
+    assert read_examples(tmp_path / "test.json") == [Example(number, "What?", "cat", "a.png") for number in ("1", "2")]
+    assert read_images(tmp_path / "test.json") == ("a.png",)
+
+
+RECORDS = [CAT, {**CAT, "question_id": "2", "answer": "dé"}]
+LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
+FILES = [LINES, json.dumps(RECORDS, indent=1), LINES.replace("\n", "\r\n\r\n"), "\ufeff" + LINES]
+
+
+@pytest.mark.parametrize("name", ["test.json", "test.jsonl"])
+@pytest.mark.parametrize(
+    "text", [LINES, json.dumps(RECORDS, indent=1), LINES.replace("\n", "\r\n\r\n"), "\ufeff" + LINES]
+)
+def test_a_list_and_lines_are_told_apart_by_what_they_are(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode())
+    assert [example.answer for example in read_examples(tmp_path / name)] == ["cat", "dé"]
+
+
+def test_an_empty_question_file_has_no_question(tmp_path):
+    for name in ("test.json", "test.jsonl"):
+        (tmp_path / name).write_text(" \n")
+        assert read_examples(tmp_path / name) == []
+
+
+@pytest.mark.parametrize("reader", [read_examples, read_images, read_predictions, read_score])
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"a": ' * 200, "9" * 5000, r'{"text": "\ud800"}', '{"text": "\xff"}', "7", "{", "\0"]
+)
+def test_every_reader_names_the_file_that_is_no_json_of_its_kind(tmp_path, reader, line):
+    file = tmp_path / "given.jsonl"
+    file.write_bytes(f"{line}\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"given\.jsonl"):
+        reader(file)
+    with pytest.raises(UserError, match="is a folder"):
+        reader(tmp_path)
+
+
+def test_many_bad_records_are_refused_in_one_short_message(tmp_path):
+    (tmp_path / "test.jsonl").write_text("{}\n" * 50_000)
+    with pytest.raises(UserError, match="line 5.*\n\\(and"):
+        read_examples(tmp_path / "test.jsonl")
+
+
+SCORE = Score("vqa", "exact_match", 50.0, 2, 2, 0, 0, 0, {"1": 1.0, "2": 0.0})
+
+
+def test_a_score_comes_back_as_it_was(tmp_path):
+    score = dataclasses.replace(SCORE, parts={"a": None}, statistics={"1": [1.0, 2.0]}, clusters={"1": "a.png"})
+    write_score(tmp_path / "score.json", score)
+    assert read_score(tmp_path / "score.json") == score
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("value", value) for value in ("50", math.nan, math.inf, True, 10**400, [50])),
+        *(("n_expected", value) for value in (None, -1, 2.5, "2")),
+        *(("values", value) for value in (None, [1.0], {"1": "a"}, {"1": None}, {"1": math.nan})),
+        *(("statistics", value) for value in ({"1": 1.0}, {"1": ["a"]})),
+        ("parts", {"a": "b"}), ("clusters", {"1": 2}), ("task", 5), ("unknown\x1b", 1),
+    ],
+)  # fmt: skip
+def test_a_field_that_no_score_has_is_named(tmp_path, field, value):
+    (tmp_path / "score.json").write_text(json.dumps({**vars(SCORE), field: value}))
+    with pytest.raises(UserError, match=rf"score\.json is not a score: .*'{field[:7]}"):
+        read_score(tmp_path / "score.json")
 
 
 def test_a_question_file_that_is_not_there_is_named(tmp_path):
