@@ -1,16 +1,18 @@
 """Events that a child process reports to its parent: one line of JSON each, on its standard output.
 
 Whatever else the child prints belongs into its log. Under torchrun all processes write to the same pipe, each event
-in one piece.
+in one piece: a text is cut to less than a pipe takes at once (4096 bytes), and what a terminal would obey is escaped.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+from robustmerge.stage.files import parse_json
 from robustmerge.stage.settings import UserError, build
+from robustmerge.stage.text import format_message
 
 START = '{"event": '
 EVENTS = ("item", "progress", "message", "error")
@@ -30,8 +32,10 @@ class Event:
 
 
 def write_event(event: Event) -> None:
+    line = json.dumps(asdict(replace(event, text=format_message(event.text))), ensure_ascii=False)
     # It begins a line of its own, although a library may have left one without an end, as a bar that was cut off.
-    sys.stdout.write(f"\n{json.dumps(asdict(event))}\n")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(f"\n{line}\n".encode())
     sys.stdout.flush()
 
 
@@ -40,10 +44,10 @@ def read_event(line: str) -> Event | None:
     if not line.startswith(START):
         return None
     try:
-        event = build(Event, json.loads(line), "")
+        event = build(Event, parse_json(line), "")
     except (ValueError, UserError):
         return None
-    return event if event.event in EVENTS else None
+    return replace(event, text=format_message(event.text)) if event.event in EVENTS else None
 
 
 def report_progress(fraction: float, status: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable
 
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import format_message
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+OF_THE_DISK = (errno.EIO, errno.EFBIG, errno.EROFS, errno.ESTALE)  # writing fails with these without a file's name
 
 
 def print_error(text: str) -> None:
@@ -41,12 +43,16 @@ def run_guarded(action: Callable[[], None], again: str, report_error: Callable[[
 
 def _explain(error: Exception) -> str | None:
     """The message for a disk error, which libraries may wrap in errors of their own; None for any other error."""
-    filename = error.filename if isinstance(error, OSError) else None
-    place = f" while writing {filename}" if filename else ""
-    wrapped = re.search(r"os error 28|No space left|PytorchStreamWriter|unexpected pos", str(error))
-    if getattr(error, "errno", None) in FULL or wrapped:
-        return f"the disk is full{place}. Nothing finished is lost: free some space and type the same command"
-    if isinstance(error, OSError) and error.errno in FORBIDDEN:
-        elsewhere = "Choose another place (paths.runs=FOLDER, or out=FOLDER), or mend its rights"
-        return f"{error.strerror}: {error.filename}. {elsewhere}"
-    return None
+    number, name = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+    file = os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
+    if number in FULL or re.search(r"os error 28|No space left|PytorchStreamWriter|unexpected pos", str(error)):
+        place = f" while writing {file}" if file else ""
+        text = f"the disk is full{place}. Nothing finished is lost: free some space and type the same command"
+    elif not isinstance(error, OSError) or not (file or number in OF_THE_DISK):
+        return None
+    elif isinstance(error, PermissionError) and os.path.lexists(file) and not os.access(file, os.R_OK):
+        text = f"{error.strerror}: {file} cannot be read. Mend its rights (chmod u+r), or give another"
+    else:
+        place = f": {file}" if file else ""
+        text = f"{error.strerror}{place}. Choose another place (paths.runs=FOLDER, or out=FOLDER), or mend its rights"
+    return format_message(text)

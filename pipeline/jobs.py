@@ -28,11 +28,13 @@ from pipeline.events import Event, read_event
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.process import process_start
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import plain
 
 CHILD = Path(__file__).resolve().parent / "child.py"
 BAR = re.compile(r"\d%\|")  # in what a library's progress bar prints
 LAYOUT = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  "
 STATUS_EVERY = 30.0  # seconds between status lines where there is no terminal
+LONGEST_LINE = 2**16  # bytes of a child's output without a line's end after which one is put there
 
 Launch = Callable[[Path, Path, int], tuple[list[str], dict[str, str]]]
 
@@ -160,6 +162,8 @@ def _read(child: RunningJob) -> None:
     with open(child.log, "ab") as log:
         while chunk := os.read(child.process.stdout.fileno(), 65536):
             *lines, rest = re.split(rb"[\r\n]", rest + chunk)
+            if len(rest) > LONGEST_LINE:
+                lines, rest = [*lines, rest], b""
             for line in lines:
                 _handle_line(child, line, log)
         _handle_line(child, rest, log)
@@ -177,7 +181,7 @@ def _handle_line(child: RunningJob, line: bytes, log: BinaryIO) -> None:
         child.tail = [*child.tail[-39:], text]
     if text:
         with contextlib.suppress(OSError):  # a full disk must not hide why the child fails
-            log.write(text.encode(errors="replace") + b"\n")
+            log.write(plain(text).encode() + b"\n")
             log.flush()
 
 
@@ -192,10 +196,8 @@ def _close(child: RunningJob) -> None:
 def _describe_failure(child: RunningJob) -> str | None:
     if child.process.returncode == 0:
         return None
-    if child.errors:
-        message = "\n".join(child.errors)
-    else:
-        message = "\n".join([f"ended with status {child.process.returncode}", *child.tail[-8:]])
+    ended = "\n".join([f"ended with status {child.process.returncode}", *child.tail[-8:]])
+    message = "\n".join(child.errors) or ended
     return f"{child.job.name}: {message}\n  (log: {child.log})"
 
 
@@ -237,9 +239,9 @@ class _Display:
             while child.messages:
                 tqdm.write(f"  {child.messages.pop(0)}", file=sys.stdout)
         self.bar.n = min(self.total, self.finished + sum(child.job.cost * child.fraction for child in running))
-        shares = ", ".join(f"{child.job.name} {100 * child.fraction:.0f} %" for child in running)
+        shares = plain(", ".join(f"{child.job.name} {100 * child.fraction:.0f} %" for child in running))
         status = running[0].status if len(running) == 1 else shares
-        self.bar.bar_format = LAYOUT + status.replace("{", "(").replace("}", ")")
+        self.bar.bar_format = LAYOUT + status.replace("\n", " ").replace("{", "(").replace("}", ")")
         self.bar.refresh()
         if not self.terminal and self.bar.n and time.monotonic() - self.last_printed > STATUS_EVERY:
             self.last_printed = time.monotonic()
@@ -254,5 +256,5 @@ class _Display:
         self.n_finished += 1
         seconds = time.monotonic() - child.started
         state = f"done in {seconds:.0f} s" if succeeded else f"FAILED after {seconds:.0f} s"
-        tqdm.write(f"  [{self.n_finished}/{self.count}] {child.job.name}: {state}", file=sys.stdout)
+        tqdm.write(f"  [{self.n_finished}/{self.count}] {plain(child.job.name)}: {state}", file=sys.stdout)
         sys.stdout.flush()

@@ -146,9 +146,7 @@ def _identity_of(stage: str, schema: int, settings: Any, inputs: Mapping[str, Ad
         _canonical(identity).encode()
     except UnicodeEncodeError as error:
         near = error.object[max(0, error.start - 30) : error.end + 30]
-        raise UserError(
-            f"a name or setting is not UTF-8 and cannot be recorded; give it another name: {quote(near)}"
-        ) from error
+        raise UserError(f"a name is not UTF-8 and cannot be recorded; give another: {quote(near)}") from error
     return identity
 
 

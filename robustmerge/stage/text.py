@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-LINE = 900  # characters of a line of a message; the middle of a longer one is left out
+LINE = 900  # bytes of a line of a message; the middle of a longer one is left out
 MESSAGE = 1900  # bytes of a whole message; lines in the middle of a longer one are left out
 # Control characters (a terminal obeys them) but not the line's end and the tab; those that turn the reading direction;
 # halves of surrogate pairs, which no file and no terminal can encode.
@@ -44,12 +44,19 @@ def quote(value: object, most: int = 80) -> str:
     return shorten(plain(repr(value)), most)
 
 
+def _shorten_to_bytes(line: str) -> str:
+    most = LINE
+    while len((short := shorten(line, most)).encode()) > LINE:
+        most = most * 9 // 10
+    return short
+
+
 def format_message(text: str) -> str:
-    """A message that can be printed anywhere: plain, with lines of at most LINE characters, and MESSAGE bytes in all.
+    """A message that can be printed anywhere: plain, with lines of at most LINE bytes, and MESSAGE bytes in all.
 
     Its first and last lines are kept: what is wrong, and what to do.
     """
-    lines = [shorten(line, LINE) for line in plain(text).split("\n")]
+    lines = [_shorten_to_bytes(line) for line in plain(text).split("\n")]
     sizes = [len(line.encode()) + 1 for line in lines]
     if sum(sizes) <= MESSAGE:
         return "\n".join(lines)

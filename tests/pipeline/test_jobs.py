@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import child
-from pipeline.events import Event, read_event
+from pipeline.events import Event, read_event, write_event
 from pipeline.jobs import Job, RunningJob, run_jobs
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.process import process_start
@@ -110,7 +110,49 @@ def test_why_a_child_fails_is_read_although_a_library_has_not_ended_its_line(tmp
     code = f"{EVENTS} print('{before}', end='', flush=True); report_error('no such picture \\udcff'); sys.exit(2)"
     with pytest.raises(UserError, match="^one: no such picture"):
         run_jobs("work", [job_of("one", code)], 1, tmp_path)
-    assert (tmp_path / "one.log").read_text().splitlines()[-1] == "no such picture ?"
+    assert (tmp_path / "one.log").read_text().splitlines()[-1] == r"no such picture \udcff"
+
+
+def test_a_child_with_an_open_bar_that_fails_with_a_full_disk_says_so(tmp_path):
+    code = f"""{EVENTS}
+import errno, threading, time
+from tqdm import tqdm
+from pipeline.child import run_and_exit
+from pipeline.failures import run_guarded
+def draw():
+    while True:
+        bar.refresh()
+bar = tqdm(range(30), "see")
+bar.update(18)
+def fail():
+    raise OSError(errno.ENOSPC, "No space left on device", "x/weights")
+threading.Thread(target=draw, daemon=True).start()
+time.sleep(0.1)
+run_and_exit(lambda: run_guarded(fail, "again", report_error))"""
+    with pytest.raises(UserError, match="^one: the disk is full while writing x/weights. Nothing finished is lost"):
+        run_jobs("work", [job_of("one", code)], 1, tmp_path)
+
+
+def test_any_output_of_a_child_is_read_to_its_end_and_shown_bounded_and_plain(tmp_path, capsys):
+    code = f"""{EVENTS}
+out = sys.stdout.buffer
+for odd in (b"\\xff\\x00\\x1b[2J", START.encode() + b"[" * 99999, START.encode() + b'"message"}}', b"x" * 10**7):
+    out.write(odd + b"\\n")
+say("\\x1b[2Jgood \\u202e" + "m" * 10**7)
+report_progress(float("nan"), "\\x1b[1A")
+report_error("bad\\ud800 " + "\U0001f600" * 10**6 + " the remedy")
+sys.exit(2)"""
+    with pytest.raises(UserError, match=r"^o\\x1bne: bad\\ud800 .*the remedy\n") as failed:
+        run_jobs("work", [job_of("o\x1bne", code)], 1, tmp_path)
+    printed = capsys.readouterr().out
+    assert "\\x1b[2Jgood \\u202emmm" in printed and "\x1b" not in printed + str(failed.value)
+    assert len(printed) < 3000 and len(str(failed.value).encode()) < 2000
+
+
+def test_an_event_is_one_write_that_a_pipe_takes_whole(capfdbinary):
+    for text in ('"' * 9999, "\n" * 9999, "\x1b" * 9999, f"a\n{'b' * 9999}\U0001f600" * 9):
+        write_event(Event("error", text))
+        assert len(capfdbinary.readouterr().out) < 4096
 
 
 def test_bars_of_a_library_do_not_hide_the_last_words_of_a_killed_child(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
+from pipeline.failures import run_guarded
 from pipeline.program import compose
 from pipeline.stages import merge
 from pipeline.sweep import make_plans
@@ -68,7 +71,7 @@ def test_the_command_merges_any_adapters_and_says_what_came_of_it(tmp_path):
     manifest = json.loads((tmp_path / "made" / "here" / "manifest.json").read_text())
     assert set(manifest["identity"]["inputs"]) == {"first", "two"}
     assert manifest["identity"]["settings"]["weights"] == {"first": 0.5}
-    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert not (tmp_path / "runs").exists()
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["here"]
 
 
@@ -117,6 +120,34 @@ def test_what_cannot_be_written_to_one_folder_is_refused(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=message):
         merge.merge_out(make_plans([compose("merge", ["experts=[a,b]", *words]) for words in points]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_any_error_of_a_file_is_one_message_with_its_name(tmp_path, monkeypatch, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "secret").write_text("")
+    monkeypatch.setattr(os, "access", lambda file, mode: file != str(tmp_path / "secret"))  # nothing is to root
+
+    def refuse(number: int, file: Path | None = None) -> None:
+        raise OSError(number, os.strerror(number), *[str(file)] * bool(file))
+
+    actions: dict[str, Callable[[], object]] = {
+        "No such file or directory: /proc/x. Choose another place": lambda: Path("/proc/x").mkdir(),
+        "File name too long: nnn": lambda: Path("n" * 300).mkdir(),
+        "Too many levels of symbolic links: ": lambda: (tmp_path / "loop").read_text(),
+        "Is a directory: ": lambda: tmp_path.read_text(),
+        "Not a directory: ": lambda: (tmp_path / "secret" / "x").read_text(),
+        "secret cannot be read. Mend its rights": lambda: refuse(errno.EACCES, tmp_path / "secret"),
+        "Permission denied: /none. Choose another place": lambda: refuse(errno.EACCES, Path("/none")),
+        "Input/output error. Choose another place": lambda: refuse(errno.EIO),
+        "the disk is full. Nothing finished is lost": lambda: refuse(errno.ENOSPC),
+    }
+    for message, action in actions.items():
+        with pytest.raises(SystemExit) as ended:
+            run_guarded(action, "again")
+        printed = capsys.readouterr().err
+        assert ended.value.code == 2 and message in printed and printed.count("\n") == 1
+    with pytest.raises(ConnectionError):
+        run_guarded(lambda: (_ for _ in ()).throw(ConnectionError("of a library")), "again")
 
 
 def test_an_update_of_which_nothing_is_left_is_told(tmp_path, capsys):

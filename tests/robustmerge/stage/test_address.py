@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from robustmerge.stage.address import (
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.process import process_start
 from robustmerge.stage.settings import UserError, later, outside_identity
+from robustmerge.stage.text import plain
 
 
 @dataclass(frozen=True)
@@ -157,9 +161,86 @@ def test_an_unfinished_folder_of_ours_is_not_taken_for_a_foreign_one(tmp_path):
         address_foreign(tmp_path / "expert")
 
 
-def test_a_manifest_of_somebody_else_is_an_ordinary_file(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"version": 1}')
+def test_a_result_keeps_its_identity_elsewhere_until_a_file_is_changed_added_or_removed(tmp_path):
+    address = address_of(tmp_path)
+
+    def work(folder: Path) -> None:
+        (folder / "pictures").mkdir()
+        for name in ("weights", "README.md", "pictures/1.png"):
+            (folder / name).write_text(name)
+
+    def identity_after(change: Callable[[Path], object]) -> dict:
+        folder = shutil.copytree(address.path, tmp_path / "copy", dirs_exist_ok=True)
+        change(folder)
+        identity = address_foreign(folder).identity
+        shutil.rmtree(folder)
+        return identity
+
+    run_stage(address, work)
+    assert identity_after(lambda folder: (folder / "README.md").write_text("edited")) == address.identity
+    changes: list[Callable[[Path], object]] = [
+        lambda folder: (folder / "weights").write_text("trained on"),
+        lambda folder: (folder / "pictures" / "1.png").write_text("other"),
+        lambda folder: (folder / "adapter_model.bin").write_text("added"),
+        lambda folder: (folder / "weights").unlink(),
+    ]
+    for change in changes:
+        assert identity_after(change)["stage"] == "foreign"
+
+
+IDENTITY = '{"stage": "merge", "schema": 1, "settings": %s, "inputs": {}}'
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        '{"version": 1}',
+        "[" * 10**5,
+        "[]",
+        "\xff",
+        '{"identity": [], "record": {}}',
+        f'{{"identity": {IDENTITY % 1}, "record": 5}}',
+        f'{{"identity": {IDENTITY % 1}, "record": {{"outputs": [1]}}}}',
+        f'{{"identity": {IDENTITY % ("1" * 5000)}, "record": {{}}}}',
+        f'{{"identity": {IDENTITY % chr(34) + chr(92) + "ud800" + chr(34)}, "record": {{}}}}',
+        '{"identity": {"stage": "hub", "repository": "evil/one", "revision": "main"}, "record": {}}',
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_manifest_that_is_none_of_ours_is_an_ordinary_file_and_is_named_where_ours_should_be(tmp_path, manifest):
+    (tmp_path / "manifest.json").write_text(manifest, encoding="latin-1")
     assert address_foreign(tmp_path).identity["stage"] == "foreign"
+    with pytest.raises(UserError, match="manifest.json"):
+        Address(tmp_path, tmp_path, {"stage": "merge"}).is_complete()
+
+
+def test_what_is_no_file_in_a_foreign_folder_is_not_read_and_any_name_counts(tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "weights").write_text("weights")
+    before = address_foreign(folder).fingerprint
+    os.mkfifo(folder / "pipe")
+    os.mkfifo(tmp_path / "odd.lock")
+    links = {"loop": "loop", "up": "..", "nowhere": "none", "device": "/dev/zero", "log": "/proc/kmsg"}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    assert address_foreign(folder).fingerprint == before
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff")).write_text("")
+    after = address_foreign(folder)
+    assert after.fingerprint == Address.from_json(json.loads(json.dumps(after.to_json()))).fingerprint != before
+    with pytest.raises(UserError, match="a name is not UTF-8"):
+        address_of(tmp_path, **{"expert \udcff": after})
+
+
+@pytest.mark.parametrize(
+    "path", ["/proc", "/sys/kernel", "n" * 300, "loop", "nowhere", "pipe", "a\0b", "~nobody-here/a"]
+)
+def test_a_place_where_nothing_can_be_read_is_refused_by_name(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    os.mkfifo("pipe")
+    with pytest.raises(UserError, match=re.escape(plain(path[:100]))):
+        address_foreign(Path(path))
 
 
 def test_what_a_kill_left_beside_a_file_does_not_stay_in_a_complete_result(tmp_path):
