@@ -13,6 +13,7 @@ from data_prep.settings import BaseCorpus, Counts, TaskData
 from eval.settings import PROTOCOLS, Bootstrap, Logger, Selection, Task
 from llava_ext.settings import Expert, Model, Peft, Trainer
 from pipeline.strengths import is_set_by_user, problems_of_grid
+from robustmerge.formats.adapter_config import require_adapter
 from robustmerge.hub.pins import Repository
 from robustmerge.hub.places import find_place, name_of, split_name
 from robustmerge.method import AnyMethod, build_method, list_methods, read_method
@@ -221,11 +222,10 @@ def _read_experts(entries: list[str] | str | None) -> tuple[tuple[str, Path | Re
             continue
         try:
             experts[name] = place = find_place(text)
+            if isinstance(place, Path):
+                require_adapter(place)
         except UserError as error:
             problems.append(Problem(f"expert '{name}': {error}", "experts"))
-            continue
-        if isinstance(place, Path) and not (place / "adapter_config.json").exists():
-            problems.append(Problem(f"expert '{name}': {place} has no adapter_config.json", "experts"))
     refuse(problems)
     return tuple(experts.items())
 

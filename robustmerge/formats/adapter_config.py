@@ -26,6 +26,7 @@ UNDERSTOOD = {
     "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "lora_bias", "init_lora_weights",
     "rank_pattern", "alpha_pattern", "megatron_core", "qalora_group_size", "runtime_config", "eva_config",
     "merge_weights",  # peft 0.1: whether evaluation adds the update to the weights
+    "enable_lora",  # peft 0.1: LoRA of parts of a fused layer, whose B has three dimensions then
 }  # fmt: skip
 # The other ways to start (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base model.
 PLAIN_INITS = (True, False, None, "true", "false", "gaussian", "orthogonal", "eva")
@@ -112,21 +113,24 @@ PATTERNS = {"rank_pattern": RANK, "alpha_pattern": ALPHA}
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """Read the config of an adapter folder. Raises UserError if there is none, or with all values of a wrong type."""
-    _require_adapter(folder, name)
-    config = read_json(folder / CONFIG, "a LoRA config")
+    try:
+        require_adapter(folder)
+        config = read_json(folder / CONFIG, "a LoRA config")
+    except UserError as error:
+        raise UserError(f"expert '{name}': {error}") from error
     if problems := first_few(_find_wrong_values(config)):
         raise UserError("\n".join(f"expert '{name}': {folder / CONFIG}: {problem}" for problem in problems))
     return {**config, "r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
 
 
-def _require_adapter(folder: Path, name: str) -> None:
+def require_adapter(folder: Path) -> None:
     """Raises UserError, with the adapters one level deeper, unless the folder has an adapter's config."""
     if (folder / CONFIG).exists() or (folder / CONFIG).is_symlink():
         return
     deeper = [path.parent.name for path in folder.glob(f"*/{CONFIG}")] if folder.is_dir() else []
     deeper.sort(key=lambda name: [part.zfill(20) for part in re.split(r"(\d+)", name)])  # checkpoint-9 before -10
     where = f"; there are adapters one level deeper, give one of them: {', '.join(deeper[-5:])}" if deeper else ""
-    raise UserError(f"expert '{name}': {folder} is no adapter folder, it has no {CONFIG}{where}")
+    raise UserError(f"{folder} is no adapter folder, it has no {CONFIG}{where}")
 
 
 def _find_wrong_values(config: Mapping[str, Any]) -> list[str]:
