@@ -256,8 +256,11 @@ def _attaches(config: Mapping[str, Any], modules: Sequence[str]) -> bool:
         return False
     if layers is None or layers == []:
         return True
-    inner = [module for module in modules if module not in (targets or [])]
-    return all(_is_in_layers(module, layers, parents or []) for module in inner)
+    whole = set(targets or ())
+    inner = [module for module in modules if module not in whole]
+    parents = [parents] if isinstance(parents, str) else parents or []
+    layers = {layers} if isinstance(layers, int) else set(layers)
+    return _are_names(parents) and all(_layer_of(module, parents) in layers for module in inner)
 
 
 def _match_names(names: str | list[str], modules: Sequence[str]) -> list[bool]:
@@ -268,12 +271,13 @@ def _match_names(names: str | list[str], modules: Sequence[str]) -> list[bool]:
     return [any(end in ends for end in list_ends(module)) for module in modules]
 
 
-def _is_in_layers(module: str, layers: int | list[int], parents: str | list[str]) -> bool:
-    """Whether the first layer's number in a name, behind one of the parents or any name, is among the layers."""
-    parents = [parents] if isinstance(parents, str) else parents
-    if not all(re.fullmatch(r"[\w.]+", parent) for parent in parents):  # peft takes them for regular expressions
-        return False
+def _are_names(parents: Sequence[str]) -> bool:
+    """Whether layers_pattern holds a few names; peft takes them for regular expressions."""
+    return len(parents) <= 20 and all(re.fullmatch(r"[\w.]+", parent) for parent in parents)
+
+
+def _layer_of(module: str, parents: Sequence[str]) -> int | None:
+    """The number of the layer that a module is in: the first number behind one of the parents, or behind any name."""
     starts = [rf"(?:^|.*?\.){parent}" for parent in parents] or [r".*?\.[^.]*"]
     matches = (re.match(rf"{start}\.(\d+)\.", module) for start in starts)
-    layer = next((int(match[1]) for match in matches if match), None)
-    return layer in ([layers] if isinstance(layers, int) else layers)
+    return next((int(match[1]) for match in matches if match), None)

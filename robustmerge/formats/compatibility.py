@@ -111,7 +111,7 @@ def _missing(name: str, what: str, usual: Sequence[str], names: Sequence[str]) -
 
 def _odd_ranks(adapters: Sequence[Adapter]) -> Iterator[str]:
     for module in adapters[0].modules:
-        yield from _odd_ones(f"rank in module '{module}'", {a.name: str(a.ranks[module]) for a in adapters})
+        yield from _odd_ones(f"rank in module '{module}'", {a.name: str(a.shapes[module][1]) for a in adapters})
 
 
 def _odd_shapes(adapters: Sequence[Adapter]) -> Iterator[str]:
