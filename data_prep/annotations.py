@@ -6,14 +6,14 @@ Three published formats are recognised by their content.
 from __future__ import annotations
 
 import dataclasses
-import json
 import string
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from robustmerge.stage.records import Example
+from robustmerge.stage.files import parse_json, read_text
+from robustmerge.stage.records import MOST_CHOICES, Example, format_scalar
 from robustmerge.stage.settings import UserError, first_few
 
 FORMATS = (
@@ -28,8 +28,8 @@ def join_annotations(examples: Sequence[Example], path: Path) -> tuple[list[Exam
     Raises UserError naming the file if it has none of the formats, or does not fit the questions.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = parse_json(read_text(path, "a file of annotations"))
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     try:
         return _join(examples, content)
@@ -57,7 +57,7 @@ def _join_captions(examples: Sequence[Example], images: list[dict], records: lis
         raise UserError(f"its images must have the ids 1..{len(examples)}, one a question in their order")
     captions: dict[int, list[str]] = defaultdict(list)
     for record in records:
-        captions[record["image_id"]].append(record["caption"])
+        captions[record["image_id"]].append(format_scalar(record["caption"], "a caption"))
     problems, joined = [], []
     for example, image in zip(examples, images, strict=True):
         expected, name = _base_name(example.image), _base_name(image["file_name"])
@@ -76,7 +76,14 @@ def _base_name(path: str | None) -> str | None:
 
 def _join_answers(examples: Sequence[Example], records: list[dict]) -> list[Example]:
     """References from VQA annotations, ten for each question."""
-    answers = {str(record["question_id"]): [str(one["answer"]) for one in record["answers"]] for record in records}
+    answers = {
+        format_scalar(record["question_id"], "question_id"): [
+            format_scalar(one["answer"], "an answer") for one in record["answers"]
+        ]
+        for record in records
+    }
+    if len(answers) < len(records):
+        raise UserError(f"question_id is not unique: {len(records)} annotations are on {len(answers)} questions")
     _refuse_missing(examples, answers)
     return [_with_references(example, answers[example.question_id]) for example in examples]
 
@@ -87,11 +94,14 @@ def _join_problems(examples: Sequence[Example], problems: dict[str, dict]) -> li
     joined = []
     for example in examples:
         problem = problems[example.question_id]
-        answer = string.ascii_uppercase[: len(problem["choices"])][problem["answer"] : problem["answer"] + 1]
-        if not answer:
-            raise UserError(f"question {example.question_id} has {len(problem['choices'])} choices but no such answer")
-        choices = tuple(map(str, problem["choices"]))
-        joined.append(dataclasses.replace(example, choices=choices, answer=answer))
+        texts, answer = problem["choices"], problem["answer"]
+        if not isinstance(texts, list) or len(texts) > MOST_CHOICES:
+            raise UserError(f"question {example.question_id} must have a list of at most {MOST_CHOICES} choices")
+        choices = tuple(format_scalar(text, "a choice") for text in texts)
+        if isinstance(answer, bool) or answer not in range(len(choices)):
+            raise UserError(f"question {example.question_id} has {len(choices)} choices but no such answer")
+        letter = string.ascii_uppercase[int(answer)]
+        joined.append(dataclasses.replace(example, choices=choices, answer=letter))
     return joined
 
 

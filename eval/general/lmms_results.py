@@ -7,16 +7,16 @@ and does not write its version. So whatever can be checked is checked, and faile
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustmerge.stage.files import read_json
-from robustmerge.stage.records import Score
+from robustmerge.stage.files import parse_json, read_json, read_text
+from robustmerge.stage.records import Score, is_number
 from robustmerge.stage.settings import Problem, UserError, later, refuse, suggest
+from robustmerge.stage.text import quote
 
 LMMS_EVAL = "0.7.3"
 RESULTS = re.compile(r"\d{8}_\d{6}_results\.json")
@@ -101,34 +101,54 @@ def read_output(results: Path, samples: Path, run: GeneralRun) -> LmmsOutput:
     report = read_json(results, "results of lmms-eval")
     figures = _read_figures(report, run.task, results)
     try:
-        lines = samples.read_text(encoding="utf-8").split("\n")
-        answers = sorted((json.loads(line) for line in lines if line), key=lambda sample: sample["doc_id"])
-        n_total, n_evaluated = (int(report["n-samples"][run.task][key]) for key in ("original", "effective"))
+        n_total, n_evaluated = (_whole(report["n-samples"][run.task][key]) for key in ("original", "effective"))
         backend = report["config"]["model_backend"]
+        answers = sorted(_read_samples(samples), key=lambda sample: _whole(sample["doc_id"]))
     except (ValueError, KeyError, TypeError) as error:
         other = f"files of another version of lmms-eval than {run.version}"
         raise UserError(f"{results} and {samples.name} cannot be read ({error!r}): they may be {other}") from error
-    if not backend.endswith("llava_hf.LlavaHf (chat)"):
+    if not (isinstance(backend, str) and backend.endswith("llava_hf.LlavaHf (chat)")):
         raise UserError(f"{results}: the answers are of the model class '{backend}', not of llava_hf by chat messages")
     expected = n_total if run.limit is None else min(run.limit, n_total)
     ids = {sample["doc_id"] for sample in answers}
-    if not len(answers) == len(ids) == n_evaluated == expected:
+    if not 0 < len(answers) == len(ids) == n_evaluated == expected:
         counts = f"{len(answers)} answers to {len(ids)} questions, {n_evaluated} announced"
         raise UserError(f"{samples}: {counts}, and {expected} of {n_total} were to be asked")
     return LmmsOutput(figures, answers, n_evaluated, n_total)
 
 
+def _read_samples(path: Path) -> list[dict[str, Any]]:
+    """The answers, one a line. Raises ValueError naming the first line that is no JSON object."""
+    samples = []
+    for number, line in enumerate(read_text(path, "answers of lmms-eval").split("\n"), start=1):
+        if line:
+            try:
+                sample = parse_json(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            if not isinstance(sample, dict):
+                raise ValueError(f"line {number} holds a {type(sample).__name__}, not an object")
+            samples.append(sample)
+    return samples
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{quote(value)} is no whole number")
+    return value
+
+
 def _read_figures(report: Mapping[str, Any], task: str, path: Path) -> dict[str, float]:
     """The figures of a task, without their standard errors."""
     results = report.get("results")
-    if not isinstance(results, Mapping):
+    if not isinstance(results, Mapping) or not all(isinstance(figures, Mapping) for figures in results.values()):
         raise UserError(f"{path} holds no results: it may be of another version of lmms-eval than {LMMS_EVAL}")
     if task not in results:
         raise UserError(f"{path} has no task '{task}'; {suggest(task, results)}. A group has no score: name its tasks")
     figures = {}
     for key, value in results[task].items():
         metric, _, answer_filter = key.partition(",")  # `pope_f1_score,none`: answers as they are
-        if answer_filter == "none" and isinstance(value, (int, float)) and "_stderr" not in metric:
+        if answer_filter == "none" and is_number(value) and "_stderr" not in metric:
             figures[metric] = float(value)
     return figures
 

@@ -25,12 +25,16 @@ def score_output(output: LmmsOutput, run: GeneralRun, n_failed: int = 0) -> Scor
     right in every order of their options. Other tasks: no value, lmms-eval's figures as parts.
     Raises UserError if a figure is not what the answers give.
     """
-    answers = [_read_answer(sample) for sample in output.samples]
+    scorer = next((scorer for figure, scorer in SCORERS.items() if figure in output.figures), _score_other)
+    try:
+        answers = [_read_answer(sample) for sample in output.samples]
+        fields = scorer(output)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        other = f"of another version of lmms-eval than {run.version}"
+        raise UserError(f"the answers of {run.task} cannot be scored ({error!r}): they may be {other}") from error
     n_blank = sum(not answer.strip() for answer in answers)
     if n_failed > n_blank:
         raise UserError(f"the log reports {n_failed} failed answers, and {n_blank} are empty: it is of another run")
-    scorer = next((scorer for figure, scorer in SCORERS.items() if figure in output.figures), _score_other)
-    fields = scorer(output)
     n_unparsed = fields.pop("n_unparsed", 0)
     n = len(answers)
     return Score(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from functools import lru_cache
 from pathlib import Path
@@ -259,6 +260,15 @@ def captions_of(number: int) -> dict:
         ({"q1": {"choices": ["x"], "answer": 0}}, "question q2 is not in it"),
         ({f"q{i}": {"choices": ["x"], "answer": 1} for i in (1, 2, 3)}, "has 1 choices but no such answer"),
         ({f"q{i}": {"choices": ["x"]} for i in (1, 2, 3)}, "is damaged"),
+        ({f"q{i}": {"choices": ["x", "y"], "answer": -1} for i in (1, 2, 3)}, "has 2 choices but no such answer"),
+        ({f"q{i}": {"choices": ["x", "y"], "answer": True} for i in (1, 2, 3)}, "has 2 choices but no such answer"),
+        ({f"q{i}": {"choices": "xy", "answer": 0} for i in (1, 2, 3)}, "a list of at most 26 choices"),
+        ({f"q{i}": {"choices": ["x"] * 27, "answer": 0} for i in (1, 2, 3)}, "a list of at most 26 choices"),
+        ({f"q{i}": {"choices": [None], "answer": 0} for i in (1, 2, 3)}, "a choice must be text or a number, got null"),
+        ({**captions_of(3), "annotations": [{"image_id": 1, "caption": math.nan}]}, "a caption must be .*, got NaN"),
+        ({"annotations": [{"question_id": "q1", "answers": [{"answer": None}]}]}, "an answer must be .*, got null"),
+        ({"annotations": [{"question_id": i, "answers": []} for i in (1, 1.0)]}, "question_id is not unique"),
+        ({"annotations": ["captions"]}, "is damaged"),
         ({"annotations": []}, "expected captions in COCO's format"),
         ([], "expected captions in COCO's format"),
     ],
@@ -268,6 +278,13 @@ def test_annotations_that_do_not_fit_the_questions_are_refused(tmp_path, content
     examples = [Example(f"q{i}", "What?", "x", image=f"{i}.png") for i in (1, 2, 3)]
     with pytest.raises(UserError, match=rf"more\.json(?s:.*){message}"):
         join_annotations(examples, tmp_path / "more.json")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '"\\ud800"', "{", "\xff"])
+def test_annotations_that_are_no_json_are_named(tmp_path, text):
+    (tmp_path / "more.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"more\.json"):
+        join_annotations([], tmp_path / "more.json")
 
 
 def test_annotations_need_a_test_file_and_ids_a_known_rule():

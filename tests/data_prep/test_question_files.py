@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,46 @@ def test_an_image_outside_its_folder_is_refused(task, tmp_path):
     (tmp_path / "in/test.json").write_text(json.dumps([record]))
     with pytest.raises(UserError, match=r"\.\./secret\.png lies outside"):
         prepare(address_of(tmp_path / "runs", task), task)
+
+
+@pytest.mark.parametrize("image", ["/etc/passwd", "pictures/../../secret.png", ".", "x" * 300, "pipe", "loop"])
+def test_no_name_leads_out_of_the_images_or_to_anything_but_a_file(task, tmp_path, image):
+    os.mkfifo(tmp_path / "in/pipe")
+    (tmp_path / "in/loop").symlink_to("loop")
+    record = {"question_id": "q", "image": image, "text": "What?", "answer": "x"}
+    (tmp_path / "in/test.json").write_text(json.dumps([record]))
+    address = address_of(tmp_path / "runs", task)
+    assert image in list_pictures(task)
+    with pytest.raises(UserError, match="1 images cannot be read"):
+        prepare(address, task)
+    assert not address.path.exists()
+
+
+def test_links_out_of_the_images_are_followed_and_said(task, tmp_path):
+    (tmp_path / "in/pictures").rename(tmp_path / "elsewhere")
+    (tmp_path / "in/pictures").symlink_to(tmp_path / "elsewhere")
+    messages: list[str] = []
+    folder = prepare(address_of(tmp_path / "runs", task), task, messages.append)
+    (message,) = (message for message in messages if "links" in message)
+    assert "30 images" in message and message.endswith(f"0.png -> {tmp_path}/elsewhere/0.png")
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
+
+
+def test_a_refused_task_leaves_nothing_and_is_prepared_once_it_is_right(task, tmp_path):
+    questions = (tmp_path / "in/test.json").read_text()
+    (tmp_path / "in/test.json").write_text(questions.replace('"test3"', '"\\ud800"'))
+    with pytest.raises(UserError, match="half of a surrogate pair"):
+        prepare(address_of(tmp_path / "runs", task), task)
+    assert not list((tmp_path / "runs").rglob("images"))
+    (tmp_path / "in/test.json").write_text(questions)
+    assert len(read_examples(prepare(address_of(tmp_path / "runs", task), task) / "test.jsonl")) == 5
+
+
+def test_answers_that_cannot_be_compared_are_refused_with_their_record(task, tmp_path):
+    address = address_of(tmp_path / "runs", task)
+    with pytest.raises(UserError, match=r"test\.json, record 3 \(question test2\): no letter"):
+        prepare(address, task, check=lambda split, one: "no letter" if (split, one.answer) == ("test", "2") else "")
+    assert not address.path.exists()
 
 
 def test_an_empty_question_file_is_refused(task, tmp_path):

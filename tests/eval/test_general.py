@@ -81,6 +81,10 @@ def test_files_that_are_not_whole_or_not_of_this_run_are_refused(tmp_path):
     broken(lambda _, samples: samples.unlink(), "wrote no answers")
     broken(lambda _, samples: edit(samples, '"doc_id": 3,', '"doc_id": 2,'), "12 answers to 11 questions")
     broken(lambda _, samples: edit(samples, '"prediction": "no"', '"prediction": "yes"'), "is .* by its answers")
+    broken(lambda _, samples: edit(samples, '"doc_id": 3,', '"doc_id": "3",'), "is no whole number")
+    broken(lambda _, samples: samples.write_text("[" * 10**5), "line 1: it is nested deeper")
+    broken(lambda _, samples: samples.write_text("5\n"), "line 1 holds a int, not an object")
+    broken(lambda _, samples: edit(samples, '"pope_accuracy"', '"pope"'), "cannot be scored .*another version")
     broken(lambda *_: None, "and 20 of 80 were to be asked", limit=20)
     broken(lambda *_: None, "1 failed answers, and 0 are empty", n_failed=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eval.metrics.answers import ANSWER_METRICS
+from eval.questions import explain_unreadable
 from eval.score import align, score, score_predictions
 from eval.settings import Scoring
 from robustmerge.stage.address import address_file, address_foreign
@@ -101,3 +102,19 @@ def test_the_mean_iou_is_a_part_of_a_box_score_and_an_answer_without_a_box_count
     answers = [Prediction("half", "[1,0,3,2]"), Prediction("none", "left")]
     scored = score_predictions(Scoring("rec", "box", "iou_at_half"), boxes, answers)
     assert (scored.value, scored.n_unparsed) == (0.0, 1) and scored.parts["mean_iou"] == pytest.approx(100 / 6)
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "problem"),
+    [
+        ("B", ("red", "blue"), ""),
+        ("blue", ("red", "blue"), ""),
+        ("20", ("10", "20"), ""),
+        ("0", ("red", "blue"), "cannot be read with parse=letter; give the letter of a choice, A to B"),
+        ("1", ("0", "1", "2"), "may be the text of a choice or its number; give the letter of a choice, A to C"),
+        ("C", ("red", "blue"), "cannot be read"),
+    ],
+)
+def test_an_answer_is_the_letter_or_the_text_of_a_choice_and_never_its_number(answer, choices, problem):
+    explained = explain_unreadable("letter", Example("1", "Which?", answer, choices=choices))
+    assert problem in explained and bool(explained) == bool(problem)
