@@ -9,6 +9,7 @@ experts (one a worker) is read, merged and written at a time. In a notebook:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from robustmerge.algebra import measure_model, merge_module, needs_another_majority
-from robustmerge.formats.adapter import Adapter, open_adapters
+from robustmerge.formats.adapter import WEIGHTS, Adapter, open_adapters
+from robustmerge.formats.adapter_config import CONFIG
 from robustmerge.formats.compatibility import find_disagreements
 from robustmerge.formats.output import open_writer, problems_of_format
 from robustmerge.hub.places import fetch_adapter, find_place, name_of
@@ -31,6 +33,7 @@ from robustmerge.stage.address import Address, address_folder, address_foreign, 
 from robustmerge.stage.files import BESIDE
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import UserError, first_few
+from robustmerge.stage.text import plain
 from robustmerge.workers import map_in_threads, set_up_for_merging
 
 Say = Callable[[str], None]
@@ -111,6 +114,8 @@ def write_merged(
     progress: bool | None = None,
 ) -> dict[str, Any]:
     """Merge into `folder` and return the record: inputs, results, omissions."""
+    for line in describe_links(experts):
+        say(line)
     with set_up_for_merging():
         merging = Merging(open_experts(experts, method), method, workers, progress)
         statistics = merging.measure()
@@ -134,6 +139,19 @@ def open_experts(experts: Mapping[str, Path], method: AnyMethod) -> list[Adapter
     if problems:
         raise UserError("\n".join(problems))
     return adapters
+
+
+def describe_links(experts: Mapping[str, Path]) -> list[str]:
+    """A line for every file of an expert that is a link out of its folder, but for those of the Hub's cache."""
+    lines = []
+    for name, folder in sorted(experts.items()):
+        for file in (folder / CONFIG, folder / WEIGHTS, folder / "adapter_model.bin"):
+            target = Path(os.path.realpath(file))
+            snapshots = target.parent.parent / "snapshots"
+            is_cached = target.parent.name == "blobs" and folder.resolve().is_relative_to(snapshots)
+            if file.is_symlink() and not target.is_relative_to(folder.resolve()) and not is_cached:
+                lines.append(plain(f"expert '{name}': {file.name} is a link to {target}"))
+    return lines
 
 
 class WrongMajorityError(Exception):

@@ -15,7 +15,7 @@ from pipeline.program import train_all_command
 from pipeline.stages.convert import convert
 from pipeline.work_items import describe_item, drop_finished, run_side_by_side
 from robustmerge.method import AnyMethod, list_methods
-from robustmerge.stage.address import Address, read_manifest
+from robustmerge.stage.address import Address, read_manifest, run_stage
 from robustmerge.stage.settings import UserError, suggest
 
 
@@ -77,12 +77,15 @@ def merge_out(plans: Sequence[Plan]) -> None:
     experts = {name: address.path for name, address in plan.experts.items()}
     convert(plan, plan.adapters.values())
 
-    from robustmerge.merging import merge_folders
+    from robustmerge.merging import address_at, describe_links, write_merged
 
     folder = Path(out).expanduser().absolute()
     method = _with_base(plan, config.methods[0])
     was_there = (folder / "manifest.json").exists()  # of another merge: then it is refused
-    merge_folders(experts, method, folder, config.jobs, say=lambda message: None)
+    address = address_at(folder, method, experts)
+    for line in describe_links(experts):
+        print(line)
+    run_stage(address, lambda draft: write_merged(draft, method, experts, lambda _: None, config.jobs), at_once=True)
     print_merged(folder, method, out, was_there)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from pipeline.program import compose
 from pipeline.stages import merge
 from pipeline.sweep import make_plans
 from pipeline.terminal import format_path, print_results
-from robustmerge.formats.adapter import LoraPair
+from robustmerge.formats.adapter import WEIGHTS, LoraPair
 from robustmerge.merging import merge_folders
 from robustmerge.stage.address import REPOSITORY, address_foreign, run_stage
 from robustmerge.stage.files import BESIDE
@@ -120,6 +121,18 @@ def test_what_cannot_be_written_to_one_folder_is_refused(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=message):
         merge.merge_out(make_plans([compose("merge", ["experts=[a,b]", *words]) for words in points]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_links_out_of_an_experts_folder_are_said_but_for_those_of_the_hubs_cache(tmp_path, experts, capsys):
+    snapshot, elsewhere = tmp_path / "models--a" / "snapshots" / "1", tmp_path / "elsewhere"
+    for folder, target in ((snapshot, tmp_path / "models--a" / "blobs" / "2"), (tmp_path / "linked", elsewhere)):
+        shutil.copytree(experts[0], folder)
+        target.parent.mkdir(exist_ok=True)
+        (folder / WEIGHTS).rename(target)
+        (folder / WEIGHTS).symlink_to(target)
+    merge_to(tmp_path / "out", [snapshot, tmp_path / "linked"], "merge=average")
+    said = [line for line in capsys.readouterr().out.splitlines() if "link" in line and "expert" in line]
+    assert said[0] == f"expert 'linked': {WEIGHTS} is a link to {elsewhere}" and not any("'1'" in line for line in said)
 
 
 def test_any_error_of_a_file_is_one_message_with_its_name(tmp_path, monkeypatch, capsys):
