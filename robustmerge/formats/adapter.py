@@ -20,6 +20,7 @@ from torch import Tensor
 
 from robustmerge.formats.adapter_config import (
     CONFIG,
+    PATTERNS,
     config_for,
     find_unsupported,
     rank_of,
@@ -40,6 +41,7 @@ from robustmerge.formats.names import (
     move,
     parse_names,
     read_model_config,
+    show,
 )
 from robustmerge.formats.tensors import TensorFile, TensorWriter, all_finite, header_room, refuse_overflow
 from robustmerge.stage.files import FolderWriter, read_json, require_file
@@ -79,8 +81,8 @@ class Adapter:
 
     shapes: module -> (d_out, rank, d_in). lora: module -> part (A, B, bias, magnitude) -> name in the file.
     extra_names: the trained values of the base model (`modules_to_save`, `bias`), name in the model -> in the file.
-    frozen: weights of the base that peft saved beside LoRA; likewise. scalings: module -> alpha/r.
-    renamed: whether modules have other names here than in the file.
+    frozen: weights of the base that peft saved beside LoRA; likewise. renamed: whether modules have other names here
+    than in the file; rank_pattern and alpha_pattern of the config have the names here, whole.
     """
 
     name: str
@@ -91,7 +93,6 @@ class Adapter:
     lora: Mapping[str, Mapping[str, str]] = field(repr=False)
     extra_names: Mapping[str, str] = field(repr=False)
     frozen: Mapping[str, str] = field(repr=False)
-    scalings: Mapping[str, float] = field(repr=False)
     renamed: bool = False
 
     @property
@@ -129,7 +130,7 @@ class Adapter:
 
     def pair(self, module: str) -> LoraPair:
         """The pair of one module in float32, its scaling folded into B."""
-        return LoraPair(self._part(module, "A"), self._part(module, "B", self.scalings[module]))
+        return LoraPair(self._part(module, "A"), self._part(module, "B", self._scaling(module)))
 
     def magnitude(self, module: str) -> Tensor | None:
         """DoRA's magnitude m of one module in float32 [d_out]; None for an adapter without.
@@ -140,7 +141,7 @@ class Adapter:
 
     def bias(self, module: str) -> Tensor | None:
         """The bias of the update (lora_bias) in float32 [d_out], scaled as B is; None for an adapter without."""
-        return self._finite(module, "bias") * self.scalings[module] if self.has_lora_bias else None
+        return self._finite(module, "bias") * self._scaling(module) if self.has_lora_bias else None
 
     def extra(self, name: str) -> Tensor:
         return self.file.get(self.extra_names[name])
@@ -159,6 +160,9 @@ class Adapter:
         if not all_finite(x):
             raise UserError(f"expert '{self.name}', module '{module}': {PARTS[part]} holds NaN or infinity")
         return x
+
+    def _scaling(self, module: str) -> float:
+        return scaling_of(self.config, module, self.shapes[module][1])
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
@@ -180,8 +184,10 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     config = read_config(folder, name)
     file = open_tensors(folder, name)
     names = parse_names(file.names, config)
-    places = {said.place for said in names.parsed.values() if said.part}
-    config = resolve_patterns(config, sorted(places), f"expert '{name}' ({folder}): ")
+    places = {said.path: said.place for said in names.parsed.values() if said.part}
+    config = resolve_patterns(config, sorted(set(places.values())), f"expert '{name}' ({folder}): ")
+    for key in PATTERNS:
+        config[key] = {module: config[key][place] for module, place in places.items() if place in config[key]}
     contents = classify_names(file, config, names)
     problems = [*find_unsupported(config, contents.lora), *first_few(contents.problems)]
     if (folder / "non_lora_trainables.bin").exists():
@@ -194,15 +200,12 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     problems += _find_resized(config, contents.frozen, file)
     if problems:
         raise UserError("\n".join(f"expert '{name}' ({folder}): {problem}" for problem in problems))
-    shapes, scalings = {}, {}
+    shapes = {}
     for module, parts in contents.lora.items():
         (rank, d_in), d_out = file.shape(parts["A"]), file.shape(parts["B"])[0]
         shapes[module] = (d_out, rank, d_in)
-        scalings[module] = scaling_of(config, contents.places[module], rank)
     renamed = any(not parts["A"].startswith(f"{PREFIX}{module}.lora_") for module, parts in contents.lora.items())
-    adapter = Adapter(
-        name, folder, config, file, shapes, contents.lora, contents.extras, contents.frozen, scalings, renamed
-    )
+    adapter = Adapter(name, folder, config, file, shapes, contents.lora, contents.extras, contents.frozen, renamed)
     may_move = any(move(path, moves) != path for path in (*shapes, *contents.extras) for moves in (LLAVA, QWEN_VL))
     return move_names(adapter, find_moves(config)) if may_move else adapter
 
@@ -222,14 +225,14 @@ def move_names(adapter: Adapter, moves: Moves) -> Adapter:
 
     saved = adapter.config.get("modules_to_save") or []
     saved = [name if move(name, moves).endswith(name) else move(name, moves) for name in saved]  # the end of a name
+    patterns = {key: {move(name, moves): value for name, value in adapter.config[key].items()} for key in PATTERNS}
     return replace(
         adapter,
-        config={**adapter.config, "modules_to_save": saved or None},
+        config={**adapter.config, "modules_to_save": saved or None, **patterns},
         shapes=moved(adapter.shapes),
         lora=moved(adapter.lora),
         extra_names=moved(adapter.extra_names),
         frozen={move(name, moves): stored for name, stored in adapter.frozen.items()},
-        scalings=moved(adapter.scalings),
         renamed=adapter.renamed or any(move(module, moves) != module for module in adapter.shapes),
     )
 
@@ -240,11 +243,11 @@ def _find_resized(config: Mapping[str, Any], frozen: Mapping[str, str], file: Te
     text = model.get("text_config")
     rows = (text if isinstance(text, dict) else model).get("vocab_size", model.get("vocab_size"))
     return [
-        f"'{name}' has {file.shape(stored)[0]} rows and the base's vocabulary {rows}: it was resized, and LoRA alone "
+        f"'{name}' is {list(file.shape(stored))} and the base's vocabulary {rows}: it was resized, and LoRA alone "
         "does not hold the new rows; train it whole (modules_to_save)"
         for name, stored in frozen.items()
         if re.search(r"(^|\.)(lm_head|embed_out)\.weight$", name) and isinstance(rows, int)
-        if file.shape(stored)[0] != rows
+        if file.shape(stored)[:1] != (rows,)
     ]
 
 
@@ -253,7 +256,7 @@ def _lacks_projector(folder: Path, config: Mapping[str, Any], contents: Contents
 
     The names are those of a Llama; the base, or a config.json of LLaVA's code, says that it is none.
     """
-    if any("projector" in name for name in contents.extras):
+    if not contents.lora or any("projector" in name for name in contents.extras):
         return False
     if not all(re.match(r"model\.layers\.\d+\.", module) for module in contents.lora):
         return False
@@ -357,14 +360,13 @@ class AdapterWriter(FolderWriter):
 class Contents:
     """Contents of an adapter file. lora: module -> part -> name in the file. extras: name in the model -> in the file.
 
-    frozen: weights of the base that peft saved beside LoRA, name in the model -> in the file. places: module -> the
-    name by which the config's patterns look it up. problems: why it cannot be merged; empty if all is understood.
+    frozen: weights of the base that peft saved beside LoRA, name in the model -> in the file. problems: why it cannot
+    be merged; empty if all of it is understood.
     """
 
     lora: dict[str, dict[str, str]] = field(default_factory=dict)
     extras: dict[str, str] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -372,7 +374,8 @@ _GATHER = (
     "DeepSpeed ZeRO-3 leaves that behind where the weights were not gathered; save again with "
     "stage3_gather_16bit_weights_on_model_save, or make the checkpoint whole with zero_to_fp32.py"
 )
-_INNER = re.compile(r"\.(base_layer|original_module|modules_to_save|lora_\w+)\.")
+BIASES = ("all", "lora_only")  # settings of peft's `bias` by which biases of the base are trained
+_INNER = re.compile(r"(^|\.)(base_layer|original_module|modules_to_save|lora_\w+)(\.|$)")  # words of peft
 # what is saved whole though the config does not list it: embeddings and heads (resized ones by peft itself), and norms
 WHOLE = re.compile(
     r"(.*\.)?(embed_tokens|embed_in|embed_out|lm_head|shared|tok_embeddings|word_embeddings|wpe|wte"
@@ -384,34 +387,34 @@ WHOLE = re.compile(
 def classify_names(file: TensorFile, config: Mapping[str, Any], names: Names) -> Contents:
     """Sort tensor names into LoRA and trained values of the base (modules_to_save, bias), and check LoRA's shapes.
 
-    config: with resolved patterns. names: what those of the file say.
+    config: whose patterns have the names of modules. names: what those of the file say.
     """
     if not file.names:
         return Contents(problems=[f"{file.path.name} holds no tensors; {_GATHER}"])
     contents = Contents(problems=list(names.problems))
     others = {}
     for stored, said in names.parsed.items():
-        if said.part is None or _INNER.search(f"{said.path}."):
+        if said.part is None or _INNER.search(said.path):
             others[stored] = said.path
             continue
-        contents.places[said.path] = said.place
         _put(contents.lora.setdefault(said.path, {}), said.part, stored, contents.problems)
     _classify_others(others, file, config, contents)
-    if empty := [f"{name} {list(file.shape(name))}" for name in file.names if 0 in file.shape(name)]:
-        contents.problems.append(f"{count_tensors(empty)} empty; {_GATHER}")
+    if empty := [name for name in file.names if 0 in file.shape(name)]:
+        shape = list(file.shape(empty[0]))
+        contents.problems.append(f"{count_tensors(empty)} empty, of shape {shape}; {_GATHER}")
         return contents
     if not contents.lora:
         contents.problems.append(f"{file.path.name} holds no LoRA tensors")
     for module, parts in contents.lora.items():
-        if problem := _problem_of(parts, file, config, contents.places[module]):
-            contents.problems.append(f"module '{module}': {problem}")
+        if problem := _problem_of(parts, file, config, module):
+            contents.problems.append(f"module '{show(module)}': {problem}")
     return contents
 
 
 def _put(names: dict[str, str], key: str, stored: str, problems: list[str]) -> None:
     """Note the name in the file of a part or a tensor, of which there can be only one."""
     if (other := names.setdefault(key, stored)) != stored:
-        problems.append(f"tensors {other} and {stored} are two spellings of one name")
+        problems.append(f"tensors {show(other)} and {show(stored)} are two spellings of one name")
 
 
 def _classify_others(
@@ -419,32 +422,35 @@ def _classify_others(
 ) -> None:
     """Sort what is not LoRA. others: name in the file -> in the model, which may have peft's own words in it."""
     listed = re.compile("|".join(rf"{re.escape(module)}\." for module in saved_modules(config)) or "(?!)")
+    weights = {path.replace(".base_layer.", ".") for path in others.values()}
     embeddings = {path.partition(".lora_embedding_")[0] for path in others.values() if ".lora_embedding_" in path}
-    beside_lora = {path.rpartition(".")[0] for path in others.values() if path.endswith(".weight")}
-    originals, unknown = {}, []
+    originals: dict[str, str] = {}
+    unknown, of_embeddings = [], []
     for stored, path in others.items():
         plain = path.replace(".modules_to_save.", ".")
-        module, _, last = plain.replace(".base_layer.", ".").rpartition(".")
-        in_lora = module in contents.lora
-        if listed.search(plain) or (WHOLE.fullmatch(plain) and not in_lora):
+        outer = plain.replace(".base_layer.", ".")
+        module, _, last = outer.rpartition(".")
+        has_lora, is_bias = module in contents.lora, last == "bias" and not _INNER.search(outer)
+        if listed.search(plain) or (WHOLE.fullmatch(plain) and not has_lora):
             if ".original_module." in plain:
                 originals[stored] = plain.replace(".original_module.", ".")
             elif _INNER.search(plain):
                 unknown.append(stored)
             elif plain not in contents.extras or not _are_equal(file, contents.extras[plain], stored):
                 _put(contents.extras, plain, stored, contents.problems)
-        elif config.get("bias") in ("all", "lora_only") and last == "bias":
-            _put(contents.extras, f"{module}.bias", stored, contents.problems)
-        elif in_lora and last in ("weight", "bias") and beside_lora & {module, f"{module}.base_layer"}:
-            _put(contents.frozen, f"{module}.{last}", stored, contents.problems)
+        elif is_bias and (config.get("bias") == "all" and plain == outer or config.get("bias") in BIASES and has_lora):
+            _put(contents.extras, outer, stored, contents.problems)
+        elif has_lora and last in ("weight", "bias") and f"{module}.weight" in weights:
+            _put(contents.frozen, outer, stored, contents.problems)
+        elif ".lora_embedding_" in path:
+            of_embeddings.append(stored)
         elif module not in embeddings:
             unknown.append(stored)
     # what a saved module was before training is of no use beside what it is now
     unknown += [stored for stored, plain in originals.items() if plain not in contents.extras]
-    if embeddings:
-        lora = [stored for stored, path in others.items() if ".lora_embedding_" in path]
-        contents.problems.append(f"{count_tensors(lora)} LoRA of an embedding; only linear layers can be merged")
-    unknown = [stored for stored in unknown if ".lora_embedding_" not in stored]
+    if of_embeddings:
+        what = "LoRA of an embedding; only linear layers can be merged"
+        contents.problems.append(f"{count_tensors(of_embeddings)} {what}")
     if unknown:
         what = "neither lora_A or lora_B of a linear layer nor of modules_to_save"
         contents.problems.append(f"{count_tensors(unknown)} {what}")
@@ -461,18 +467,18 @@ def name_in_file(extra: str, modules: Mapping[str, Any]) -> str:
     return f"{PREFIX}{module}.base_layer.{last}" if module in modules else PREFIX + extra
 
 
-def _problem_of(parts: Mapping[str, str], file: TensorFile, config: Mapping[str, Any], place: str) -> str | None:
+def _problem_of(parts: Mapping[str, str], file: TensorFile, config: Mapping[str, Any], module: str) -> str | None:
     """Why the tensors of a module are not a pair [r, d_in], [d_out, r] with the further parts that the config lists."""
     if missing := {"A", "B"} - set(parts):
         return f"it has {' and '.join(sorted(PARTS[part] for part in parts))} but no {PARTS[min(missing)]}"
     A, B = file.shape(parts["A"]), file.shape(parts["B"])
     if len(A) != 2 or len(B) != 2:
         return f"only linear layers can be merged, got lora_A {list(A)} and lora_B {list(B)}"
-    rank = rank_of(config, place)
+    rank = rank_of(config, module)
     if not A[0] == B[1] == rank:
         return f"the config gives rank {rank}, the tensors are lora_A {list(A)} and lora_B {list(B)}"
     if whole := [parts[part] for part in sorted(parts) if not file.dtype(parts[part]).is_floating_point]:
-        return f"{whole[0]} holds {file.dtype(whole[0])}, not floating point numbers"
+        return f"{show(whole[0])} holds {file.dtype(whole[0])}, not floating point numbers"
     for key, part in (("use_dora", "magnitude"), ("lora_bias", "bias")):
         if bool(config.get(key)) != (part in parts):
             return f"{key} is {bool(config.get(key))}, but it has {'a' if part in parts else 'no'} {PARTS[part]}"

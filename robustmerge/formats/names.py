@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from robustmerge.stage.files import read_json
+from robustmerge.stage.text import quote
 
 PREFIX = "base_model.model."
 # part of a module -> its name in the file; A and B are always there, magnitude with DoRA, bias with lora_bias
@@ -27,7 +28,8 @@ PARTS = {
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 LIBRARIES = ("accelerate", "deepspeed", "peft", "torch", "transformers", "unsloth")  # whose classes have known names
 DEFAULT = "default"  # the name that peft gives an adapter
-_FRONT = re.compile(rf"^((module|{'|'.join(WRAPPERS)})\.)*base_model\.model\.")
+_FRONT = re.compile(r"(?:[^.]+\.)*?base_model\.model\.")
+_WRAPPED = re.compile(rf"^((module|{'|'.join(WRAPPERS)})\.)*base_model\.model\.$")
 _LORA = re.compile(
     r"(?P<module>.+)\.lora_(?:"
     r"(?P<matrix>[AB])(?:\.(?P<name>[^.]+))?\.weight|"
@@ -135,10 +137,17 @@ def unwrap(name: str) -> str:
 def parse_names(stored: Collection[str], config: Mapping[str, Any]) -> Names:
     """Read the names of an adapter's file. config: of the adapter, which may say what class its model has."""
     names, adapters = Names(), set()
-    places = {name: _FRONT.sub("", name, count=1) for name in stored}
+    fronts = {name: match[0] if (match := _FRONT.match(name)) else "" for name in stored}
+    places = {name: name.removeprefix(front) for name, front in fronts.items()}
     paths = {name: unwrap(place) for name, place in places.items()}
-    if partly := [name for name in stored if name == places[name] and re.match(r"base_model\.|model\.model\.", name)]:
+    holders = {name: _WRAPPED.sub("", front) for name, front in fronts.items()}  # attributes that hold the PeftModel
+    if len(set(holders.values())) > 1:
+        held = [name for name, holder in holders.items() if holder]
+        names.problems.append(f"{count_tensors(held)} named with words before {PREFIX} that others do not have")
+    if partly := [name for name in stored if not fronts[name] and re.match(r"base_model\.|model\.model\.", name)]:
         names.problems.append(f"{count_tensors(partly)} named with only a part of the prefix {PREFIX}")
+    if empty := [name for name in stored if not all(name.split("."))]:
+        names.problems.append(f"{count_tensors(empty)} named with nothing between two dots, or before or after one")
     if flat := [name for name in stored if "_flat_param" in name]:
         names.problems.append(f"{count_tensors(flat)} of FSDP's flattened weights; save the full state dict instead")
     inner = _find_inner(paths)
@@ -200,4 +209,10 @@ def count_tensors(names: Sequence[str]) -> str:
     >>> count_tensors(["a"]), count_tensors(["a", "b", "c"])
     ('tensor a is', 'tensors a and 2 more are')
     """
-    return f"tensor {names[0]} is" if len(names) == 1 else f"tensors {names[0]} and {len(names) - 1} more are"
+    first = show(names[0])
+    return f"tensor {first} is" if len(names) == 1 else f"tensors {first} and {len(names) - 1} more are"
+
+
+def show(name: str) -> str:
+    """A name from a file on one line of a message, shortened."""
+    return quote(name, 200)[1:-1]

@@ -73,6 +73,7 @@ WRAPPED = {
     "DDP within": lambda name: name.replace(PREFIX, f"{PREFIX}module."),
     "wrapped twice": lambda name: name.replace(PREFIX, PREFIX + PREFIX),
     "no prefix": lambda name: name.removeprefix(PREFIX),
+    "an attribute of another model": lambda name: f"model.module.{name}",
 }
 
 
@@ -114,11 +115,24 @@ def two_adapters(name: str) -> str:
     [
         (two_adapters, "tensors of several adapters, 'default' and 'of_0' and 'of_1'"),
         (lambda name: name.replace("base_model.model.", "base_model."), "named with only a part of the prefix base_mo"),
+        (lambda name: name.replace("layers.0.q", "layers.0..q"), "named with nothing between two dots"),
+        (
+            lambda name: f"model.{name}" if "layers.0" in name else name,
+            "named with words before base_model.model. that",
+        ),
         (lambda name: name.replace("layers.0.q", "layers.0._flat_param"), "are of FSDP's flattened weights"),
         (WRAPPED["DDP within"], "named with 'module.' after base_model.model., which may be a wrapper's"),
         (WRAPPED["wrapped twice"], "second PeftModel) or of the model's class Tiny; rename"),
     ],
-    ids=["two adapters", "half a prefix", "flattened", "DDP of one's own class", "one's own class twice"],
+    ids=[
+        "two adapters",
+        "half a prefix",
+        "two dots",
+        "words before",
+        "flattened",
+        "DDP of one's own class",
+        "one's own class twice",
+    ],
 )
 def test_a_name_that_may_mean_two_things_is_refused(change: Callable[[str], str], told: str, tmp_path: Path) -> None:
     save_expert(tmp_path / "expert")
@@ -313,7 +327,7 @@ def test_lora_of_a_head_that_was_resized_is_refused(tmp_path: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(tmp_path / "base")
     model.resize_token_embeddings(22)
     save_random(tmp_path / "expert", model, target_modules=["q_proj", "lm_head"])
-    with pytest.raises(UserError, match=r"'lm_head.weight' has 22 rows and the base's vocabulary 20: it was resized"):
+    with pytest.raises(UserError, match=r"'lm_head.weight' is \[22, 8\] and the base's vocabulary 20: it was resized"):
         open_adapter(tmp_path / "expert")
 
 
@@ -372,7 +386,7 @@ def test_what_zero_3_leaves_empty_is_refused(name: str | None, shape: tuple[int,
     folder = write_expert(tmp_path / "a", random_experts("a")["a"], modules_to_save=["embed_tokens"])
     empty = {f"{PREFIX}{name}": torch.empty(shape)}
     rewrite_tensors(folder, lambda tensors: tensors | empty if name else {})
-    told = rf"{name} {re.escape(str(list(shape)))} is empty" if name else "holds no tensors"
+    told = rf"{name} is empty, of shape {re.escape(str(list(shape)))}" if name else "holds no tensors"
     with pytest.raises(UserError, match=rf"{told}; DeepSpeed ZeRO-3 leaves that behind") as refused:
         open_adapter(folder)
     assert "\n" not in str(refused.value)
