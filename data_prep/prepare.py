@@ -98,7 +98,8 @@ def write_splits(folder: Path, splits: Mapping[str, Sequence[Example]]) -> None:
 def _llava_question(example: Example) -> dict:
     """An example in LLaVA's question format: question_id, image, text, answer, and its further fields."""
     names = ("question_id", "image", "text", "answer", "references", "choices", "size", "turns")
-    return {name: getattr(example, name) for name in names if getattr(example, name)}
+    always = ("question_id", "text", "answer")
+    return {name: getattr(example, name) for name in names if name in always or getattr(example, name)}
 
 
 def _write_drawn(folder: Path, task: TaskData) -> dict:
