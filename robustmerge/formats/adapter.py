@@ -95,15 +95,15 @@ class Adapter:
     frozen: Mapping[str, str] = field(repr=False)
     renamed: bool = False
 
-    @property
+    @cached_property
     def modules(self) -> tuple[str, ...]:
         return tuple(sorted(self.shapes))
 
-    @property
+    @cached_property
     def ranks(self) -> dict[str, int]:
         return {module: shape[1] for module, shape in self.shapes.items()}
 
-    @property
+    @cached_property
     def extras(self) -> tuple[str, ...]:
         return tuple(sorted(self.extra_names))
 
