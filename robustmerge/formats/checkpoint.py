@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -57,8 +58,8 @@ class Checkpoint:
     @cached_property
     def _tied(self) -> bool:
         """Whether output head and embeddings are one weight; older checkpoints say so by leaving the head out."""
-        parts = (self.config, self.config.get("text_config") or {})
-        is_tied = any(part.get("tie_word_embeddings") for part in parts)
+        parts = (self.config, self.config.get("text_config"))
+        is_tied = any(isinstance(part, Mapping) and part.get("tie_word_embeddings") for part in parts)
         return is_tied or not any(name in self._today for name in HEADS)
 
     def get(self, name: str) -> Tensor:
@@ -157,10 +158,13 @@ def find_weight_files(folder: Path) -> list[Path]:
 
 def _find_parts(folder: Path) -> dict[Path, list[str]]:
     """Weight file -> the tensors in it by the index; none for a whole file."""
+    config = folder / "config.json"
+    if config.is_file() and (name := read_json(config, "the config of a model").get("transformers_weights")):
+        raise UserError(f"{config} names other weights (transformers_weights {quote(name)}), which are not read")
     for whole in WEIGHTS:
-        if (folder / whole).is_file():
+        if os.path.lexists(folder / whole):
             return {folder / whole: []}
-        if (index := folder / f"{whole}.index.json").is_file():
+        if os.path.lexists(index := folder / f"{whole}.index.json"):
             return _read_index(index)
     names = ", ".join(sorted(file.name for file in folder.iterdir())) if folder.is_dir() else ""
     raise UserError(f"{folder} is no model folder: it has neither {' nor '.join(WEIGHTS)}; it has {names or 'nothing'}")

@@ -20,7 +20,8 @@ from robustmerge.formats.adapter import Adapter, LoraPair
 from robustmerge.formats.adapter_config import SAME_BASE
 from robustmerge.formats.tensors import SlotWriter, TensorFile, refuse_overflow
 from robustmerge.stage.files import FolderWriter, read_json
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.settings import UserError, first_few
+from robustmerge.stage.text import quote
 
 WEIGHTS = "delta.safetensors"
 CONFIG = "delta_config.json"
@@ -49,17 +50,28 @@ class Delta:
 
 
 def open_delta(folder: Path) -> Delta:
-    """Open a delta folder. Raises UserError if it is not one, or its format is unknown."""
-    if not (folder / CONFIG).is_file():
+    """Open a delta folder. Raises UserError if it is not one, its format is unknown, or a tensor is no such update."""
+    if not (folder / CONFIG).exists():
         raise UserError(f"{folder} is no delta folder: it has no {CONFIG}")
     config = read_json(folder / CONFIG, "the config of a delta folder")
     if config.get("format") != FORMAT:
-        raise UserError(f"{folder / CONFIG}: format must be {FORMAT}, got {config.get('format')}")
+        raise UserError(f"{folder / CONFIG}: format must be {FORMAT}, got {quote(config.get('format'))}")
     file = TensorFile(folder / WEIGHTS)
-    strange = [name for name in file.names if name.partition(".")[0] not in KINDS]
-    if strange:
-        raise UserError(f"{file.path}: a name begins with 'add.' or 'set.', got {strange[0]}")
+    problems = []
+    for name in file.names:
+        kind, _, parameter = name.partition(".")
+        if kind not in KINDS or not parameter:
+            problems.append(f"{file.path}: a name begins with 'add.' or 'set.', got {name}")
+        elif kind == "add" and not (_is_matrix(file, name) and name.endswith(".weight")):
+            shape = f"{list(file.shape(name))} of {file.dtype(name)}"
+            problems.append(f"{file.path}: {name} must be the update of a .weight, a matrix of floats, got {shape}")
+    if problems:
+        raise UserError("\n".join(first_few(problems)))
     return Delta(folder, config, file)
+
+
+def _is_matrix(file: TensorFile, name: str) -> bool:
+    return len(file.shape(name)) == 2 and all(file.shape(name)) and file.dtype(name).is_floating_point
 
 
 def dense(update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:

@@ -44,6 +44,7 @@ class ModelWriter(FolderWriter):
         self._places = find_places(self.base, like, self._fan)
         self._extras = set(like.extras)
         self._biases: dict[str, Tensor] = {}
+        self._small = [file for file in _list_small(base) if not file.name.endswith(".index.json")]
         self._writers = {
             name: SlotWriter(folder / name, {key: (file.dtype(key), file.shape(key)) for key in file.names})
             for name, file in self.base.files.items()
@@ -91,14 +92,21 @@ class ModelWriter(FolderWriter):
             size = sum(writer.size for writer in self._writers.values())
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.base.where.items()))}
             small[INDEX] = json.dumps(index, indent=2) + "\n"
-        return {**small, "README.md": self.card, **_copy_small(self.base.folder)}
+        return {**small, "README.md": self.card, **{file.name: file.read_bytes() for file in self._small}}
 
 
-def _copy_small(base: Path) -> dict[str, bytes]:
-    """Config, tokenizer and the like of a base by name, config.json last."""
-    small = {file for pattern in SMALL for file in base.glob(pattern) if file.is_file()}
-    kept = [file for file in small if file.name not in NOT_COPIED and not file.name.endswith(".index.json")]
-    return {f.name: f.read_bytes() for f in sorted(kept, key=lambda f: (f.name == "config.json", f.name))}
+def _list_small(base: Path) -> list[Path]:
+    """The files beside the weights that are copied: config, tokenizer and the like; config.json is last.
+
+    Raises UserError for a link to a file elsewhere, other than the Hub's cache has them: a private file would be
+    copied, and perhaps published.
+    """
+    small = {file for pattern in SMALL for file in base.glob(pattern) if file.is_file() and file.name not in NOT_COPIED}
+    inside = (base.resolve(), base.resolve().parent.parent / "blobs")
+    for file in small:
+        if not any(file.resolve().is_relative_to(folder) for folder in inside):
+            raise UserError(f"{file} is a link to {file.resolve()}; it would be copied: put the file itself there")
+    return sorted(small, key=lambda file: (file.name == "config.json", file.name))
 
 
 def add_to(weight: Tensor, update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
@@ -164,10 +172,9 @@ def export_model(base: Path | str, source: Path | None, folder: Path) -> None:
 
 def _link_base(base: Path, folder: Path, card: str) -> None:
     """Link the weights of the base and copy its other files, so that the copies can be changed."""
-    checkpoint = open_checkpoint(base)
+    checkpoint, small = open_checkpoint(base), _list_small(base)
     folder.mkdir(parents=True, exist_ok=True)
-    small = {file for pattern in SMALL for file in base.glob(pattern) if file.is_file() and file.name not in NOT_COPIED}
-    for file in sorted(small, key=lambda file: (file.name == "config.json", file.name)):
+    for file in small:
         write_atomically(folder / file.name, file.read_bytes())
     for tensors in checkpoint.files.values():
         link = folder / tensors.path.name

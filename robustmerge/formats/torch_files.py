@@ -155,7 +155,7 @@ def _read_old(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
     for key in keys:
         file.seek(at)
         (count,) = struct.unpack("<q", file.read(8))
-        length = count * ITEM_SIZES.get(used[key].dtype, 1)
+        length = count * _item_size(used[key].dtype, "a tensor")
         if count != used[key].count or at + 8 + length > size:
             raise ValueError("a storage is not whole")
         places[key] = at + 8, length
@@ -346,6 +346,8 @@ def _storage(identity: Any, storages: dict[str, _Storage]) -> _Storage | _Foreig
 def _call(function: Any, arguments: Any) -> Any:
     """What the call would give: an empty mapping, a dense tensor, or a value that is refused by its name."""
     name = _name_of(function)
+    if isinstance(function, _Foreign):
+        return function
     if len(arguments) > ARGUMENTS:
         return _Foreign(f"made by {name}")
     if name == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes
@@ -410,8 +412,7 @@ def _describe(value: Any) -> str:
 
 
 def _locate_view(view: _View, storages: _Storages, what: str) -> StoredTensor:
-    if (item := ITEM_SIZES.get(view.dtype)) is None:  # refused by whoever asked, who lists the dtypes he reads
-        return StoredTensor(view.dtype, view.shape, view.strides, 0, 0)
+    item = _item_size(view.dtype, what)
     count, size = math.prod(view.shape), item * view.storage.count
     if view.dtype != view.storage.dtype:  # counted in bytes
         size = view.storage.count if view.storage.dtype == "uint8" else -1
@@ -423,6 +424,12 @@ def _locate_view(view: _View, storages: _Storages, what: str) -> StoredTensor:
     if count * item > size:
         raise _Refusal(f"{what} has shape {list(view.shape)}, but only {size // item} numbers that it repeats")
     return StoredTensor(view.dtype, view.shape, view.strides, start + view.offset * item, span * item)
+
+
+def _item_size(dtype: str, what: str) -> int:
+    if dtype not in ITEM_SIZES:
+        raise _Refusal(f"{what} is {dtype}; allowed: {', '.join(ITEM_SIZES)}")
+    return ITEM_SIZES[dtype]
 
 
 def _are_counts(values: Sequence[Any]) -> bool:

@@ -109,8 +109,8 @@ TOWER = "add.model.vision_tower.encoder.layers.0.self_attn.q_proj.weight"
     ("edit", "dtype", "said"),
     [
         (lambda x: x.update({TOWER: torch.ones(32, 32)}), torch.float32, "must leave the vision tower alone, but ho"),
-        (lambda x: x.update({"add.nowhere": torch.ones(2)}), torch.float32, r"not understood \['nowhere'\]"),
-        (lambda x: x.update({"add.lm_head.weight": torch.ones(2)}), torch.float32, r"lm_head.weight is \[2\] there"),
+        (lambda x: x.update({"add.no.weight": torch.ones(2, 2)}), torch.float32, r"not understood \['no.weight'\]"),
+        (lambda x: x.update({"add.lm_head.weight": torch.ones(2, 3)}), torch.float32, r"weight is \[2, 3\] there"),
         (fill("layers", float("nan")), torch.float32, "holds numbers that are not finite: model.language"),
         (fill("projector", float("inf")), torch.float32, "holds numbers that are not finite: model.multi_modal"),
         (fill("layers", 1e5), torch.float16, "cannot be merged into the base: .* does not fit torch.float16"),

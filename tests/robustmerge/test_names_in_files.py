@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from llava_ext.model import load_model
 from robustmerge.formats.checkpoint import find_weight_files, open_checkpoint
@@ -117,3 +117,28 @@ def test_the_cache_names_a_commit_or_nothing(tmp_path: Path, monkeypatch: pytest
         pin(Repository("user/repo"))
     ref.write_text("0" * 40 + "\n")
     assert pin(Repository("user/repo")) == Pinned("user/repo", "0" * 40)
+
+
+def test_what_a_link_of_a_base_points_to_is_not_copied_unless_it_is_in_the_cache_of_the_hub(tmp_path: Path) -> None:
+    save_expert(tmp_path / "a")
+    base = tmp_path / "models--user--base" / "snapshots" / ("0" * 40)
+    base.mkdir(parents=True)
+    (base.parent.parent / "blobs").mkdir()
+    for name, content in {"config.json": b"{}", "model.safetensors": save(TENSORS)}.items():
+        (base.parent.parent / "blobs" / f"blob-{name}").write_bytes(content)
+        (base / name).symlink_to(Path("../../blobs") / f"blob-{name}")
+    export_model(base, tmp_path / "a", tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_bytes() == b"{}"
+    (tmp_path / "private.txt").write_text("private")
+    (base / "notes.txt").symlink_to(tmp_path / "private.txt")
+    for source in (tmp_path / "a", None):
+        with pytest.raises(UserError, match="notes.txt is a link to .*private.txt; it would be copied"):
+            export_model(base, source, tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_config_that_names_other_weights_is_refused(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", {})
+    (base / "config.json").write_text('{"transformers_weights": "../precious.safetensors"}')
+    with pytest.raises(UserError, match="names other weights .transformers_weights '../precious.safetensors'"):
+        find_weight_files(base)
