@@ -67,7 +67,7 @@ def import_task(
     images = _check_images(settings, files, splits)
     if links := _find_links_out(settings, files, images):
         (source, target), *_ = links.items()
-        say(f"{settings.task}: {len(links)} images are read through links out of data.images, as {source} -> {target}")
+        say(f"{settings.task}: images behind links out of data.images: {len(links)}, as {source} -> {target}")
     for split, file in files.items():
         splits[split] = [_with_copied_image(settings, file, example, images) for example in splits[split]]
     if "val" not in files and splits["train"]:

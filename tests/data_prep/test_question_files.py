@@ -166,7 +166,7 @@ def test_links_out_of_the_images_are_followed_and_said(task, tmp_path):
     messages: list[str] = []
     folder = prepare(address_of(tmp_path / "runs", task), task, messages.append)
     (message,) = (message for message in messages if "links" in message)
-    assert "30 images" in message and message.endswith(f"0.png -> {tmp_path}/elsewhere/0.png")
+    assert "data.images: 30, as" in message and message.endswith(f"0.png -> {tmp_path}/elsewhere/0.png")
     assert not any(path.is_symlink() for path in folder.rglob("*"))
 
 
