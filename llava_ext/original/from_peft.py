@@ -31,14 +31,14 @@ from llava_ext.original.record import (
     build_record,
     check_projector_shapes,
     check_values,
-    finish_folder,
+    describe_conversion,
     make_folder,
     raise_problems,
     with_location,
 )
 from robustmerge.formats.adapter import Adapter, open_adapter
 from robustmerge.formats.tensors import all_finite
-from robustmerge.stage.files import sha256_of, write_atomically
+from robustmerge.stage.files import FolderWriter, sha256_of
 from robustmerge.stage.settings import UserError
 
 _PEFT_LORA = re.compile(r"(?:model\.)?language_model\.(?:model\.)?layers\.(\d+)\.(.+)")
@@ -77,12 +77,11 @@ def convert_to_original(
     record |= {"base": base, "notes": [*notes, *_notes_on_folder_name(folder)]}
     make_folder(adapter, folder)
     lora = {lora_name(key): opened.file.get(name).clone() for key, name in index.names.items()}
-    write_atomically(folder / "adapter_model.bin", _torch_save_bytes(lora))
-    write_atomically(folder / PROJECTOR, _torch_save_bytes(projector))
     text = "Converted to LLaVA's own format, tensor by tensor, without any change of the numbers."
     configs = {LLAVA_CONFIG: config, ADAPTER_CONFIG: original_adapter_config(raw, base)}
-    finish_folder(folder, record, "", text, configs)
-    return record
+    weights = {"adapter_model.bin": _torch_save_bytes(lora), PROJECTOR: _torch_save_bytes(projector)}
+    with FolderWriter(folder, [], weights | describe_conversion(record, "", text, configs)):
+        return record
 
 
 def original_request(like: Path | None, vision_tower: str | None) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import Any
 
 from llava_ext.original.configs import SAVED, build_targets
 from llava_ext.original.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names, read_optional_json
-from llava_ext.original.record import finish_folder, hash_sources, make_folder, raise_problems
+from llava_ext.original.record import describe_conversion, hash_sources, make_folder, raise_problems
 from robustmerge.formats.adapter import PREFIX, WEIGHTS, open_adapter
 from robustmerge.formats.tensors import TensorWriter, header_room
+from robustmerge.stage.files import FolderWriter
 
 _MOVES = (
     ("language_model.model.", "model.language_model."),
@@ -70,9 +71,6 @@ def convert_old_names(adapter: Path, folder: Path, base: str, request: Mapping[s
     raise_problems(adapter, problems)
     names = {current_name(name): name for name in opened.file.names}
     make_folder(adapter, folder)
-    with TensorWriter(folder / WEIGHTS, header_room(names)) as writer:
-        for name, stored in sorted(names.items()):
-            writer.add(name, opened.file.get(stored))
     base = base or config.get("base_model_name_or_path") or ""
     layers = {module.split(".layers.")[1].split(".")[0] for module in opened.modules}
     record = {
@@ -90,5 +88,9 @@ def convert_old_names(adapter: Path, folder: Path, base: str, request: Mapping[s
     }
     config = {**config, "base_model_name_or_path": base, "target_modules": build_targets(linears)}
     text = "Names of tensors brought to those of transformers since 4.52, without any change of the numbers."
-    finish_folder(folder, record, "library_name: peft\n", text, {ADAPTER_CONFIG: config})
+    small = describe_conversion(record, "library_name: peft\n", text, {ADAPTER_CONFIG: config})
+    writer = TensorWriter(folder / WEIGHTS, header_room(names))
+    with FolderWriter(folder, [writer], small):
+        for name, stored in sorted(names.items()):
+            writer.add(name, opened.file.get(stored))
     return record

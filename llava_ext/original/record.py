@@ -21,7 +21,7 @@ from llava_ext.original.names import (
     read_optional_json,
 )
 from robustmerge.formats.tensors import TensorFile, all_finite
-from robustmerge.stage.files import sha256_of, write_atomically
+from robustmerge.stage.files import sha256_of
 from robustmerge.stage.settings import UserError, first_few
 
 RECORD = "conversion.json"
@@ -147,8 +147,10 @@ def make_folder(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def finish_folder(folder: Path, record: Mapping[str, Any], front: str, text: str, configs: Mapping[str, dict]) -> None:
-    """Write card, record and configs in this order; the last config makes the folder complete."""
+def describe_conversion(
+    record: Mapping[str, Any], front: str, text: str, configs: Mapping[str, dict]
+) -> dict[str, str | bytes]:
+    """Card, record and configs by name, in the order of publication: the last config makes the folder complete."""
     projector = f"projector: {record['projector_tensors']} tensors, {record['projector_dtype']}"
     card = _CARD.format(
         front=front,
@@ -158,7 +160,5 @@ def finish_folder(folder: Path, record: Mapping[str, Any], front: str, text: str
         files="\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in record["digests"].items()),
         **{key: record[key] for key in ("layers", "rank", "alpha", "dtype")},
     )
-    write_atomically(folder / "README.md", card)
-    write_atomically(folder / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
-    for name, config in configs.items():
-        write_atomically(folder / name, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    files: dict[str, str | bytes] = {"README.md": card, RECORD: json.dumps(record, indent=1, sort_keys=True) + "\n"}
+    return files | {name: json.dumps(config, indent=2, sort_keys=True) + "\n" for name, config in configs.items()}

@@ -33,13 +33,14 @@ from llava_ext.original.record import (
     check_finite,
     check_projector_shapes,
     check_values,
-    finish_folder,
+    describe_conversion,
     make_folder,
     raise_problems,
     with_location,
 )
 from robustmerge.formats.adapter import PREFIX, WEIGHTS
 from robustmerge.formats.tensors import TensorFile, TensorWriter, header_room
+from robustmerge.stage.files import FolderWriter
 from robustmerge.stage.settings import UserError, first_few
 
 
@@ -68,12 +69,12 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
     base = base or _default_base(index) or ""
     record |= {"base": base, "adapter_config": config, "config": read_optional_json(original / LLAVA_CONFIG)}
     make_folder(original, folder)
-    with TensorWriter(folder / WEIGHTS, header_room(sources)) as writer:
-        for name, (file, stored) in sorted(sources.items()):
-            writer.add(name, file.get(stored))
     text = "Converted from LLaVA's own format, tensor by tensor, without any change of the numbers."
     configs = {ADAPTER_CONFIG: peft_adapter_config(config, base, projector is not None)}
-    finish_folder(folder, record, "library_name: peft\n", text, configs)
+    writer = TensorWriter(folder / WEIGHTS, header_room(sources))
+    with FolderWriter(folder, [writer], describe_conversion(record, "library_name: peft\n", text, configs)):
+        for name, (file, stored) in sorted(sources.items()):
+            writer.add(name, file.get(stored))
     return record
 
 

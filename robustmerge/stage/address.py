@@ -30,6 +30,7 @@ from typing import Any
 from robustmerge.stage.files import (
     BESIDE,
     cached_sha256,
+    check_file_name,
     find_unpublished,
     is_of_kernel,
     list_files,
@@ -264,6 +265,8 @@ def read_manifest(path: Path) -> dict:
     outputs = manifest["record"].get("outputs", {})
     if not isinstance(outputs, dict) or not all(isinstance(digest, str) for digest in outputs.values()):
         raise UserError(f"{path} is not a manifest of ours: outputs must be digests by name, got {quote(outputs)}")
+    for name in outputs:
+        check_file_name(name, f"{path}: a name in outputs")
     return {"identity": manifest["identity"], "record": manifest["record"]}
 
 

@@ -100,15 +100,16 @@ class WholeFile:
 class FolderWriter:
     """Context manager that writes a folder: all files appear when the block ends without an error, otherwise none.
 
-    large: the files that are written inside the block. A subclass gives the small ones at its end (`complete`).
+    large: the files that are written inside the block. small: the others by name, in the order of publication; a
+    subclass may give them at the block's end (`complete`).
     """
 
-    def __init__(self, folder: Path, large: Sequence[WholeFile]):
-        self.folder, self._large = folder, large
+    def __init__(self, folder: Path, large: Sequence[WholeFile], small: Mapping[str, str | bytes] | None = None):
+        self.folder, self._large, self._small = folder, large, small or {}
 
     def complete(self) -> Mapping[str, str | bytes]:
-        """Write what the large files still lack, and return the small ones, by name, in the order of publication."""
-        raise NotImplementedError
+        """Write what the large files still lack, and return the small ones."""
+        return self._small
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)

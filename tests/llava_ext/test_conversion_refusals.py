@@ -5,8 +5,10 @@ Needs no network.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import time
 import zipfile
 from pathlib import Path
@@ -264,3 +266,21 @@ def test_an_adapter_is_never_converted_onto_itself_or_twice(ours: Path) -> None:
         convert_to_original(ours, ours)
     with pytest.raises(UserError, match="is in LLaVA's own format already"):
         convert_to_original(ours.parent / "original", ours.parent / "back")
+
+
+@pytest.mark.parametrize("to", ["peft", "original"])
+def test_a_conversion_that_a_full_disk_stops_leaves_no_file(tmp_path, monkeypatch, to):
+    original, out, calls = write_original(tmp_path / "original"), tmp_path / "out", []
+    peft = tmp_path / "peft"
+    convert_to_peft(original, peft, "")
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        source.rename(target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="No space left"):
+        convert_to_peft(original, out, "") if to == "peft" else convert_to_original(peft, out)
+    assert list(out.iterdir()) == []
