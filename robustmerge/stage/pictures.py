@@ -18,6 +18,7 @@ LONGEST_SIDE = 10_000  # pixels: padded to a square and resized, such a picture 
 LARGEST_RATIO = 500  # of the sides: one row of pixels, scaled to the height that a model sees, would be millions wide
 MOST_SCANS = 40  # of a JPEG: each passes over the whole picture once more, and ten are usual
 _TILE = (322, 323)  # TIFF's tags TileWidth and TileLength
+_BITS = 258  # TIFF's tag BitsPerSample
 _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])", re.DOTALL)  # of a segment of a JPEG; its length follows
 
 
@@ -26,7 +27,7 @@ class PictureError(OSError):
 
 
 def read_picture(source: Path | bytes) -> Image.Image:
-    """Read a picture from a file or from its bytes; grey of 16 bits becomes 8 bits by its upper byte.
+    """Read a picture from a file or from its bytes; grey of 16 bits becomes 8 bits by their upper half.
 
     Raises PictureError for whatever is no file, none of FORMATS, damaged, or of an excessive size.
     """
@@ -86,9 +87,9 @@ def _reduce_to_8_bits(picture: Image.Image) -> Image.Image:
 
     Raises ValueError for grey of 32 bits, which has no range that everybody agrees on.
     """
-    is_16_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
-    if is_16_bit:
-        return picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        bits = getattr(picture, "tag_v2", {}).get(_BITS, (16,))[0]  # 12 in a TIFF that says so
+        return picture.convert("I").point(lambda value: value * 2.0 ** (8 - bits)).convert("L")
     if picture.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits; save it with 8 or 16")
+        raise ValueError("its pixels are numbers of no agreed range; save it with 8 or 16 bits")
     return picture

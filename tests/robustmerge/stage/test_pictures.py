@@ -37,6 +37,12 @@ def test_grey_of_16_bits_becomes_8_bits_by_its_upper_byte(kind: str, value: int,
     assert picture.mode == "L" and picture.getextrema() == (shade, shade)
 
 
+def test_grey_of_12_bits_is_as_bright_as_its_file_says() -> None:
+    bits = [struct.pack("<HHIHH", 258, 3, 1, number, 0) for number in (16, 12)]  # a tag of a TIFF
+    file = encode(Image.new("I;16", (4, 2), 0xFFFF), "tiff").replace(*bits)
+    assert read_picture(file).getextrema() == (255, 255)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_a_picture_of_8_bits_stays_as_it_is(mode: str) -> None:
     picture = Image.effect_noise((8, 8), 50.0).convert(mode)
@@ -64,8 +70,8 @@ def test_what_is_no_picture_is_refused_with_its_reason(tmp_path: Path) -> None:
         "text.png": (png(4, 4, (b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21)))), "too large"),
         "scans.jpg": (jpeg[:-2] + 50 * last_scan + jpeg[-2:], "scans"),
         "tiles.tif": (encode(Image.new("L", (4, 4)), "tiff").replace(rows, tile), "tiles"),
-        "float.tif": (encode(Image.new("F", (4, 4), 0.5), "tiff"), "32 bits"),
-        "integer.tif": (encode(Image.new("I", (4, 4), 7), "tiff"), "32 bits"),
+        "float.tif": (encode(Image.new("F", (4, 4), 0.5), "tiff"), "no agreed range"),
+        "integer.tif": (encode(Image.new("I", (4, 4), 7), "tiff"), "no agreed range"),
     }
     for name, (content, _) in contents.items():
         (tmp_path / name).write_bytes(content)
