@@ -81,13 +81,11 @@ def test_all_wrong_values_are_told_at_once_and_long_ones_in_short(tmp_path: Path
 
 
 def test_what_other_programs_write_is_merged(tmp_path: Path) -> None:
-    old = {"enable_lora": None, "merge_weights": True, "fan_in_fan_out": None, "bias": None}  # peft 0.1
+    old = {"enable_lora": [True, False], "merge_weights": True, "fan_in_fan_out": None, "bias": None}  # peft 0.1
     unsloth = {"auto_mapping": {"base_model_class": "Llama", "unsloth_fixed": True}, "revision": "unsloth"}
     for name, values in {"old": old, "unsloth": unsloth, "whole": {"r": 4.0, "peft_type": "lora"}}.items():
         write_merged(tmp_path / f"of_{name}", SUM, {name: write_config(tmp_path / name, **values)}, **QUIET)
     assert json.loads((tmp_path / "of_unsloth" / CONFIG).read_text())["auto_mapping"] == unsloth["auto_mapping"]
-    with pytest.raises(UserError, match=r"enable_lora=\[True, False\] cannot be merged here"):
-        open_adapter(write_config(tmp_path / "merged_linear", enable_lora=[True, False]))
 
 
 # --- patterns ----------------------------------------------------------------------------------------------------
