@@ -38,6 +38,7 @@ from robustmerge.formats.names import (
     Names,
     count_tensors,
     find_moves,
+    is_saved_whole,
     move,
     parse_names,
     read_model_config,
@@ -376,12 +377,6 @@ _GATHER = (
 )
 BIASES = ("all", "lora_only")  # settings of peft's `bias` by which biases of the base are trained
 _INNER = re.compile(r"(^|\.)(base_layer|original_module|modules_to_save|lora_\w+)(\.|$)")  # words of peft
-# what is saved whole though the config does not list it: embeddings and heads (resized ones by peft itself), and norms
-WHOLE = re.compile(
-    r"(.*\.)?(embed_tokens|embed_in|embed_out|lm_head|shared|tok_embeddings|word_embeddings|wpe|wte"
-    r"|\w*norm\w*|ln_\w+|ln\d*)\.(weight|bias)",
-    re.IGNORECASE,
-)
 
 
 def classify_names(file: TensorFile, config: Mapping[str, Any], names: Names) -> Contents:
@@ -421,7 +416,7 @@ def _classify_others(
     others: Mapping[str, str], file: TensorFile, config: Mapping[str, Any], contents: Contents
 ) -> None:
     """Sort what is not LoRA. others: name in the file -> in the model, which may have peft's own words in it."""
-    listed = re.compile("|".join(rf"{re.escape(module)}\." for module in saved_modules(config)) or "(?!)")
+    listed = [f"{module}." for module in saved_modules(config)]  # peft compares the end of a module's name
     weights = {path.replace(".base_layer.", ".") for path in others.values()}
     embeddings = {path.partition(".lora_embedding_")[0] for path in others.values() if ".lora_embedding_" in path}
     originals: dict[str, str] = {}
@@ -431,7 +426,7 @@ def _classify_others(
         outer = plain.replace(".base_layer.", ".")
         module, _, last = outer.rpartition(".")
         has_lora, is_bias = module in contents.lora, last == "bias" and not _INNER.search(outer)
-        if listed.search(plain) or (WHOLE.fullmatch(plain) and not has_lora):
+        if any(module in plain for module in listed) or (is_saved_whole(plain) and not has_lora):
             if ".original_module." in plain:
                 originals[stored] = plain.replace(".original_module.", ".")
             elif _INNER.search(plain):

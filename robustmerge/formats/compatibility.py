@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustmerge.formats.adapter import WHOLE, Adapter
+from robustmerge.formats.adapter import Adapter
 from robustmerge.formats.adapter_config import SAME_BASE, SAME_KIND, TARGETS
+from robustmerge.formats.names import is_saved_whole
 from robustmerge.stage.settings import first_few
 
 SAVED_WHOLE = (
@@ -40,7 +41,7 @@ def find_disagreements(
         problems += _missing(a.name, "module", usual, a.modules)
     extras = Counter(a.extras for a in adapters).most_common(1)[0][0]
     for a in adapters:
-        is_whole = any(WHOLE.fullmatch(name) for name in set(extras) ^ set(a.extras))
+        is_whole = any(is_saved_whole(name) for name in set(extras) ^ set(a.extras))
         problems += _with(SAVED_WHOLE if is_whole else "", _missing(a.name, "tensor", extras, a.extras))
     if equal_ranks:
         problems += _with(remedy, _odd_ones("rank", {a.name: _ranks_of(a) for a in adapters}))

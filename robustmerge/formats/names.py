@@ -37,6 +37,10 @@ _LORA = re.compile(
     r"(?P<magnitude>magnitude_vector)(?:\.(?!weight$)(?P<magnitude_name>[^.]+))?(?:\.weight)?)"
 )
 
+_EMBEDDINGS = {
+    "embed_in", "embed_out", "embed_tokens", "lm_head", "shared", "tok_embeddings", "word_embeddings", "wpe", "wte",
+}  # fmt: skip
+
 # Since its version 4.52, transformers keeps all parts of a model that reads more than text below `model`: the beginning
 # of a name (a pattern) -> the beginning that it has today. Source: transformers.conversion_mapping of 5.23.
 Moves = Sequence[tuple[str, str]]
@@ -170,11 +174,17 @@ def parse_names(stored: Collection[str], config: Mapping[str, Any]) -> Names:
     if len(adapters) > 1:
         which = " and ".join(f"'{adapter}'" for adapter in sorted(adapters)[:4])
         names.problems.append(f"it holds the tensors of several adapters, {which}; save each in a folder of its own")
-    own = re.compile(rf"(\.modules_to_save)\.(?:{'|'.join(map(re.escape, sorted({*adapters, DEFAULT})))})\.")
+    own = {f".modules_to_save.{adapter}.": ".modules_to_save." for adapter in (*sorted(adapters)[:1], DEFAULT)}
     for name, said in names.parsed.items():
-        if said.part is None:
-            names.parsed[name] = Name(own.sub(r"\1.", said.path))
+        if said.part is None and ".modules_to_save." in said.path:
+            names.parsed[name] = Name(_replace(said.path, own))
     return names
+
+
+def _replace(text: str, words: Mapping[str, str]) -> str:
+    for word, other in words.items():
+        text = text.replace(word, other)
+    return text
 
 
 def _find_inner(paths: Mapping[str, str]) -> dict[str, str]:
@@ -211,6 +221,21 @@ def count_tensors(names: Sequence[str]) -> str:
     """
     first = show(names[0])
     return f"tensor {first} is" if len(names) == 1 else f"tensors {first} and {len(names) - 1} more are"
+
+
+def is_saved_whole(name: str) -> bool:
+    """Whether a tensor may be saved though no config lists it.
+
+    Embeddings and heads are saved whole by peft where they were resized; norms are trained beside LoRA.
+
+    >>> [is_saved_whole(name) for name in ("model.embed_tokens.weight", "h.0.ln_1.bias", "layers.0.mlp.up.weight")]
+    [True, True, False]
+    """
+    module, _, last = name.lower().rpartition(".")
+    kind = module.rpartition(".")[2]
+    return last in ("weight", "bias") and (
+        kind in _EMBEDDINGS or "norm" in kind or bool(re.fullmatch(r"ln(_\w+|\d*)", kind))
+    )
 
 
 def show(name: str) -> str:
