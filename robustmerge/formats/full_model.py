@@ -44,7 +44,7 @@ class ModelWriter(FolderWriter):
         self._places = find_places(self.base, like, self._fan)
         self._extras = set(like.extras)
         self._biases: dict[str, Tensor] = {}
-        self._small = [file for file in _list_small(base) if not file.name.endswith(".index.json")]
+        self._copied = [file for file in _list_small(base) if not file.name.endswith(".index.json")]
         self._writers = {
             name: SlotWriter(folder / name, {key: (file.dtype(key), file.shape(key)) for key in file.names})
             for name, file in self.base.files.items()
@@ -92,7 +92,7 @@ class ModelWriter(FolderWriter):
             size = sum(writer.size for writer in self._writers.values())
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(self.base.where.items()))}
             small[INDEX] = json.dumps(index, indent=2) + "\n"
-        return {**small, "README.md": self.card, **{file.name: file.read_bytes() for file in self._small}}
+        return {**small, "README.md": self.card, **{file.name: file.read_bytes() for file in self._copied}}
 
 
 def _list_small(base: Path) -> list[Path]:

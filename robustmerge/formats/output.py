@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +64,15 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
     if kind != "delta":
         return []
     unfit = [(a.name, dora) for dora in (True, False) for a in adapters if (a.is_dora if dora else a.has_lora_bias)]
-    return [f"expert '{name}': {explain_delta_limit(dora)}" for name, dora in unfit]
+    problems = [f"expert '{name}': {explain_delta_limit(dora)}" for name, dora in unfit]
+    module, (d_out, _, d_in) = max(adapters[0].shapes.items(), key=lambda item: item[1][0] * item[1][2])
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * d_out * d_in > memory:
+        problems.append(
+            f"module '{module}' is {d_out} x {d_in}: its dense update takes {4 * d_out * d_in / 1e9:.0f} GB, and this "
+            f"machine has {memory / 1e9:.0f} GB of memory; take merge.out.format=adapter"
+        )
+    return problems
 
 
 def base_of(adapter: Adapter) -> str | None:

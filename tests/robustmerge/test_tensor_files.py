@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
-from robustmerge.formats.adapter import open_adapter
+from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.formats.delta import open_delta
 from robustmerge.formats.full_model import export_model
 from robustmerge.formats.tensors import TensorFile
@@ -303,6 +303,13 @@ def test_a_delta_holds_updates_of_weights(tmp_path: Path, name: str, tensor: tor
     (tmp_path / "delta_config.json").write_text('{"format": 1}')
     with pytest.raises(UserError, match=reason):
         open_delta(tmp_path)
+
+
+def test_a_dense_update_that_fits_no_memory_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    wide = {"q": LoraPair(torch.ones(1, 10**6), torch.ones(10**6, 1))}
+    experts = {name: write_expert(tmp_path / name, wide) for name in "ab"}
+    with pytest.raises(UserError, match="'q' is 1000000 x 1000000: its dense update takes 4000 GB"):
+        merge_folders(experts, read_method("average", out__format="delta"), tmp_path / "out", **QUIET)
 
 
 # --- a law for any bytes ------------------------------------------------------------------------------------------
