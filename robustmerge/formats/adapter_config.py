@@ -35,7 +35,6 @@ TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "F
 SAVED_FOR_TASK = {
     "SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",),
 }  # fmt: skip
-TIED = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "shared")  # what ensure_weight_tying saves twice
 LARGEST_RANK = 10**6
 MOST_SAVED = 400
 LONGEST_NAME = 1000  # characters of a module's name and of a base model's
@@ -171,10 +170,8 @@ def _find_saved(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
 
 
 def saved_modules(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modules that are trained and saved whole: of modules_to_save, tied to one of them, and the task's head."""
-    saved = config.get("modules_to_save") or ()
-    tied = TIED if saved and config.get("ensure_weight_tying") else ()
-    return (*saved, *tied, *SAVED_FOR_TASK.get(config.get("task_type") or "", ()))
+    """The modules that are trained and saved whole: those of modules_to_save and the head of the task."""
+    return (*(config.get("modules_to_save") or ()), *SAVED_FOR_TASK.get(config.get("task_type") or "", ()))
 
 
 # --- the rank and the scaling of a module --------------------------------------------------------------------------
