@@ -28,7 +28,7 @@ MOST_CHOICES = 26  # options have letters
 LONGEST_PATH = 1000  # characters of a picture's path
 LARGEST_SIZE = 10**6  # pixels
 FINITE = sys.float_info.max
-WHOLE = 1e16  # below it Python writes a whole float without an exponent
+WHOLE = 2**53  # up to it a float holds every whole number
 MOST_PROBLEMS = 1000  # bad records of a file, after which it is not read on
 _LIST = re.compile(r"\s*\[")
 _PICTURES = ("image", "images")
@@ -272,23 +272,23 @@ def _show(value: Any) -> str:
     return "NaN, as pandas writes what is missing" if is_nan else shorten(plain(json.dumps(value, ensure_ascii=False)))
 
 
-def format_scalar(value: Any, what: str) -> str:
+def format_scalar(value: Any, what: str, as_printed: bool = False) -> str:
     """A text or a number of a foreign file as text; a whole number has no decimals, as pandas gives it some.
 
-    what: names the value in the message of the TypeError that anything else raises.
+    what: names the value in the message of the TypeError that anything else raises. as_printed: with the decimals.
     """
     if isinstance(value, str):
         return value
     holds = isinstance(value, int) or isinstance(value, float) and math.isfinite(value)
     _require(holds and not isinstance(value, bool), what, "text or a number", value)
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) < WHOLE
-    return str(int(value) if is_whole else value)
+    return str(int(value) if is_whole and not as_printed else value)
 
 
-def _scalar(record: Mapping[str, Any], name: str) -> str:
+def _scalar(record: Mapping[str, Any], name: str, as_printed: bool = False) -> str:
     if name not in record:
         raise ValueError(f"field '{name}' is missing; {_fields_of(record)}")
-    return format_scalar(record[name], f"field '{name}'")
+    return format_scalar(record[name], f"field '{name}'", as_printed)
 
 
 def _scalars(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -312,11 +312,14 @@ def _turns_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, shape in _DIALOGUES.items():
         if record.get(name) is not None and (name == "conversations" or "text" not in record):
             return _conversation_of(record[name], name, *shape)
-    later = record.get("turns") or []
+    later = [] if record.get("turns") is None else record["turns"]
     holds = isinstance(later, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in later)
     _require(holds, "field 'turns'", "a list of [question, answer]", later)
-    turns = [[format_scalar(text, "an entry of field 'turns'") for text in turn] for turn in later]
-    return [(_scalar(record, "text"), _answer_of(record)), *((question, answer) for question, answer in turns)]
+    what = "an entry of field 'turns'"
+    turns = [
+        (format_scalar(question, what, as_printed=True), format_scalar(answer, what)) for question, answer in later
+    ]
+    return [(_scalar(record, "text", as_printed=True), _answer_of(record)), *turns]
 
 
 def _answer_of(record: Mapping[str, Any]) -> str:
@@ -336,8 +339,8 @@ def _conversation_of(said: Any, name: str, speaker: str, text: str, roles: tuple
     if [message.get(speaker) for message in said] != [*roles] * (len(said) // 2) or not said:
         speakers = quote([message.get(speaker) for message in said])
         raise ValueError(f"a conversation is {', '.join(roles * 2)}, ...; got {speakers} ('{speaker}' in '{name}')")
-    values = [_scalar(message, text) for message in said]
-    return list(zip(values[::2], values[1::2], strict=True))
+    pairs = zip(said[::2], said[1::2], strict=True)
+    return [(_scalar(question, text, as_printed=True), _scalar(answer, text)) for question, answer in pairs]
 
 
 def _shown(record: Any) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def test_a_bad_question_file_is_refused_with_its_place(tmp_path, records, said):
 
 
 def test_a_whole_number_has_no_decimals_however_it_was_written(tmp_path):
-    record = {"question_id": 2.0, "text": 7.0, "answer": 3.0, "references": [3.0, 0.5, 1e300], "choices": [1.0, 2.5]}
+    record = {"question_id": 2.0, "text": 7, "answer": 3.0, "references": [3.0, 0.5, 1e300], "choices": [1.0, 2.5]}
     (tmp_path / "test.json").write_text(json.dumps([record, {**CAT, "answer_bbox": [0.0, 1.0, 2, 0.5]}]))
     assert read_examples(tmp_path / "test.json") == [
         Example("2", "7", "3", references=("3", "0.5", "1e+300"), choices=("1", "2.5")),
