@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from robustmerge.formats.adapter import Adapter
 from robustmerge.formats.output import how_to_load
 from robustmerge.method import AnyMethod
+from robustmerge.stage.address import read_manifest
+from robustmerge.stage.settings import ConfigError, Problem, build
 from robustmerge.stage.text import plain, shorten
 
 ALMOST_NOTHING = 0.01  # of the largest expert's norm
@@ -33,6 +35,34 @@ class Norms:
         self.merged += merged
         for name, value in experts.items():
             self.experts[name] = self.experts.get(name, 0.0) + value
+
+
+@dataclass(frozen=True)
+class MergeRecord:
+    """The record of a merge, as its manifest must hold it to be shown; norms are never empty."""
+
+    experts: tuple[str, ...]
+    modules: int
+    ranks: tuple[int, ...]
+    extras: int
+    dropped_rows: int
+    strength: float | None
+    effective_strength: float | None
+    norm: float
+    expert_norms: Mapping[str, float]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not self.expert_norms:
+            raise ConfigError(Problem("there must be one for every expert", "expert_norms"))
+
+
+def read_merge_record(manifest: Path) -> dict[str, Any]:
+    """Read the record of a merge. Raises UserError if it is not one."""
+    record = read_manifest(manifest)["record"]
+    names = [field.name for field in fields(MergeRecord)]
+    build(MergeRecord, {name: record[name] for name in names if name in record}, str(manifest))
+    return record
 
 
 def record_merge(

@@ -15,8 +15,9 @@ from pipeline.program import train_all_command
 from pipeline.stages.convert import convert
 from pipeline.work_items import describe_item, drop_finished, run_side_by_side
 from robustmerge.method import AnyMethod, list_methods
-from robustmerge.stage.address import Address, read_manifest, run_stage
+from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.settings import UserError, suggest
+from robustmerge.stage.text import plain
 
 
 def check_experts(plans: Sequence[Plan], multi_task: bool = True) -> None:
@@ -109,9 +110,10 @@ def print_merged(folder: Path, method: AnyMethod, out: str, was_there: bool = Fa
     from robustmerge.merge_record import (
         count_experts,
         find_warnings,  # needs torch, which planning has not loaded
+        read_merge_record,
     )
 
-    record = read_manifest(folder / "manifest.json")["record"]
+    record = read_merge_record(folder / "manifest.json")
     title = method.title or method.name
     print(f"\n{title}: {count_experts(record['experts'])} merged into {out}")
     print("it was there already, from the same experts and settings: nothing was done again\n" if was_there else "")
@@ -120,7 +122,7 @@ def print_merged(folder: Path, method: AnyMethod, out: str, was_there: bool = Fa
     written = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
     rows |= {"size": written, "time": f"{record['seconds']:.1f} s" + (" when it was made" if was_there else "")}
     for key, value in rows.items():
-        print(f"  {key:<20} {value}")
+        print(f"  {key:<20} {plain(value)}")
     for warning in find_warnings(method, record):
         print(f"\nwarning: {warning}")
     is_model = (folder / "config.json").exists()

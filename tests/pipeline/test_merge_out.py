@@ -104,6 +104,12 @@ def test_a_folder_is_never_overwritten_and_what_a_kill_left_is_no_hindrance(tmp_
     with pytest.raises(UserError, match="choose another folder.* made of other experts or settings"):
         merge_to(out, experts, "merge=ties")
     assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+    manifest = json.loads(before["manifest.json"])
+    changed = {**manifest["record"], "expert_norms": {"a": "x"}, "modules": None, "seconds": []}
+    (out / "manifest.json").write_text(json.dumps({**manifest, "record": changed}))
+    with pytest.raises(UserError, match="manifest.json.modules") as refused:
+        merge_to(out, experts, "merge=average")
+    assert "expert_norms.a" in str(refused.value) and "seconds" in str(refused.value)
 
 
 @pytest.mark.parametrize(

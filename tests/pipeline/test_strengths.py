@@ -41,7 +41,7 @@ def write_scores(plan: Plan, value: Callable[[str, float], float]) -> None:
     for method, by_factor in plan.candidates.items():
         for factor, source in by_factor.items():
             for one in source.eval_sets:
-                score = Score(one.task.name, one.task.metric, value(method, factor), 1, 1, 0, 0, 0, {})
+                score = Score(one.task.name, one.task.metric, float(value(method, factor)), 1, 1, 0, 0, 0, {})
                 finish_score(Evaluation(plan, source, one), score)
 
 
@@ -101,7 +101,7 @@ def test_the_split_of_the_test_questions_is_no_part_of_an_address_and_that_of_va
 
 def test_every_method_has_a_second_row_at_its_chosen_strength(tmp_path):
     plan = plan_with_val(tmp_path, "methods=[ties,iso_c,robustmerge]")
-    write_scores(plan, lambda method, f: {"ties": f, "iso_c": -f, "robustmerge": float(f == 0.5)}[method])
+    write_scores(plan, lambda method, f: {"ties": f, "iso_c": -f, "robustmerge": f == 0.5}[method])
     assert {name: choice.factor for name, choice in plan.choices.items()} == {
         "ties": 2.0,
         "iso_c": 0.25,
