@@ -24,7 +24,7 @@ from robustmerge.stage.text import quote
 
 REMEDY = "load it where you trust it, and save its tensors again as .safetensors"
 PICKLE = 32 * 2**20  # bytes of a pickle
-OPCODES = 10**6  # of a pickle; a tensor takes 30 of them
+OPCODES = 500_000  # of a pickle: those of 17,000 tensors
 DIMENSIONS = 16  # of a tensor; torch allows 64
 ARGUMENTS = 10  # of a function of torch that makes a tensor
 LONGEST_GLOBAL = 300  # characters of the name of a class with its module
@@ -148,7 +148,7 @@ def _read_old(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise _Refusal("it was written on a machine of another byte order")
     used: dict[str, _Storage] = {}
-    content, keys = _read_pickle(stream, used), _read_pickle(stream, {}, OPCODES // 10)
+    content, keys = _read_pickle(stream, used), _read_pickle(stream, {}, OPCODES // 5)
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in used for key in keys):
         raise ValueError("its list of storages fits nothing")
     places, at = {}, stream.tell()
@@ -166,7 +166,7 @@ def _read_old(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
 # --- what the pickle describes ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Global:
     """A class or a function, by its name; it is never imported."""
 
@@ -174,7 +174,7 @@ class _Global:
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Storage:
     """Numbers in the file. count: of numbers, or of bytes where torch does not say of what dtype they are (uint8)."""
 
@@ -183,7 +183,7 @@ class _Storage:
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _View:
     """A dense tensor: how many numbers of the storage lie before its first one, its shape and its strides."""
 
@@ -194,7 +194,7 @@ class _View:
     strides: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Foreign:
     """Anything else. what: what a message calls it."""
 
