@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,16 @@ from tests.smoke_run import SmokeRun, run_smoke  # noqa: E402
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
     """The whole pipeline at smoke size, run once."""
     return run_smoke(tmp_path_factory.mktemp("smoke"))
+
+
+def pytest_collection() -> None:
+    """The test files import all libraries, whose objects stay: collecting garbage meanwhile takes seconds."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ from pipeline.plan import Plan
 from pipeline.stages.convert import fetch
 from pipeline.work_items import describe_item, drop_finished, run_in_turn
 from robustmerge.stage.address import Address
+from robustmerge.stage.process import loading_libraries
 from robustmerge.stage.settings import build
 
 MODEL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "model*.safetensors")
@@ -47,8 +48,9 @@ def work_corpus(item: dict) -> None:
 
 
 def work_base(item: dict) -> None:
-    from llava_ext.settings import BaseModel
-    from llava_ext.small.train_base import train_base
+    with loading_libraries():
+        from llava_ext.settings import BaseModel
+        from llava_ext.small.train_base import train_base
 
     settings = build(BaseModel, item["settings"], "model.base")
     train_base(Address.from_json(item["address"]), settings, Path(item["corpus"]), say)

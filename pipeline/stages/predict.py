@@ -16,6 +16,7 @@ from pipeline.plan import Evaluation, Plan, make_command
 from pipeline.stages.convert import convert
 from pipeline.work_items import describe_item, drop_finished, run_side_by_side
 from robustmerge.stage.address import Address
+from robustmerge.stage.process import loading_libraries
 from robustmerge.stage.records import read_predictions
 from robustmerge.stage.settings import UserError, build
 
@@ -82,11 +83,12 @@ def predict(evaluations: Sequence[Evaluation]) -> None:
 
 
 def work_predict(item: dict) -> None:
-    from torch import OutOfMemoryError
+    with loading_libraries():
+        from torch import OutOfMemoryError
 
-    from eval.predict import predict
-    from eval.settings import Generation
-    from llava_ext.processes import run_stage_together
+        from eval.predict import predict
+        from eval.settings import Generation
+        from llava_ext.processes import run_stage_together
 
     settings = build(Generation, item["settings"], "generation")
     fast = settings.products == "fast"
@@ -106,10 +108,11 @@ def work_predict(item: dict) -> None:
 @lru_cache(maxsize=1)
 def load_base(base: str, template: str, fast: bool, device: str, precision: str) -> Any:
     """The base model, loaded once for all sources of this process, on the GPU of its rank."""
-    import torch
+    with loading_libraries():
+        import torch
 
-    from llava_ext.backend import DTYPES
-    from llava_ext.generate import Generator
+        from llava_ext.backend import DTYPES
+        from llava_ext.generate import Generator
 
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

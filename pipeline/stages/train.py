@@ -17,6 +17,7 @@ from pipeline.program import command
 from pipeline.terminal import format_seconds, print_results
 from pipeline.work_items import describe_item, drop_finished
 from robustmerge.stage.address import Address
+from robustmerge.stage.process import loading_libraries
 from robustmerge.stage.settings import build
 
 Training = tuple[Address, tuple[Plan, tuple[Task, ...]]]  # the plan that asks for it, and the tasks trained on
@@ -52,8 +53,9 @@ def _list_unfinished(plans: Sequence[Plan]) -> list[Training]:
 
 
 def work_train(item: dict) -> None:
-    from llava_ext.settings import Expert
-    from llava_ext.train import train_expert
+    with loading_libraries():
+        from llava_ext.settings import Expert
+        from llava_ext.train import train_expert
 
     data = {task: Path(folder) for task, folder in item["data"].items()}
     settings = build(Expert, item["settings"], "expert")
