@@ -9,7 +9,7 @@ of a sweep) share whatever has the same address.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -264,12 +264,17 @@ def list_unfinished(addresses: Iterable[Address | None]) -> list[Address]:
     return [address for address in unique.values() if not address.is_complete()]
 
 
-def require_complete(addresses: Iterable[Address | None], what: str, command: str) -> None:
-    """Raises UserError that names the missing results and the command that makes them."""
+def require_complete(
+    addresses: Iterable[Address | None], what: str, make_command: Callable[[], str], hint: str = ""
+) -> None:
+    """Raises UserError that names the missing results and the command that makes them.
+
+    make_command: called if something is missing, as it takes half a second; hint: what follows the command.
+    """
     missing = list_unfinished(addresses)
     if missing:
         names = "\n".join(f"  {address.short}" for address in missing)
-        raise UserError(f"{len(missing)} {what} missing:\n{names}\nMake them with: {command}")
+        raise UserError(f"{len(missing)} {what} missing:\n{names}\nMake them with: {make_command()}{hint}")
 
 
 def choose_caption_tokenizer() -> str:

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,12 @@ def merge_command() -> str:
 
 def _is_common(word: str) -> bool:
     """Whether every program has the key; a command for another program must leave out the rest."""
-    return _topmost_key(word) in {*compose("merge_eval", []), *list_groups(), "task"}
+    return _topmost_key(word) in _list_common_keys()
+
+
+@cache
+def _list_common_keys() -> frozenset[str]:
+    return frozenset({*compose("merge_eval", []), *list_groups(), "task"})
 
 
 def _topmost_key(word: str) -> str:

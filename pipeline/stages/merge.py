@@ -29,10 +29,8 @@ def check_experts(plans: Sequence[Plan], multi_task: bool = True) -> None:
             raise UserError("there is no expert to merge: none of the chosen tasks is a seen one (tasks)")
         models = plan.trained_models if multi_task else list(plan.experts.values())
         convert(plan, plan.adapters.values())
-        train_all = train_all_command()
-        if list_unfinished(models) == [plan.multi_task]:
-            train_all += "\nor leave it out: multi_task=false"
-        require_complete(models, "trained models are", train_all)
+        hint = "\nor leave it out: multi_task=false" if list_unfinished(models) == [plan.multi_task] else ""
+        require_complete(models, "trained models are", train_all_command, hint)
 
 
 def merge(plans: Sequence[Plan], choose: bool = False) -> None:
@@ -98,7 +96,7 @@ def _with_base(plan: Plan, method: AnyMethod) -> AnyMethod:
     if method.out.format != "model" or method.out.base is not None or plan.config.experts is not None:
         return method
     if plan.config.model.base is not None:
-        require_complete([plan.base], "base model is", train_all_command())
+        require_complete([plan.base], "base model is", train_all_command)
     return dataclasses.replace(method, out=dataclasses.replace(method.out, base=str(plan.base.path)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def check_sources(plans: Sequence[Plan]) -> None:
         convert(plan, [Adapter(source.address, source.original)])
         if source.kind != "zero_shot":
             narrowed = source.kind == "merged" and "tasks" in plan.overrides
-            require_complete([source.address], "result is", make_command(source) + (NARROWED if narrowed else ""))
+            hint = NARROWED if narrowed else ""
+            require_complete([source.address], "result is", partial(make_command, source), hint)
 
 
 def check_devices(plans: Sequence[Plan], is_short: bool = False) -> None:

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -88,7 +89,7 @@ def _check(plans: Sequence[Plan]) -> None:
         needed += plan.experts.values()
         for source in plan.sources:
             needed += [source.address, *(plan.score(source, one) for one in source.eval_sets if one.task.seen)]
-    require_complete(needed, "results are", command("merge_eval"))
+    require_complete(needed, "results are", partial(command, "merge_eval"))
 
 
 @dataclass

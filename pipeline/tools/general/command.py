@@ -137,7 +137,7 @@ def run_general(points: Sequence[Mapping[str, Any]]) -> None:
     planned = [GeneralPlan(*make_plan_with(GeneralRequest, point)) for point in points]
     for one in planned:
         list_runs(one.plan, one.request)  # wrong keys are reported before what is missing
-    require_complete([one.plan.base for one in planned], "base model is", train_all_command())
+    require_complete([one.plan.base for one in planned], "base model is", train_all_command)
     predict.check_sources([one.plan for one in planned])
     predict.check_devices([one.plan for one in planned])
     unfinished = [one for one in planned if any(not address.is_complete() for address, _ in one.tasks)]

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def find_folder(plan: Plan, request: PushRequest) -> Path:
         source = plan.find_source(name)
         if source.kind == "zero_shot":
             raise UserError("zero_shot is the base alone; source= names an adapter: an expert, a merge, a folder")
-        require_complete([source.address], "result is", make_command(source))
+        require_complete([source.address], "result is", partial(make_command, source))
         folder = source.address.path
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
