@@ -1,4 +1,4 @@
-"""The whole pipeline as a user types it, at smoke size: runs, resumes, survives kills. About three minutes."""
+"""The whole pipeline as a user types it, at smoke size: runs, resumes, survives kills. A few minutes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from robustmerge.stage.address import REPOSITORY, read_manifest
@@ -77,7 +78,7 @@ def test_the_manifest_tells_what_a_result_is_and_how_it_was_made(smoke):
 
 
 def test_a_sweep_shares_one_table_and_dense_deltas_are_a_row_of_it(smoke):
-    subset = ["tasks=[vqav2,rec]", "multi_task=false", "strength_grid=null", "report=sweep"]
+    subset = ["tasks=[vqav2,rec]", "multi_task=false", "strength_grid=null", "report=sweep", "jobs=1"]
     type_command("merge_eval", "-m", "merge=ties", "merge.space=delta,core", *subset, runs=smoke.runs)
     report = (smoke.root / "reports" / "sweep" / "report.md").read_text()
     assert "space=delta" in report
@@ -89,7 +90,8 @@ def test_any_adapter_folder_is_a_source_and_can_be_merged(smoke):
     (adapter,) = (smoke.root / "experts").glob("vqav2-*")
     (other,) = (smoke.root / "experts").glob("rec-*")
     experts = f"experts=[mine:{adapter},yours:{other}]"
-    type_command("merge_eval", experts, "tasks=[vqav2]", "merge=robustmerge", "report=mine", runs=smoke.runs)
+    words = ["tasks=[vqav2]", "merge=robustmerge", "report=mine", "jobs=1"]
+    type_command("merge_eval", experts, *words, runs=smoke.runs)
     assert "RobustMerge" in (smoke.root / "reports" / "mine" / "report.md").read_text()
 
 
@@ -126,7 +128,7 @@ def test_a_task_of_ones_own_is_trained_answered_and_scored(smoke, tmp_path):
 
 def test_a_strength_chosen_on_val_is_a_row_of_its_own_and_a_source(smoke):
     words = ["methods=[ties]", "strength_grid=[0.5]", "tasks=[vqav2,rec,tabmwp]", "multi_task=false", "report=chosen"]
-    printed = type_command("merge_eval", *words, runs=smoke.runs).stdout
+    printed = type_command("merge_eval", *words, "jobs=1", runs=smoke.runs).stdout
     assert "TIES: strength 0.707 (0.5 x the default's update) chosen on val: " in printed
     scores = type_python("score.py", *words, "profile=smoke", "source=merged/ties@chosen", runs=smoke.runs)
     assert [line.split()[0] for line in scores.splitlines()] == ["merged/ties@chosen"] * 3
@@ -152,42 +154,48 @@ def test_an_interrupt_is_one_message(tmp_path):
 
 
 def test_kills_at_any_moment_change_no_byte(smoke, tmp_path):
-    """kill -9 ten times, of the whole process group and of the parent alone in turn, once inside a checkpoint.
+    """kill -9 inside every stage of two experts and a method, of the whole process group and of the parent alone.
 
-    The killed run has one process at a time, the other one had two.
+    All other results are those of the smoke run. The killed run has one process at a time, the other one had two.
+    The moment within a stage is drawn; KILL_SEED draws others. A base's training is cut in tests/llava_ext.
     """
-    pair = ["tasks=[vqav2,rec]", "multi_task=false", "strength_grid=[0.5,1.0]", "report=pair"]
-    type_command("merge_eval", *pair, runs=smoke.runs)
-    words = [*pair, "jobs=1", "model.recipe.save_steps=2"]
-    draw = random.Random(int(os.environ.get("KILL_SEED", "0")))
-    moments = [*(draw.uniform(1, 10) for _ in range(5)), "checkpoint"]
-    for number, moment in enumerate(moments):
-        _kill_at(moment, _start("train_all", tmp_path, *words), tmp_path, parent_alone=number % 2 == 1)
-    type_command("train_all", *words, runs=tmp_path)
-    for number in range(4):
-        _kill_at(draw.uniform(1, 6), _start("merge_eval", tmp_path, *words), tmp_path, parent_alone=number % 2 == 1)
-    type_command("merge_eval", *words, runs=tmp_path)
     killed = tmp_path / "smoke" / smoke.root.name
-    for pattern in (
-        "experts/*/adapter_model.safetensors",
-        "merged/*/adapter_model.safetensors",
-        "predictions/**/*.jsonl",
-    ):
+    shutil.copytree(smoke.root, killed)
+    again = (
+        "data/rec-*",
+        "experts/rec-*",
+        "experts/vqav2-*",
+        "merged/dare-*",
+        "*/merged/dare-*",
+        "*/val/merged/dare-*",
+    )
+    for path in [path for pattern in again for path in killed.glob(pattern)]:
+        shutil.rmtree(path)
+    draw = random.Random(int(os.environ.get("KILL_SEED", "0")))
+
+    def kill_inside(program: str, stage: Callable[[], bool], parent_alone: bool) -> None:
+        started = _start(program, tmp_path, "jobs=1")
+        _wait_for(stage, started)
+        time.sleep(draw.uniform(0, 0.3))
+        assert started.poll() is None, started.communicate()
+        (os.kill if parent_alone else os.killpg)(started.pid, signal.SIGKILL)
+        started.communicate()
+
+    kill_inside("train_all", lambda: any(killed.glob("data/rec-*")), parent_alone=False)
+    kill_inside("train_all", lambda: _inside_a_checkpoint(killed / "experts"), parent_alone=True)
+    type_command("train_all", "jobs=1", runs=tmp_path)
+    kill_inside("merge_eval", lambda: any(killed.glob("merged/dare-*")), parent_alone=False)
+    kill_inside("merge_eval", lambda: any(killed.glob("predictions/**/dare-*/*")), parent_alone=True)
+    type_command("merge_eval", "jobs=1", runs=tmp_path)
+    assert all(any(killed.glob(pattern)) for pattern in again)
+    for pattern in (*RESULTS, "data/*/*.jsonl"):
         files = files_under(killed, pattern)
         assert files, pattern
         for name, content in files.items():
             assert content == (smoke.root / name).read_bytes(), name
 
 
-def _kill_at(moment: float | str, started: subprocess.Popen, runs: Path, parent_alone: bool) -> None:
-    """Wait for the moment (seconds, or a checkpoint that is not complete yet) and kill -9."""
-    if moment == "checkpoint":
-        _wait_for(lambda: _inside_a_checkpoint(runs), started)
-    else:
-        _wait_for(lambda: False, started, float(moment))
-    if started.poll() is None:
-        (os.kill if parent_alone else os.killpg)(started.pid, signal.SIGKILL)
-    started.communicate()
+RESULTS = ("experts/*/adapter_model.safetensors", "merged/*/adapter_model.safetensors", "predictions/**/*.jsonl")
 
 
 def _inside_a_checkpoint(runs: Path) -> bool:
@@ -213,8 +221,8 @@ def _wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> Non
 
 
 def test_what_exists_can_be_listed_with_what_differs_from_the_defaults(smoke):
-    words = ["merge=robustmerge", "merge.prune.density=0.3", "tasks=[vqav2,rec]", "multi_task=false", "report=listed"]
-    type_command("merge_eval", *words, "strength_grid=null", runs=smoke.runs)
+    words = ["profile=smoke", "merge=robustmerge", "merge.prune.density=0.3", "tasks=[vqav2,rec]"]
+    type_python("merge.py", *words, runs=smoke.runs)
     shown = type_python("runs.py", runs=smoke.runs)
     (row,) = [line for line in shown.splitlines() if "prune.density=0.3" in line]
     assert row.strip().startswith("merged/robustmerge-")
