@@ -1,4 +1,4 @@
-"""Engines of several processes, and DeepSpeed, on CPUs: against one plain process, and after a kill.
+"""Engines of several processes, and DeepSpeed, on CPUs: against one plain process, beside other runs, after a kill.
 
 Accelerate has DeepSpeed over several processes on GPUs only, so two CPU processes of zero2 run as ddp (gloo), and
 DeepSpeed itself, ZeRO-2 and ZeRO-3, runs in one.
@@ -6,11 +6,13 @@ DeepSpeed itself, ZeRO-2 and ZeRO-3, runs in one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -26,7 +28,8 @@ from llava_ext.launch import launch_command
 from llava_ext.settings import Expert, Peft, Recipe, Trainer
 from llava_ext.train import train_expert
 from llava_ext.trainer import MARKER
-from robustmerge.stage.address import Address
+from pipeline.events import read_event
+from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.process import process_start
 from robustmerge.stage.settings import build
 from tests.tiny_model import TEMPLATE, write_base, write_task
@@ -44,14 +47,81 @@ def describe_zero2(engine: str = "zero2", processes: int = 2) -> Trainer:
     return build(Trainer, {**described, **small}, "trainer")
 
 
+class GivenUp(Exception):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Results of one command of two processes, and what it printed: one was complete, another run made one meanwhile
+    and gave up the third, which the command has trained then."""
+
+    complete: Address
+    meanwhile: Address
+    freed: Address
+    printed: str
+
+
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
+def material(tmp_path_factory) -> tuple[Path, Path]:
+    """A base and a task."""
+    root = tmp_path_factory.mktemp("material")
+    return write_base(root / "base"), write_task(root / "task")
+
+
+@pytest.fixture(scope="module")
+def runs(material, tmp_path_factory) -> Runs:
+    root = tmp_path_factory.mktemp("runs")
+    complete, meanwhile, freed = addresses = [address_of(root / name) for name in ("complete", "meanwhile", "freed")]
+    run_stage(complete, lambda folder: None, lambda _: None)
+    is_awaited = {address.path.name: threading.Event() for address in (meanwhile, freed)}
+
+    def hold(address: Address) -> None:
+        """Be another run that holds the lock until the child waits for it; then finish, or give up."""
+
+        def work(folder: Path) -> None:
+            assert is_awaited[address.path.name].wait(60)
+            if address is freed:
+                raise GivenUp
+
+        with contextlib.suppress(GivenUp):
+            run_stage(address, work, lambda _: None)
+
+    others = [threading.Thread(target=hold, args=(address,)) for address in (meanwhile, freed)]
+    for other in others:
+        other.start()
+    child = start(describe_zero2(), addresses, *material)
+    watchdog = threading.Timer(240, child.terminate)
+    watchdog.start()
+    lines = []
+    for line in child.stdout:
+        lines.append(line)
+        event = read_event(line)
+        for name, awaited in is_awaited.items():
+            if event is not None and event.text.startswith("waiting for another run") and name in event.text:
+                awaited.set()
+    assert child.wait() == 0, "".join(lines[-60:])
+    watchdog.cancel()
+    for other in others:
+        other.join()
+    return Runs(complete, meanwhile, freed, "".join(lines))
+
+
+@pytest.fixture(scope="module")
+def ground(material, runs, tmp_path_factory):
     """A base, a task, the folder of an expert that two processes have trained, and of one that a plain one has."""
-    root = tmp_path_factory.mktemp("ground")
-    base, task = write_base(root / "base"), write_task(root / "task")
-    run(describe_zero2(), root / "zero2", base, task)
-    train_expert(address_of(root / "cpu"), settings_of(Trainer()), base, {"task": task}, lambda _: None)
-    return base, task, root / "zero2", root / "cpu"
+    base, task = material
+    plain = tmp_path_factory.mktemp("plain") / "cpu"
+    train_expert(address_of(plain), settings_of(Trainer()), base, {"task": task}, lambda _: None)
+    return base, task, runs.freed.path, plain
+
+
+def test_the_second_process_leaves_what_is_complete_and_waits_while_the_first_waits_for_a_lock(runs):
+    for address in (runs.complete, runs.meanwhile):
+        assert [path.name for path in address.path.iterdir()] == ["manifest.json"]
+    assert (runs.freed.path / "adapter_model.safetensors").exists() and runs.freed.is_complete()
+    assert not (runs.freed.path / "unfinished").exists()
+    assert runs.printed.count("waiting for another run") == 2
 
 
 def settings_of(trainer: Trainer) -> Expert:
@@ -99,7 +169,7 @@ def assert_same_adapter(folder: Path, plain: Path) -> None:
 def test_zero2_goes_on_with_the_same_bytes_after_all_its_processes_were_killed(ground, tmp_path):
     base, task, whole, _ = ground
     folder = tmp_path / "zero2"
-    child = start(describe_zero2(), folder, base, task)
+    child = start(describe_zero2(), [address_of(folder)], base, task)
     marker, deadline = folder / "unfinished" / "checkpoint-2" / MARKER, time.monotonic() + 60
     while not marker.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -115,18 +185,19 @@ def test_zero2_goes_on_with_the_same_bytes_after_all_its_processes_were_killed(g
 
 def run(trainer: Trainer, folder: Path, base: Path, task: Path) -> str:
     """Train through the child program, as the pipeline does. Returns what it printed."""
-    child = start(trainer, folder, base, task)
+    child = start(trainer, [address_of(folder)], base, task)
     output, _ = child.communicate(timeout=240)
     assert child.returncode == 0, output[-6000:]
     return output
 
 
-def start(trainer: Trainer, folder: Path, base: Path, task: Path) -> subprocess.Popen:
-    item = {"stage": "train", "name": folder.name, "address": address_of(folder).to_json(), "base": str(base)}
-    item |= {"settings": dataclasses.asdict(settings_of(trainer)), "data": {"task": str(task)}}
-    job = folder.with_suffix(".job.json")
+def start(trainer: Trainer, addresses: list[Address], base: Path, task: Path) -> subprocess.Popen:
+    settings, data = dataclasses.asdict(settings_of(trainer)), {"task": str(task)}
+    item = {"stage": "train", "settings": settings, "base": str(base), "data": data}
+    items = [{**item, "name": address.path.name, "address": address.to_json()} for address in addresses]
+    job = addresses[-1].path.with_suffix(".job.json")
     parent = {"pid": os.getpid(), "start": process_start(os.getpid())}
-    job.write_text(json.dumps({"parent": parent, "items": [item]}))
+    job.write_text(json.dumps({"parent": parent, "items": items}))
     command, environment = launch_command(trainer, REPOSITORY / "pipeline" / "child.py", job)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
