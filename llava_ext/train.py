@@ -120,9 +120,21 @@ def load_with_adapter(settings: Expert, base: Path) -> PeftModel:
     return adapted
 
 
+def _leave_out_shared_memory() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives: that takes a minute and a compiler of C++.
+
+    One process, which is all that DeepSpeed has on a CPU here, communicates with nobody.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def _build_arguments(settings: Expert, work: Path, steps: int) -> TrainingArguments:
     recipe, trainer = settings.recipe, settings.trainer
     batch, accumulation = trainer.accumulation(recipe.global_batch)
+    if trainer.uses_deepspeed and trainer.device == "cpu":
+        _leave_out_shared_memory()
     return build_arguments(
         work,
         steps,
