@@ -11,16 +11,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_ext.data import derive_seed
-from llava_ext.original.old_peft import KEY_MAPPING, current_name, current_targets
 from llava_ext.settings import Peft
-from robustmerge.formats.adapter import PREFIX, WEIGHTS, open_tensors
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import WEIGHTS, Adapter, move_names, open_adapter
+from robustmerge.formats.adapter_config import CONFIG, PATTERNS, anchor_patterns
 from robustmerge.formats.delta import Delta, open_delta
+from robustmerge.formats.names import LLAVA, PREFIX
 from robustmerge.formats.tensors import all_finite
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import UserError
@@ -117,43 +117,54 @@ def _plain(value: object) -> object:
 
 
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
-    """Load an adapter as `PeftModel.from_pretrained` does, but with an error for every missing or unexpected key.
+    """Load an adapter as it is read for merging; no tensor may be missing or unexpected.
 
-    Names of transformers before 4.52 are understood. Targets that match the vision tower too are read as those of the
-    language model, if the file has no LoRA of the tower.
+    So every spelling of its names and targets that can be merged is the same function here. peft alone would leave out
+    tensors whose names it does not know. The tensors say which modules have LoRA.
     Raises UserError also for an adapter that changes the vision tower, or holds numbers that are not finite.
     """
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is no adapter folder: it has no {CONFIG}{_hint_full_model(folder)}")
-    stored = {current_name(name) for name in open_tensors(folder, folder.name).names}
-    if astray := sorted(name for name in stored if "vision_tower" in name):
+    if not (folder / CONFIG).exists() and (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no adapter folder but a full model: a base (model.checkpoint) and not a source")
+    adapter = move_names(open_adapter(folder), LLAVA)
+    tensors = {name: adapter.file.get(stored) for name, stored in adapter.written_names.items()}
+    if astray := sorted(name for name in tensors if "vision_tower" in name):
         raise UserError(f"the adapter {folder} must leave the vision tower alone, but holds {astray[0]}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            loaded = PeftModel.from_pretrained(model, folder, config=_config_for_llava(folder), key_mapping=KEY_MAPPING)
-        except (ValueError, RuntimeError) as error:  # targets that match nothing, shapes of another model
+            loaded = get_peft_model(model, _peft_config(adapter))
+            set_peft_model_state_dict(loaded, tensors)
+        except (ValueError, RuntimeError) as error:  # modules that the model lacks, shapes of another model
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = " ".join(str(error).split())
             raise UserError(f"the adapter {folder} does not fit this model: {reason}") from error
     state = get_peft_model_state_dict(loaded, save_embedding_layers=False)
-    if stored != set(state):
+    if tensors.keys() != state.keys():
         raise UserError(
-            f"the adapter {folder} does not fit this model: missing {sorted(set(state) - stored)[:3]}, "
-            f"not understood {sorted(stored - set(state))[:3]}"
+            f"the adapter {folder} does not fit this model: missing {sorted(state.keys() - tensors.keys())[:3]}, "
+            f"not understood {sorted(tensors.keys() - state.keys())[:3]}"
         )
     if bad := [name for name, weight in state.items() if not torch.isfinite(weight).all()]:
         raise UserError(f"the adapter {folder} holds numbers that are not finite: {bad[0]}")
-    return loaded
+    return loaded.eval()
 
 
-def _config_for_llava(folder: Path) -> PeftConfig:
-    config = PeftConfig.from_pretrained(folder)
-    config.target_modules = current_targets(config.target_modules)
-    if config.exclude_modules is None:
-        config.exclude_modules = r".*vision_tower.*"
-    return config
+def _peft_config(adapter: Adapter) -> LoraConfig:
+    """The config by which peft puts an adapter on the modules of which there are tensors, and on no other."""
+    config = adapter.config
+    taken = ("r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "bias", "ensure_weight_tying")
+    saved = config.get("modules_to_save") or []
+    biases = ".bias" if config.get("bias", "none") != "none" else "no bias"
+    others = [x for x in adapter.extras if not x.endswith(biases) and not any(f".{m}." in f".{x}" for m in saved)]
+    return LoraConfig(
+        **{key: config[key] for key in taken if config.get(key) is not None},
+        **{key: anchor_patterns(config[key]) for key in PATTERNS},
+        modules_to_save=[*saved, *sorted({name.rpartition(".")[0] for name in others})] or None,
+        target_modules=list(adapter.modules),
+        base_model_name_or_path=adapter.config.get("base_model_name_or_path"),
+        inference_mode=True,
+    )
 
 
 def list_changed_weights(model: PeftModel, names: Iterable[str]) -> list[str]:
@@ -161,11 +172,6 @@ def list_changed_weights(model: PeftModel, names: Iterable[str]) -> list[str]:
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     changed = {name.removeprefix(PREFIX).split(".lora_")[0] for name in state}  # modules, or whole saved tensors
     return [name for name in names if name in changed or name.rpartition(".")[0] in changed]
-
-
-def _hint_full_model(folder: Path) -> str:
-    is_full = (folder / "config.json").is_file()
-    return "; it is a full model, which is a base (model.checkpoint) and not a source" if is_full else ""
 
 
 def open_fitting_delta(weights: Mapping[str, Tensor], folder: Path) -> Delta:

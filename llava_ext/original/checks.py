@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llava_ext.original.names import LINEARS, MODEL_TYPES, LoraKey, lora_name
+from robustmerge.formats.adapter_config import LINE, find_unsupported
 from robustmerge.stage.settings import UserError, first_few
+from robustmerge.stage.text import quote
 
 # Values of LLaVA's config.json that LLaVA-1.5 has; another value is another architecture.
 _LLAVA_VALUES: dict[str, tuple[Any, ...]] = {
@@ -95,27 +97,25 @@ def _describe_misfit(key: LoraKey, shape: tuple[int, ...], sizes: dict[str, int]
 
 
 def check_adapter_config(config: Mapping[str, Any]) -> list[str]:
-    """Problems of an adapter's config: values that make the adapter anything but plain LoRA."""
-    problems = []
-    if str(config.get("peft_type")).upper() != "LORA":
-        problems.append(f"peft_type must be LORA, got {config.get('peft_type')}")
-    for key in ("r", "lora_alpha"):
-        value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            problems.append(f"{key} must be a number above 0, got {value!r}")
+    """Problems of an adapter's config, whose types are checked: values that make it anything but plain LoRA."""
+    problems = find_unsupported(config, ())
+    if config["lora_alpha"] <= 0:
+        problems.append(f"lora_alpha must be a number above 0, got {config['lora_alpha']}")
     for key, allowed in _PEFT_VALUES.items():
         if config.get(key) not in allowed:
-            problems.append(f"{key} must be {allowed[0]!r}, got {config[key]!r}")
+            problems.append(f"{key} must be {allowed[0]!r}, got {quote(config[key])}")
     return problems
 
 
 def check_llava_config(config: Mapping[str, Any], sizes: Mapping[str, int]) -> list[str]:
     """Problems of LLaVA's config: values of another model than LLaVA-1.5, or of other sizes than the tensors."""
     problems = [
-        f"{key} must be {' or '.join(map(repr, allowed))}, got {config[key]!r}"
+        f"{key} must be {' or '.join(map(repr, allowed))}, got {quote(config[key])}"
         for key, allowed in _LLAVA_VALUES.items()
         if key in config and config[key] not in allowed
     ]
+    if (tower := config.get("mm_vision_tower")) is not None and not LINE[0](tower):
+        problems.append(f"mm_vision_tower must be {LINE[1]}, got {quote(tower)}")
     keys = {
         "num_hidden_layers": "layers",
         "hidden_size": "hidden",
@@ -124,5 +124,5 @@ def check_llava_config(config: Mapping[str, Any], sizes: Mapping[str, int]) -> l
     }
     for key, size in keys.items():
         if key in config and size in sizes and config[key] != sizes[size]:
-            problems.append(f"{key} is {config[key]!r}, but the tensors have {sizes[size]}")
+            problems.append(f"{key} is {quote(config[key])}, but the tensors have {sizes[size]}")
     return problems

@@ -22,7 +22,7 @@ from llava_ext.original.names import (
     is_llava_config,
     is_original,
     lora_name,
-    parse_lora_name,
+    parse_layer,
     projector_name,
     read_optional_json,
 )
@@ -32,17 +32,19 @@ from llava_ext.original.record import (
     check_projector_shapes,
     check_values,
     describe_conversion,
-    make_folder,
+    describe_fault,
     raise_problems,
+    refuse_source_as_folder,
     with_location,
 )
-from robustmerge.formats.adapter import Adapter, open_adapter
-from robustmerge.formats.tensors import all_finite
+from robustmerge.formats.adapter import Adapter, move_names, open_adapter
+from robustmerge.formats.adapter_config import LINE
+from robustmerge.formats.names import LLAVA
 from robustmerge.stage.files import FolderWriter, sha256_of
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import quote
 
-_PEFT_LORA = re.compile(r"(?:model\.)?language_model\.(?:model\.)?layers\.(\d+)\.(.+)")
-_PEFT_PROJECTOR = re.compile(rf"(?:model\.)?{SAVED}\.(linear_[12]\.(?:weight|bias))")
+_PROJECTOR = re.compile(rf"model\.{SAVED}\.(linear_[12]\.(?:weight|bias))")
 _MERGE_AGAIN = "merge again with merge.out.format=adapter merge.out.rank=16"
 _FOLD = (
     "merge it alone, which folds the scaling into B: python scripts/merge.py merge=task_arithmetic merge.strength=1 "
@@ -75,10 +77,10 @@ def convert_to_original(
     request = original_request(like, vision_tower)
     record = build_record("original", adapter, index, raw["lora_alpha"], opened.file, projector.values(), request)
     record |= {"base": base, "notes": [*notes, *_notes_on_folder_name(folder)]}
-    make_folder(adapter, folder)
-    lora = {lora_name(key): opened.file.get(name).clone() for key, name in index.names.items()}
     text = "Converted to LLaVA's own format, tensor by tensor, without any change of the numbers."
     configs = {LLAVA_CONFIG: config, ADAPTER_CONFIG: original_adapter_config(raw, base)}
+    refuse_source_as_folder(adapter, folder)
+    lora = {lora_name(key): opened.file.get(name).clone() for key, name in index.names.items()}
     weights = {"adapter_model.bin": _torch_save_bytes(lora), PROJECTOR: _torch_save_bytes(projector)}
     with FolderWriter(folder, [], weights | describe_conversion(record, "", text, configs)):
         return record
@@ -96,7 +98,7 @@ def _open_peft_adapter(adapter: Path) -> Adapter:
         raise UserError(f"{adapter} holds dense deltas, and LLaVA's format holds LoRA alone; {_MERGE_AGAIN}")
     if is_original(adapter):
         raise UserError(f"{adapter} is in LLaVA's own format already")
-    opened = open_adapter(adapter)
+    opened = move_names(open_adapter(adapter), LLAVA)
     config, problems = opened.config, []
     if config.get("rank_pattern"):
         problems.append(f"rank_pattern gives modules ranks of their own, and LLaVA's format has one; {_MERGE_AGAIN}")
@@ -113,7 +115,7 @@ def _open_peft_adapter(adapter: Path) -> Adapter:
     problems += [
         f"{extra} is trained whole, and only the projector has a place in LLaVA's format"
         for extra in opened.extras
-        if not _PEFT_PROJECTOR.fullmatch(extra)
+        if not _PROJECTOR.fullmatch(extra)
     ]
     raise_problems(adapter / ADAPTER_CONFIG, problems)
     return opened
@@ -127,16 +129,16 @@ def _index_lora(opened: Adapter) -> LoraIndex:
 
 
 def _parse_module(module: str, part: str) -> LoraKey | None:
-    """The key of a module's tensor, by the names of transformers since 4.52 and before; None if LLaVA lacks it."""
-    match = _PEFT_LORA.fullmatch(module)
-    return parse_lora_name(lora_name((int(match[1]), match[2], part))) if match else None
+    """The key of a module's tensor; None if LLaVA lacks it."""
+    tower = "model.language_model."
+    return parse_layer(module.removeprefix(tower), part) if module.startswith(tower) else None
 
 
 def _read_projector(opened: Adapter, hidden: int, allow_none: bool) -> dict[str, Tensor]:
     """The projector's tensors under LLaVA's names; empty if there is none and `allow_none`."""
     if not opened.extras and allow_none:
         return {}
-    matches = [match for extra in opened.extras if (match := _PEFT_PROJECTOR.fullmatch(extra))]
+    matches = [match for extra in opened.extras if (match := _PROJECTOR.fullmatch(extra))]
     parts = {match[1]: match[0] for match in matches}
     if missing := [name for name in PROJECTOR_NAMES.values() if name not in parts]:
         raise UserError(
@@ -145,8 +147,10 @@ def _read_projector(opened: Adapter, hidden: int, allow_none: bool) -> dict[str,
         )
     tensors = {part: opened.extra(parts[name]) for part, name in PROJECTOR_NAMES.items()}
     problems = check_projector_shapes({part: tuple(x.shape) for part, x in tensors.items()}, hidden)
-    bad = [parts[PROJECTOR_NAMES[part]] for part, x in tensors.items() if not all_finite(x)]
-    raise_problems(opened.folder, [*problems, *(f"{name} holds numbers that are not finite" for name in bad)])
+    for part, x in tensors.items():
+        if problem := describe_fault(x):
+            problems.append(f"{parts[PROJECTOR_NAMES[part]]} {problem}")
+    raise_problems(opened.folder, problems)
     return {projector_name(part): x.clone() for part, x in tensors.items()}
 
 
@@ -155,15 +159,17 @@ def _llava_config(
 ) -> tuple[dict[str, Any], str, list[str]]:
     """LLaVA's config.json, its base, and notes for the user about them."""
     size = LLAVA15.get((sizes["layers"], sizes["hidden"]))
-    converted = read_optional_json(adapter / RECORD) or {}
     if like is not None:
         path, config = like / LLAVA_CONFIG, read_optional_json(like / LLAVA_CONFIG)
         base = (read_optional_json(like / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
         if not is_llava_config(config):
             raise UserError(f"{path} is no config of LLaVA: it has no mm_projector_type and no mm_vision_tower (like)")
     else:
-        path, config = adapter / RECORD, converted.get("config")
-        base = (converted.get("adapter_config") or {}).get("base_model_name_or_path")
+        path, converted = adapter / RECORD, read_optional_json(adapter / RECORD) or {}
+        config, former = (converted.get(key) or {} for key in ("config", "adapter_config"))
+        if not isinstance(config, dict) or not isinstance(former, dict):
+            raise UserError(f"{path} is no record of a conversion: config and adapter_config must be mappings")
+        base = former.get("base_model_name_or_path")
     if not config:
         if size is None:
             raise UserError(
@@ -171,7 +177,10 @@ def _llava_config(
                 "LLaVA-1.5-7B or 13B: name a folder in LLaVA's format whose config.json fits, like=FOLDER"
             )
         config = build_llava_config(size, sizes)
-    raise_problems(path, check_llava_config(config, sizes))
+    problems = check_llava_config(config, sizes)
+    if base is not None and not LINE[0](base):
+        problems.append(f"base_model_name_or_path must be {LINE[1]}, got {quote(base)}")
+    raise_problems(path, problems)
     base = base or (size.original if size else "")
     notes = [] if base else ["base_model_name_or_path is empty; LLaVA's scripts take the base as --model-base"]
     tower = vision_tower or config.get("mm_vision_tower", TOWER)
@@ -191,7 +200,7 @@ def _notes_on_folder_name(folder: Path) -> list[str]:
         return []
     return [
         f"LLaVA's scripts load an adapter only from a folder with 'llava' and 'lora' in its name, '{folder.name}' has "
-        f"no {' and no '.join(map(repr, absent))}; convert_old_names it, as llava-lora-{folder.name}"
+        f"no {' and no '.join(map(repr, absent))}; call it llava-lora-{folder.name}"
     ]
 
 

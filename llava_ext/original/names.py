@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from robustmerge.formats.names import parse_names
 from robustmerge.formats.torch_files import index_tensors
 from robustmerge.stage.files import read_json, require_file
 from robustmerge.stage.settings import UserError
@@ -38,10 +39,7 @@ LINEARS = {
 PROJECTOR_NAMES = {
     "0.weight": "linear_1.weight", "0.bias": "linear_1.bias", "2.weight": "linear_2.weight", "2.bias": "linear_2.bias",
 }  # fmt: skip
-_LORA = re.compile(
-    r"(?:base_model\.)?(?:model\.)+layers\.(\d+)\.(" + "|".join(map(re.escape, LINEARS)) + r")"
-    r"\.lora_([AB])(?:\.default)?\.weight"
-)
+_LAYER = re.compile(r"(?:model\.)*layers\.(\d+)\.(" + "|".join(map(re.escape, LINEARS)) + ")")
 _PROJECTOR = re.compile(r"(?:base_model\.)?(?:model\.)*mm_projector\.(\d+\.(?:weight|bias))")
 LoraKey = tuple[int, str, str]  # identifies a LoRA tensor: layer, linear of LINEARS, A or B
 
@@ -55,7 +53,7 @@ def is_original(folder: Path) -> bool:
     if file is None or not (folder / ADAPTER_CONFIG).is_file():
         return False
     names = [name for name in list_tensor_names(file) if ".lora_" in name]
-    if not any(_LORA.fullmatch(name) for name in names) or any("language_model" in name for name in names):
+    if not any(parse_lora_names(names).values()) or any("language_model" in name for name in names):
         return False
     return (folder / PROJECTOR).is_file() or is_llava_config(read_optional_json(folder / LLAVA_CONFIG))
 
@@ -67,7 +65,7 @@ def is_llava_config(config: Mapping[str, Any] | None) -> bool:
 
 def find_weights(folder: Path) -> Path | None:
     """The file of the LoRA tensors, or None."""
-    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    return next((folder / name for name in WEIGHTS if os.path.lexists(folder / name)), None)
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -91,10 +89,16 @@ def read_optional_json(path: Path) -> dict[str, Any] | None:
     return read_json(path, "a JSON file") if os.path.lexists(path) else None
 
 
-def parse_lora_name(name: str) -> LoraKey | None:
-    """Layer, linear and part of the LoRA tensor that LLaVA's training calls `name`; None for any other name."""
-    match = _LORA.fullmatch(name)
-    return (int(match[1]), match[2], match[3]) if match else None
+def parse_lora_names(names: Collection[str]) -> dict[str, LoraKey | None]:
+    """Layer, linear and part of the LoRA tensors that LLaVA's training gives these names; None for any other name."""
+    parsed = parse_names(names, {}).parsed
+    return {name: parse_layer(said.path, said.part) for name, said in parsed.items()}
+
+
+def parse_layer(module: str, part: str | None) -> LoraKey | None:
+    """The key of a module's tensor by its name in a Llama; None if LLaVA's training puts no LoRA there."""
+    match = _LAYER.fullmatch(module)
+    return (int(match[1]), match[2], part) if match and part is not None and part in "AB" else None
 
 
 def lora_name(key: LoraKey) -> str:

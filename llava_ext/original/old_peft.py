@@ -12,46 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from llava_ext.original.configs import SAVED, build_targets
-from llava_ext.original.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names, read_optional_json
-from llava_ext.original.record import describe_conversion, hash_sources, make_folder, raise_problems
-from robustmerge.formats.adapter import PREFIX, WEIGHTS, open_adapter
-from robustmerge.formats.tensors import TensorWriter, header_room
-from robustmerge.stage.files import FolderWriter
-
-_MOVES = (
-    ("language_model.model.", "model.language_model."),
-    ("language_model.lm_head.", "lm_head."),
-    ("multi_modal_projector.", "model.multi_modal_projector."),
+from llava_ext.original.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names
+from llava_ext.original.record import (
+    describe_conversion,
+    hash_sources,
+    raise_problems,
+    refuse_source_as_folder,
 )
-KEY_MAPPING = {
-    rf"^{re.escape(old)}": new for old, new in _MOVES
-}  # for peft, whose own mapping leaves the projector out
+from robustmerge.formats.adapter import WEIGHTS, move_names, open_adapter
+from robustmerge.formats.adapter_config import PATTERNS, TARGETS, anchor_patterns
+from robustmerge.formats.names import LLAVA, move, parse_names
+from robustmerge.formats.tensors import TensorWriter, header_room
+from robustmerge.stage.files import FolderWriter, read_json
+
 _LINEAR = re.compile(r"model\.language_model\.layers\.\d+\.(.+)")
-
-
-def current_name(name: str) -> str:
-    """The name of an adapter's tensor since transformers 4.52, from either name."""
-    inner = name.removeprefix(PREFIX)
-    for old, new in _MOVES:
-        if inner.startswith(old):
-            return name[: len(name) - len(inner)] + new + inner.removeprefix(old)
-    return name
-
-
-def current_targets(targets: Any) -> Any:
-    """The target modules of an adapter's config since transformers 4.52: names in a list, or a regular expression."""
-    if isinstance(targets, str):
-        pattern = re.sub(r"language_model(\\?\.)model\\?\.", r"language_model\1", targets)
-        return re.sub(r"^\^?language_model\\", r"model\\.language_model\\", pattern)  # it matches whole names
-    return type(targets)(map(current_targets, targets)) if isinstance(targets, (list, set)) else targets
 
 
 def has_old_names(folder: Path) -> bool:
     """Whether the tensors of a PEFT adapter have names from before transformers 4.52."""
     file = find_weights(folder)
-    return file is not None and any(
-        name.startswith(PREFIX + "language_model.model.") for name in list_tensor_names(file)
-    )
+    parsed = parse_names(list_tensor_names(file), {}).parsed if file is not None else {}
+    return any(move(said.path, LLAVA) != said.path for said in parsed.values())
 
 
 def convert_old_names(adapter: Path, folder: Path, base: str, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,20 +40,19 @@ def convert_old_names(adapter: Path, folder: Path, base: str, request: Mapping[s
 
     Raises UserError for LoRA of anything but linears of the language model's layers.
     """
-    opened = open_adapter(adapter)
-    config = read_optional_json(adapter / ADAPTER_CONFIG) or {}
+    opened = move_names(open_adapter(adapter), LLAVA)
+    config = read_json(adapter / ADAPTER_CONFIG, "a LoRA config")
     linears, problems = set(), []
     for module in opened.modules:
-        match = _LINEAR.fullmatch(current_name(module))
+        match = _LINEAR.fullmatch(module)
         if match is not None and match[1] in LINEARS:
             linears.add(match[1])
         else:
             problems.append(f"'{module}' is no linear of the language model's layers")
     raise_problems(adapter, problems)
-    names = {current_name(name): name for name in opened.file.names}
-    make_folder(adapter, folder)
     base = base or config.get("base_model_name_or_path") or ""
     layers = {module.split(".layers.")[1].split(".")[0] for module in opened.modules}
+    has_all = len(opened.modules) == len(layers) * len(linears)
     record = {
         "to": "peft",
         "asked": dict(request),
@@ -86,9 +66,14 @@ def convert_old_names(adapter: Path, folder: Path, base: str, request: Mapping[s
         "projector_dtype": None,
         "digests": hash_sources(adapter),
     }
-    config = {**config, "base_model_name_or_path": base, "target_modules": build_targets(linears)}
+    config |= {key: None for key in TARGETS if config.get(key)}
+    config |= {"base_model_name_or_path": base}
+    config |= {"target_modules": build_targets(linears) if has_all else list(opened.modules)}
+    config |= {key: anchor_patterns(opened.config[key]) for key in PATTERNS if config.get(key)}
     text = "Names of tensors brought to those of transformers since 4.52, without any change of the numbers."
     small = describe_conversion(record, "library_name: peft\n", text, {ADAPTER_CONFIG: config})
+    refuse_source_as_folder(adapter, folder)
+    names = opened.written_names
     writer = TensorWriter(folder / WEIGHTS, header_room(names))
     with FolderWriter(folder, [writer], small):
         for name, stored in sorted(names.items()):

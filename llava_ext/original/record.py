@@ -74,10 +74,8 @@ def check_values(file: TensorFile, index: LoraIndex, every: bool = True) -> list
     problems, zero = [], []
     for (_, _, part), name in index.names.items():
         x = file.get(name)
-        if not x.is_floating_point():
-            problems.append(f"{name} holds {x.dtype}, not floating point numbers")
-        elif not all_finite(x):
-            problems.append(f"{name} holds numbers that are not finite")
+        if problem := describe_fault(x):
+            problems.append(f"{name} {problem}")
         elif part == "B" and not x.any():
             zero.append(name)
     if zero and (every or len(zero) == len(index.names) // 2):
@@ -85,12 +83,17 @@ def check_values(file: TensorFile, index: LoraIndex, every: bool = True) -> list
     return problems
 
 
-def check_finite(file: TensorFile | None) -> list[str]:
-    """Problems of the projector's file: tensors that hold NaN or infinity."""
-    if file is None:
-        return []
-    bad = [name for name in file.names if not all_finite(file.get(name))]
-    return [f"{PROJECTOR}: {name} holds numbers that are not finite" for name in bad]
+def check_projector(file: TensorFile | None) -> list[str]:
+    """Problems of the values in the projector's file."""
+    faults = {} if file is None else {name: describe_fault(file.get(name)) for name in file.names}
+    return [f"{PROJECTOR}: {name} {fault}" for name, fault in faults.items() if fault]
+
+
+def describe_fault(x: Tensor) -> str | None:
+    """Why a trained tensor cannot be used, or None."""
+    if not x.is_floating_point():
+        return f"holds {x.dtype}, not floating point numbers"
+    return None if all_finite(x) else "holds numbers that are not finite"
 
 
 def build_record(
@@ -140,17 +143,16 @@ def is_converted(source: Path, folder: Path, request: Mapping[str, Any]) -> bool
     return record is not None and ADAPTER_CONFIG in names
 
 
-def make_folder(source: Path, folder: Path) -> None:
-    """Make the folder of a conversion. Raises UserError if it is the source itself."""
+def refuse_source_as_folder(source: Path, folder: Path) -> None:
+    """Raises UserError if the folder of a conversion is the source itself."""
     if folder.exists() and folder.resolve() == source.resolve():
         raise UserError(f"{folder} is the adapter itself; nothing is overwritten (out)")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def describe_conversion(
     record: Mapping[str, Any], front: str, text: str, configs: Mapping[str, dict]
 ) -> dict[str, str | bytes]:
-    """Card, record and configs by name, in the order of publication: the last config makes the folder complete."""
+    """The card, the record and the configs, by the names of their files; the last config makes the folder complete."""
     projector = f"projector: {record['projector_tensors']} tensors, {record['projector_dtype']}"
     card = _CARD.format(
         front=front,
@@ -160,5 +162,8 @@ def describe_conversion(
         files="\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in record["digests"].items()),
         **{key: record[key] for key in ("layers", "rank", "alpha", "dtype")},
     )
-    files: dict[str, str | bytes] = {"README.md": card, RECORD: json.dumps(record, indent=1, sort_keys=True) + "\n"}
-    return files | {name: json.dumps(config, indent=2, sort_keys=True) + "\n" for name, config in configs.items()}
+    return {
+        "README.md": card,
+        RECORD: json.dumps(record, indent=1, sort_keys=True) + "\n",
+        **{name: json.dumps(config, indent=2, sort_keys=True) + "\n" for name, config in configs.items()},
+    }

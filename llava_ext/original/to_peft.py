@@ -7,6 +7,7 @@ a wrong model without an error. The last file written makes the folder complete.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from llava_ext.original.names import (
     find_weights,
     is_original,
     lora_name,
-    parse_lora_name,
+    parse_lora_names,
     projector_name,
     projector_part,
     read_optional_json,
@@ -30,15 +31,17 @@ from llava_ext.original.names import (
 from llava_ext.original.old_peft import convert_old_names, has_old_names
 from llava_ext.original.record import (
     build_record,
-    check_finite,
+    check_projector,
     check_projector_shapes,
     check_values,
     describe_conversion,
-    make_folder,
     raise_problems,
+    refuse_source_as_folder,
     with_location,
 )
-from robustmerge.formats.adapter import PREFIX, WEIGHTS
+from robustmerge.formats.adapter import WEIGHTS
+from robustmerge.formats.adapter_config import read_config
+from robustmerge.formats.names import PREFIX
 from robustmerge.formats.tensors import TensorFile, TensorWriter, header_room
 from robustmerge.stage.files import FolderWriter
 from robustmerge.stage.settings import UserError, first_few
@@ -59,7 +62,7 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
     _check_base(original, index, base)
     sources = {_peft_name(key): (lora, name) for key, name in index.names.items()}
     projector = _open_projector(original, index.sizes, allow_no_projector)
-    raise_problems(original, [*check_values(lora, index), *check_finite(projector)])
+    raise_problems(original, [*check_values(lora, index), *check_projector(projector)])
     tensors = []
     if projector is not None:
         for part, name in _index_projector(projector).items():
@@ -68,9 +71,9 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
     record = build_record("peft", original, index, config["lora_alpha"], lora, tensors, peft_request(base))
     base = base or _default_base(index) or ""
     record |= {"base": base, "adapter_config": config, "config": read_optional_json(original / LLAVA_CONFIG)}
-    make_folder(original, folder)
     text = "Converted from LLaVA's own format, tensor by tensor, without any change of the numbers."
     configs = {ADAPTER_CONFIG: peft_adapter_config(config, base, projector is not None)}
+    refuse_source_as_folder(original, folder)
     writer = TensorWriter(folder / WEIGHTS, header_room(sources))
     with FolderWriter(folder, [writer], describe_conversion(record, "library_name: peft\n", text, configs)):
         for name, (file, stored) in sorted(sources.items()):
@@ -105,7 +108,7 @@ def _open_lora(original: Path) -> tuple[dict[str, Any], LoraIndex, TensorFile]:
             f"{original} is no adapter in LLaVA's own format: it needs {ADAPTER_CONFIG} and adapter_model.bin or "
             f"{WEIGHTS}, found: {files or 'nothing'}"
         )
-    raise_problems(original / ADAPTER_CONFIG, check_adapter_config(config))
+    raise_problems(original / ADAPTER_CONFIG, check_adapter_config(read_config(original, original.name)))
     file = TensorFile(weights)
     if not is_original(original):
         raise UserError(
@@ -113,9 +116,7 @@ def _open_lora(original: Path) -> tuple[dict[str, Any], LoraIndex, TensorFile]:
             f"not '{lora_name((0, 'self_attn.q_proj', 'A'))}', or it has neither {PROJECTOR} nor LLaVA's {LLAVA_CONFIG}"
         )
     shapes = {name: file.shape(name) for name in file.names}
-    index = with_location(
-        weights, lambda: index_lora({n: parse_lora_name(n) for n in file.names}, shapes, int(config["r"]))
-    )
+    index = with_location(weights, lambda: index_lora(parse_lora_names(file.names), shapes, int(config["r"])))
     llava = read_optional_json(original / LLAVA_CONFIG)
     raise_problems(original / LLAVA_CONFIG, check_llava_config(llava or {}, index.sizes))
     return config, index, file
@@ -124,7 +125,7 @@ def _open_lora(original: Path) -> tuple[dict[str, Any], LoraIndex, TensorFile]:
 def _open_projector(original: Path, sizes: Mapping[str, int], allow_none: bool) -> TensorFile | None:
     """The file with the four tensors of the projector; None if there is none and `allow_none`."""
     path = original / PROJECTOR
-    file = TensorFile(path) if path.is_file() else None
+    file = TensorFile(path) if os.path.lexists(path) else None
     if file is None or not file.names:
         if allow_none:
             return None

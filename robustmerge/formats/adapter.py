@@ -109,10 +109,10 @@ class Adapter:
         return tuple(sorted(self.extra_names))
 
     @property
-    def written_names(self) -> list[str]:
-        """The names that the tensors have in a file that is written."""
-        lora = [f"{PREFIX}{module}.{PARTS[part]}" for module, parts in self.lora.items() for part in parts]
-        return lora + [name_in_file(extra, self.shapes) for extra in self.extra_names]
+    def written_names(self) -> dict[str, str]:
+        """The names that the tensors have in a file that is written -> those in this one."""
+        lora = {f"{PREFIX}{m}.{PARTS[part]}": name for m, parts in self.lora.items() for part, name in parts.items()}
+        return lora | {name_in_file(extra, self.shapes): name for extra, name in self.extra_names.items()}
 
     @property
     def is_dora(self) -> bool:

@@ -95,6 +95,7 @@ SCHEMA: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda value: isinstance(value, str) and value.upper() == "LORA", "LORA"),
     "r": RANK,
     "lora_alpha": ALPHA,
+    "lora_dropout": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "rank_pattern": MAPPING,
     "alpha_pattern": MAPPING,
     **dict.fromkeys(("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"), FLAG),
@@ -216,6 +217,11 @@ def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
 # --- the config of a merged adapter --------------------------------------------------------------------------------
 
 
+def anchor_patterns(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A rank_pattern or alpha_pattern for peft that names modules and matches no other."""
+    return {f"^{re.escape(module)}": value for module, value in values.items()}
+
+
 def config_for(
     ranks: Mapping[str, int], like: Mapping[str, Any], use_dora: bool = False, lora_bias: bool = False
 ) -> dict[str, Any]:
@@ -224,7 +230,7 @@ def config_for(
     like: of an expert. Its targets are kept where peft finds every module by them, else they are the modules' names.
     """
     r = Counter(sorted(ranks.values())).most_common(1)[0][0]
-    others = {f"^{re.escape(module)}": rank for module, rank in sorted(ranks.items()) if rank != r}
+    others = anchor_patterns({module: rank for module, rank in sorted(ranks.items()) if rank != r})
     kept = {key: like.get(key) for key in ("task_type", "auto_mapping", "modules_to_save", *SAME_BASE, *TARGETS)}
     if not _attaches(kept, sorted(ranks)):
         kept |= {**dict.fromkeys(TARGETS), "target_modules": sorted(ranks)}

@@ -198,8 +198,14 @@ def test_all_tensors_of_a_converted_expert_are_loaded_and_none_in_the_vision_tow
 def test_an_original_is_never_loaded_as_it_is(targets, base: Path, tmp_path: Path) -> None:
     original = write_original(tmp_path / "original", config=lambda c: {**c, "target_modules": targets})
     model = LlavaForConditionalGeneration.from_pretrained(base)
-    with pytest.raises(UserError, match="does not fit this model"):
+    with pytest.raises(UserError, match="non_lora_trainables.bin must be converted"):
         load_adapter(model, original)
+    (original / "non_lora_trainables.bin").unlink()
+    (original / "config.json").unlink()
+    with pytest.raises(UserError, match="checkpoint of LLaVA's own trainer"):
+        load_adapter(model, original)
+    with pytest.raises(UserError, match="does not fit this model"):
+        load_adapter(model, edit_config(original, base_model_name_or_path="some/llama"))
 
 
 def test_suffixes_as_targets_put_no_lora_into_the_vision_tower(base: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ Needs no network.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,6 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_ext.adapters import load_adapter
 from llava_ext.original.from_peft import convert_to_original
-from llava_ext.original.old_peft import current_name, current_targets
 from llava_ext.original.to_peft import convert_to_peft
 from llava_ext.settings import LANGUAGE_LINEARS
 from robustmerge.formats.adapter import WEIGHTS, open_adapter
@@ -22,14 +23,15 @@ from robustmerge.merging import write_merged
 from robustmerge.method import Method
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import QUIET
-from tests.original_layout import LAYERS, SHAPES, edit_config, read_original, write_original
-from tests.tiny_model import write_base
+from tests.original_layout import LAYERS, RANK, SHAPES, edit_config, read_original, write_original
+from tests.tiny_model import SMALL, write_base
 
 SUFFIXES = [linear.rpartition(".")[2] for linear in SHAPES]
 TARGETS = {
     "suffixes": SUFFIXES,
     "one expression": r".*language_model.*\.(" + "|".join(SUFFIXES) + ")",
     "an expression of the old level": r"language_model\.model\.layers\.\d+\..*_proj",
+    "an expression of nothing": "nothing",
     "full names": [f"language_model.model.layers.{layer}.{linear}" for layer in range(LAYERS) for linear in SHAPES],
 }
 
@@ -121,18 +123,42 @@ def test_a_missing_tensor_with_an_old_name_is_an_error_and_not_initialised(base:
     tensors = load_file(old / WEIGHTS)
     del tensors["base_model.model.language_model.model.layers.1.mlp.up_proj.lora_B.weight"]
     save_file(tensors, old / WEIGHTS)
-    with pytest.raises(UserError, match="missing .*layers.1.mlp.up_proj.lora_B.weight"):
+    with pytest.raises(UserError, match="layers.1.mlp.up_proj': it has lora_A.weight but no lora_B.weight"):
         load_adapter(LlavaForConditionalGeneration.from_pretrained(base), old)
 
 
-def test_current_names_and_targets_stay(tmp_path: Path) -> None:
-    convert_to_peft(write_original(tmp_path / "original"), tmp_path / "ours", "base")
-    names = open_adapter(tmp_path / "ours").file.names
-    assert [current_name(name) for name in names] == names
-    assert current_targets(LANGUAGE_LINEARS) == LANGUAGE_LINEARS and current_targets(set(SUFFIXES)) == set(SUFFIXES)
+def rename(pattern: str, replacement: str) -> Callable[[str], str]:
+    return lambda name: re.sub(pattern, replacement, name)
 
 
-def test_targets_that_match_nothing_are_an_error(base: Path, tmp_path: Path) -> None:
-    old = write_old(tmp_path / "old", targets="nothing")
-    with pytest.raises(UserError, match="does not fit this model: No modules were targeted"):
-        load_adapter(LlavaForConditionalGeneration.from_pretrained(base), old)
+SPELLINGS = {
+    "of torch.compile": rename(r"^base_model\.model\.", "base_model.model._orig_mod."),
+    "of FSDP": rename(r"\.layers\.(\d+)\.", r".layers.\1._fsdp_wrapped_module."),
+    "of DDP": rename("^", "module."),
+    "of an adapter with a name": rename(r"(lora_[AB])\.", r"\1.default_0."),
+    "of a model that was wrapped twice": rename("^", "base_model.model."),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_of_names_is_the_same_model_and_none_is_left_out(spelling, base: Path, tmp_path: Path) -> None:
+    patterns = {"alpha_pattern": {"layers.0.self_attn.q_proj": 3}, "rank_pattern": {"q_proj": RANK}}
+    edit_config(write_old(tmp_path / "old"), **patterns)
+    edit_config(tmp_path / "old new", **patterns)
+    expected = merge_into(base, tmp_path / "old new")
+    for name in ("old", "old new"):
+        tensors = load_file(tmp_path / name / WEIGHTS)
+        save_file({SPELLINGS[spelling](stored): x for stored, x in tensors.items()}, tmp_path / name / WEIGHTS)
+        weights = merge_into(base, tmp_path / name)
+        assert all(torch.equal(weights[name], x) for name, x in expected.items())
+    convert_to_peft(tmp_path / "old", tmp_path / "converted", "base")
+    weights = merge_into(base, tmp_path / "converted")
+    assert all(torch.equal(weights[name], x) for name, x in expected.items())
+
+
+def test_values_that_are_trained_whole_are_loaded_though_the_config_lists_none(base: Path, tmp_path: Path) -> None:
+    write_old(tmp_path / "old")
+    new, name = tmp_path / "old new", "model.language_model.norm.weight"
+    norm = torch.full((SMALL.language.width,), 0.5)
+    save_file({**load_file(new / WEIGHTS), f"base_model.model.{name}": norm}, new / WEIGHTS)
+    assert torch.equal(merge_into(base, new)[name], norm)
