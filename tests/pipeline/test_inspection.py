@@ -6,28 +6,33 @@ Needs nothing.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from pipeline.program import compose
 from pipeline.tools.inspect.command import read_request
-from pipeline.tools.inspect.text import format_inspection
+from pipeline.tools.inspect.figure import draw_inspection
+from pipeline.tools.inspect.text import conclude, format_inspection
 from robustmerge.analysis.direction_robustness import compare_directions, prune_pair
 from robustmerge.analysis.inspection import inspect_folders
-from robustmerge.formats.adapter import LoraPair
+from robustmerge.formats.adapter import WEIGHTS, LoraPair
 from robustmerge.low_rank import compare, compare_A, decompose, decompose_sum, effective_rank, energy_of_first
 from robustmerge.low_rank import singular_values as values_of
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import keep_largest, random_experts, save_expert, write_expert
+from tests.original_layout import edit_config
 
 
 @st.composite
@@ -175,6 +180,34 @@ def test_what_is_no_product_of_factors_is_left_out_and_said(config: dict, said: 
     found = inspect_folders({name: tmp_path / name for name in "ab"})
     assert f"{said} of all numbers here" in format_inspection(found)
     assert "modules_to_save: 2 tensors an expert" in format_inspection(found)
+
+
+Tensors = dict[str, torch.Tensor]
+KINDS: dict[str, Callable[[Tensors], Tensors]] = {
+    "float8": lambda tensors: {name: x.to(torch.float8_e4m3fn) for name, x in tensors.items()},
+    "float8 beside bfloat16": lambda tensors: {
+        name: x.to(torch.float8_e4m3fn if "lora_B" in name else torch.bfloat16) for name, x in tensors.items()
+    },
+    "large": lambda tensors: {name: x * 1e17 for name, x in tensors.items()},
+    "subnormal": lambda tensors: {name: x * 1e-44 for name, x in tensors.items()},
+    "of one direction": lambda tensors: {name: x[:1, :1].contiguous() for name, x in tensors.items()},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_can_be_merged_can_be_inspected(kind: str, tmp_path: Path) -> None:
+    ranks = {"r": 1, "lora_alpha": 1} if kind == "of one direction" else {}
+    for seed, name in enumerate(("a", "cost$5$^")):
+        save_expert(tmp_path / name, seed)
+        tensors = KINDS[kind](load_file(tmp_path / name / WEIGHTS))
+        save_file(tensors, tmp_path / name / WEIGHTS)
+        edit_config(tmp_path / name, **ranks)
+    folders = {folder.name: folder for folder in tmp_path.iterdir()}
+    inspection = inspect_folders(folders, {"merged": tmp_path / "a"})
+    json.dumps(dataclasses.asdict(inspection), allow_nan=False)
+    assert not any("nan" in line for line in conclude(inspection))
+    if kind == "of one direction":  # a drawing takes a second
+        assert draw_inspection(inspection).png
 
 
 def test_what_cannot_be_inspected_is_told_whole(tmp_path: Path) -> None:

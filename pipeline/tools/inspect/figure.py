@@ -102,7 +102,7 @@ def _draw_norms(axes: Axes, inspection: Inspection, names: Sequence[str]) -> Non
     axes.set_yticks(range(len(kinds)), kinds)
     axes.set_ylim(len(kinds) - 0.5, -0.5)
     axes.set_xlim(left=0)
-    axes.set_xlabel(r"$\|BA\|_F$ over all modules of the kind")
+    axes.set_xlabel(r"$\|BA\|_F$ over all modules of the kind", parse_math=True)
     axes.set_title("Norm of the update")
     axes.grid(color="#e6e9ed", lw=0.8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
@@ -230,7 +231,8 @@ def _by_expert(inspection: Inspection) -> list[list[Row]]:
 def _conclude_merged(inspection: Inspection) -> Iterator[str]:
     for name in dict.fromkeys(row["merged"] for row in inspection.merged):
         (first, rest), kept = head_and_rest(inspection, name, "similarity"), head_and_rest(inspection, name, "kept")
-        yield (
-            f"{name} keeps the direction of the largest singular value with similarity {first:.2f}, of the others "
-            f"{rest:.2f}, and contains {kept[0]:.2f} and {kept[1]:.2f} times their lengths"
-        )
+        text = f"{name} keeps the direction of the largest singular value with similarity {first:.2f}"
+        if math.isnan(rest):
+            yield f"{text}, and contains {kept[0]:.2f} times its length; there are no others"
+        else:
+            yield f"{text}, of the others {rest:.2f}, and contains {kept[0]:.2f} and {kept[1]:.2f} times their lengths"
