@@ -69,12 +69,14 @@ def record_merge(
     method: AnyMethod, adapters: Sequence[Adapter], ranks: Mapping[str, int], dropped: int, norms: Norms
 ) -> dict[str, Any]:
     """Build the record of a merge: inputs, results, omissions. ranks: module -> rank; empty unless it is an adapter."""
+    renamed = [a.name for a in adapters if a.renamed]
     return {
         "experts": [a.name for a in adapters],
         "modules": len(adapters[0].modules),
         "ranks": sorted(set(ranks.values())),
         "extras": len(adapters[0].extras),
         "dropped_rows": dropped,
+        **({"renamed": renamed} if renamed else {}),
         "strength": method.strength,
         "effective_strength": method.effective_strength,
         "norm": math.sqrt(max(norms.merged, 0.0)),
@@ -97,6 +99,8 @@ def summarize_merge(method: AnyMethod, record: Mapping[str, Any]) -> str:
         parts.append(f"modules_to_save averaged ({record['extras']} tensors)")
     if record["dropped_rows"]:
         parts.append(f"{record['dropped_rows']} empty rank rows left out")
+    if renamed := record.get("renamed"):
+        parts.append(f"names of modules of {', '.join(renamed)} brought to today's")
     if method.unused:
         parts.append(f"not used: {', '.join(method.unused)}")
     parts += [f"so {warning}" for warning in find_warnings(method, record)]

@@ -262,7 +262,7 @@ def _lacks_projector(folder: Path, config: Mapping[str, Any], contents: Contents
     if not all(re.match(r"model\.layers\.\d+\.", module) for module in contents.lora):
         return False
     base = str(config.get("base_model_name_or_path")).rstrip("/")
-    if re.match(r"(?i)llava[-_]v?\d", base.rpartition("/")[2]) and not base.endswith("-hf"):
+    if re.search(r"(?i)(^|[-_])llava([-_.]|$)", base.rpartition("/")[2]):
         return True
     beside = folder / CONFIG.removeprefix("adapter_")
     configs = [read_model_config(config), read_json(beside, "the config of a model") if beside.is_file() else {}]

@@ -41,8 +41,8 @@ _EMBEDDINGS = {
     "embed_in", "embed_out", "embed_tokens", "lm_head", "shared", "tok_embeddings", "word_embeddings", "wpe", "wte",
 }  # fmt: skip
 
-# Since its version 4.52, transformers keeps all parts of a model that reads more than text below `model`: the beginning
-# of a name (a pattern) -> the beginning that it has today. Source: transformers.conversion_mapping of 5.23.
+# The beginning of a name (a pattern) -> the beginning that it has today: since its version 4.52, transformers keeps all
+# parts of a model that reads more than text below `model`. Source: transformers.conversion_mapping of 5.23.
 Moves = Sequence[tuple[str, str]]
 LLAVA: Moves = (
     (r"language_model\.lm_head\b", "lm_head"),
@@ -64,6 +64,7 @@ FAMILIES = {  # by model_type of a config.json, which is also the module of tran
         LLAVA,
     ),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), QWEN_VL),
+    "gpt_neox": ((r"embed_out\b", "lm_head"),),
 }  # fmt: skip
 # bases known by name: repositories of which all are of transformers' own classes
 _BASES: Sequence[tuple[str, Moves]] = ((r"^llava-hf/", LLAVA), (r"(?i)(^|/)qwen2(\.5)?-vl[^/]*$", QWEN_VL))
