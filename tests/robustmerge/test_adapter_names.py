@@ -265,6 +265,7 @@ def test_a_qwen_vl_is_found_in_its_base_under_either_name(tmp_path: Path) -> Non
         merged = tmp_path / kind
         method = Method("sum", strength=1.0, out=Out(format="model", base=str(folder)))
         write_merged(merged, method, {"expert": expert}, **QUIET)
+        assert (merged / "config.json").is_file()  # a model without one would be of 72 billion parameters
         torch.testing.assert_close(logits(Qwen2_5_VLForConditionalGeneration.from_pretrained(merged)), expected)
     reloaded = PeftModel.from_pretrained(Qwen2_5_VLForConditionalGeneration.from_pretrained(base), merge_one(expert))
     torch.testing.assert_close(logits(reloaded), expected)
