@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from robustmerge.stage.files import expand
 from robustmerge.stage.settings import UserError
 
 PREFIXES = ("", "instructions", "Seen_data", "Unseen_data", "instructions/Seen_data", "instructions/Unseen_data")
@@ -28,8 +29,8 @@ def find_published(folders: Sequence[Path], name: str, key: str) -> Path:
     folder goes matters. key: of the setting, for messages.
     Raises UserError, listing what the folder holds, if there is no such file or several that differ.
     """
-    if Path(name).expanduser().is_absolute():
-        return Path(name).expanduser()
+    if expand(name).is_absolute():
+        return expand(name)
     paths = [(*Path(prefix).parts, *names) for prefix in PREFIXES for names in _spellings(name)]
     matches = [file.resolve() for folder in folders for parts in paths for file in _match(folder, parts)]
     files = [file for file in dict.fromkeys(matches) if file.is_file()]

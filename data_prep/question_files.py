@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from data_prep.annotations import join_annotations
 from data_prep.parallel import map_in_order
 from data_prep.settings import SPLITS, TaskData
-from robustmerge.stage.files import BESIDE
+from robustmerge.stage.files import BESIDE, expand
 from robustmerge.stage.pictures import PictureError, read_picture
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.records import Example, read_examples, read_images
@@ -134,7 +134,7 @@ def _check_answers(files: dict[str, Path], splits: dict[str, list[Example]], che
 
 
 def _image_root(settings: TaskData, file: Path) -> Path:
-    return Path(settings.images).expanduser() if settings.images else file.parent
+    return expand(settings.images) if settings.images else file.parent
 
 
 def _name_in_stage(root: Path, image: str) -> str:

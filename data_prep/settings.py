@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.published_layout import ADVICE, find_published
+from robustmerge.stage.files import expand
 from robustmerge.stage.settings import ConfigError, Problem, UserError, later, outside_identity, refuse, suggest
 
 SPLITS = ("train", "val", "test")
@@ -102,9 +103,9 @@ class TaskData:
 
     def _find_file(self, key: str, name: str) -> Path:
         if self.collection is None:
-            return Path(name).expanduser()
+            return expand(name)
         folders = [self.collection, self.images] if key == "annotations" and self.images else [self.collection]
-        return find_published([Path(folder).expanduser() for folder in folders], name, f"task.{self.task}.data.{key}")
+        return find_published([expand(folder) for folder in folders], name, f"task.{self.task}.data.{key}")
 
 
 @dataclass(frozen=True)

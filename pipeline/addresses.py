@@ -26,7 +26,7 @@ from robustmerge.hub.pins import Repository
 from robustmerge.hub.places import fetch_adapter, find_address
 from robustmerge.method import MERGE_SCHEMA, AnyMethod
 from robustmerge.stage.address import Address, address_file, address_folder, address_foreign
-from robustmerge.stage.files import require_file
+from robustmerge.stage.files import expand, require_file
 from robustmerge.stage.records import read_examples
 from robustmerge.stage.settings import Problem, UserError, refuse
 
@@ -84,7 +84,7 @@ class Addresses:
         named = self.config.model.checkpoint
         if named is None:
             return self.base.path.name
-        return Path(named).name if Path(named).expanduser().exists() else named.partition("@")[0]
+        return Path(named).name if expand(named).exists() else named.partition("@")[0]
 
     @cached_property
     def _data(self) -> dict[str, Address]:
@@ -162,7 +162,7 @@ class Addresses:
     def _released(self, task: str) -> Adapter:
         """A released expert: a folder in either format, or a repository of the Hub in LLaVA's."""
         named = self.config.benchmark.released[task]
-        folder = Path(named).expanduser()
+        folder = expand(named)
         is_ours = (folder / WEIGHTS[0]).is_file() and not is_original(folder)  # what .bin holds may be damaged
         return Adapter(address_foreign(folder, self.root)) if is_ours else self._converted(task, self.given(named))
 

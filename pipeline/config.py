@@ -18,7 +18,9 @@ from robustmerge.hub.pins import Repository
 from robustmerge.hub.places import find_place, name_of, split_name
 from robustmerge.method import AnyMethod, build_method, list_methods, read_method
 from robustmerge.stage.address import REPOSITORY
+from robustmerge.stage.files import expand
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, choose, refuse, suggest
+from robustmerge.stage.text import quote
 
 EXPERT_SETS = ("trained", "released")
 DEVICES = ("cpu", "cuda")
@@ -38,11 +40,11 @@ class Paths:
     @property
     def pins(self) -> Path:
         """The file that keeps which commit each Hub repository stood for when it was first named."""
-        return REPOSITORY / Path(self.runs).expanduser() / "hub.json"
+        return REPOSITORY / expand(self.runs) / "hub.json"
 
     def root(self, profile: str, benchmark: str, model: str) -> Path:
         """`runs/<benchmark>-<model>`, under `runs/smoke/` for the smoke profile."""
-        runs = REPOSITORY / Path(self.runs).expanduser()
+        runs = REPOSITORY / expand(self.runs)
         return (runs if profile == "full" else runs / profile) / f"{benchmark}-{model}"
 
 
@@ -83,10 +85,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.jobs < 1:
             raise ConfigError(Problem(f"jobs must be at least 1, got {self.jobs}", "jobs"))
-        if self.report is not None and not re.fullmatch(r"[\w.=-]+", self.report):
-            raise ConfigError(
-                Problem(f"a report's name is made of letters, digits and _.=-, got '{self.report}'", "report")
-            )
+        if self.report is not None and not re.fullmatch(r"[\w.=-]{1,100}", self.report):
+            rule = "a report's name is made of at most 100 letters, digits and _.=-"
+            raise ConfigError(Problem(f"{rule}, got {quote(self.report)}", "report"))
         choose(self.protocol, PROTOCOLS, "protocol")
         choose(self.expert_set, EXPERT_SETS, "expert_set")
         if self.device is not None:
@@ -184,7 +185,7 @@ def _build_tasks(nodes: Mapping[str, Any], chosen: list[str] | str | None) -> tu
     """Build the tasks of a benchmark, or the subset that `tasks` names. nodes: settings by name."""
     if stray := [name for name, node in nodes.items() if not isinstance(node, Mapping)]:
         rule = "the file of a task begins with the line '# @package task.NAME'"
-        raise ConfigError(Problem(f"{rule}: without it {', '.join(stray)} would each be a task", "task"))
+        raise ConfigError(Problem(f"{rule}: without it {', '.join(map(str, stray))} would each be a task", "task"))
     chosen = list(nodes) if chosen is None else _as_names(chosen, "tasks")
     unknown = [name for name in chosen if name not in nodes]
     problems = [Problem(f"unknown task '{name}'; {suggest(name, nodes)}", "tasks") for name in unknown]

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from pipeline.terminal import protect_terminal
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import format_message
 
@@ -16,7 +17,7 @@ OF_THE_DISK = (errno.EIO, errno.EFBIG, errno.EROFS, errno.ESTALE)  # writing fai
 
 
 def print_error(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {format_message(text)}", file=sys.stderr, flush=True)
 
 
 def run_guarded(action: Callable[[], None], again: str, report_error: Callable[[str], None] = print_error) -> None:
@@ -25,7 +26,8 @@ def run_guarded(action: Callable[[], None], again: str, report_error: Callable[[
     again: the command that goes on after an interrupt.
     """
     try:
-        action()
+        with protect_terminal():
+            action()
     except KeyboardInterrupt:
         interrupted = f"interrupted. Whatever was finished is kept: type the same command to go on ({again})"
         print(interrupted, file=sys.stderr, flush=True)

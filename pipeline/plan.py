@@ -20,6 +20,7 @@ from pipeline.sources import SOURCE_FILES, EvalSet, Source, explain_full_model, 
 from pipeline.strengths import choose_strength, has_val
 from robustmerge.method import AnyMethod
 from robustmerge.stage.address import Address
+from robustmerge.stage.files import expand
 from robustmerge.stage.records import read_examples, read_score
 from robustmerge.stage.settings import UserError, suggest
 
@@ -227,13 +228,13 @@ class Plan(Addresses):
         for source in self.configured:
             if name in (source.name, source.address.short):
                 return dataclasses.replace(source, eval_sets=self._all_test_sets)
-        for path in (Path(name).expanduser(), self.root / name):
+        for path in (expand(name), self.root / name):
             if any((path / file).exists() for file in SOURCE_FILES):
                 return self._source_of_folder(path)
             if (path / "config.json").exists():
                 raise UserError(explain_full_model(str(path)))
-        if Path(name).expanduser().is_absolute():
-            what = "holds no adapter" if Path(name).expanduser().is_dir() else "does not exist"
+        if expand(name).is_absolute():
+            what = "holds no adapter" if expand(name).is_dir() else "does not exist"
             raise UserError(f"the folder {name} {what} (source); {choices}")
         raise UserError(f"unknown source '{name}'; {choices}")
 

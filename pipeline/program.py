@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.failures import run_guarded
+from pipeline.words import MULTIRUN, explain_words, format_command, quote_values
 from robustmerge.stage.address import REPOSITORY
+from robustmerge.stage.files import expand
 from robustmerge.stage.settings import UserError, suggest
+from robustmerge.stage.text import plain, quote
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -37,7 +39,7 @@ def run(program: str, main: Callable[[list[dict]], None]) -> None:
     Ends the process with a status other than 0 where `run_guarded` says so.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them ourselves
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it first
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra wants it first
     run_guarded(lambda: _compose_and_call(program, main), command(program))
 
 
@@ -45,21 +47,38 @@ def _compose_and_call(program: str, main: Callable[[list[dict]], None]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
-    points: list[dict] = []
+    composed: list[tuple[DictConfig, Iterable[str]]] = []
     _register_resolvers()
+    _refuse_words(sys.argv[1:])
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=program)
     def collect(config: DictConfig) -> None:
-        points.append({**_as_mapping(config), "overrides": list(HydraConfig.get().overrides.task)})
+        composed.append((config, HydraConfig.get().overrides.task))
 
+    typed = sys.argv[1:]
     try:
+        sys.argv[1:] = quote_values(typed)
         collect()
-    except (HydraException, OmegaConfBaseException) as error:
+        points = [{**_as_mapping(config), "overrides": list(words)} for config, words in composed]
+    except Exception as error:  # for a wrong word or file Hydra and OmegaConf let errors of many kinds through
+        is_of_the_disk = isinstance(error, OSError) and not isinstance(error, HydraException)
+        if is_of_the_disk or isinstance(error, UserError):
+            raise
         raise UserError(_explain_composition(program, error)) from error
+    finally:
+        sys.argv[1:] = typed
     if points:  # --help and --cfg end before there is one
         main(points)
+
+
+def _refuse_words(words: Sequence[str]) -> None:
+    """Raises UserError for words that no program has a use for, whatever Hydra makes of them."""
+    for word in words:
+        if plain(word) != word:
+            raise UserError(f"the word {quote(word)} holds control characters, or bytes that are not UTF-8")
+        if re.fullmatch(r"~[^.]+", word):
+            raise UserError(f"{word} would remove a key that is needed; what may be left out is set to null")
 
 
 def compose(program: str, overrides: list[str]) -> dict:
@@ -73,7 +92,7 @@ def compose(program: str, overrides: list[str]) -> dict:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            return _as_mapping(hydra.compose(program, overrides=overrides))
+            return _as_mapping(hydra.compose(program, overrides=quote_values(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(str(error)) from error
 
@@ -91,7 +110,7 @@ def _register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     resolvers: dict[str, Callable[..., Any]] = {
-        "repository": lambda path: str(REPOSITORY / Path(path).expanduser()),
+        "repository": lambda path: str(REPOSITORY / expand(path)),
         "cores": lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "groups": format_groups,
     }
@@ -101,7 +120,7 @@ def _register_resolvers() -> None:
 
 def runs_folder() -> Path:
     """The default folder of results, from configs/paths/default.yaml; a relative path starts at the repository."""
-    return REPOSITORY / Path(os.environ.get("ROBUSTMERGE_RUNS", "runs")).expanduser()
+    return REPOSITORY / expand(os.environ.get("ROBUSTMERGE_RUNS", "runs"))
 
 
 def list_groups() -> list[str]:
@@ -125,9 +144,9 @@ def command(program: str, keep: Callable[[str], bool] = lambda word: True) -> st
     """The command that runs `program` with the words of this command line, quoted; `keep` leaves words out."""
     words = [word for word in sys.argv[1:] if keep(word.lstrip("+~"))]
     if not any("," in re.sub(r"\[.*?\]|\{.*?\}", "", word) for word in words):  # nothing is swept over any more
-        words = [word for word in words if word not in ("-m", "--multirun")]
+        words = [word for word in words if word not in MULTIRUN]
     start = ["bash", f"scripts/{program}.sh"] if program in SHELL_PROGRAMS else ["python", f"scripts/{program}.py"]
-    return shlex.join([*start, *words])
+    return format_command([*start, *words])
 
 
 def train_all_command() -> str:
@@ -163,7 +182,8 @@ def parse_overrides(words: Iterable[str]) -> dict[str, str]:
 
 def _explain_composition(program: str, error: Exception) -> str:
     """Rephrase Hydra's composition errors, with the choices."""
-    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+    from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
@@ -175,12 +195,14 @@ def _explain_composition(program: str, error: Exception) -> str:
         if group.partition("/")[0] == "merge" and name.endswith(".yaml"):
             return "merge= takes a name in configs/merge; a file elsewhere is given as 'methods=[path/to/file.yaml]'"
         return f"unknown {what} '{name}'; {suggest(name, options)}"
-    if isinstance(error, OverrideParseException):
-        return f"cannot read the override: {error}. Lists and spaces need quotes: 'tasks=[vqav2,rec]'"
+    if explained := explain_words(sys.argv[1:]):
+        return explained
     key = re.search(r"Could not override '([^']+)'", str(error))
     if isinstance(error, ConfigCompositionException) and key:
         return _explain_key(program, key[1])
-    return str(error)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return str(error)
+    return f"the configuration cannot be composed of these words and files: {type(error).__name__}: {error}"
 
 
 def _explain_key(program: str, key: str) -> str:

@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, TextIO
 
 from robustmerge.stage.address import Address, read_manifest
+from robustmerge.stage.text import plain
+
+
+class _PlainOutput:
+    """A text stream whose control characters are shown as escapes: whatever is printed, no terminal obeys it."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(plain(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def protect_terminal() -> contextlib.AbstractContextManager:
+    """Make standard output plain while the context lasts; what cannot be encoded or decoded stops no program."""
+    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stdin, "replace")):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors=errors)
+    return contextlib.redirect_stdout(_PlainOutput(sys.stdout))
 
 
 def print_results(addresses: Iterable[Address], title: str = "") -> None:
@@ -17,11 +47,12 @@ def print_results(addresses: Iterable[Address], title: str = "") -> None:
     print(f"\n{title}, under {format_path(results[0].root)}:")
     for address in results:
         record = read_manifest(address.manifest)["record"] if address.manifest.exists() else {}
-        facts = [f"{record['seconds']:.0f} s"] if "seconds" in record else []
+        seconds, factor = (record.get(key) for key in ("seconds", "effective_strength"))
+        facts = [f"{seconds:.0f} s"] if isinstance(seconds, (int, float)) else []
         if "modules" in record:
             facts.append(f"{record['modules']} modules")
-        if record.get("effective_strength") is not None:
-            facts.append(f"update times {record['effective_strength']:g}")
+        if isinstance(factor, (int, float)):
+            facts.append(f"update times {factor:g}")
         print(f"  {address.short}" + (f"  ({', '.join(facts)})" if facts else ""))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from pipeline.events import say
 from pipeline.plan import Plan
 from pipeline.program import train_all_command
 from pipeline.stages.convert import convert
+from pipeline.words import format_command
 from pipeline.work_items import describe_item, drop_finished, run_side_by_side
 from robustmerge.method import AnyMethod, list_methods
 from robustmerge.stage.address import Address, run_stage
+from robustmerge.stage.files import expand
 from robustmerge.stage.settings import UserError, suggest
 from robustmerge.stage.text import plain
 
@@ -78,7 +79,7 @@ def merge_out(plans: Sequence[Plan]) -> None:
 
     from robustmerge.merging import address_at, describe_links, write_merged
 
-    folder = Path(out).expanduser().absolute()
+    folder = expand(out).absolute()
     method = _with_base(plan, config.methods[0])
     was_there = (folder / "manifest.json").exists()  # of another merge: then it is refused
     address = address_at(folder, method, experts)
@@ -125,7 +126,7 @@ def print_merged(folder: Path, method: AnyMethod, out: str, was_there: bool = Fa
         print(f"\nwarning: {warning}")
     is_model = (folder / "config.json").exists()
     words = ["model.base=null", f"+model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
-    answer = shlex.join(["python", "scripts/predict.py", *words])
+    answer = format_command(["python", "scripts/predict.py", *words])
     print(f"\nits README.md says how to load it; to ask it the benchmark's questions (same base): {answer}")
 
 

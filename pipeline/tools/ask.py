@@ -16,6 +16,7 @@ from pipeline.program import train_all_command
 from pipeline.stages import predict
 from pipeline.stages.base import fetch_bases
 from pipeline.sweep import make_plan_with
+from robustmerge.stage.files import expand
 from robustmerge.stage.pictures import PictureError, read_picture
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import Example
@@ -38,7 +39,7 @@ class AskRequest:
         if self.max_new_tokens < 1:
             raise ConfigError(Problem(f"max_new_tokens must be at least 1, got {self.max_new_tokens}"))
         if self.image is not None:
-            check_picture(Path(self.image).expanduser())
+            check_picture(expand(self.image))
 
 
 def check_picture(file: Path) -> None:
@@ -68,7 +69,7 @@ def ask(point: Mapping[str, Any]) -> None:
     fast = model.products == "fast"
     generate = load_base(str(plan.base.path), model.template, fast, device, plan.precision)
     generate.use(source.adapter)
-    picture = str(Path(request.image).expanduser().resolve()) if request.image else None
+    picture = str(expand(request.image).resolve()) if request.image else None
     for question in [request.question] if request.question is not None else _read_questions(source.label):
         example = Example("asked", question, "", image=picture)
         example = dataclasses.replace(example, text=render(task.prompt, example))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,8 @@ from pipeline.plan import Plan
 from pipeline.program import command
 from pipeline.stages.report_context import make_context
 from pipeline.sweep import describe_point, find_swept_keys, make_plans
-from robustmerge.stage.files import write_atomically
+from pipeline.words import format_command
+from robustmerge.stage.files import expand, write_atomically
 from robustmerge.stage.records import read_score
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build
 
@@ -64,7 +64,7 @@ def compare(points: Sequence[Mapping[str, Any]]) -> None:
         print(format_pair(pair, context))
     print("\n".join(explain_noise(pairs, context)))
     if request.out is not None:
-        path = Path(request.out).expanduser()
+        path = expand(request.out)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, format_csv(tabulate(pairs, context)))
         print(f"written: {path}")
@@ -121,7 +121,7 @@ def _explain_no_common_task(one: ResultGroup, other: ResultGroup) -> str:
 
 def _command(program: str, name: str) -> str:
     words = command(program, lambda word: not word.startswith(("sources=", "out=")))
-    return f"{words} {shlex.quote(f'source={name}')}"
+    return f"{words} {format_command([f'source={name}'])}"
 
 
 def format_pair(pair: Pair, context: Context) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.stages.convert import ADAPTER_FILES
+from pipeline.words import format_command
 from robustmerge.hub.places import fetch, find_place, name_of, split_name
+from robustmerge.stage.files import expand
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, refuse, suggest
 
 DIRECTIONS = ("peft", "original")
@@ -37,7 +39,7 @@ class ConvertRequest:
         for key, to in (("base", "peft"), ("like", "original"), ("vision_tower", "original")):
             if getattr(self, key) is not None and self.to != to:
                 problems.append(Problem(f"{key} is for to={to}", key))
-        if self.like is not None and not Path(self.like).expanduser().is_dir():
+        if self.like is not None and not expand(self.like).is_dir():
             problems.append(Problem(f"there is no folder {self.like}", "like"))
         refuse(problems)
 
@@ -67,7 +69,7 @@ def convert(points: Sequence[Mapping[str, Any]]) -> None:
         raise UserError("one command converts any number of adapters, 'adapters=[a,b]'; there is nothing to sweep over")
     (point,) = points
     request = build(ConvertRequest, {key: point[key] for key in KEYS}, "")
-    out, pins = Path(request.out).expanduser().absolute(), Path(point["paths"]["runs"]) / "hub.json"
+    out, pins = expand(request.out).absolute(), Path(point["paths"]["runs"]) / "hub.json"
     problems, converted = [], []
     for number, (name, where) in enumerate(request.places.items(), 1):
         try:
@@ -80,7 +82,8 @@ def convert(points: Sequence[Mapping[str, Any]]) -> None:
     print(f"\n{len(converted)} of {len(request.places)} adapters are there: {out}")
     if converted and request.to == "peft":
         experts = ",".join(f"{name}:{out / name}" for name in converted)
-        print(f"merge them: python scripts/merge.py merge=robustmerge 'experts=[{experts}]' out=FOLDER")
+        words = ["python", "scripts/merge.py", "merge=robustmerge", f"experts=[{experts}]", "out=FOLDER"]
+        print(f"merge them: {format_command(words)}")
     if problems:
         raise UserError("\n".join(problems))
 
@@ -90,7 +93,7 @@ def _convert_one(request: ConvertRequest, source: Path, folder: Path) -> str:
     from llava_ext.original import from_peft, to_peft
     from llava_ext.original.record import is_converted
 
-    like, base = Path(request.like).expanduser() if request.like else None, request.base or ""
+    like, base = expand(request.like) if request.like else None, request.base or ""
     if request.to == "peft":
         identity = to_peft.peft_request(base)
         act = partial(to_peft.convert_to_peft, base=base)

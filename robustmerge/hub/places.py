@@ -54,13 +54,14 @@ def _as_path(text: str | Path) -> Path | None:
 
 
 def split_name(entry: str) -> tuple[str, str]:
-    """Split `NAME:PLACE` into its two parts; the name of a bare `PLACE` is empty.
+    """Split `NAME:PLACE` into its two parts; the name of a bare `PLACE` is empty, as is that of what exists.
 
     >>> split_name("vqa:path/to/adapter"), split_name("user/repo@v1")
     (('vqa', 'path/to/adapter'), ('', 'user/repo@v1'))
     """
-    name, colon, place = entry.partition(":")
-    return (name, place) if colon else ("", entry)
+    path, (name, colon, place) = _as_path(entry), entry.partition(":")
+    is_place = path is not None and path.exists()
+    return (name, place) if colon and not is_place else ("", entry)
 
 
 def name_of(text: str | Path) -> str:

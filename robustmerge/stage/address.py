@@ -31,6 +31,7 @@ from robustmerge.stage.files import (
     BESIDE,
     cached_sha256,
     check_file_name,
+    expand,
     find_unpublished,
     is_of_kernel,
     list_files,
@@ -218,7 +219,7 @@ def address_foreign(path: Path, root: Path | None = None) -> Address:
 def _resolve(path: Path) -> Path:
     """The absolute path of a file or folder that exists. Raises UserError that says why there is none."""
     try:
-        resolved = Path(path).expanduser().resolve()
+        resolved = expand(path).resolve()
         resolved.stat()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error

@@ -152,6 +152,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         whole.file.write(content.encode() if isinstance(content, str) else content)
 
 
+def expand(path: str | Path) -> Path:
+    """The path with the home folder of a user in place of `~`; as it is where there is no such user."""
+    return Path(os.path.expanduser(path))
+
+
 def require_file(path: Path, what: str) -> Path:
     """Return the path of a regular file. what: the kind of file, for messages, as in `a manifest`.
 

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
+from robustmerge.stage.text import one_line
+
 STATUS = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
@@ -30,8 +32,8 @@ class Bar(tqdm):
         self.part = part
         if Bar.report is not None:
             options |= {"disable": options.get("disable") is True, "mininterval": 0.5, "delay": 0}
-        desc = f"part {part[0]}/{part[1]} {desc}" if part[1] > 1 else desc
-        super().__init__(iterable, desc, *arguments, **options)
+        desc = one_line(f"part {part[0]}/{part[1]} {desc}" if part[1] > 1 else desc or "")
+        super().__init__(iterable, desc or None, *arguments, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Draw or report the present state."""

@@ -104,7 +104,7 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
         ("train_all", ["pefft.r=8"], "unknown key 'pefft'; choose one of"),
         ("train_all", ["peft.r=eight"], "expected a whole number, got 'eight' (peft.r)"),
         ("train_all", ["tasks=[vqa2]"], "unknown task 'vqa2'; choose one of"),
-        ("train_all", ["tasks=[vqav2"], "Lists and spaces need quotes"),
+        ("train_all", ["tasks=[vqav2"], "a list with spaces needs quotes: 'tasks=[vqav2]'"),
         (
             "train_all",
             ["task=mini/rec"],

@@ -30,6 +30,7 @@ from pipeline.terminal import format_path
 from pipeline.tools.general.run_lmms import find_environment, run_task
 from robustmerge.method import list_methods, read_method
 from robustmerge.stage.address import Address, address_folder, address_foreign, run_stage
+from robustmerge.stage.files import expand
 from robustmerge.stage.records import read_score
 from robustmerge.stage.settings import IMAGE_MODES, ConfigError, Problem, UserError, build, choose, refuse
 
@@ -50,7 +51,7 @@ class GeneralRequest:
         choose(self.image, IMAGE_MODES, "image mode")
         if not self.tasks_general or len(set(self.tasks_general)) != len(self.tasks_general):
             raise ConfigError(Problem(f"name tasks, each once, got {list(self.tasks_general)}", "tasks_general"))
-        if self.include is not None and not Path(self.include).expanduser().is_dir():
+        if self.include is not None and not expand(self.include).is_dir():
             raise ConfigError(Problem(f"there is no folder {self.include}", "include"))
 
 
@@ -90,7 +91,7 @@ class GeneralPlan:
     @property
     def include(self) -> Path | None:
         """The folder of further tasks."""
-        return Path(self.request.include).expanduser().resolve() if self.request.include else None
+        return expand(self.request.include).resolve() if self.request.include else None
 
     @cached_property
     def tasks(self) -> list[tuple[Address, GeneralRun]]:

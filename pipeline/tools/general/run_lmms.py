@@ -14,7 +14,7 @@ from eval.general.lmms_results import FAILED, LMMS_EVAL, GeneralRun, find_result
 from eval.general.scores import score_output
 from pipeline.jobs import Job, run_jobs
 from robustmerge.stage.address import REPOSITORY
-from robustmerge.stage.files import write_atomically
+from robustmerge.stage.files import expand, write_atomically
 from robustmerge.stage.records import write_score
 from robustmerge.stage.settings import UserError
 
@@ -32,7 +32,7 @@ def find_environment(named: str | None, say: Callable[[str], None] = print) -> P
 
     Raises UserError if there is none, or it holds another version.
     """
-    folder = ENVIRONMENT if named is None else Path(named).expanduser().absolute()
+    folder = ENVIRONMENT if named is None else expand(named).absolute()
     if named is None:
         _install(folder, say)
     python = folder / "bin" / "python"

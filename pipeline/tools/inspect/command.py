@@ -15,7 +15,7 @@ from pipeline.sweep import make_plan_with
 from pipeline.terminal import format_path
 from pipeline.tools.tables import format_csv
 from robustmerge.hub.places import split_name
-from robustmerge.stage.files import write_atomically
+from robustmerge.stage.files import expand, write_atomically
 from robustmerge.stage.settings import ConfigError, Problem, UserError, refuse
 
 TABLES = ("experts", "modules", "kinds", "spectra", "pairs", "merged")
@@ -56,7 +56,7 @@ def inspect(point: Mapping[str, Any]) -> None:
     from pipeline.tools.inspect.text import format_inspection
 
     text, picture = format_inspection(inspection), draw_inspection(inspection)
-    folder = Path(request.out).expanduser() if request.out else plan.root / "inspection"
+    folder = expand(request.out) if request.out else plan.root / "inspection"
     folder.mkdir(parents=True, exist_ok=True)
     for name in TABLES:
         write_atomically(folder / f"{name}.csv", format_csv(getattr(inspection, name)))

@@ -11,10 +11,13 @@ from typing import Any
 import yaml
 
 from robustmerge.formats.output import how_to_load
+from robustmerge.stage.files import read_text
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import one_line
 
 STATEMENTS = ("method", "settings", "experts", "base", "commit")  # what a reader needs to make it again
 SECTION = "## How it was made"
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 FRONT = re.compile(r"---\n(.*?)---\n", re.S)
 
 
@@ -36,7 +39,7 @@ def make_card(folder: Path, manifest: Mapping[str, Any] | None, base: str | None
     """
     readme = folder / "README.md"
     if readme.is_file():
-        text = readme.read_text()
+        text = read_text(readme, "the card of an adapter")
     elif manifest is not None and manifest["identity"].get("stage") == "train":
         text = _card_of_training(folder, manifest)
     else:
@@ -57,7 +60,8 @@ def _says(text: str, what: str) -> bool:
 
 def _card_of_training(folder: Path, manifest: Mapping[str, Any]) -> str:
     """Trained adapters have no README of their own."""
-    tasks = ", ".join(manifest["identity"]["settings"].get("tasks", [])) or folder.name
+    names = _mapping(manifest["identity"], "settings").get("tasks")
+    tasks = one_line(", ".join(map(str, names)) if isinstance(names, list) and names else folder.name)
     return (
         "---\nlibrary_name: peft\ntags: [lora]\n---\n\n"
         f"# LoRA expert of {tasks}\n\n"
@@ -68,12 +72,17 @@ def _card_of_training(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 def _name_base(text: str, base: str | None) -> str:
     """The base in the line `Base model:`, and, where it is one of the Hub's, among the front matter."""
-    text = re.sub(r"^Base model: `[^`]*`", lambda _: f"Base model: `{base}`", text, flags=re.M)
+    text = re.sub(r"^Base model: `[^`]*`", lambda _: f"Base model: `{one_line(str(base))}`", text, flags=re.M)
     front = FRONT.match(text)
     fields, rest = (front[1], text[front.end() :]) if front else ("tags: [model-merging]\n", f"\n{text}")
-    if base and "/" in base and not re.search(r"^base_model:", fields, re.M):
+    if base and REPOSITORY.fullmatch(base) and not re.search(r"^base_model:", fields, re.M):
         fields += f"base_model: {base}\n"
     return f"---\n{fields}---\n{rest}"
+
+
+def _mapping(part: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = part.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _how_it_was_made(manifest: Mapping[str, Any]) -> str:
@@ -81,9 +90,10 @@ def _how_it_was_made(manifest: Mapping[str, Any]) -> str:
     identity, record = manifest["identity"], manifest["record"]
     commit = record.get("commit")
     lines = [f"Commit: `{commit or 'not known'}`{' with changes' if record.get('dirty') else ''}."]
-    if versions := record.get("versions"):
+    if versions := _mapping(record, "versions"):
         lines.append(f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}.")
-    if inputs := identity.get("inputs"):
-        lines.append(f"Inputs: {', '.join(f'{name} `{digest[:8]}`' for name, digest in sorted(inputs.items()))}.")
-    settings = yaml.safe_dump(identity.get("settings", {}), sort_keys=True, allow_unicode=True)
+    if inputs := _mapping(identity, "inputs"):
+        lines.append(f"Inputs: {', '.join(f'{name} `{str(digest)[:8]}`' for name, digest in sorted(inputs.items()))}.")
+    lines = [one_line(line) for line in lines]
+    settings = yaml.safe_dump(_mapping(identity, "settings"), sort_keys=True, allow_unicode=True)
     return f"{SECTION}\n\n" + "\n".join(lines) + f"\n\nSettings:\n\n```yaml\n{settings}```\n"

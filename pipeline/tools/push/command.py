@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from pipeline.sources import SOURCE_FILES
 from pipeline.sweep import make_plan_with
 from pipeline.terminal import confirm, format_size
 from pipeline.tools.push import hub
-from pipeline.tools.push.card import Card
+from pipeline.tools.push.card import REPOSITORY, Card
 from pipeline.tools.push.files import UploadedFile, collect_files
 from pipeline.tools.tables import format_columns
 from robustmerge.stage.address import UNFINISHED, is_locked
+from robustmerge.stage.files import expand
 from robustmerge.stage.settings import ConfigError, Problem, UserError
 
-REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LARGE = 2e9  # bytes that are not uploaded without large=true
 
 
@@ -76,7 +75,7 @@ def find_folder(plan: Plan, request: PushRequest) -> Path:
     if (name is None) == (request.folder is None):
         raise UserError("give one of source=NAME (as merged/robustmerge) and folder=FOLDER")
     if request.folder is not None:
-        folder = Path(request.folder).expanduser().resolve()
+        folder = expand(request.folder).resolve()
     else:
         source = plan.find_source(name)
         if source.kind == "zero_shot":
