@@ -23,8 +23,10 @@ def find_scores(root: Path, source: Source, base: Address, usual: GeneralRun) ->
     scores = {}
     for manifest in sorted((root / KIND / source.folder).glob("*/manifest.json")):
         identity = read_manifest(manifest)["identity"]
-        if identity["stage"] == KIND and identity["inputs"]["base"] == base.fingerprint:
-            run = build(GeneralRun, identity["settings"], str(manifest))
+        inputs, settings = (identity.get(key) or {} for key in ("inputs", "settings"))
+        is_of_base = isinstance(inputs, dict) and inputs.get("base") == base.fingerprint
+        if identity.get("stage") == KIND and is_of_base:
+            run = build(GeneralRun, settings, str(manifest))
             score = read_score(manifest.parent / "score.json")
             if not score.n_asked:
                 scores[run.task + describe_changes(run, usual)] = score

@@ -17,7 +17,7 @@ FormatTable = Callable[[Table], str]  # one of the functions below, with its def
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "—": "---", "–": "--", "−": "$-$",
-    "±": r"$\pm$",
+    "±": r"$\pm$", "<": "$<$", ">": "$>$", "|": r"\textbar{}",
 }  # fmt: skip
 CSV_PARTS = ("value", "low", "high", "p", "deviation", "seeds_low", "seeds_high")  # as in Cell
 MARKDOWN = str.maketrans({character: f"&#{ord(character)};" for character in '&<>|*_`[]\\~#$"'})

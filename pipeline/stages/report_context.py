@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,11 @@ from pipeline.program import command
 from pipeline.sources import Source
 from pipeline.sweep import describe_point, find_swept_keys
 from robustmerge.stage.address import commit, read_manifest
+from robustmerge.stage.files import read_json
+from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import quote
+
+CONFIG = "adapter_config.json"
 
 
 def make_context(name: str, plans: Sequence[Plan]) -> Context:
@@ -63,7 +67,13 @@ def _read_base(plans: Sequence[Plan]) -> dict[str, Any] | None:
     bases = {plan.base.path: plan.base for plan in plans}
     if plans[0].config.model.base is None or len(bases) > 1 or not plans[0].base.is_complete():
         return None
-    return read_manifest(plans[0].base.manifest)["record"]
+    manifest = plans[0].base.manifest
+    record = read_manifest(manifest)["record"]
+    for key in ("probe", "heads", "skills"):
+        values = record.get(key) or {}
+        if not isinstance(values, dict) or not all(isinstance(value, (int, float)) for value in values.values()):
+            raise UserError(f"{manifest}: {key} must be accuracies by name, got {quote(values)}")
+    return record
 
 
 def _read_regime(plans: Sequence[Plan]) -> Regime | None:
@@ -75,8 +85,12 @@ def _read_regime(plans: Sequence[Plan]) -> Regime | None:
 def _regime_of(plan: Plan) -> Regime | None:
     """The regime of one plan's experts and base; None if their configs cannot be read."""
     try:
-        model = json.loads((plan.base.path / "config.json").read_text())
-        ranks = [json.loads((expert.path / "adapter_config.json").read_text())["r"] for expert in plan.experts.values()]
-        return Regime(len(ranks), max(ranks), model.get("text_config", model)["hidden_size"])
-    except (OSError, ValueError, KeyError):
+        model = read_json(plan.base.path / "config.json", "the config of a model")
+        configs = [read_json(one.path / CONFIG, "the config of an adapter") for one in plan.experts.values()]
+    except UserError:
         return None
+    text_model = model.get("text_config", model)
+    sizes = [config.get("r") for config in configs]
+    sizes += [text_model.get("hidden_size") if isinstance(text_model, dict) else None]
+    *ranks, width = [size for size in sizes if isinstance(size, int) and size > 0] or [0]
+    return Regime(len(ranks), max(ranks), width) if ranks and len(ranks) + 1 == len(sizes) else None

@@ -9,14 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from eval.settings import OFFICIAL_NAMES
 from pipeline.program import compose, runs_folder
 from pipeline.terminal import confirm, format_size
 from pipeline.tools.tables import format_columns
 from robustmerge.stage.address import Address, is_locked, read_manifest
+from robustmerge.stage.files import parse_json, read_text
 from robustmerge.stage.records import Score, read_score
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import quote
 
 TITLES = ("address", "differs from the defaults in", "score (tasks)", "size", "commit")
 KINDS = ("data", "base", "experts", "merged", "predictions", "scores", "general")
@@ -95,12 +98,17 @@ def describe(result: Result) -> str:
     default = _defaults(result.root).get(result.short.rpartition("-")[0])
     if default is None or result.kind in ("predictions", "scores"):
         return ""
-    settings = list_differences(result.identity.get("settings", {}), default.get("settings", {}))
-    inputs, usual = result.identity.get("inputs", {}), default.get("inputs", {})
+    settings = list_differences(_mapping(result.identity, "settings"), default.get("settings", {}))
+    inputs, usual = _mapping(result.identity, "inputs"), default.get("inputs", {})
     changed = {name.split("/")[0] for name, digest in inputs.items() if usual.get(name) != digest}
     return ", ".join(
         [*(f"{key}={json.dumps(value)}" for key, value in settings), *(f"other {name}" for name in sorted(changed))]
     )
+
+
+def _mapping(identity: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = identity.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def format_score(result: Result) -> str:
@@ -135,7 +143,7 @@ def print_results(roots: Sequence[Path], kinds: Sequence[str]) -> None:
                 describe(one),
                 format_score(one),
                 format_size(one.size()),
-                (one.record.get("commit") or "")[:8],
+                str(one.record.get("commit") or "")[:8],
             )
             for one in find_results(root)
             if one.kind in kinds
@@ -168,8 +176,21 @@ def find_unused(root: Path) -> list[Result]:
     for lock in root.rglob("*.lock"):
         if is_locked(lock.with_suffix("")):
             raise UserError(f"{lock.with_suffix('')} is in use by a running process; clean up when none runs")
-    used = {address for file in root.glob("reports/*/addresses.json") for address in json.loads(file.read_text())}
+    used = {address for file in root.glob("reports/*/addresses.json") for address in _read_addresses(file)}
     return [result for result in find_results(root) if result.short not in used]
+
+
+def _read_addresses(file: Path) -> list[str]:
+    """The addresses of the results that a report uses. Raises UserError if the file does not tell them."""
+    what = "the addresses that a report uses"
+    remedy = "write that report again (scripts/report.py), or remove its folder"
+    try:
+        addresses = parse_json(read_text(file, what))
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read as {what}: {error}; {remedy}") from error
+    if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
+        raise UserError(f"{file} cannot be read as {what}: it holds {quote(addresses)}; {remedy}")
+    return addresses
 
 
 def remove(result: Result) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from pipeline.tools.bench.rounds import (
 )
 from pipeline.tools.tables import format_markdown
 from robustmerge.stage.address import REPOSITORY
+from robustmerge.stage.files import read_json
 from robustmerge.stage.settings import UserError, suggest
 
 LONG = 60.0  # seconds above which one run says enough
@@ -88,8 +88,8 @@ def update_table(folder: Path, shape: dict[str, int], measured: Sequence[dict[st
     One that fails keeps the numbers it has, and notes the failure. Rows of other shapes of experts are dropped.
     """
     file = folder / "table.json"
-    saved: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"shape": shape, "rows": []}
-    rows = {row["name"]: row for row in saved["rows"] if saved["shape"] == shape}
+    saved: dict[str, Any] = read_json(file, "a table of bench_merge.py") if file.exists() else {}
+    rows = {row["name"]: row for row in saved.get("rows", []) if saved.get("shape") == shape}
     rows |= {row["name"]: _replace(rows.get(row["name"]), row) for row in measured}
     order = [row.name for row in list_rows()]
     in_order = sorted(rows.values(), key=lambda row: order.index(row["name"]) if row["name"] in order else len(order))
