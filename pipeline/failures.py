@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from pipeline.terminal import protect_terminal
 from robustmerge.stage.settings import UserError
@@ -52,9 +53,15 @@ def _explain(error: Exception) -> str | None:
         text = f"the disk is full{place}. Nothing finished is lost: free some space and type the same command"
     elif not isinstance(error, OSError) or not (file or number in OF_THE_DISK):
         return None
-    elif isinstance(error, PermissionError) and os.path.lexists(file) and not os.access(file, os.R_OK):
-        text = f"{error.strerror}: {file} cannot be read. Mend its rights (chmod u+r), or give another"
+    elif isinstance(error, PermissionError) and (unreadable := _find_unreadable(file)):
+        text = f"{error.strerror}: {unreadable} cannot be read. Mend its rights (chmod u+rX), or give another"
     else:
         place = f": {file}" if file else ""
         text = f"{error.strerror}{place}. Choose another place (paths.runs=FOLDER, or out=FOLDER), or mend its rights"
     return format_message(text)
+
+
+def _find_unreadable(file: str) -> str | None:
+    """The file, or the folder in its path, whose rights forbid reading; None where they forbid writing."""
+    nearest = next((path for path in (Path(file), *Path(file).parents) if os.path.lexists(path)), Path())
+    return None if os.access(nearest, os.R_OK | os.X_OK * nearest.is_dir()) else str(nearest)

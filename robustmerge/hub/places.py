@@ -48,6 +48,9 @@ def _as_path(text: str | Path) -> Path | None:
     try:
         path = Path(text).expanduser()
         path.resolve()
+        path.exists()
+    except PermissionError:  # told where it is opened
+        pass
     except (OSError, ValueError, RuntimeError):
         return None
     return path

@@ -144,7 +144,7 @@ def test_links_out_of_an_experts_folder_are_said_but_for_those_of_the_hubs_cache
 def test_any_error_of_a_file_is_one_message_with_its_name(tmp_path, monkeypatch, capsys):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "secret").write_text("")
-    monkeypatch.setattr(os, "access", lambda file, mode: file != str(tmp_path / "secret"))  # nothing is to root
+    monkeypatch.setattr(os, "access", lambda file, mode: file != tmp_path / "secret")  # nothing is to root
 
     def refuse(number: int, file: Path | None = None) -> None:
         raise OSError(number, os.strerror(number), *[str(file)] * bool(file))
