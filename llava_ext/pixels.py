@@ -34,7 +34,8 @@ class PixelReader:
         """Pixel values, float32 [n, 3, height, width]."""
         if all(picture.mode == "RGB" and picture.size == self.size for picture in pictures):
             return self.normalise(torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])))
-        batch = self.processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")
+        coloured = [picture if picture.mode == "RGB" else picture.convert("RGB") for picture in pictures]
+        batch = self.processor(coloured, return_tensors="pt")
         return batch["pixel_values"].float()
 
     def normalise(self, pixels: Tensor) -> Tensor:

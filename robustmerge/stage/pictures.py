@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for EPS, Pillow starts Ghostscript
-LONGEST_SIDE = 10_000  # pixels: padded to a square and resized, such a picture takes 1 GB
-LARGEST_RATIO = 500  # of the sides: one row of pixels, scaled to the height that a model sees, would be millions wide
+LONGEST_SIDE = 9_400  # pixels: padded to a square and resized, such a picture takes 1.7 GB
+LARGEST_RATIO = 400  # of the sides: one row of pixels, scaled to the height that a model sees, would be millions wide
 MOST_SCANS = 40  # of a JPEG: each passes over the whole picture once more, and ten are usual
 _TILE = (322, 323)  # TIFF's tags TileWidth and TileLength
 _BITS = 258  # TIFF's tag BitsPerSample
