@@ -19,6 +19,7 @@ from llava_ext.original.from_peft import convert_to_original
 from llava_ext.original.to_peft import convert_to_peft
 from llava_ext.settings import LANGUAGE_LINEARS
 from robustmerge.formats.adapter import WEIGHTS, open_adapter
+from robustmerge.formats.adapter_config import PATTERNS
 from robustmerge.merging import write_merged
 from robustmerge.method import Method
 from robustmerge.stage.settings import UserError
@@ -145,15 +146,14 @@ def test_every_spelling_of_names_is_the_same_model_and_none_is_left_out(spelling
     patterns = {"alpha_pattern": {"layers.0.self_attn.q_proj": 3}, "rank_pattern": {"q_proj": RANK}}
     edit_config(write_old(tmp_path / "old"), **patterns)
     edit_config(tmp_path / "old new", **patterns)
-    expected = merge_into(base, tmp_path / "old new")
-    for name in ("old", "old new"):
-        tensors = load_file(tmp_path / name / WEIGHTS)
-        save_file({SPELLINGS[spelling](stored): x for stored, x in tensors.items()}, tmp_path / name / WEIGHTS)
-        weights = merge_into(base, tmp_path / name)
-        assert all(torch.equal(weights[name], x) for name, x in expected.items())
-    convert_to_peft(tmp_path / "old", tmp_path / "converted", "base")
-    weights = merge_into(base, tmp_path / "converted")
+    tensors = load_file(tmp_path / "old" / WEIGHTS)
+    save_file({SPELLINGS[spelling](name): x for name, x in tensors.items()}, tmp_path / "old" / WEIGHTS)
+    weights, expected = merge_into(base, tmp_path / "old"), merge_into(base, tmp_path / "old new")
     assert all(torch.equal(weights[name], x) for name, x in expected.items())
+    convert_to_peft(tmp_path / "old", tmp_path / "converted", "base")
+    assert (tmp_path / "converted" / WEIGHTS).read_bytes() == (tmp_path / "old new" / WEIGHTS).read_bytes()
+    converted, new = open_adapter(tmp_path / "converted"), open_adapter(tmp_path / "old new")
+    assert all(converted.config[key] == new.config[key] for key in PATTERNS)
 
 
 def test_values_that_are_trained_whole_are_loaded_though_the_config_lists_none(base: Path, tmp_path: Path) -> None:
