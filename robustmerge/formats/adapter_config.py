@@ -63,10 +63,6 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
-def _is_names_or_text(value: Any) -> bool:
-    return isinstance(value, str) or _is_names(value)
-
-
 def _is_saved(value: Any) -> bool:
     """Names to which peft, that reads them as regular expressions, gives no other meaning."""
     return (
@@ -88,7 +84,7 @@ RANK = (_is_rank, f"a whole number from 1 to {LARGEST_RANK}")
 ALPHA = (_is_number, "a finite number")
 FLAG = (lambda value: isinstance(value, bool), "true or false")
 LINE = (_is_line, f"one line of text, of at most {LONGEST_NAME} characters and 255 bytes between slashes")
-NAMES_OR_TEXT = (_is_names_or_text, "a text or a list of texts")
+NAMES_OR_TEXT = (lambda value: isinstance(value, str) or _is_names(value), "a text or a list of texts")
 MAPPING = (lambda value: isinstance(value, dict), "a mapping")
 # key -> whether a value is allowed, and what is. Null is the same as no such key.
 SCHEMA: Mapping[str, tuple[Callable[[Any], bool], str]] = {

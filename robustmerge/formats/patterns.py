@@ -6,6 +6,7 @@ up; everything else is matched by this file run as a program of its own, whose t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import resource
@@ -96,6 +97,7 @@ def _answer(method: str, patterns: Sequence[str], names: Sequence[str]) -> list[
 
 if __name__ == "__main__":
     seconds, *work = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.setitimer(signal.ITIMER_PROF, seconds)  # ends the process, even within a match
     json.dump(_answer(*work), sys.stdout)
