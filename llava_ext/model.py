@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from robustmerge.formats.checkpoint import find_weight_files
 from robustmerge.formats.tensors import TensorFile
@@ -132,7 +133,7 @@ def _refuse_implausible_sizes(folder: Path) -> None:
         config = LlavaConfig.from_pretrained(folder)
         layers = config.text_config.num_hidden_layers + config.vision_config.num_hidden_layers
         size = 0
-        if layers <= tensors:
+        if layers <= tensors and not is_deepspeed_zero3_enabled():  # it would partition what has no memory
             with torch.device("meta"):  # shapes without memory
                 size = LlavaForConditionalGeneration(config).num_parameters()
     if layers > tensors or size > 2 * held:
