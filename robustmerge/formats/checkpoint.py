@@ -58,9 +58,7 @@ class Checkpoint:
     @cached_property
     def _tied(self) -> bool:
         """Whether output head and embeddings are one weight; older checkpoints say so by leaving the head out."""
-        parts = (self.config, self.config.get("text_config"))
-        is_tied = any(isinstance(part, Mapping) and part.get("tie_word_embeddings") for part in parts)
-        return is_tied or not any(name in self._today for name in HEADS)
+        return ties_embeddings(self.config) or not any(name in self._today for name in HEADS)
 
     def get(self, name: str) -> Tensor:
         return self.files[self.where[name]].get(name)
@@ -117,6 +115,12 @@ class Checkpoint:
         ending = parameter.rsplit(".", 2)[-2:]
         alike = [name for name in self.where if name.rsplit(".", 2)[-2:] == ending] or list(self.where)
         return difflib.get_close_matches(parameter, alike[:200], n=1, cutoff=0)[0]
+
+
+def ties_embeddings(config: Mapping[str, Any]) -> bool:
+    """Whether a model's config.json says that its output head and its embeddings are one weight."""
+    parts = (config, config.get("text_config"))
+    return any(isinstance(part, Mapping) and bool(part.get("tie_word_embeddings")) for part in parts)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

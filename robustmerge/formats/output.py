@@ -13,9 +13,11 @@ from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, AdapterWriter, LoraPair, common_dtype
 from robustmerge.formats.adapter_config import SAME_BASE
+from robustmerge.formats.checkpoint import TIED, ties_embeddings
 from robustmerge.formats.compatibility import common_config
 from robustmerge.formats.delta import DeltaWriter, explain_delta_limit
 from robustmerge.formats.full_model import ModelWriter
+from robustmerge.formats.names import read_model_config
 from robustmerge.hub.places import fetch_model
 from robustmerge.stage.settings import UserError
 
@@ -65,6 +67,13 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
         return []
     unfit = [(a.name, dora) for dora in (True, False) for a in adapters if (a.is_dora if dora else a.has_lora_bias)]
     problems = [f"expert '{name}': {explain_delta_limit(dora)}" for name, dora in unfit]
+    changed = [name for a in adapters for name in (*(f"{module}.weight" for module in a.modules), *a.extras)]
+    tied = sorted(set(filter(TIED.search, changed)))
+    if tied and any(ties_embeddings(read_model_config(a.config)) for a in adapters):
+        problems.append(
+            f"'{tied[0]}' is one weight with another in the base (tie_word_embeddings), and a delta would change both; "
+            "take merge.out.format=adapter"
+        )
     module, (d_out, _, d_in) = max(adapters[0].shapes.items(), key=lambda item: item[1][0] * item[1][2])
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * d_out * d_in > memory:

@@ -23,7 +23,7 @@ from robustmerge.formats.adapter_config import CONFIG
 from robustmerge.formats.checkpoint import open_checkpoint
 from robustmerge.formats.names import FAMILIES, PREFIX, QWEN_VL, move
 from robustmerge.merging import merge_folders, write_merged
-from robustmerge.method import Method, Out
+from robustmerge.method import Method, Out, read_method
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import (
     QUIET,
@@ -370,6 +370,16 @@ def test_the_embeddings_of_a_tied_head_are_merged_as_they_were_saved(config: Any
     expected = save_random(tmp_path / "expert", make_llama(tied=True), target_modules=["q_proj"], **saved)
     merged = PeftModel.from_pretrained(make_llama(tied=True), merge_one(tmp_path / "expert"))
     torch.testing.assert_close(logits(merged), expected)
+
+
+@pytest.mark.parametrize("config", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]}], ids=str)
+def test_no_delta_changes_a_weight_that_is_two(config: dict[str, Any], tmp_path: Path) -> None:
+    make_llama(tied=True).save_pretrained(tmp_path / "base")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    save_random(tmp_path / "expert", model, **{"target_modules": ["q_proj"], **config})
+    with pytest.raises(UserError, match="is one weight with another in the base"):
+        method = read_method("average", space="delta", out__format="delta")
+        merge_folders([tmp_path / "expert"], method, tmp_path / "merged", **QUIET)
 
 
 @pytest.mark.parametrize("name", ["norm", "layers.0.input_layernorm", "h.0.ln_1", "wte", "embed_out"])
