@@ -145,7 +145,7 @@ def test_a_weight_that_the_model_has_twice_is_not_changed_alone(ground, tmp_path
 
 def test_a_delta_folder_is_a_source_and_a_full_model_is_none(ground, tmp_path):
     base, _, delta, model, _, _ = ground
-    with pytest.raises(UserError, match="it is a full model, which is a base"):
+    with pytest.raises(UserError, match="but a full model: a base"):
         Generator(base, TEMPLATE).use(model)
     runs = f"paths.runs={tmp_path}"
     plan = Plan(read_config(compose("predict", [runs, f"source={delta}"])))
