@@ -81,7 +81,7 @@ def _mean_over(curves: Sequence[Sequence[Row]], keys: Mapping[str, str], relativ
 def _finish_spectrum(axes: Axes, label: str) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("index of the singular value")
-    axes.set_ylabel(label)
+    axes.set_ylabel(label, parse_math=True)
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.grid(color="#e6e9ed", lw=0.8)
     if axes.get_legend_handles_labels()[0]:
