@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from eval.questions import first_by_hash
 from eval.report.examples import format_question, read_picture
-from eval.report.figures import RC_PARAMS
+from eval.report.figures import PLAIN_TEXT
 from eval.report.palette import GREY, INK
 from eval.report.results import Context
 from eval.settings import Task
@@ -52,7 +52,7 @@ def draw_contact_sheet(context: Context) -> bytes | None:
         return None
     heights = [max((tile.height for tile in tiles), default=PICTURE) for _, tiles in bands]
     width, height = MARGIN + PICTURES_A_TASK * (PICTURE + GAP), sum(heights)
-    with matplotlib.rc_context({**RC_PARAMS, "font.size": 7.5}):
+    with matplotlib.rc_context({**PLAIN_TEXT, "font.size": 7.5}):
         figure = Figure(figsize=(width, height), dpi=DPI)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()

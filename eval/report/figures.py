@@ -19,7 +19,6 @@ from robustmerge.stage.text import one_line
 
 RC_PARAMS = {
     "svg.hashsalt": "robustmerge",
-    "text.parse_math": False,  # a dollar in a title begins no formula
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -29,6 +28,7 @@ RC_PARAMS = {
     "ytick.color": "#57606a",
     "legend.frameon": False,
 }
+PLAIN_TEXT = {**RC_PARAMS, "text.parse_math": False}  # a dollar in a title begins no formula
 LONGEST_LABEL = 100  # characters
 LONGEST_BESIDE = 30  # characters of a title with which the legend still stands beside the axes
 BETTER, WORSE = COLOURS[0], COLOURS[1]
@@ -65,7 +65,7 @@ def draw_figures(main: Table) -> list[RenderedFigure]:
     has_both = len(averages) == 2 and any(
         all(row.cells[index].value is not None for index in averages) for row in main.rows
     )
-    with matplotlib.rc_context(RC_PARAMS):
+    with matplotlib.rc_context(PLAIN_TEXT):
         return [*([draw_seen_unseen(main)] if has_both else []), draw_tasks(main)]
 
 
@@ -249,7 +249,7 @@ def _make_handle(style: Style, text: str, crossed: bool) -> Line2D:
 def draw_standing(standing: Table) -> RenderedFigure:
     """Draw RobustMerge minus each method, block by block, a panel per average; right of zero RobustMerge is better."""
     heights = _stack_rows(standing.rows)
-    with matplotlib.rc_context(RC_PARAMS):
+    with matplotlib.rc_context(PLAIN_TEXT):
         figure = Figure(figsize=(12.8, 1.5 + 0.3 * max(heights, default=0.0)), layout="constrained")
         all_axes = figure.subplots(1, len(standing.columns), sharey=True, squeeze=False)[0]
         for index, (axes, column) in enumerate(zip(all_axes, standing.columns, strict=True)):
