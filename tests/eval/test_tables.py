@@ -129,7 +129,7 @@ def test_every_format_holds_the_same_rows_and_escapes_its_own_marks(context):
     results = [make_result("merged/a_b", "merged", "A_b | 50% <c>", {"vqav2": 60})]
     main, _ = tables_of(results, context)
     assert "A&#95;b &#124; 50% &#60;c&#62;" in format_markdown(main)
-    assert r"A\_b | 50\% <c>" in format_latex(main)
+    assert r"A\_b \textbar{} 50\% $<$c$>$" in format_latex(main)
     rows = list(csv.DictReader(io.StringIO(format_csv(main))))
     assert rows[0]["source"] == "A_b | 50% <c>"
     assert float(rows[0]["vqav2"]) == 50.0 and float(rows[0]["vqav2_low"]) < 50 < float(rows[0]["vqav2_high"])
