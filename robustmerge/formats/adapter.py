@@ -435,7 +435,7 @@ def _classify_others(
                 _put(contents.extras, plain, stored, contents.problems)
         elif is_bias and (config.get("bias") == "all" and plain == outer or config.get("bias") in BIASES and has_lora):
             _put(contents.extras, outer, stored, contents.problems)
-        elif has_lora and last in ("weight", "bias") and f"{module}.weight" in weights:
+        elif has_lora and last in ("weight", "bias") and f"{module}.weight" in weights and is_saved_whole(outer):
             _put(contents.frozen, outer, stored, contents.problems)
         elif ".lora_embedding_" in path:
             of_embeddings.append(stored)

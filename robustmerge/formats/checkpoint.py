@@ -21,7 +21,11 @@ from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import quote
 
 HEADS = ("lm_head.weight", "embed_out.weight")
-TIED = re.compile(r"(^|\.)(lm_head|embed_out|embed_tokens|embed_in|wte)\.weight$")
+TIED = re.compile(
+    r"(^|\.)(lm_head|embed_out|embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|shared|predictions\.decoder)\.weight$"
+)
+# the models of transformers whose layers keep their weights as [d_in, d_out]
+CONV1D = ("clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".bin")
 
@@ -121,6 +125,24 @@ def ties_embeddings(config: Mapping[str, Any]) -> bool:
     """Whether a model's config.json says that its output head and its embeddings are one weight."""
     parts = (config, config.get("text_config"))
     return any(isinstance(part, Mapping) and bool(part.get("tie_word_embeddings")) for part in parts)
+
+
+def explain_unknown_layout(
+    fan_in_fan_out: bool, shapes: Mapping[str, tuple[int, int, int]], config: Mapping[str, Any]
+) -> str | None:
+    """Why it cannot be told whether weights are [d_out, d_in] or [d_in, d_out]; None where it can.
+
+    shapes: module -> (d_out, rank, d_in). config: config.json of the base. PEFT decides by each module's class and
+    saves in its config what the last one was; a shape that is not square tells it as well.
+    """
+    is_conv1d = config.get("model_type") in CONV1D
+    if fan_in_fan_out == is_conv1d or any(d_out != d_in for d_out, _, d_in in shapes.values()):
+        return None
+    return (
+        f"fan_in_fan_out is {str(fan_in_fan_out).lower()}, but the model_type of the base is "
+        f"{quote(config.get('model_type'))}, and all modules are square: no shape says whether its weights are "
+        "transposed; take merge.out.format=adapter"
+    )
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

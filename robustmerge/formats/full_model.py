@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, LoraPair, open_adapter
-from robustmerge.formats.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
+from robustmerge.formats.checkpoint import WEIGHTS, Checkpoint, explain_unknown_layout, open_checkpoint
 from robustmerge.formats.delta import CONFIG as DELTA_CONFIG
 from robustmerge.formats.delta import Delta, open_delta
 from robustmerge.formats.tensors import SlotWriter, all_finite
@@ -41,6 +41,8 @@ class ModelWriter(FolderWriter):
         if folder.resolve() == base.resolve():
             raise UserError(f"{folder} is the base model itself; nothing is overwritten (out)")
         self._fan = bool(like.config.get("fan_in_fan_out"))
+        if isinstance(like, Adapter) and (reason := explain_unknown_layout(self._fan, like.shapes, self.base.config)):
+            raise UserError(f"expert '{like.name}': {reason}")
         self._places = find_places(self.base, like, self._fan)
         self._extras = set(like.extras)
         self._biases: dict[str, Tensor] = {}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, AdapterWriter, LoraPair, common_dtype
 from robustmerge.formats.adapter_config import SAME_BASE
-from robustmerge.formats.checkpoint import TIED, ties_embeddings
+from robustmerge.formats.checkpoint import TIED, explain_unknown_layout, ties_embeddings
 from robustmerge.formats.compatibility import common_config
 from robustmerge.formats.delta import DeltaWriter, explain_delta_limit
 from robustmerge.formats.full_model import ModelWriter
@@ -67,6 +67,10 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
         return []
     unfit = [(a.name, dora) for dora in (True, False) for a in adapters if (a.is_dora if dora else a.has_lora_bias)]
     problems = [f"expert '{name}': {explain_delta_limit(dora)}" for name, dora in unfit]
+    model = read_model_config(adapters[0].config)
+    fan_in_fan_out = bool(adapters[0].config.get("fan_in_fan_out"))
+    if reason := explain_unknown_layout(fan_in_fan_out, adapters[0].shapes, model):
+        problems.append(f"expert '{adapters[0].name}': {reason}")
     changed = [name for a in adapters for name in (*(f"{module}.weight" for module in a.modules), *a.extras)]
     tied = sorted(set(filter(TIED.search, changed)))
     if tied and any(ties_embeddings(read_model_config(a.config)) for a in adapters):

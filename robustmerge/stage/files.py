@@ -19,6 +19,7 @@ from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import plain, quote
 
 BESIDE = ".part"  # ending of a file that is being written
+LARGEST_JSON = 2**28  # bytes of an object, as the scores of a million questions; parsing takes ten times as much
 DEPTH = 100  # levels of lists and objects in JSON from elsewhere
 LONGEST_NAME = 200  # bytes; a file system allows 255, and what is written beside it has a longer name
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -265,6 +266,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
     Raises UserError if the file does not exist or holds something else.
     """
+    if (size := require_file(path, what).stat().st_size) > LARGEST_JSON:
+        raise UserError(f"{path} cannot be read as {what}: it takes {size} bytes, and at most {LARGEST_JSON} are read")
     try:
         content = parse_json(read_text(path, what))
     except ValueError as error:

@@ -19,6 +19,7 @@ LARGEST_RATIO = 400  # of the sides: one row of pixels, scaled to the height tha
 MOST_SCANS = 40  # of a JPEG: each passes over the whole picture once more, and ten are usual
 _TILE = (322, 323)  # TIFF's tags TileWidth and TileLength
 _BITS = 258  # TIFF's tag BitsPerSample
+_PHOTOMETRIC = 262
 _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])", re.DOTALL)  # of a segment of a JPEG; its length follows
 
 
@@ -67,7 +68,7 @@ def _check_extent(picture: Image.Image) -> None:
     tags = getattr(picture, "tag_v2", {})  # of a TIFF
     if max(tags.get(tag, 0) for tag in _TILE) > LONGEST_SIDE:
         raise ValueError(f"its tiles have a side of more than {LONGEST_SIDE} pixels")
-    if picture.format == "JPEG" and (scans := _count_scans(picture)) > MOST_SCANS:
+    if picture.format in ("JPEG", "MPO") and (scans := _count_scans(picture)) > MOST_SCANS:
         raise ValueError(f"its JPEG has {scans} scans, and at most {MOST_SCANS} are read")
 
 
@@ -88,8 +89,12 @@ def _reduce_to_8_bits(picture: Image.Image) -> Image.Image:
     Raises ValueError for grey of 32 bits, which has no range that everybody agrees on.
     """
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
-        bits = getattr(picture, "tag_v2", {}).get(_BITS, (16,))[0]  # 12 in a TIFF that says so
-        return picture.convert("I").point(lambda value: value * 2.0 ** (8 - bits)).convert("L")
+        from PIL import ImageOps
+
+        tags = getattr(picture, "tag_v2", {})
+        bits = tags.get(_BITS, (16,))[0]  # 12 in a TIFF that says so
+        grey = picture.convert("I").point(lambda value: value * 2.0 ** (8 - bits)).convert("L")
+        return ImageOps.invert(grey) if tags.get(_PHOTOMETRIC) == 0 else grey  # 0: white is zero
     if picture.mode in ("I", "F"):
         raise ValueError("its pixels are numbers of no agreed range; save it with 8 or 16 bits")
     return picture

@@ -324,6 +324,13 @@ def test_the_frozen_head_beside_its_lora_is_left_out_where_all_experts_have_the_
         merge_folders([tmp_path / "expert", tmp_path / "other"], "ties", tmp_path / "three", **QUIET)
 
 
+def test_a_weight_of_the_base_beside_lora_of_anything_but_a_head_is_refused(tmp_path: Path) -> None:
+    pairs = random_experts("a")["a"]
+    saved = {f"{PREFIX}layers.0.q.base_layer.{part}": torch.randn(7, 10) for part in ("weight", "bias")}
+    with pytest.raises(UserError, match="layers.0.q.base_layer.* and 1 more are neither lora_A or lora_B"):
+        open_adapter(write_expert(tmp_path / "a", pairs, saved))
+
+
 def test_lora_of_a_head_that_was_resized_is_refused(tmp_path: Path) -> None:
     make_llama().save_pretrained(tmp_path / "base")
     model = LlamaForCausalLM.from_pretrained(tmp_path / "base")

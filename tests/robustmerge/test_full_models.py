@@ -120,6 +120,30 @@ def test_embeddings_that_are_also_the_output_head_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["transformer.word_embeddings", "shared", "bert.embeddings.word_embeddings", "cls.predictions.decoder", "wte"],
+)
+def test_a_tied_embedding_of_any_name_is_left_alone(name: str, tmp_path: Path) -> None:
+    save_file({f"{name}.weight": torch.ones(4, 3)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="are one weight"):
+        open_checkpoint(tmp_path).find(f"{name}.weight", (4, 3))
+
+
+@pytest.mark.parametrize("kind", ["model", "delta"])
+@pytest.mark.parametrize(("flag", "model_type"), [(True, "llama"), (True, None), (False, "gpt2")])
+def test_square_weights_that_may_be_transposed_are_refused(flag, model_type, kind, tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base")
+    (base / "config.json").write_text(json.dumps({"model_type": model_type}))
+    save_expert(tmp_path / "expert")
+    config = json.loads((tmp_path / "expert" / CONFIG).read_text())
+    config |= {"fan_in_fan_out": flag, "base_model_name_or_path": str(base)}
+    (tmp_path / "expert" / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match="all modules are square: no shape says whether its weights are transposed"):
+        copy_out(tmp_path / "out", Out(format=kind), open_adapter(tmp_path / "expert"), base)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("on_disk", "in_memory"),
     [
         ("language_model.model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"),

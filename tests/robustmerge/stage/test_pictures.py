@@ -37,6 +37,12 @@ def test_grey_of_16_bits_becomes_8_bits_by_its_upper_byte(kind: str, value: int,
     assert picture.mode == "L" and picture.getextrema() == (shade, shade)
 
 
+def test_grey_of_16_bits_whose_white_is_zero_is_no_negative() -> None:
+    of_black, of_white = (struct.pack("<HHIHH", 262, 3, 1, number, 0) for number in (1, 0))  # a tag of a TIFF
+    file = encode(Image.new("I;16", (4, 2), 30_000), "tiff").replace(of_black, of_white)
+    assert read_picture(file).getextrema() == (138, 138)
+
+
 def test_grey_of_12_bits_is_as_bright_as_its_file_says() -> None:
     bits = [struct.pack("<HHIHH", 258, 3, 1, number, 0) for number in (16, 12)]  # a tag of a TIFF
     file = encode(Image.new("I;16", (4, 2), 0xFFFF), "tiff").replace(*bits)
@@ -48,6 +54,14 @@ def test_a_picture_of_8_bits_stays_as_it_is(mode: str) -> None:
     picture = Image.effect_noise((8, 8), 50.0).convert(mode)
     read = read_picture(encode(picture, "png"))
     assert (read.mode, read.tobytes()) == (mode, picture.tobytes())
+
+
+def _mpo_segment() -> bytes:
+    """The segment that makes a JPEG the first of several pictures (MPO)."""
+    file = BytesIO()
+    Image.new("L", (8, 8)).save(file, "MPO", save_all=True, append_images=[Image.new("L", (8, 8))])
+    start = file.getvalue().index(b"MPF\0") - 4
+    return file.getvalue()[start : start + 2 + int.from_bytes(file.getvalue()[start + 2 : start + 4], "big")]
 
 
 def test_what_is_no_picture_is_refused_with_its_reason(tmp_path: Path) -> None:
@@ -69,6 +83,7 @@ def test_what_is_no_picture_is_refused_with_its_reason(tmp_path: Path) -> None:
         "line.png": (png(8_000, 1), "at most 400 times the other"),
         "text.png": (png(4, 4, (b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21)))), "too large"),
         "scans.jpg": (jpeg[:-2] + 50 * last_scan + jpeg[-2:], "scans"),
+        "scans.mpo": (jpeg[:2] + _mpo_segment() + jpeg[2:-2] + 50 * last_scan + jpeg[-2:], "scans"),
         "tiles.tif": (encode(Image.new("L", (4, 4)), "tiff").replace(rows, tile), "tiles"),
         "float.tif": (encode(Image.new("F", (4, 4), 0.5), "tiff"), "no agreed range"),
         "integer.tif": (encode(Image.new("I", (4, 4), 7), "tiff"), "no agreed range"),
