@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from robustmerge.stage.files import parse_json, read_text
-from robustmerge.stage.records import MOST_CHOICES, Example, format_scalar
+from robustmerge.stage.records import MOST_CHOICES, Example, check_asked, format_scalar
 from robustmerge.stage.settings import UserError, first_few
 
 FORMATS = (
@@ -32,11 +32,22 @@ def join_annotations(examples: Sequence[Example], path: Path) -> tuple[list[Exam
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     try:
-        return _join(examples, content)
+        joined, kind = _join(examples, content)
+        _refuse([problem for example in joined if (problem := _find_marker(example))])
+        return joined, kind
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); expected {FORMATS}") from error
+
+
+def _find_marker(example: Example) -> str:
+    """What is wrong with what is asked now; "" if nothing."""
+    try:
+        check_asked(example)
+    except ValueError as error:
+        return f"question {example.question_id}: {error}"
+    return ""
 
 
 def _join(examples: Sequence[Example], content: Any) -> tuple[list[Example], str]:
@@ -85,6 +96,7 @@ def _join_answers(examples: Sequence[Example], records: list[dict]) -> list[Exam
     if len(answers) < len(records):
         raise UserError(f"question_id is not unique: {len(records)} annotations are on {len(answers)} questions")
     _refuse_missing(examples, answers)
+    _refuse([f"question {one.question_id} has no answer" for one in examples if not answers[one.question_id]])
     return [_with_references(example, answers[example.question_id]) for example in examples]
 
 

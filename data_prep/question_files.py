@@ -24,7 +24,7 @@ from data_prep.settings import SPLITS, TaskData
 from robustmerge.stage.files import BESIDE, expand
 from robustmerge.stage.pictures import PictureError, read_picture
 from robustmerge.stage.progress import Bar
-from robustmerge.stage.records import Example, read_examples, read_images
+from robustmerge.stage.records import LONGEST_PATH, Example, read_examples, read_images
 from robustmerge.stage.settings import UserError, first_few
 
 T = TypeVar("T")
@@ -138,11 +138,17 @@ def _image_root(settings: TaskData, file: Path) -> Path:
 
 
 def _name_in_stage(root: Path, image: str) -> str:
-    """The path of an image's copy in the stage's folder. Raises ValueError if the image lies outside its root."""
+    """The path of an image's copy in the stage's folder.
+
+    Raises ValueError if the image lies outside its root, or the path is longer than a question file may name.
+    """
     inside = os.path.normpath(os.path.relpath(root / image, root))
     if inside in (os.curdir, os.pardir) or inside.startswith(os.pardir + os.sep):
         raise ValueError(f"{image} lies outside {root}")
-    return Path("images", inside).as_posix()
+    name = Path("images", inside).as_posix()
+    if len(name) > LONGEST_PATH:
+        raise ValueError(f"{image} is too long: {name[:7]} and the path may have {LONGEST_PATH} characters")
+    return name
 
 
 def _with_copied_image(settings: TaskData, file: Path, example: Example, images: dict[str, SourceImage]) -> Example:

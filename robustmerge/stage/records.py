@@ -9,7 +9,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -33,13 +33,27 @@ MOST_PROBLEMS = 1000  # bad records of a file, after which it is not read on
 _LIST = re.compile(r"\s*\[")
 _PICTURES = ("image", "images")
 _OTHER_MEDIA = {"video", "videos", "audio", "audios"}
-_TEXTS = ("question_id", "id", "text", "answer", "references", "choices", "turns", *_PICTURES)
-_PICTURE = re.compile(r"[^\n]{1,300}\.(bmp|gif|jpe?g|png|tiff?|webp)", re.IGNORECASE)
+_TEXTS = {"question_id", "id", "text", "answer", "references", "choices", "turns"}
+# A value that is the name or the content of a picture, and a field's name that says so.
+_PICTURE = re.compile(
+    r"[^\n]{1,1000}\.(avif|bmp|gif|hei[cf]|jfif|jp[eg2]|jpeg|pgm|png|pnm|ppm|svg|tiff?|webp)([?#]\S{0,1000})?"
+    r"|data:(image|video|audio)/.*",
+    re.IGNORECASE | re.DOTALL,
+)
+_MEDIUM = re.compile(r"(?<![a-z])(image|img|picture|photo|video|audio)s?(?![a-z])", re.IGNORECASE)
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+# How other formats mark the place of a picture; HTML's bare <img> is a text.
+_FOREIGN_MARKER = re.compile(
+    r"</?image[\s_-]?\w*\s?/?>|<img\s[^<>]*>|</img>|<\|(image|img|vision)\w*\|>|<im_(start|end|patch)>"
+    r"|\[(image|img)[\s_-]?\d*\]|!\[[^\[\]\n]*\]\([^()\n]+\)",
+    re.IGNORECASE,
+)
 # The keys of a message (who speaks, and what) and the two speakers, by the field of the dialogue.
 _DIALOGUES = {
     "conversations": ("from", "value", ("human", "gpt")),
     "messages": ("role", "content", ("user", "assistant")),
 }
+_MESSAGE_KEYS = {key for speaker, text, _ in _DIALOGUES.values() for key in (speaker, text)}
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,6 @@ def read_examples(path: Path, number_ids: bool = False, need_answer: bool = True
     """
     examples: list[Example] = []
     problems: list[str] = []
-    unread = ""
     for number, (place, record) in enumerate(_read_records(Path(path)), start=1):
         try:
             numbered = {"question_id": number} if number_ids else {}
@@ -124,14 +137,11 @@ def read_examples(path: Path, number_ids: bool = False, need_answer: bool = True
             problems.append(f"{path}, {place}: {error}")
             if len(problems) == MOST_PROBLEMS:
                 break
-        unread = unread or ("" if examples and examples[0].image else _find_unread_picture(record))
     doubled = [name for name, count in Counter(e.question_id for e in examples).items() if count > 1]
     if doubled:
         problems.append(
             f"{path}: question_id is not unique: {', '.join(doubled[:5])} (data.ids=number numbers the questions)"
         )
-    if unread and not problems and not any(example.image for example in examples):
-        problems.append(f"{path}: {unread}")
     if problems:
         raise UserError("\n".join(first_few(problems)))
     return examples
@@ -191,10 +201,10 @@ def _example_of(record: Mapping[str, Any], default: Mapping[str, Any], override:
         )
     (text, answer), *later = _turns_of(record)
     image, choices, size = _picture_of(record), _scalars(record, "choices"), record.get("size")
-    _check_placeholders(record, text, [question for question, _ in later], choices, image)
+    _check_placeholder(record, text, image)
     if len(choices) > MOST_CHOICES:
         raise ValueError(f"field 'choices' has {len(choices)} options; there are letters for {MOST_CHOICES}")
-    return Example(
+    example = Example(
         question_id=_scalar(record, "question_id" if "question_id" in record else "id"),
         text=text.replace(IMAGE_PLACEHOLDER, "").strip(),
         answer=answer,
@@ -204,6 +214,8 @@ def _example_of(record: Mapping[str, Any], default: Mapping[str, Any], override:
         size=_size_of(size) if size is not None else None,
         turns=tuple(later),
     )
+    check_asked(example)
+    return example
 
 
 def _picture_of(record: Mapping[str, Any]) -> str | None:
@@ -228,33 +240,63 @@ def _picture_of(record: Mapping[str, Any]) -> str | None:
     return next(iter(names), None)
 
 
-def _check_placeholders(
-    record: Mapping[str, Any], text: str, later: Sequence[str], choices: Sequence[str], image: str | None
-) -> None:
-    """Raises ValueError unless every picture that the text speaks of is the one of the question."""
+def _check_placeholder(record: Mapping[str, Any], text: str, image: str | None) -> None:
+    """Raises ValueError unless the picture of the question is the only one that the record speaks of."""
     count = text.count(IMAGE_PLACEHOLDER)
-    if count > 1 or any(IMAGE_PLACEHOLDER in other for other in (*later, *choices)):
-        raise ValueError(
-            f"{IMAGE_PLACEHOLDER} must stand once at most, in the first question: a question has one picture"
-        )
-    if count and image is None:
+    if count > 1:
+        raise ValueError(_ONE_PLACEHOLDER)
+    if image is not None:
+        return
+    if count:
         raise ValueError(
             f"the text has {IMAGE_PLACEHOLDER}, but no picture is named: its path belongs into field 'image'; "
             f"{_fields_of(record)}"
         )
+    for name, value in _list_pictures(record):
+        raise ValueError(
+            f"no picture is named in field 'image', but field {quote(name)} ({quote(value)}) seems to name one; rename "
+            "it, or remove it"
+        )
 
 
-def _find_unread_picture(record: Mapping[str, Any]) -> str:
-    """What is wrong with a record that names a picture in a field of another name; "" if it names none."""
-    for name, value in record.items():
-        first = value[0] if isinstance(value, list) and value else value
-        is_picture = isinstance(first, str) and bool(_PICTURE.fullmatch(first))
-        if name not in _TEXTS and (is_picture or isinstance(first, Mapping) and "bytes" in first):
-            return (
-                f"no question names a picture in field 'image', but field {quote(name)} seems to name one "
-                f"({quote(value)}); rename it, or remove it"
+_ONE_PLACEHOLDER = f"{IMAGE_PLACEHOLDER} must stand once at most, in the first question: a question has one picture"
+
+
+def check_asked(example: Example) -> None:
+    """Raises ValueError if a question or an option still marks the place of a picture, in LLaVA's or another way."""
+    for text in (example.text, *(question for question, _ in example.turns), *example.choices):
+        if IMAGE_PLACEHOLDER in text:
+            raise ValueError(_ONE_PLACEHOLDER)
+        if marker := _FOREIGN_MARKER.search(text):
+            raise ValueError(
+                f"{quote(marker[0])} would be asked as text: the path of the picture belongs into field 'image', its "
+                f"place in the first question is {IMAGE_PLACEHOLDER}"
             )
-    return ""
+
+
+def _list_pictures(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every field of a foreign record, at any depth, that seems to name or hold a picture, with its value."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            name = f"{place}.{key}" if place else key
+            if _is_empty(inner):
+                continue
+            if _MEDIUM.search(_CAPITAL.sub("_", key)) or key == "bytes":
+                yield name, inner
+            elif key not in (_MESSAGE_KEYS if place in _DIALOGUES else _TEXTS):
+                yield from _list_pictures(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _list_pictures(inner, place)
+    elif isinstance(value, str) and _PICTURE.fullmatch(value.strip()):
+        yield place, value
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value stands for nothing: false, 0, NaN, or what holds nothing else."""
+    if isinstance(value, list):
+        return all(map(_is_empty, value))
+    return not value or value != value or isinstance(value, str) and value.isspace()
 
 
 def _fields_of(record: Mapping[str, Any]) -> str:

@@ -268,6 +268,11 @@ def captions_of(number: int) -> dict:
         ({**captions_of(3), "annotations": [{"image_id": 1, "caption": math.nan}]}, "a caption must be .*, got NaN"),
         ({"annotations": [{"question_id": "q1", "answers": [{"answer": None}]}]}, "an answer must be .*, got null"),
         ({"annotations": [{"question_id": i, "answers": []} for i in (1, 1.0)]}, "question_id is not unique"),
+        (
+            {"annotations": [{"question_id": f"q{i}", "answers": []} for i in (1, 2, 3)]},
+            "3 questions do not fit:\n  question q1 has no answer",
+        ),
+        ({f"q{i}": {"choices": ["<image>", "x"], "answer": 0} for i in (1, 2, 3)}, "question q1: <image> must stand"),
         ({"annotations": ["captions"]}, "is damaged"),
         ({"annotations": []}, "expected captions in COCO's format"),
         ([], "expected captions in COCO's format"),

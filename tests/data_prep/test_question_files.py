@@ -147,6 +147,15 @@ def test_an_image_outside_its_folder_is_refused(task, tmp_path):
         prepare(address_of(tmp_path / "runs", task), task)
 
 
+def test_no_path_is_longer_than_the_prepared_file_may_name(task, tmp_path):
+    folders = "/".join(["d" * 200] * 4) + "/"
+    image = folders + "p" * (996 - len(folders)) + ".png"
+    record = {"question_id": "q", "image": image, "text": "What?", "answer": "x"}
+    (tmp_path / "in/test.json").write_text(json.dumps([record]))
+    with pytest.raises(UserError, match="is too long: images/ and the path may have 1000 characters"):
+        prepare(address_of(tmp_path / "runs", task), task)
+
+
 @pytest.mark.parametrize("image", ["/etc/passwd", "pictures/../../secret.png", ".", "x" * 300, "pipe", "loop"])
 def test_no_name_leads_out_of_the_images_or_to_anything_but_a_file(task, tmp_path, image):
     os.mkfifo(tmp_path / "in/pipe")

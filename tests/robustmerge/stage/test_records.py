@@ -120,8 +120,7 @@ def test_numbers_are_texts_and_what_is_null_is_not_there(tmp_path):
         ([{**CAT, "text": "<image><image>What?", "image": "a.png"}], "<image> must stand once at most"),
         ([{**CAT, "image": "a.png", "turns": [["<image>And?", "so"]]}], "<image> must stand once at most"),
         ([{**CAT, "image": "a.png", "choices": ["<image>", "red"]}], "<image> must stand once at most"),
-        ([{**CAT, "photo": "a.png"}], "no question names a picture in field 'image', but field 'photo' seems to"),
-        ([{**CAT, "image_1": {"bytes": "/9j/"}}], "no question names a picture in field 'image', but field 'image_1'"),
+        ([{**CAT, "text": "<ima<image>ge>What?", "image": "a.png"}], "<image> must stand once at most"),
         ([{**CAT, "videos": ["a.mp4"]}], "field 'videos' cannot be used: a question has one picture or none"),
         ([{"id": 1, "messages": [{"role": "system", "content": "Be brief."}]}], "a conversation is user, assistant"),
         ([{**CAT, "turns": ["ab"]}], r"field 'turns' must be a list of \[question, answer\]"),
@@ -134,6 +133,59 @@ def test_a_bad_question_file_is_refused_with_its_place(tmp_path, records, said):
     (tmp_path / "bad.json").write_text(json.dumps(records))
     with pytest.raises(UserError, match=said):
         read_examples(tmp_path / "bad.json")
+
+
+NAMED = {**CAT, "question_id": "0", "image": "a.png"}
+
+
+@pytest.mark.parametrize(
+    ("place", "more"),
+    [
+        *((name, {name: "a.png"}) for name in ("photo", "pic", "file", "image_1", "imageUrl")),
+        *(("file", {"file": value}) for value in ("a.PPM", "a.jfif", "a.heic", "a.avif", "a.tif", " a.png ")),
+        *(("file", {"file": value}) for value in ("https://x/a.jpg?w=1", "data:image/png;base64,iVBO", ["", "a.png"])),
+        *((name, {name: "iVBO"}) for name in ("image_base64", "image_bytes", "img", "Image")),
+        *((name, {name: "a"}) for name in ("video_path", "Video", "audio_file", "image_file")),
+        ("image_id", {"image_id": 7}),
+        ("file.path", {"file": {"path": "a.png"}}),
+        ("file.bytes", {"file": [{"bytes": "iVBO"}]}),
+        ("metadata.image", {"metadata": {"image": "a"}}),
+        ("messages.images", {"messages": [{"role": "user", "content": "What?", "images": ["a.png"]}]}),
+    ],
+)
+def test_a_picture_under_another_name_is_refused_whatever_other_records_name(tmp_path, place, more):
+    (tmp_path / "bad.json").write_text(json.dumps([NAMED, {**CAT, **more}]))
+    with pytest.raises(UserError, match=f"record 2: no picture is named in field 'image', but field '{place}'"):
+        read_examples(tmp_path / "bad.json")
+
+
+def test_texts_that_end_as_pictures_do_and_what_is_empty_name_no_picture(tmp_path):
+    texts = dict.fromkeys(("id", "text", "answer"), "a.png") | {"references": ["a.png"], "choices": ["a.png"]}
+    nothing = {"photo": None, "image_url": " ", "has_image": False, "images": [], "img": [""], "picture": math.nan}
+    said = [{"from": "human", "value": "a.png"}, {"from": "gpt", "value": "a.png"}]
+    records = [
+        {**texts, **nothing, "turns": [["a.png", "a.png"]], "category": "closed-choice"},
+        {"id": 2, "conversations": said},
+    ]
+    (tmp_path / "test.json").write_text(json.dumps(records))
+    assert [example.image for example in read_examples(tmp_path / "test.json")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "marker",
+    ["<img>a.png</img>", "<img src='a.png'>", "<Image>", "<IMAGE>", "<image/>", "<image_1>", "<image 1>", "<|image_1|>",
+     "<|image_pad|>", "<|vision_start|>", "<ImageHere>", "[IMG]", "![](a.png)", "![a cat](a.png)", "<ima<image>ge_1>"],
+)  # fmt: skip
+@pytest.mark.parametrize("image", [None, "a.png"])
+def test_a_marker_of_another_format_is_refused_wherever_it_would_be_asked(tmp_path, marker, image):
+    record = {**CAT, "image": image, "answer": "<img src='a.png'>"}
+    later = marker.replace("<image>", "")
+    for changed in ({"text": f"{marker}What?"}, {"turns": [[f"{later}And?", "so"]]}, {"choices": [later, "red"]}):
+        (tmp_path / "bad.json").write_text(json.dumps([{**record, **changed}]))
+        with pytest.raises(UserError, match=r"record 1: .*(would be asked as text|no picture is named)"):
+            read_examples(tmp_path / "bad.json")
+    (tmp_path / "test.json").write_text(json.dumps([{**record, "text": "What does <img> do?"}]))
+    assert read_examples(tmp_path / "test.json")
 
 
 def test_a_whole_number_has_no_decimals_however_it_was_written(tmp_path):
