@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,10 @@ class _PlainOutput:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(plain(text))
+        try:
+            self._stream.write(plain(text))
+        except BrokenPipeError:  # whoever read it, as `head` does, wants no more; the work goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -51,6 +51,7 @@ class MergeRecord:
     norm: float
     expert_norms: Mapping[str, float]
     seconds: float
+    renamed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.expert_norms:

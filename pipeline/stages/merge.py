@@ -148,4 +148,9 @@ def describe_merge(method: AnyMethod, record: Mapping[str, Any]) -> dict[str, st
         "rank rows dropped": str(record["dropped_rows"]),
         "modules_to_save": f"{record['extras']} tensors averaged" if record["extras"] else "none",
         **({"not used": ", ".join(method.unused)} if method.unused else {}),
+        **(
+            {"names changed": f"of {', '.join(renamed)}, to those of today"}
+            if (renamed := record.get("renamed"))
+            else {}
+        ),
     }

@@ -24,6 +24,7 @@ from pipeline.sweep import make_plans
 from pipeline.terminal import format_path, print_results
 from robustmerge.formats.adapter import WEIGHTS, LoraPair
 from robustmerge.merging import merge_folders
+from robustmerge.method import read_method
 from robustmerge.stage.address import REPOSITORY, address_foreign, run_stage
 from robustmerge.stage.files import BESIDE
 from robustmerge.stage.settings import UserError
@@ -226,3 +227,11 @@ def test_a_full_model_of_the_plans_own_experts_is_made_from_the_plans_base_and_l
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
         torch.testing.assert_close(names["model"].state_dict()[name], tensor)
         torch.testing.assert_close(tensor, whole[name])  # the mean of two that are the same
+
+
+def test_the_table_of_a_merge_says_whose_names_were_changed():
+    record = {"experts": ["a"], "modules": 1, "ranks": [2], "extras": 0, "dropped_rows": 0, "strength": 1.0}
+    record |= {"effective_strength": 1.0, "norm": 1.0, "expert_norms": {"a": 1.0}}
+    rows = merge.describe_merge(read_method("ties"), record | {"renamed": ["a"]})
+    assert rows["names changed"] == "of a, to those of today"
+    assert "names changed" not in merge.describe_merge(read_method("ties"), record)
