@@ -113,7 +113,9 @@ def _join_problems(examples: Sequence[Example], problems: dict[str, dict]) -> li
         if isinstance(answer, bool) or answer not in range(len(choices)):
             raise UserError(f"question {example.question_id} has {len(choices)} choices but no such answer")
         letter = string.ascii_uppercase[int(answer)]
-        joined.append(dataclasses.replace(example, choices=choices, answer=letter))
+        if example.choices not in ((), choices):
+            raise UserError(f"question {example.question_id} has other choices in its question file")
+        joined.append(dataclasses.replace(example, choices=choices, answer=letter, references=()))
     return joined
 
 

@@ -140,11 +140,13 @@ def _image_root(settings: TaskData, file: Path) -> Path:
 def _name_in_stage(root: Path, image: str) -> str:
     """The path of an image's copy in the stage's folder.
 
-    Raises ValueError if the image lies outside its root, or the path is longer than a question file may name.
+    Raises ValueError if the image lies outside its root, or the path could not be kept or read again.
     """
     inside = os.path.normpath(os.path.relpath(root / image, root))
     if inside in (os.curdir, os.pardir) or inside.startswith(os.pardir + os.sep):
         raise ValueError(f"{image} lies outside {root}")
+    if any(part.startswith(".") and part.endswith(BESIDE) for part in Path(inside).parts):
+        raise ValueError(f"{image} has a name of unfinished files (.*{BESIDE}), which are removed; rename it")
     name = Path("images", inside).as_posix()
     if len(name) > LONGEST_PATH:
         raise ValueError(f"{image} is too long: {name[:7]} and the path may have {LONGEST_PATH} characters")
@@ -196,6 +198,15 @@ def _list_sources(
                 sources.setdefault(name, source)
             except (OSError, ValueError) as error:
                 problems[root / image] = str(error)
+    folders: dict[str, str] = {}  # with a picture below
+    for name in sources:
+        place = os.path.dirname(name)
+        while place and place not in folders:
+            folders[place] = name
+            place = os.path.dirname(place)
+    for name in folders.keys() & sources.keys():
+        source, below = sources[name], sources[folders[name]]
+        problems[source] = f"{source} and a folder of {below} have the same name; give data.images"
     return sources, problems
 
 

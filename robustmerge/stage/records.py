@@ -351,9 +351,18 @@ def _size_of(size: Any) -> tuple[int, int]:
 
 
 def _turns_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    for name, shape in _DIALOGUES.items():
-        if record.get(name) is not None and (name == "conversations" or "text" not in record):
-            return _conversation_of(record[name], name, *shape)
+    dialogues = {
+        name: _conversation_of(record[name], name, *shape)
+        for name, shape in _DIALOGUES.items()
+        if record.get(name) is not None
+    }
+    for name, turns in dialogues.items():
+        if record.get("turns") or turns != next(iter(dialogues.values())):
+            raise ValueError(f"field '{name}' cannot stand beside another dialogue: keep one; {_fields_of(record)}")
+        for field_, said in zip(("text", "answer"), turns[0], strict=True):
+            _require_same(record, field_, name, said)
+    if dialogues:
+        return next(iter(dialogues.values()))
     later = [] if record.get("turns") is None else record["turns"]
     holds = isinstance(later, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in later)
     _require(holds, "field 'turns'", "a list of [question, answer]", later)
@@ -364,15 +373,33 @@ def _turns_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(_scalar(record, "text", as_printed=True), _answer_of(record)), *turns]
 
 
+def _require_same(record: Mapping[str, Any], name: str, other: str, wanted: str) -> None:
+    """Raises ValueError if a field that may be missing is not what another says, but for spaces and the placeholder."""
+    value = record.get(name)
+    if value is None or value == "" or value != value:
+        return
+    texts = [
+        "".join(text.replace(IMAGE_PLACEHOLDER, "").split())
+        for text in (format_scalar(value, f"field '{name}'", as_printed=name == "text"), wanted)
+    ]
+    if texts[0] != texts[1]:
+        raise ValueError(f"fields '{name}' ({_show(value)}) and '{other}' ({_show(wanted)}) differ: keep one")
+
+
 def _answer_of(record: Mapping[str, Any]) -> str:
     box = record.get("answer_bbox")
     if isinstance(box, list) and len(box) == 4:
         for side in box:
             format_scalar(side, "an entry of field 'answer_bbox'")
-        return f"[{', '.join(map(str, box))}]"
-    if "answer_bbox" not in record and "answer" not in record and (accepted := _scalars(record, "references")):
+        box = f"[{', '.join(map(str, box))}]"
+    if "answer_bbox" in record:
+        answer = format_scalar(box, "field 'answer_bbox'")
+        if record.get("answer") != record["answer_bbox"]:
+            _require_same(record, "answer", "answer_bbox", answer)
+        return answer
+    if "answer" not in record and (accepted := _scalars(record, "references")):
         return accepted[0]
-    return _scalar(record, "answer_bbox" if "answer_bbox" in record else "answer")
+    return _scalar(record, "answer")
 
 
 def _conversation_of(said: Any, name: str, speaker: str, text: str, roles: tuple[str, str]) -> list[tuple[str, str]]:

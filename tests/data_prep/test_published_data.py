@@ -285,6 +285,15 @@ def test_annotations_that_do_not_fit_the_questions_are_refused(tmp_path, content
         join_annotations(examples, tmp_path / "more.json")
 
 
+def test_the_letter_of_the_annotations_is_the_only_one_that_counts(tmp_path):
+    (tmp_path / "problems.json").write_text(json.dumps({"q": {"choices": ["x", "y"], "answer": 1}}))
+    example = Example("q", "What?", "A", references=("A",), choices=("x", "y"))
+    (joined,), _ = join_annotations([example], tmp_path / "problems.json")
+    assert joined.accepted == ("B",)
+    with pytest.raises(UserError, match="question q has other choices in its question file"):
+        join_annotations([dataclasses.replace(example, choices=("y", "x"))], tmp_path / "problems.json")
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '"\\ud800"', "{", "\xff"])
 def test_annotations_that_are_no_json_are_named(tmp_path, text):
     (tmp_path / "more.json").write_bytes(text.encode("latin-1"))

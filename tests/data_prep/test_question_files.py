@@ -147,6 +147,28 @@ def test_an_image_outside_its_folder_is_refused(task, tmp_path):
         prepare(address_of(tmp_path / "runs", task), task)
 
 
+def test_a_picture_and_a_folder_of_pictures_of_one_name_are_refused_with_nothing_written(tmp_path):
+    picture(tmp_path / "one/a.png")
+    picture(tmp_path / "two/a.png/deep/b.png")
+    for folder, image in (("one", "a.png"), ("two", "a.png/deep/b.png")):
+        record = {"question_id": "q", "image": image, "text": "What?", "answer": "x"}
+        (tmp_path / folder / "t.json").write_text(json.dumps([record]))
+    settings = TaskData(task="mine", train=str(tmp_path / "one/t.json"), test=str(tmp_path / "two/t.json"))
+    address = address_of(tmp_path / "runs", settings)
+    with pytest.raises(UserError, match=r"one/a\.png and a folder of .*b\.png have the same name; give data\.images"):
+        prepare(address, settings)
+    assert not address.path.exists()
+
+
+@pytest.mark.parametrize("image", [".copy.part", ".a.part/0.png"])
+def test_a_picture_that_would_be_removed_as_unfinished_is_refused(task, tmp_path, image):
+    picture(tmp_path / "in" / image / "0.png")
+    record = {"question_id": "q", "image": image, "text": "What?", "answer": "x"}
+    (tmp_path / "in/test.json").write_text(json.dumps([record]))
+    with pytest.raises(UserError, match=f"{image} has a name of unfinished files"):
+        prepare(address_of(tmp_path / "runs", task), task)
+
+
 def test_no_path_is_longer_than_the_prepared_file_may_name(task, tmp_path):
     folders = "/".join(["d" * 200] * 4) + "/"
     image = folders + "p" * (996 - len(folders)) + ".png"

@@ -135,6 +135,40 @@ def test_a_bad_question_file_is_refused_with_its_place(tmp_path, records, said):
         read_examples(tmp_path / "bad.json")
 
 
+SAID = {name: [{speaker: one, text: value} for one, value in zip(who, ("<image>\nWhat?", "cat"), strict=True)]
+        for name, speaker, text, who in (("conversations", "from", "value", ("human", "gpt")),
+                                         ("messages", "role", "content", ("user", "assistant")))}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialogue", SAID)
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"text": "Who?"}, "fields 'text' .* and '{}' .* differ: keep one"),
+        ({"answer": "dog"}, "fields 'answer' .* and '{}' .* differ: keep one"),
+        ({"turns": [["And?", "so"]]}, "field '{}' cannot stand beside another dialogue"),
+    ],
+)
+def test_two_dialogues_in_a_record_are_refused_unless_they_say_the_same(tmp_path, dialogue, more, said):
+    record = {**CAT, "image": "a.png", **SAID}
+    (tmp_path / "test.json").write_text(json.dumps([record]))
+    assert read_examples(tmp_path / "test.json") == [Example("1", "What?", "cat", "a.png")]
+    (tmp_path / "bad.json").write_text(json.dumps([{**CAT, "image": "a.png", dialogue: SAID[dialogue], **more}]))
+    with pytest.raises(UserError, match=said.format(dialogue)):
+        read_examples(tmp_path / "bad.json")
+
+
+def test_two_answers_in_a_record_are_refused_unless_they_are_the_same(tmp_path):
+    for answer in ("[1,2, 3, 4]", [1, 2, 3, 4], "", None, "cat"):
+        (tmp_path / "test.json").write_text(json.dumps([{**CAT, "answer": answer, "answer_bbox": [1, 2, 3, 4]}]))
+        if answer == "cat":
+            with pytest.raises(UserError, match="'answer' .* and 'answer_bbox' .* differ"):
+                read_examples(tmp_path / "test.json")
+        else:
+            assert read_examples(tmp_path / "test.json")[0].answer == "[1, 2, 3, 4]"
+
+
+PLAIN = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "cat"}]
 NAMED = {**CAT, "question_id": "0", "image": "a.png"}
 
 
@@ -150,7 +184,7 @@ NAMED = {**CAT, "question_id": "0", "image": "a.png"}
         ("file.path", {"file": {"path": "a.png"}}),
         ("file.bytes", {"file": [{"bytes": "iVBO"}]}),
         ("metadata.image", {"metadata": {"image": "a"}}),
-        ("messages.images", {"messages": [{"role": "user", "content": "What?", "images": ["a.png"]}]}),
+        ("messages.images", {"messages": [{**message, "images": ["a.png"]} for message in PLAIN]}),
     ],
 )
 def test_a_picture_under_another_name_is_refused_whatever_other_records_name(tmp_path, place, more):
@@ -190,7 +224,9 @@ def test_a_marker_of_another_format_is_refused_wherever_it_would_be_asked(tmp_pa
 
 def test_a_whole_number_has_no_decimals_however_it_was_written(tmp_path):
     record = {"question_id": 2.0, "text": 7, "answer": 3.0, "references": [3.0, 0.5, 1e300], "choices": [1.0, 2.5]}
-    (tmp_path / "test.json").write_text(json.dumps([record, {**CAT, "answer_bbox": [0.0, 1.0, 2, 0.5]}]))
+    (tmp_path / "test.json").write_text(
+        json.dumps([record, {**CAT, "answer": None, "answer_bbox": [0.0, 1.0, 2, 0.5]}])
+    )
     assert read_examples(tmp_path / "test.json") == [
         Example("2", "7", "3", references=("3", "0.5", "1e+300"), choices=("1", "2.5")),
         Example("1", "What?", "[0.0, 1.0, 2, 0.5]"),
