@@ -28,7 +28,7 @@ def join_annotations(examples: Sequence[Example], path: Path) -> tuple[list[Exam
     Raises UserError naming the file if it has none of the formats, or does not fit the questions.
     """
     try:
-        content = parse_json(read_text(path, "a file of annotations"))
+        content = parse_json(read_text(path, "a file of annotations"), unique_keys=True)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     try:

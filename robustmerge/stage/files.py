@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -215,17 +216,32 @@ def check_file_name(name: object, where: str) -> str:
     return str(name)
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON from elsewhere.
+class _RepeatedKey(ValueError):
+    """A key that occurs twice in an object."""
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        ((repeated, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise _RepeatedKey(f"the key {quote(repeated)} occurs twice in an object")
+    return value
+
+
+_parse_unique = json.JSONDecoder(object_pairs_hook=_refuse_repeated).decode
+
+
+def parse_json(text: str, unique_keys: bool = False) -> Any:
+    """Parse JSON from elsewhere. unique_keys: refuse a key that occurs twice in an object, instead of reading the last.
 
     Raises ValueError that says why it is refused: no JSON, nested deeper than DEPTH, a number of thousands of digits,
     half of a surrogate pair (`"\\ud800"`), which could not be written again.
     """
     try:
-        value = json.loads(text)
+        value = _parse_unique(text) if unique_keys else json.loads(text)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {DEPTH} levels") from None
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, _RepeatedKey):
         raise
     except ValueError:  # Python's limit on the digits of an integer
         raise ValueError("it holds a number of thousands of digits") from None

@@ -168,7 +168,7 @@ def _read_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     text = read_text(path, "a question file")
     if path.suffix == ".json" and text.strip() or _LIST.match(text):
         try:
-            content = parse_json(text)
+            content = parse_json(text, unique_keys=True)
         except ValueError as error:
             if not (isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"):  # JSON lines
                 raise UserError(f"{path} is not valid JSON: {error}") from error
@@ -179,7 +179,7 @@ def _read_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                record = parse_json(line)
+                record = parse_json(line, unique_keys=True)
             except ValueError as error:
                 raise UserError(f"{path}, line {number} is not valid JSON: {error}") from error
             yield f"line {number}", _as_object(path, f"line {number}", record)

@@ -158,6 +158,13 @@ def test_two_dialogues_in_a_record_are_refused_unless_they_say_the_same(tmp_path
         read_examples(tmp_path / "bad.json")
 
 
+@pytest.mark.parametrize("form", ["[{}]", "{}\n{}\n"])
+def test_a_field_that_a_record_has_twice_is_refused(tmp_path, form):
+    (tmp_path / "bad.json").write_text(form.replace("{}", json.dumps(CAT)[:-1] + ', "answer": "dog"}'))
+    with pytest.raises(UserError, match=r"bad\.json.* is not valid JSON: the key 'answer' occurs twice in an object"):
+        read_examples(tmp_path / "bad.json")
+
+
 def test_two_answers_in_a_record_are_refused_unless_they_are_the_same(tmp_path):
     for answer in ("[1,2, 3, 4]", [1, 2, 3, 4], "", None, "cat"):
         (tmp_path / "test.json").write_text(json.dumps([{**CAT, "answer": answer, "answer_bbox": [1, 2, 3, 4]}]))
