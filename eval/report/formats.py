@@ -21,6 +21,7 @@ LATEX = {
 }  # fmt: skip
 CSV_PARTS = ("value", "low", "high", "p", "deviation", "seeds_low", "seeds_high")  # as in Cell
 MARKDOWN = str.maketrans({character: f"&#{ord(character)};" for character in '&<>|*_`[]\\~#$"'})
+BLOCK = re.compile(r"[-+](?=\s|$)|[-=](?=[-= ]*$)|\d+[.)](?=\s|$)")  # begins a list, a rule or the line below a title
 CODE = re.compile(r"[^`<>&\\]*[^`<>&\\ ]")  # what stands between backticks as it is
 URL = re.compile(r"https?://[\w.~:/?#@!&+,;=%-]+", re.ASCII)
 LONGEST = 10_000  # characters of a text in any format
@@ -33,7 +34,10 @@ def _fit(text: str) -> str:
 
 def escape_markdown(text: str) -> str:
     """Escape text for Markdown: on one line, with nothing that a reader takes for markup."""
-    return _fit(text).translate(MARKDOWN)
+    escaped = _fit(text).translate(MARKDOWN)
+    if start := BLOCK.match(escaped):
+        escaped = f"{start[0][:-1]}&#{ord(start[0][-1])};{escaped[start.end() :]}"
+    return escaped
 
 
 def escape_code(text: str) -> str:

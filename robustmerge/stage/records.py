@@ -42,10 +42,9 @@ _PICTURE = re.compile(
 )
 _MEDIUM = re.compile(r"(?<![a-z])(image|img|picture|photo|video|audio)s?(?![a-z])", re.IGNORECASE)
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-# How other formats mark the place of a picture; HTML's bare <img> is a text.
+# How other formats mark the place of a picture; a picture of HTML or Markdown is a text.
 _FOREIGN_MARKER = re.compile(
-    r"</?image[\s_-]?\w*\s?/?>|<img\s[^<>]*>|</img>|<\|(image|img|vision)\w*\|>|<im_(start|end|patch)>"
-    r"|\[(image|img)[\s_-]?\d*\]|!\[[^\[\]\n]*\]\([^()\n]+\)",
+    r"</?image[\s_-]?\w*\s?/?>|</img>|<\|(image|img|vision)\w*\|>|<im_(start|end|patch)>|\[(image|img)[\s_-]?\d*\]",
     re.IGNORECASE,
 )
 # The keys of a message (who speaks, and what) and the two speakers, by the field of the dialogue.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import markdown
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eval.report.assemble import Report, assemble_report, format_summary
@@ -149,6 +149,11 @@ def test_long_texts_are_shortened_and_most_of_all_in_the_examples(context, tmp_p
 
 @settings(max_examples=60, deadline=None)
 @given(SPECIAL, st.sampled_from([escape_markdown, escape_code]))
+@example("---", escape_markdown)
+@example("- - -", escape_markdown)
+@example("+ a", escape_markdown)
+@example("1. a", escape_markdown)
+@example("=", escape_markdown)
 def test_markdown_shows_any_text_as_it_is_wherever_it_stands(text, escape):
     pages = []
     for shown in (escape(text), escape("x")):

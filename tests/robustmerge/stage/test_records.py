@@ -214,8 +214,8 @@ def test_texts_that_end_as_pictures_do_and_what_is_empty_name_no_picture(tmp_pat
 
 @pytest.mark.parametrize(
     "marker",
-    ["<img>a.png</img>", "<img src='a.png'>", "<Image>", "<IMAGE>", "<image/>", "<image_1>", "<image 1>", "<|image_1|>",
-     "<|image_pad|>", "<|vision_start|>", "<ImageHere>", "[IMG]", "![](a.png)", "![a cat](a.png)", "<ima<image>ge_1>"],
+    ["<img>a.png</img>", "<Image>", "<IMAGE>", "<image/>", "<image_1>", "<image 1>", "<|image_1|>",
+     "<|image_pad|>", "<|vision_start|>", "<ImageHere>", "[IMG]", "<ima<image>ge_1>"],
 )  # fmt: skip
 @pytest.mark.parametrize("image", [None, "a.png"])
 def test_a_marker_of_another_format_is_refused_wherever_it_would_be_asked(tmp_path, marker, image):
