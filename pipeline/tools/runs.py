@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from eval.settings import OFFICIAL_NAMES
 from pipeline.program import compose, runs_folder
 from pipeline.terminal import confirm, format_size
 from pipeline.tools.tables import format_columns
-from robustmerge.stage.address import Address, is_locked, read_manifest
+from robustmerge.stage.address import Address, get_mapping, is_locked, read_manifest
 from robustmerge.stage.files import parse_json, read_text
 from robustmerge.stage.records import Score, read_score
 from robustmerge.stage.settings import UserError
@@ -98,17 +97,12 @@ def describe(result: Result) -> str:
     default = _defaults(result.root).get(result.short.rpartition("-")[0])
     if default is None or result.kind in ("predictions", "scores"):
         return ""
-    settings = list_differences(_mapping(result.identity, "settings"), default.get("settings", {}))
-    inputs, usual = _mapping(result.identity, "inputs"), default.get("inputs", {})
+    settings = list_differences(get_mapping(result.identity, "settings"), default.get("settings", {}))
+    inputs, usual = get_mapping(result.identity, "inputs"), default.get("inputs", {})
     changed = {name.split("/")[0] for name, digest in inputs.items() if usual.get(name) != digest}
     return ", ".join(
         [*(f"{key}={json.dumps(value)}" for key, value in settings), *(f"other {name}" for name in sorted(changed))]
     )
-
-
-def _mapping(identity: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = identity.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def format_score(result: Result) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from robustmerge.formats.patterns import PatternError, find_first_matches, list_ends, match_whole
 from robustmerge.stage.files import read_json
+from robustmerge.stage.records import is_number
 from robustmerge.stage.settings import UserError, first_few
 from robustmerge.stage.text import plain, quote, shorten
 
@@ -43,13 +43,8 @@ LONGEST_NAME = 1000  # characters of a module's name and of a base model's
 # --- what a config may hold ---------------------------------------------------------------------------------------
 
 
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) <= sys.float_info.max  # a whole number may be larger than any float
-
-
 def _is_rank(value: Any) -> bool:
-    return _is_number(value) and 1 <= value <= LARGEST_RANK and value == int(value)
+    return is_number(value) and 1 <= value <= LARGEST_RANK and value == int(value)
 
 
 def _is_line(value: Any) -> bool:
@@ -81,7 +76,7 @@ def _is_layers(value: Any) -> bool:
 
 
 RANK = (_is_rank, f"a whole number from 1 to {LARGEST_RANK}")
-ALPHA = (_is_number, "a finite number")
+ALPHA = (is_number, "a finite number")
 FLAG = (lambda value: isinstance(value, bool), "true or false")
 LINE = (_is_line, f"one line of text, of at most {LONGEST_NAME} characters and 255 bytes between slashes")
 NAMES_OR_TEXT = (lambda value: isinstance(value, str) or _is_names(value), "a text or a list of texts")
@@ -91,7 +86,7 @@ SCHEMA: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda value: isinstance(value, str) and value.upper() == "LORA", "LORA"),
     "r": RANK,
     "lora_alpha": ALPHA,
-    "lora_dropout": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "lora_dropout": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "rank_pattern": MAPPING,
     "alpha_pattern": MAPPING,
     **dict.fromkeys(("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"), FLAG),

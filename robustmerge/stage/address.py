@@ -103,13 +103,16 @@ class Address:
             return True
         if not self.manifest.exists():
             return False
-        identity = read_manifest(self.manifest)["identity"]
-        if identity != json.loads(_canonical(self.identity)):
+        if not self._is_of(read_manifest(self.manifest)):
             raise UserError(
                 f"{self.manifest} describes another result than its address promises; nothing is overwritten. "
                 f"Move {self.path} away and run the command again"
             )
         return True
+
+    def _is_of(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether a manifest describes this result."""
+        return manifest["identity"] == json.loads(_canonical(self.identity))
 
     @property
     def draft(self) -> Path:
@@ -122,7 +125,7 @@ class Address:
         except UserError:
             return False
         moved, waiting = _list_outputs(self.path), _list_outputs(self.draft)
-        is_ours = manifest["identity"] == json.loads(_canonical(self.identity)) and not set(moved) & set(waiting)
+        is_ours = self._is_of(manifest) and not set(moved) & set(waiting)
         return is_ours and _digests({**moved, **waiting}) == manifest["record"].get("outputs")
 
     def to_json(self) -> dict:
@@ -269,6 +272,12 @@ def read_manifest(path: Path) -> dict:
     for name in outputs:
         check_file_name(name, f"{path}: a name in outputs")
     return {"identity": manifest["identity"], "record": manifest["record"]}
+
+
+def get_mapping(part: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A mapping within a part of a manifest; empty where there is anything else."""
+    value = part.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def run_stage(

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -265,10 +266,16 @@ def _refuse_depth(value: Any) -> None:
             raise ValueError(f"it is nested deeper than {DEPTH} levels")
 
 
-def read_text(path: Path, what: str) -> str:
-    """Read a text file in UTF-8 (a byte order mark is dropped). Raises UserError as `require_file` does."""
+def read_text(path: Path, what: str, most: float = math.inf) -> str:
+    """Read a text file in UTF-8 (a byte order mark is dropped). most: the bytes that it may have.
+
+    Raises UserError as `require_file` does, or if it is larger.
+    """
+    path = require_file(path, what)
     try:
-        return require_file(path, what).read_bytes().decode("utf-8-sig")
+        if (size := path.stat().st_size) > most:
+            raise UserError(f"{path} cannot be read as {what}: it takes {size} bytes, and at most {most} are read")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} cannot be read as {what}: it is not UTF-8 ({error.reason} at byte {error.start})"
@@ -282,10 +289,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
     Raises UserError if the file does not exist or holds something else.
     """
-    if (size := require_file(path, what).stat().st_size) > LARGEST_JSON:
-        raise UserError(f"{path} cannot be read as {what}: it takes {size} bytes, and at most {LARGEST_JSON} are read")
     try:
-        content = parse_json(read_text(path, what))
+        content = parse_json(read_text(path, what, LARGEST_JSON))
     except ValueError as error:
         raise UserError(f"{path} cannot be read as {what}: {error}") from error
     if not isinstance(content, dict):

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from robustmerge.formats.output import how_to_load
+from robustmerge.stage.address import get_mapping
 from robustmerge.stage.files import read_text
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import one_line
@@ -60,7 +61,7 @@ def _says(text: str, what: str) -> bool:
 
 def _card_of_training(folder: Path, manifest: Mapping[str, Any]) -> str:
     """Trained adapters have no README of their own."""
-    names = _mapping(manifest["identity"], "settings").get("tasks")
+    names = get_mapping(manifest["identity"], "settings").get("tasks")
     tasks = one_line(", ".join(map(str, names)) if isinstance(names, list) and names else folder.name)
     return (
         "---\nlibrary_name: peft\ntags: [lora]\n---\n\n"
@@ -80,20 +81,15 @@ def _name_base(text: str, base: str | None) -> str:
     return f"---\n{fields}---\n{rest}"
 
 
-def _mapping(part: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = part.get(key)
-    return value if isinstance(value, dict) else {}
-
-
 def _how_it_was_made(manifest: Mapping[str, Any]) -> str:
     """The section on how the adapter was made: commit, versions, inputs and settings from the manifest."""
     identity, record = manifest["identity"], manifest["record"]
     commit = record.get("commit")
     lines = [f"Commit: `{commit or 'not known'}`{' with changes' if record.get('dirty') else ''}."]
-    if versions := _mapping(record, "versions"):
+    if versions := get_mapping(record, "versions"):
         lines.append(f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}.")
-    if inputs := _mapping(identity, "inputs"):
+    if inputs := get_mapping(identity, "inputs"):
         lines.append(f"Inputs: {', '.join(f'{name} `{str(digest)[:8]}`' for name, digest in sorted(inputs.items()))}.")
     lines = [one_line(line) for line in lines]
-    settings = yaml.safe_dump(_mapping(identity, "settings"), sort_keys=True, allow_unicode=True)
+    settings = yaml.safe_dump(get_mapping(identity, "settings"), sort_keys=True, allow_unicode=True)
     return f"{SECTION}\n\n" + "\n".join(lines) + f"\n\nSettings:\n\n```yaml\n{settings}```\n"
