@@ -12,7 +12,7 @@ from robustmerge.stage.settings import ConfigError, Problem, UserError, later, o
 
 SPLITS = ("train", "val", "test")
 ID_RULES = ("file", "number")
-GENERATOR = 2  # version of everything that is drawn: raised with any change of a picture, a question or an answer
+GENERATOR = 3  # version of everything that is drawn: raised with any change of a picture, a question or an answer
 
 
 def _problems_of_counts(settings: object, names: Sequence[str], least: int) -> list[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robustmerge.stage.settings import PRECISIONS, PRODUCTS, ConfigError, Problem, outside_identity, refuse, suggest
+from robustmerge.stage.settings import PRECISIONS, PRODUCTS, ConfigError, Problem, choose, outside_identity, refuse, suggest
 
 LANGUAGE_LINEARS = (
     r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
@@ -80,10 +80,10 @@ class Part:
 
 
 @dataclass(frozen=True)
-class BaseModel:
-    """A small LLaVA that is trained here from scratch: its sizes and its training.
+class Pretraining:
+    """A small LLaVA that sees and talks, but has met no task: its sizes and its training from scratch.
 
-    see, talk: the parts of the training (llava_ext.small.train_base). vocabulary: the most tokens of the tokenizer;
+    see, talk: the parts of the training (llava_ext.small.pretrain). vocabulary: the most tokens of the tokenizer;
     held_out: share of the labelled pictures on which the vision tower is measured and not trained.
     """
 
@@ -106,6 +106,29 @@ class BaseModel:
         if not 0 < self.held_out < 0.5:
             problems.append(Problem(f"held_out must be in (0, 0.5), got {self.held_out}", "held_out"))
         refuse(problems)
+
+
+KNOWLEDGE = {"nothing": 0.0, "half": 0.5, "paper": 1.0}  # of the answers that the paper's base gives in the tasks' form
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A small base as it is shipped: pretraining, then a part in which it meets the tasks' prompts.
+
+    knows: how much of the tasks' own form of answering it takes over there: as much as the base of the paper, half of
+    it, or nothing (data_prep.mini.habits). train: true to train it here in place of the shipped one.
+    """
+
+    pretraining: Pretraining = field(default_factory=Pretraining)
+    habits: Part = field(default_factory=Part)
+    knows: str = "paper"
+    seed: int = 0
+    save_steps: int = outside_identity(250)
+    train: bool = outside_identity(False)
+
+    def __post_init__(self) -> None:
+        choose(self.knows, KNOWLEDGE, "knows")
+        refuse(_positive(self, "save_steps"))
 
 
 @dataclass(frozen=True)
@@ -181,7 +204,9 @@ class Lora:
 
 @dataclass(frozen=True)
 class Model:
-    """A model to train experts of and to evaluate: a base trained here (`base`) or a published one (`checkpoint`).
+    """A model to train experts of and to evaluate: the base at `checkpoint`, or one that is trained here.
+
+    base: how it is trained; a checkpoint is used in its place where there is one, unless base.train is true.
 
     recipe: of its experts; lora: defaults of `peft.r` and `peft.alpha`; template: a name of llava_ext.conversation;
     generation_batch: prompts answered together. products: of matrices on a CPU while it generates: exact, in float32
@@ -206,12 +231,11 @@ class Model:
             problems.append(
                 Problem(f"unknown products '{self.products}'; {suggest(self.products, PRODUCTS)}", "products")
             )
-        if (self.base is None) == (self.checkpoint is None):
-            problems.append(Problem("a model has either a base (trained here) or a checkpoint", "base, checkpoint"))
-        elif self.base is not None and self.base.template != self.template:
-            problems.append(
-                Problem(f"the base is trained with template '{self.base.template}', not '{self.template}'", "template")
-            )
+        if self.base is None and self.checkpoint is None:
+            problems.append(Problem("a model needs a checkpoint, or a base that is trained here", "base, checkpoint"))
+        elif self.base is not None and self.base.pretraining.template != self.template:
+            trained = self.base.pretraining.template
+            problems.append(Problem(f"the base is trained with template '{trained}', not '{self.template}'", "template"))
         refuse(problems)
 
 

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
@@ -18,6 +17,7 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from llava_ext.data import derive_seed
 from llava_ext.settings import BaseModel
 from llava_ext.small.tokenizer import IMAGE
 
@@ -68,19 +68,21 @@ def build_model(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> Llav
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int) -> None:
+def initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
     """Draw every matrix from N(0, 1/fan_in), embeddings by their width; set biases to zero and norms to one.
 
     At widths near 128 the usual 0.02 is too small: activations die out and training stalls for hundreds of steps.
+    Each weight has a seed of its own, so that the vision tower is the same whatever language model stands behind it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in sorted(model.named_parameters()):
+    for name, weight in model.named_parameters():
+        generator = torch.Generator().manual_seed(derive_seed(seed, name))
         if weight.dim() > 1:
             weight.normal_(0.0, 1.0 / math.sqrt(weight[0].numel()), generator=generator)
         elif name.endswith("class_embedding"):
             weight.normal_(0.0, 1.0 / math.sqrt(weight.numel()), generator=generator)
         else:
             weight.fill_(0.0 if name.endswith("bias") else 1.0)
+    model.lm_head.weight.copy_(model.get_input_embeddings().weight)  # a word that is read can be said from the start
 
 
 def build_processor(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
