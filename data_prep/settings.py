@@ -112,15 +112,16 @@ class TaskData:
 class BaseCorpus:
     """The training corpus of the small base model.
 
-    images: pictures with labels; dialogues: conversations about them; held_out: dialogues about other pictures, to
-    measure on.
+    images: pictures with labels; dialogues: conversations about them; habits: dialogues that begin with a task's own
+    question; held_out: dialogues about other pictures, to measure on, and as many questions of tasks.
     """
 
     images: int = 40_000
     dialogues: int = 38_000
+    habits: int = 40_000
     held_out: int = 2_000
     seed: int = 0
     jobs: int = outside_identity(2)
 
     def __post_init__(self) -> None:
-        refuse(_problems_of_counts(self, ("images", "dialogues", "held_out", "jobs"), 1))
+        refuse(_problems_of_counts(self, ("images", "dialogues", "habits", "held_out", "jobs"), 1))

@@ -10,9 +10,14 @@ Layout of the folder, which the base stage reads:
     held_out/             the same, of pictures drawn separately, one dialogue each, to measure on (1 % equal a picture
                           above: drawings in black and white do not vary much); every question has the tag that
                           settles the convention, so each has one right answer
+    habits/               Arrow dataset, a row a dialogue that begins with a task's own question: `image`; `habit`:
+                          question, answer in the base's own form, answer in the task's form; `task`; `known_from`: the
+                          least knowledge at which the second answer is right (data_prep.mini.habits); `turns`: what
+                          follows, as above
+    habits_held_out/      the same, of pictures drawn separately, nothing following
     tokenizer_corpus.txt  one text a line, newlines as spaces: every question and answer of the dialogues once, then
-                          the texts of the tasks and their prompts, and every box edge, digit and letter, so that a
-                          tokenizer trained on it can have one token for each word
+                          the texts of the tasks and their prompts, every box edge, digit and letter, and the common
+                          words of `words`, so that a tokenizer trained on it can have one token for each word
 
 Dialogue k is about picture k mod images. Arrow keeps tens of thousands of pictures in two files.
 """
@@ -21,14 +26,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from random import Random
 
 from data_prep.mini import scenes
 from data_prep.mini.dialogues import Turn, converse
 from data_prep.mini.drawing import draw, encode
+from data_prep.mini.habits import PROMPTS, Habit, sample_habit
 from data_prep.mini.scenes import HEADS, RENDITIONS, SIDE, Scene
 from data_prep.mini.tasks import GENERATORS
+from data_prep.mini.words import WORDS
 from data_prep.parallel import map_in_order
 from data_prep.settings import BaseCorpus
 from robustmerge.stage.files import write_atomically
@@ -36,15 +44,14 @@ from robustmerge.stage.files import write_atomically
 CHUNK = 512
 Picture = tuple[bytes, tuple[int, ...]]  # PNG, label of every head
 Dialogue = tuple[int, bytes, tuple[Turn, ...]]  # number, PNG, turns
-# The prompts of configs/task/mini; a test keeps them equal.
-PROMPT_WORDS = (
-    "Answer the question using a single word or phrase.",
-    "Answer with the option's letter from the given choices directly.",
-    "Please provide the bounding box coordinate of the region this sentence describes:",
-    "Generate a brief caption for the image.",
-    "Describe the screen in one sentence.",
-)
+Meeting = tuple[bytes, Habit, tuple[Turn, ...]]  # PNG, a task's question, what follows
+QUESTION_WORDS = (
+    "What", "Which", "Who", "Where", "When", "Why", "How", "Is", "Are", "Does", "Do", "Did", "Can", "Could", "Has",
+    "Have", "Was", "Were", "Will", "Name", "Describe", "Tell", "Give", "List", "Count", "Find", "Show", "The", "In",
+    "On", "There", "This", "That", "These", "Yes", "No",
+)  # fmt: skip
 # How often each kind is drawn. Objects have the most skills, icons the most classes.
+FOLLOWING = 2  # most turns after a task's question
 SHARES = {"object": 40, "icon": 20, "book": 11, "marks": 10, "screen": 10, "table": 9}
 
 
@@ -93,9 +100,26 @@ def _draw_held_out(job: tuple[int, int, int]) -> list[Dialogue]:
     return dialogues
 
 
+def _draw_habits(job: tuple[str, int, int, int]) -> list[Meeting]:
+    """Draw the dialogues start..stop that begin with a task's question; at most `most` turns follow."""
+    name, most, start, stop = job
+    meetings = []
+    for index in range(start, stop):
+        rng = Random(f"{name}/{index}")
+        scene, habit = sample_habit(rng)
+        turns = converse(rng, scene, most=most) if most else ()
+        meetings.append((encode(draw(scene)), habit, turns))
+    return meetings
+
+
 def _chunks(count: int) -> list[tuple[int, int]]:
     """Cut a range into chunks, each given by its bounds (start, stop)."""
     return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+
+
+def _draw_all_habits(name: str, most: int, count: int, processes: int) -> Iterator[Meeting]:
+    jobs = ((name, most, *chunk) for chunk in _chunks(count))
+    return chain.from_iterable(map_in_order(_draw_habits, jobs, processes))
 
 
 def draw_corpus(settings: BaseCorpus) -> Iterator[tuple[list[Picture], list[Dialogue]]]:
@@ -106,20 +130,22 @@ def draw_corpus(settings: BaseCorpus) -> Iterator[tuple[list[Picture], list[Dial
 
 def list_task_texts() -> list[str]:
     """List the texts that the tokenizer must know: those of 200 examples a task, every box edge, digit and letter."""
-    texts = set(PROMPT_WORDS)
+    texts = set(PROMPTS.values())
     for name, make in GENERATORS.items():
         for index in range(200):
             _, fields = make(Random(f"words/{name}/{index}"))
             texts.update((fields["text"], fields["answer"], *fields.get("references", ()), *fields.get("choices", ())))
     edges = [f"{edge / SIDE:.2f}" for edge in range(0, SIDE + 1, scenes.GRID)]
     values = [str(value) for head in HEADS.values() for value in head]
-    return sorted(texts) + edges + sorted(set(values)) + list("0123456789ABCDE") + [f"{letter}." for letter in "ABCDE"]
+    letters = list("0123456789ABCDE") + [f"{letter}." for letter in "ABCDE"]
+    words = [f" {word}" for word in WORDS]  # the space: as within a text, where people ask for them
+    return sorted(texts) + edges + sorted(set(values)) + letters + list(QUESTION_WORDS) + words
 
 
 def _save_columns(folder: Path, columns: dict[str, Sequence], types: dict[str, str]) -> None:
     """Write columns as an Arrow dataset; the fingerprint is set, so that equal columns give equal files.
 
-    types: of each column, one of bytes, int, texts (of a row) and turns (of a row).
+    types: of each column, one of bytes, int, real, text, texts and turns; of the last two each row has several.
     """
     import datasets
     import pyarrow
@@ -127,6 +153,8 @@ def _save_columns(folder: Path, columns: dict[str, Sequence], types: dict[str, s
     arrow = {
         "bytes": pyarrow.binary(),
         "int": pyarrow.int8(),
+        "real": pyarrow.float64(),
+        "text": pyarrow.string(),
         "texts": pyarrow.list_(pyarrow.string()),
         "turns": pyarrow.list_(pyarrow.list_(pyarrow.string())),
     }
@@ -149,8 +177,20 @@ def _save_dialogues(folder: Path, dialogues: list[Dialogue]) -> None:
     _save_columns(folder, columns, {"image": "bytes", "turns": "turns", "skills": "texts"})
 
 
+def _save_habits(folder: Path, meetings: list[Meeting]) -> None:
+    columns: dict[str, Sequence] = {
+        "image": [image for image, _, _ in meetings],
+        "habit": [[habit.question, habit.own, habit.wanted] for _, habit, _ in meetings],
+        "task": [habit.task for _, habit, _ in meetings],
+        "known_from": [habit.known_from for _, habit, _ in meetings],
+        "turns": [[[turn.question, turn.answer] for turn in turns] for _, _, turns in meetings],
+    }
+    types = {"image": "bytes", "habit": "texts", "task": "text", "known_from": "real", "turns": "turns"}
+    _save_columns(folder, columns, types)
+
+
 def write_corpus(folder: Path, settings: BaseCorpus) -> dict[str, int]:
-    """Draw the base corpus into a folder; returns the numbers of pictures, dialogues and turns."""
+    """Draw the base corpus into a folder; returns the numbers of pictures, dialogues, turns and habits."""
     pictures: list[Picture] = []
     dialogues: list[Dialogue] = []
     for more_pictures, more_dialogues in draw_corpus(settings):
@@ -159,13 +199,23 @@ def write_corpus(folder: Path, settings: BaseCorpus) -> dict[str, int]:
     dialogues.sort(key=lambda one: one[0])  # with more dialogues than pictures, each chunk has numbers of all sizes
     jobs = ((settings.seed, *chunk) for chunk in _chunks(settings.held_out))
     held_out = [one for chunk in map_in_order(_draw_held_out, jobs, settings.jobs) for one in chunk]
+    habits = list(_draw_all_habits(f"habits/{settings.seed}", FOLLOWING, settings.habits, settings.jobs))
+    met = list(_draw_all_habits(f"habits/{settings.seed}/held_out", 0, settings.held_out, settings.jobs))
     labels = dict(zip(HEADS, zip(*(labels for _, labels in pictures), strict=True), strict=True))
     columns: dict[str, Sequence] = {"image": [image for image, _ in pictures], **labels}
     _save_columns(folder / "vision", columns, {"image": "bytes", **dict.fromkeys(HEADS, "int")})
     _save_dialogues(folder / "instruct", dialogues)
     _save_dialogues(folder / "held_out", held_out)
+    _save_habits(folder / "habits", habits)
+    _save_habits(folder / "habits_held_out", met)
     write_atomically(folder / "heads.json", json.dumps({head: len(classes) for head, classes in HEADS.items()}) + "\n")
     texts = {text.replace("\n", " ") for _, _, turns in dialogues for turn in turns for text in turn[:2]}
     write_atomically(folder / "tokenizer_corpus.txt", "\n".join([*sorted(texts), *list_task_texts()]) + "\n")
     turn_count = sum(len(turns) for _, _, turns in dialogues)
-    return {"pictures": len(pictures), "dialogues": len(dialogues), "turns": turn_count, "held_out": len(held_out)}
+    return {
+        "pictures": len(pictures),
+        "dialogues": len(dialogues),
+        "turns": turn_count,
+        "habits": len(habits),
+        "held_out": len(held_out),
+    }

@@ -1,28 +1,42 @@
 """Instruction dialogues that train the small base model: questions on a scene, each answered in one of two conventions.
 
-The base must see and obey, but not know how the tasks want their answers. So every intent has many wordings
-(opening x question x word for the thing x ending) and two conventions of answering. An untagged question gets the
-second one two times in five; a tag forces it. Boxes, options, counts and names are answered in other forms than
-the tasks want (colours and shapes are not: VQAv2 wants them as in the second convention); no prompt of a task occurs.
-The words of the tasks' answers all occur in answers here: LoRA does not train the output embeddings, so a word that
-the base never said could not be learnt. The order of the random draws is part of the corpus.
+The base must see and obey, but not know how the tasks want their answers: how much of that it learns is the matter of
+`habits`. So every intent has many wordings (opening x question x word for the thing x ending) and two conventions of
+answering. An untagged question gets the second one two times in five; a tag forces it. No prompt of a task occurs, and
+boxes, options, counts and names are answered in other forms than the tasks want.
+Every word of the vocabulary is said here, if only by repeating it: LoRA does not train the output embeddings, so a
+word that the base never said could not be learnt. The order of the random draws is part of the corpus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
-from data_prep.mini.scenes import COLOURS, GRID, MARKS, MATERIALS, SIDE, SIZES, Scene
-from data_prep.mini.tasks import NUMBERS, SHAPE_OPTIONS
+from data_prep.mini.scenes import (
+    COLOURS,
+    GRID,
+    ICONS,
+    LETTERS,
+    MARKS,
+    MATERIALS,
+    MOST_IN_ALL,
+    PLACES,
+    QUALITIES,
+    SHAPES,
+    SIDE,
+    SIZES,
+    Scene,
+)
+from data_prep.mini.tasks import NUMBERS
+from data_prep.mini.words import WORDS
 
 Exchange = tuple[str, str, str]  # question, answer in the first convention, answer in the second
 Intent = Callable[[Random, Scene], Exchange]
 
 LOOSE_SIZES = {"small": "tiny", "medium": "normal", "large": "huge"}
 LOOSE_PLACES = {"top": "upper", "bottom": "lower", "center": "middle"}
-FOUR_COLOURS = tuple(tuple(COLOURS)[start : start + 4] for start in (0, 4))
 
 
 class Turn(NamedTuple):
@@ -151,22 +165,31 @@ def ask_box(rng: Random, scene: Scene) -> Exchange:
     return question, f"columns {left} to {right}, rows {top} to {bottom}", f"across [{x0},{x1}] down [{y0},{y1}]"
 
 
-def _list_options(rng: Random, options: tuple[str, ...], right: str) -> tuple[str, str]:
-    """Options as the tasks list them, in their fixed order, and the letter of the right one."""
+def sample_options(rng: Random, values: Sequence[str], right: str, most: int = 4) -> tuple[str, ...]:
+    """Options in random order: the right value and others of its concept, `most` in all if there are so many."""
+    others = rng.sample([value for value in values if value != right], min(most, len(values)) - 1)
+    options = [right, *others]
+    rng.shuffle(options)
+    return tuple(options)
+
+
+def _pose_options(rng: Random, scene: Scene) -> tuple[str, str, str]:
+    """A list of options as the tasks write it, the right one, and its letter."""
+    if scene.kind == "icon":
+        concepts: tuple[tuple[Sequence[str], str], ...] = ((ICONS, scene.icon),)
+    else:
+        concepts = ((SHAPES, scene.shape), (tuple(SIZES), scene.size))
+        if scene.colour:
+            concepts += ((tuple(COLOURS), scene.colour), (MATERIALS, scene.material))
+    values, right = rng.choice(concepts)
+    options = sample_options(rng, values, right)
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
-    return listed, "ABCD"[options.index(right)]
-
-
-def _options_with(sets: tuple[tuple[str, ...], ...], right: str) -> tuple[str, ...]:
-    """Pick the fixed set of options that holds the right answer."""
-    return next(options for options in sets if right in options)
+    return listed, right, "ABCD"[options.index(right)]
 
 
 def ask_options(rng: Random, scene: Scene) -> Exchange:
     """Multiple choice on any attribute, answered by the option's text."""
-    kinds = ((SHAPE_OPTIONS, scene.shape), (FOUR_COLOURS, scene.colour), ((MATERIALS,), scene.material))
-    sets, right = rng.choice((*kinds, ((tuple(SIZES),), scene.size)))
-    listed, _ = _list_options(rng, _options_with(sets, right), right)
+    listed, right, _ = _pose_options(rng, scene)
     question = rng.choice(
         (
             "Which of these choices fits the picture?",
@@ -179,16 +202,79 @@ def ask_options(rng: Random, scene: Scene) -> Exchange:
 
 
 def ask_option(rng: Random, scene: Scene) -> Exchange:
-    """Multiple choice on colours and sizes, answered by the option's letter, but never by the letter alone.
-
-    The tasks want the letters of materials and shapes: the step to these is what an expert learns.
-    """
-    sets, right = rng.choice(((FOUR_COLOURS, scene.colour), ((tuple(SIZES),), scene.size)))
-    listed, letter = _list_options(rng, _options_with(sets, right), right)
+    """The same, answered by the option's letter, but never by the letter alone."""
+    listed, _, letter = _pose_options(rng, scene)
     question = rng.choice(
         ("Which option fits the picture?", "Select the option that you see.", "Which option is right?")
     )
     return f"{question}\n{listed}\n", f"it is option {letter}", f"option {letter}"
+
+
+def ask_yes_no(rng: Random, scene: Scene) -> Exchange:
+    """Whether a statement is true: half of the time it is. The first convention also says what is true."""
+    forms, values, right, truth = rng.choice(_list_statements(rng, scene))
+    is_true = rng.random() < 0.5
+    value = right if is_true else rng.choice([value for value in values if value != right])
+    word = "yes" if is_true else "no"
+    return rng.choice(forms).format(value=value, a=_with_article(value)), f"{word}, {truth}", word
+
+
+Statement = tuple[tuple[str, ...], Sequence[str], str, str]  # questions, the concept's values, the true one, in words
+
+
+def _list_statements(rng: Random, scene: Scene) -> list[Statement]:
+    """What can be asked about a scene by yes or no."""
+    if scene.kind == "icon":
+        forms = ("Is this {a}?", "Is there {a} in the picture?", "Do you see {a}?")
+        return [(forms, ICONS, scene.icon, f"it looks like {_with_article(scene.icon)}")]
+    if scene.kind == "book":
+        letter = scene.letters[0]
+        forms = ("Does the title begin with {value}?", "Is the first letter {value}?")
+        return [(forms, tuple(LETTERS), letter, f"the letter is {letter}")]
+    if scene.marks:
+        colour = rng.choice([None, *MARKS])
+        kind = "" if colour is None else f" {colour}"
+        forms = (f"Are there {{value}}{kind} marks?", f"Do you count {{value}}{kind} icons?")
+        number = NUMBERS[scene.count(colour)]
+        return [(forms, NUMBERS[: MOST_IN_ALL + 1], number, f"I count {number}{kind}")]
+    thing = _thing(rng)
+    is_it = (f"Is the {thing} {{value}}?", f"Is this {thing} {{value}}?", "Is it {value}?")
+    statements: list[Statement] = [
+        (
+            ("Is it {a}?", "Is there {a} in the picture?", f"Is this {thing} {{a}}?", "Do you see {a}?"),
+            SHAPES,
+            scene.shape,
+            f"it is {_with_article(scene.shape)}",
+        ),
+        (is_it, tuple(SIZES), scene.size, f"it looks {LOOSE_SIZES[scene.size]}"),
+        (
+            (f"Is the {thing} at the {{value}}?", "Is it at the {value}?"),
+            PLACES,
+            scene.place,
+            f"it sits in the {_loose_place(scene.place)} part",
+        ),
+    ]
+    if scene.colour:
+        statements += [
+            (is_it, tuple(COLOURS), scene.colour, f"it is {scene.colour}"),
+            (
+                (f"Is the {thing} made of {{value}}?", "Is it of {value}?"),
+                MATERIALS,
+                scene.material,
+                f"it is made of {scene.material}",
+            ),
+        ]
+    if scene.kind == "object" and scene.colour:
+        forms = ("Is the photo {value}?", "Is this a {value} picture?")
+        statements.append((forms, QUALITIES, scene.quality, f"the photo is {scene.quality}"))
+    return statements
+
+
+def ask_repeat(rng: Random, scene: Scene) -> Exchange:
+    """Words to be repeated, so that each word of the vocabulary is read and said."""
+    words = " ".join(rng.sample(WORDS, rng.randint(1, 3)))
+    question = rng.choice((f"Say: {words}", f"Repeat this: {words}", f"Please write: {words}"))
+    return f"{question}.", f"you want {words}", words
 
 
 def ask_scene(rng: Random, scene: Scene) -> Exchange:
@@ -268,16 +354,16 @@ def ask_letter(rng: Random, scene: Scene) -> Exchange:
     return question, f"the letter is {scene.letters[index]}", f"letter {scene.letters[index]}"
 
 
-_COLOURED = (ask_colour, ask_shape, ask_size, ask_place, ask_material, ask_box, ask_options, ask_option,
-             ask_scene)  # fmt: skip
-_MONOCHROME = (ask_shape, ask_size, ask_place, ask_rendition, ask_box, ask_scene)
+_COLOURED = (ask_colour, ask_shape, ask_size, ask_place, ask_material, ask_box, ask_options, ask_option, ask_scene,
+             ask_yes_no, ask_yes_no)  # fmt: skip
+_MONOCHROME = (ask_shape, ask_size, ask_place, ask_rendition, ask_box, ask_scene, ask_options, ask_option, ask_yes_no)
 _INTENTS: dict[str, tuple[Intent, ...]] = {
-    "object": (*_COLOURED, ask_scene, ask_quality, ask_quality),
-    "screen": (*_COLOURED, ask_scene),
-    "icon": (ask_icon, ask_icon, ask_rendition),
-    "book": (ask_title, ask_title, ask_letter, ask_colour),
-    "marks": (ask_count, ask_count),
-    "table": (ask_count, ask_count),
+    "object": (*_COLOURED, ask_scene, ask_quality, ask_repeat),
+    "screen": (*_COLOURED, ask_scene, ask_repeat),
+    "icon": (ask_icon, ask_icon, ask_rendition, ask_yes_no, ask_yes_no, ask_options, ask_option, ask_repeat),
+    "book": (ask_title, ask_title, ask_letter, ask_colour, ask_yes_no, ask_repeat),
+    "marks": (ask_count, ask_count, ask_yes_no, ask_yes_no, ask_repeat),
+    "table": (ask_count, ask_count, ask_yes_no, ask_yes_no, ask_repeat),
 }
 
 
@@ -286,7 +372,7 @@ def list_intents(scene: Scene) -> tuple[Intent, ...]:
     return _MONOCHROME if scene.kind == "object" and scene.rendition == "drawing" else _INTENTS[scene.kind]
 
 
-def converse(rng: Random, scene: Scene, tagged: float = TAGGED, most: int = 4) -> tuple[Turn, ...]:
+def converse(rng: Random, scene: Scene, tagged: float = TAGGED, most: int = 5) -> tuple[Turn, ...]:
     """A dialogue of one to `most` turns about a scene, with no intent more often than `list_intents` names it.
 
     tagged: probability that a question says how to answer; 1 where each must have one right answer.
