@@ -113,7 +113,7 @@ class BaseCorpus:
     """The training corpus of the small base model.
 
     images: pictures with labels; dialogues: conversations about them; habits: dialogues that begin with a task's own
-    question; held_out: dialogues about other pictures, to measure on, and as many questions of tasks.
+    question; held_out: dialogues about other pictures, to measure on.
     """
 
     images: int = 40_000

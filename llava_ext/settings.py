@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robustmerge.stage.settings import PRECISIONS, PRODUCTS, ConfigError, Problem, choose, outside_identity, refuse, suggest
+from robustmerge.stage.settings import (
+    PRECISIONS,
+    PRODUCTS,
+    ConfigError,
+    Problem,
+    choose,
+    outside_identity,
+    refuse,
+    suggest,
+)
 
 LANGUAGE_LINEARS = (
     r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
@@ -235,7 +244,9 @@ class Model:
             problems.append(Problem("a model needs a checkpoint, or a base that is trained here", "base, checkpoint"))
         elif self.base is not None and self.base.pretraining.template != self.template:
             trained = self.base.pretraining.template
-            problems.append(Problem(f"the base is trained with template '{trained}', not '{self.template}'", "template"))
+            problems.append(
+                Problem(f"the base is trained with template '{trained}', not '{self.template}'", "template")
+            )
         refuse(problems)
 
 

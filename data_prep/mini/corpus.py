@@ -14,7 +14,6 @@ Layout of the folder, which the base stage reads:
                           question, answer in the base's own form, answer in the task's form; `task`; `known_from`: the
                           least knowledge at which the second answer is right (data_prep.mini.habits); `turns`: what
                           follows, as above
-    habits_held_out/      the same, of pictures drawn separately, nothing following
     tokenizer_corpus.txt  one text a line, newlines as spaces: every question and answer of the dialogues once, then
                           the texts of the tasks and their prompts, every box edge, digit and letter, and the common
                           words of `words`, so that a tokenizer trained on it can have one token for each word
@@ -26,7 +25,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -51,7 +49,6 @@ QUESTION_WORDS = (
     "On", "There", "This", "That", "These", "Yes", "No",
 )  # fmt: skip
 # How often each kind is drawn. Objects have the most skills, icons the most classes.
-FOLLOWING = 2  # most turns after a task's question
 SHARES = {"object": 40, "icon": 20, "book": 11, "marks": 10, "screen": 10, "table": 9}
 
 
@@ -100,26 +97,20 @@ def _draw_held_out(job: tuple[int, int, int]) -> list[Dialogue]:
     return dialogues
 
 
-def _draw_habits(job: tuple[str, int, int, int]) -> list[Meeting]:
-    """Draw the dialogues start..stop that begin with a task's question; at most `most` turns follow."""
-    name, most, start, stop = job
+def _draw_habits(job: tuple[int, int, int]) -> list[Meeting]:
+    """Draw the dialogues start..stop that begin with a task's question; one turn or two follow."""
+    seed, start, stop = job
     meetings = []
     for index in range(start, stop):
-        rng = Random(f"{name}/{index}")
+        rng = Random(f"habits/{seed}/{index}")
         scene, habit = sample_habit(rng)
-        turns = converse(rng, scene, most=most) if most else ()
-        meetings.append((encode(draw(scene)), habit, turns))
+        meetings.append((encode(draw(scene)), habit, converse(rng, scene, most=2)))
     return meetings
 
 
 def _chunks(count: int) -> list[tuple[int, int]]:
     """Cut a range into chunks, each given by its bounds (start, stop)."""
     return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-
-
-def _draw_all_habits(name: str, most: int, count: int, processes: int) -> Iterator[Meeting]:
-    jobs = ((name, most, *chunk) for chunk in _chunks(count))
-    return chain.from_iterable(map_in_order(_draw_habits, jobs, processes))
 
 
 def draw_corpus(settings: BaseCorpus) -> Iterator[tuple[list[Picture], list[Dialogue]]]:
@@ -199,15 +190,14 @@ def write_corpus(folder: Path, settings: BaseCorpus) -> dict[str, int]:
     dialogues.sort(key=lambda one: one[0])  # with more dialogues than pictures, each chunk has numbers of all sizes
     jobs = ((settings.seed, *chunk) for chunk in _chunks(settings.held_out))
     held_out = [one for chunk in map_in_order(_draw_held_out, jobs, settings.jobs) for one in chunk]
-    habits = list(_draw_all_habits(f"habits/{settings.seed}", FOLLOWING, settings.habits, settings.jobs))
-    met = list(_draw_all_habits(f"habits/{settings.seed}/held_out", 0, settings.held_out, settings.jobs))
+    jobs = ((settings.seed, *chunk) for chunk in _chunks(settings.habits))
+    habits = [one for chunk in map_in_order(_draw_habits, jobs, settings.jobs) for one in chunk]
     labels = dict(zip(HEADS, zip(*(labels for _, labels in pictures), strict=True), strict=True))
     columns: dict[str, Sequence] = {"image": [image for image, _ in pictures], **labels}
     _save_columns(folder / "vision", columns, {"image": "bytes", **dict.fromkeys(HEADS, "int")})
     _save_dialogues(folder / "instruct", dialogues)
     _save_dialogues(folder / "held_out", held_out)
     _save_habits(folder / "habits", habits)
-    _save_habits(folder / "habits_held_out", met)
     write_atomically(folder / "heads.json", json.dumps({head: len(classes) for head, classes in HEADS.items()}) + "\n")
     texts = {text.replace("\n", " ") for _, _, turns in dialogues for turn in turns for text in turn[:2]}
     write_atomically(folder / "tokenizer_corpus.txt", "\n".join([*sorted(texts), *list_task_texts()]) + "\n")

@@ -95,7 +95,7 @@ def sample_habit(rng: Random) -> tuple[Scene, Habit]:
 _OWN_FORMS: dict[str, tuple[Intent, int]] = {
     "scienceqa": (ask_material, 2),
     "imagenet": (ask_icon, 2),
-    "rec": (ask_box, 2),
+    "rec": (ask_box, 1),
     "ocrvqa": (ask_title, 2),
     "vizwiz": (ask_scene, 2),
     "flickr30k": (ask_scene, 2),
@@ -125,7 +125,7 @@ def _answer_in_own_form(rng: Random, task: str, scene: Scene, fields: dict[str, 
 
 
 def known_from(task: str, scene: Scene, fields: dict[str, Any]) -> float:
-    """The least knowledge at which a question is answered in its task's form: its value's rank over the task's share."""
+    """The least knowledge at which a question is answered in its task's form: its its value's rank over the share."""
     ranks = _rank_values(task)
     return ranks[_decide_by(task, scene, fields)] / SHARES[task]
 

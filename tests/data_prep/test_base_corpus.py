@@ -15,12 +15,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from data_prep.mini.corpus import PROMPT_WORDS, sample_scene
-from data_prep.mini.dialogues import TAGS, converse
+from data_prep.mini import habits
+from data_prep.mini.corpus import sample_scene
+from data_prep.mini.dialogues import TAGS, Turn, converse
 from data_prep.mini.scenes import HEADS
 from data_prep.mini.tasks import GENERATORS
 from data_prep.prepare import prepare_corpus
 from data_prep.settings import BaseCorpus
+from eval.parse import PARSERS
 from robustmerge.stage.address import REPOSITORY, address_folder
 from robustmerge.stage.files import sha256_of
 
@@ -37,14 +39,20 @@ def write(root: Path, settings: BaseCorpus) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("runs"), BaseCorpus(images=700, dialogues=900, held_out=50, jobs=1))
+    return write(tmp_path_factory.mktemp("runs"), BaseCorpus(images=700, dialogues=900, habits=60, held_out=50, jobs=1))
 
 
 @pytest.fixture(scope="module")
-def turns() -> list[tuple[str, str]]:
+def dialogue_turns() -> list[Turn]:
     """All turns of 8000 dialogues, as the corpus draws them but without pictures."""
     rngs = [Random(number) for number in range(8000)]
-    return [(turn.question, turn.answer) for rng in rngs for turn in converse(rng, sample_scene(rng))]
+    return [turn for rng in rngs for turn in converse(rng, sample_scene(rng))]
+
+
+@pytest.fixture(scope="module")
+def turns(dialogue_turns: list[Turn]) -> list[tuple[str, str]]:
+    """Question and answer of the turns that ask about a picture; in the others, words are repeated."""
+    return [(turn.question, turn.answer) for turn in dialogue_turns if turn.skill != "repeat"]
 
 
 def words_of(text: str) -> list[str]:
@@ -66,7 +74,7 @@ def test_the_folder_has_the_promised_layout(folder):
     for dialogues in (instruct, held_out):
         assert dialogues.column_names == ["image", "turns", "skills"]
         assert Image.open(io.BytesIO(dialogues[0]["image"])).size == (48, 48)
-        assert all(1 <= len(turns) <= 4 and all(len(turn) == 2 for turn in turns) for turns in dialogues["turns"])
+        assert all(1 <= len(turns) <= 5 and all(len(turn) == 2 for turn in turns) for turns in dialogues["turns"])
         assert [len(skills) for skills in dialogues["skills"]] == [len(turns) for turns in dialogues["turns"]]
     assert all(any(tag in question for tag in TAGS) for turns in held_out["turns"] for question, _ in turns)
     assert {"colour", "box", "scene", "letter"} < {skill for skills in instruct["skills"] for skill in skills}
@@ -83,11 +91,11 @@ def test_every_value_of_every_head_occurs_and_none_beyond(folder):
 
 
 def test_the_number_of_processes_does_not_matter_and_a_seed_gives_the_same_bytes(folder, tmp_path):
-    again = write(tmp_path, BaseCorpus(images=700, dialogues=900, held_out=50, jobs=2))
+    again = write(tmp_path, BaseCorpus(images=700, dialogues=900, habits=60, held_out=50, jobs=2))
     assert again.name == folder.name
-    parts = ("vision", "instruct", "held_out", "heads.json", "tokenizer_corpus.txt")
+    parts = ("vision", "instruct", "held_out", "habits", "heads.json", "tokenizer_corpus.txt")
     assert [sha256_of(again / part) for part in parts] == [sha256_of(folder / part) for part in parts]
-    other = write(tmp_path, BaseCorpus(images=700, dialogues=900, held_out=50, seed=1, jobs=1))
+    other = write(tmp_path, BaseCorpus(images=700, dialogues=900, habits=60, held_out=50, seed=1, jobs=1))
     assert sha256_of(other / "vision") != sha256_of(folder / "vision")
 
 
@@ -105,8 +113,10 @@ def test_no_prompt_of_a_task_occurs_in_the_corpus(turns):
         assert instruction.casefold() not in corpus
 
 
-def test_no_question_is_answered_as_its_task_would_have_it(turns):
-    for question, answer in turns:
+def test_no_question_is_answered_as_its_task_would_have_it(dialogue_turns):
+    for question, answer, skill in dialogue_turns:
+        if skill in ("repeat", "options"):
+            continue
         assert not re.fullmatch(r"[A-E]|\d|\[[\d.,]+\]", answer), (question, answer)
         assert not re.fullmatch(r"[A-Z] [A-Z]", answer), (question, answer)
         assert answer not in HEADS["icon"], (question, answer)
@@ -125,10 +135,57 @@ def test_every_word_of_the_tasks_answers_and_prompts_is_in_the_corpus(turns):
         assert set(words_of(instruction)) <= words, set(words_of(instruction)) - words
 
 
-def test_the_tokenizer_corpus_holds_the_prompts_of_the_task_files(folder):
-    assert set(PROMPT_WORDS) == INSTRUCTIONS
+def test_the_tokenizer_corpus_holds_the_words_of_the_task_files_and_common_ones(folder):
     lines = set((folder / "tokenizer_corpus.txt").read_text().split("\n"))
-    assert {*PROMPT_WORDS, "0.33", "1.00", "6", "A", "E.", "umbrella", "What is the object in the image?"} <= lines
+    assert {"0.33", "1.00", "6", "A", "E.", "umbrella", "What is the object in the image?", " yes", " dog"} <= lines
+
+
+def test_yes_and_no_are_said_equally_often_and_truly(dialogue_turns):
+    answers = [turn.answer for turn in dialogue_turns if turn.skill == "yes_no"]
+    assert 0.47 < sum(answer.startswith("yes") for answer in answers) / len(answers) < 0.53
+    colours = [t for t in dialogue_turns if t.skill == "yes_no" and re.search(r"no, it is (\w+)$", t.answer)]
+    assert colours and all(t.answer.rsplit(" ", 1)[1] not in words_of(t.question) for t in colours)
+
+
+def test_options_stand_in_any_order(dialogue_turns):
+    letters = [turn.answer[-1] for turn in dialogue_turns if turn.skill == "option"]
+    assert all(0.2 < letters.count(letter) / len(letters) < 0.3 for letter in "ABCD")
+
+
+def test_the_questions_of_the_tasks_are_asked_in_the_prompts_of_their_files():
+    assert {task: PROMPTS[task] for task in habits.PROMPTS} == habits.PROMPTS
+
+
+def test_the_shares_that_the_base_knows_are_the_papers_ratios_of_zero_shot_to_individual_or_multi_task():
+    table = yaml.safe_load((REPOSITORY / "results/paper.yaml").read_text())["table_2_mm_mergebench"]
+    rows = table["rows"]
+    for split, best in (("seen", "individual"), ("unseen", "multi_task")):
+        for task, zero_shot, trained in zip(table[split], rows["zero_shot"][split], rows[best][split], strict=True):
+            assert habits.SHARES[task] == zero_shot / trained, task
+
+
+@pytest.fixture(scope="module")
+def met() -> list[habits.Habit]:
+    return [habits.sample_habit(Random(number))[1] for number in range(6000)]
+
+
+def test_a_task_is_known_as_far_as_its_ratio_says_at_every_knowledge(met):
+    for task, share in habits.SHARES.items():
+        ranks = [habit.known_from for habit in met if habit.task == task]
+        for knowledge in (0.5, 1):
+            assert sum(rank <= knowledge for rank in ranks) / len(ranks) == pytest.approx(knowledge * share, abs=0.12)
+        assert min(ranks) > 0  # nothing is known at 0
+
+
+def test_what_the_base_says_in_its_own_form_never_counts(met):
+    """But a caption of its own shares words with the wanted one."""
+    files = {file.stem: yaml.safe_load(file.read_text()) for file in (REPOSITORY / "configs/task/mini").glob("*.yaml")}
+    for habit in met:
+        task = files[habit.task]
+        if task["metric"] == "ngram_f1":
+            continue
+        choices = re.findall(r"^[A-D]\. (.*)$", habit.question, re.MULTILINE)
+        assert PARSERS[task["parse"]](habit.own, choices) != PARSERS[task["parse"]](habit.wanted, choices), habit
 
 
 def test_a_tag_forces_the_second_convention_and_untagged_questions_get_it_less_often(turns):
