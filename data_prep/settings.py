@@ -112,11 +112,12 @@ class TaskData:
 class BaseCorpus:
     """The training corpus of the small base model.
 
-    images: pictures with labels; dialogues: conversations about them; habits: dialogues that begin with a task's own
-    question; held_out: dialogues about other pictures, to measure on.
+    images: pictures with labels; readings: exercises without a picture; dialogues: about the pictures; habits:
+    dialogues that begin with a task's own question; held_out: dialogues about other pictures, to measure on.
     """
 
     images: int = 40_000
+    readings: int = 128_000
     dialogues: int = 38_000
     habits: int = 40_000
     held_out: int = 2_000
@@ -124,4 +125,4 @@ class BaseCorpus:
     jobs: int = outside_identity(2)
 
     def __post_init__(self) -> None:
-        refuse(_problems_of_counts(self, ("images", "dialogues", "habits", "held_out", "jobs"), 1))
+        refuse(_problems_of_counts(self, ("images", "readings", "dialogues", "habits", "held_out", "jobs"), 1))

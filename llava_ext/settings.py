@@ -90,9 +90,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A small LLaVA that sees and talks, but has met no task: its sizes and its training from scratch.
+    """A small LLaVA that sees, reads and talks, but has met no task: its sizes and its training from scratch.
 
-    see, talk: the parts of the training (llava_ext.small.pretrain). vocabulary: the most tokens of the tokenizer;
+    see, read, talk: the parts of the training (llava_ext.small.pretrain). vocabulary: the most tokens of the tokenizer;
     held_out: share of the labelled pictures on which the vision tower is measured and not trained.
     """
 
@@ -101,6 +101,7 @@ class Pretraining:
     vocabulary: int = 1024
     template: str = "vicuna_v1_short"
     see: Part = field(default_factory=Part)
+    read: Part = field(default_factory=Part)
     talk: Part = field(default_factory=Part)
     held_out: float = 0.05
     seed: int = 0

@@ -14,9 +14,11 @@ Layout of the folder, which the base stage reads:
                           question, answer in the base's own form, answer in the task's form; `task`; `known_from`: the
                           least knowledge at which the second answer is right (data_prep.mini.habits); `turns`: what
                           follows, as above
+    read/                 Arrow dataset, a row an exercise without a picture (data_prep.mini.reading): `turns`, one
     tokenizer_corpus.txt  one text a line, newlines as spaces: every question and answer of the dialogues once, then
                           the texts of the tasks and their prompts, every box edge, digit and letter, and the common
-                          words of `words`, so that a tokenizer trained on it can have one token for each word
+                          words of `words`, so that a tokenizer trained on it can have one token for each word; what
+                          stands after a space, as every answer does, has one before it here
 
 Dialogue k is about picture k mod images. Arrow keeps tens of thousands of pictures in two files.
 """
@@ -32,6 +34,7 @@ from data_prep.mini import scenes
 from data_prep.mini.dialogues import Turn, converse
 from data_prep.mini.drawing import draw, encode
 from data_prep.mini.habits import PROMPTS, Habit, sample_habit
+from data_prep.mini.reading import read
 from data_prep.mini.scenes import HEADS, RENDITIONS, SIDE, Scene
 from data_prep.mini.tasks import GENERATORS
 from data_prep.mini.words import WORDS
@@ -125,11 +128,12 @@ def list_task_texts() -> list[str]:
     for name, make in GENERATORS.items():
         for index in range(200):
             _, fields = make(Random(f"words/{name}/{index}"))
-            texts.update((fields["text"], fields["answer"], *fields.get("references", ()), *fields.get("choices", ())))
+            answers = (fields["answer"], *fields.get("references", ()), *fields.get("choices", ()))
+            texts.update((fields["text"], *(f" {answer}" for answer in answers)))
     edges = [f"{edge / SIDE:.2f}" for edge in range(0, SIDE + 1, scenes.GRID)]
     values = [str(value) for head in HEADS.values() for value in head]
     letters = list("0123456789ABCDE") + [f"{letter}." for letter in "ABCDE"]
-    words = [f" {word}" for word in WORDS]  # the space: as within a text, where people ask for them
+    words = [f" {word}" for word in WORDS]
     return sorted(texts) + edges + sorted(set(values)) + letters + list(QUESTION_WORDS) + words
 
 
@@ -168,6 +172,11 @@ def _save_dialogues(folder: Path, dialogues: list[Dialogue]) -> None:
     _save_columns(folder, columns, {"image": "bytes", "turns": "turns", "skills": "texts"})
 
 
+def _save_readings(folder: Path, settings: BaseCorpus) -> None:
+    turns = [read(Random(f"read/{settings.seed}/{index}")) for index in range(settings.readings)]
+    _save_columns(folder, {"turns": [[[turn.question, turn.answer]] for turn in turns]}, {"turns": "turns"})
+
+
 def _save_habits(folder: Path, meetings: list[Meeting]) -> None:
     columns: dict[str, Sequence] = {
         "image": [image for image, _, _ in meetings],
@@ -181,7 +190,7 @@ def _save_habits(folder: Path, meetings: list[Meeting]) -> None:
 
 
 def write_corpus(folder: Path, settings: BaseCorpus) -> dict[str, int]:
-    """Draw the base corpus into a folder; returns the numbers of pictures, dialogues, turns and habits."""
+    """Draw the base corpus into a folder; returns the number of each of its parts."""
     pictures: list[Picture] = []
     dialogues: list[Dialogue] = []
     for more_pictures, more_dialogues in draw_corpus(settings):
@@ -197,15 +206,18 @@ def write_corpus(folder: Path, settings: BaseCorpus) -> dict[str, int]:
     _save_columns(folder / "vision", columns, {"image": "bytes", **dict.fromkeys(HEADS, "int")})
     _save_dialogues(folder / "instruct", dialogues)
     _save_dialogues(folder / "held_out", held_out)
+    _save_readings(folder / "read", settings)
     _save_habits(folder / "habits", habits)
     write_atomically(folder / "heads.json", json.dumps({head: len(classes) for head, classes in HEADS.items()}) + "\n")
-    texts = {text.replace("\n", " ") for _, _, turns in dialogues for turn in turns for text in turn[:2]}
+    answers = {f" {turn.answer}" for _, _, turns in dialogues for turn in turns}
+    texts = {turn.question.replace("\n", " ") for _, _, turns in dialogues for turn in turns} | answers
     write_atomically(folder / "tokenizer_corpus.txt", "\n".join([*sorted(texts), *list_task_texts()]) + "\n")
     turn_count = sum(len(turns) for _, _, turns in dialogues)
     return {
         "pictures": len(pictures),
         "dialogues": len(dialogues),
         "turns": turn_count,
+        "readings": settings.readings,
         "habits": len(habits),
         "held_out": len(held_out),
     }

@@ -62,7 +62,7 @@ ENDINGS = (
     "Thanks.", "Take your time.", "Please answer.", "I want to know.", "Thank you!", "Generate a good answer.",
     "It is one big region.", "I am looking at it too.",
 )  # fmt: skip
-BARE = 0.45  # probability of no opening, and of no ending
+BARE = 0.6  # probability of no opening, and of no ending
 TAGS = (
     "Short style.", "Use short style.", "Style: short.", "In short style, please.", "Answer in any word.",
     "Any phrase will do.", "A brief answer is good.", "A single word that describes it, please.",
@@ -75,7 +75,7 @@ def _loose_place(place: str) -> str:
     return " ".join(LOOSE_PLACES.get(word, word) for word in place.split())
 
 
-def _with_article(word: str) -> str:
+def with_article(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
@@ -105,7 +105,7 @@ def ask_shape(rng: Random, scene: Scene) -> Exchange:
             f"The shape of this {thing}, what is it?",
         )
     )
-    return question, f"it is {_with_article(scene.shape)}", scene.shape
+    return question, f"it is {with_article(scene.shape)}", scene.shape
 
 
 def ask_size(rng: Random, scene: Scene) -> Exchange:
@@ -165,15 +165,15 @@ def ask_box(rng: Random, scene: Scene) -> Exchange:
     return question, f"columns {left} to {right}, rows {top} to {bottom}", f"across [{x0},{x1}] down [{y0},{y1}]"
 
 
-def sample_options(rng: Random, values: Sequence[str], right: str, most: int = 4) -> tuple[str, ...]:
-    """Options in random order: the right value and others of its concept, `most` in all if there are so many."""
+def pose_options(rng: Random, values: Sequence[str], right: str, most: int = 4) -> tuple[str, str]:
+    """Options as the tasks list them, in random order, and the letter of the right one among others of its concept."""
     others = rng.sample([value for value in values if value != right], min(most, len(values)) - 1)
-    options = [right, *others]
-    rng.shuffle(options)
-    return tuple(options)
+    options = rng.sample([right, *others], len(others) + 1)
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
+    return listed, "ABCD"[options.index(right)]
 
 
-def _pose_options(rng: Random, scene: Scene) -> tuple[str, str, str]:
+def _ask_to_choose(rng: Random, scene: Scene) -> tuple[str, str, str]:
     """A list of options as the tasks write it, the right one, and its letter."""
     if scene.kind == "icon":
         concepts: tuple[tuple[Sequence[str], str], ...] = ((ICONS, scene.icon),)
@@ -182,14 +182,13 @@ def _pose_options(rng: Random, scene: Scene) -> tuple[str, str, str]:
         if scene.colour:
             concepts += ((tuple(COLOURS), scene.colour), (MATERIALS, scene.material))
     values, right = rng.choice(concepts)
-    options = sample_options(rng, values, right)
-    listed = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
-    return listed, right, "ABCD"[options.index(right)]
+    listed, letter = pose_options(rng, values, right)
+    return listed, right, letter
 
 
 def ask_options(rng: Random, scene: Scene) -> Exchange:
     """Multiple choice on any attribute, answered by the option's text."""
-    listed, right, _ = _pose_options(rng, scene)
+    listed, right, _ = _ask_to_choose(rng, scene)
     question = rng.choice(
         (
             "Which of these choices fits the picture?",
@@ -203,7 +202,7 @@ def ask_options(rng: Random, scene: Scene) -> Exchange:
 
 def ask_option(rng: Random, scene: Scene) -> Exchange:
     """The same, answered by the option's letter, but never by the letter alone."""
-    listed, _, letter = _pose_options(rng, scene)
+    listed, _, letter = _ask_to_choose(rng, scene)
     question = rng.choice(
         ("Which option fits the picture?", "Select the option that you see.", "Which option is right?")
     )
@@ -216,7 +215,7 @@ def ask_yes_no(rng: Random, scene: Scene) -> Exchange:
     is_true = rng.random() < 0.5
     value = right if is_true else rng.choice([value for value in values if value != right])
     word = "yes" if is_true else "no"
-    return rng.choice(forms).format(value=value, a=_with_article(value)), f"{word}, {truth}", word
+    return rng.choice(forms).format(value=value, a=with_article(value)), f"{word}, {truth}", word
 
 
 Statement = tuple[tuple[str, ...], Sequence[str], str, str]  # questions, the concept's values, the true one, in words
@@ -226,7 +225,7 @@ def _list_statements(rng: Random, scene: Scene) -> list[Statement]:
     """What can be asked about a scene by yes or no."""
     if scene.kind == "icon":
         forms = ("Is this {a}?", "Is there {a} in the picture?", "Do you see {a}?")
-        return [(forms, ICONS, scene.icon, f"it looks like {_with_article(scene.icon)}")]
+        return [(forms, ICONS, scene.icon, f"it looks like {with_article(scene.icon)}")]
     if scene.kind == "book":
         letter = scene.letters[0]
         forms = ("Does the title begin with {value}?", "Is the first letter {value}?")
@@ -244,7 +243,7 @@ def _list_statements(rng: Random, scene: Scene) -> list[Statement]:
             ("Is it {a}?", "Is there {a} in the picture?", f"Is this {thing} {{a}}?", "Do you see {a}?"),
             SHAPES,
             scene.shape,
-            f"it is {_with_article(scene.shape)}",
+            f"it is {with_article(scene.shape)}",
         ),
         (is_it, tuple(SIZES), scene.size, f"it looks {LOOSE_SIZES[scene.size]}"),
         (
@@ -318,7 +317,7 @@ def ask_icon(rng: Random, scene: Scene) -> Exchange:
             f"What {thing} do you see in the image?",
         )
     )
-    return question, f"it looks like {_with_article(scene.icon)}", f"{scene.icon} symbol"
+    return question, f"it looks like {with_article(scene.icon)}", f"{scene.icon} symbol"
 
 
 def ask_count(rng: Random, scene: Scene) -> Exchange:

@@ -17,6 +17,7 @@ from llava_ext.small.networks import AnswerModel, Collate, measure_answers
 from llava_ext.trainer import OrderedTrainer, build_arguments
 
 MICRO_BATCH = 8  # dialogues: attention is kept whole for the backward pass, and small tensors stay in the cache
+READ_BATCH = 32  # exercises, which are short
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,15 @@ def encode_dialogues(reader: Reader, table: datasets.Dataset) -> list[Row]:
     return encode_turns(reader, table["turns"][:], table["image"][:])
 
 
-def encode_turns(reader: Reader, dialogues: Iterable[Sequence[Sequence[str]]], images: Iterable[bytes]) -> list[Row]:
-    """Training rows of dialogues, each a list of (question, answer), and their pictures."""
-    encoded = (reader.encode([(question, answer) for question, answer in turns], True) for turns in dialogues)
-    return [Row(one.ids, one.labels, image) for one, image in zip(encoded, images, strict=True)]
+def encode_turns(
+    reader: Reader, dialogues: Iterable[Sequence[Sequence[str]]], images: Iterable[bytes | None]
+) -> list[Row]:
+    """Training rows of dialogues, each a list of (question, answer), and their pictures, if any."""
+    rows = []
+    for turns, image in zip(dialogues, images, strict=True):
+        ids, labels = reader.encode([(question, answer) for question, answer in turns], image is not None)
+        rows.append(Row(ids, labels, image))
+    return rows
 
 
 def measure_skills(

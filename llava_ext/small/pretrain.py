@@ -1,9 +1,10 @@
-"""The pretrain stage: a small LLaVA trained from scratch, first to see, then to talk.
+"""The pretrain stage: a small LLaVA trained from scratch, first to see, then to read, then to talk.
 
 Part `see` trains the vision tower alone under attribute heads (colour, shape, place, ...) that read its patch features
-with one attention query each, as a language model could. Part `talk` freezes it and trains the projector and the
-language model on dialogues; the loss is over answers only. Each part resumes from its last checkpoint. Both are
-measured on held-out pictures.
+with one attention query each, as a language model could. Part `read` trains the language model on exercises without
+pictures. Part `talk` freezes the tower and trains the projector and the language model on dialogues about pictures. The
+loss of both is over answers only. Each part resumes from its last checkpoint. Seeing and talking are measured on
+held-out pictures.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from llava_ext.small.networks import (
 )
 from llava_ext.small.parts import (
     MICRO_BATCH,
+    READ_BATCH,
     PartRun,
     eager_attention,
     encode_dialogues,
+    encode_turns,
     format_accuracies,
     measure_skills,
 )
@@ -69,9 +72,10 @@ def _train(folder: Path, settings: Pretraining, corpus: Path, say: Callable[[str
     pixels = PixelReader(processor.image_processor)  # pictures have the model's size: nothing is padded or cropped
     image_ids = (config.image_token_id,) * config.image_seq_length
     reader = Reader(tokenizer, pixels, pixels, image_ids, settings.template)
-    see, talk = (
+    parts = {"see": settings.see, "read": settings.read, "talk": settings.talk}
+    see, read, talk = (
         PartRun(
-            (number, 2),
+            (number, 3),
             f"model.base.pretraining.{name}",
             part,
             derive_seed(settings.seed, name),
@@ -79,13 +83,14 @@ def _train(folder: Path, settings: Pretraining, corpus: Path, say: Callable[[str
             work / name,
             say,
         )
-        for number, name, part in ((1, "see", settings.see), (2, "talk", settings.talk))
+        for number, (name, part) in enumerate(parts.items(), start=1)
     )
     with fast_matmul(), eager_attention(model):
         vision = train_to_see(model, reader.pixels, settings, corpus, see)
+        train_to_read(model, reader, corpus, read)
         skills = train_to_talk(model, reader, corpus, talk)
     save_base(folder, model, processor)
-    for name in ("see", "talk"):
+    for name in parts:
         os.replace(work / name / LOSSES, folder / f"losses_{name}.jsonl")
     size = sum(weight.numel() for weight in model.parameters())
     record = {**vision, "skills": skills, "parameters": size, "vocabulary": len(tokenizer)}
@@ -131,8 +136,15 @@ def train_to_see(
     return {"heads": heads, "probe": linear}
 
 
+def train_to_read(model: LlavaForConditionalGeneration, reader: Reader, corpus: Path, run: PartRun) -> None:
+    """Part 2: train the language model on read/."""
+    exercises = datasets.load_from_disk(str(corpus / "read"))["turns"][:]
+    rows = encode_turns(reader, exercises, [None] * len(exercises))
+    run.fit(AnswerModel(model), rows, range(len(rows)), Collator(reader), READ_BATCH)
+
+
 def train_to_talk(model: LlavaForConditionalGeneration, reader: Reader, corpus: Path, run: PartRun) -> dict[str, float]:
-    """Part 2: train projector and language model on instruct/, vision frozen. Returns accuracies on held_out/."""
+    """Part 3: train projector and language model on instruct/, vision frozen. Returns accuracies on held_out/."""
     rows = encode_dialogues(reader, datasets.load_from_disk(str(corpus / "instruct")))
     answer_model, collate = AnswerModel(model), Collator(reader)
     run.fit(answer_model, rows, range(len(rows)), collate, MICRO_BATCH)
