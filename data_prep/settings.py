@@ -117,9 +117,9 @@ class BaseCorpus:
     """
 
     images: int = 40_000
-    readings: int = 128_000
+    readings: int = 96_000
     dialogues: int = 38_000
-    habits: int = 40_000
+    habits: int = 24_000
     held_out: int = 2_000
     seed: int = 0
     jobs: int = outside_identity(2)

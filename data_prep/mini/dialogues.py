@@ -37,6 +37,7 @@ Intent = Callable[[Random, Scene], Exchange]
 
 LOOSE_SIZES = {"small": "tiny", "medium": "normal", "large": "huge"}
 LOOSE_PLACES = {"top": "upper", "bottom": "lower", "center": "middle"}
+FOUR_COLOURS = tuple(tuple(COLOURS)[start : start + 4] for start in (0, 4))
 
 
 class Turn(NamedTuple):
@@ -165,30 +166,22 @@ def ask_box(rng: Random, scene: Scene) -> Exchange:
     return question, f"columns {left} to {right}, rows {top} to {bottom}", f"across [{x0},{x1}] down [{y0},{y1}]"
 
 
-def pose_options(rng: Random, values: Sequence[str], right: str, most: int = 4) -> tuple[str, str]:
-    """Options as the tasks list them, in random order, and the letter of the right one among others of its concept."""
-    others = rng.sample([value for value in values if value != right], min(most, len(values)) - 1)
-    options = rng.sample([right, *others], len(others) + 1)
-    listed = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
-    return listed, "ABCD"[options.index(right)]
-
-
-def _ask_to_choose(rng: Random, scene: Scene) -> tuple[str, str, str]:
-    """A list of options as the tasks write it, the right one, and its letter."""
-    if scene.kind == "icon":
-        concepts: tuple[tuple[Sequence[str], str], ...] = ((ICONS, scene.icon),)
-    else:
-        concepts = ((SHAPES, scene.shape), (tuple(SIZES), scene.size))
-        if scene.colour:
-            concepts += ((tuple(COLOURS), scene.colour), (MATERIALS, scene.material))
-    values, right = rng.choice(concepts)
-    listed, letter = pose_options(rng, values, right)
-    return listed, right, letter
+def _list_options(options: Sequence[str]) -> str:
+    """Options as the tasks list them."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
 
 
 def ask_options(rng: Random, scene: Scene) -> Exchange:
-    """Multiple choice on any attribute, answered by the option's text."""
-    listed, right, _ = _ask_to_choose(rng, scene)
+    """Multiple choice on any attribute, the options in any order, answered by the option's text."""
+    if scene.kind == "icon":
+        values, right = ICONS, scene.icon
+    else:
+        kinds: tuple[tuple[tuple[str, ...], str], ...] = ((SHAPES, scene.shape), (tuple(SIZES), scene.size))
+        if scene.colour:
+            kinds += ((tuple(COLOURS), scene.colour), (MATERIALS, scene.material))
+        values, right = rng.choice(kinds)
+    others = rng.sample([value for value in values if value != right], min(4, len(values)) - 1)
+    options = rng.sample([right, *others], len(others) + 1)
     question = rng.choice(
         (
             "Which of these choices fits the picture?",
@@ -197,16 +190,18 @@ def ask_options(rng: Random, scene: Scene) -> Exchange:
             "Choose directly from these.",
         )
     )
-    return f"{question}\n{listed}\n", f"I choose {right}", right
+    return f"{question}\n{_list_options(options)}\n", f"I choose {right}", right
 
 
 def ask_option(rng: Random, scene: Scene) -> Exchange:
-    """The same, answered by the option's letter, but never by the letter alone."""
-    listed, _, letter = _ask_to_choose(rng, scene)
+    """Multiple choice on colours and sizes in fixed orders, answered by the option's letter, but never by it alone."""
+    sets, right = rng.choice(((FOUR_COLOURS, scene.colour), ((tuple(SIZES),), scene.size)))
+    options = next(options for options in sets if right in options)
+    letter = "ABCD"[options.index(right)]
     question = rng.choice(
         ("Which option fits the picture?", "Select the option that you see.", "Which option is right?")
     )
-    return f"{question}\n{listed}\n", f"it is option {letter}", f"option {letter}"
+    return f"{question}\n{_list_options(options)}\n", f"it is option {letter}", f"option {letter}"
 
 
 def ask_yes_no(rng: Random, scene: Scene) -> Exchange:
@@ -355,11 +350,11 @@ def ask_letter(rng: Random, scene: Scene) -> Exchange:
 
 _COLOURED = (ask_colour, ask_shape, ask_size, ask_place, ask_material, ask_box, ask_options, ask_option, ask_scene,
              ask_yes_no, ask_yes_no)  # fmt: skip
-_MONOCHROME = (ask_shape, ask_size, ask_place, ask_rendition, ask_box, ask_scene, ask_options, ask_option, ask_yes_no)
+_MONOCHROME = (ask_shape, ask_size, ask_place, ask_rendition, ask_box, ask_scene, ask_options, ask_yes_no)
 _INTENTS: dict[str, tuple[Intent, ...]] = {
     "object": (*_COLOURED, ask_scene, ask_quality, ask_repeat),
     "screen": (*_COLOURED, ask_scene, ask_repeat),
-    "icon": (ask_icon, ask_icon, ask_rendition, ask_yes_no, ask_yes_no, ask_options, ask_option, ask_repeat),
+    "icon": (ask_icon, ask_icon, ask_rendition, ask_yes_no, ask_yes_no, ask_options, ask_repeat),
     "book": (ask_title, ask_title, ask_letter, ask_colour, ask_yes_no, ask_repeat),
     "marks": (ask_count, ask_count, ask_yes_no, ask_yes_no, ask_repeat),
     "table": (ask_count, ask_count, ask_yes_no, ask_yes_no, ask_repeat),

@@ -40,22 +40,19 @@ SHAPE_QUESTIONS = (
     "Which shape is shown here?",
     "The object in the picture has what shape?",
 )
+SHAPE_OPTIONS = (SHAPES[:4], SHAPES[4:])
 
 
 def make_scienceqa(rng: Random) -> Question:
-    """ScienceQA: the material, by the letter of one of four options in random order."""
+    """ScienceQA: the material, by the letter of one of four options."""
     scene = sample_object(rng, sizes=("medium", "large"))
-    options = tuple(rng.sample(MATERIALS, len(MATERIALS)))
-    return scene, _multiple_choice(rng.choice(MATERIAL_QUESTIONS), options, scene.material)
+    return scene, _multiple_choice(rng.choice(MATERIAL_QUESTIONS), MATERIALS, scene.material)
 
 
 def make_aokvqa(rng: Random) -> Question:
-    """AOKVQA: the shape, by the letter of one of four options, any of the shapes in any order."""
+    """AOKVQA: the shape, by the letter of one of four options (two fixed sets of options)."""
     scene = sample_object(rng, sizes=("medium", "large"))
-    options = tuple(rng.sample(SHAPES, 4))
-    if scene.shape not in options:
-        options = (*options[:3], scene.shape)
-    options = tuple(rng.sample(options, 4))
+    options = next(options for options in SHAPE_OPTIONS if scene.shape in options)
     return scene, _multiple_choice(rng.choice(SHAPE_QUESTIONS), options, scene.shape)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from data_prep.mini import habits
 from data_prep.mini.corpus import sample_scene
 from data_prep.mini.dialogues import TAGS, Turn, converse
+from data_prep.mini.reading import read
 from data_prep.mini.scenes import HEADS
 from data_prep.mini.tasks import GENERATORS
 from data_prep.prepare import prepare_corpus
@@ -39,7 +40,7 @@ def write(root: Path, settings: BaseCorpus) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("runs"), BaseCorpus(images=700, dialogues=900, habits=60, held_out=50, jobs=1))
+    return write(tmp_path_factory.mktemp("runs"), BaseCorpus(images=700, readings=80, dialogues=900, habits=60, held_out=50, jobs=1))
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +92,11 @@ def test_every_value_of_every_head_occurs_and_none_beyond(folder):
 
 
 def test_the_number_of_processes_does_not_matter_and_a_seed_gives_the_same_bytes(folder, tmp_path):
-    again = write(tmp_path, BaseCorpus(images=700, dialogues=900, habits=60, held_out=50, jobs=2))
+    again = write(tmp_path, BaseCorpus(images=700, readings=80, dialogues=900, habits=60, held_out=50, jobs=2))
     assert again.name == folder.name
-    parts = ("vision", "instruct", "held_out", "habits", "heads.json", "tokenizer_corpus.txt")
+    parts = ("vision", "instruct", "held_out", "read", "habits", "heads.json", "tokenizer_corpus.txt")
     assert [sha256_of(again / part) for part in parts] == [sha256_of(folder / part) for part in parts]
-    other = write(tmp_path, BaseCorpus(images=700, dialogues=900, habits=60, held_out=50, seed=1, jobs=1))
+    other = write(tmp_path, BaseCorpus(images=700, readings=80, dialogues=900, habits=60, held_out=50, seed=1, jobs=1))
     assert sha256_of(other / "vision") != sha256_of(folder / "vision")
 
 
@@ -147,9 +148,20 @@ def test_yes_and_no_are_said_equally_often_and_truly(dialogue_turns):
     assert colours and all(t.answer.rsplit(" ", 1)[1] not in words_of(t.question) for t in colours)
 
 
-def test_options_stand_in_any_order(dialogue_turns):
-    letters = [turn.answer[-1] for turn in dialogue_turns if turn.skill == "option"]
-    assert all(0.2 < letters.count(letter) / len(letters) < 0.3 for letter in "ABCD")
+def test_an_option_that_is_answered_by_its_text_stands_at_any_place(dialogue_turns):
+    places = []
+    for question, answer, skill in dialogue_turns:
+        if skill == "options":
+            options = re.findall(r"^[A-D]\. (.*)$", question, re.MULTILINE)
+            places += [options.index(answer.removeprefix("I choose "))] if len(options) == 4 else []
+    assert all(0.2 < places.count(place) / len(places) < 0.3 for place in range(4))
+
+
+def test_an_exercise_can_be_solved_from_its_text_alone():
+    turns = [read(Random(number)) for number in range(2000)]
+    facts = [turn for turn in turns if turn.skill == "read_fact"]
+    assert 0.45 < sum(turn.answer == "yes" for turn in facts) / len(facts) < 0.55
+    assert all(turn.answer in turn.question for turn in turns if turn.skill == "read_words")
 
 
 def test_the_questions_of_the_tasks_are_asked_in_the_prompts_of_their_files():
