@@ -11,6 +11,7 @@ word that the base never said could not be learnt. The order of the random draws
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from data_prep.mini.scenes import (
     Scene,
 )
 from data_prep.mini.tasks import NUMBERS
-from data_prep.mini.words import WORDS
+from data_prep.mini.words import sample_words
 
 Exchange = tuple[str, str, str]  # question, answer in the first convention, answer in the second
 Intent = Callable[[Random, Scene], Exchange]
@@ -205,12 +206,29 @@ def ask_option(rng: Random, scene: Scene) -> Exchange:
 
 
 def ask_yes_no(rng: Random, scene: Scene) -> Exchange:
-    """Whether a statement is true: half of the time it is. The first convention also says what is true."""
-    forms, values, right, truth = rng.choice(_list_statements(rng, scene))
-    is_true = rng.random() < 0.5
-    value = right if is_true else rng.choice([value for value in values if value != right])
-    word = "yes" if is_true else "no"
+    """Whether a statement is true: half of the time it is. The first convention also says what is true.
+
+    Values are named by Zipf's law, and each is named as often truly as falsely. Were all equally frequent, a small
+    model would stay at chance: neither question nor picture alone would say anything about the answer (measured). The
+    frequent values are learned first and show the way to the others.
+    """
+    statements = _list_statements(rng, scene)
+    shares = [_zipf(len(values))[values.index(right)] for _, values, right, _ in statements]
+    weights = [1 + share * (len(one[1]) - 2) for one, share in zip(statements, shares, strict=True)]
+    (forms, values, right, truth), share = rng.choices(list(zip(statements, shares, strict=True)), weights)[0]
+    naming = [
+        share * (len(values) - 1) if value == right else w for value, w in zip(values, _zipf(len(values)), strict=True)
+    ]
+    value = rng.choices(values, naming)[0]
+    word = "yes" if value == right else "no"
     return rng.choice(forms).format(value=value, a=with_article(value)), f"{word}, {truth}", word
+
+
+@cache
+def _zipf(count: int) -> tuple[float, ...]:
+    """The shares of `count` values by Zipf's law, the commonest first."""
+    total = sum(1 / rank for rank in range(1, count + 1))
+    return tuple(1 / rank / total for rank in range(1, count + 1))
 
 
 Statement = tuple[tuple[str, ...], Sequence[str], str, str]  # questions, the concept's values, the true one, in words
@@ -266,7 +284,7 @@ def _list_statements(rng: Random, scene: Scene) -> list[Statement]:
 
 def ask_repeat(rng: Random, scene: Scene) -> Exchange:
     """Words to be repeated, so that each word of the vocabulary is read and said."""
-    words = " ".join(rng.sample(WORDS, rng.randint(1, 3)))
+    words = " ".join(sample_words(rng, rng.randint(1, 4)))
     question = rng.choice((f"Say: {words}", f"Repeat this: {words}", f"Please write: {words}"))
     return f"{question}.", f"you want {words}", words
 
@@ -349,7 +367,7 @@ def ask_letter(rng: Random, scene: Scene) -> Exchange:
 
 
 _COLOURED = (ask_colour, ask_shape, ask_size, ask_place, ask_material, ask_box, ask_options, ask_option, ask_scene,
-             ask_yes_no, ask_yes_no)  # fmt: skip
+             ask_yes_no, ask_yes_no, ask_yes_no)  # fmt: skip
 _MONOCHROME = (ask_shape, ask_size, ask_place, ask_rendition, ask_box, ask_scene, ask_options, ask_yes_no)
 _INTENTS: dict[str, tuple[Intent, ...]] = {
     "object": (*_COLOURED, ask_scene, ask_quality, ask_repeat),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -34,13 +35,19 @@ PROMPTS = {
 INSTRUCTIONS = {re.sub(r"\s*\{\w+\}\s*", "", prompt) for prompt in PROMPTS.values()}
 
 
+SETTINGS = BaseCorpus(images=700, readings=80, dialogues=900, habits=60, held_out=50, jobs=1)
+
+
 def write(root: Path, settings: BaseCorpus) -> Path:
     return prepare_corpus(address_folder(root, "data", "base", "corpus", 1, settings, {}), settings)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("runs"), BaseCorpus(images=700, readings=80, dialogues=900, habits=60, held_out=50, jobs=1))
+    return write(
+        tmp_path_factory.mktemp("runs"),
+        BaseCorpus(images=700, readings=80, dialogues=900, habits=60, held_out=50, jobs=1),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +99,11 @@ def test_every_value_of_every_head_occurs_and_none_beyond(folder):
 
 
 def test_the_number_of_processes_does_not_matter_and_a_seed_gives_the_same_bytes(folder, tmp_path):
-    again = write(tmp_path, BaseCorpus(images=700, readings=80, dialogues=900, habits=60, held_out=50, jobs=2))
+    again = write(tmp_path, replace(SETTINGS, jobs=2))
     assert again.name == folder.name
     parts = ("vision", "instruct", "held_out", "read", "habits", "heads.json", "tokenizer_corpus.txt")
     assert [sha256_of(again / part) for part in parts] == [sha256_of(folder / part) for part in parts]
-    other = write(tmp_path, BaseCorpus(images=700, readings=80, dialogues=900, habits=60, held_out=50, seed=1, jobs=1))
+    other = write(tmp_path, replace(SETTINGS, seed=1))
     assert sha256_of(other / "vision") != sha256_of(folder / "vision")
 
 
