@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -68,6 +68,7 @@ class Generator:
     def _load(self) -> LlavaForConditionalGeneration:
         attention = "eager" if self.fast else None  # the fused CPU kernel is slow with fast products
         model = load_model(self.base, self.dtype, attention)
+        model.lm_head.register_forward_pre_hook(_make_contiguous)
         return model.to(self.device).eval().requires_grad_(False)
 
     def use(self, source: Path | None) -> None:
@@ -176,6 +177,11 @@ class Generator:
         states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
         features = torch.cat([states[index] for index in ([layer] if isinstance(layer, int) else layer)], dim=-1)
         return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
+
+
+def _make_contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The last position of every prompt is a slice with gaps, for which PyTorch copies the output matrix per prompt."""
+    return tuple(tensor.contiguous() for tensor in inputs)
 
 
 def _list_pictures(examples: Sequence[Example], image_root: Path) -> list[Path]:

@@ -102,6 +102,15 @@ def test_merged_weights_answer_as_the_adapter_does(ground):
     assert torch.allclose(merged, plain(input_ids=ids).logits, atol=1e-4)
 
 
+def test_the_output_matrix_is_multiplied_by_one_whole_matrix_a_step(ground):
+    """With gaps between the rows, PyTorch multiplies row by row and copies the output matrix for each."""
+    base, _, task, examples = ground
+    generate, whole = Generator(base, TEMPLATE), []
+    generate.model.lm_head.register_forward_pre_hook(lambda _, inputs: whole.append(inputs[0].is_contiguous()))
+    generate(examples, task, 4)
+    assert whole and all(whole)
+
+
 def test_questions_of_text_alone_are_answered(ground):
     base, _, task, _ = ground
     answers = Generator(base, TEMPLATE)([Example("a", "Colour?", ""), Example("b", "Name it please", "")], task, 4)

@@ -58,6 +58,15 @@ def test_what_a_child_says_reaches_the_user_and_its_output_the_log(tmp_path, cap
     assert (tmp_path / "one.log").read_text().splitlines() == ["going on", "detail"]
 
 
+@pytest.mark.parametrize("kept", ["", "4096"])
+def test_a_child_keeps_its_memory_between_batches_unless_the_user_says_otherwise(tmp_path, monkeypatch, kept):
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    if kept:
+        monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", kept)
+    run_jobs("work", [job_of("one", "import os; print(os.environ['MALLOC_TRIM_THRESHOLD_'])")], 1, tmp_path)
+    assert (tmp_path / "one.log").read_text().split() == [kept or str(2**30)]
+
+
 def test_jobs_side_by_side_have_slots_of_their_own(tmp_path):
     code = "import sys, time; print('slot', sys.argv[2]); time.sleep(0.5)"
     run_jobs("work", [job_of(str(number), code) for number in range(4)], 2, tmp_path)
