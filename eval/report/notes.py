@@ -1,14 +1,17 @@
-"""Footnotes of the tables: partial evaluations, missing scores, faults of the published scripts."""
+"""Footnotes of the tables: partial evaluations, constant answers, missing scores, faults of the published scripts."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from eval.report.formats import escape_code, escape_markdown
 from eval.report.results import Context, ResultGroup, list_metrics, list_scores
 from eval.report.secondary_tables import format_part
 from eval.report.tables import MISSING
-from eval.settings import BUILTIN_SUFFIX, Task
+from eval.score import score_predictions
+from eval.settings import BUILTIN_SUFFIX, CAPTION_NAMES, Task
+from robustmerge.stage.records import Prediction, read_examples
 
 PROTOCOL_MEANINGS = {
     "corrected": "what each metric commonly means",
@@ -55,6 +58,20 @@ def format_footnotes(groups: Sequence[ResultGroup], context: Context, protocol: 
     lines = [*_explain_missing(groups, context), *_explain_builtin(groups, context)]
     lines += _explain_faults(context) if protocol == "official" else []
     return "\n".join([*lines, ""]) if lines else ""
+
+
+def format_constants(context: Context) -> str:
+    """What the commonest answer of each task scores, given to all of its questions; "" if all tasks are captions."""
+    scored = []
+    for task, questions in context.question_files():
+        settings = task.under(context.protocol).scoring()
+        if settings.metric not in CAPTION_NAMES:
+            examples = read_examples(questions)
+            ((answer, _),) = Counter(example.answer for example in examples).most_common(1)
+            constant = [Prediction(example.question_id, answer) for example in examples]
+            value = score_predictions(settings, examples, constant).value
+            scored.append(f"{escape_markdown(task.title)} {escape_code(answer)} {value:.1f}")
+    return f"The commonest answer of a task, given to all of its questions: {', '.join(scored)}.\n" if scored else ""
 
 
 def _group_titles(pairs: Iterable[tuple[str, Task]]) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from eval.report.examples import ShownQuestion, format_examples_section
 from eval.report.figures import RenderedFigure
 from eval.report.formats import FormatTable, escape_markdown
 from eval.report.general_tables import general_notes
-from eval.report.notes import PROTOCOL_MEANINGS, format_footnotes, format_partial_notice
+from eval.report.notes import PROTOCOL_MEANINGS, format_constants, format_footnotes, format_partial_notice
 from eval.report.provenance import format_provenance_section
 from eval.report.published import read_published
 from eval.report.results import CHOSEN, Context, ResultGroup, list_blocks, list_scores, list_seeds, lower_first
@@ -130,7 +130,8 @@ def _scores_section(
 ) -> str:
     notes = format_footnotes(groups, context, context.protocol)
     table, legend = format_table(tables["main"]), _explain_marks(groups)
-    return f"## Scores\n\n{table}\n{legend}" + (f"\n{notes}" if notes else "")
+    parts = (table, legend, format_constants(context), notes)
+    return "## Scores\n\n" + "\n".join(part for part in parts if part)
 
 
 def _explain_marks(groups: Sequence[ResultGroup]) -> str:

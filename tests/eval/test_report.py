@@ -18,6 +18,7 @@ from eval.report.page import make_page
 from eval.report.palette import assign_styles
 from eval.report.results import SourceResult
 from eval.report.tables import MISSING
+from robustmerge.stage.records import Example, write_examples
 from robustmerge.stage.settings import UserError
 from tests.report_cases import (
     PAPER_URL,
@@ -46,6 +47,14 @@ def test_a_report_is_whole_and_its_page_needs_nothing_else(context, tmp_path):
     for name in ("seen_unseen.png", "seen_unseen.svg", "tasks.png", "tasks.svg"):
         assert (tmp_path / "report" / "figures" / name).stat().st_size > 5000
     assert "SMOKE" not in text and "None: every answer was there" in text
+
+
+def test_a_report_says_what_the_commonest_answer_would_score(plain_context, tmp_path):
+    answers = ("yes", "no", "yes", "maybe")
+    write_examples(tmp_path / "test.jsonl", [Example(f"{i}", "Is it?", one) for i, one in enumerate(answers)])
+    context = dataclasses.replace(plain_context, questions={"vqav2": tmp_path / "test.jsonl"})
+    text = assemble_report(make_results(), context).files["report.md"].decode()
+    assert "The commonest answer of a task, given to all of its questions: VQAv2 `yes` 50.0.\n" in text
 
 
 def test_examples_show_pictures_questions_and_every_answer_unharmed(context, tmp_path):
