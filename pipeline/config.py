@@ -198,10 +198,12 @@ def _build_tasks(nodes: Mapping[str, Any], chosen: list[str] | str | None) -> tu
     return tuple(tasks)
 
 
-def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str) -> tuple[AnyMethod, ...]:
-    """`merge=NAME` narrows the table to one method; otherwise `methods` names its rows."""
+def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str | None) -> tuple[AnyMethod, ...]:
+    """`merge=NAME` narrows the table to one method; otherwise `methods` names its rows, None for no merged one."""
     if merge is not None:
         return (build_method(merge),)
+    if names is None:
+        return ()
     problems: list[Problem] = []
     names = list_methods() if names == "all" else _as_names(names, "methods")
     methods = tuple(_collect(problems, read_method, name) for name in names)

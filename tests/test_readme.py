@@ -76,6 +76,7 @@ PRINTED = {
     r"partial=true$": r"merged/robustmerge +vqav2 .*24 of 24 scored",
     r"ask\.py": r"\w",
     r"compare\.py": r"\nUnseen avg ",
+    r"example_task\.sh": r"\nIndividual .*[0-9]",
     r"experiment=figure5b": r"\nRobustMerge: pruning by sign ",
 }
 

@@ -70,7 +70,7 @@ def merge_out(plans: Sequence[Plan]) -> None:
     (plan,) = plans
     config = plan.config
     out = str(config.out)
-    if len(config.methods) > 1:
+    if len(config.methods) != 1:
         raise UserError(f"out= is one folder for one merge: add merge=NAME; {suggest('', list_methods())}")
     if config.experts is None:
         check_experts(plans, multi_task=False)
