@@ -75,9 +75,10 @@ class Address:
 
     @property
     def short(self) -> str:
-        """The address as shown to users: `experts/vqav2-1a2b3c4d`."""
-        with contextlib.suppress(ValueError):
-            return self.path.relative_to(self.root).as_posix()
+        """The address as shown to users: `experts/vqav2-1a2b3c4d`; `bases/tiny-paper`, of this repository."""
+        for folder in (self.root, REPOSITORY):
+            with contextlib.suppress(ValueError):
+                return self.path.relative_to(folder).as_posix()
         return str(self.path)
 
     @property
@@ -201,9 +202,10 @@ def address_file(
 def address_foreign(path: Path, root: Path | None = None) -> Address:
     """The address of a folder or file from elsewhere, identified by its files' names, sizes and sha256.
 
-    A complete result of ours keeps the identity of its manifest, as long as its files are those that were written
-    (`find_changed`). Large files are not read at every start (robustmerge.stage.files). Raises UserError if nothing is
-    there, a result of ours that is not finished, or a file that cannot be read.
+    The card of a folder, which people edit, and hidden files do not count. A complete result of ours keeps the identity
+    of its manifest, as long as its files are those that were written (`find_changed`). Large files are not read at
+    every start (robustmerge.stage.files). Raises UserError if nothing is there, a result of ours that is not finished,
+    or a file that cannot be read.
     """
     path = _resolve(path)
     is_draft = (path / DRAFT).exists() and not (path / "manifest.json").exists()
@@ -237,7 +239,13 @@ def _describe_files(path: Path) -> Any:
     """Size and sha256 of a file, or of every file in a folder by its name there."""
     if not path.is_dir():
         return [path.stat().st_size, cached_sha256(path)]
-    return {file.relative_to(path).as_posix(): _describe_files(file) for file in list_files(path)}
+    files = {file.relative_to(path).as_posix(): file for file in list_files(path)}
+    return {name: _describe_files(file) for name, file in files.items() if _counts(name)}
+
+
+def _counts(name: str) -> bool:
+    """Whether a file is part of what identifies its folder: all but the card, which people edit, and hidden ones."""
+    return name != "README.md" and not name.startswith(".")
 
 
 def _read_identity(folder: Path) -> dict | None:
@@ -253,11 +261,11 @@ def _read_identity(folder: Path) -> dict | None:
 def find_changed(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """Find what in a folder differs from the outputs in its manifest: files that are missing, added or changed.
 
-    The card, which people edit, and hidden files do not count.
+    Only of those that identify it (`_counts`).
     """
     listed, present = manifest["record"].get("outputs", {}), _list_outputs(folder)
     names = set(listed) ^ set(present) or {name for name, digest in _digests(present).items() if digest != listed[name]}
-    return sorted(name for name in names if name != "README.md" and not name.startswith("."))
+    return sorted(filter(_counts, names))
 
 
 def read_manifest(path: Path) -> dict:

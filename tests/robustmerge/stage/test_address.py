@@ -149,6 +149,8 @@ def test_a_foreign_folder_is_known_by_its_content(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").write_text("same")
     first = address_foreign(tmp_path / "one")
+    for card in ("README.md", ".DS_Store"):
+        (tmp_path / "two.v2" / card).write_text("a card that was edited, and a hidden file")
     assert first.fingerprint == address_foreign(tmp_path / "two.v2").fingerprint
     assert first.is_complete()
     (tmp_path / "two.v2" / "weights").write_text("other")
