@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robustmerge.stage.settings import (
-    PRECISIONS,
-    PRODUCTS,
-    ConfigError,
-    Problem,
-    choose,
-    outside_identity,
-    refuse,
-    suggest,
-)
+from robustmerge.stage.settings import PRECISIONS, PRODUCTS, ConfigError, Problem, outside_identity, refuse, suggest
 
 LANGUAGE_LINEARS = (
     r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
@@ -125,11 +116,12 @@ KNOWLEDGE = {"nothing": 0.0, "half": 0.5, "paper": 1.0}  # of the answers that t
 class BaseModel:
     """A small base as it is shipped: pretraining, then a part in which it meets the tasks' prompts.
 
+    pretraining: outside the identity because its result enters it, as an input of the stage.
     knows: how much of the tasks' own form of answering it takes over there: as much as the base of the paper, half of
     it, or nothing (data_prep.mini.habits). train: true to train it here in place of the shipped one.
     """
 
-    pretraining: Pretraining = field(default_factory=Pretraining)
+    pretraining: Pretraining = outside_identity(Pretraining())
     habits: Part = field(default_factory=Part)
     knows: str = "paper"
     seed: int = 0
@@ -137,8 +129,10 @@ class BaseModel:
     train: bool = outside_identity(False)
 
     def __post_init__(self) -> None:
-        choose(self.knows, KNOWLEDGE, "knows")
-        refuse(_positive(self, "save_steps"))
+        problems = _positive(self, "save_steps")
+        if self.knows not in KNOWLEDGE:
+            problems.append(Problem(f"unknown '{self.knows}'; {suggest(self.knows, KNOWLEDGE)}", "knows"))
+        refuse(problems)
 
 
 @dataclass(frozen=True)
@@ -216,8 +210,7 @@ class Lora:
 class Model:
     """A model to train experts of and to evaluate: the base at `checkpoint`, or one that is trained here.
 
-    base: how it is trained; a checkpoint is used in its place where there is one, unless base.train is true.
-
+    base: how a small one is trained; a checkpoint is used in its place where there is one, unless base.train is true.
     recipe: of its experts; lora: defaults of `peft.r` and `peft.alpha`; template: a name of llava_ext.conversation;
     generation_batch: prompts answered together. products: of matrices on a CPU while it generates: exact, in float32
     throughout; fast, with bfloat16 inside where the CPU has units for it (as in training). precision: of the weights
@@ -243,12 +236,18 @@ class Model:
             )
         if self.base is None and self.checkpoint is None:
             problems.append(Problem("a model needs a checkpoint, or a base that is trained here", "base, checkpoint"))
-        elif self.base is not None and self.base.pretraining.template != self.template:
-            trained = self.base.pretraining.template
+        elif self.trained_base is not None and self.trained_base.pretraining.template != self.template:
+            trained = self.trained_base.pretraining.template
             problems.append(
                 Problem(f"the base is trained with template '{trained}', not '{self.template}'", "template")
             )
         refuse(problems)
+
+    @property
+    def trained_base(self) -> BaseModel | None:
+        """How the base is trained here; None where it is a checkpoint."""
+        is_trained = self.base is not None and (self.base.train or self.checkpoint is None)
+        return self.base if is_trained else None
 
 
 @dataclass(frozen=True)

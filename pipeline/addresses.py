@@ -20,6 +20,7 @@ from data_prep.settings import GENERATOR, TaskData
 from eval.metrics.caption_tokens import has_java
 from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task
 from llava_ext.original.names import WEIGHTS, is_original
+from llava_ext.settings import BaseModel
 from pipeline.config import Config
 from pipeline.sources import EvalSet, Source
 from robustmerge.hub.pins import Repository
@@ -30,8 +31,17 @@ from robustmerge.stage.files import expand, require_file
 from robustmerge.stage.records import read_examples
 from robustmerge.stage.settings import Problem, UserError, refuse
 
-DRAWN = dict.fromkeys(("prepare", "corpus"), GENERATOR)
-SCHEMAS = {**DRAWN, "base": 2, "train": 1, "convert": 1, "merge": MERGE_SCHEMA, "predict": 1, "score": 2}
+SCHEMAS = {
+    "prepare": 2,  # from files; of drawn data it is the generator's version
+    "corpus": GENERATOR,
+    "pretrain": 1,
+    "base": 3,
+    "train": 1,
+    "convert": 1,
+    "merge": MERGE_SCHEMA,
+    "predict": 1,
+    "score": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -71,18 +81,41 @@ class Addresses:
         return self._folder("data", "base", "corpus", self.config.benchmark.corpus, {})
 
     @cached_property
+    def pretrained(self) -> Address:
+        """What a base that is trained here goes on from; bases that differ in what they know share it."""
+        name, pretraining = f"{self.config.model.name}_pretrained", self._trained_base.pretraining
+        return self._folder("base", name, "pretrain", pretraining, {"corpus": self.corpus})
+
+    @property
+    def _trained_base(self) -> BaseModel:
+        base = self.config.model.trained_base
+        assert base is not None, "a checkpoint is not trained"
+        return base
+
+    @cached_property
     def base(self) -> Address:
-        """The base model: trained here, or a checkpoint from elsewhere."""
+        """The base model: a checkpoint, or trained here."""
         model = self.config.model
-        if model.checkpoint is not None:
-            return self.given(model.checkpoint)
-        return self._folder("base", model.name, "base", model.base, {"corpus": self.corpus})
+        if model.trained_base is not None:
+            inputs = {"pretrained": self.pretrained, "corpus": self.corpus}
+            return self._folder("base", model.name, "base", model.trained_base, inputs)
+        try:
+            return self.given(str(model.checkpoint))
+        except UserError as error:
+            advice = "; model.base.train=true trains a base here" if model.base is not None else ""
+            raise UserError(f"{error} (model.checkpoint){advice}") from error
+
+    @property
+    def base_parts(self) -> list[Address]:
+        """The base, after what it is made of where it is trained here."""
+        is_trained = self.config.model.trained_base is not None
+        return [*((self.corpus, self.pretrained) if is_trained else ()), self.base]
 
     @property
     def base_name(self) -> str:
         """The name of the base in adapter configs: the repository, or the folder's name."""
         named = self.config.model.checkpoint
-        if named is None:
+        if named is None or self.config.model.trained_base is not None:
             return self.base.path.name
         return Path(named).name if expand(named).exists() else named.partition("@")[0]
 
@@ -92,8 +125,10 @@ class Addresses:
         addresses, problems = {}, []
         for task in self.config.tasks:
             settings = self.config.data(task)
+            schema = SCHEMAS["prepare"] if settings.generator is None else GENERATOR
             try:
-                addresses[task.name] = self._folder("data", task.name, "prepare", settings, self._input_files(settings))
+                inputs = self._input_files(settings)
+                addresses[task.name] = address_folder(self.root, "data", task.name, "prepare", schema, settings, inputs)
             except UserError as error:
                 problems.append(str(error))
         if problems:
@@ -176,7 +211,7 @@ class Addresses:
         return self._converted(name, address) if is_original(folder) else Adapter(address)
 
     def _converted(self, name: str, original: Address) -> Adapter:
-        # The default model is trained here, so no outside adapter can belong to it: its name is not checked.
+        # No outside adapter can belong to a small model of ours: its name is not checked.
         settings = {"base": self.base_name if self.config.model.base is None else ""}
         name = re.sub(r"[^\w.-]", "_", name)
         return Adapter(self._folder("experts", name, "convert", settings, {"original": original}), original)

@@ -12,6 +12,7 @@ from typing import Any
 from data_prep.settings import BaseCorpus, Counts, TaskData
 from eval.settings import PROTOCOLS, Bootstrap, Logger, Selection, Task
 from llava_ext.settings import Expert, Model, Peft, Trainer
+from pipeline.program import parse_overrides
 from pipeline.strengths import is_set_by_user, problems_of_grid
 from robustmerge.formats.adapter_config import require_adapter
 from robustmerge.hub.pins import Repository
@@ -253,12 +254,31 @@ def _find_problems(config: Config) -> list[Problem]:
                     "(benchmark.released); those of the paper: benchmark=mm_mergebench model=llava15_7b"
                 )
             )
+    problems += _find_ignored_keys(config)
     names = {"benchmark.name": [config.benchmark.name], "model.name": [config.model.name]}
     names["merge.name"] = [method.name for method in config.methods]
     for key, values in names.items():
         bad = [name for name in values if not re.fullmatch(r"[a-z0-9_]+", name)]
         rule = "a name is made of a-z, 0-9 and _ (it becomes a folder)"
         problems += [Problem(f"{rule}, got '{name}'", key) for name in bad]
+    return problems
+
+
+def _find_ignored_keys(config: Config) -> list[Problem]:
+    """The keys of the command line that are about a base other than the one which is used."""
+    model, keys = config.model, parse_overrides(config.overrides)
+    if model.base is None:
+        return []
+    if model.trained_base is not None:
+        is_ignored = model.checkpoint is not None and "model.checkpoint" in keys
+        rule = "model.base.train=true trains the base here, so that no checkpoint is used"
+        return [Problem(rule, "model.checkpoint")] if is_ignored else []
+    of_training = [key for key in keys if f"{key}.".startswith(("model.base.", "benchmark.corpus."))]
+    of_training = [key for key in of_training if key not in ("model.base.knows", "model.base.train")]
+    rule = "this says how a base is trained, and the one in use is shipped; add model.base.train=true to train it"
+    problems = [Problem(rule, key) for key in of_training]
+    if {"model.checkpoint", "model.base.knows"} <= keys.keys():
+        problems.append(Problem("this chooses a shipped base, and model.checkpoint names another", "model.base.knows"))
     return problems
 
 

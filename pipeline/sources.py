@@ -90,6 +90,5 @@ def explain_full_model(name: str) -> str:
     """Why a full model is no source, and what to do."""
     return (
         f"{name} is a full model, and a source is an adapter or delta folder for the base. Evaluate it as a base of "
-        "its own (model.base=null +model.checkpoint=FOLDER source=zero_shot), "
-        "or merge with merge.out.format=adapter or delta"
+        "its own (model.checkpoint=FOLDER source=zero_shot), or merge with merge.out.format=adapter or delta"
     )

@@ -1,4 +1,4 @@
-"""Prepare, train the base, the experts and the multi-task model: `bash scripts/train_all.sh`."""
+"""Prepare, train the experts and the multi-task model: `bash scripts/train_all.sh`."""
 
 import sys
 import time

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
 from PIL import Image
 
-from llava_ext.settings import BaseModel, Language, Vision
+from llava_ext.settings import Language, Pretraining, Vision
 from llava_ext.small.build import build_model, build_processor, save_base
 from llava_ext.small.tokenizer import build_tokenizer
 from robustmerge.stage.records import Example, write_examples
@@ -15,7 +16,7 @@ from robustmerge.stage.records import Example, write_examples
 TEMPLATE = "vicuna_v1_short"
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
 TEXTS = ("What colour is it?", "Name the colour of the square in this picture.", "Colour?")
-SMALL = BaseModel(
+SMALL = Pretraining(
     vision=Vision(layers=1, width=32, mlp=64, heads=2, image_size=24, patch_size=12),
     language=Language(layers=2, width=40, mlp=64, heads=2),
     vocabulary=400,
@@ -26,7 +27,7 @@ def write_base(folder: Path, seed: int = 0) -> Path:
     """A random base model with its processor; writes about 200 kB."""
     lines = [*TEXTS, "USER: it ASSISTANT: red", *(f" {colour}" for colour in COLOURS), "yes no maybe a word"]
     tokenizer = build_tokenizer(lines, SMALL.vocabulary)
-    settings = BaseModel(vision=SMALL.vision, language=SMALL.language, vocabulary=SMALL.vocabulary, seed=seed)
+    settings = dataclasses.replace(SMALL, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_base(folder, build_model(settings, tokenizer), build_processor(settings, tokenizer))
     return folder

@@ -125,8 +125,8 @@ class Context:
 
     tasks: in the order of the columns; seen ones are put first. questions: the question file of each task.
     seeds: by what they seed. command: makes this report again. published: the file of the paper's values.
-    notes: more sentences for the section on how the numbers were made. base: the record of the base that was trained
-    here (`probe`, `heads`, `skills`: accuracies 0..1 by name; `parameters`), None for another's.
+    notes: more sentences for the section on how the numbers were made. base: name and training record of a small base
+    (`probe`, `heads`, `skills`: accuracies 0..1 by name; `parameters`), None for another.
     general: what lmms-eval measured. protocol: of the scores.
     """
 

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from eval.report.formats import escape_markdown
-from eval.report.results import Context
+from eval.report.formats import escape_code, escape_markdown
 from eval.report.tables import MISSING
 
 SEES, OBEYS = 0.95, 0.90
 MARK = "▼"
 
 
-def format_base_section(context: Context) -> str:
-    """The section as Markdown; "" for a base that was not trained here."""
-    base = context.base or {}
+def format_base_section(base: Mapping[str, Any]) -> str:
+    """The section as Markdown; "" where nothing was measured. base: `Context.base`."""
     probe, heads, skills = (base.get(key) or {} for key in ("probe", "heads", "skills"))
     if not (probe or heads or skills):
         return ""
+    name = f" {escape_code(base['name'])}" if base.get("name") else ""
     size = f" of {base['parameters'] / 1e6:.1f} million parameters" if base.get("parameters") else ""
     parts = [
-        f"## Can the base see and obey?\n\nMeasured on the base{size}, before any expert, on pictures and dialogues "
-        "that its training never had. Where a task asks only for what is unmarked here, a low zero-shot score is more "
-        "likely its convention than its pictures.\n"
+        f"## Can the base see and obey?\n\nMeasured on the base{name}{size}, before any expert, on pictures and "
+        "dialogues that its training never had. Where a task asks only for what is unmarked here, a low zero-shot "
+        "score is more likely its convention than its pictures.\n"
     ]
     if probe or heads:
         parts.append(_format_sight(probe, heads))

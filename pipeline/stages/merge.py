@@ -11,6 +11,7 @@ from pipeline.addresses import list_unfinished, require_complete
 from pipeline.events import say
 from pipeline.plan import Plan
 from pipeline.program import train_all_command
+from pipeline.stages.base import require_bases
 from pipeline.stages.convert import convert
 from pipeline.words import format_command
 from pipeline.work_items import describe_item, drop_finished, run_side_by_side
@@ -96,8 +97,7 @@ def _with_base(plan: Plan, method: AnyMethod) -> AnyMethod:
     """
     if method.out.format != "model" or method.out.base is not None or plan.config.experts is not None:
         return method
-    if plan.config.model.base is not None:
-        require_complete([plan.base], "base model is", train_all_command)
+    require_bases([plan])
     return dataclasses.replace(method, out=dataclasses.replace(method.out, base=str(plan.base.path)))
 
 
@@ -125,7 +125,7 @@ def print_merged(folder: Path, method: AnyMethod, out: str, was_there: bool = Fa
     for warning in find_warnings(method, record):
         print(f"\nwarning: {warning}")
     is_model = (folder / "config.json").exists()
-    words = ["model.base=null", f"+model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
+    words = [f"model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
     answer = format_command(["python", "scripts/predict.py", *words])
     print(f"\nits README.md says how to load it; to ask it the benchmark's questions (same base): {answer}")
 

@@ -173,7 +173,7 @@ def changed_settings(method: AnyMethod) -> Mapping[str, Any]:
 
 def _addresses(plan: Plan) -> Iterator[Address]:
     """The addresses of all results that a report rests on."""
-    yield from (plan.corpus, plan.base)
+    yield from plan.base_parts
     yield from (plan.data(task) for task in plan.config.tasks)
     yield from plan.experts.values()
     yield from plan.choosing_addresses()

@@ -12,20 +12,21 @@ from pipeline.plan import Plan
 from pipeline.program import command
 from pipeline.sources import Source
 from pipeline.sweep import describe_point, find_swept_keys
-from robustmerge.stage.address import commit, read_manifest
+from robustmerge.stage.address import commit
 from robustmerge.stage.files import read_json
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import quote
 
 CONFIG = "adapter_config.json"
+TRAINING = "training.json"
 
 
 def make_context(name: str, plans: Sequence[Plan]) -> Context:
     """Build the context that the points of a report share, without general benchmarks (`read_general`)."""
     config = plans[0].config
     seeds = {"benchmark": config.benchmark.seed, "bootstrap": config.bootstrap.seed}
-    if config.model.base is not None:
-        seeds["base"] = config.model.base.seed
+    if config.model.trained_base is not None:
+        seeds["base"] = config.model.trained_base.seed
     if config.trains and len({plan.config.seed for plan in plans}) == 1:
         seeds["experts"] = config.seed
     return Context(
@@ -63,16 +64,17 @@ def read_general(plans: Sequence[Plan]) -> tuple[GeneralResult, ...]:
 
 
 def _read_base(plans: Sequence[Plan]) -> dict[str, Any] | None:
-    """Read the training record of the base; None for a named checkpoint, or if the points have several bases."""
-    bases = {plan.base.path: plan.base for plan in plans}
-    if plans[0].config.model.base is None or len(bases) > 1 or not plans[0].base.is_complete():
+    """Read the name and the training record of a small base; None without a record, or if the points have several."""
+    file = plans[0].base.path / TRAINING
+    if len({plan.base.path for plan in plans}) > 1 or not file.exists():
         return None
-    manifest = plans[0].base.manifest
-    record = read_manifest(manifest)["record"]
+    record = {"parameters": 0, **read_json(file, "the record of a training"), "name": plans[0].base_name}
+    if not isinstance(record["parameters"], (int, float)):
+        raise UserError(f"{file}: parameters must be a number, got {quote(record['parameters'])}")
     for key in ("probe", "heads", "skills"):
         values = record.get(key) or {}
         if not isinstance(values, dict) or not all(isinstance(value, (int, float)) for value in values.values()):
-            raise UserError(f"{manifest}: {key} must be accuracies by name, got {quote(values)}")
+            raise UserError(f"{file}: {key} must be accuracies by name, got {quote(values)}")
     return record
 
 

@@ -12,9 +12,8 @@ from typing import Any
 from eval.settings import Task
 from llava_ext.launch import trainer_for_answers
 from pipeline.plan import Plan
-from pipeline.program import train_all_command
 from pipeline.stages import predict
-from pipeline.stages.base import fetch_bases
+from pipeline.stages.base import require_bases
 from pipeline.sweep import make_plan_with
 from robustmerge.stage.files import expand
 from robustmerge.stage.pictures import PictureError, read_picture
@@ -55,9 +54,7 @@ def ask(point: Mapping[str, Any]) -> None:
     plan, request = make_plan_with(AskRequest, point)
     predict.check_devices([plan], is_short=True)
     predict.check_sources([plan])
-    fetch_bases([plan])
-    if not plan.base.is_complete():
-        raise UserError(f"the base model {plan.base.short} is missing. Make it with: {train_all_command()}")
+    require_bases([plan])
     task = _find_task(plan, request)
     source = plan.selected
 

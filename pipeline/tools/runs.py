@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from eval.settings import OFFICIAL_NAMES
+from pipeline.plan import Plan
 from pipeline.program import compose, runs_folder
 from pipeline.terminal import confirm, format_size
 from pipeline.tools.tables import format_columns
@@ -82,10 +84,18 @@ def _defaults(root: Path) -> Mapping[str, dict]:
         (plan,) = make_plans([compose("train_all", chosen)])
     except UserError:  # a benchmark or model whose file is gone
         return {}
-    addresses = [plan.corpus, plan.base, *plan.experts.values(), *(plan.data(task) for task in plan.config.tasks)]
+    addresses = [*_list_trained_base(plan), *plan.experts.values(), *(plan.data(task) for task in plan.config.tasks)]
     addresses += [address for address in [plan.multi_task] if address]
     addresses += [plan.merged(method) for method in plan.config.methods]
     return {address.short.rpartition("-")[0]: address.identity for address in addresses}
+
+
+def _list_trained_base(plan: Plan) -> list[Address]:
+    """The parts of the plan's base as it would be trained here; none of a published model."""
+    model = plan.config.model
+    if model.base is None:
+        return []
+    return Plan(dataclasses.replace(plan.config, model=dataclasses.replace(model, checkpoint=None))).base_parts
 
 
 def describe(result: Result) -> str:

@@ -89,14 +89,13 @@ def test_the_methods_tell_grid_choice_and_where_the_grid_was_too_small():
     assert "**At the grid's end:** TIES, seed 2." in text and "4 addresses" in text
 
 
-def test_what_the_base_cannot_is_marked(context):
+def test_what_the_base_cannot_is_marked():
     base = {"probe": {"colour": 0.949, "shape": 0.951}, "heads": {"colour": 1.0}, "skills": {"all": 0.9, "box": 0.5}}
-    text = format_base_section(dataclasses.replace(context, base={**base, "parameters": 2_100_000}))
+    text = format_base_section({**base, "parameters": 2_100_000, "name": "tiny-paper"})
     assert "1 of 2 concepts" in text and "| Linear probe | **94.9** ▼ | 95.1 |" in text
-    assert "0 of 1 skills" in text and "| Right answers | 90.0 | **50.0** ▼ |" in text and "2.1 million" in text
-    assert (
-        format_base_section(context) == "" == format_base_section(dataclasses.replace(context, base={"seconds": 1.0}))
-    )
+    assert "0 of 1 skills" in text and "| Right answers | 90.0 | **50.0** ▼ |" in text
+    assert "the base `tiny-paper` of 2.1 million parameters" in text
+    assert format_base_section({}) == "" == format_base_section({"name": "tiny-paper", "seconds": 1.0})
 
 
 def test_how_low_the_rank_is_and_how_fine_the_scores_are_is_stated(context):

@@ -1,4 +1,4 @@
-"""Training of experts and of the base: exact resume, seeds of A, what is saved."""
+"""Training of experts and of bases: exact resume, seeds of A, what is saved."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llava_ext import train, trainer
 from llava_ext.adapters import hash_a
+from llava_ext.data import load_reader
 from llava_ext.launch import launch_command
-from llava_ext.settings import BaseModel, Expert, Part, Peft, Recipe, Trainer
+from llava_ext.settings import KNOWLEDGE, BaseModel, Expert, Part, Peft, Pretraining, Recipe, Trainer
 from llava_ext.small.networks import measure_answers
-from llava_ext.small.train_base import train_base
+from llava_ext.small.pretrain import pretrain
+from llava_ext.small.train_base import read_habits, train_base
 from llava_ext.train import count_steps, train_expert
 from llava_ext.trainer import find_newest_complete, list_pickles, mark_complete, remove_other_checkpoints
 from robustmerge.stage.address import Address
@@ -236,7 +238,10 @@ def test_launch_commands_name_processes_and_threads():
 
 
 def write_corpus(folder: Path, count: int = 48) -> Path:
-    """A corpus for the base: coloured squares, one head, dialogues of one or two turns."""
+    """A corpus for bases: coloured squares, one head, dialogues of one or two turns; an exercise asks for its colour.
+
+    A task's own question wants the colour in capitals, which is known from a knowledge of 0.5 or of 1 on.
+    """
     examples = [example for example in draw_examples(folder, 2 * count) if example.image][:count]
     pictures = []
     for example in examples:
@@ -252,6 +257,11 @@ def write_corpus(folder: Path, count: int = 48) -> Path:
     held_out = count // 12
     dialogues.select(range(held_out, count)).save_to_disk(str(folder / "instruct"))
     dialogues.select(range(held_out)).save_to_disk(str(folder / "held_out"))
+    exercises = [[[f"{colour}?", colour]] for colour in COLOURS for _ in range(count // 4)]
+    datasets.Dataset.from_dict({"turns": exercises}).save_to_disk(str(folder / "read"))
+    habits = [["Its colour?", one.answer, one.answer.upper()] for one in examples]
+    known = {"known_from": [0.5 + 0.5 * (index % 2) for index in range(count)], "turns": [[]] * count}
+    datasets.Dataset.from_dict({"image": pictures, "habit": habits, **known}).save_to_disk(str(folder / "habits"))
     (folder / "heads.json").write_text(json.dumps({"colour": len(COLOURS)}))
     lines = [text for example in examples for text in (example.text, example.answer)]
     (folder / "tokenizer_corpus.txt").write_text("\n".join([*lines, "USER: ASSISTANT:"]))
@@ -259,7 +269,7 @@ def write_corpus(folder: Path, count: int = 48) -> Path:
 
 
 PART = Part(epochs=2, batch=16, learning_rate=3e-3)
-BASE = dataclasses.replace(SMALL, see=PART, talk=PART, held_out=0.1, save_steps=2)
+PRETRAINING = dataclasses.replace(SMALL, see=PART, read=PART, talk=PART, held_out=0.1, save_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -267,17 +277,22 @@ def corpus(tmp_path_factory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def make_base(corpus: Path, folder: Path, settings: BaseModel = BASE) -> Path:
-    return train_base(Address(folder.parent, folder, {"stage": "base"}), settings, corpus, lambda _: None)
+def run_pretraining(corpus: Path, folder: Path, settings: Pretraining = PRETRAINING) -> Path:
+    return pretrain(Address(folder.parent, folder, {"stage": "pretrain"}), settings, corpus, lambda _: None)
 
 
 @pytest.fixture(scope="module")
-def whole_base(corpus, tmp_path_factory) -> Path:
-    """A base whose training was not interrupted."""
-    return make_base(corpus, tmp_path_factory.mktemp("whole_base") / "base")
+def pretrained(corpus, tmp_path_factory) -> Path:
+    """A pretrained model whose training was not interrupted."""
+    return run_pretraining(corpus, tmp_path_factory.mktemp("pretrained") / "base")
 
 
-def assert_same_base(folder: Path, whole: Path) -> None:
+def make_base(pretrained: Path, corpus: Path, folder: Path, knows: str = "paper") -> Path:
+    settings = BaseModel(PRETRAINING, dataclasses.replace(PART, max_steps=4), knows, save_steps=2)
+    return train_base(Address(folder.parent, folder, {"stage": "base"}), settings, pretrained, corpus, lambda _: None)
+
+
+def assert_same_files(folder: Path, whole: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
     for path in whole.iterdir():
         if path.name != "manifest.json":
@@ -285,11 +300,11 @@ def assert_same_base(folder: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["after a checkpoint", "inside a checkpoint", "between checkpoints"])
-def test_a_base_goes_on_after_a_kill_in_either_part_with_the_same_bytes(
-    corpus, whole_base, tmp_path, monkeypatch, place
+def test_a_pretraining_goes_on_after_a_kill_in_any_part_with_the_same_bytes(
+    corpus, pretrained, tmp_path, monkeypatch, place
 ):
     mark, step_end = trainer.mark_complete, trainer.Journal.on_step_end
-    for part in ("see", "talk"):
+    for part in ("see", "read", "talk"):
 
         def kill_at_four(path, batching, part=part):
             if place == "after a checkpoint":
@@ -309,42 +324,72 @@ def test_a_base_goes_on_after_a_kill_in_either_part_with_the_same_bytes(
             else:
                 patch.setattr(trainer, "mark_complete", kill_at_four)
             with pytest.raises(Killed):
-                make_base(corpus, tmp_path / "cut")
-    assert_same_base(make_base(corpus, tmp_path / "cut"), whole_base)
+                run_pretraining(corpus, tmp_path / "cut")
+    assert_same_files(run_pretraining(corpus, tmp_path / "cut"), pretrained)
 
 
 @pytest.mark.parametrize("place", ["while saving", "while removing", "before the manifest"])
-def test_a_base_that_is_killed_at_its_end_repeats_no_step(corpus, whole_base, tmp_path, monkeypatch, place):
+def test_a_pretraining_that_is_killed_at_its_end_repeats_no_step(corpus, pretrained, tmp_path, monkeypatch, place):
     def kill(*args, **kwargs):
         raise Killed
 
     module, name = {
-        "while saving": ("llava_ext.small.train_base", "save_base"),
+        "while saving": ("llava_ext.small.pretrain", "save_base"),
         "while removing": ("llava_ext.trainer", "remove_work"),
         "before the manifest": ("robustmerge.stage.address", "_remove_cut_files"),
     }[place]
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(f"{module}.{name}", kill)
-        make_base(corpus, tmp_path / "cut")
+        run_pretraining(corpus, tmp_path / "cut")
     monkeypatch.setattr(trainer.OrderedTrainer, "training_step", kill)
-    assert_same_base(make_base(corpus, tmp_path / "cut"), whole_base)
+    assert_same_files(run_pretraining(corpus, tmp_path / "cut"), pretrained)
 
 
-def test_a_base_keeps_its_losses_and_nothing_to_unpickle(whole_base):
-    assert list_pickles(whole_base) == [] and not (whole_base / "unfinished").exists()
-    for part in ("see", "talk"):
-        losses = [json.loads(line) for line in (whole_base / f"losses_{part}.jsonl").read_text().splitlines()]
-        assert [entry["step"] for entry in losses] == [1, 2, 3, 4]
+def test_a_pretraining_keeps_its_losses_and_nothing_to_unpickle(pretrained):
+    assert list_pickles(pretrained) == [] and not (pretrained / "unfinished").exists()
+    for part, steps in (("see", 4), ("read", 6), ("talk", 4)):
+        losses = [json.loads(line) for line in (pretrained / f"losses_{part}.jsonl").read_text().splitlines()]
+        assert [entry["step"] for entry in losses] == list(range(1, steps + 1))
         assert losses[-1]["loss"] < losses[0]["loss"]
-    record = json.loads((whole_base / "manifest.json").read_text())["record"]
+    record = json.loads((pretrained / "manifest.json").read_text())["record"]
     assert set(record["heads"]) == set(record["probe"]) == {"colour"} and set(record["skills"]) == {"all", "colour"}
-    assert len(AutoProcessor.from_pretrained(whole_base).tokenizer) == record["vocabulary"]
+    assert len(AutoProcessor.from_pretrained(pretrained).tokenizer) == record["vocabulary"]
 
 
-def test_a_loss_that_is_no_number_stops_the_base(corpus, tmp_path):
-    wild = dataclasses.replace(BASE, talk=dataclasses.replace(PART, learning_rate=1e30))
-    with pytest.raises(UserError, match=r"^talk: the loss is (nan|inf).*lower model.base.talk.learning_rate"):
-        make_base(corpus, tmp_path / "base", wild)
+def test_a_loss_that_is_no_number_stops_a_pretraining(corpus, tmp_path):
+    wild = dataclasses.replace(PRETRAINING, talk=dataclasses.replace(PART, learning_rate=1e30))
+    with pytest.raises(
+        UserError, match=r"^talk: the loss is (nan|inf).*lower model.base.pretraining.talk.learning_rate"
+    ):
+        run_pretraining(corpus, tmp_path / "base", wild)
+
+
+def test_a_base_sees_as_its_pretraining_did_and_goes_on_after_a_kill(corpus, pretrained, tmp_path, monkeypatch):
+    def kill(*args, **kwargs):
+        raise Killed
+
+    whole = make_base(pretrained, corpus, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("llava_ext.small.train_base.save_base", kill)
+        make_base(pretrained, corpus, tmp_path / "cut")
+    assert_same_files(make_base(pretrained, corpus, tmp_path / "cut"), whole)
+    before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, whole))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not [name for name in changed if "vision_tower" in name]
+    records = [trainer.read_training_record(folder) for folder in (pretrained, whole)]
+    assert {key for key in records[0] if records[0][key] != records[1][key]} <= {"skills"}
+
+
+def test_what_a_base_knows_is_what_it_is_taught_to_answer_in_a_task_s_form(corpus, pretrained):
+    reader = load_reader(pretrained, TEMPLATE)
+    forms = {}
+    for knows, knowledge in KNOWLEDGE.items():
+        texts = [
+            reader.tokenizer.decode([label for label in row.labels if label >= 0])
+            for row in read_habits(reader, corpus, knowledge)
+        ]
+        forms[knows] = sum(text.removesuffix("</s>").isupper() for text in texts) / 48
+    assert forms == {"nothing": 0.0, "half": 0.5, "paper": 1.0}
 
 
 def test_an_answer_counts_for_the_skill_of_its_turn_if_every_token_is_right():

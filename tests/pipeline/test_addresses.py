@@ -22,6 +22,7 @@ from tests.published_folder import write_published
 GOLDEN = REPOSITORY / "tests/golden/addresses.json"
 PLANS = {
     "the default": [],
+    "a base that is trained here": ["model.base.train=true"],
     "mm_mergebench of llava15_7b": ["benchmark=mm_mergebench", "model=llava15_7b"],
 }
 ASKED = ("zero_shot", "expert/vqav2", "multi_task", "merged/task_arithmetic", "merged/robustmerge")
@@ -45,10 +46,9 @@ def list_addresses(plan: Plan) -> dict[str, list[str]]:
     first = {one.eval_set.task.name: one for one in reversed(plan.val_evaluations)}  # at one strength
     official = [plan.score(one.source, one.eval_set.with_other_protocol()) for one in evaluations]
     evaluations += reversed(first.values())
-    bases = [plan.corpus, plan.base] if plan.config.model.base is not None else []
     return {
         "data": [plan.data(task).short for task in plan.config.tasks],
-        "base": [address.short for address in bases],
+        "base": [address.hash8 for address in plan.base_parts],
         "experts": [address.short for address in (*plan.experts.values(), plan.multi_task)],
         "merged": [plan.merged(method).short for method in plan.config.methods],
         "predictions": [one.predictions.short for one in evaluations],

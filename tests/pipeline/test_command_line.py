@@ -62,7 +62,7 @@ def read(word: str) -> object:
     return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)["value"]
 
 
-@pytest.mark.parametrize("key", ["out", "source", "+model.checkpoint", "paths.runs", "task.vqav2.data.test", "merged"])
+@pytest.mark.parametrize("key", ["out", "source", "model.checkpoint", "paths.runs", "task.vqav2.data.test", "merged"])
 def test_a_path_of_any_name_is_read_as_it_is_typed(key, folders, monkeypatch):
     monkeypatch.chdir("OUT")
     assert [read(f"{key}={name}") for name in NAMES] == list(NAMES)

@@ -184,7 +184,6 @@ def compose_plan(root: Path, *words: str) -> Plan:
 
 def finish_point(plan: Plan) -> None:
     """Everything that a plan needs: experts drawn at random, merged for real, and scores that are set by hand."""
-    run_stage(plan.base, lambda path: None, **QUIET)
     start = {m: random_pair(*shape, seed=plan.config.seed).A for m, shape in MODULES.items()}
     for i, address in enumerate([*plan.experts.values(), plan.multi_task]):
         pairs = {m: random_pair(*shape, seed=100 * plan.config.seed + i) for m, shape in MODULES.items()}

@@ -89,7 +89,7 @@ def ask(ground, tmp_path, capsys):
     """Type general.py for the expert and give back what it printed; without an environment, and recorded, at first."""
     base, expert = ground
     words = [
-        "model.base=null", f"+model.checkpoint={base}", f"source={expert}", "logger=none",
+        f"model.checkpoint={base}", f"source={expert}", "logger=none",
         "tasks_general=[pope_local]", f"include={GOLDEN / 'pope_local'}", f"paths.runs={tmp_path / 'runs'}",
         f"environment={tmp_path / 'venv'}",
     ]  # fmt: skip

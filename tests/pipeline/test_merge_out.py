@@ -204,7 +204,7 @@ def test_a_full_model_of_the_plans_own_experts_is_made_from_the_plans_base_and_l
     llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=16, **shape))
     llama.save_pretrained(tmp_path / "short-name")
     words = ["merge=average", "merge.out.format=model", f"out={tmp_path / 'out'}", "tasks=[vqav2,rec]"]
-    words += [f"paths.runs={tmp_path / 'runs'}", "model.base=null", f"+model.checkpoint={tmp_path / 'short-name'}"]
+    words += [f"paths.runs={tmp_path / 'runs'}", f"model.checkpoint={tmp_path / 'short-name'}"]
     (plan,) = plans = make_plans([compose("merge", words)])
     expert = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
 

@@ -11,7 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.program import compose
+from pipeline.stages.base import fetch_bases
 from pipeline.stages.predict import TOKENS_OF_A_PROMPT
+from pipeline.sweep import make_plans
 from pipeline.tools.bench.processes import run_together
 from pipeline.tools.bench.rounds import Series, median_ratio, run_rounds
 from pipeline.tools.tables import format_markdown
@@ -84,7 +87,6 @@ def find_run(folder: Path, sources: int) -> Run:
 
     Raises UserError if the folder is not such a run.
     """
-    bases = sorted(path.parent for path in (folder / "base").glob("*/manifest.json"))
     merged = sorted(path.parent for path in (folder / "merged").glob("*/adapter_config.json"))
     tasks: dict[str, Task] = {}
     for manifest in sorted((folder / "predictions").rglob("*.manifest.json")):
@@ -94,25 +96,32 @@ def find_run(folder: Path, sources: int) -> Run:
         questions = folder / "data" / f"{name}-{data}" / f"{settings.get('split', 'test')}.jsonl"
         if name not in tasks and "split" not in settings and questions.is_file():
             tasks[name] = Task(str(questions), settings)
-    if not bases or not tasks or len(merged) + 1 < sources:
+    if not tasks or len(merged) + 1 < sources:
         raise UserError(
             f"{folder} is no finished run with {sources - 1} merged models: bash scripts/train_all.sh and "
             "bash scripts/merge_eval.sh make one; --random needs none"
         )
     chosen = (None, *map(str, merged[: sources - 1]))
-    return Run(folder.name, str(bases[-1]), chosen, tuple(tasks[name] for name in sorted(tasks)))
+    return Run(folder.name, str(find_base(folder.name)), chosen, tuple(tasks[name] for name in sorted(tasks)))
+
+
+def find_base(run: str) -> Path:
+    """The base of the model in a run folder's name, `<benchmark>-<model>`; sources of other bases of it fit, too."""
+    (plan,) = make_plans([compose("predict", [f"model={run.partition('-')[2]}"])])
+    fetch_bases([plan])
+    return plan.base.path
 
 
 def draw_run(folder: Path, sources: int, limit: int) -> Run:
     """A base of the tiny model's shape with random weights, random adapters and questions about random pictures."""
     from llava_ext.backend import quiet_libraries
-    from llava_ext.settings import BaseModel
+    from llava_ext.settings import Pretraining
     from llava_ext.small.build import build_model, build_processor, save_base
     from llava_ext.small.tokenizer import build_tokenizer
     from pipeline.tools.bench.random_llava import draw_adapter, draw_questions, make_words
 
     quiet_libraries()
-    shape = BaseModel()
+    shape = Pretraining()
     tokenizer = build_tokenizer([" ".join(make_words(shape.vocabulary))], shape.vocabulary)
     (folder / "base").mkdir(parents=True)
     model = build_model(shape, tokenizer)

@@ -22,7 +22,7 @@ from eval.settings import Generation
 from llava_ext.adapters import add_adapter, save_adapter
 from llava_ext.data import Reader, encode_prompt
 from llava_ext.generate import Generator
-from llava_ext.settings import BaseModel, Language, Peft, Vision
+from llava_ext.settings import Language, Peft, Pretraining, Vision
 from llava_ext.small.build import build_config, build_processor
 from llava_ext.small.tokenizer import SPECIAL, build_tokenizer
 from robustmerge.stage.address import Address
@@ -31,12 +31,12 @@ from robustmerge.stage.records import Example, read_predictions, write_examples
 
 TEMPLATE = "vicuna_v1"
 SHAPES = {
-    "7b": BaseModel(
+    "7b": Pretraining(
         vision=Vision(layers=24, width=1024, mlp=4096, heads=16, image_size=336, patch_size=14),
         language=Language(layers=32, width=4096, mlp=11008, heads=32),
         vocabulary=32000,
     ),
-    "tiny": BaseModel(
+    "tiny": Pretraining(
         vision=Vision(layers=2, width=32, mlp=64, heads=2, image_size=56, patch_size=14),
         language=Language(layers=2, width=64, mlp=96, heads=2),
         vocabulary=600,
@@ -61,7 +61,7 @@ class RandomGenerator(Generator):
 
 
 def draw_model(
-    shape: BaseModel, tokenizer: PreTrainedTokenizerBase, device: str, dtype: torch.dtype
+    shape: Pretraining, tokenizer: PreTrainedTokenizerBase, device: str, dtype: torch.dtype
 ) -> LlavaForConditionalGeneration:
     """Weights from the library's own initialisation, made on the device.
 

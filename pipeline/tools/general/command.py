@@ -19,12 +19,11 @@ from eval.report.formats import format_text
 from eval.report.general_tables import general_notes, general_table
 from eval.report.published import published_general_table
 from eval.report.results import PUBLISHED
-from pipeline.addresses import require_complete
 from pipeline.general_results import KIND
 from pipeline.plan import Plan
-from pipeline.program import train_all_command
 from pipeline.sources import TITLES, Source
 from pipeline.stages import predict
+from pipeline.stages.base import require_bases
 from pipeline.sweep import make_plan_with
 from pipeline.terminal import format_path
 from pipeline.tools.general.run_lmms import find_environment, run_task
@@ -138,11 +137,11 @@ def run_general(points: Sequence[Mapping[str, Any]]) -> None:
     planned = [GeneralPlan(*make_plan_with(GeneralRequest, point)) for point in points]
     for one in planned:
         list_runs(one.plan, one.request)  # wrong keys are reported before what is missing
-    require_complete([one.plan.base for one in planned], "base model is", train_all_command)
     predict.check_sources([one.plan for one in planned])
     predict.check_devices([one.plan for one in planned])
     unfinished = [one for one in planned if any(not address.is_complete() for address, _ in one.tasks)]
     if unfinished:
+        require_bases([one.plan for one in unfinished])
         python = find_environment(unfinished[0].request.environment)
         for one in unfinished:
             run_unfinished(one, python)

@@ -107,7 +107,7 @@ def test_the_hub_gives_an_adapters_files_and_says_why_not(
 def test_reading_a_configuration_asks_nobody_and_its_experts_stay_what_they_were(
     hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["merge=ties", "experts=[ann/bin,two:ann/both@main]", "model.base=null", "+model.checkpoint=ann/base"]
+    words = ["merge=ties", "experts=[ann/bin,two:ann/both@main]", "model.checkpoint=ann/base"]
     point = {**compose("merge", [*words, f"paths.runs={tmp_path / 'runs'}"]), "overrides": words}
     with monkeypatch.context() as patch:
         patch.setattr("socket.socket.connect", refuse_to_connect)
