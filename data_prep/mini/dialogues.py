@@ -174,12 +174,13 @@ def _list_options(options: Sequence[str]) -> str:
 
 def ask_options(rng: Random, scene: Scene) -> Exchange:
     """Multiple choice on any attribute, the options in any order, answered by the option's text."""
+    values: Sequence[str]
     if scene.kind == "icon":
         values, right = ICONS, scene.icon
     else:
-        kinds: tuple[tuple[tuple[str, ...], str], ...] = ((SHAPES, scene.shape), (tuple(SIZES), scene.size))
+        kinds: list[tuple[Sequence[str], str]] = [(SHAPES, scene.shape), (tuple(SIZES), scene.size)]
         if scene.colour:
-            kinds += ((tuple(COLOURS), scene.colour), (MATERIALS, scene.material))
+            kinds += [(tuple(COLOURS), scene.colour), (MATERIALS, scene.material)]
         values, right = rng.choice(kinds)
     others = rng.sample([value for value in values if value != right], min(4, len(values)) - 1)
     options = rng.sample([right, *others], len(others) + 1)
@@ -236,6 +237,7 @@ Statement = tuple[tuple[str, ...], Sequence[str], str, str]  # questions, the co
 
 def _list_statements(rng: Random, scene: Scene) -> list[Statement]:
     """What can be asked about a scene by yes or no."""
+    forms: tuple[str, ...]
     if scene.kind == "icon":
         forms = ("Is this {a}?", "Is there {a} in the picture?", "Do you see {a}?")
         return [(forms, ICONS, scene.icon, f"it looks like {with_article(scene.icon)}")]

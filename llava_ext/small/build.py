@@ -18,11 +18,11 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_ext.data import derive_seed
-from llava_ext.settings import BaseModel
+from llava_ext.settings import Pretraining
 from llava_ext.small.tokenizer import IMAGE
 
 
-def build_config(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
+def build_config(settings: Pretraining, tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
     """The config of a LLaVA of the settings' sizes."""
     vision, language = settings.vision, settings.language
     return LlavaConfig(
@@ -54,7 +54,7 @@ def build_config(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> Lla
     )
 
 
-def build_model(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
+def build_model(settings: Pretraining, tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
     """The untrained model, a function of the settings and the tokenizer's size; no global seed matters."""
     model = LlavaForConditionalGeneration(build_config(settings, tokenizer)).float()
     initialise(model, settings.seed)
@@ -85,7 +85,7 @@ def initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
     model.lm_head.weight.copy_(model.get_input_embeddings().weight)  # a word that is read can be said from the start
 
 
-def build_processor(settings: BaseModel, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
+def build_processor(settings: Pretraining, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
     """The processor of the model: it pads pictures to a square with the mean colour and never crops.
 
     The Pillow backend is pinned by class: torchvision resizes with other code and gives other pixels.
