@@ -1,4 +1,4 @@
-"""The paper's ablations are files of configs/experiment; each row is what it says.
+"""The paper's ablations, and its baselines in both spaces, are files of configs/experiment; each row is what it says.
 
 Tables 6 and 7 and figure 5b of https://arxiv.org/abs/2502.17159. Without normalisation B is multiplied by the sum of
 the scales, and what is not scaled is not divided by their sum either, so those rows have a strength of their own.
@@ -18,6 +18,7 @@ from pipeline.program import CONFIGS, compose
 from robustmerge.algebra import merge_pairs
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.method import Method, read_method
+from robustmerge.stage.settings import UserError
 from tests.merge_cases import keep_largest
 
 EXPERIMENTS = CONFIGS / "experiment"
@@ -80,7 +81,7 @@ def test_a_table_compares_its_rows_with_robustmerge(table: str) -> None:
 
 
 def test_every_folder_of_rows_is_a_table_that_is_tested() -> None:
-    assert {folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir()} == ROWS.keys()
+    assert {folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir()} == {*ROWS, "spaces"}
 
 
 def test_table_6_without_any_component_is_task_arithmetic() -> None:
@@ -130,3 +131,36 @@ def test_figure_5b_sign_keeps_what_agrees_with_the_sum_over_experts() -> None:
         xs = [getattr(pair, part) for pair in EXPERTS.values()]
         expected = sum(torch.where(x.sign() == sum(xs).sign(), x, 0.0) for x in xs)
         torch.testing.assert_close(getattr(merged, part), expected)
+
+
+BASELINES = {"task_arithmetic": "Task Arithmetic", "ties": "TIES", "dare": "DARE", "robustmerge": "RobustMerge"}
+
+
+def test_the_table_of_spaces_has_every_baseline_on_factors_and_on_products_and_knots_ties() -> None:
+    methods = read_config(compose("merge_eval", ["experiment=spaces"])).methods
+    assert read_method("knots_ties") in methods
+    titles = [f"{title} ({space})" for title in BASELINES.values() for space in ("factors", "products")]
+    titles[-1] = "RobustMerge (products, eq. 5)"
+    assert [method.title for method in methods if method.name != "knots_ties"] == titles
+    assert len({method.name for method in methods}) == len(methods)
+    files = {file.stem for file in (EXPERIMENTS / "spaces").glob("*.yaml")}
+    assert files == {f"{name}_{space}" for name in BASELINES for space in ("factors", "products")}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_on_factors_a_baseline_is_the_method_of_the_default_table_under_a_title_that_says_so(name: str) -> None:
+    row = read_row("spaces", f"{name}_factors")
+    assert dataclasses.replace(row, title=read_method(name).title) == read_method(name)
+
+
+@pytest.mark.parametrize("name", ["task_arithmetic", "ties", "dare"])
+def test_on_products_a_baseline_is_itself_in_delta_space_at_the_strength_listed_for_it(name: str) -> None:
+    row, method = read_row("spaces", f"{name}_products"), read_method(name, space="delta")
+    assert dataclasses.replace(row, name=name, title=method.title) == method
+
+
+def test_robustmerge_on_products_is_equation_5_since_rank_rows_cannot_be_scaled_in_a_product() -> None:
+    row, printed = read_row("spaces", "robustmerge_products"), read_method("robustmerge_eq5")
+    assert dataclasses.replace(row, title=printed.title) == printed
+    with pytest.raises(UserError, match="scaling works on A and B apart"):
+        read_method("robustmerge", space="delta")
