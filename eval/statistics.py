@@ -67,7 +67,7 @@ def spread_over_seeds(values: Sequence[float]) -> SeedSpread:
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentage with its 95 % interval over questions; seeds: its spread where there are several."""
+    """A percentage (or rank) with its 95 % interval over questions; seeds: its spread where there are several."""
 
     value: float
     low: float
@@ -225,6 +225,31 @@ def estimate_difference(point: float, draws: np.ndarray, has_noise: bool = True)
         return Difference(value, min(low, 0.0), max(high, 0.0), p=1.0)
     side = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     return Difference(*_spread(point, draws), p=min(1.0, 2 * (side + 1) / (len(draws) + 1)))
+
+
+def estimate_ranks(points: Sequence[float], draws: np.ndarray) -> list[Interval]:
+    """The ranks of values among each other, 1 the highest, with the range of 95 % of the draws [values, draws].
+
+    Equal values share the mean of their ranks.
+    """
+    ranks, drawn = rank_values(np.asarray(points)[:, None])[:, 0], rank_values(draws)
+    tail = (100 - LEVEL) / 2
+    ends = np.percentile(drawn, [tail, 100 - tail], axis=1, method="inverted_cdf")
+    return [
+        Interval(float(rank), min(float(low), float(rank)), max(float(high), float(rank)))
+        for rank, low, high in zip(ranks, *ends, strict=True)
+    ]
+
+
+def rank_values(values: np.ndarray) -> np.ndarray:
+    """The rank of every value within its column, 1 the highest: [values, columns].
+
+    >>> rank_values(np.array([[0.2], [0.9], [0.2]]))[:, 0].tolist()
+    [2.5, 1.0, 2.5]
+    """
+    lead = values[None, :, :] - values[:, None, :]  # of the second index over the first
+    above, equal = lead > ROUNDING, np.abs(lead) <= ROUNDING
+    return above.sum(axis=1) + (equal.sum(axis=1) + 1) / 2
 
 
 def _spread(point: float, draws: np.ndarray) -> tuple[float, float, float]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from eval.report.results import SweptKey
 from pipeline.config import read_config
 from pipeline.plan import Plan
+from pipeline.program import list_groups
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, refuse
 
 if TYPE_CHECKING:
@@ -64,6 +68,24 @@ def find_swept_keys(plans: Sequence[Plan], ignored: Collection[str] = ()) -> lis
     """The keys whose value differs between the points, sorted. ignored: keys, or the topmost part of keys."""
     keys = {key for plan in plans for key in plan.overrides if not {key, key.partition(".")[0]} & set(ignored)}
     return sorted(key for key in keys if len({plan.overrides.get(key) for plan in plans}) > 1)
+
+
+def find_ordered_key(plans: Sequence[Plan]) -> SweptKey | None:
+    """The only key besides seed and method that differs between the points, if its values have an order.
+
+    Numbers are in their order, words in that of the command line; switches, lists and choices of a file have none.
+    """
+    keys = find_swept_keys(plans, ignored=("seed", "merge"))
+    if len(keys) != 1 or keys[0] in list_groups():
+        return None
+    (key,) = keys
+    values = list(dict.fromkeys(plan.overrides.get(key, "") for plan in plans))
+    is_switch = {value.lower() for value in values} <= {"true", "false"}
+    if is_switch or not all(re.fullmatch(r"[\w.+-]+", value) for value in values):
+        return None
+    with contextlib.suppress(ValueError):
+        values.sort(key=float)
+    return SweptKey(key, {value: f"{' '.join(key.split('.')[-2:])} = {value}" for value in values})
 
 
 def describe_point(plan: Plan, keys: Sequence[str]) -> str:

@@ -85,15 +85,14 @@ def make_sweep(tasks, seeds=(1, 2, 3, 4, 5), questions: int = N, noise: float = 
     add("zero_shot", "zero_shot", "Zero-shot", 15, None)
     for seed in seeds:
         add("multi_task", "multi_task", "Multi-task", 45, seed)
-        for start, shift in (("false", 0), ("true", 3)):
-            point = {"peft.shared_a_init": start}
-            add("individual", "individual", "Individual", 50, seed, overrides=point)
+        for start, shift in (("independent A", 0), ("shared A", 3)):
+            add("individual", "individual", "Individual", 50, seed, facet=start)
             for name, (title, better) in SWEPT.items():
-                add(f"merged/{name}", "merged", title, 22 + shift + better, seed, overrides=point, method=name)
+                add(f"merged/{name}", "merged", title, 22 + shift + better, seed, facet=start, method=name)
                 factor = GRID[(seed + len(name)) % 4]
                 means = {one: 30 - 3 * abs(one - factor) for one in GRID}
                 choice = Choice(factor, 2 * factor**0.5, factor in (GRID[0], GRID[-1]), means)
-                more = {"overrides": point, "method": name, "variant": CHOSEN, "choice": choice}
+                more = {"facet": start, "method": name, "variant": CHOSEN, "choice": choice}
                 add(f"merged/{name}", "merged", title, 26 + shift + better / 2, seed, **more)
     return results
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from eval.report.contact_sheet import draw_contact_sheet
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, pick_examples
-from eval.report.figures import RenderedFigure, draw_figures, draw_standing
+from eval.report.figures import RenderedFigure, draw_figures, draw_standing, draw_swept
 from eval.report.formats import format_csv, format_html, format_latex, format_markdown, format_text
 from eval.report.general_tables import general_tables
 from eval.report.notes import format_partial_notice
@@ -19,6 +19,7 @@ from eval.report.results import Context, ResultGroup, SourceResult, group_result
 from eval.report.secondary_tables import further_tables
 from eval.report.sections import Content, compose
 from eval.report.standing import describe_standing, difference_table, pairs_table, standing_table
+from eval.report.swept_key import swept_table, zero_shot_ratios
 from eval.report.tables import Table, main_table, seeds_table
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import UserError
@@ -55,6 +56,9 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
     figures, examples, sheet = draw_figures(tables["main"]), pick_examples(groups, context), draw_contact_sheet(context)
     if "standing" in tables and (len(list_seeds(groups)) > 1 or any(group.block for group in groups)):
         figures.append(draw_standing(tables["standing"]))
+    if context.swept is not None and "swept" in tables:
+        ratios = zero_shot_ratios(tables["swept"], context.swept)
+        figures.append(draw_swept(tables["swept"], context.swept, ratios))
     files = {**_format_tables(tables), **_list_pictures(figures, examples)}
     if sheet is not None:
         files["figures/sheet.png"] = sheet
@@ -68,7 +72,7 @@ def _make_tables(groups: Sequence[ResultGroup], context: Context, estimates: Est
     protocol = "" if context.protocol == "corrected" else context.protocol
     main = main_table(groups, context, estimates, protocol=protocol)
     tables = {"main": main, "published": published_table(groups, context)}
-    for make in (difference_table, pairs_table, standing_table, seeds_table):
+    for make in (swept_table, difference_table, pairs_table, standing_table, seeds_table):
         table = make(groups, context, estimates)
         if table is not None:
             tables[table.name] = table

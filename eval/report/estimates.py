@@ -16,6 +16,7 @@ from eval.statistics import (
     SeedSpread,
     estimate_difference,
     estimate_interval,
+    estimate_ranks,
     spread_over_seeds,
 )
 
@@ -70,6 +71,21 @@ class Estimates:
         if key not in self._differences:
             self._differences[key] = self._compare(one, other, tasks)
         return self._differences[key]
+
+    def ranks(self, titles: Sequence[str], tasks: Sequence[str]) -> list[Interval]:
+        """The rank of each group among these, 1 the best, by its mean, with the range of 95 % of the draws.
+
+        A draw is a training seed that all of them have and a resample of the questions, the same for all; without such
+        a seed it is a resample of the means.
+        """
+        shared = [seed for seed in self._seeds[titles[0]] if all(seed in self._seeds[title] for title in titles)]
+        of_draws = [[[seed] for seed in shared] or [self._seeds[title]] for title in titles]
+        points = [self.interval(title, tasks).value / 100 for title in titles]
+        draws = [
+            np.concatenate([self._resample(title, seeds, tasks)[1] for seeds in of_draw])
+            for title, of_draw in zip(titles, of_draws, strict=True)
+        ]
+        return estimate_ranks(points, np.array(draws))
 
     def _compare(self, one: str, other: str, tasks: Sequence[str]) -> Difference:
         seeds, others = self._seeds[one], self._seeds[other]

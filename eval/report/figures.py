@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from eval.report.palette import COLOURS, GREY, INK, Style, assign_styles, list_panels
+from eval.report.results import SweptKey
 from eval.report.tables import Cell, Row, Table, starts_block
 from robustmerge.stage.text import one_line
 
@@ -100,7 +102,7 @@ def draw_seen_unseen(main: Table) -> RenderedFigure:
 def _start(main: Table, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Create a figure with one axes per panel, side by side, and room for the legend."""
     panels = list_panels(main.rows)
-    size = (width if len(panels) == 1 else 6.4 * len(panels), height + _legend_height(main))
+    size = (width if len(panels) == 1 else max(12.8, 4.0 * len(panels)), height + _legend_height(main))
     figure = Figure(figsize=size, layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (heading, _) in zip(all_axes, panels, strict=True):
@@ -304,3 +306,64 @@ def _add_standing_legend(figure: Figure, standing: Table) -> None:
         handles.append(Line2D([], [], color=colour, marker="o", ms=6, ls="none", label=f"RobustMerge {words}"))
     handles.append(Line2D([], [], color=GREY, marker="o", mfc="white", ms=6, ls="none", label="not told apart"))
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+
+
+# A sweep over one key: scores and ranks against its values
+
+
+def draw_swept(table: Table, swept: SweptKey, ratios: Mapping[str, float]) -> RenderedFigure:
+    """Draw the table of a swept key: the score of every source and, of several methods, their ranks.
+
+    ratios: zero-shot over individual, by value. The values stand at equal distances, whatever they are.
+    """
+    panels = {"Score": [index for index, column in enumerate(table.columns) if column.is_average]}
+    if ranks := [index for index, column in enumerate(table.columns) if not column.is_average]:
+        panels["Rank among the methods (1 is best)"] = ranks
+    ticks = [
+        _format_label(value) + (f"\nzero-shot / individual {ratios[value]:.2f}" if value in ratios else "")
+        for value in swept.facets
+    ]
+    with matplotlib.rc_context(PLAIN_TEXT):
+        figure = Figure(figsize=(7.6 * len(panels), 5.6 + _legend_height(table)), layout="constrained")
+        all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, columns) in zip(all_axes, panels.items(), strict=True):
+            _draw_lines(axes, table.rows, columns)
+            axes.set_title(title, loc="left", fontweight="bold", fontsize=11, color=INK)
+            axes.set_xticks(range(len(ticks)), ticks)
+            axes.set_xlabel(_format_label(swept.key))
+            axes.grid(axis="y", color="#e6e9ed", lw=0.8)
+            axes.set_axisbelow(True)
+        all_axes[0].set_ylabel(f"{table.columns[0].title} (%)")
+        if ranks:
+            all_axes[-1].yaxis.set_major_locator(MaxNLocator(integer=True))
+            all_axes[-1].invert_yaxis()
+        has_seeds = any(cell.seeds_low is not None for row in table.rows for cell in row.cells)
+        noise = ["Thick: 95 % over questions", *(["Thin: 95 % over seeds"] if has_seeds else [])]
+        noise += ["Of ranks: 95 % of the draws"] if ranks else []
+        _add_legend(figure, table, range(len(table.rows)), title="\n".join(noise))
+        alt = "Average over tasks of every method, and its rank, against the key that the sweep runs over"
+        return render_figure(figure, "swept", alt, wide=len(panels) > 1)
+
+
+def _draw_lines(axes: Axes, rows: Sequence[Row], columns: Sequence[int]) -> None:
+    """Draw a line for each row that has values in these columns, beside each other; references are dashed."""
+    styles = zip(rows, assign_styles(rows), strict=True)
+    drawn = [(row, style) for row, style in styles if any(row.cells[index].value is not None for index in columns)]
+    for place, (row, style) in enumerate(drawn):
+        shift = 0.6 * ((place + 0.5) / len(drawn) - 0.5)
+        cells = [(x + shift, row.cells[index]) for x, index in enumerate(columns)]
+        points = [(x, cell.value) for x, cell in cells if cell.value is not None]
+        dashes = "-" if row.kind == "merged" else "--"
+        axes.plot(*zip(*points, strict=True), color=style.colour, lw=1.2, ls=dashes, alpha=0.7)
+        for x, cell in cells:
+            _draw_interval(axes, x, cell, style)
+
+
+def _draw_interval(axes: Axes, x: float, cell: Cell, style: Style) -> None:
+    """Draw a value with a thick bar over questions, and a thin one over seeds."""
+    if cell.value is None:
+        return
+    axes.plot([x, x], _bounds(cell), color=style.colour, lw=5, alpha=0.35, solid_capstyle="butt")
+    if cell.seeds_low is not None and cell.seeds_high is not None:
+        axes.plot([x, x], [cell.seeds_low, cell.seeds_high], color=style.colour, lw=1.2)
+    axes.plot(x, cell.value, zorder=3, **_mark(replace(style, marker="_") if style.marker == "|" else style))

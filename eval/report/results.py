@@ -23,8 +23,6 @@ ROBUSTMERGE = "robustmerge"
 PUBLISHED = REPOSITORY / "results" / "paper.yaml"
 CHOSEN = "chosen"
 VARIANT_TITLES = {"": "default strength", CHOSEN: "strength chosen on val"}  # in the headings of blocks
-# Settings of training whose values have a title; the rows and the figures are divided by them.
-FACETS = {"peft.shared_a_init": {"true": "shared A", "false": "independent A"}}
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,11 @@ class SourceResult:
     source: zero_shot | individual | multi_task | merged/<method> | the folder of any adapter. kind: one of
     SOURCE_KINDS. title: as tables print it. method: of a merged model. scores, predictions: by task; predictions are
     the files that example answers are taken from. other_scores: by task, under the other protocol where there are any.
-    address: the short address of what was evaluated. overrides: what differs from the method's own file and between
-    the points of a sweep, without the seed. settings, paper: what the method ran with and its URL, for the legend.
-    seed: of training; None where nothing was trained. variant: CHOSEN for a strength chosen on `val`, else "";
-    choice: how it was chosen.
+    address: the short address of what was evaluated. facet: the points of a sweep that it belongs to, as `shared A`;
+    merged models of one facet are compared with each other, and "" belongs to all. overrides: what else differs between
+    the points, without the seed, and from the method's own file. settings, paper: what the method ran with and its URL,
+    for the legend. seed: of training; None where nothing was trained. variant: CHOSEN for a strength chosen on `val`,
+    else ""; choice: how it was chosen.
     """
 
     source: str
@@ -61,6 +60,7 @@ class SourceResult:
     scores: Mapping[str, Score]
     predictions: Mapping[str, Path] = field(default_factory=dict)
     address: str = ""
+    facet: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
@@ -69,12 +69,6 @@ class SourceResult:
     variant: str = ""
     choice: Choice | None = None
     other_scores: Mapping[str, Score] = field(default_factory=dict)
-
-    @property
-    def facet(self) -> str:
-        """How the experts were trained, as `shared A`; "" where no such setting is swept."""
-        titles = [FACETS[key].get(str(self.overrides[key]).lower(), "") for key in FACETS if key in self.overrides]
-        return ", ".join(title for title in titles if title)
 
 
 @dataclass(frozen=True)
@@ -120,6 +114,14 @@ class Regime:
 
 
 @dataclass(frozen=True)
+class SweptKey:
+    """The one key that a sweep runs over besides the seed. facets: value -> SourceResult.facet, in their order."""
+
+    key: str
+    facets: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Context:
     """Everything that a report states beside the results.
 
@@ -127,7 +129,7 @@ class Context:
     seeds: by what they seed. command: makes this report again. published: the file of the paper's values.
     notes: more sentences for the section on how the numbers were made. base: name and training record of a small base
     (`probe`, `heads`, `skills`: accuracies 0..1 by name; `parameters`), None for another.
-    general: what lmms-eval measured. protocol: of the scores.
+    general: what lmms-eval measured. protocol: of the scores. swept: None where the points have no order.
     """
 
     name: str
@@ -147,6 +149,7 @@ class Context:
     regime: Regime | None = None
     general: tuple[GeneralResult, ...] = ()
     protocol: str = "corrected"
+    swept: SweptKey | None = None
 
     @property
     def seen(self) -> tuple[Task, ...]:
@@ -194,8 +197,8 @@ def lower_first(heading: str) -> str:
 def group_results(results: Sequence[SourceResult]) -> list[ResultGroup]:
     """Group results into the rows of the tables, in order: seeds joined, points of a sweep labelled, titles unique.
 
-    The order is zero-shot, individual, multi-task, then the merged models block by block (how the experts were
-    trained, then default and chosen strength), in each the methods as in the paper, then others, RobustMerge last.
+    The order is zero-shot, individual, multi-task, then the merged models block by block (by facet, then default and
+    chosen strength), in each the methods as in the paper, then others, RobustMerge last.
     Raises UserError for an unknown kind.
     """
     for result in results:
@@ -222,7 +225,7 @@ def _join_seeds(results: Sequence[SourceResult]) -> list[list[SourceResult]]:
     alike: dict[str, list[SourceResult]] = {}
     for one in results:
         overrides = sorted((key, _format_value(value)) for key, value in one.overrides.items())
-        alike.setdefault(repr((one.kind, one.source, one.variant, overrides)), []).append(one)
+        alike.setdefault(repr((one.kind, one.source, one.facet, one.variant, overrides)), []).append(one)
     joined: list[list[SourceResult]] = []
     for members in alike.values():
         seeds = [one.seed for one in members]
@@ -255,8 +258,8 @@ def _is_alike(one: SourceResult, other: SourceResult) -> bool:
 
 
 def _describe_overrides(result: SourceResult, alike: Sequence[SourceResult]) -> str:
-    """Describe the overrides of results: all of a single result, of several those that differ; facets are left out."""
-    keys = sorted({key for other in alike for key in other.overrides if key not in FACETS})
+    """Describe the overrides of results: all of a single result, of several those that differ."""
+    keys = sorted({key for other in alike for key in other.overrides})
     if len({_format_value(other.overrides) for other in alike}) > 1:
         keys = [key for key in keys if len({str(other.overrides.get(key, "default")) for other in alike}) > 1]
     return ", ".join(f"{key}={_format_value(result.overrides.get(key, 'default'))}" for key in keys)

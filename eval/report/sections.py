@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, format_examples_section
 from eval.report.figures import RenderedFigure
-from eval.report.formats import FormatTable, escape_markdown
+from eval.report.formats import FormatTable, escape_code, escape_markdown
 from eval.report.general_tables import general_notes
 from eval.report.notes import PROTOCOL_MEANINGS, format_constants, format_footnotes, format_partial_notice
 from eval.report.provenance import format_provenance_section
@@ -18,6 +18,7 @@ from eval.report.secondary_tables import has_scores, under_other_protocol
 from eval.report.section_base_model import format_base_section
 from eval.report.section_methods import format_methods_section
 from eval.report.standing import describe_standing, format_difference
+from eval.report.swept_key import zero_shot_ratios
 from eval.report.tables import MISSING, Column, Table, list_averages, rank_merged
 from eval.settings import BUILTIN_SUFFIX, Official, other_protocol
 from eval.statistics import FEWEST_SEEDS, Difference
@@ -57,9 +58,10 @@ def compose(content: Content, format_table: FormatTable) -> str:
         SMOKE if context.profile == "smoke" else "",
         _partial_section(groups, context),
         _finding_section(groups, context, content.estimates),
+        _swept_section(context, tables, figures, list_seeds(groups), format_table),
         _scores_section(groups, context, tables, format_table),
         _standing_section(tables, figures, list_seeds(groups), format_table),
-        _figures_section([figure for figure in content.figures if figure.name != "standing"]),
+        _figures_section([figure for figure in content.figures if figure.name not in ("standing", "swept")]),
         _differences_section(tables, format_table),
         _seeds_section(tables, format_table),
         _other_protocol_section(groups, context, tables, format_table),
@@ -94,7 +96,7 @@ def _finding_section(groups: Sequence[ResultGroup], context: Context, estimates:
             ranked = rank_merged(members, column, estimates)
             if ranked:
                 place = f"{column.heading}, {lower_first(block)}" if block else column.heading
-                lines.append(f"- **{place}:** {_describe_first(ranked, column, estimates)}.")
+                lines.append(f"- **{escape_markdown(place)}:** {_describe_first(ranked, column, estimates)}.")
     return "\n".join(lines) + "\n" if lines else ""
 
 
@@ -123,6 +125,31 @@ def _judge_lead(lead: Difference) -> str:
     if questions == seeds:
         return f"is {questions} the noise of the questions and that of the seeds"
     return f"is {questions} the noise of the questions, but {seeds} that of the seeds"
+
+
+def _swept_section(
+    context: Context,
+    tables: Mapping[str, Table],
+    figures: Mapping[str, RenderedFigure],
+    seeds: Sequence[int],
+    format_table: FormatTable,
+) -> str:
+    """The section on a sweep over one key; "" where there is none."""
+    if context.swept is None or "swept" not in tables:
+        return ""
+    table = tables["swept"]
+    several, has_ranks = len(seeds) > 1, any(not column.is_average for column in table.columns)
+    spread = " ± the deviation over seeds" if several else ""
+    lines = [f"{table.title}. Behind a score: its 95 % interval over questions{spread}."]
+    draw = "one of these training seeds with a resample" if several else "a resample"
+    ranks = f"Behind a rank: the range of 95 % of the draws, each {draw} of the questions, the same for all methods."
+    lines += [ranks] if has_ranks else []
+    lines += [] if several else ["Another training seed may change more."]
+    ratios = zero_shot_ratios(table, context.swept).items()
+    measured = ", ".join(f"{escape_markdown(value)} {ratio:.2f}" for value, ratio in ratios)
+    lines += [f"What the base knows before any expert, zero-shot over individual: {measured}."] if measured else []
+    heading = f"## Against {escape_code(context.swept.key)}"
+    return f"{heading}\n\n{' '.join(lines)}\n\n{_wide(figures['swept'])}\n{format_table(table)}"
 
 
 def _scores_section(
@@ -165,7 +192,9 @@ def _standing_section(
     if "standing" not in tables:
         return ""
     table = tables["standing"]
-    verdicts = [f"- **{place}:** {escape_markdown(sentence)}" for place, sentence in describe_standing(table)]
+    verdicts = [
+        f"- **{escape_markdown(place)}:** {escape_markdown(sentence)}" for place, sentence in describe_standing(table)
+    ]
     figure = _wide(figures["standing"]) if "standing" in figures else ""
     noise = "the 95 % interval over the questions leaves out zero"
     if len(seeds) > 1:

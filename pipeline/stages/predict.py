@@ -71,6 +71,7 @@ def predict(evaluations: Sequence[Evaluation]) -> None:
     unfinished = drop_finished((one.predictions, one) for one in evaluations)
     if not unfinished:
         return
+    unfinished.sort(key=lambda pair: pair[1].plan.base.fingerprint)  # a stable sort: each is loaded once
     first, items, costs = evaluations[0], [], []
     trainer = trainer_for_answers(first.plan.config.trainer, first.plan.config.device)
     for address, one in unfinished:

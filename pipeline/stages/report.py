@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.assemble import assemble_report, format_summary, write_report
-from eval.report.results import Context, SourceResult
+from eval.report.results import Context, SourceResult, SweptKey
 from pipeline.config import list_differences
 from pipeline.general_results import general_addresses
 from pipeline.plan import Evaluation, Plan
 from pipeline.sources import Source
 from pipeline.stages.report_context import make_context, read_general
-from pipeline.sweep import find_swept_keys
+from pipeline.sweep import find_ordered_key, find_swept_keys
 from pipeline.terminal import format_path, format_seconds
 from robustmerge.method import AnyMethod, list_methods, read_method
 from robustmerge.stage.address import Address, settings_in_identity
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.records import read_score
 
+# Switches of training whose values have a title.
+FACETS = {"peft.shared_a_init": {"true": "shared A", "false": "independent A"}}
 UNNAMED = ("paths.", "logger", "jobs", "report", "profile", "hydra.", "benchmark=", "model=")
 
 
@@ -107,8 +109,9 @@ def collect_results(plans: Sequence[Plan]) -> list[SourceResult]:
             source = evaluations[0].source
             key = (source.kind, source.variant, *(one.score.fingerprint for one in evaluations))
             entries.setdefault(key, _Entry(evaluations)).plans.append(plan)
-    swept = find_swept_keys(plans, ignored=("seed", "merge"))  # a method tells its own settings
-    return [_make_result(entry, swept) for entry in entries.values()]
+    keys = find_swept_keys(plans, ignored=("seed", "merge"))  # a method tells its own settings
+    ordered = find_ordered_key(plans)
+    return [_make_result(entry, keys, ordered) for entry in entries.values()]
 
 
 def _group_by_source(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
@@ -120,18 +123,21 @@ def _group_by_source(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]
     return [*([experts] if experts else []), *groups.values()]
 
 
-def _make_result(entry: _Entry, swept: Sequence[str]) -> SourceResult:
+def _make_result(entry: _Entry, keys: Sequence[str], ordered: SweptKey | None) -> SourceResult:
     plan, source = entry.plan, entry.source
     others = [(one.task.name, other.score) for one in entry.evaluations if (other := one.with_other_protocol())]
     addresses = {one.source.address.path: one.source.address.short for one in entry.evaluations}
+    point = _shared_point(entry.plans, keys)
+    facets = {key: title for key, value in point.items() if (title := _name_facet(key, value, ordered))}
+    point = {key: value for key, value in point.items() if key not in facets}
     common: dict[str, Any] = {
+        "facet": ", ".join(facets.values()),
         "scores": {one.task.name: read_score(one.score.path) for one in entry.evaluations},
         "other_scores": {task: read_score(score.path) for task, score in others if score.is_complete()},
         "predictions": {one.task.name: one.predictions.path for one in entry.evaluations},
         "address": ", ".join(addresses.values()),
         "seed": entry.seed,
     }
-    point = _shared_point(entry.plans, swept)
     if source.kind == "expert":  # one row: each expert on its own task
         return SourceResult("individual", "individual", "Individual", overrides=point, **common)
     method = source.method
@@ -152,10 +158,17 @@ def _make_result(entry: _Entry, swept: Sequence[str]) -> SourceResult:
     )
 
 
-def _shared_point(plans: Sequence[Plan], swept: Sequence[str]) -> dict[str, str]:
-    """The swept settings that have the same value in all these points."""
-    first, *rest = [{key: value for key, value in plan.overrides.items() if key in swept} for plan in plans]
+def _shared_point(plans: Sequence[Plan], keys: Sequence[str]) -> dict[str, str]:
+    """Those of the keys that have the same value in all these points."""
+    first, *rest = [{key: value for key, value in plan.overrides.items() if key in keys} for plan in plans]
     return {key: value for key, value in first.items() if all(point.get(key) == value for point in rest)}
+
+
+def _name_facet(key: str, value: str, ordered: SweptKey | None) -> str:
+    """The title of the points with this value, if merged models are to be compared at each of them apart; else ""."""
+    if ordered is not None and key == ordered.key:
+        return ordered.facets[value]
+    return FACETS.get(key, {}).get(value.lower(), "")
 
 
 def _configured(plan: Plan, name: str) -> AnyMethod:

@@ -11,7 +11,7 @@ from pipeline.general_results import general_rows
 from pipeline.plan import Plan
 from pipeline.program import command
 from pipeline.sources import Source
-from pipeline.sweep import describe_point, find_swept_keys
+from pipeline.sweep import describe_point, find_ordered_key, find_swept_keys
 from robustmerge.stage.address import commit
 from robustmerge.stage.files import read_json
 from robustmerge.stage.settings import UserError
@@ -42,6 +42,7 @@ def make_context(name: str, plans: Sequence[Plan]) -> Context:
         base=_read_base(plans),
         regime=_read_regime(plans),
         protocol=config.protocol,
+        swept=find_ordered_key(plans),
         **commit(),
     )
 
@@ -53,13 +54,14 @@ def read_general(plans: Sequence[Plan]) -> tuple[GeneralResult, ...]:
     """
     titles: dict[Plan, dict[str, Source]] = {plan: {} for plan in plans}
     keys = find_swept_keys(plans)
+    keys_of_base = [key for key in keys if key != "seed"] if len({plan.base.path for plan in plans}) > 1 else []
     seen = set()
     for plan in plans:
         for source in (source for source in plan.sources if source.address.path not in seen):
             seen.add(source.address.path)
-            point = f" ({describe_point(plan, keys)})" if keys and source.kind != "zero_shot" else ""
+            point = describe_point(plan, keys if source.kind != "zero_shot" else keys_of_base)
             chosen = ", strength chosen" if source.variant else ""
-            titles[plan][source.title + chosen + point] = source
+            titles[plan][source.title + chosen + (f" ({point})" if point else "")] = source
     return tuple(row for plan in plans for row in general_rows(plan, titles[plan]))
 
 

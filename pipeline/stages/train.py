@@ -65,5 +65,6 @@ def work_train(item: dict) -> None:
 def print_trained(plans: Sequence[Plan], started: float) -> None:
     """Print the closing lines of train_all.py and train.py."""
     models = {address.path: address for plan in plans for address in plan.trained_models}
-    print_results(models.values(), f"{len(models)} trained models on {plans[0].base_name}")
+    bases = dict.fromkeys(plan.base_name for plan in plans)
+    print_results(models.values(), f"{len(models)} trained models on {', '.join(bases)}")
     print(f"took {format_seconds(time.monotonic() - started)}; next: {command('merge_eval')}")

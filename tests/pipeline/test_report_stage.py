@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 
 from eval.report.results import CHOSEN, group_results
 from pipeline.plan import Plan
-from pipeline.stages import report
-from pipeline.sweep import make_plans
+from pipeline.program import parse_overrides
+from pipeline.stages import predict, report
+from pipeline.sweep import find_ordered_key, make_plans
 from tests.plans import finish, finish_score, make_point
 from tests.report_cases import make_score
 
@@ -57,3 +61,102 @@ def test_scores_under_the_other_protocol_are_collected_where_they_are_finished(p
     others = {(result.title, result.variant): dict(result.other_scores) for result in report.collect_results(plans[:1])}
     assert others.pop(("Zero-shot", "")) == {task: make_score(task, 7) for task in ("vqav2", "rec")}
     assert others == dict.fromkeys([("Individual", ""), ("Multi-task", ""), ("TIES", ""), ("TIES", CHOSEN)], {})
+
+
+# A sweep over one key whose values have an order
+
+
+@pytest.fixture(scope="module")
+def dial(tmp_path_factory) -> list[Plan]:
+    """A sweep over three bases and two seeds, every source with a score that grows with what the base knows."""
+    runs = tmp_path_factory.mktemp("runs")
+    words = ["model.base.train=true", "tasks=[vqav2,rec]", "methods=[ties,robustmerge]", "strength_grid=null"]
+    points = [
+        make_point(runs, f"seed={seed}", f"model.base.knows={knows}", *words)
+        for seed in (1, 2)
+        for knows in ("nothing", "half", "paper")
+    ]
+    plans = make_plans(points)
+    for plan in plans:
+        for one in plan.evaluations:
+            right = 10 * ["nothing", "half", "paper"].index(plan.overrides["model.base.knows"])
+            finish_score(one, make_score(one.task.name, right + 40 * (one.source.kind != "zero_shot")))
+    return plans
+
+
+def test_a_sweep_over_bases_has_a_row_for_each_of_them_and_compares_methods_on_each(dial):
+    assert len({plan.base.path for plan in dial}) == 3
+    groups = group_results(report.collect_results(dial))
+    values = [f"base knows = {value}" for value in ("nothing", "half", "paper")]
+    rows = {group.title: [one.seed for one in group.results] for group in groups}
+    titles = ["Individual", "Multi-task", "TIES", "RobustMerge"]
+    assert rows == {
+        **{f"Zero-shot ({value})": [None] for value in values},
+        **{f"{title} ({value})": [1, 2] for title in titles for value in values},
+    }
+    assert [group.block for group in groups if group.kind == "merged"] == [
+        heading for value in values for heading in [value[:1].upper() + value[1:]] * 2
+    ]
+
+
+def test_the_report_of_a_sweep_over_bases_shows_every_source_against_what_they_know(dial):
+    ((folder, _),) = report.report(dial)
+    text = (folder / "report.md").read_text()
+    assert "## Against `model.base.knows`" in text
+    assert "zero-shot over individual: nothing 0.00, half 0.20, paper 0.33." in text
+    assert (folder / "figures" / "swept.svg").exists()
+    table = (folder / "tables" / "swept.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in table[1:]] == [
+        "Zero-shot",
+        "Individual",
+        "Multi-task",
+        "TIES",
+        "RobustMerge",
+    ]
+    assert set((folder / "addresses.json").read_text().split()) >= {f'"{plan.base.short}",' for plan in dial}
+
+
+def test_what_no_point_changes_is_one_row_that_belongs_to_all(tmp_path):
+    words = ["tasks=[vqav2,rec]", "methods=[ties]", "strength_grid=null", "model.base.train=true"]
+    plans = make_plans([make_point(tmp_path, f"model.recipe.epochs={epochs}", *words) for epochs in ("4", "0.25", "1")])
+    for one in (one for plan in plans for one in plan.evaluations):
+        finish_score(one, make_score(one.task.name, 9))
+    facets = [(result.source, result.facet) for result in report.collect_results(plans)]
+    lengths = [f"recipe epochs = {epochs}" for epochs in ("4", "0.25", "1")]
+    assert sorted(facets) == sorted(
+        [
+            ("zero_shot", ""),
+            *((source, one) for source in ("individual", "multi_task", "merged/ties") for one in lengths),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        (["model.recipe.epochs=4", "model.recipe.epochs=0.25"], ["0.25", "4"]),
+        (["model.base.knows=paper", "model.base.knows=nothing"], ["paper", "nothing"]),
+        (["peft.shared_a_init=false", "peft.shared_a_init=true"], None),
+        (["tasks=[vqav2]", "tasks=[rec]"], None),
+        (["expert_set=trained", "expert_set=released"], None),
+        (["merge=ties", "merge=dare"], None),
+        (["seed=1", "seed=2"], None),
+    ],
+)
+def test_numbers_are_ordered_words_stand_as_typed_and_switches_lists_and_files_have_no_order(points, expected):
+    plans = [SimpleNamespace(overrides={"seed": str(i), **parse_overrides([word])}) for i, word in enumerate(points)]
+    swept = find_ordered_key(plans)
+    assert (swept and list(swept.facets)) == expected
+
+
+def test_two_keys_have_no_order_together():
+    plans = [SimpleNamespace(overrides={"peft.r": str(r), "peft.alpha": str(2 * r)}) for r in (2, 4)]
+    assert find_ordered_key(plans) is None
+
+
+def test_every_base_is_loaded_once_whatever_is_swept_first(dial, monkeypatch):
+    answered = []
+    monkeypatch.setattr(predict, "run_side_by_side", lambda plan, title, items, *_: answered.extend(items))
+    predict.predict([one for plan in dial for one in plan.evaluations])
+    bases = [item["base"] for item in answered]
+    assert len(list(itertools.groupby(bases))) == len(set(bases)) == 3

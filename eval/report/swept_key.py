@@ -1,0 +1,95 @@
+"""A sweep over one key whose values have an order: how the scores and ranks of the methods go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from eval.report.estimates import Estimates
+from eval.report.results import CHOSEN, Context, ResultGroup, SweptKey
+from eval.report.tables import Cell, Column, Row, Table, format_interval, list_averages, make_row
+from eval.statistics import Interval
+
+Line = dict[str, ResultGroup]  # one source by facet, at the chosen strength where it has one; "" is all facets
+
+
+def swept_table(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
+    """Seen average of every source at each value of the swept key, and the rank of each merged model among them.
+
+    Without seen tasks it is the unseen average; of a single method there are no ranks. None unless there are merged
+    models with this average at two values.
+    """
+    if context.swept is None or not list_averages(context):
+        return None
+    average = list_averages(context)[0]
+    lines = _list_lines([group for group in groups if estimates.has(group.title, average.tasks)])
+    at_values = {
+        value: [line.get(facet, line.get("")) for line in lines] for value, facet in context.swept.facets.items()
+    }
+    counts = [len(_list_merged(found)) for found in at_values.values()]
+    if sum(map(bool, counts)) < 2:
+        return None
+    columns: list[Column] = []
+    cells: list[list[Cell]] = [[] for _ in lines]
+    for value, found in at_values.items():
+        facet = context.swept.facets[value]
+        heading = facet[:1].upper() + facet[1:]
+        columns.append(replace(average, key=f"{average.key}_{value}", heading=heading))
+        for row, group in zip(cells, found, strict=True):
+            row.append(_score_cell(estimates.interval(group.title, average.tasks)) if group else Cell())
+        if max(counts) > 1:
+            columns.append(Column(f"rank_{value}", "Rank", heading=heading))
+            for row, cell in zip(cells, _list_ranks(found, average, estimates), strict=True):
+                row.append(cell)
+    are_chosen = {group.first.variant == CHOSEN for line in lines for group in _list_merged(line.values())}
+    rows = [_make_row(line, row, are_chosen) for line, row in zip(lines, cells, strict=True)]
+    strength = ", at the strength chosen on val" if are_chosen == {True} else ""
+    title = f"{average.average_over.capitalize()} average of every method{strength}, at each value of the swept key"
+    return Table("swept", title, tuple(columns), tuple(rows), bars=False)
+
+
+def _list_lines(groups: Sequence[ResultGroup]) -> list[Line]:
+    """The groups of each source; in the order of groups a chosen strength follows its default, and replaces it."""
+    lines: dict[str, Line] = {}
+    for group in groups:
+        first = group.first
+        lines.setdefault(repr((first.kind, first.source, sorted(first.overrides.items()))), {})[first.facet] = group
+    return list(lines.values())
+
+
+def _list_merged(groups: Iterable[ResultGroup | None]) -> list[ResultGroup]:
+    return [group for group in groups if group is not None and group.kind == "merged"]
+
+
+def _list_ranks(found: Sequence[ResultGroup | None], average: Column, estimates: Estimates) -> list[Cell]:
+    """The rank of each merged model among them, as `2 (1–3)`; a missing cell for the others."""
+    titles = [group.title for group in _list_merged(found)]
+    ranks = dict(zip(titles, estimates.ranks(titles, average.tasks), strict=True)) if titles else {}
+    return [_rank_cell(ranks[group.title]) if group and group.title in ranks else Cell() for group in found]
+
+
+def _rank_cell(rank: Interval) -> Cell:
+    return Cell(f"{rank.value:g} ({rank.low:g}–{rank.high:g})", rank.value, rank.low, rank.high)
+
+
+def _score_cell(mean: Interval) -> Cell:
+    cell = Cell(format_interval(mean), mean.value, mean.low, mean.high)
+    spread = mean.seeds
+    return replace(cell, deviation=spread.deviation, seeds_low=spread.low, seeds_high=spread.high) if spread else cell
+
+
+def _make_row(line: Line, cells: Sequence[Cell], are_chosen: set[bool]) -> Row:
+    """A row; its strength is marked as chosen only where those of others are not."""
+    first = next(iter(line.values()))
+    row = make_row(first, cells)
+    return replace(row, title=first.label, block="", facet="", chosen=row.chosen and len(are_chosen) > 1)
+
+
+def zero_shot_ratios(table: Table, swept: SweptKey) -> dict[str, float]:
+    """Zero-shot over individual, by value of the key; empty where zero-shot is the same at all of them."""
+    averages = [index for index, column in enumerate(table.columns) if column.is_average]
+    values = {row.kind: [row.cells[index].value for index in averages] for row in table.rows}
+    zero_shot, individual = (values.get(kind, []) for kind in ("zero_shot", "individual"))
+    pairs = zip(swept.facets, zero_shot, individual, strict=False)
+    ratios = {value: base / expert for value, base, expert in pairs if base is not None and expert}
+    return ratios if len(set(zero_shot)) > 1 else {}
