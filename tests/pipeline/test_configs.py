@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.config import read_config
-from pipeline.program import CONFIGS, compose, list_groups, list_options, run
+from pipeline.program import CONFIGS, compose, list_groups, list_options, parse_overrides, run
 from pipeline.sweep import make_plans
 from pipeline.tools.convert import KEYS, ConvertRequest
 from pipeline.tools.inspect.command import read_request
@@ -159,6 +159,30 @@ def test_all_mistakes_of_a_configuration_are_told_at_once():
         read_config(point)
     for key in ("(merge.prune.density)", "(peft.r)", "(seed)", "(tasks)"):
         assert key in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "points"),
+    [
+        (["experiment=dial"], [(knows, seed) for knows in ("nothing", "half", "paper") for seed in ("1", "2", "3")]),
+        (["-m", "experiment=length", "seed=4"], [(length, "4") for length in ("0.25", "1", "4")]),
+    ],
+)
+def test_an_experiment_may_hold_a_sweep(tmp_path, monkeypatch, words, points):
+    monkeypatch.setattr(sys, "argv", ["scripts/merge_eval.py", f"paths.runs={tmp_path}/runs", *words])
+    swept: list[dict] = []
+    run("merge_eval", swept.extend)
+    typed = [parse_overrides(point["overrides"]) for point in swept]
+    keys = [key for key in typed[0] if key not in ("paths.runs", "experiment")]
+    assert [tuple(one[key] for key in keys) for one in typed] == points
+
+
+def test_the_length_of_training_is_swept_over_a_quarter_of_the_usual_one_all_of_it_and_four_times_that():
+    content = yaml.safe_load((CONFIGS / "experiment" / "length.yaml").read_text())
+    ((key, values),) = content["hydra"]["sweeper"]["params"].items()
+    assert key == "model.recipe.epochs"
+    usual = compose("train_all", [])["model"]["recipe"]["epochs"]
+    assert [float(value) / usual for value in values.split(",")] == [0.25, 1, 4]
 
 
 def test_help_shows_how_to_use_a_program_and_what_can_be_chosen(tmp_path):
