@@ -127,8 +127,8 @@ class Context:
 
     tasks: in the order of the columns; seen ones are put first. questions: the question file of each task.
     seeds: by what they seed. command: makes this report again. published: the file of the paper's values.
-    notes: more sentences for the section on how the numbers were made. base: name and training record of a small base
-    (`probe`, `heads`, `skills`: accuracies 0..1 by name; `parameters`), None for another.
+    notes: more sentences for the section on how the numbers were made. bases: name and training record of each small
+    base (`probe`, `heads`, `skills`: accuracies 0..1 by name; `parameters`).
     general: what lmms-eval measured. protocol: of the scores. swept: None where the points have no order.
     """
 
@@ -145,7 +145,7 @@ class Context:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     published: Path = PUBLISHED
     notes: tuple[str, ...] = ()
-    base: Mapping[str, Any] | None = None
+    bases: tuple[Mapping[str, Any], ...] = ()
     regime: Regime | None = None
     general: tuple[GeneralResult, ...] = ()
     protocol: str = "corrected"

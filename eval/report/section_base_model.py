@@ -12,23 +12,33 @@ SEES, OBEYS = 0.95, 0.90
 MARK = "▼"
 
 
-def format_base_section(base: Mapping[str, Any]) -> str:
-    """The section as Markdown; "" where nothing was measured. base: `Context.base`."""
-    probe, heads, skills = (base.get(key) or {} for key in ("probe", "heads", "skills"))
-    if not (probe or heads or skills):
+def format_base_section(bases: Sequence[Mapping[str, Any]]) -> str:
+    """The section as Markdown; "" where nothing was measured. bases: `Context.bases`."""
+    measured = [(_name(base), parts) for base in bases if (parts := _format_measured(base))]
+    if not measured:
         return ""
-    name = f" {escape_code(base['name'])}" if base.get("name") else ""
-    size = f" of {base['parameters'] / 1e6:.1f} million parameters" if base.get("parameters") else ""
-    parts = [
-        f"## Can the base see and obey?\n\nMeasured on the base{name}{size}, before any expert, on pictures and "
-        "dialogues that its training never had. Where a task asks only for what is unmarked here, a low zero-shot "
-        "score is more likely its convention than its pictures.\n"
+    (name, _), *others = measured
+    what = f"each of {len(measured)} bases" if others else f"the base{name}"
+    blocks = [
+        f"## Can the base see and obey?\n\nMeasured on {what}, before any expert, on pictures and dialogues that "
+        "its training never had. Where a task asks only for what is unmarked here, a low zero-shot score is more "
+        "likely its convention than its pictures.\n"
     ]
-    if probe or heads:
-        parts.append(_format_sight(probe, heads))
-    if skills:
-        parts.append(_format_skills(skills))
-    return "\n".join(parts)
+    for name, parts in measured:
+        blocks += [*([f"### The base{name}\n"] if others else []), *parts]
+    return "\n".join(blocks)
+
+
+def _name(base: Mapping[str, Any]) -> str:
+    name = f" {escape_code(base['name'])}" if base.get("name") else ""
+    return name + (f" of {base['parameters'] / 1e6:.1f} million parameters" if base.get("parameters") else "")
+
+
+def _format_measured(base: Mapping[str, Any]) -> list[str]:
+    """What was measured on one base; empty where nothing was."""
+    probe, heads, skills = (base.get(key) or {} for key in ("probe", "heads", "skills"))
+    parts = [_format_sight(probe, heads)] if probe or heads else []
+    return [*parts, *([_format_skills(skills)] if skills else [])]
 
 
 def _format_sight(probe: Mapping[str, float], heads: Mapping[str, float]) -> str:

@@ -68,7 +68,7 @@ def compose(content: Content, format_table: FormatTable) -> str:
         _parts_section(tables, format_table),
         _general_section(context, tables, format_table),
         _published_section(context, tables["published"], format_table),
-        format_base_section(context.base or {}),
+        format_base_section(context.bases),
         CONTACT_SHEET if content.has_sheet else "",
         _problems_section(groups, context),
         format_methods_section(groups),

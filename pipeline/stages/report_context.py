@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from eval.general.lmms_results import GeneralResult
@@ -25,8 +26,9 @@ def make_context(name: str, plans: Sequence[Plan]) -> Context:
     """Build the context that the points of a report share, without general benchmarks (`read_general`)."""
     config = plans[0].config
     seeds = {"benchmark": config.benchmark.seed, "bootstrap": config.bootstrap.seed}
-    if config.model.trained_base is not None:
-        seeds["base"] = config.model.trained_base.seed
+    of_bases = {base.seed for plan in plans if (base := plan.config.model.trained_base)}
+    if len(of_bases) == 1:
+        seeds["base"] = of_bases.pop()
     if config.trains and len({plan.config.seed for plan in plans}) == 1:
         seeds["experts"] = config.seed
     return Context(
@@ -39,7 +41,7 @@ def make_context(name: str, plans: Sequence[Plan]) -> Context:
         seeds=seeds,
         command=command("merge_eval", lambda word: not word.startswith("jobs=")),
         bootstrap=config.bootstrap,
-        base=_read_base(plans),
+        bases=_read_bases(plans),
         regime=_read_regime(plans),
         protocol=config.protocol,
         swept=find_ordered_key(plans),
@@ -65,12 +67,14 @@ def read_general(plans: Sequence[Plan]) -> tuple[GeneralResult, ...]:
     return tuple(row for plan in plans for row in general_rows(plan, titles[plan]))
 
 
-def _read_base(plans: Sequence[Plan]) -> dict[str, Any] | None:
-    """Read the name and the training record of a small base; None without a record, or if the points have several."""
-    file = plans[0].base.path / TRAINING
-    if len({plan.base.path for plan in plans}) > 1 or not file.exists():
-        return None
-    record = {"parameters": 0, **read_json(file, "the record of a training"), "name": plans[0].base_name}
+def _read_bases(plans: Sequence[Plan]) -> tuple[dict[str, Any], ...]:
+    """Read name and training record of each small base of these points that has a record."""
+    names = {plan.base.path / TRAINING: plan.base_name for plan in plans}
+    return tuple(_read_base(file, name) for file, name in names.items() if file.exists())
+
+
+def _read_base(file: Path, name: str) -> dict[str, Any]:
+    record = {"parameters": 0, **read_json(file, "the record of a training"), "name": name}
     if not isinstance(record["parameters"], (int, float)):
         raise UserError(f"{file}: parameters must be a number, got {quote(record['parameters'])}")
     for key in ("probe", "heads", "skills"):

@@ -82,7 +82,7 @@ def format_card(plan: Plan, base: BaseModel, record: Mapping[str, Any], weights:
         f"A LLaVA of {record['parameters'] / 1e6:.1f} million parameters (`model={plan.config.model.name}`), trained "
         f"from scratch on drawn pictures of {side} x {side} pixels. {KNOWS[base.knows]} It is there to train LoRA "
         "experts on it and to merge them, and good for nothing else.",
-        format_base_section(record).rstrip(),
+        format_base_section([record]).rstrip(),
         "The skills are those of the weights in this folder. Heads and probe read the vision tower before its weights "
         "were rounded to bf16.",
         "## How it was made",

@@ -84,7 +84,7 @@ def make_report(texts, context: Context, folder: Path) -> Report:
         results.append(SourceResult(source, kind, take(), scores, files, overrides={"x": take()}, **known))
     base = {"probe": {take(): 0.5}, "skills": {take(): 0.5}}
     known = {"benchmark": take(), "model": take(), "command": take(), "commit": take(), "notes": (take(),)}
-    facts = dataclasses.replace(context, tasks=tasks, questions=questions, base=base, **known)
+    facts = dataclasses.replace(context, tasks=tasks, questions=questions, bases=(base,), **known)
     return assemble_report(results, dataclasses.replace(facts, bootstrap=Bootstrap(draws=20)))
 
 

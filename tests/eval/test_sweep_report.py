@@ -91,11 +91,22 @@ def test_the_methods_tell_grid_choice_and_where_the_grid_was_too_small():
 
 def test_what_the_base_cannot_is_marked():
     base = {"probe": {"colour": 0.949, "shape": 0.951}, "heads": {"colour": 1.0}, "skills": {"all": 0.9, "box": 0.5}}
-    text = format_base_section({**base, "parameters": 2_100_000, "name": "tiny-paper"})
+    text = format_base_section([{**base, "parameters": 2_100_000, "name": "tiny-paper"}])
     assert "1 of 2 concepts" in text and "| Linear probe | **94.9** ▼ | 95.1 |" in text
     assert "0 of 1 skills" in text and "| Right answers | 90.0 | **50.0** ▼ |" in text
     assert "the base `tiny-paper` of 2.1 million parameters" in text
-    assert format_base_section({}) == "" == format_base_section({"name": "tiny-paper", "seconds": 1.0})
+    assert format_base_section([]) == "" == format_base_section([{"name": "tiny-paper", "seconds": 1.0}])
+
+
+def test_of_several_bases_each_has_its_own_part():
+    bases = [
+        {"name": f"tiny-{knows}", "skills": {"all": 1.0, "box": value}} for knows, value in (("half", 1), ("x", 0.5))
+    ]
+    text = format_base_section([*bases, {"name": "tiny-unmeasured"}])
+    assert "Measured on each of 2 bases" in text and "unmeasured" not in text
+    of_half, of_x = text.split("### The base `")[1:]
+    assert of_half.startswith("tiny-half`") and "1 of 1 skills" in of_half
+    assert of_x.startswith("tiny-x`") and "0 of 1 skills" in of_x
 
 
 def test_how_low_the_rank_is_and_how_fine_the_scores_are_is_stated(context):

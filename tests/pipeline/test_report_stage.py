@@ -11,6 +11,7 @@ from eval.report.results import CHOSEN, group_results
 from pipeline.plan import Plan
 from pipeline.program import parse_overrides
 from pipeline.stages import predict, report
+from pipeline.stages.report_context import make_context
 from pipeline.sweep import find_ordered_key, make_plans
 from tests.plans import finish, finish_score, make_point
 from tests.report_cases import make_score
@@ -160,3 +161,12 @@ def test_every_base_is_loaded_once_whatever_is_swept_first(dial, monkeypatch):
     predict.predict([one for plan in dial for one in plan.evaluations])
     bases = [item["base"] for item in answered]
     assert len(list(itertools.groupby(bases))) == len(set(bases)) == 3
+
+
+def test_the_context_of_a_sweep_names_every_base_that_was_measured(dial):
+    for plan in dial[:2]:
+        plan.base.path.mkdir(parents=True, exist_ok=True)
+        (plan.base.path / "training.json").write_text('{"skills": {"all": 0.9}}')
+    context = make_context("main", dial)
+    assert [base["name"] for base in context.bases] == [plan.base_name for plan in dial[:2]]
+    assert context.seeds["base"] == 0 and context.swept is not None and context.swept.key == "model.base.knows"
