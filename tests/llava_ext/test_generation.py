@@ -26,7 +26,7 @@ from llava_ext.settings import Expert, Peft, Recipe
 from llava_ext.train import train_expert
 from robustmerge.formats.adapter import WEIGHTS
 from robustmerge.formats.adapter_config import CONFIG
-from robustmerge.stage.address import Address
+from robustmerge.stage.address import REPOSITORY, Address
 from robustmerge.stage.records import Example, Prediction, read_predictions, write_examples
 from robustmerge.stage.settings import UserError
 from tests.tiny_model import TEMPLATE, draw_examples, write_base, write_task
@@ -266,7 +266,7 @@ def test_on_a_trained_model_a_batch_of_all_lengths_gives_the_answers_of_its_ques
             text = example.text * (1 + number % 4)
             examples.append(dataclasses.replace(example, text=text, image=image))
             folders[task] = folder
-    (base,) = (smoke.root / "base").glob("tiny-*")
+    base = REPOSITORY / "bases/tiny-paper"
     (expert,) = (smoke.root / "experts").glob("multi_task-*")
     generate = Generator(base, TEMPLATE)
     generate.use(expert)
