@@ -123,7 +123,7 @@ def test_a_shipped_base_is_what_its_configuration_and_its_card_say(folder, tmp_p
     assert (plan.base.path, plan.base.short) == (folder, f"bases/{folder.name}")
     assert f"sha256 `{sha256_of(folder / 'model.safetensors')}`" in (folder / "README.md").read_text()
     check_sizes(folder, plan.config.model.base.pretraining)
-    base = make_context("main", [plan]).base
+    (base,) = make_context("main", [plan]).bases
     assert base["name"] == folder.name and base["probe"] and base["skills"]
 
 
