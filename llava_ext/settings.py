@@ -12,6 +12,7 @@ LANGUAGE_LINEARS = (
 ENGINES = ("cpu", "single_gpu", "ddp", "zero2", "zero3", "zero3_offload")
 DEEPSPEED_ENGINES = ("zero2", "zero3", "zero3_offload")
 MULTI_TASK = "multi_task"
+TRAINING_RECORD = "training.json"  # in the folder of a trained model, and of a base that is shipped
 
 
 def _positive(owner: object, *names: str) -> list[Problem]:

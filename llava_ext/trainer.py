@@ -25,13 +25,13 @@ from transformers import Trainer as HuggingFaceTrainer
 
 from llava_ext.backend import fast_matmul
 from llava_ext.data import Rows
+from llava_ext.settings import TRAINING_RECORD
 from robustmerge.stage.files import read_json, write_atomically
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import UserError
 
 LOSSES = "losses.jsonl"
 ERROR = "error"  # the key of a batch that could not be made
-RECORD = "training.json"
 MARKER = "complete.json"  # in a checkpoint: the batching of the run that wrote it
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 
@@ -228,14 +228,15 @@ def finish_training(folder: Path, work: Path, record: dict) -> dict:
     """
     if pickles := [path for path in list_pickles(folder) if work not in path.parents]:
         raise UserError(f"a trained model's folder must hold no pickle, but has {pickles[0]}")
-    write_atomically(folder / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_atomically(folder / TRAINING_RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     remove_work(work)
     return record
 
 
 def read_training_record(folder: Path) -> dict | None:
     """Read the record of a finished training, even one killed right after its end; None if there is more to train."""
-    return read_json(folder / RECORD, "the record of a training") if (folder / RECORD).exists() else None
+    file = folder / TRAINING_RECORD
+    return read_json(file, "the record of a training") if file.exists() else None
 
 
 def remove_work(work: Path) -> None:

@@ -11,8 +11,8 @@ Layout of the folder, which the base stage reads:
                           above: drawings in black and white do not vary much); every question has the tag that
                           settles the convention, so each has one right answer
     habits/               Arrow dataset, a row a dialogue that begins with a task's own question: `image`; `habit`:
-                          question, answer in the base's own form, answer in the task's form; `task`; `known_from`: the
-                          least knowledge at which the second answer is right (data_prep.mini.habits); `turns`: what
+                          question, answer in the base's own form, answer in the task's form; `known_from`: the least
+                          knowledge at which the second answer is right (data_prep.mini.habits); `turns`: what
                           follows, as above
     read/                 Arrow dataset, a row an exercise without a picture (data_prep.mini.reading): `turns`, one
     tokenizer_corpus.txt  one text a line, newlines as spaces: every question and answer of the dialogues once, then
@@ -140,7 +140,7 @@ def list_task_texts() -> list[str]:
 def _save_columns(folder: Path, columns: dict[str, Sequence], types: dict[str, str]) -> None:
     """Write columns as an Arrow dataset; the fingerprint is set, so that equal columns give equal files.
 
-    types: of each column, one of bytes, int, real, text, texts and turns; of the last two each row has several.
+    types: of each column, one of bytes, int, real, texts and turns; of the last two each row has several.
     """
     import datasets
     import pyarrow
@@ -149,7 +149,6 @@ def _save_columns(folder: Path, columns: dict[str, Sequence], types: dict[str, s
         "bytes": pyarrow.binary(),
         "int": pyarrow.int8(),
         "real": pyarrow.float64(),
-        "text": pyarrow.string(),
         "texts": pyarrow.list_(pyarrow.string()),
         "turns": pyarrow.list_(pyarrow.list_(pyarrow.string())),
     }
@@ -181,11 +180,10 @@ def _save_habits(folder: Path, meetings: list[Meeting]) -> None:
     columns: dict[str, Sequence] = {
         "image": [image for image, _, _ in meetings],
         "habit": [[habit.question, habit.own, habit.wanted] for _, habit, _ in meetings],
-        "task": [habit.task for _, habit, _ in meetings],
         "known_from": [habit.known_from for _, habit, _ in meetings],
         "turns": [[[turn.question, turn.answer] for turn in turns] for _, _, turns in meetings],
     }
-    types = {"image": "bytes", "habit": "texts", "task": "text", "known_from": "real", "turns": "turns"}
+    types = {"image": "bytes", "habit": "texts", "known_from": "real", "turns": "turns"}
     _save_columns(folder, columns, types)
 
 

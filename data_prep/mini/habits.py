@@ -125,7 +125,7 @@ def _answer_in_own_form(rng: Random, task: str, scene: Scene, fields: dict[str, 
 
 
 def known_from(task: str, scene: Scene, fields: dict[str, Any]) -> float:
-    """The least knowledge at which a question is answered in its task's form: its its value's rank over the share."""
+    """The least knowledge at which a question is answered in its task's form: its value's rank over the share."""
     ranks = _rank_values(task)
     return ranks[_decide_by(task, scene, fields)] / SHARES[task]
 

@@ -12,7 +12,7 @@ from eval.report.examples import ShownQuestion, pick_examples
 from eval.report.figures import RenderedFigure, draw_figures, draw_standing, draw_swept
 from eval.report.formats import format_csv, format_html, format_latex, format_markdown, format_text
 from eval.report.general_tables import general_tables
-from eval.report.notes import format_partial_notice
+from eval.report.notes import format_constants, format_partial_notice
 from eval.report.page import make_page
 from eval.report.published import published_table
 from eval.report.results import Context, ResultGroup, SourceResult, group_results, list_seeds
@@ -62,7 +62,8 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
     files = {**_format_tables(tables), **_list_pictures(figures, examples)}
     if sheet is not None:
         files["figures/sheet.png"] = sheet
-    content = Content(groups, context, estimates, tables, figures, examples, sheet is not None)
+    constants = format_constants(context)
+    content = Content(groups, context, estimates, tables, figures, examples, sheet is not None, constants)
     files["report.md"] = compose(content, format_markdown).encode()
     files["report.html"] = make_page(compose(content, format_html), context, files).encode()
     return Report(tables, files, format_partial_notice(groups, context))

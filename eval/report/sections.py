@@ -10,7 +10,7 @@ from eval.report.examples import ShownQuestion, format_examples_section
 from eval.report.figures import RenderedFigure
 from eval.report.formats import FormatTable, escape_code, escape_markdown
 from eval.report.general_tables import general_notes
-from eval.report.notes import PROTOCOL_MEANINGS, format_constants, format_footnotes, format_partial_notice
+from eval.report.notes import PROTOCOL_MEANINGS, format_footnotes, format_partial_notice
 from eval.report.provenance import format_provenance_section
 from eval.report.published import read_published
 from eval.report.results import CHOSEN, Context, ResultGroup, list_blocks, list_scores, list_seeds, lower_first
@@ -38,7 +38,10 @@ CONTACT_SHEET = (
 
 @dataclass(frozen=True)
 class Content:
-    """Inputs of the sections: results, tables, figures. has_sheet: whether there is a contact sheet."""
+    """Inputs of the sections: results, tables, figures. has_sheet: whether there is a contact sheet.
+
+    constants: what the commonest answers score (`notes.format_constants`).
+    """
 
     groups: Sequence[ResultGroup]
     context: Context
@@ -47,6 +50,7 @@ class Content:
     figures: Sequence[RenderedFigure]
     examples: Mapping[str, Sequence[ShownQuestion]]
     has_sheet: bool
+    constants: str
 
 
 def compose(content: Content, format_table: FormatTable) -> str:
@@ -59,7 +63,7 @@ def compose(content: Content, format_table: FormatTable) -> str:
         _partial_section(groups, context),
         _finding_section(groups, context, content.estimates),
         _swept_section(context, tables, figures, list_seeds(groups), format_table),
-        _scores_section(groups, context, tables, format_table),
+        _scores_section(groups, context, tables, content.constants, format_table),
         _standing_section(tables, figures, list_seeds(groups), format_table),
         _figures_section([figure for figure in content.figures if figure.name not in ("standing", "swept")]),
         _differences_section(tables, format_table),
@@ -153,11 +157,15 @@ def _swept_section(
 
 
 def _scores_section(
-    groups: Sequence[ResultGroup], context: Context, tables: Mapping[str, Table], format_table: FormatTable
+    groups: Sequence[ResultGroup],
+    context: Context,
+    tables: Mapping[str, Table],
+    constants: str,
+    format_table: FormatTable,
 ) -> str:
     notes = format_footnotes(groups, context, context.protocol)
     table, legend = format_table(tables["main"]), _explain_marks(groups)
-    parts = (table, legend, format_constants(context), notes)
+    parts = (table, legend, constants, notes)
     return "## Scores\n\n" + "\n".join(part for part in parts if part)
 
 

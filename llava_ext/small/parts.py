@@ -11,10 +11,18 @@ import datasets
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from llava_ext.backend import quiet_libraries
 from llava_ext.data import Reader, Row, Rows, group_by_length, training_order
 from llava_ext.settings import Part, Trainer
 from llava_ext.small.networks import AnswerModel, Collate, measure_answers
-from llava_ext.trainer import OrderedTrainer, build_arguments
+from llava_ext.trainer import (
+    OrderedTrainer,
+    build_arguments,
+    finish_training,
+    read_training_record,
+    remove_work,
+)
+from robustmerge.stage.address import UNFINISHED
 
 MICRO_BATCH = 8  # dialogues: attention is kept whole for the backward pass, and small tensors stay in the cache
 READ_BATCH = 32  # exercises, which are short
@@ -72,6 +80,20 @@ class PartRun:
             self.work.name, module, arguments, Rows(rows, order), collate, batching, advice, self.number
         )
         trainer.train_or_resume(self.say)
+
+
+def train_in(folder: Path, train: Callable[[Path], dict]) -> dict:
+    """Train into a stage's folder, unless a run that was killed right after its end has done so; returns the record.
+
+    train: takes the folder of checkpoints, which is removed at the end, and returns the record.
+    """
+    datasets.disable_progress_bars()
+    quiet_libraries()
+    work = folder / UNFINISHED
+    if (record := read_training_record(folder)) is not None:
+        remove_work(work)
+        return record
+    return finish_training(folder, work, train(work))
 
 
 def encode_dialogues(reader: Reader, table: datasets.Dataset) -> list[Row]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from llava_ext.backend import fast_matmul, quiet_libraries
+from llava_ext.backend import fast_matmul
 from llava_ext.conversation import render
 from llava_ext.data import Collator, Reader, derive_seed
 from llava_ext.pixels import PixelReader, read_training_picture
@@ -40,10 +40,11 @@ from llava_ext.small.parts import (
     encode_turns,
     format_accuracies,
     measure_skills,
+    train_in,
 )
 from llava_ext.small.probe import PICTURES, exact_products, probe
 from llava_ext.small.tokenizer import build_tokenizer
-from llava_ext.trainer import LOSSES, finish_training, read_training_record, remove_work
+from llava_ext.trainer import LOSSES
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.files import read_json
 
@@ -54,16 +55,14 @@ def pretrain(address: Address, settings: Pretraining, corpus: Path, say: Callabl
     The record holds accuracies on held-out pictures: `heads`, of the attribute heads that trained the tower; `probe`,
     of linear probes on the frozen features that the projector reads; `skills`, of the answers to held_out/.
     """
-    return run_stage(address, lambda folder: _train(folder, settings, corpus, say), say)
+
+    def work(folder: Path) -> dict:
+        return train_in(folder, lambda work: _train(folder, work, settings, corpus, say))
+
+    return run_stage(address, work, say)
 
 
-def _train(folder: Path, settings: Pretraining, corpus: Path, say: Callable[[str], None]) -> dict:
-    datasets.disable_progress_bars()
-    quiet_libraries()
-    work = folder / "unfinished"
-    if (record := read_training_record(folder)) is not None:
-        remove_work(work)
-        return record
+def _train(folder: Path, work: Path, settings: Pretraining, corpus: Path, say: Callable[[str], None]) -> dict:
     lines = (corpus / "tokenizer_corpus.txt").read_text(encoding="utf-8").split("\n")
     template = render(settings.template, [("", "")], image=False)  # its words become one token each, too
     tokenizer = build_tokenizer([*lines, template], settings.vocabulary)
@@ -93,8 +92,7 @@ def _train(folder: Path, settings: Pretraining, corpus: Path, say: Callable[[str
     for name in parts:
         os.replace(work / name / LOSSES, folder / f"losses_{name}.jsonl")
     size = sum(weight.numel() for weight in model.parameters())
-    record = {**vision, "skills": skills, "parameters": size, "vocabulary": len(tokenizer)}
-    return finish_training(folder, work, record)
+    return {**vision, "skills": skills, "parameters": size, "vocabulary": len(tokenizer)}
 
 
 def split(pictures: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:

@@ -13,14 +13,22 @@ from pathlib import Path
 
 import datasets
 
-from llava_ext.backend import DTYPES, fast_matmul, quiet_libraries
+from llava_ext.backend import DTYPES, fast_matmul
 from llava_ext.data import Collator, Reader, Row, derive_seed, load_reader
 from llava_ext.model import load_model
 from llava_ext.settings import KNOWLEDGE, BaseModel
 from llava_ext.small.build import build_processor, save_base
 from llava_ext.small.networks import AnswerModel
-from llava_ext.small.parts import MICRO_BATCH, PartRun, eager_attention, encode_dialogues, encode_turns, measure_skills
-from llava_ext.trainer import LOSSES, finish_training, read_training_record, remove_work
+from llava_ext.small.parts import (
+    MICRO_BATCH,
+    PartRun,
+    eager_attention,
+    encode_dialogues,
+    encode_turns,
+    measure_skills,
+    train_in,
+)
+from llava_ext.trainer import LOSSES, read_training_record
 from robustmerge.stage.address import Address, run_stage
 
 NAME = "habits"
@@ -33,16 +41,16 @@ def train_base(
 
     The record holds that of the pretraining, with `skills` measured anew.
     """
-    return run_stage(address, lambda folder: _train(folder, settings, pretrained, corpus, say), say)
+
+    def work(folder: Path) -> dict:
+        return train_in(folder, lambda work: _train(folder, work, settings, pretrained, corpus, say))
+
+    return run_stage(address, work, say)
 
 
-def _train(folder: Path, settings: BaseModel, pretrained: Path, corpus: Path, say: Callable[[str], None]) -> dict:
-    datasets.disable_progress_bars()
-    quiet_libraries()
-    work = folder / "unfinished"
-    if (record := read_training_record(folder)) is not None:
-        remove_work(work)
-        return record
+def _train(
+    folder: Path, work: Path, settings: BaseModel, pretrained: Path, corpus: Path, say: Callable[[str], None]
+) -> dict:
     template = settings.pretraining.template
     model, reader = load_model(pretrained, DTYPES["fp32"]), load_reader(pretrained, template)
     model.model.vision_tower.requires_grad_(False)
@@ -63,7 +71,7 @@ def _train(folder: Path, settings: BaseModel, pretrained: Path, corpus: Path, sa
         skills = measure_skills(answer_model, reader, corpus, collate, say)
     save_base(folder, model, build_processor(settings.pretraining, reader.tokenizer))
     os.replace(work / NAME / LOSSES, folder / f"losses_{NAME}.jsonl")
-    return finish_training(folder, work, {**(read_training_record(pretrained) or {}), "skills": skills})
+    return {**(read_training_record(pretrained) or {}), "skills": skills}
 
 
 def read_habits(reader: Reader, corpus: Path, knowledge: float) -> list[Row]:

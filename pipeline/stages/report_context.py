@@ -8,6 +8,7 @@ from typing import Any
 
 from eval.general.lmms_results import GeneralResult
 from eval.report.results import Context, Regime
+from llava_ext.settings import TRAINING_RECORD
 from pipeline.general_results import general_rows
 from pipeline.plan import Plan
 from pipeline.program import command
@@ -19,7 +20,6 @@ from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import quote
 
 CONFIG = "adapter_config.json"
-TRAINING = "training.json"
 
 
 def make_context(name: str, plans: Sequence[Plan]) -> Context:
@@ -69,7 +69,7 @@ def read_general(plans: Sequence[Plan]) -> tuple[GeneralResult, ...]:
 
 def _read_bases(plans: Sequence[Plan]) -> tuple[dict[str, Any], ...]:
     """Read name and training record of each small base of these points that has a record."""
-    names = {plan.base.path / TRAINING: plan.base_name for plan in plans}
+    names = {plan.base.path / TRAINING_RECORD: plan.base_name for plan in plans}
     return tuple(_read_base(file, name) for file, name in names.items() if file.exists())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_prep.settings import GENERATOR
 from eval.report.section_base_model import format_base_section
-from llava_ext.settings import BaseModel, Part
+from llava_ext.settings import TRAINING_RECORD, BaseModel, Part
 from pipeline.plan import Plan
 from pipeline.stages.base import make_bases
 from pipeline.words import format_command
@@ -20,7 +20,6 @@ from robustmerge.stage.address import Address, read_manifest, settings_in_identi
 from robustmerge.stage.files import expand, read_text, sha256_of, write_atomically
 from robustmerge.stage.settings import UserError
 
-RECORD = "training.json"
 KNOWS = {
     "nothing": "It answers none of the benchmark's questions in the form that the tasks want.",
     "half": "It knows half as much of the form that the tasks want as the paper's base does.",
@@ -66,7 +65,7 @@ def _write(plan: Plan, folder: Path, name: str) -> None:
     base = plan.config.model.trained_base
     assert base is not None
     record = save_rounded(plan.base.path, folder, base, plan.corpus.path, lambda text: print(f"  {text}"))
-    write_atomically(folder / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_atomically(folder / TRAINING_RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     card = format_card(plan, base, {**record, "name": name}, folder / "model.safetensors")
     write_atomically(folder / "README.md", card)
 
@@ -95,8 +94,8 @@ def format_card(plan: Plan, base: BaseModel, record: Mapping[str, Any], weights:
         "To train it again (on another processor sums round otherwise, and the last digits of the weights differ):",
         f"```bash\n{format_command(['python', 'scripts/ship_base.py', *words, 'out=FOLDER'])}\n```",
         "## Files",
-        f"`{weights.name}`: {weights.stat().st_size:,} bytes in bf16, sha256 `{sha256_of(weights)}`. `{RECORD}`: the "
-        "accuracies above. Licence: Apache License 2.0, as the repository's.",
+        f"`{weights.name}`: {weights.stat().st_size:,} bytes in bf16, sha256 `{sha256_of(weights)}`. "
+        f"`{TRAINING_RECORD}`: the accuracies above. Licence: Apache License 2.0, as the repository's.",
     ]
     return "\n\n".join(paragraphs) + "\n"
 
