@@ -112,12 +112,14 @@ class TaskData:
 class BaseCorpus:
     """The training corpus of the small base model.
 
-    images: pictures with labels; readings: exercises without a picture; dialogues: about the pictures; habits:
-    dialogues that begin with a task's own question; held_out: dialogues about other pictures, to measure on.
+    images: pictures with labels; readings: exercises without a picture; statements: yes-or-no questions about the
+    pictures; dialogues: about the pictures; habits: dialogues that begin with a task's own question; held_out:
+    dialogues about other pictures, to measure on.
     """
 
     images: int = 40_000
-    readings: int = 96_000
+    readings: int = 128_000
+    statements: int = 100_000
     dialogues: int = 38_000
     habits: int = 24_000
     held_out: int = 2_000
@@ -125,4 +127,5 @@ class BaseCorpus:
     jobs: int = outside_identity(2)
 
     def __post_init__(self) -> None:
-        refuse(_problems_of_counts(self, ("images", "readings", "dialogues", "habits", "held_out", "jobs"), 1))
+        counts = ("images", "readings", "statements", "dialogues", "habits", "held_out", "jobs")
+        refuse(_problems_of_counts(self, counts, 1))

@@ -84,8 +84,8 @@ class Part:
 class Pretraining:
     """A small LLaVA that sees, reads and talks, but has met no task: its sizes and its training from scratch.
 
-    see, read, talk: the parts of the training (llava_ext.small.pretrain). vocabulary: the most tokens of the tokenizer;
-    held_out: share of the labelled pictures on which the vision tower is measured and not trained.
+    see, read, verify, talk: the parts of the training (llava_ext.small.pretrain). vocabulary: the most tokens of the
+    tokenizer; held_out: share of the labelled pictures on which the vision tower is measured and not trained.
     """
 
     vision: Vision = field(default_factory=Vision)
@@ -94,6 +94,7 @@ class Pretraining:
     template: str = "vicuna_v1_short"
     see: Part = field(default_factory=Part)
     read: Part = field(default_factory=Part)
+    verify: Part = field(default_factory=Part)
     talk: Part = field(default_factory=Part)
     held_out: float = 0.05
     seed: int = 0

@@ -14,7 +14,9 @@ Layout of the folder, which the base stage reads:
                           question, answer in the base's own form, answer in the task's form; `known_from`: the least
                           knowledge at which the second answer is right (data_prep.mini.habits); `turns`: what
                           follows, as above
-    read/                 Arrow dataset, a row an exercise without a picture (data_prep.mini.reading): `turns`, one
+    read/                 Arrow dataset, a row an exercise without a picture (data_prep.mini.reading), in the order in
+                          which they are to be learned: `turns`, one
+    verify/               the same of yes-or-no questions about pictures (data_prep.mini.verifying): `image`, `turns`
     tokenizer_corpus.txt  one text a line, newlines as spaces: every question and answer of the dialogues once, then
                           the texts of the tasks and their prompts, every box edge, digit and letter, and the common
                           words of `words`, so that a tokenizer trained on it can have one token for each word; what
@@ -37,6 +39,7 @@ from data_prep.mini.habits import PROMPTS, Habit, sample_habit
 from data_prep.mini.reading import read
 from data_prep.mini.scenes import HEADS, RENDITIONS, SIDE, Scene
 from data_prep.mini.tasks import GENERATORS
+from data_prep.mini.verifying import index_scenes, verify
 from data_prep.mini.words import WORDS
 from data_prep.parallel import map_in_order
 from data_prep.settings import BaseCorpus
@@ -73,13 +76,18 @@ def sample_scene(rng: Random) -> Scene:
     return scenes.sample_object(rng, sizes=("medium", "large"), qualities=scenes.QUALITIES)
 
 
+def _scene_of(seed: int, index: int) -> Scene:
+    """What picture `index` of a corpus shows."""
+    return sample_scene(Random(f"corpus/{seed}/{index}"))
+
+
 def _draw_chunk(job: tuple[int, int, int, int, int]) -> tuple[list[Picture], list[Dialogue]]:
     """Draw pictures start..stop with their labels, and the numbered dialogues about them."""
     seed, start, stop, image_count, dialogue_count = job
     pictures: list[Picture] = []
     dialogues: list[Dialogue] = []
     for index in range(start, stop):
-        scene = sample_scene(Random(f"corpus/{seed}/{index}"))
+        scene = _scene_of(seed, index)
         image = encode(draw(scene))
         pictures.append((image, tuple(scenes.label(scene).values())))
         dialogues += [
@@ -172,8 +180,25 @@ def _save_dialogues(folder: Path, dialogues: list[Dialogue]) -> None:
 
 
 def _save_readings(folder: Path, settings: BaseCorpus) -> None:
-    turns = [read(Random(f"read/{settings.seed}/{index}")) for index in range(settings.readings)]
+    turns = [
+        read(Random(f"read/{settings.seed}/{number}"), number / settings.readings)
+        for number in range(settings.readings)
+    ]
     _save_columns(folder, {"turns": [[[turn.question, turn.answer]] for turn in turns]}, {"turns": "turns"})
+
+
+def _save_statements(folder: Path, settings: BaseCorpus, pictures: Sequence[Picture]) -> None:
+    scenes = [_scene_of(settings.seed, index) for index in range(len(pictures))]
+    index = index_scenes(scenes)
+    questions = [
+        verify(Random(f"verify/{settings.seed}/{number}"), number / settings.statements, scenes, index)
+        for number in range(settings.statements)
+    ]
+    columns: dict[str, Sequence] = {
+        "image": [pictures[picture][0] for picture, _ in questions],
+        "turns": [[[turn.question, turn.answer]] for _, turn in questions],
+    }
+    _save_columns(folder, columns, {"image": "bytes", "turns": "turns"})
 
 
 def _save_habits(folder: Path, meetings: list[Meeting]) -> None:
@@ -205,6 +230,7 @@ def write_corpus(folder: Path, settings: BaseCorpus) -> dict[str, int]:
     _save_dialogues(folder / "instruct", dialogues)
     _save_dialogues(folder / "held_out", held_out)
     _save_readings(folder / "read", settings)
+    _save_statements(folder / "verify", settings, pictures)
     _save_habits(folder / "habits", habits)
     write_atomically(folder / "heads.json", json.dumps({head: len(classes) for head, classes in HEADS.items()}) + "\n")
     answers = {f" {turn.answer}" for _, _, turns in dialogues for turn in turns}
@@ -216,6 +242,7 @@ def write_corpus(folder: Path, settings: BaseCorpus) -> dict[str, int]:
         "dialogues": len(dialogues),
         "turns": turn_count,
         "readings": settings.readings,
+        "statements": settings.statements,
         "habits": len(habits),
         "held_out": len(held_out),
     }

@@ -23,6 +23,7 @@ from data_prep.mini.scenes import (
     MARKS,
     MATERIALS,
     MOST_IN_ALL,
+    MOST_MARKS,
     PLACES,
     QUALITIES,
     SHAPES,
@@ -209,20 +210,19 @@ def ask_option(rng: Random, scene: Scene) -> Exchange:
 def ask_yes_no(rng: Random, scene: Scene) -> Exchange:
     """Whether a statement is true: half of the time it is. The first convention also says what is true.
 
-    Values are named by Zipf's law, and each is named as often truly as falsely. Were all equally frequent, a small
-    model would stay at chance: neither question nor picture alone would say anything about the answer (measured). The
-    frequent values are learned first and show the way to the others.
+    Values are named by Zipf's law, and each is named as often truly as falsely.
     """
-    statements = _list_statements(rng, scene)
-    shares = [_zipf(len(values))[values.index(right)] for _, values, right, _ in statements]
-    weights = [1 + share * (len(one[1]) - 2) for one, share in zip(statements, shares, strict=True)]
-    (forms, values, right, truth), share = rng.choices(list(zip(statements, shares, strict=True)), weights)[0]
+    statements = list_statements(rng, scene)
+    shares = [_zipf(len(one.values))[one.values.index(one.right)] for one in statements]
+    weights = [1 + share * (len(one.values) - 2) for one, share in zip(statements, shares, strict=True)]
+    statement, share = rng.choices(list(zip(statements, shares, strict=True)), weights)[0]
+    values, right = statement.values, statement.right
     naming = [
         share * (len(values) - 1) if value == right else w for value, w in zip(values, _zipf(len(values)), strict=True)
     ]
     value = rng.choices(values, naming)[0]
     word = "yes" if value == right else "no"
-    return rng.choice(forms).format(value=value, a=with_article(value)), f"{word}, {truth}", word
+    return statement.ask(rng, value), f"{word}, {statement.truth}", word
 
 
 @cache
@@ -232,61 +232,67 @@ def _zipf(count: int) -> tuple[float, ...]:
     return tuple(1 / rank / total for rank in range(1, count + 1))
 
 
-Statement = tuple[tuple[str, ...], Sequence[str], str, str]  # questions, the concept's values, the true one, in words
+class Statement(NamedTuple):
+    """What can be asked about a scene by yes or no. values: all of the concept; right: that of the scene.
 
+    forms: of the question; truth: what is right, in words.
+    """
 
-def _list_statements(rng: Random, scene: Scene) -> list[Statement]:
-    """What can be asked about a scene by yes or no."""
+    concept: str
     forms: tuple[str, ...]
+    values: Sequence[str]
+    right: str
+    truth: str
+
+    def ask(self, rng: Random, value: str) -> str:
+        """The question whether the scene has a value."""
+        return rng.choice(self.forms).format(value=value, a=with_article(value))
+
+
+def list_statements(rng: Random, scene: Scene) -> list[Statement]:
+    """What can be asked about a scene by yes or no."""
     if scene.kind == "icon":
-        forms = ("Is this {a}?", "Is there {a} in the picture?", "Do you see {a}?")
-        return [(forms, ICONS, scene.icon, f"it looks like {with_article(scene.icon)}")]
+        forms: tuple[str, ...] = ("Is this {a}?", "Is there {a} in the picture?", "Do you see {a}?")
+        return [Statement("icon", forms, ICONS, scene.icon, f"it looks like {with_article(scene.icon)}")]
     if scene.kind == "book":
         letter = scene.letters[0]
         forms = ("Does the title begin with {value}?", "Is the first letter {value}?")
-        return [(forms, tuple(LETTERS), letter, f"the letter is {letter}")]
+        return [Statement("letter", forms, tuple(LETTERS), letter, f"the letter is {letter}")]
     if scene.marks:
-        colour = rng.choice([None, *MARKS])
-        kind = "" if colour is None else f" {colour}"
-        forms = (f"Are there {{value}}{kind} marks?", f"Do you count {{value}}{kind} icons?")
-        number = NUMBERS[scene.count(colour)]
-        return [(forms, NUMBERS[: MOST_IN_ALL + 1], number, f"I count {number}{kind}")]
+        return [_count_marks(scene, colour) for colour in (None, *MARKS)]
     thing = _thing(rng)
     is_it = (f"Is the {thing} {{value}}?", f"Is this {thing} {{value}}?", "Is it {value}?")
-    statements: list[Statement] = [
-        (
-            ("Is it {a}?", "Is there {a} in the picture?", f"Is this {thing} {{a}}?", "Do you see {a}?"),
-            SHAPES,
-            scene.shape,
-            f"it is {with_article(scene.shape)}",
-        ),
-        (is_it, tuple(SIZES), scene.size, f"it looks {LOOSE_SIZES[scene.size]}"),
-        (
-            (f"Is the {thing} at the {{value}}?", "Is it at the {value}?"),
-            PLACES,
-            scene.place,
-            f"it sits in the {_loose_place(scene.place)} part",
-        ),
+    is_a = ("Is it {a}?", "Is there {a} in the picture?", f"Is this {thing} {{a}}?", "Do you see {a}?")
+    is_at = (f"Is the {thing} at the {{value}}?", "Is it at the {value}?")
+    statements = [
+        Statement("shape", is_a, SHAPES, scene.shape, f"it is {with_article(scene.shape)}"),
+        Statement("size", is_it, tuple(SIZES), scene.size, f"it looks {LOOSE_SIZES[scene.size]}"),
+        Statement("place", is_at, PLACES, scene.place, f"it sits in the {_loose_place(scene.place)} part"),
     ]
     if scene.colour:
+        is_of = (f"Is the {thing} made of {{value}}?", "Is it of {value}?")
         statements += [
-            (is_it, tuple(COLOURS), scene.colour, f"it is {scene.colour}"),
-            (
-                (f"Is the {thing} made of {{value}}?", "Is it of {value}?"),
-                MATERIALS,
-                scene.material,
-                f"it is made of {scene.material}",
-            ),
+            Statement("colour", is_it, tuple(COLOURS), scene.colour, f"it is {scene.colour}"),
+            Statement("material", is_of, MATERIALS, scene.material, f"it is made of {scene.material}"),
         ]
     if scene.kind == "object" and scene.colour:
         forms = ("Is the photo {value}?", "Is this a {value} picture?")
-        statements.append((forms, QUALITIES, scene.quality, f"the photo is {scene.quality}"))
+        statements.append(Statement("quality", forms, QUALITIES, scene.quality, f"the photo is {scene.quality}"))
     return statements
+
+
+def _count_marks(scene: Scene, colour: str | None) -> Statement:
+    """The statement of how many marks there are, of one colour or in all."""
+    kind = "" if colour is None else f" {colour}"
+    forms = (f"Are there {{value}}{kind} marks?", f"Do you count {{value}}{kind} icons?")
+    number = NUMBERS[scene.count(colour)]
+    numbers = NUMBERS[1 : MOST_IN_ALL + 1] if colour is None else NUMBERS[: MOST_MARKS + 1]
+    return Statement(colour or "count", forms, numbers, number, f"I count {number}{kind}")
 
 
 def ask_repeat(rng: Random, scene: Scene) -> Exchange:
     """Words to be repeated, so that each word of the vocabulary is read and said."""
-    words = " ".join(sample_words(rng, rng.randint(1, 4)))
+    words = " ".join(sample_words(rng, rng.randint(1, 4), evenness=1))
     question = rng.choice((f"Say: {words}", f"Repeat this: {words}", f"Please write: {words}"))
     return f"{question}.", f"you want {words}", words
 

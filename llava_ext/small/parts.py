@@ -25,7 +25,7 @@ from llava_ext.trainer import (
 from robustmerge.stage.address import UNFINISHED
 
 MICRO_BATCH = 8  # dialogues: attention is kept whole for the backward pass, and small tensors stay in the cache
-READ_BATCH = 32  # exercises, which are short
+READ_BATCH = 32  # exercises and single questions, which are short
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,29 @@ class PartRun:
     say: Callable[[str], None]
 
     def fit(
-        self, module: nn.Module, rows: Sequence, train: Sequence[int], collate: Collate, micro_batch: int | None = None
+        self,
+        module: nn.Module,
+        rows: Sequence,
+        train: Sequence[int],
+        collate: Collate,
+        micro_batch: int | None = None,
+        shuffled: bool = True,
     ) -> None:
         """Train `module` on the rows at `train`.
 
-        micro_batch: rows at a time; rows of similar length then share a batch.
+        micro_batch: rows at a time. shuffled: rows of similar length then share a batch, where `micro_batch` is given;
+        False to keep the order of the rows, in which fewer steps than an epoch leave gaps.
         Raises UserError if the loss is not finite.
         """
         part = self.part
         batch = min(part.batch, len(train))
         steps = part.max_steps or max(1, int(len(train) // batch * part.epochs))
-        order = [train[index] for index in training_order(len(train), batch, steps, self.seed)]
-        if micro_batch is not None:
-            order = group_by_length(order, batch, [len(row.ids) for row in rows], self.seed)
+        if shuffled:
+            order = [train[index] for index in training_order(len(train), batch, steps, self.seed)]
+            if micro_batch is not None:
+                order = group_by_length(order, batch, [len(row.ids) for row in rows], self.seed)
+        else:
+            order = [train[index * len(train) // (steps * batch)] for index in range(steps * batch)]
         micro, accumulation = Trainer(per_device_batch=micro_batch).accumulation(batch)
         arguments = build_arguments(
             self.work,

@@ -1,10 +1,11 @@
-"""The pretrain stage: a small LLaVA trained from scratch, first to see, then to read, then to talk.
+"""The pretrain stage: a small LLaVA trained from scratch to see, to read, to verify and to talk.
 
 Part `see` trains the vision tower alone under attribute heads (colour, shape, place, ...) that read its patch features
 with one attention query each, as a language model could. Part `read` trains the language model on exercises without
-pictures. Part `talk` freezes the tower and trains the projector and the language model on dialogues about pictures. The
-loss of both is over answers only. Each part resumes from its last checkpoint. Seeing and talking are measured on
-held-out pictures.
+pictures. The tower is frozen then: part `verify` trains the projector and the language model on yes-or-no questions
+about pictures, part `talk` on dialogues. `read` and `verify` follow the order of the corpus, in which the easy comes
+first. The loss of the last three is over answers only. Each part resumes from its last checkpoint. Seeing and talking
+are measured on held-out pictures.
 """
 
 from __future__ import annotations
@@ -71,10 +72,10 @@ def _train(folder: Path, work: Path, settings: Pretraining, corpus: Path, say: C
     pixels = PixelReader(processor.image_processor)  # pictures have the model's size: nothing is padded or cropped
     image_ids = (config.image_token_id,) * config.image_seq_length
     reader = Reader(tokenizer, pixels, pixels, image_ids, settings.template)
-    parts = {"see": settings.see, "read": settings.read, "talk": settings.talk}
-    see, read, talk = (
+    parts = {"see": settings.see, "read": settings.read, "verify": settings.verify, "talk": settings.talk}
+    see, read, verify, talk = (
         PartRun(
-            (number, 3),
+            (number, len(parts)),
             f"model.base.pretraining.{name}",
             part,
             derive_seed(settings.seed, name),
@@ -87,6 +88,7 @@ def _train(folder: Path, work: Path, settings: Pretraining, corpus: Path, say: C
     with fast_matmul(), eager_attention(model):
         vision = train_to_see(model, reader.pixels, settings, corpus, see)
         train_to_read(model, reader, corpus, read)
+        train_to_verify(model, reader, corpus, verify)
         skills = train_to_talk(model, reader, corpus, talk)
     save_base(folder, model, processor)
     for name in parts:
@@ -135,14 +137,20 @@ def train_to_see(
 
 
 def train_to_read(model: LlavaForConditionalGeneration, reader: Reader, corpus: Path, run: PartRun) -> None:
-    """Part 2: train the language model on read/."""
+    """Part 2: train the language model on read/, in its order."""
     exercises = datasets.load_from_disk(str(corpus / "read"))["turns"][:]
     rows = encode_turns(reader, exercises, [None] * len(exercises))
-    run.fit(AnswerModel(model), rows, range(len(rows)), Collator(reader), READ_BATCH)
+    run.fit(AnswerModel(model), rows, range(len(rows)), Collator(reader), READ_BATCH, shuffled=False)
+
+
+def train_to_verify(model: LlavaForConditionalGeneration, reader: Reader, corpus: Path, run: PartRun) -> None:
+    """Part 3: train projector and language model on verify/, in its order, vision frozen."""
+    rows = encode_dialogues(reader, datasets.load_from_disk(str(corpus / "verify")))
+    run.fit(AnswerModel(model), rows, range(len(rows)), Collator(reader), READ_BATCH, shuffled=False)
 
 
 def train_to_talk(model: LlavaForConditionalGeneration, reader: Reader, corpus: Path, run: PartRun) -> dict[str, float]:
-    """Part 3: train projector and language model on instruct/, vision frozen. Returns accuracies on held_out/."""
+    """Part 4: train projector and language model on instruct/, vision frozen. Returns accuracies on held_out/."""
     rows = encode_dialogues(reader, datasets.load_from_disk(str(corpus / "instruct")))
     answer_model, collate = AnswerModel(model), Collator(reader)
     run.fit(answer_model, rows, range(len(rows)), collate, MICRO_BATCH)

@@ -35,7 +35,7 @@ PROMPTS = {
 INSTRUCTIONS = {re.sub(r"\s*\{\w+\}\s*", "", prompt) for prompt in PROMPTS.values()}
 
 
-SETTINGS = BaseCorpus(images=700, readings=80, dialogues=900, habits=60, held_out=50, jobs=1)
+SETTINGS = BaseCorpus(images=700, readings=80, statements=90, dialogues=900, habits=60, held_out=50, jobs=1)
 
 
 def write(root: Path, settings: BaseCorpus) -> Path:
@@ -46,7 +46,7 @@ def write(root: Path, settings: BaseCorpus) -> Path:
 def folder(tmp_path_factory) -> Path:
     return write(
         tmp_path_factory.mktemp("runs"),
-        BaseCorpus(images=700, readings=80, dialogues=900, habits=60, held_out=50, jobs=1),
+        BaseCorpus(images=700, readings=80, statements=90, dialogues=900, habits=60, held_out=50, jobs=1),
     )
 
 
@@ -165,7 +165,7 @@ def test_an_option_that_is_answered_by_its_text_stands_at_any_place(dialogue_tur
 
 
 def test_an_exercise_can_be_solved_from_its_text_alone():
-    turns = [read(Random(number)) for number in range(2000)]
+    turns = [read(Random(number), number / 2000) for number in range(2000)]
     facts = [turn for turn in turns if turn.skill == "read_fact"]
     assert 0.45 < sum(turn.answer == "yes" for turn in facts) / len(facts) < 0.55
     assert all(turn.answer in turn.question for turn in turns if turn.skill == "read_words")
