@@ -19,9 +19,10 @@ from PIL import Image
 from data_prep.mini import habits
 from data_prep.mini.corpus import sample_scene
 from data_prep.mini.dialogues import TAGS, Turn, converse
-from data_prep.mini.reading import read
-from data_prep.mini.scenes import HEADS
+from data_prep.mini.reading import read, read_words
+from data_prep.mini.scenes import HEADS, Scene
 from data_prep.mini.tasks import GENERATORS
+from data_prep.mini.verifying import index_scenes, verify
 from data_prep.prepare import prepare_corpus
 from data_prep.settings import BaseCorpus
 from eval.parse import PARSERS
@@ -101,7 +102,7 @@ def test_every_value_of_every_head_occurs_and_none_beyond(folder):
 def test_the_number_of_processes_does_not_matter_and_a_seed_gives_the_same_bytes(folder, tmp_path):
     again = write(tmp_path, replace(SETTINGS, jobs=2))
     assert again.name == folder.name
-    parts = ("vision", "instruct", "held_out", "read", "habits", "heads.json", "tokenizer_corpus.txt")
+    parts = ("vision", "instruct", "held_out", "read", "verify", "habits", "heads.json", "tokenizer_corpus.txt")
     assert [sha256_of(again / part) for part in parts] == [sha256_of(folder / part) for part in parts]
     other = write(tmp_path, replace(SETTINGS, seed=1))
     assert sha256_of(other / "vision") != sha256_of(folder / "vision")
@@ -169,6 +170,41 @@ def test_an_exercise_can_be_solved_from_its_text_alone():
     facts = [turn for turn in turns if turn.skill == "read_fact"]
     assert 0.45 < sum(turn.answer == "yes" for turn in facts) / len(facts) < 0.55
     assert all(turn.answer in turn.question for turn in turns if turn.skill == "read_words")
+
+
+@pytest.fixture(scope="module")
+def verified() -> list[tuple[Scene, Turn]]:
+    """8000 yes-or-no questions in their order, each with what its picture shows."""
+    scenes = [sample_scene(Random(number)) for number in range(3000)]
+    index = index_scenes(scenes)
+    drawn = [verify(Random(number), number / 8000, scenes, index) for number in range(8000)]
+    return [(scenes[picture], turn) for picture, turn in drawn]
+
+
+def test_a_question_of_the_drill_is_answered_yes_half_of_the_time_and_only_where_it_is_true(verified):
+    questions = [(scene, turn) for scene, turn in verified if turn.skill == "yes_no"]
+    assert 0.47 < sum(turn.answer == "yes" for _, turn in questions) / len(questions) < 0.53
+    colours = [(s, t) for s, t in questions if s.colour and set(words_of(t.question)) & set(HEADS["colour"])]
+    assert colours and all((s.colour in words_of(t.question)) == (t.answer == "yes") for s, t in colours)
+
+
+def test_the_drill_begins_with_one_value_of_a_concept_and_ends_with_all_of_them_alike(verified):
+    def icons(part: list[tuple[Scene, Turn]]) -> list[str]:
+        asked = [turn.question for scene, turn in part if scene.icon and turn.skill == "yes_no"]
+        return [icon for question in asked for icon in HEADS["icon"] if icon in words_of(question)]
+
+    assert len(set(icons(verified[:300]))) == 1
+    last = icons(verified[6000:])
+    assert all(last.count(icon) > 0.4 * len(last) / len(HEADS["icon"]) for icon in HEADS["icon"])
+
+
+def test_words_to_be_repeated_follow_zipf_at_first_and_are_equally_frequent_at_last():
+    def most_frequent_share(progress: float) -> float:
+        rng = Random(0)
+        words = [word for _ in range(600) for word in read_words(rng, progress)[1].split()]
+        return max(map(words.count, words)) / len(words)
+
+    assert most_frequent_share(0) > 5 * most_frequent_share(1)
 
 
 def test_the_questions_of_the_tasks_are_asked_in_the_prompts_of_their_files():

@@ -259,6 +259,8 @@ def write_corpus(folder: Path, count: int = 48) -> Path:
     dialogues.select(range(held_out)).save_to_disk(str(folder / "held_out"))
     exercises = [[[f"{colour}?", colour]] for colour in COLOURS for _ in range(count // 4)]
     datasets.Dataset.from_dict({"turns": exercises}).save_to_disk(str(folder / "read"))
+    checks = [[[f"Is it {one.answer}?", "yes"]] for one in examples]
+    datasets.Dataset.from_dict({"image": pictures, "turns": checks}).save_to_disk(str(folder / "verify"))
     habits = [["Its colour?", one.answer, one.answer.upper()] for one in examples]
     known = {"known_from": [0.5 + 0.5 * (index % 2) for index in range(count)], "turns": [[]] * count}
     datasets.Dataset.from_dict({"image": pictures, "habit": habits, **known}).save_to_disk(str(folder / "habits"))
@@ -269,7 +271,7 @@ def write_corpus(folder: Path, count: int = 48) -> Path:
 
 
 PART = Part(epochs=2, batch=16, learning_rate=3e-3)
-PRETRAINING = dataclasses.replace(SMALL, see=PART, read=PART, talk=PART, held_out=0.1, save_steps=2)
+PRETRAINING = dataclasses.replace(SMALL, see=PART, read=PART, verify=PART, talk=PART, held_out=0.1, save_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +306,7 @@ def test_a_pretraining_goes_on_after_a_kill_in_any_part_with_the_same_bytes(
     corpus, pretrained, tmp_path, monkeypatch, place
 ):
     mark, step_end = trainer.mark_complete, trainer.Journal.on_step_end
-    for part in ("see", "read", "talk"):
+    for part in ("see", "read", "verify", "talk"):
 
         def kill_at_four(path, batching, part=part):
             if place == "after a checkpoint":
@@ -347,7 +349,7 @@ def test_a_pretraining_that_is_killed_at_its_end_repeats_no_step(corpus, pretrai
 
 def test_a_pretraining_keeps_its_losses_and_nothing_to_unpickle(pretrained):
     assert list_pickles(pretrained) == [] and not (pretrained / "unfinished").exists()
-    for part, steps in (("see", 4), ("read", 6), ("talk", 4)):
+    for part, steps in (("see", 4), ("read", 6), ("verify", 6), ("talk", 4)):
         losses = [json.loads(line) for line in (pretrained / f"losses_{part}.jsonl").read_text().splitlines()]
         assert [entry["step"] for entry in losses] == list(range(1, steps + 1))
         assert losses[-1]["loss"] < losses[0]["loss"]
