@@ -19,26 +19,20 @@ from data_prep.mini.scenes import (
     COLOURS,
     GRID,
     ICONS,
-    LETTERS,
     MARKS,
     MATERIALS,
-    MOST_IN_ALL,
-    MOST_MARKS,
-    PLACES,
-    QUALITIES,
     SHAPES,
     SIDE,
     SIZES,
     Scene,
 )
+from data_prep.mini.statements import LOOSE_SIZES, list_statements, loosen_place, name_thing, with_article
 from data_prep.mini.tasks import NUMBERS
 from data_prep.mini.words import sample_words
 
 Exchange = tuple[str, str, str]  # question, answer in the first convention, answer in the second
 Intent = Callable[[Random, Scene], Exchange]
 
-LOOSE_SIZES = {"small": "tiny", "medium": "normal", "large": "huge"}
-LOOSE_PLACES = {"top": "upper", "bottom": "lower", "center": "middle"}
 FOUR_COLOURS = tuple(tuple(COLOURS)[start : start + 4] for start in (0, 4))
 
 
@@ -74,21 +68,8 @@ TAGGED = 0.35  # probability of a tag
 SECOND = 0.4  # probability that an untagged question is answered in the second convention
 
 
-def _loose_place(place: str) -> str:
-    return " ".join(LOOSE_PLACES.get(word, word) for word in place.split())
-
-
-def with_article(word: str) -> str:
-    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
-
-
-def _thing(rng: Random) -> str:
-    """A word for the one object of a picture."""
-    return rng.choice(("thing", "figure", "item", "object", "form"))
-
-
 def ask_colour(rng: Random, scene: Scene) -> Exchange:
-    thing = "book" if scene.kind == "book" else _thing(rng)
+    thing = "book" if scene.kind == "book" else name_thing(rng)
     question = rng.choice(
         (
             f"Which color does the {thing} have?",
@@ -100,7 +81,7 @@ def ask_colour(rng: Random, scene: Scene) -> Exchange:
 
 
 def ask_shape(rng: Random, scene: Scene) -> Exchange:
-    thing = _thing(rng)
+    thing = name_thing(rng)
     question = rng.choice(
         (
             f"Which shape has the {thing}?",
@@ -112,7 +93,7 @@ def ask_shape(rng: Random, scene: Scene) -> Exchange:
 
 
 def ask_size(rng: Random, scene: Scene) -> Exchange:
-    thing = _thing(rng)
+    thing = name_thing(rng)
     question = rng.choice(
         (f"Name the size of the {thing}.", f"How large is this {thing}?", f"How big does the {thing} look?")
     )
@@ -120,7 +101,7 @@ def ask_size(rng: Random, scene: Scene) -> Exchange:
 
 
 def ask_place(rng: Random, scene: Scene) -> Exchange:
-    thing = _thing(rng)
+    thing = name_thing(rng)
     question = rng.choice(
         (
             f"Where do you see the {thing}?",
@@ -128,11 +109,11 @@ def ask_place(rng: Random, scene: Scene) -> Exchange:
             f"Where in the picture is the {thing} shown?",
         )
     )
-    return question, f"it sits in the {_loose_place(scene.place)} part", f"at the {scene.place}"
+    return question, f"it sits in the {loosen_place(scene.place)} part", f"at the {scene.place}"
 
 
 def ask_material(rng: Random, scene: Scene) -> Exchange:
-    thing = _thing(rng)
+    thing = name_thing(rng)
     question = rng.choice(
         (
             f"Name the material of the {thing}.",
@@ -155,7 +136,7 @@ def ask_rendition(rng: Random, scene: Scene) -> Exchange:
 
 def ask_box(rng: Random, scene: Scene) -> Exchange:
     """A box in other forms than REC's: columns and rows of the grid, or two intervals."""
-    thing = rng.choice((_thing(rng), scene.shape, f"{scene.size} {scene.shape}"))
+    thing = rng.choice((name_thing(rng), scene.shape, f"{scene.size} {scene.shape}"))
     question = rng.choice(
         (
             f"Give the coordinate of the {thing}.",
@@ -232,64 +213,6 @@ def _zipf(count: int) -> tuple[float, ...]:
     return tuple(1 / rank / total for rank in range(1, count + 1))
 
 
-class Statement(NamedTuple):
-    """What can be asked about a scene by yes or no. values: all of the concept; right: that of the scene.
-
-    forms: of the question; truth: what is right, in words.
-    """
-
-    concept: str
-    forms: tuple[str, ...]
-    values: Sequence[str]
-    right: str
-    truth: str
-
-    def ask(self, rng: Random, value: str) -> str:
-        """The question whether the scene has a value."""
-        return rng.choice(self.forms).format(value=value, a=with_article(value))
-
-
-def list_statements(rng: Random, scene: Scene) -> list[Statement]:
-    """What can be asked about a scene by yes or no."""
-    if scene.kind == "icon":
-        forms: tuple[str, ...] = ("Is this {a}?", "Is there {a} in the picture?", "Do you see {a}?")
-        return [Statement("icon", forms, ICONS, scene.icon, f"it looks like {with_article(scene.icon)}")]
-    if scene.kind == "book":
-        letter = scene.letters[0]
-        forms = ("Does the title begin with {value}?", "Is the first letter {value}?")
-        return [Statement("letter", forms, tuple(LETTERS), letter, f"the letter is {letter}")]
-    if scene.marks:
-        return [_count_marks(scene, colour) for colour in (None, *MARKS)]
-    thing = _thing(rng)
-    is_it = (f"Is the {thing} {{value}}?", f"Is this {thing} {{value}}?", "Is it {value}?")
-    is_a = ("Is it {a}?", "Is there {a} in the picture?", f"Is this {thing} {{a}}?", "Do you see {a}?")
-    is_at = (f"Is the {thing} at the {{value}}?", "Is it at the {value}?")
-    statements = [
-        Statement("shape", is_a, SHAPES, scene.shape, f"it is {with_article(scene.shape)}"),
-        Statement("size", is_it, tuple(SIZES), scene.size, f"it looks {LOOSE_SIZES[scene.size]}"),
-        Statement("place", is_at, PLACES, scene.place, f"it sits in the {_loose_place(scene.place)} part"),
-    ]
-    if scene.colour:
-        is_of = (f"Is the {thing} made of {{value}}?", "Is it of {value}?")
-        statements += [
-            Statement("colour", is_it, tuple(COLOURS), scene.colour, f"it is {scene.colour}"),
-            Statement("material", is_of, MATERIALS, scene.material, f"it is made of {scene.material}"),
-        ]
-    if scene.kind == "object" and scene.colour:
-        forms = ("Is the photo {value}?", "Is this a {value} picture?")
-        statements.append(Statement("quality", forms, QUALITIES, scene.quality, f"the photo is {scene.quality}"))
-    return statements
-
-
-def _count_marks(scene: Scene, colour: str | None) -> Statement:
-    """The statement of how many marks there are, of one colour or in all."""
-    kind = "" if colour is None else f" {colour}"
-    forms = (f"Are there {{value}}{kind} marks?", f"Do you count {{value}}{kind} icons?")
-    number = NUMBERS[scene.count(colour)]
-    numbers = NUMBERS[1 : MOST_IN_ALL + 1] if colour is None else NUMBERS[: MOST_MARKS + 1]
-    return Statement(colour or "count", forms, numbers, number, f"I count {number}{kind}")
-
-
 def ask_repeat(rng: Random, scene: Scene) -> Exchange:
     """Words to be repeated, so that each word of the vocabulary is read and said."""
     words = " ".join(sample_words(rng, rng.randint(1, 4), evenness=1))
@@ -310,7 +233,7 @@ def ask_scene(rng: Random, scene: Scene) -> Exchange:
     )
     where = "phone screen" if scene.kind == "screen" else rng.choice(("picture", "photo", "image"))
     page = "page" if scene.kind == "screen" else f"{scene.quality} photo"
-    size, place = LOOSE_SIZES[scene.size], _loose_place(scene.place)
+    size, place = LOOSE_SIZES[scene.size], loosen_place(scene.place)
     if scene.rendition == "drawing":
         return (
             question,
@@ -329,7 +252,7 @@ def ask_scene(rng: Random, scene: Scene) -> Exchange:
 
 
 def ask_icon(rng: Random, scene: Scene) -> Exchange:
-    thing = _thing(rng)
+    thing = name_thing(rng)
     question = rng.choice(
         (
             f"What is this {thing}?",

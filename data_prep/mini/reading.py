@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from data_prep.mini.dialogues import LOOSE_SIZES, TAGS, Turn, with_article
+from data_prep.mini.dialogues import TAGS, Turn
 from data_prep.mini.scenes import COLOURS, ICONS, MATERIALS, PLACES, SHAPES
+from data_prep.mini.statements import LOOSE_SIZES, with_article
 from data_prep.mini.words import sample_words
 
 MOST_WORDS = 10  # to be repeated

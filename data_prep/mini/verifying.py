@@ -24,9 +24,9 @@ from data_prep.mini.dialogues import (
     ask_quality,
     ask_shape,
     ask_size,
-    list_statements,
 )
 from data_prep.mini.scenes import Scene
+from data_prep.mini.statements import list_statements
 
 STEEPNESS = 1.5  # of the law by which the first questions choose a value: its rank to this power
 ALL_VALUES = 0.75  # of the questions, from which on every value occurs
