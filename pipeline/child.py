@@ -18,7 +18,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.events import Event, report_error, report_progress, write_event  # noqa: E402
-from pipeline.failures import run_guarded  # noqa: E402
 from pipeline.stages.base import work_base, work_corpus, work_pretrain  # noqa: E402
 from pipeline.stages.convert import work_convert  # noqa: E402
 from pipeline.stages.merge import work_merge  # noqa: E402
@@ -26,6 +25,7 @@ from pipeline.stages.predict import work_predict  # noqa: E402
 from pipeline.stages.prepare import work_prepare  # noqa: E402
 from pipeline.stages.score import work_score  # noqa: E402
 from pipeline.stages.train import work_train  # noqa: E402
+from robustmerge.stage.failures import run_guarded  # noqa: E402
 from robustmerge.stage.process import end_with_process  # noqa: E402
 from robustmerge.stage.progress import Bar  # noqa: E402
 from robustmerge.stage.settings import UserError  # noqa: E402

@@ -14,9 +14,8 @@ from eval.settings import PROTOCOLS, Bootstrap, Logger, Selection, Task
 from llava_ext.settings import Expert, Model, Peft, Trainer
 from pipeline.program import parse_overrides
 from pipeline.strengths import is_set_by_user, problems_of_grid
-from robustmerge.formats.adapter_config import require_adapter
+from robustmerge.experts import find_experts
 from robustmerge.hub.pins import Repository
-from robustmerge.hub.places import find_place, name_of, split_name
 from robustmerge.method import AnyMethod, build_method, list_methods, read_method
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.files import expand
@@ -172,7 +171,7 @@ def read_config(point: Mapping[str, Any]) -> Config:
     tasks = _collect(problems, _build_tasks, point.pop("task"), point.pop("tasks"))
     merge = point.pop("merge", None)
     methods = _collect(problems, _build_methods, merge, point.pop("methods"))
-    experts = _collect(problems, _read_experts, point.pop("experts"))
+    experts = _collect(problems, _find_experts, point.pop("experts"))
     options = _collect(problems, build, Options, point, "")
     refuse(problems)
     is_fixed = merge is not None and is_set_by_user(merge, options.overrides)
@@ -212,26 +211,9 @@ def _build_methods(merge: Mapping[str, Any] | None, names: list[str] | str | Non
     return methods
 
 
-def _read_experts(entries: list[str] | str | None) -> tuple[tuple[str, Path | Repository], ...] | None:
+def _find_experts(entries: list[str] | str | None) -> tuple[tuple[str, Path | Repository], ...] | None:
     """Where each expert is, by name; None for those of `expert_set`. Nothing is fetched yet."""
-    if entries is None:
-        return None
-    experts: dict[str, Path | Repository] = {}
-    problems: list[Problem] = []
-    for entry in _as_names(entries, "experts"):
-        name, text = split_name(entry)
-        name = name or name_of(text)
-        if name in experts:
-            problems.append(Problem(f"two experts are called '{name}'; name them as name:folder", "experts"))
-            continue
-        try:
-            experts[name] = place = find_place(text)
-            if isinstance(place, Path):
-                require_adapter(place)
-        except UserError as error:
-            problems.append(Problem(f"expert '{name}': {error}", "experts"))
-    refuse(problems)
-    return tuple(experts.items())
+    return None if entries is None else tuple(find_experts(_as_names(entries, "experts")).items())
 
 
 def _find_problems(config: Config) -> list[Problem]:

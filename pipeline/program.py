@@ -14,10 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.failures import run_guarded
 from pipeline.words import MULTIRUN, explain_words, format_command, quote_values
 from robustmerge.stage.address import REPOSITORY
+from robustmerge.stage.failures import run_guarded
 from robustmerge.stage.files import expand
+from robustmerge.stage.process import count_cores
 from robustmerge.stage.settings import UserError, suggest
 from robustmerge.stage.text import plain, quote
 
@@ -111,7 +112,7 @@ def _register_resolvers() -> None:
 
     resolvers: dict[str, Callable[..., Any]] = {
         "repository": lambda path: str(REPOSITORY / expand(path)),
-        "cores": lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": count_cores,
         "groups": format_groups,
     }
     for name, resolve in resolvers.items():

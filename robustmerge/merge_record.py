@@ -108,6 +108,51 @@ def summarize_merge(method: AnyMethod, record: Mapping[str, Any]) -> str:
     return f"{method.title or method.name}: {count_experts(record['experts'])} merged; " + ", ".join(parts)
 
 
+def print_merge(folder: Path, method: AnyMethod, out: str, was_there: bool = False) -> None:
+    """Print the end of a merge into a folder that the user chose: what went in, and what came out.
+
+    out: the folder as typed. was_there: the same merge had been made there before, so that nothing was done.
+    """
+    record = read_merge_record(folder / "manifest.json")
+    title = method.title or method.name
+    print(f"\n{title}: {count_experts(record['experts'])} merged into {out}")
+    print("it was there already, from the same experts and settings: nothing was done again\n" if was_there else "")
+    rows = describe_merge(method, record)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    written = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    rows |= {"size": written, "time": f"{record['seconds']:.1f} s" + (" when it was made" if was_there else "")}
+    for key, value in rows.items():
+        print(f"  {key:<20} {plain(value)}")
+    for warning in find_warnings(method, record):
+        print(f"\nwarning: {warning}")
+
+
+def describe_merge(method: AnyMethod, record: Mapping[str, Any]) -> dict[str, str]:
+    """The record of a merge as rows of a table."""
+    names, ranks, norms = record["experts"], record["ranks"], list(record["expert_norms"].values())
+    mean = sum(norms) / len(norms)
+    strength = record["effective_strength"]
+    factor = "as the method sets it" if strength is None else f"{strength:g}"
+    if method.multiplies_factors:
+        factor += f" (strength {record['strength']:g} on A and on B)"
+    ratio = f"{record['norm'] / mean:.3g} x the experts' mean of {mean:.3g}" if mean else "and the experts' too"
+    return {
+        "experts": ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else ""),
+        "modules": str(record["modules"]),
+        "rank": "none: dense updates" if not ranks else "-".join(str(rank) for rank in {ranks[0]: 0, ranks[-1]: 0}),
+        "effective factor": factor,
+        "norm of the update": f"{record['norm']:.3g}, {ratio}",
+        "rank rows dropped": str(record["dropped_rows"]),
+        "modules_to_save": f"{record['extras']} tensors averaged" if record["extras"] else "none",
+        **({"not used": ", ".join(method.unused)} if method.unused else {}),
+        **(
+            {"names changed": f"of {', '.join(renamed)}, to those of today"}
+            if (renamed := record.get("renamed"))
+            else {}
+        ),
+    }
+
+
 def count_experts(experts: Sequence[Any]) -> str:
     """`1 expert`, `2 experts`."""
     return f"{len(experts)} expert{'' if len(experts) == 1 else 's'}"

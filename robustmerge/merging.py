@@ -19,18 +19,18 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from robustmerge.algebra import measure_model, merge_module, needs_another_majority
+from robustmerge.experts import fetch_experts
 from robustmerge.formats.adapter import WEIGHTS, Adapter, open_adapters
 from robustmerge.formats.adapter_config import CONFIG
 from robustmerge.formats.compatibility import find_disagreements
 from robustmerge.formats.output import open_writer, problems_of_format
-from robustmerge.hub.places import fetch_adapter, find_place, name_of
-from robustmerge.merge_record import Norms, record_merge, summarize_merge, write_card
+from robustmerge.merge_record import Norms, print_merge, record_merge, summarize_merge, write_card
 from robustmerge.method import MERGE_SCHEMA, AnyMethod, problems_of_weights, read_method
 from robustmerge.module import EmptyRow, EmptyRowsError, Merged, Module, check_module, measure_experts, measure_merged
 from robustmerge.other_weights import mean_extras, mean_if_present, merge_biases, problems_of_extras
 from robustmerge.rules import Election, Statistics
 from robustmerge.stage.address import Address, address_folder, address_foreign, find_changed, read_manifest, run_stage
-from robustmerge.stage.files import BESIDE
+from robustmerge.stage.files import BESIDE, expand
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import UserError, first_few
 from robustmerge.stage.text import plain
@@ -71,16 +71,24 @@ def merge_folders(
     Raises UserError with all problems at once; nothing is written then.
     """
     method = read_method(method) if isinstance(method, str) else method
-    named = experts.items() if isinstance(experts, Mapping) else [(name_of(e), e) for e in experts]
-    folders: dict[str, Path] = {}
-    for name, folder in named:
-        if name in folders:
-            raise UserError(
-                f"two experts are called '{name}', {folders[name]} and {folder}; give names: {{name: folder}}"
-            )
-        folders[name] = fetch_adapter(find_place(folder))
+    folders = fetch_experts(experts)
     merge(address_at(Path(out), method, folders), method, folders, say, workers)
     return Path(out)
+
+
+def merge_into(
+    out: str | Path, method: AnyMethod, experts: Mapping[str, Path], workers: int = 1, progress: bool | None = None
+) -> None:
+    """Merge adapter folders into the folder `out` as `merge_folders` does, and print what went in and what came out."""
+    folder = expand(out).absolute()
+    was_there = (folder / "manifest.json").exists()  # of another merge: then it is refused
+    address = address_at(folder, method, experts)
+    for line in describe_links(experts):
+        print(line)
+    run_stage(
+        address, lambda draft: write_merged(draft, method, experts, lambda _: None, workers, progress), at_once=True
+    )
+    print_merge(folder, method, str(out), was_there)
 
 
 def address_at(out: Path, method: AnyMethod, experts: Mapping[str, Path]) -> Address:

@@ -48,7 +48,8 @@ PRODUCTS = ("of_sums", "each")
 DTYPES = ("float32", "float16", "bfloat16", "experts")
 FORMATS = ("adapter", "delta", "model")
 
-METHODS = REPOSITORY / "configs" / "merge"
+_INSTALLED = Path(__file__).parent / "methods"  # where pyproject.toml puts configs/merge when the package is installed
+METHODS = _INSTALLED if _INSTALLED.is_dir() else REPOSITORY / "configs" / "merge"
 
 
 # --- the parts of a method, each of which checks itself ----------------------------------------------------------
@@ -567,21 +568,34 @@ def list_methods() -> list[str]:
     return sorted(file.stem for file in METHODS.glob("[!_]*.yaml"))
 
 
-def read_method(name: str | Path, **changes: Any) -> AnyMethod:
-    """Read the method of `configs/merge/<name>.yaml`, or of a file elsewhere.
+def read_method(name: str | Path, /, **changes: Any) -> AnyMethod:
+    """Read the method of `configs/merge/<name>.yaml`, or of a file elsewhere, whose name ends in .yaml.
 
     changes: values by key, `__` for a dot, as in read_method("ties", space="delta", prune__density=0.1).
     Raises UserError for an unknown name or file, ConfigError for what is wrong in the file or the changes.
     """
-    file = Path(name)
-    if file.suffix != ".yaml":
-        file = METHODS / f"{choose(str(name), list_methods(), 'method')}.yaml"
-    values = _read(file)
+    values = _read(find_method_file(name))
     for key, value in changes.items():
         for part in reversed(key.split("__")):
             value = {part: value}
-        values = _overlay(values, value)
+        values = overlay(values, value)
     return build_method(values)
+
+
+def find_method_file(name: str | Path) -> Path:
+    """The file of a method, or the one of that path. Raises UserError with the choices for an unknown name."""
+    file = Path(name)
+    return file if file.suffix == ".yaml" else METHODS / f"{choose(str(name), list_methods(), 'method')}.yaml"
+
+
+def list_bases(file: Path) -> list[Path]:
+    """The files that a method's file builds on by its `defaults`, the lowest first; they are read by `read_method`."""
+    files: list[Path] = []
+    for name in read_yaml(file, "a method file").get("defaults", []):
+        if name != "_self_":
+            below = METHODS / f"{name}.yaml"
+            files += [*list_bases(below), below]
+    return files
 
 
 def _read(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -596,14 +610,14 @@ def _read(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if wrong := [name for name in defaults if name not in ("_self_", *names)]:
         raise UserError(f"{file}: defaults: unknown method {quote(wrong[0])}; {suggest(wrong[0], names)}")
     for name in defaults:
-        values = _overlay(values, content if name == "_self_" else _read(METHODS / f"{name}.yaml", above))
+        values = overlay(values, content if name == "_self_" else _read(METHODS / f"{name}.yaml", above))
     return values
 
 
-def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Overlay one mapping on another: the values of `above` replace those of `below`, level by level."""
     values = dict(below)
     for key, value in above.items():
         are_mappings = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
-        values[key] = _overlay(values[key], value) if are_mappings else value
+        values[key] = overlay(values[key], value) if are_mappings else value
     return values

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.failures import run_guarded  # noqa: E402
+from pipeline.program import run_guarded  # noqa: E402
 from pipeline.tools.bench.merging import main  # noqa: E402
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ from data_prep.prepare import prepare
 from data_prep.settings import TaskData
 from eval.score import score
 from eval.settings import Scoring
-from pipeline.failures import run_guarded
 from robustmerge.merging import merge_folders
 from robustmerge.method import read_method
 from robustmerge.stage.address import address_file, address_folder
+from robustmerge.stage.failures import run_guarded
 from robustmerge.stage.records import read_examples, read_predictions, read_score
 from tests.merge_cases import QUIET, Tiny, save_expert
 from tests.mutations import mutate_json, mutate_tensors

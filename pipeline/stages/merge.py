@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.addresses import list_unfinished, require_complete
 from pipeline.events import say
@@ -16,10 +15,9 @@ from pipeline.stages.convert import convert
 from pipeline.words import format_command
 from pipeline.work_items import describe_item, drop_finished, run_side_by_side
 from robustmerge.method import AnyMethod, list_methods
-from robustmerge.stage.address import Address, run_stage
+from robustmerge.stage.address import Address
 from robustmerge.stage.files import expand
 from robustmerge.stage.settings import UserError, suggest
-from robustmerge.stage.text import plain
 
 
 def check_experts(plans: Sequence[Plan], multi_task: bool = True) -> None:
@@ -78,16 +76,13 @@ def merge_out(plans: Sequence[Plan]) -> None:
     experts = {name: address.path for name, address in plan.experts.items()}
     convert(plan, plan.adapters.values())
 
-    from robustmerge.merging import address_at, describe_links, write_merged
+    from robustmerge.merging import merge_into
 
-    folder = expand(out).absolute()
-    method = _with_base(plan, config.methods[0])
-    was_there = (folder / "manifest.json").exists()  # of another merge: then it is refused
-    address = address_at(folder, method, experts)
-    for line in describe_links(experts):
-        print(line)
-    run_stage(address, lambda draft: write_merged(draft, method, experts, lambda _: None, config.jobs), at_once=True)
-    print_merged(folder, method, out, was_there)
+    merge_into(out, _with_base(plan, config.methods[0]), experts, config.jobs)
+    is_model = (expand(out) / "config.json").exists()
+    words = [f"model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
+    answer = format_command(["python", "scripts/predict.py", *words])
+    print(f"\nits README.md says how to load it; to ask it the benchmark's questions (same base): {answer}")
 
 
 def _with_base(plan: Plan, method: AnyMethod) -> AnyMethod:
@@ -99,58 +94,3 @@ def _with_base(plan: Plan, method: AnyMethod) -> AnyMethod:
         return method
     require_bases([plan])
     return dataclasses.replace(method, out=dataclasses.replace(method.out, base=str(plan.base.path)))
-
-
-def print_merged(folder: Path, method: AnyMethod, out: str, was_there: bool = False) -> None:
-    """Print the end of a merge into a folder that the user chose: what went in, what came out, how to go on.
-
-    was_there: the same merge had been made there before, so that nothing was done.
-    """
-    from robustmerge.merge_record import (
-        count_experts,
-        find_warnings,  # needs torch, which planning has not loaded
-        read_merge_record,
-    )
-
-    record = read_merge_record(folder / "manifest.json")
-    title = method.title or method.name
-    print(f"\n{title}: {count_experts(record['experts'])} merged into {out}")
-    print("it was there already, from the same experts and settings: nothing was done again\n" if was_there else "")
-    rows = describe_merge(method, record)
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    written = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-    rows |= {"size": written, "time": f"{record['seconds']:.1f} s" + (" when it was made" if was_there else "")}
-    for key, value in rows.items():
-        print(f"  {key:<20} {plain(value)}")
-    for warning in find_warnings(method, record):
-        print(f"\nwarning: {warning}")
-    is_model = (folder / "config.json").exists()
-    words = [f"model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
-    answer = format_command(["python", "scripts/predict.py", *words])
-    print(f"\nits README.md says how to load it; to ask it the benchmark's questions (same base): {answer}")
-
-
-def describe_merge(method: AnyMethod, record: Mapping[str, Any]) -> dict[str, str]:
-    """The record of a merge as rows of a table."""
-    names, ranks, norms = record["experts"], record["ranks"], list(record["expert_norms"].values())
-    mean = sum(norms) / len(norms)
-    strength = record["effective_strength"]
-    factor = "as the method sets it" if strength is None else f"{strength:g}"
-    if method.multiplies_factors:
-        factor += f" (strength {record['strength']:g} on A and on B)"
-    ratio = f"{record['norm'] / mean:.3g} x the experts' mean of {mean:.3g}" if mean else "and the experts' too"
-    return {
-        "experts": ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else ""),
-        "modules": str(record["modules"]),
-        "rank": "none: dense updates" if not ranks else "-".join(str(rank) for rank in {ranks[0]: 0, ranks[-1]: 0}),
-        "effective factor": factor,
-        "norm of the update": f"{record['norm']:.3g}, {ratio}",
-        "rank rows dropped": str(record["dropped_rows"]),
-        "modules_to_save": f"{record['extras']} tensors averaged" if record["extras"] else "none",
-        **({"not used": ", ".join(method.unused)} if method.unused else {}),
-        **(
-            {"names changed": f"of {', '.join(renamed)}, to those of today"}
-            if (renamed := record.get("renamed"))
-            else {}
-        ),
-    }

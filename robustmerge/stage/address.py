@@ -45,12 +45,12 @@ from robustmerge.stage.process import process_start
 from robustmerge.stage.settings import LATER, OUTSIDE_IDENTITY, UserError
 from robustmerge.stage.text import plain, quote, shorten
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[2]  # the checkout; of an installed package, the folder it lies in
 UNFINISHED = "unfinished"  # the folder inside a result in which a stage keeps what it goes on from
 DRAFT = f".draft{BESIDE}"  # the folder inside a result from which all of its files move to their places at once
 KEEP_SECONDS_EVERY = 10.0
 FILE_SUFFIXES = (".json", ".jsonl")
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "numpy", "safetensors", "pillow")
+PACKAGES = ("robustmerge", "torch", "transformers", "peft", "accelerate", "deepspeed", "numpy", "safetensors", "pillow")
 
 
 @dataclass(frozen=True)
@@ -519,7 +519,12 @@ def _versions() -> dict[str, str]:
 
 @lru_cache
 def commit() -> dict[str, Any]:
-    """The commit of this repository and whether the working tree differs from it; null without git."""
+    """The commit of this checkout and whether the working tree differs from it; null without git, or where installed.
+
+    An installed package may lie in a checkout of somebody else's (`.venv`), whose commit says nothing of it.
+    """
+    if not (REPOSITORY / ".git").exists():
+        return {"commit": None, "dirty": None}
 
     def git(*arguments: str) -> str | None:
         try:

@@ -48,3 +48,8 @@ def end_with_process(pid: int, start: str, poll: float = 0.5) -> None:
         os._exit(143)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def count_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

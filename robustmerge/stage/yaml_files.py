@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,24 @@ class _PlainLoader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or (getattr(event, "tag", None) or "!") != "!":
             raise yaml.composer.ComposerError(None, None, "tags (!x) and aliases (*x) are not read", event.start_mark)
         return super().compose_node(parent, index)
+
+
+# YAML 1.1, which PyYAML reads, takes 1e-5 for a text; Hydra, which reads the same files, for a number.
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+\Z"), list("-+0123456789")
+)
+
+
+def parse_value(text: str) -> Any:
+    """A value as it could stand in a YAML file; what cannot is the text itself.
+
+    >>> parse_value("1e-5"), parse_value("null"), parse_value("{vqa: 0.5}"), parse_value("a: b: c")
+    (1e-05, None, {'vqa': 0.5}, 'a: b: c')
+    """
+    try:
+        return yaml.load(text, _PlainLoader) if len(text) <= LARGEST else text
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+        return text
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 
 from pipeline.program import compose, run
 from pipeline.sweep import make_plans
-from pipeline.terminal import protect_terminal
 from pipeline.words import explain_words, format_command, quote, quote_values
 from robustmerge.hub.places import split_name
 from robustmerge.stage.progress import Bar
+from robustmerge.stage.terminal import protect_terminal
 from tests.merge_cases import random_experts, write_expert
 
 NAMES = (

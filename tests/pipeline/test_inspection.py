@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.program import compose
 from pipeline.tools.inspect.command import read_request
-from pipeline.tools.inspect.text import conclude, format_inspection
 from robustmerge.analysis.direction_robustness import compare_directions, prune_pair
 from robustmerge.analysis.inspection import inspect_folders
+from robustmerge.analysis.inspection_text import conclude, format_inspection
 from robustmerge.formats.adapter import WEIGHTS, LoraPair
 from robustmerge.low_rank import compare, compare_A, decompose, decompose_sum, effective_rank, energy_of_first
 from robustmerge.low_rank import singular_values as values_of

@@ -127,7 +127,7 @@ def test_a_child_with_an_open_bar_that_fails_with_a_full_disk_says_so(tmp_path):
 import errno, threading, time
 from tqdm import tqdm
 from pipeline.child import run_and_exit
-from pipeline.failures import run_guarded
+from robustmerge.stage.failures import run_guarded
 def draw():
     while True:
         bar.refresh()

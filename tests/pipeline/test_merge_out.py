@@ -17,15 +17,16 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from pipeline.failures import run_guarded
 from pipeline.program import compose
 from pipeline.stages import merge
 from pipeline.sweep import make_plans
 from pipeline.terminal import format_path, print_results
 from robustmerge.formats.adapter import WEIGHTS, LoraPair
+from robustmerge.merge_record import describe_merge
 from robustmerge.merging import merge_folders
 from robustmerge.method import read_method
 from robustmerge.stage.address import REPOSITORY, address_foreign, run_stage
+from robustmerge.stage.failures import run_guarded
 from robustmerge.stage.files import BESIDE
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import QUIET, load_with_peft, random_experts, save_expert, write_expert
@@ -232,6 +233,6 @@ def test_a_full_model_of_the_plans_own_experts_is_made_from_the_plans_base_and_l
 def test_the_table_of_a_merge_says_whose_names_were_changed():
     record = {"experts": ["a"], "modules": 1, "ranks": [2], "extras": 0, "dropped_rows": 0, "strength": 1.0}
     record |= {"effective_strength": 1.0, "norm": 1.0, "expert_norms": {"a": 1.0}}
-    rows = merge.describe_merge(read_method("ties"), record | {"renamed": ["a"]})
+    rows = describe_merge(read_method("ties"), record | {"renamed": ["a"]})
     assert rows["names changed"] == "of a, to those of today"
-    assert "names changed" not in merge.describe_merge(read_method("ties"), record)
+    assert "names changed" not in describe_merge(read_method("ties"), record)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.stages.merge import describe_merge
 from robustmerge.algebra import merge_models
 from robustmerge.formats.adapter import LoraPair
+from robustmerge.merge_record import describe_merge
 from robustmerge.merging import write_merged
 from robustmerge.method import build_method, list_methods, read_method
 from robustmerge.stage.address import settings_in_identity

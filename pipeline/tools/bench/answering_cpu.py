@@ -17,10 +17,10 @@ from pipeline.stages.predict import TOKENS_OF_A_PROMPT
 from pipeline.sweep import make_plans
 from pipeline.tools.bench.processes import run_together
 from pipeline.tools.bench.rounds import Series, median_ratio, run_rounds
-from pipeline.tools.tables import format_markdown
 from pipeline.work_items import cut_evenly
 from robustmerge.stage.address import read_manifest
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.tables import format_markdown
 
 Answer = Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]
 TITLES = ("answered", "processes", "answers", "answering s", "answers/s", "per CPU s", "wall s", "times faster")

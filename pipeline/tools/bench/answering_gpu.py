@@ -28,8 +28,8 @@ from pipeline.tools.bench.random_llava import (
     time_parts,
 )
 from pipeline.tools.bench.rounds import Series, median_ratio, run_rounds, say
-from pipeline.tools.tables import format_markdown
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.tables import format_markdown
 
 PLAIN = 0  # stands for the plain loop among batch sizes
 WARM_UP = 2  # questions that the plain loop answers before anything is timed

@@ -22,10 +22,10 @@ from pipeline.tools.bench.rounds import (
     run_rounds,
     save,
 )
-from pipeline.tools.tables import format_markdown
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.files import read_json
 from robustmerge.stage.settings import UserError, suggest
+from robustmerge.stage.tables import format_markdown
 
 LONG = 60.0  # seconds above which one run says enough
 PACKAGES = ("torch", "numpy", "safetensors", "peft")

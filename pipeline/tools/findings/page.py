@@ -23,8 +23,8 @@ from pipeline.tools.findings.relations import (
     chance_level,
     relate,
 )
-from pipeline.tools.tables import format_csv, format_markdown
 from robustmerge.stage.files import write_atomically
+from robustmerge.stage.tables import format_csv, format_markdown
 
 MISSING = "—"
 ABOUT = """\

@@ -13,10 +13,10 @@ from pipeline.plan import Plan
 from pipeline.stages import merge
 from pipeline.sweep import make_plan_with
 from pipeline.terminal import format_path
-from pipeline.tools.tables import format_csv
 from robustmerge.hub.places import split_name
 from robustmerge.stage.files import expand, write_atomically
 from robustmerge.stage.settings import ConfigError, Problem, UserError, refuse
+from robustmerge.stage.tables import format_csv
 
 TABLES = ("experts", "modules", "kinds", "spectra", "pairs", "merged")
 
@@ -53,7 +53,7 @@ def inspect(point: Mapping[str, Any]) -> None:
     inspection = inspect_folders(experts, merged, request.density)
 
     from pipeline.tools.inspect.figure import draw_inspection
-    from pipeline.tools.inspect.text import format_inspection
+    from robustmerge.analysis.inspection_text import format_inspection
 
     text, picture = format_inspection(inspection), draw_inspection(inspection)
     folder = expand(request.out) if request.out else plan.root / "inspection"

@@ -17,10 +17,10 @@ from pipeline.terminal import confirm, format_size
 from pipeline.tools.push import hub
 from pipeline.tools.push.card import REPOSITORY, Card
 from pipeline.tools.push.files import UploadedFile, collect_files
-from pipeline.tools.tables import format_columns
 from robustmerge.stage.address import UNFINISHED, is_locked
 from robustmerge.stage.files import expand
 from robustmerge.stage.settings import ConfigError, Problem, UserError
+from robustmerge.stage.tables import format_columns
 
 LARGE = 2e9  # bytes that are not uploaded without large=true
 

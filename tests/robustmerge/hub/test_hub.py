@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants, hf_hub_download
 
-from pipeline.config import _read_experts, read_config
+from pipeline.config import read_config
 from pipeline.plan import Plan
 from pipeline.program import compose
+from robustmerge.experts import find_experts
 from robustmerge.hub.download import fetch_pinned, is_fetched
 from robustmerge.hub.pins import Pinned, Repository, parse_repository, pin, snapshot_folder, storage_folder
 from robustmerge.hub.places import fetch_adapter, fetch_model, find_place, name_of, split_name
@@ -284,10 +285,10 @@ def test_experts_on_the_command_line_may_be_named_and_all_their_problems_are_tol
         (tmp_path / name).mkdir()
     for name in ("one", "two"):
         (tmp_path / name / CONFIG).write_text("{}")
-    read = _read_experts([f"{tmp_path}/one", f"second:{tmp_path}/two"])
+    read = tuple(find_experts([f"{tmp_path}/one", f"second:{tmp_path}/two"]).items())
     assert read == (("one", tmp_path / "one"), ("second", tmp_path / "two"))
     with pytest.raises(ConfigError) as refused:
-        _read_experts([f"{tmp_path}/one", f"one:{tmp_path}/two", f"{tmp_path}/bare", "b:no/such/folder"])
+        find_experts([f"{tmp_path}/one", f"one:{tmp_path}/two", f"{tmp_path}/bare", "b:no/such/folder"])
     told = list(map(str, refused.value.problems))
     assert told[0] == "two experts are called 'one'; name them as name:folder (experts)"
     assert told[1] == f"expert 'bare': {tmp_path}/bare is no adapter folder, it has no adapter_config.json (experts)"

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-from pipeline.tools.tables import format_columns
 from robustmerge.analysis.inspection import Inspection, Row
+from robustmerge.stage.tables import format_columns
 
 SAME_A, OTHER_A = 0.9, 0.1  # cosines of A from which experts share their initial A, below which they do not
 MUCH = 2.0  # an overlap this many times the chance one is worth a word

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.terminal import protect_terminal
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.terminal import protect_terminal
 from robustmerge.stage.text import format_message
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -57,7 +57,7 @@ def _explain(error: Exception) -> str | None:
         text = f"{error.strerror}: {unreadable} cannot be read. Mend its rights (chmod u+rX), or give another"
     else:
         place = f": {file}" if file else ""
-        text = f"{error.strerror}{place}. Choose another place (paths.runs=FOLDER, or out=FOLDER), or mend its rights"
+        text = f"{error.strerror}{place}. Choose another place to write to (out, paths.runs), or mend its rights"
     return format_message(text)
 
 

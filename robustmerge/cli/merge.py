@@ -1,0 +1,137 @@
+"""Merge adapters into a new folder, which PeftModel.from_pretrained loads.
+
+  robustmerge merge ties path/to/one path/to/two -o path/to/merged
+  robustmerge merge ties one:path/to/a two:user/repo@v1 -o merged --set space=delta prune.density=0.1 --weights one=0.5
+  robustmerge merge recipe.yaml -o path/to/merged
+
+An expert is a folder, NAME:FOLDER, or user/repo[@revision] on the Hub. `robustmerge methods NAME` lists what --set
+takes; a message that names merge.KEY means --set KEY. A recipe holds the same in a file; one of mergekit is understood
+where it merges LoRA adapters by a method that is the same here. No base model is needed, but for --format model. The
+same experts, method and seed give the same bytes, whatever the order of the experts and the number of jobs.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from robustmerge.experts import fetch_experts
+from robustmerge.mergekit import read_mergekit
+from robustmerge.method import DTYPES, FORMATS, AnyMethod, overlay, read_method
+from robustmerge.recipe import Recipe, read_recipe
+from robustmerge.stage.process import count_cores
+from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import quote
+from robustmerge.stage.yaml_files import parse_value, read_yaml
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("method", metavar="METHOD", help="a name, the path of a method's .yaml file, or a recipe")
+    parser.add_argument("experts", nargs="*", metavar="EXPERT", help="an adapter; a recipe names its own")
+    parser.add_argument("-o", "--out", metavar="FOLDER", help="the new folder")
+    pairs: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", help="settings of the method", **pairs)
+    parser.add_argument("--weights", metavar="NAME=NUMBER", help="factors of experts' updates", **pairs)
+    parser.add_argument("--seed", type=int, help="of random pruning")
+    parser.add_argument("--jobs", type=int, default=count_cores(), help="modules merged side by side (%(default)s)")
+    parser.add_argument("--format", choices=FORMATS, help="what is written; by default an adapter where one is exact")
+    parser.add_argument("--rank", help="cut the result to this rank: a number, or experts for the largest of theirs")
+    parser.add_argument("--dtype", choices=DTYPES, help="of what is written (float32)")
+    parser.add_argument("--base", help="of --format model: a folder or user/repo; by default as the experts name it")
+
+
+def run(options: Namespace) -> None:
+    recipe = _read(options)
+    if recipe.out is None:
+        raise UserError("where to? give the new folder: -o FOLDER")
+    method = _build_method(recipe, options)
+    if options.jobs < 1:
+        raise UserError(f"there must be at least 1 job, got {options.jobs} (--jobs)")
+    experts = fetch_experts(recipe.experts)
+
+    from robustmerge.formats.output import how_to_load
+    from robustmerge.merging import merge_into
+
+    if recipe.plain_lora:
+        _refuse_all_but_plain_lora(experts)
+    for note in recipe.notes:
+        print(f"note: {note}")
+    merge_into(recipe.out, method, experts, options.jobs)
+    lines = how_to_load(method.output_format).replace("path/of/this/folder", recipe.out)
+    print(f"\nload it:\n\n{textwrap.indent(lines, '    ')}", end="")
+
+
+def _read(options: Namespace) -> Recipe:
+    """The recipe that is named, or method and experts of the command line, without the settings that are typed."""
+    if options.experts:
+        return Recipe(tuple(options.experts), options.method, out=options.out)
+    if Path(options.method).suffix in (".yaml", ".yml"):
+        content = read_yaml(Path(options.method), "a recipe")
+        read = read_mergekit if "merge_method" in content else read_recipe
+        recipe = read(content, options.method)
+        return replace(recipe, out=options.out or recipe.out)
+    raise UserError(
+        f"which experts? robustmerge merge {options.method} EXPERT EXPERT -o FOLDER, or merge RECIPE.yaml, which names "
+        "them"
+    )
+
+
+def _build_method(recipe: Recipe, options: Namespace) -> AnyMethod:
+    """The recipe's method with the settings that are typed."""
+    settings = recipe.settings
+    for key, value in _split_pairs(options.settings, "--set"):
+        changes = parse_value(value)
+        for part in reversed(key.removeprefix("merge.").split(".")):
+            changes = {part: changes}
+        settings = overlay(settings, changes)
+    if options.weights:
+        weights = {name: _as_number(name, text) for name, text in _split_pairs(options.weights, "--weights")}
+        settings = overlay(settings, {"weights": weights})
+    if options.seed is not None:
+        settings = overlay(settings, {"seed": options.seed})
+    rank = None if options.rank is None else parse_value(options.rank)
+    out = {"format": options.format, "rank": rank, "dtype": options.dtype, "base": options.base}
+    settings = overlay(settings, {"out": {key: value for key, value in out.items() if value is not None}})
+    if settings["out"].get("format") == "model" and recipe.base is not None:
+        settings = overlay({"out": {"base": recipe.base}}, settings)
+    return read_method(recipe.method, **settings)
+
+
+def _split_pairs(pairs: Iterable[str], option: str) -> Iterable[tuple[str, str]]:
+    """KEY and VALUE of each; the names of experts may hold `=`, numbers do not."""
+    for pair in pairs:
+        key, equals, value = pair.rpartition("=") if option == "--weights" else pair.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f"{option} takes pairs, as {option} {'one=0.5' if option == '--weights' else 'strength=0.7'}, got "
+                f"{quote(pair)}; METHOD and the experts come before it"
+            )
+        yield key, value
+
+
+def _as_number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"the weight of '{name}' must be a number, got {quote(text)} (--weights)") from None
+
+
+def _refuse_all_but_plain_lora(experts: Mapping[str, Path]) -> None:
+    """Raises UserError for adapters that mergekit, which adds them to the base first, would merge otherwise."""
+    from robustmerge.formats.adapter import open_adapters
+
+    adapters, _ = open_adapters(experts)  # what cannot be opened is told by the merge
+    problems = []
+    for adapter in adapters:
+        kinds = {"DoRA": adapter.is_dora, "modules_to_save": bool(adapter.extras), "lora_bias": adapter.has_lora_bias}
+        if found := ", ".join(kind for kind, is_there in kinds.items() if is_there):
+            problems.append(
+                f"expert '{adapter.name}' has {found}, which mergekit would merge to another result; merge it without "
+                "its recipe: robustmerge merge METHOD EXPERT EXPERT"
+            )
+    if problems:
+        raise UserError("\n".join(problems))

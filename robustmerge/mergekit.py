@@ -1,0 +1,254 @@
+"""Recipes of mergekit (https://github.com/arcee-ai/mergekit) whose models are LoRA adapters, as `base+adapter`.
+
+mergekit adds every adapter to its base and merges whole models; what changes the base is the same here, without it, on
+the products: merge.space=delta. D_n is the update of adapter n, w_n its weight, W the sum of the weights, l `lambda`:
+
+    merge_method     update                                                   here
+    linear           sum of w_n D_n / W; without normalize only where W = 1   average, weights N w_n / W, strength 1
+    task_arithmetic  l times sum of w_n D_n; with normalize divided by W      task_arithmetic, strength l or l / W
+    dare_linear      the same of entries kept at random, rescaled             dare, strength l or l / W
+    ties             every module of an expert trimmed to its density,        ties, prune.scope=tensor, strength l;
+                     signs elected of sum w_n D_n, the sum of what agrees,    disjoint=mean with normalize, which needs
+                     with normalize (by default) over its weights' sum        equal weights; else disjoint=sum
+    dare_ties        the same of entries kept at random, rescaled;            dare_ties, not trimmed again
+                     normalize is off by default
+
+`dtype` or `out_dtype` becomes out.dtype: all is computed in float32. `int8_mask` changes no result. `base_model` is the
+base of a full model; as one of the models it has no update. Everything else has no equal here and is refused: slices,
+lists of values, tokenizers, other methods, densities that differ; and adapters that are not plain LoRA.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from robustmerge.hub.places import name_of
+from robustmerge.recipe import Recipe
+from robustmerge.stage.settings import ConfigError, Problem, build, refuse, suggest
+from robustmerge.stage.text import quote
+
+SAME = 1e-6  # by less than this the sum of weights differs from 1
+NOTHING = 1e-8  # mergekit does not divide by a sum of weights below this
+REFUSED = {
+    "slices": "adapters are merged whole, not by layers",
+    "modules": "adapters are merged whole, not by parts of the model",
+    "tokenizer_source": "an adapter has no tokenizer, remove it",
+    "tokenizer": "an adapter has no tokenizer, remove it",
+    "chat_template": "an adapter has no tokenizer, remove it",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a recipe, `base+adapter` or the base alone."""
+
+    model: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def adapter(self) -> str:
+        return self.model.partition("+")[2] or self.model
+
+
+@dataclass(frozen=True)
+class MergekitFile:
+    """The keys of a recipe that have an equal here."""
+
+    merge_method: str
+    models: tuple[Model, ...]
+    base_model: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+    out_dtype: str | None = None
+
+    @property
+    def adapters(self) -> list[Model]:
+        return [model for model in self.models if model.model != self.base_model]
+
+    @property
+    def bases(self) -> list[str]:
+        """The bases that are named, each once."""
+        named = [model.model.partition("+")[0] for model in self.models if "+" in model.model]
+        return list(dict.fromkeys([*([self.base_model] if self.base_model else []), *named]))
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of a merge. weights: by expert; base_weight: of the base among the models, 0 without it."""
+
+    weights: dict[str, float]
+    base_weight: float
+    density: float
+    normalize: bool
+    rescale: bool = False
+    factor: float = 1.0
+
+    @property
+    def total(self) -> float:
+        return sum(self.weights.values()) + self.base_weight
+
+    @property
+    def strength(self) -> float:
+        """The factor of the sum of weighted updates."""
+        return self.factor / self.total if self.normalize and abs(self.total) >= NOTHING else self.factor
+
+
+@dataclass(frozen=True)
+class Equal:
+    """The equal of a method of mergekit: which parameters it has, and what it is here.
+
+    of_models, of_merge: their names, with the defaults of the latter. translate: to the settings of `method`.
+    """
+
+    method: str
+    of_models: tuple[str, ...]
+    of_merge: Mapping[str, Any]
+    translate: Callable[[Parameters], dict[str, Any]]
+
+
+def read_mergekit(content: Mapping[str, Any], where: str) -> Recipe:
+    """Read the content of a recipe. where: its file, for messages. Raises ConfigError for what is not the same here."""
+    refuse(Problem(f"{key} has no equal here: {why}", where) for key, why in REFUSED.items() if key in content)
+    file = build(MergekitFile, content, where)
+    if file.merge_method not in EQUALS:
+        choices = suggest(file.merge_method, EQUALS)
+        raise ConfigError(Problem(f"mergekit's '{file.merge_method}' has no equal here; {choices}", where))
+    equal = EQUALS[file.merge_method]
+    refuse(problem.under(where) for problem in [*_find_wrong_models(file), *_find_wrong_values(file, equal)])
+    experts = _name_experts(file)
+    parameters = _collect_parameters(file, equal, experts, where)
+    try:
+        settings = equal.translate(parameters)
+    except ConfigError as error:
+        raise ConfigError(*(problem.under(where) for problem in error.problems)) from None
+    dtype = file.out_dtype or file.dtype
+    settings |= {"space": "delta", "out": {"dtype": dtype.removeprefix("torch.")} if dtype else {}}
+    notes = tuple(_note(file.merge_method, parameters))
+    return Recipe(experts, equal.method, settings, base=next(iter(file.bases), None), notes=notes, plain_lora=True)
+
+
+def _find_wrong_models(file: MergekitFile) -> Iterator[Problem]:
+    if len(file.bases) > 1:
+        yield Problem(f"the adapters must have one base, got {', '.join(file.bases)}", "models")
+    places = Counter(model.adapter for model in file.adapters)
+    yield from (Problem(f"'{place}' stands there twice", "models") for place, count in places.items() if count > 1)
+    if not places:
+        yield Problem("there is no adapter to merge, as base+adapter", "models")
+    if file.merge_method == "linear" and file.base_model and len(file.adapters) == len(file.models):
+        yield Problem("linear has no base, unless as one of the models, with its weight", "base_model")
+
+
+def _find_wrong_values(file: MergekitFile, equal: Equal) -> Iterator[Problem]:
+    kinds = {**dict.fromkeys(equal.of_models, 1.0), **equal.of_merge}
+    groups = [("parameters", file.parameters, tuple(kinds))]
+    groups += [(f"models[{n}].parameters", model.parameters, equal.of_models) for n, model in enumerate(file.models)]
+    for where, values, names in groups:
+        for name, value in values.items():
+            wants_flag = isinstance(kinds.get(name), bool)
+            if name not in names:
+                text = f"'{name}' has no equal with {file.merge_method}; {suggest(name, names)}"
+            elif not isinstance(value, bool if wants_flag else (int, float)) or wants_flag != isinstance(value, bool):
+                rule = "true or false" if wants_flag else "one number for the whole model, no list"
+                text = f"{name} must be {rule}, got {quote(value)}"
+            else:
+                continue
+            yield Problem(text, f"{where}.{name}")
+
+
+def _name_experts(file: MergekitFile) -> dict[str, str]:
+    """The adapters by the names of their folders or repositories; by all that is written where two have one name."""
+    counts = Counter(name_of(model.adapter) for model in file.adapters)
+    named = {model.adapter: name_of(model.adapter) for model in file.adapters}
+    return {name if counts[name] == 1 else place: place for place, name in named.items()}
+
+
+def _collect_parameters(file: MergekitFile, equal: Equal, experts: Mapping[str, str], where: str) -> Parameters:
+    """The parameters; those of the merge stand for what a model leaves open. Raises ConfigError for what is missing."""
+    values = [{**file.parameters, **model.parameters} for model in file.adapters]
+    bases = [{**file.parameters, **model.parameters} for model in file.models if model.model == file.base_model]
+    counted = [*values, *bases] if file.merge_method == "linear" else values
+    problems = []
+    if any("weight" not in one for one in counted):
+        problems.append(Problem("every model needs a weight", "models.parameters.weight"))
+    densities = sorted({float(one.get("density", 1)) for one in values})
+    if len(densities) > 1:
+        listed = ", ".join(f"{density:g}" for density in densities)
+        problems.append(Problem(f"the models must have one density here, got {listed}", "models.parameters.density"))
+    refuse(problem.under(where) for problem in problems)
+    of_merge = {**equal.of_merge, **{name: file.parameters[name] for name in equal.of_merge if name in file.parameters}}
+    return Parameters(
+        weights={name: float(one["weight"]) for name, one in zip(experts, values, strict=True)},
+        base_weight=sum(float(one["weight"]) for one in bases) if file.merge_method == "linear" else 0.0,
+        density=densities[0],
+        normalize=of_merge["normalize"],
+        rescale=of_merge.get("rescale", False),
+        factor=float(of_merge.get("lambda", 1.0)),
+    )
+
+
+def _translate_linear(parameters: Parameters) -> dict[str, Any]:
+    total = parameters.total
+    if not parameters.normalize and abs(total - 1) > SAME:
+        text = f"without normalize the weights must add up to 1, or they would also multiply the base; got {total:g}"
+        raise ConfigError(Problem(text, "parameters.normalize"))
+    if abs(total) < NOTHING:
+        raise ConfigError(Problem("the weights add up to 0", "models.parameters.weight"))
+    number = len(parameters.weights)
+    return {"strength": 1.0, "weights": {name: number * w / total for name, w in parameters.weights.items()}}
+
+
+def _translate_sum(parameters: Parameters) -> dict[str, Any]:
+    return {"strength": parameters.strength, "weights": parameters.weights}
+
+
+def _translate_random_sum(parameters: Parameters) -> dict[str, Any]:
+    return {**_translate_sum(parameters), "prune": _prune_at_random(parameters)}
+
+
+def _translate_elected(parameters: Parameters) -> dict[str, Any]:
+    rule = "magnitude" if parameters.density != 1 else "none"
+    return {**_elect(parameters), "prune": {"rule": rule, "density": parameters.density, "scope": "tensor"}}
+
+
+def _translate_random_elected(parameters: Parameters) -> dict[str, Any]:
+    return {**_elect(parameters), "first": None, "prune": {**_prune_at_random(parameters), "scope": "tensor"}}
+
+
+def _elect(parameters: Parameters) -> dict[str, Any]:
+    if not parameters.normalize:
+        return {"strength": parameters.factor, "disjoint": "sum", "weights": parameters.weights}
+    if len(set(parameters.weights.values())) > 1 or 0 in parameters.weights.values():
+        text = "with normalize the weights must be equal and not 0; set normalize: false to add up what agrees"
+        raise ConfigError(Problem(text, "models.parameters.weight"))
+    return {"strength": parameters.factor, "disjoint": "mean"}
+
+
+def _prune_at_random(parameters: Parameters) -> dict[str, Any]:
+    if parameters.density == 1:
+        return {"rule": "none", "density": 1.0, "rescale": False}
+    return {"rule": "random", "density": parameters.density, "rescale": parameters.rescale}
+
+
+def _note(merge_method: str, parameters: Parameters) -> Iterator[str]:
+    """What is not the same to the last entry."""
+    if parameters.density == 1:
+        return
+    if merge_method == "ties":
+        yield "of the n entries of a module an expert keeps one more than mergekit's int(density n)"
+    if merge_method.startswith("dare"):
+        yield "which entries are kept is drawn here, by --seed, so that they are others than mergekit's"
+        if parameters.rescale:
+            yield "what is kept is divided by the density; mergekit matches the sum of magnitudes, which is equal on average"
+
+
+_ARITHMETIC = {"normalize": False, "lambda": 1.0, "int8_mask": False}
+EQUALS = {
+    "linear": Equal("average", ("weight",), {"normalize": True}, _translate_linear),
+    "task_arithmetic": Equal("task_arithmetic", ("weight",), _ARITHMETIC, _translate_sum),
+    "dare_linear": Equal("dare", ("weight", "density"), {**_ARITHMETIC, "rescale": True}, _translate_random_sum),
+    "ties": Equal("ties", ("weight", "density"), {**_ARITHMETIC, "normalize": True}, _translate_elected),
+    "dare_ties": Equal("dare_ties", ("weight", "density"), {**_ARITHMETIC, "rescale": True}, _translate_random_elected),
+}
