@@ -241,7 +241,7 @@ def _note(merge_method: str, parameters: Parameters) -> Iterator[str]:
     if merge_method.startswith("dare"):
         yield "which entries are kept is drawn here, by --seed, so that they are others than mergekit's"
         if parameters.rescale:
-            yield "what is kept is divided by the density; mergekit matches the sum of magnitudes, which is equal on average"
+            yield "what is kept is divided by the density; mergekit matches the sum of magnitudes, on average the same"
 
 
 _ARITHMETIC = {"normalize": False, "lambda": 1.0, "int8_mask": False}

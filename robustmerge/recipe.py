@@ -53,7 +53,7 @@ class RecipeFile:
 def read_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     """Read the content of a recipe. where: its file, for messages. Raises ConfigError with what is wrong in it."""
     file = build(RecipeFile, content, where)
-    settings = {"name": file.method} if isinstance(file.method, str) else dict(file.method)
+    settings: dict[str, Any] = {"name": file.method} if isinstance(file.method, str) else dict(file.method)
     method = settings.pop("name", None)
     if not isinstance(method, str):
         raise ConfigError(Problem("the method needs its name, as in `method: {name: ties, space: delta}`", where))

@@ -1,0 +1,176 @@
+"""Recipes of mergekit: what they merge to is what mergekit's formulas say, and what has no equal is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from robustmerge.cli.program import main
+from robustmerge.formats.adapter import WEIGHTS, open_adapter
+from robustmerge.mergekit import read_mergekit
+from tests.merge_cases import random_experts, save_expert, write_expert
+
+WEIGHTS_OF = {"a": 0.4, "b": 1.1, "c": -0.3}
+EXPERTS = random_experts("abc")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, pairs in EXPERTS.items():
+        write_expert(tmp_path / name, pairs)
+    return tmp_path
+
+
+def recipe(method: str, weights: dict[str, float], density: float | None = None, **parameters: Any) -> dict[str, Any]:
+    of_model = {} if density is None else {"density": density}
+    models = [{"model": f"tiny+{name}", "parameters": {"weight": w, **of_model}} for name, w in weights.items()]
+    return {"merge_method": method, "models": models, "parameters": parameters}
+
+
+def merge(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The update that the command writes, by module."""
+    Path("config.yml").write_text(json.dumps(content))  # which is YAML, too
+    main(["merge", "config.yml", "-o", "out"])
+    if (Path("out") / WEIGHTS).exists():
+        adapter = open_adapter("out", Path("out"))
+        return {name: adapter.pair(name).delta() for name in adapter.modules}
+    return {name.split(".", 1)[1].removesuffix(".weight"): x for name, x in load_file("out/delta.safetensors").items()}
+
+
+def updates(module: str, density: float = 1.0) -> list[Tensor]:
+    """The experts' updates of a module, each trimmed as we do: the threshold's own entry is kept, too."""
+    dense = [pairs[module].B @ pairs[module].A for pairs in EXPERTS.values()]
+    if density == 1:
+        return dense
+    limits = [x.abs().flatten().sort(descending=True).values[int(density * x.numel())] for x in dense]
+    return [x * (x.abs() >= limit) for x, limit in zip(dense, limits, strict=True)]
+
+
+def elected_sum(xs: list[Tensor], weights: list[float], normalize: bool) -> Tensor:
+    """What mergekit makes of the updates: those of the sign of their weighted sum, divided by their weights' sum."""
+    weighted = torch.stack([x * w for x, w in zip(xs, weights, strict=True)])
+    agrees = weighted.sign() == torch.where(weighted.sum(0) >= 0, 1.0, -1.0)
+    divisor = (torch.tensor(weights)[:, None, None] * agrees).sum(0)
+    divisor[divisor == 0] = 1
+    return (weighted * agrees).sum(0) / (divisor if normalize else 1)
+
+
+def weighted_sum(xs: list[Tensor], weights: list[float]) -> Tensor:
+    return sum((x * w for x, w in zip(xs, weights, strict=True)), torch.zeros_like(xs[0]))
+
+
+EQUAL = dict.fromkeys(WEIGHTS_OF, 0.5)
+ALL = list(WEIGHTS_OF.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "reference"),
+    [
+        (recipe("linear", WEIGHTS_OF), lambda m: weighted_sum(updates(m), ALL) / sum(ALL)),
+        (
+            recipe("linear", {"a": 0.2, "b": 0.5, "c": 0.3}, normalize=False),
+            lambda m: weighted_sum(updates(m), [0.2, 0.5, 0.3]),
+        ),
+        (recipe("task_arithmetic", WEIGHTS_OF, **{"lambda": 0.5}), lambda m: 0.5 * weighted_sum(updates(m), ALL)),
+        (recipe("task_arithmetic", WEIGHTS_OF, normalize=True), lambda m: weighted_sum(updates(m), ALL) / sum(ALL)),
+        (recipe("dare_linear", WEIGHTS_OF, density=1), lambda m: weighted_sum(updates(m), ALL)),
+        (recipe("ties", EQUAL, 0.5, **{"lambda": 0.7}), lambda m: 0.7 * elected_sum(updates(m, 0.5), [0.5] * 3, True)),
+        (recipe("ties", WEIGHTS_OF, 0.5, normalize=False), lambda m: elected_sum(updates(m, 0.5), ALL, False)),
+        (recipe("dare_ties", WEIGHTS_OF, 1.0, int8_mask=True), lambda m: elected_sum(updates(m), ALL, False)),
+    ],
+    ids=lambda value: value["merge_method"] if isinstance(value, dict) else "",
+)
+def test_a_recipe_merges_to_what_mergekits_formula_gives(content, reference) -> None:
+    merged = merge(content)
+    assert merged.keys() == EXPERTS["a"].keys()
+    for module, update in merged.items():
+        torch.testing.assert_close(update, reference(module), rtol=1e-4, atol=1e-5)
+
+
+def test_random_pruning_is_that_of_dare_with_a_note_on_what_differs(capsys) -> None:
+    read = read_mergekit(recipe("dare_ties", WEIGHTS_OF, 0.5), "config.yml")
+    assert read.settings["prune"] == {"rule": "random", "density": 0.5, "rescale": True, "scope": "tensor"}
+    assert (read.method, read.settings["first"], read.settings["disjoint"]) == ("dare_ties", None, "sum")
+    merge(recipe("dare_linear", WEIGHTS_OF, 0.5))
+    assert capsys.readouterr().out.count("note: ") == 2
+
+
+def test_the_base_among_the_models_has_no_update_but_a_weight_in_a_linear_merge() -> None:
+    base = {
+        "base_model": "tiny",
+        "models": [{"model": "tiny", "parameters": {"weight": 2.0}}, *recipe("", EQUAL)["models"]],
+    }
+    read = read_mergekit({"merge_method": "task_arithmetic", **base}, "config.yml")
+    assert (read.experts, read.base, read.settings["weights"]) == ({"a": "a", "b": "b", "c": "c"}, "tiny", EQUAL)
+    linear = read_mergekit({"merge_method": "linear", **base}, "config.yml")
+    assert linear.settings["weights"] == dict.fromkeys("abc", pytest.approx(3 * 0.5 / 3.5))
+
+
+def test_parameters_of_the_merge_stand_for_those_of_its_models_and_adapters_of_one_name_keep_their_places() -> None:
+    models = [{"model": "x/base+ann/lora@v1"}, {"model": "x/base+bob/lora", "parameters": {"weight": 1}}]
+    content = {
+        "merge_method": "ties",
+        "models": models,
+        "parameters": {"weight": 1.0, "density": 0.3},
+        "dtype": "float16",
+    }
+    read = read_mergekit(content, "config.yml")
+    assert read.experts == {"ann/lora@v1": "ann/lora@v1", "bob/lora": "bob/lora"}
+    assert read.settings["prune"] == {"rule": "magnitude", "density": 0.3, "scope": "tensor"}
+    assert (read.settings["out"], read.base) == ({"dtype": "float16"}, "x/base")
+
+
+SLICES = {"merge_method": "ties", "slices": []}
+TWO = recipe("ties", {"a": 1, "b": 1}, 0.5)
+FOREIGN = [*TWO["models"], {"model": "other+c", "parameters": {"weight": 1, "density": 0.5}}]
+APART = [*TWO["models"], {"model": "tiny+c", "parameters": {"weight": 1, "density": 0.7}}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (SLICES, "slices has no equal here: adapters are merged whole"),
+        ({**TWO, "tokenizer_source": "union"}, "tokenizer_source has no equal here: an adapter has no tokenizer"),
+        ({**TWO, "merge_method": "slerp"}, "mergekit's 'slerp' has no equal here; choose one of dare_linear"),
+        ({**TWO, "models": FOREIGN}, "the adapters must have one base, got tiny, other"),
+        ({**TWO, "models": APART}, "the models must have one density here, got 0.5, 0.7"),
+        ({**TWO, "models": [*TWO["models"], TWO["models"][0]]}, "'a' stands there twice"),
+        ({**TWO, "base_model": "tiny", "models": [{"model": "tiny"}]}, "there is no adapter to merge"),
+        ({**TWO, "models": [{"model": "tiny+a"}]}, "every model needs a weight"),
+        ({**TWO, "dtype": "int64"}, "unknown dtype 'int64'"),
+        (
+            {**TWO, "parameters": {"weight": [0, 1]}},
+            "weight must be one number for the whole model, no list, got [0, 1]",
+        ),
+        ({**TWO, "parameters": {"weight": True}}, "weight must be one number"),
+        ({**TWO, "parameters": {"normalize": 1}}, "normalize must be true or false, got 1"),
+        ({**TWO, "parameters": {"rescale": True}}, "'rescale' has no equal with ties; choose one of density"),
+        (recipe("task_arithmetic", EQUAL, 0.5), "'density' has no equal with task_arithmetic; choose one of weight"),
+        (recipe("ties", WEIGHTS_OF, 0.5), "with normalize the weights must be equal and not 0"),
+        (recipe("ties", EQUAL, 1.5), "density must be in (0, 1], got 1.5"),
+        (recipe("linear", EQUAL, normalize=False), "without normalize the weights must add up to 1"),
+        (recipe("linear", {"a": 1, "b": -1}), "the weights add up to 0"),
+        ({**recipe("linear", EQUAL), "base_model": "tiny"}, "linear has no base, unless as one of the models"),
+    ],
+)
+def test_what_has_no_equal_is_refused(capsys, content: dict[str, Any], message: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        merge(content)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_adapters_that_are_more_than_lora_are_refused(folder: Path, capsys) -> None:
+    save_expert(folder / "dora", use_dora=True)
+    save_expert(folder / "saved", modules_to_save=["projector"])
+    with pytest.raises(SystemExit):
+        merge(recipe("linear", {"dora": 1, "saved": 1}))
+    error = capsys.readouterr().err
+    assert "expert 'dora' has DoRA, which mergekit" in error and "expert 'saved' has modules_to_save" in error
