@@ -11,7 +11,9 @@ import yaml
 from data_prep.settings import TaskData
 from pipeline.config import read_config
 from pipeline.program import compose, list_options
+from robustmerge.mergekit import read_mergekit
 from robustmerge.method import read_method
+from robustmerge.recipe import read_recipe
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import read_examples
@@ -55,6 +57,17 @@ def test_every_method_is_in_the_table_with_its_file_and_the_code_of_its_formula(
     assert len(functions) > 8
     for function, file in functions:
         assert f"def {function}(" in (REPOSITORY / file).read_text(), (function, file)
+
+
+# docs/library.md
+
+
+def test_the_recipes_of_the_page_are_understood() -> None:
+    ours, mergekits = map(yaml.safe_load, blocks("yaml", REPOSITORY / "docs" / "library.md"))
+    recipe, translated = read_recipe(ours, "page"), read_mergekit(mergekits, "page")
+    for one in (recipe, translated):
+        assert read_method(one.method, **one.settings).space == "delta"
+    assert set(translated.experts) == {"vqav2", "rec"} and set(recipe.experts) == {"vqa", "rec"}
 
 
 # docs/evaluation.md and docs/tasks.md

@@ -25,6 +25,7 @@ SKIPPED = (
     "# asks the Hub",
     "scripts/test.sh",  # runs this test
     "scripts/setup.sh",
+    "pip install",
 )
 OF_THE_FIXTURE = ("bash scripts/train_all.sh", "bash scripts/merge_eval.sh")
 
@@ -55,6 +56,11 @@ def replace_places(places: dict[str, str], text: str) -> str:
 
 # What commands print, by a pattern of the command: each matches one.
 PRINTED = {
+    r"robustmerge merge \w+ ": r"\n  modules +28\n",
+    r"robustmerge merge --help": r"\n  robustmerge merge ties ",
+    r"robustmerge methods$": r"\nties: TIES, ",
+    r"robustmerge methods ties": r"\n  prune\.density +0\.2\n",
+    r"robustmerge inspect": r"\nWhat follows\n",
     r"quickstart\.sh": r"\nreport: .*/reports/main/report\.md",
     r"inspect_adapters\.py": r"\npicture: .*/inspection\.png",
     r"merge\.py merge=ties": r"\n  modules +28\n",
@@ -84,12 +90,18 @@ PRINTED = {
 @pytest.mark.parametrize("command", list_commands())
 def test_a_command_of_the_pages_runs(command: str, smoke: SmokeRun, places: dict[str, str]) -> None:
     line = replace_places(places, command)
-    if not any(word in line for word in ("profile=smoke", "--help", "runs.py", "doctor.py")):
+    if not any(word in line for word in ("profile=smoke", "--help", "runs.py", "doctor.py", "robustmerge ")):
         line += " profile=smoke"
     if "merge_eval" in line and "--" not in line:
         line += " jobs=1"  # two processes take longer to start than one takes
     ended = subprocess.run(
-        ["bash", "-c", line.replace(".venv/bin/python", str(smoke.python))],
+        [
+            "bash",
+            "-c",
+            re.sub(r"^robustmerge ", ".venv/bin/python -m robustmerge ", line).replace(
+                ".venv/bin/python", str(smoke.python)
+            ),
+        ],
         cwd=REPOSITORY,
         env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs), "WANDB_MODE": "offline"},
         capture_output=True,
