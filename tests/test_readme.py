@@ -67,7 +67,7 @@ PRINTED = {
     r"doctor\.py": r"bash scripts/quickstart\.sh",
     r"train_all\.sh peft\.r=8": r"\n  experts/rec-\w+ ",
     r"-m merge=task_arithmetic": r"\nTask Arithmetic \(strength=0\.5\) ",
-    r"--help$": r"\nmerge: average, ",
+    r"\.sh --help$": r"\nmerge: average, ",
     r"--cfg job$": r"\nstrength_grid:",
     r"prepare\.py": r"\n  data/vqav2-\w+ ",
     r"train\.py": r"\n  experts/vqav2-\w+ ",
