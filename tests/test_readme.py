@@ -89,19 +89,13 @@ PRINTED = {
 
 @pytest.mark.parametrize("command", list_commands())
 def test_a_command_of_the_pages_runs(command: str, smoke: SmokeRun, places: dict[str, str]) -> None:
-    line = replace_places(places, command)
-    if not any(word in line for word in ("profile=smoke", "--help", "runs.py", "doctor.py", "robustmerge ")):
+    line = replace_places(places, re.sub(r"^robustmerge ", ".venv/bin/python -m robustmerge ", command))
+    if not any(word in line for word in ("profile=smoke", "--help", "runs.py", "doctor.py", "-m robustmerge")):
         line += " profile=smoke"
     if "merge_eval" in line and "--" not in line:
         line += " jobs=1"  # two processes take longer to start than one takes
     ended = subprocess.run(
-        [
-            "bash",
-            "-c",
-            re.sub(r"^robustmerge ", ".venv/bin/python -m robustmerge ", line).replace(
-                ".venv/bin/python", str(smoke.python)
-            ),
-        ],
+        ["bash", "-c", line.replace(".venv/bin/python", str(smoke.python))],
         cwd=REPOSITORY,
         env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs), "WANDB_MODE": "offline"},
         capture_output=True,
