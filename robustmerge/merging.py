@@ -10,7 +10,7 @@ experts (one a worker) is read, merged and written at a time. In a notebook:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,11 @@ from torch import Tensor
 
 from robustmerge.algebra import measure_model, merge_module, needs_another_majority
 from robustmerge.experts import fetch_experts
-from robustmerge.formats.adapter import WEIGHTS, Adapter, open_adapters
+from robustmerge.formats.adapter import WEIGHTS, Adapter, AdapterBuilder, open_adapters
 from robustmerge.formats.adapter_config import CONFIG
 from robustmerge.formats.compatibility import find_disagreements
+from robustmerge.formats.delta import DeltaWriter
+from robustmerge.formats.full_model import ModelWriter
 from robustmerge.formats.output import open_writer, problems_of_format
 from robustmerge.merge_record import Norms, print_merge, record_merge, summarize_merge, write_card
 from robustmerge.method import MERGE_SCHEMA, AnyMethod, problems_of_weights, read_method
@@ -37,6 +39,7 @@ from robustmerge.stage.text import plain
 from robustmerge.workers import map_in_threads, set_up_for_merging
 
 Say = Callable[[str], None]
+Output = AdapterBuilder | DeltaWriter | ModelWriter
 R = TypeVar("R")
 
 
@@ -125,12 +128,11 @@ def write_merged(
     for line in describe_links(experts):
         say(line)
     with set_up_for_merging():
-        merging = Merging(open_experts(experts, method), method, workers, progress)
-        statistics = merging.measure()
-        try:
-            record = merging.write(folder, statistics)
-        except WrongMajorityError:
-            record = merging.write(folder, replace(statistics, majority=-1))
+        adapters, out = open_experts(experts, method), method.out
+        card = write_card(method, adapters)
+        record = Merging(adapters, method, workers, progress).run(
+            lambda: open_writer(folder, method.output_format, adapters, card, out.dtype, out.base)
+        )
     say(summarize_merge(method, record))
     return record
 
@@ -140,6 +142,16 @@ def open_experts(experts: Mapping[str, Path], method: AnyMethod) -> list[Adapter
     if not experts:
         raise UserError("there are no experts to merge")
     adapters, problems = open_adapters(experts)
+    return check_together(adapters, problems, method, experts)
+
+
+def check_together(
+    adapters: list[Adapter], problems: list[str], method: AnyMethod, experts: Iterable[str]
+) -> list[Adapter]:
+    """Return the adapters if they can be merged with one another. problems: of those of the experts that did not open.
+
+    Raises UserError with all problems at once.
+    """
     if not problems:
         problems = find_disagreements(adapters, method.needs_equal_ranks, method.check_base, method.rank_advice)
         problems += problems_of_format(method.output_format, adapters)
@@ -246,13 +258,23 @@ class Merging:
         magnitude = mean_if_present([a.magnitude(name) for a in self.adapters])
         return MergedModule(merged, measure_merged(merged.update, name), norms, bias, magnitude)
 
-    def write(self, folder: Path, statistics: Statistics) -> dict[str, Any]:
-        """Merge all modules into the folder, and return the record."""
+    def run(self, open_output: Callable[[], Output]) -> dict[str, Any]:
+        """Merge all modules into an output, and return the record.
+
+        open_output: opens a writer; called again where the sign that the majority was assumed to have was wrong.
+        """
+        statistics = self.measure()
+        try:
+            return self.write(open_output(), statistics)
+        except WrongMajorityError:
+            return self.write(open_output(), replace(statistics, majority=-1))
+
+    def write(self, output: Output, statistics: Statistics) -> dict[str, Any]:
+        """Merge all modules into the output, and return the record."""
         method, norms, dropped = self.method, Norms(), 0
         elections: list[Election] = []
         part = (2, 2) if method.needs_whole_model else (1, 1)
-        kind, out, card = method.output_format, method.out, write_card(method, self.adapters)
-        with open_writer(folder, kind, self.adapters, card, out.dtype, out.base) as writer:
+        with output as writer:
             for name, module in self.walk("merge", lambda name: (name, self.merge(name, statistics)), part):
                 writer.add_update(name, module.merged.update, magnitude=module.magnitude, bias=module.bias)
                 norms.add(module.norm, module.expert_norms)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ from robustmerge.formats.names import (
     read_model_config,
     show,
 )
-from robustmerge.formats.tensors import TensorFile, TensorWriter, all_finite, header_room, refuse_overflow
+from robustmerge.formats.tensors import TensorFile, Tensors, TensorWriter, all_finite, header_room, refuse_overflow
 from robustmerge.stage.files import FolderWriter, read_json, require_file
 from robustmerge.stage.settings import UserError, first_few
 
@@ -78,7 +78,7 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder, opened and checked; tensors are read on demand.
+    """An adapter, opened and checked; tensors are read on demand, from a file or from a model in memory.
 
     shapes: module -> (d_out, rank, d_in). lora: module -> part (A, B, bias, magnitude) -> name in the file.
     extra_names: the trained values of the base model (`modules_to_save`, `bias`), name in the model -> in the file.
@@ -89,7 +89,7 @@ class Adapter:
     name: str
     folder: Path
     config: Mapping[str, Any]
-    file: TensorFile = field(repr=False)
+    file: Tensors = field(repr=False)
     shapes: Mapping[str, tuple[int, int, int]] = field(repr=False)
     lora: Mapping[str, Mapping[str, str]] = field(repr=False)
     extra_names: Mapping[str, str] = field(repr=False)
@@ -182,8 +182,18 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     """
     folder = Path(folder)
     name = name or folder.name
-    config = read_config(folder, name)
-    file = open_tensors(folder, name)
+    adapter = read_adapter(name, folder, read_config(folder, name), open_tensors(folder, name))
+    names = (*adapter.shapes, *adapter.extras)
+    may_move = any(move(path, moves) != path for path in names for moves in (LLAVA, QWEN_VL))
+    return move_names(adapter, find_moves(adapter.config)) if may_move else adapter
+
+
+def read_adapter(name: str, folder: Path, config: Mapping[str, Any], file: Tensors) -> Adapter:
+    """Read an adapter from its checked config (`check_config`) and its tensors, wherever these are.
+
+    folder: where the adapter is, also for messages. Modules keep the names that they have there.
+    Raises UserError with all reasons why it cannot be read as LoRA of linear layers.
+    """
     names = parse_names(file.names, config)
     places = {said.path: said.place for said in names.parsed.values() if said.part}
     config = resolve_patterns(config, sorted(set(places.values())), f"expert '{name}' ({folder}): ")
@@ -206,9 +216,7 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
         (rank, d_in), d_out = file.shape(parts["A"]), file.shape(parts["B"])[0]
         shapes[module] = (d_out, rank, d_in)
     renamed = any(not parts["A"].startswith(f"{PREFIX}{module}.lora_") for module, parts in contents.lora.items())
-    adapter = Adapter(name, folder, config, file, shapes, contents.lora, contents.extras, contents.frozen, renamed)
-    may_move = any(move(path, moves) != path for path in (*shapes, *contents.extras) for moves in (LLAVA, QWEN_VL))
-    return move_names(adapter, find_moves(config)) if may_move else adapter
+    return Adapter(name, folder, config, file, shapes, contents.lora, contents.extras, contents.frozen, renamed)
 
 
 def move_names(adapter: Adapter, moves: Moves) -> Adapter:
@@ -238,7 +246,7 @@ def move_names(adapter: Adapter, moves: Moves) -> Adapter:
     )
 
 
-def _find_resized(config: Mapping[str, Any], frozen: Mapping[str, str], file: TensorFile) -> list[str]:
+def _find_resized(config: Mapping[str, Any], frozen: Mapping[str, str], file: Tensors) -> list[str]:
     """The heads with LoRA whose own weights, which are left out, have more rows than the base's."""
     model = read_model_config(config) if frozen else {}
     text = model.get("text_config")
@@ -271,13 +279,19 @@ def _lacks_projector(folder: Path, config: Mapping[str, Any], contents: Contents
 
 def open_adapters(folders: Mapping[str, Path | str]) -> tuple[list[Adapter], list[str]]:
     """Open adapter folders (name -> folder); returns those that open, sorted by name, and the problems of the rest."""
+    adapters, problems = open_each(folders, lambda name: open_adapter(folders[name], name))
+    return _align_names(adapters), problems
+
+
+def open_each(names: Iterable[str], open_one: Callable[[str], Adapter]) -> tuple[list[Adapter], list[str]]:
+    """Call `open_one` for the names, sorted; returns the adapters that open, and the problems of the rest."""
     adapters, problems = [], []
-    for name, folder in sorted(folders.items()):
+    for name in sorted(names):
         try:
-            adapters.append(open_adapter(folder, name))
+            adapters.append(open_one(name))
         except UserError as error:
             problems.append(str(error))
-    return _align_names(adapters), problems
+    return adapters, problems
 
 
 def _align_names(adapters: Sequence[Adapter]) -> list[Adapter]:
@@ -314,19 +328,39 @@ def open_tensors(folder: Path, name: str) -> TensorFile:
         raise UserError(f"expert '{name}': {error}") from error
 
 
-class AdapterWriter(FolderWriter):
-    """Context manager that writes an adapter folder pair by pair; it appears when the block ends without an error.
+class AdapterBuilder:
+    """What an adapter of scaling 1 is made of, taken update by update: its tensors, ranks and config.
 
-    like: an expert, whose base model, targets and modules the new adapter has.
+    like: the config of an expert, whose base model and targets the new adapter has. A subclass says where tensors go,
+    and what to set where these are too large for their dtype (`wider`).
     """
 
-    def __init__(self, folder: Path, like: Adapter, dtype: torch.dtype = torch.float32, card: str = ""):
-        self.like, self.dtype, self.card = like, dtype, card
+    wider = "merge.out.dtype=float32"
+
+    def __init__(self, like: Mapping[str, Any], dtype: torch.dtype):
+        self.like, self.dtype = like, dtype
         self.ranks: dict[str, int] = {}
         self._parts: list[str] = []  # what every module has
-        names = like.written_names if like.renamed else like.file.names
-        self._tensors = TensorWriter(folder / WEIGHTS, header_room(names))
-        super().__init__(folder, [self._tensors])
+
+    def put(self, key: str, tensor: Tensor) -> None:
+        """Take a tensor by its name in a file."""
+        raise NotImplementedError
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The adapter's config, once all updates are there."""
+        return config_for(self.ranks, self.like, "magnitude" in self._parts, "bias" in self._parts)
+
+    def add_update(
+        self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        """Write a module's update. Raises UserError if it is dense, or a value is too large for the dtype."""
+        if not isinstance(update, LoraPair):
+            raise UserError(
+                f"module '{module}': a dense update {list(update.shape)} is no adapter; give the rank to cut it to "
+                "(merge.out.rank), or take merge.out.format=delta"
+            )
+        self.add_pair(module, update, magnitude=magnitude, bias=bias)
 
     def add_pair(
         self, module: str, pair: LoraPair, magnitude: Tensor | None = None, bias: Tensor | None = None
@@ -349,12 +383,53 @@ class AdapterWriter(FolderWriter):
         self._add(name_in_file(name, self.ranks), tensor, f"'{name}'")
 
     def _add(self, key: str, tensor: Tensor, what: str) -> None:
-        refuse_overflow(tensor, what)
+        refuse_overflow(tensor, what, self.wider)
+        self.put(key, tensor)
+
+
+class AdapterWriter(AdapterBuilder, FolderWriter):
+    """Context manager that writes an adapter folder pair by pair; it appears when the block ends without an error.
+
+    names: at least those that the tensors will have, for the header's size.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        like: Mapping[str, Any],
+        names: Iterable[str],
+        dtype: torch.dtype = torch.float32,
+        card: str = "",
+    ):
+        AdapterBuilder.__init__(self, like, dtype)
+        self.card = card
+        self._tensors = TensorWriter(folder / WEIGHTS, header_room(names))
+        FolderWriter.__init__(self, folder, [self._tensors])
+
+    def put(self, key: str, tensor: Tensor) -> None:
+        """Write a tensor."""
         self._tensors.add(key, tensor)
 
     def complete(self) -> dict[str, str | bytes]:
-        config = config_for(self.ranks, self.like.config, "magnitude" in self._parts, "bias" in self._parts)
-        return {"README.md": self.card, CONFIG: json.dumps(config, indent=2, sort_keys=True) + "\n"}
+        return {"README.md": self.card, CONFIG: json.dumps(self.config, indent=2, sort_keys=True) + "\n"}
+
+
+class AdapterInMemory(AdapterBuilder):
+    """Context manager that keeps an adapter in memory. tensors: by their names in a file."""
+
+    wider = "dtype='float32'"
+
+    def __enter__(self) -> Self:
+        self.ranks, self._parts = {}, []
+        self.tensors: dict[str, Tensor] = {}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def put(self, key: str, tensor: Tensor) -> None:
+        """Keep a tensor."""
+        self.tensors[key] = tensor
 
 
 @dataclass
@@ -379,7 +454,7 @@ BIASES = ("all", "lora_only")  # settings of peft's `bias` by which biases of th
 _INNER = re.compile(r"(^|\.)(base_layer|original_module|modules_to_save|lora_\w+)(\.|$)")  # words of peft
 
 
-def classify_names(file: TensorFile, config: Mapping[str, Any], names: Names) -> Contents:
+def classify_names(file: Tensors, config: Mapping[str, Any], names: Names) -> Contents:
     """Sort tensor names into LoRA and trained values of the base (modules_to_save, bias), and check LoRA's shapes.
 
     config: whose patterns have the names of modules. names: what those of the file say.
@@ -412,9 +487,7 @@ def _put(names: dict[str, str], key: str, stored: str, problems: list[str]) -> N
         problems.append(f"tensors {show(other)} and {show(stored)} are two spellings of one name")
 
 
-def _classify_others(
-    others: Mapping[str, str], file: TensorFile, config: Mapping[str, Any], contents: Contents
-) -> None:
+def _classify_others(others: Mapping[str, str], file: Tensors, config: Mapping[str, Any], contents: Contents) -> None:
     """Sort what is not LoRA. others: name in the file -> in the model, which may have peft's own words in it."""
     listed = [f"{module}." for module in saved_modules(config)]  # peft compares the end of a module's name
     weights = {path.replace(".base_layer.", ".") for path in others.values()}
@@ -451,7 +524,7 @@ def _classify_others(
         contents.problems.append(f"{count_tensors(unknown)} {what}")
 
 
-def _are_equal(file: TensorFile, one: str, other: str) -> bool:
+def _are_equal(file: Tensors, one: str, other: str) -> bool:
     """Whether two tensors hold the same: peft saves resized embeddings under each of their names."""
     return file.shape(one) == file.shape(other) and bool(torch.equal(file.get(one), file.get(other)))
 
@@ -462,7 +535,7 @@ def name_in_file(extra: str, modules: Mapping[str, Any]) -> str:
     return f"{PREFIX}{module}.base_layer.{last}" if module in modules else PREFIX + extra
 
 
-def _problem_of(parts: Mapping[str, str], file: TensorFile, config: Mapping[str, Any], module: str) -> str | None:
+def _problem_of(parts: Mapping[str, str], file: Tensors, config: Mapping[str, Any], module: str) -> str | None:
     """Why the tensors of a module are not a pair [r, d_in], [d_out, r] with the further parts that the config lists."""
     if missing := {"A", "B"} - set(parts):
         return f"it has {' and '.join(sorted(PARTS[part] for part in parts))} but no {PARTS[min(missing)]}"

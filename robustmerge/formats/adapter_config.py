@@ -109,8 +109,16 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         config = read_json(folder / CONFIG, "a LoRA config")
     except UserError as error:
         raise UserError(f"expert '{name}': {error}") from error
+    return check_config(config, f"expert '{name}': {folder / CONFIG}: ")
+
+
+def check_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The config of an adapter, its rank and alpha as numbers. where: before every message.
+
+    Raises UserError with all values of a wrong type.
+    """
     if problems := first_few(_find_wrong_values(config)):
-        raise UserError("\n".join(f"expert '{name}': {folder / CONFIG}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{where}{problem}" for problem in problems))
     return {**config, "r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from robustmerge.formats.adapter import Adapter, AdapterWriter, LoraPair, common_dtype
+from robustmerge.formats.adapter import Adapter, AdapterInMemory, AdapterWriter, common_dtype
 from robustmerge.formats.adapter_config import SAME_BASE
 from robustmerge.formats.checkpoint import TIED, explain_unknown_layout, ties_embeddings
 from robustmerge.formats.compatibility import common_config
@@ -22,21 +20,6 @@ from robustmerge.hub.places import fetch_model
 from robustmerge.stage.settings import UserError
 
 
-class AdapterOutput(AdapterWriter):
-    """An AdapterWriter with the interface of the other writers."""
-
-    def add_update(
-        self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
-    ) -> None:
-        """Write a module's update. Raises UserError if it is dense, or a value is too large for the dtype."""
-        if not isinstance(update, LoraPair):
-            raise UserError(
-                f"module '{module}': a dense update {list(update.shape)} is no adapter; give the rank to cut it to "
-                "(merge.out.rank), or take merge.out.format=delta"
-            )
-        self.add_pair(module, update, magnitude=magnitude, bias=bias)
-
-
 def open_writer(
     folder: Path,
     kind: str,
@@ -44,7 +27,7 @@ def open_writer(
     card: str,
     dtype: str = "float32",
     base: str | Path | None = None,
-) -> AdapterOutput | DeltaWriter | ModelWriter:
+) -> AdapterWriter | DeltaWriter | ModelWriter:
     """Open the writer of a format, a context manager with `add_update`, `add_extra` and `ranks`.
 
     kind: adapter, delta or model. adapters: the experts, of which the first names modules, shapes and targets.
@@ -55,10 +38,21 @@ def open_writer(
         raise UserError("\n".join(problems))
     if kind == "model":
         return ModelWriter(folder, fetch_model(base or base_of(adapters[0])), adapters[0], card)
-    written = common_dtype(a.dtype for a in adapters) if dtype == "experts" else getattr(torch, dtype)
+    written, like = find_dtype(dtype, adapters), adapters[0]
     if kind == "adapter":
-        return AdapterOutput(folder, replace(adapters[0], config=common_config(adapters)), written, card)
+        names = like.written_names if like.renamed else like.file.names
+        return AdapterWriter(folder, common_config(adapters), names, written, card)
     return DeltaWriter(folder, adapters, written, card)
+
+
+def open_in_memory(adapters: Sequence[Adapter], dtype: str) -> AdapterInMemory:
+    """Open the writer of an adapter that stays in memory; the arguments are those of `open_writer`."""
+    return AdapterInMemory(common_config(adapters), find_dtype(dtype, adapters))
+
+
+def find_dtype(name: str, adapters: Sequence[Adapter]) -> torch.dtype:
+    """The dtype of a name; `experts`: the smallest that holds all of theirs."""
+    return common_dtype(a.dtype for a in adapters) if name == "experts" else getattr(torch, name)
 
 
 def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,6 +32,37 @@ _READ = {str(dtype).removeprefix("torch."): dtype for dtype in CODES} | dict.fro
 
 Layout = Mapping[str, tuple[torch.dtype, Sequence[int]]]
 Header = tuple[dict[str, str], dict[str, tuple[int, ...]]]  # dtypes and shapes, by the names of the tensors
+
+
+class Tensors(Protocol):
+    """Named tensors that are read on demand, of a file or in memory. path: what messages call their place."""
+
+    path: Path
+    names: list[str]
+
+    def get(self, name: str) -> Tensor: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+
+class TensorsInMemory:
+    """Named tensors of a running model, on any device; `get` gives them on the CPU, where everything is computed."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor]):
+        self.path, self._tensors = path, tensors
+        self.names = sorted(tensors)
+
+    def get(self, name: str) -> Tensor:
+        """Read one tensor; often the model's own memory, which must not be written to."""
+        return self._tensors[name].detach().cpu()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
 
 
 class TensorFile:
@@ -114,10 +145,13 @@ def all_finite(tensor: Tensor) -> bool:
     return all(math.isfinite(bound) for bound in torch.aminmax(tensor))
 
 
-def refuse_overflow(tensor: Tensor, what: str) -> None:
-    """Raises UserError if the merged values of `what`, already in the dtype they are written in, do not fit it."""
+def refuse_overflow(tensor: Tensor, what: str, wider: str = "merge.out.dtype=float32") -> None:
+    """Raises UserError if the merged values of `what`, already in the dtype they are written in, do not fit it.
+
+    wider: the setting of a dtype that holds them.
+    """
     if not all_finite(tensor):
-        remedy = "take a smaller strength" if tensor.dtype == torch.float32 else "take merge.out.dtype=float32"
+        remedy = "take a smaller strength" if tensor.dtype == torch.float32 else f"take {wider}"
         raise UserError(f"{what}: the merged values do not fit {tensor.dtype}; {remedy}")
 
 

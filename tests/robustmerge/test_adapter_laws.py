@@ -56,7 +56,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
 def write_again(source: Path, target: Path) -> None:
     """Read an adapter and write what was read, nothing merged."""
     adapter = open_adapter(source)
-    with AdapterWriter(target, adapter) as writer:
+    with AdapterWriter(target, adapter.config, adapter.written_names) as writer:
         for module in adapter.modules:
             writer.add_pair(module, adapter.pair(module), adapter.magnitude(module), adapter.bias(module))
         for name in adapter.extras:

@@ -228,7 +228,7 @@ def test_a_writer_takes_magnitudes_for_all_modules_or_for_none(tmp_path: Path) -
     like = open_adapter(write_expert(tmp_path / "like", random_experts("a")["a"]))
     pair = LoraPair(torch.ones(1, 2), torch.ones(3, 1))
     with pytest.raises(ValueError, match="module 'b' has A, B, those before have A, B, magnitude"):  # noqa: SIM117
-        with AdapterWriter(tmp_path / "out", like) as writer:
+        with AdapterWriter(tmp_path / "out", like.config, like.written_names) as writer:
             writer.add_pair("a", pair, magnitude=torch.ones(3))
             writer.add_pair("b", pair)
     assert list((tmp_path / "out").iterdir()) == []
