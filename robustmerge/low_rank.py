@@ -12,6 +12,7 @@ from torch.linalg import qr, svd
 
 from robustmerge.formats.adapter import LoraPair
 
+OVERSAMPLED, POWERS = 16, 3  # of a randomised approximation: further directions, and powers that separate them
 CUT = 1e-6  # directions below this fraction of the largest singular value are rounding of float32 factors
 
 
@@ -42,6 +43,51 @@ def truncate(update: LoraPair | Tensor, rank: int | None) -> LoraPair | Tensor:
         U, s, Vh = svd(update.double(), full_matrices=False)
         V = Vh.T
     return LoraPair(V[:, :rank].T.float().contiguous(), (U[:, :rank] * s[:rank]).float())
+
+
+class Approximation(NamedTuple):
+    """U diag(s) V^T near a dense D. squared_norm: ||D||_F^2; squared_error: ||D - U diag(s) V^T||_F^2.
+
+    is_best: whether no other of this rank is nearer, which a randomised one need not be.
+    """
+
+    U: Tensor
+    s: Tensor
+    V: Tensor
+    squared_norm: float
+    squared_error: float
+    is_best: bool
+
+    @property
+    def pair(self) -> LoraPair:
+        """B = U sqrt(s), A = sqrt(s) V^T, in float32."""
+        root = self.s.sqrt()
+        return make_pair(self.U * root, self.V * root)
+
+
+def approximate(dense: Tensor, rank: int) -> Approximation:
+    """The best approximation of this rank, by the whole decomposition in float64 (Eckart and Young 1936)."""
+    U, s, Vh = svd(dense.double(), full_matrices=False)
+    left = float(s[rank:].square().sum())
+    return Approximation(U[:, :rank], s[:rank], Vh[:rank].T, float(s.square().sum()), left, True)
+
+
+def approximate_randomly(dense: Tensor, rank: int, draw: torch.Generator) -> Approximation:
+    """An approximation of this rank close to the best, in a few products with `dense`, in float32.
+
+    Q [d_out, k], k = rank + OVERSAMPLED, spans what (D D^T)^POWERS D makes of random vectors (Halko, Martinsson and
+    Tropp 2011, algorithm 4.4, https://arxiv.org/abs/0909.4061); the SVD of Q^T D [k, d_in] gives the directions. The
+    error is stated from ||D||^2 = ||Q Q^T D||^2 + ||D - Q Q^T D||^2, so it is that of this approximation.
+    """
+    dense = dense.float()
+    size = min(rank + OVERSAMPLED, *dense.shape)
+    Q = qr(dense @ torch.randn(dense.shape[1], size, generator=draw)).Q
+    for _ in range(POWERS):
+        Q = qr(dense @ qr(dense.T @ Q).Q).Q
+    u, s, Vh = svd((Q.T @ dense).double(), full_matrices=False)
+    U, s, V = (Q.double() @ u)[:, :rank], s[:rank], Vh[:rank].T
+    squared = float(torch.linalg.vector_norm(dense, dtype=torch.float64)) ** 2
+    return Approximation(U, s, V, squared, max(0.0, squared - float(s.square().sum())), False)
 
 
 # --- singular directions of updates ------------------------------------------------------------------------------

@@ -31,10 +31,10 @@ from robustmerge.method import MERGE_SCHEMA, AnyMethod, problems_of_weights, rea
 from robustmerge.module import EmptyRow, EmptyRowsError, Merged, Module, check_module, measure_experts, measure_merged
 from robustmerge.other_weights import mean_extras, mean_if_present, merge_biases, problems_of_extras
 from robustmerge.rules import Election, Statistics
-from robustmerge.stage.address import Address, address_folder, address_foreign, find_changed, read_manifest, run_stage
-from robustmerge.stage.files import BESIDE, expand
+from robustmerge.stage.address import Address, address_chosen, address_foreign, run_stage
+from robustmerge.stage.files import expand
 from robustmerge.stage.progress import Bar
-from robustmerge.stage.settings import UserError, first_few
+from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import plain
 from robustmerge.workers import map_in_threads, set_up_for_merging
 
@@ -97,23 +97,7 @@ def merge_into(
 def address_at(out: Path, method: AnyMethod, experts: Mapping[str, Path]) -> Address:
     """The address of a merge into a folder of the user's choice. Raises UserError if something else is there."""
     inputs = {name: address_foreign(folder) for name, folder in experts.items()}
-    address = address_folder(out.parent, "merged", method.name, "merge", MERGE_SCHEMA, method, inputs)
-    address = replace(address, path=out)
-    paths = [out] if out.exists() and not out.is_dir() else out.glob("*")
-    if all(path.name.endswith(BESIDE) for path in paths) or address.is_drafted():
-        return address
-    others = f"{out} is there already and is not empty; choose another folder, or remove it (out)"
-    if (address.draft / "manifest.json").exists():
-        raise UserError(f"{others}. It holds an unfinished merge of other experts or settings, or changed since")
-    try:
-        complete = address.is_complete()
-    except UserError as error:
-        raise UserError(f"{others}. What it holds was made of other experts or settings") from error
-    if not complete:
-        raise UserError(others)
-    if changed := find_changed(out, read_manifest(address.manifest)):
-        raise UserError(f"{others}. It holds this merge, but not as it was written: {', '.join(first_few(changed))}")
-    return address
+    return address_chosen(out, "merge", MERGE_SCHEMA, method, inputs, "experts")
 
 
 def write_merged(

@@ -47,7 +47,7 @@ class Checkpoint:
         return {name: file for file, tensors in self.files.items() for name in tensors.names}
 
     @cached_property
-    def _today(self) -> dict[str, str]:
+    def today(self) -> dict[str, str]:
         """Name that today's transformers give a tensor -> its name here, where that is one."""
         today = [(move(name, self._moves), name) for name in self.where]
         count = Counter(name for name, _ in today)
@@ -60,9 +60,9 @@ class Checkpoint:
         return moves_of_model(self.config) or (QWEN_VL if is_qwen else LLAVA)
 
     @cached_property
-    def _tied(self) -> bool:
+    def is_tied(self) -> bool:
         """Whether output head and embeddings are one weight; older checkpoints say so by leaving the head out."""
-        return ties_embeddings(self.config) or not any(name in self._today for name in HEADS)
+        return ties_embeddings(self.config) or not any(name in self.today for name in HEADS)
 
     def get(self, name: str) -> Tensor:
         return self.files[self.where[name]].get(name)
@@ -72,7 +72,7 @@ class Checkpoint:
 
         Raises UserError unless it is there and fits.
         """
-        if self._tied and TIED.search(parameter):
+        if self.is_tied and TIED.search(parameter):
             raise UserError(
                 f"'{parameter}' cannot be changed in the base {self}: its output head and its embeddings are one "
                 "weight (tie_word_embeddings); take merge.out.format=adapter"
@@ -97,7 +97,7 @@ class Checkpoint:
         """
         if parameter in self.where:
             return parameter
-        if (name := self._today.get(move(parameter, self._moves))) is not None:
+        if (name := self.today.get(move(parameter, self._moves))) is not None:
             return name
         first, _, inner = parameter.partition(".")
         if inner in self.where and first not in self._first_parts:

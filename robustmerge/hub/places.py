@@ -113,7 +113,6 @@ def fetch_adapter(place: Path | Repository, pins: Path | None = None) -> Path:
 def fetch_model(text: str | Path | None) -> Path:
     """Fetch the base of a full model and return its folder: a local one, or that of `user/repo[@revision]`.
 
-    Of a repository only config, tokenizer and weights are fetched, the .bin only without a .safetensors.
     Raises UserError that says why it is neither.
     """
     key = "(merge.out.base)"
@@ -123,6 +122,11 @@ def fetch_model(text: str | Path | None) -> Path:
         place = find_place(text)
     except UserError as error:
         raise UserError(f"the base model cannot be found: {error} {key}") from error
+    return fetch_weights(place)
+
+
+def fetch_weights(place: Path | Repository) -> Path:
+    """Fetch config, tokenizer and weights of a model and return their folder; a .bin only without a .safetensors."""
     folder = fetch(place, [*SMALL, "model*.safetensors"])
     has_weights = isinstance(place, Path) or any(folder.glob("*.safetensors"))
     return folder if has_weights else fetch(place, ["pytorch_model*.bin"])

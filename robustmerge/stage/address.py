@@ -42,7 +42,7 @@ from robustmerge.stage.files import (
     write_atomically,
 )
 from robustmerge.stage.process import process_start
-from robustmerge.stage.settings import LATER, OUTSIDE_IDENTITY, UserError
+from robustmerge.stage.settings import LATER, OUTSIDE_IDENTITY, UserError, first_few
 from robustmerge.stage.text import plain, quote, shorten
 
 REPOSITORY = Path(__file__).resolve().parents[2]  # the checkout; of an installed package, the folder it lies in
@@ -197,6 +197,31 @@ def address_file(
     """The address of a stage that writes one file, its manifest beside it. file: its path without `-hash8`."""
     unnamed = Address(root, file, _identity_of(stage, schema, settings, inputs))
     return dataclasses.replace(unnamed, path=file.with_name(f"{file.stem}-{unnamed.hash8}{file.suffix}"))
+
+
+def address_chosen(
+    out: Path, stage: str, schema: int, settings: Any, inputs: Mapping[str, Address], what: str
+) -> Address:
+    """The address of a stage that writes a folder of the user's choice. what: the inputs in one word.
+
+    Raises UserError if something else is there.
+    """
+    address = Address(out.parent, out, _identity_of(stage, schema, settings, inputs))
+    paths = [out] if out.exists() and not out.is_dir() else out.glob("*")
+    if all(path.name.endswith(BESIDE) for path in paths) or address.is_drafted():
+        return address
+    others = f"{out} is there already and is not empty; choose another folder, or remove it (out)"
+    if (address.draft / "manifest.json").exists():
+        raise UserError(f"{others}. It holds an unfinished {stage} of other {what} or settings, or changed since")
+    try:
+        complete = address.is_complete()
+    except UserError as error:
+        raise UserError(f"{others}. What it holds was made of other {what} or settings") from error
+    if not complete:
+        raise UserError(others)
+    if changed := find_changed(out, read_manifest(address.manifest)):
+        raise UserError(f"{others}. It holds this {stage}, but not as it was written: {', '.join(first_few(changed))}")
+    return address
 
 
 def address_foreign(path: Path, root: Path | None = None) -> Address:
