@@ -44,7 +44,7 @@ tags: [lora]
 
 # LoRA of rank {rank}, extracted from a fully fine-tuned model
 
-The best approximation of rank {rank}, by singular values, of what the tuning changed in every linear layer; it keeps
+The best approximation of rank {rank}, by singular values, of what the tuning changed in each of these layers; it keeps
 {retained:.2%} of the squared norm of that. Base model: `{base}`.
 
 ```python
@@ -199,11 +199,11 @@ def _is_tied_head(checkpoint: Checkpoint, name: str) -> bool:
 
 def describe_base(base: Checkpoint, place: Path | Repository, fan_in_fan_out: bool) -> dict[str, Any]:
     """What of an adapter's config its base decides."""
-    is_repository = isinstance(place, Repository)
     architecture = next(iter(base.config.get("architectures") or []), "")
+    name, revision = (place.name, place.revision) if isinstance(place, Repository) else (str(place), "main")
     return {
-        "base_model_name_or_path": place.name if is_repository else str(place),
-        "revision": place.revision if is_repository and place.revision != "main" else None,
+        "base_model_name_or_path": name,
+        "revision": None if revision == "main" else revision,
         "task_type": "CAUSAL_LM" if str(architecture).endswith("ForCausalLM") else None,
         "fan_in_fan_out": fan_in_fan_out,
     }

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robustmerge.algebra import measure_model, merge_module, needs_another_majority
 from robustmerge.experts import fetch_experts
-from robustmerge.formats.adapter import WEIGHTS, Adapter, AdapterBuilder, open_adapters
+from robustmerge.formats.adapter import WEIGHTS, Adapter, AdapterInMemory, AdapterWriter, open_adapters
 from robustmerge.formats.adapter_config import CONFIG
 from robustmerge.formats.compatibility import find_disagreements
 from robustmerge.formats.delta import DeltaWriter
@@ -39,7 +39,7 @@ from robustmerge.stage.text import plain
 from robustmerge.workers import map_in_threads, set_up_for_merging
 
 Say = Callable[[str], None]
-Output = AdapterBuilder | DeltaWriter | ModelWriter
+Output = AdapterWriter | AdapterInMemory | DeltaWriter | ModelWriter
 R = TypeVar("R")
 
 
@@ -79,7 +79,7 @@ def merge_folders(
     return Path(out)
 
 
-def merge_into(
+def merge_with_summary(
     out: str | Path, method: AnyMethod, experts: Mapping[str, Path], workers: int = 1, progress: bool | None = None
 ) -> None:
     """Merge adapter folders into the folder `out` as `merge_folders` does, and print what went in and what came out."""

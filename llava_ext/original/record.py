@@ -20,7 +20,7 @@ from llava_ext.original.names import (
     projector_name,
     read_optional_json,
 )
-from robustmerge.formats.tensors import TensorFile, all_finite
+from robustmerge.formats.tensors import Tensors, all_finite
 from robustmerge.stage.files import sha256_of
 from robustmerge.stage.settings import UserError, first_few
 
@@ -66,7 +66,7 @@ def check_projector_shapes(shapes: Mapping[str, tuple[int, ...]], hidden: int) -
     ]
 
 
-def check_values(file: TensorFile, index: LoraIndex, every: bool = True) -> list[str]:
+def check_values(file: Tensors, index: LoraIndex, every: bool = True) -> list[str]:
     """Problems of the values: LoRA tensors that are not finite, and lora_B that is zero.
 
     every: each lora_B that is zero is a problem; without, only if all of them are.
@@ -83,7 +83,7 @@ def check_values(file: TensorFile, index: LoraIndex, every: bool = True) -> list
     return problems
 
 
-def check_projector(file: TensorFile | None) -> list[str]:
+def check_projector(file: Tensors | None) -> list[str]:
     """Problems of the values in the projector's file."""
     faults = {} if file is None else {name: describe_fault(file.get(name)) for name in file.names}
     return [f"{PROJECTOR}: {name} {fault}" for name, fault in faults.items() if fault]
@@ -101,7 +101,7 @@ def build_record(
     source: Path,
     index: LoraIndex,
     alpha: float,
-    file: TensorFile,
+    file: Tensors,
     projector: Iterable[Tensor],
     request: Mapping[str, Any],
 ) -> dict[str, Any]:

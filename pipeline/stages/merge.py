@@ -76,9 +76,9 @@ def merge_out(plans: Sequence[Plan]) -> None:
     experts = {name: address.path for name, address in plan.experts.items()}
     convert(plan, plan.adapters.values())
 
-    from robustmerge.merging import merge_into
+    from robustmerge.merging import merge_with_summary
 
-    merge_into(out, _with_base(plan, config.methods[0]), experts, config.jobs)
+    merge_with_summary(out, _with_base(plan, config.methods[0]), experts, config.jobs)
     is_model = (expand(out) / "config.json").exists()
     words = [f"model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
     answer = format_command(["python", "scripts/predict.py", *words])

@@ -54,13 +54,13 @@ def run(options: Namespace) -> None:
     experts = fetch_experts(recipe.experts)
 
     from robustmerge.formats.output import how_to_load
-    from robustmerge.merging import merge_into
+    from robustmerge.merging import merge_with_summary
 
     if recipe.plain_lora:
         _refuse_all_but_plain_lora(experts)
     for note in recipe.notes:
         print(f"note: {note}")
-    merge_into(recipe.out, method, experts, options.jobs)
+    merge_with_summary(recipe.out, method, experts, options.jobs)
     lines = how_to_load(method.output_format).replace("path/of/this/folder", recipe.out)
     print(f"\nload it:\n\n{textwrap.indent(lines, '    ')}", end="")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from robustmerge.live import merge_into
 from robustmerge.merging import merge_folders
 from robustmerge.method import AnyMethod, read_method
+from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import QUIET
 
@@ -199,3 +201,9 @@ def test_mistakes_in_the_call_are_told() -> None:
         merge_into(model.get_base_model(), NAMES, "ties")
     with pytest.raises(UserError, match="only one such adapter"):
         merge_into(build_model([{**PLAIN, "bias": "all"}]), NAMES[:1], "ties")
+
+
+def test_the_library_imports_peft_only_where_there_is_a_model_of_it() -> None:
+    for file in (REPOSITORY / "robustmerge").rglob("*.py"):
+        imported = [node for node in ast.parse(file.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert not [node for node in imported if "peft" in ast.unparse(node)], file
