@@ -266,7 +266,7 @@ class Changes:
             if module is not None and not tensor.is_floating_point():
                 raise UserError(f"'{name}' is {tensor.dtype} in {checkpoint}: quantised weights cannot be subtracted")
         is_small = min(before.shape, default=0) <= self.settings.exact_up_to
-        dtype = torch.float64 if module is None or is_small else torch.float32
+        dtype = torch.float64 if is_small else torch.float32
         size = float(torch.linalg.vector_norm(before.to(dtype), dtype=torch.float64))
         difference = after.to(dtype) - before.to(dtype)
         norm = float(torch.linalg.vector_norm(difference, dtype=torch.float64))
