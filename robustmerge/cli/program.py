@@ -4,6 +4,7 @@
   robustmerge merge recipe.yaml                                       merge as a file says, also one of mergekit
   robustmerge methods                                                 what methods there are
   robustmerge inspect path/to/one path/to/two                         what to know before merging
+  robustmerge extract path/to/base path/to/tuned -r 16 -o path/to/it  a LoRA out of a full fine-tuning
 
 robustmerge COMMAND --help shows what a command takes, with an example.
 """
@@ -17,11 +18,11 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NoReturn
 
-from robustmerge.cli import inspect, merge, methods
+from robustmerge.cli import extract, inspect, merge, methods
 from robustmerge.stage.failures import run_guarded
 from robustmerge.stage.settings import UserError, choose
 
-COMMANDS = {"merge": merge, "methods": methods, "inspect": inspect}
+COMMANDS = {"merge": merge, "methods": methods, "inspect": inspect, "extract": extract}
 
 
 class Parser(ArgumentParser):

@@ -152,7 +152,7 @@ def test_what_is_typed_wrongly_is_one_message_with_the_choices(
 
 
 def test_the_help_teaches_with_an_example(capsys) -> None:
-    for words in ([], ["merge", "--help"], ["methods", "--help"], ["inspect", "--help"]):
+    for words in ([], ["merge", "--help"], ["methods", "--help"], ["inspect", "--help"], ["extract", "--help"]):
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 0

@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from robustmerge.cli.program import main
 from robustmerge.extract import extract
 from robustmerge.formats.adapter import WEIGHTS, open_adapter
 from robustmerge.formats.adapter_config import CONFIG
@@ -239,3 +240,14 @@ def test_a_tied_head_is_no_module_of_its_own(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "tuned" / "model.safetensors")
     with pytest.raises(UserError, match="'lm_head.weight' is in .*tuned, but not in"):
         extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "other", 3, **QUIET)
+
+
+def test_the_command_writes_the_same_bytes_as_the_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_llama(tmp_path / "base")
+    tune(model, tmp_path / "tuned", add_low_rank)
+    base, tuned = str(tmp_path / "base"), str(tmp_path / "tuned")
+    extract(base, tuned, tmp_path / "by function", 2, ["q_proj"])
+    main(["extract", base, tuned, "-r", "2", "-o", str(tmp_path / "by command"), "--modules", "q_proj"])
+    files = [tmp_path / by / WEIGHTS for by in ("by function", "by command")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert f"written to {tmp_path / 'by command'}" in capsys.readouterr().out
