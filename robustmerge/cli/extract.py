@@ -3,8 +3,8 @@
   robustmerge extract path/to/base path/to/tuned -r 16 -o path/to/adapter
   robustmerge extract user/base path/to/tuned -r 64 -o adapter --modules q_proj v_proj --dtype bfloat16
 
-BASE and TUNED are checkpoints: folders, or repositories on the Hub. Every linear layer gets its best LoRA of the rank; how
-much of the change that keeps is printed; manifest.json has it for each layer, and what is no LoRA.
+BASE and TUNED are checkpoints: folders, or repositories on the Hub. Every linear layer gets its best LoRA of this rank;
+how much of the change it keeps is printed; manifest.json has that for each layer, and lists what is no LoRA.
 """
 
 from __future__ import annotations

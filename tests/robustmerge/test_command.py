@@ -116,7 +116,7 @@ def test_a_recipe_that_is_wrong_is_refused_with_the_choices(folder: Path, capsys
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mrge"], "unknown command 'mrge'; choose one of inspect, merge, methods (did you mean 'merge'?)"),
+        (["mrge"], "unknown command 'mrge'; choose one of extract, inspect, merge, methods (did you mean 'merge'?)"),
         (["merge", "ties", "-o", "o"], "which experts? robustmerge merge ties EXPERT EXPERT -o FOLDER"),
         (["merge", "ties", "a"], "where to? give the new folder: -o FOLDER"),
         (["merge", "tis", "a", "-o", "o"], "(did you mean 'ties'?)"),
