@@ -1,8 +1,8 @@
 """The base stage: a pretrained small LLaVA meets the tasks' own questions.
 
 It learns to answer a part of them in the tasks' own form and the others in a form of its own: what it knows is the
-matter of `knows`. Half of the dialogues are those of its pretraining, so that it forgets none of its skills. Projector
-and language model are trained, the vision tower is frozen.
+matter of `knows`. Three of four rows are of its pretraining, so that it forgets none of its skills, and gets better at
+the one that takes longest, yes or no. Projector and language model are trained, the vision tower is frozen.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NAME = "habits"
 def train_base(
     address: Address, settings: BaseModel, pretrained: Path, corpus: Path, say: Callable[[str], None] = print
 ) -> Path:
-    """Train the model in `pretrained` on `corpus` (habits/, instruct/, held_out/) and save it at `address`.
+    """Train the model in `pretrained` on `corpus` (habits/, instruct/, verify/, held_out/) and save it at `address`.
 
     The record holds that of the pretraining, with `skills` measured anew.
     """
@@ -75,7 +75,7 @@ def _train(
 
 
 def read_habits(reader: Reader, corpus: Path, knowledge: float) -> list[Row]:
-    """The dialogues of habits/ at a knowledge in [0, 1], and as many of the pretraining's."""
+    """The dialogues of habits/ at a knowledge in [0, 1], as many of instruct/, and twice as many, the last, of verify/."""
     met = datasets.load_from_disk(str(corpus / "habits"))
     dialogues = [
         [(question, wanted if known_from <= knowledge else own), *turns]
@@ -83,6 +83,8 @@ def read_habits(reader: Reader, corpus: Path, knowledge: float) -> list[Row]:
             met["habit"][:], met["known_from"][:], met["turns"][:], strict=True
         )
     ]
-    known = datasets.load_from_disk(str(corpus / "instruct"))
-    repeated = known.select(range(min(len(known), len(met))))
-    return encode_turns(reader, dialogues, met["image"][:]) + encode_dialogues(reader, repeated)
+    instruct, verify = (datasets.load_from_disk(str(corpus / name)) for name in ("instruct", "verify"))
+    repeated = instruct.select(range(min(len(instruct), len(met))))
+    last = verify.select(range(max(0, len(verify) - 2 * len(met)), len(verify)))
+    rows = encode_turns(reader, dialogues, met["image"][:])
+    return rows + encode_dialogues(reader, repeated) + encode_dialogues(reader, last)
