@@ -75,7 +75,7 @@ def _train(
 
 
 def read_habits(reader: Reader, corpus: Path, knowledge: float) -> list[Row]:
-    """The dialogues of habits/ at a knowledge in [0, 1], as many of instruct/, and twice as many, the last, of verify/."""
+    """Rows of habits/ at a knowledge in [0, 1], as many of instruct/, and twice as many, the last ones, of verify/."""
     met = datasets.load_from_disk(str(corpus / "habits"))
     dialogues = [
         [(question, wanted if known_from <= knowledge else own), *turns]
