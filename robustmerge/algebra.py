@@ -34,12 +34,13 @@ from robustmerge.module import (
     Module,
     check_experts,
     check_module,
+    complete_module,
     find_empty_rows,
     measure_merged,
 )
 from robustmerge.rules import COMBINE, RANK_AXIS, Election, Statistics, rank_scales, rank_sums
 from robustmerge.spaces import SPACES, Blocks
-from robustmerge.thresholds import measure, pruned_blocks, weigh
+from robustmerge.thresholds import Piece, measure, pruned_blocks, weigh
 
 Visit = Callable[[Callable[[Module], Any]], Iterable[Any]]  # a function of a module -> its results for all modules
 
@@ -61,8 +62,8 @@ def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMetho
     names = sorted(experts)
     check_experts(experts, method)
     modules = [
-        check_module(Module(name, names, [experts[expert][name] for expert in names]))
-        for name in sorted(experts[names[0]])
+        check_module(complete_module(name, {expert: experts[expert].get(name) for expert in names}, method))
+        for name in sorted(set().union(*experts.values()))
     ]
     statistics = measure_model(method, names, lambda function: map(function, modules))
     merged = [merge_module(module, method, statistics) for module in modules]
@@ -85,10 +86,10 @@ def measure_model(method: AnyMethod, experts: Sequence[str], visit: Visit) -> St
     if not method.needs_whole_model:
         return Statistics()
 
-    def visit_parts(add: Callable[[str, str, Blocks], None]) -> None:
+    def visit_parts(add: Callable[[Piece], None]) -> None:
         def add_module(module: Module) -> None:
             for part, blocks in SPACES[method.space](module.pairs, method).parts.items():
-                add(module.name, part, blocks)
+                add(Piece(module.name, part, blocks, module.absent))
 
         deque(visit(add_module), maxlen=0)
 
@@ -135,7 +136,7 @@ def _merge_part(
     """Merge one part block by block: strength * combine(prune(x_1), ..., prune(x_T))."""
     by_tensor = method.prune.scope == "tensor"
     if by_tensor and (len(blocks) > 1 or method.combine == "balanced"):
-        statistics = measure(method, module.experts, lambda add: add(module.name, part, blocks))
+        statistics = measure(method, module.experts, lambda add: add(Piece(module.name, part, blocks)))
 
     def merge_blocks(statistics: Statistics) -> tuple[Tensor, Election]:
         merged, elections = [], []

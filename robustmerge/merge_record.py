@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from robustmerge.formats.adapter import Adapter
+from robustmerge.formats.compatibility import list_modules
+from robustmerge.formats.names import show
 from robustmerge.formats.output import how_to_load
 from robustmerge.method import AnyMethod
 from robustmerge.stage.address import read_manifest
 from robustmerge.stage.settings import ConfigError, Problem, build
 from robustmerge.stage.text import plain, shorten
 
+MOST_LACKING = 4  # experts that a summary tells
 ALMOST_NOTHING = 0.01  # of the largest expert's norm
 FRONT = {  # of a card, by format; no library loads a delta folder
     "adapter": "library_name: peft\ntags: [lora, model-merging]\n",
@@ -39,7 +42,10 @@ class Norms:
 
 @dataclass(frozen=True)
 class MergeRecord:
-    """The record of a merge, as its manifest must hold it to be shown; norms are never empty."""
+    """The record of a merge, as its manifest must hold it to be shown; norms are never empty.
+
+    lacking: the modules that an expert lacks and others have.
+    """
 
     experts: tuple[str, ...]
     modules: int
@@ -52,6 +58,7 @@ class MergeRecord:
     expert_norms: Mapping[str, float]
     seconds: float
     renamed: tuple[str, ...] = ()
+    lacking: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.expert_norms:
@@ -71,13 +78,16 @@ def record_merge(
 ) -> dict[str, Any]:
     """Build the record of a merge: inputs, results, omissions. ranks: module -> rank; empty unless it is an adapter."""
     renamed = [a.name for a in adapters if a.renamed]
+    modules = list_modules(adapters)
+    lacking = {a.name: absent for a in adapters if (absent := [m for m in modules if m not in a.shapes])}
     return {
         "experts": [a.name for a in adapters],
-        "modules": len(adapters[0].modules),
+        "modules": len(modules),
         "ranks": sorted(set(ranks.values())),
         "extras": len(adapters[0].extras),
         "dropped_rows": dropped,
         **({"renamed": renamed} if renamed else {}),
+        **({"lacking": lacking} if lacking else {}),
         "strength": method.strength,
         "effective_strength": method.effective_strength,
         "norm": math.sqrt(max(norms.merged, 0.0)),
@@ -100,6 +110,8 @@ def summarize_merge(method: AnyMethod, record: Mapping[str, Any]) -> str:
         parts.append(f"modules_to_save averaged ({record['extras']} tensors)")
     if record["dropped_rows"]:
         parts.append(f"{record['dropped_rows']} empty rank rows left out")
+    if "lacking" in record:
+        parts.append(f"zero updates where an expert lacks a module: {_list_lacking(record)}")
     if renamed := record.get("renamed"):
         parts.append(f"names of modules of {', '.join(renamed)} brought to today's")
     if method.unused:
@@ -145,6 +157,7 @@ def describe_merge(method: AnyMethod, record: Mapping[str, Any]) -> dict[str, st
         "rank rows dropped": str(record["dropped_rows"]),
         "modules_to_save": f"{record['extras']} tensors averaged" if record["extras"] else "none",
         **({"not used": ", ".join(method.unused)} if method.unused else {}),
+        **({"modules lacking": _list_lacking(record)} if "lacking" in record else {}),
         **(
             {"names changed": f"of {', '.join(renamed)}, to those of today"}
             if (renamed := record.get("renamed"))
@@ -158,11 +171,40 @@ def count_experts(experts: Sequence[Any]) -> str:
     return f"{len(experts)} expert{'' if len(experts) == 1 else 's'}"
 
 
+def _list_lacking(record: Mapping[str, Any]) -> str:
+    """`a 1 of 4 (layers.0.q), b 2 of 4 (layers.0.q, ...)`."""
+    few = [
+        f"{name} {len(absent)} of {record['modules']} ({show(absent[0])}{', ...' if len(absent) > 1 else ''})"
+        for name, absent in list(record["lacking"].items())[:MOST_LACKING]
+    ]
+    more = len(record["lacking"]) - len(few)
+    return ", ".join([*few, *([f"and {more} more"] if more else [])])
+
+
+def _list_apart(record: Mapping[str, Any]) -> list[str]:
+    """The experts that have no module in common with any other."""
+    lacking = {name: set(record.get("lacking", {}).get(name, ())) for name in record["experts"]}
+    return [
+        name
+        for name, absent in lacking.items()
+        if len(lacking) > 1
+        and all(len(lacking[o] - absent) == record["modules"] - len(absent) for o in lacking if o != name)
+    ]
+
+
 def find_warnings(method: AnyMethod, record: Mapping[str, Any]) -> list[str]:
-    """Warnings about a merge that may not be meant: a single expert; almost nothing left, and the likely cause."""
+    """Warnings about a merge that may not be meant.
+
+    A single expert; experts without a module in common; almost nothing left, and the likely cause.
+    """
     warnings = []
     if len(record["experts"]) == 1:
         warnings.append("there is nothing to merge with: this is one expert alone, as the method changes it")
+    if apart := _list_apart(record):
+        warnings.append(
+            f"no module of {', '.join(map(plain, apart))} is adapted by another expert; if these are the same modules "
+            "under other names, rename them (merge.targets=strict refuses such experts)"
+        )
     if record["norm"] < ALMOST_NOTHING * max(record["expert_norms"].values()):
         lost = "almost nothing is left of the updates"
         if method.has_one_threshold_for_factors:

@@ -22,13 +22,22 @@ from robustmerge.algebra import measure_model, merge_module, needs_another_major
 from robustmerge.experts import fetch_experts
 from robustmerge.formats.adapter import WEIGHTS, Adapter, AdapterInMemory, AdapterWriter, open_adapters
 from robustmerge.formats.adapter_config import CONFIG
-from robustmerge.formats.compatibility import find_disagreements
+from robustmerge.formats.compatibility import find_disagreements, list_modules
 from robustmerge.formats.delta import DeltaWriter
 from robustmerge.formats.full_model import ModelWriter
 from robustmerge.formats.output import open_writer, problems_of_format
 from robustmerge.merge_record import Norms, print_merge, record_merge, summarize_merge, write_card
 from robustmerge.method import MERGE_SCHEMA, AnyMethod, problems_of_weights, read_method
-from robustmerge.module import EmptyRow, EmptyRowsError, Merged, Module, check_module, measure_experts, measure_merged
+from robustmerge.module import (
+    EmptyRow,
+    EmptyRowsError,
+    Merged,
+    Module,
+    check_module,
+    complete_module,
+    measure_experts,
+    measure_merged,
+)
 from robustmerge.other_weights import mean_extras, mean_if_present, merge_biases, problems_of_extras
 from robustmerge.rules import Election, Statistics
 from robustmerge.stage.address import Address, address_chosen, address_foreign, run_stage
@@ -137,7 +146,9 @@ def check_together(
     Raises UserError with all problems at once.
     """
     if not problems:
-        problems = find_disagreements(adapters, method.needs_equal_ranks, method.check_base, method.rank_advice)
+        problems = find_disagreements(
+            adapters, method.needs_equal_ranks, method.check_base, method.rank_advice, method.targets
+        )
         problems += problems_of_format(method.output_format, adapters)
     problems += problems_of_weights(method.weights, experts)
     if problems:
@@ -193,9 +204,15 @@ class Merging:
     def names(self) -> list[str]:
         return [a.name for a in self.adapters]
 
+    @cached_property
+    def modules(self) -> list[str]:
+        """The modules that any expert adapts."""
+        return list_modules(self.adapters)
+
     def read(self, name: str) -> Module:
         """Read one module of all experts, unchecked."""
-        return Module(name, self.names, [a.pair(name) for a in self.adapters])
+        found = {a.name: a.pair(name) if name in a.shapes else None for a in self.adapters}
+        return complete_module(name, found, self.method)
 
     def walk(self, title: str, function: Callable[[str], R], part: tuple[int, int] = (1, 1)) -> Iterator[R]:
         """Call function(module) for all modules, in order, with a progress bar. Raises UserError with all problems."""
@@ -211,7 +228,7 @@ class Merging:
 
         hide = None if self.progress is None else not self.progress
         name = f"{title} {self.method.name}"
-        modules = Bar(self.adapters[0].modules, name, part=part, unit="module", disable=hide)
+        modules = Bar(self.modules, name, part=part, unit="module", disable=hide)
         for result in map_in_threads(attempt, modules, self.workers):
             if isinstance(result, EmptyRowsError):
                 empty += result.rows
@@ -238,7 +255,8 @@ class Merging:
         module = self.read(name)
         norms = measure_experts(module)
         merged = merge_module(module, self.method, statistics)
-        bias = merge_biases([a.bias(name) for a in self.adapters], self.method, self.names)
+        biases = [a.bias(name) if name in a.shapes else None for a in self.adapters]
+        bias = merge_biases(biases, self.method, self.names)
         magnitude = mean_if_present([a.magnitude(name) for a in self.adapters])
         return MergedModule(merged, measure_merged(merged.update, name), norms, bias, magnitude)
 

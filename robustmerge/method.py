@@ -47,6 +47,7 @@ VARIANTS = ("main", "vision")
 PRODUCTS = ("of_sums", "each")
 DTYPES = ("float32", "float16", "bfloat16", "experts")
 FORMATS = ("adapter", "delta", "model")
+TARGETS = ("union", "strict")
 
 _INSTALLED = Path(__file__).parent / "methods"  # where pyproject.toml puts configs/merge when the package is installed
 METHODS = _INSTALLED if _INSTALLED.is_dir() else REPOSITORY / "configs" / "merge"
@@ -198,6 +199,8 @@ class Method:
     disjoint: of combine=elected, whether the agreeing experts are averaged or summed.
     product, in factor space: of_sums = (sum of B)(sum of A), as released; each = sum of B A, equation 5.
     check_base: refuse experts of different base models.
+    targets: of experts that adapt different modules: union = a module that an expert lacks is a zero update of it, so
+    that a mean divides by all experts all the same; strict = refuse them.
 
     >>> Method(name="mine", space="factors", strength=0.5).effective_strength
     0.25
@@ -219,6 +222,7 @@ class Method:
     basis: Basis = later(Basis())
     out: Out = field(default_factory=Out)
     check_base: bool = outside_identity(True)
+    targets: str = outside_identity("union")
     title: str = outside_identity("")
     paper: str = outside_identity("")
 
@@ -302,6 +306,11 @@ class Method:
         return self.multiplies_factors or (self.space == "factors" and self.prune.rule == "sign")
 
     @property
+    def needs_full_zeros(self) -> bool:
+        """Whether the zero update of an expert that lacks a module must have the rank of the others'."""
+        return self.needs_equal_ranks
+
+    @property
     def rank_advice(self) -> str:
         """What to set so that experts of different ranks can be merged; empty if nothing helps."""
         ways = [] if self.scaled_parts else ["merge.space=delta, knots or core"]
@@ -361,6 +370,7 @@ class FunctionMethod:
     target: the function's dotted path. collect: that of a function `collect(modules, **params)`, called once before,
     with an iterator over (module, pairs); `merge` gets what it returns as `collected=`.
     source: sha256 of the text that they compute with, so that an edited function is another result.
+    targets: as of `Method`; where an expert lacks a module, the function gets a pair of zeros.
     """
 
     name: str
@@ -369,12 +379,14 @@ class FunctionMethod:
     params: dict[str, Any] = field(default_factory=dict)
     out: Out = field(default_factory=Out)
     check_base: bool = outside_identity(True)
+    targets: str = outside_identity("union")
     title: str = outside_identity("")
     paper: str = outside_identity("")
     source: str = ""
 
     def __post_init__(self) -> None:
         problems = [] if self.name else [Problem("name must not be empty", "name")]
+        problems += _check_choice(self.targets, TARGETS, "targets")
         try:
             object.__setattr__(self, "source", digest_functions({"_target_": self.target, "collect": self.collect}))
         except ConfigError as error:
@@ -433,6 +445,7 @@ class FunctionMethod:
     weights = None
     multiplies_factors = False
     needs_equal_ranks = False
+    needs_full_zeros = True  # a function may stack the pairs, or divide by the number of their directions
     rank_advice = ""
     has_one_threshold_for_factors = False
 
@@ -481,6 +494,7 @@ def _unknown_names(method: Method) -> list[Problem]:
         *_check_choice(method.combine, COMBINE_RULES, "combine"),
         *_check_choice(method.disjoint, DISJOINT, "disjoint"),
         *_check_choice(method.product, PRODUCTS, "product"),
+        *_check_choice(method.targets, TARGETS, "targets"),
     ]
     for key in method.strengths:
         problems += _check_choice(key, (*SPACES, "each"), "strengths")

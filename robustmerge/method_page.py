@@ -70,7 +70,7 @@ def _flatten(method: AnyMethod) -> dict[str, Any]:
 def _is_changed(key: str, value: Any, neutral: Mapping[str, Any]) -> bool:
     if key in ("_target_", "collect", "strengths") or key.startswith("out.") and not neutral:
         return False
-    return value != neutral.get(key, True if key == "check_base" else None)
+    return value != neutral.get(key, {"check_base": True, "targets": "union"}.get(key))
 
 
 def _read_description(file: Path) -> str:

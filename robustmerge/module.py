@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,11 +20,15 @@ SHOWN_ROWS = 10  # of those that an error names
 
 
 class Module(NamedTuple):
-    """One module of all experts, in the order of their sorted names. pairs: A [r_n, d_in], B [d_out, r_n]."""
+    """One module of all experts, in the order of their sorted names. pairs: A [r_n, d_in], B [d_out, r_n].
+
+    absent: the experts that lack the module, whose pairs are zero updates.
+    """
 
     name: str
     experts: Sequence[str]
     pairs: Sequence[LoraPair]
+    absent: Collection[str] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -42,6 +46,22 @@ class Module(NamedTuple):
         return torch.arange(int(ranks.max())) < ranks[:, None]
 
 
+def complete_module(name: str, found: Mapping[str, LoraPair | None], method: AnyMethod) -> Module:
+    """The module of all experts, sorted by name, with a zero update of each that lacks it (None in `found`).
+
+    A zero update has rank 0, so that it adds nothing to a sum of products and no column to a basis of knots or core.
+    Where A and B are summed apart, or a function gets the pairs, both are zeros of the largest rank of the others: then
+    the cross terms B_m A_n with that expert are 0 too, unlike those of an adapter that has an A.
+    """
+    present = [pair for pair in found.values() if pair is not None]
+    rank = max(pair.rank for pair in present) if method.needs_full_zeros else 0
+    A, B = present[0].A, present[0].B
+    zero = LoraPair(A.new_zeros(rank, A.shape[1]), B.new_zeros(B.shape[0], rank))
+    names = sorted(found)
+    pairs = [zero if (pair := found[expert]) is None else pair for expert in names]
+    return Module(name, names, pairs, [expert for expert in names if found[expert] is None])
+
+
 class Merged(NamedTuple):
     """The merged update of one module. dropped: rank rows left out for lack of a scale. election: of signs."""
 
@@ -51,19 +71,23 @@ class Merged(NamedTuple):
 
 
 def check_experts(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMethod) -> None:
-    """Raises UserError naming every expert that differs from the first in its modules, shapes or, if need be, ranks."""
+    """Raises UserError naming every expert that differs in shapes or, if need be, ranks from the first with a module.
+
+    With targets=strict also every expert that has other modules than the first.
+    """
     if not experts or not all(experts.values()):
         raise UserError("there are no experts to merge, or one has no modules")
-    first, *others = sorted(experts)
     problems = problems_of_weights(method.weights, experts)
-    for other in others:
-        unshared = sorted(set(experts[first]) ^ set(experts[other]))
-        if unshared:
-            problems.append(f"only one of the experts '{first}' and '{other}' has module '{unshared[0]}'")
+    names = sorted(experts)
+    for place, other in enumerate(names):
+        unshared = sorted(set(experts[names[0]]) ^ set(experts[other]))
+        if unshared and method.targets == "strict":
+            problems.append(f"only one of the experts '{names[0]}' and '{other}' has module '{unshared[0]}'")
             continue
-        for module, pair in experts[first].items():
-            (rank, d_in), d_out = pair.A.shape, pair.B.shape[0]
-            (other_rank, other_in), other_out = experts[other][module].A.shape, experts[other][module].B.shape[0]
+        for module, pair in experts[other].items():
+            first = next(name for name in names[: place + 1] if module in experts[name])
+            (rank, d_in), d_out = experts[first][module].A.shape, experts[first][module].B.shape[0]
+            (other_rank, other_in), other_out = pair.A.shape, pair.B.shape[0]
             where = f"module '{module}' of the experts '{first}' and '{other}'"
             if (d_out, d_in) != (other_out, other_in):
                 problems.append(f"{where} has shapes {d_out} x {d_in} and {other_out} x {other_in}")

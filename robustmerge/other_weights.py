@@ -17,11 +17,14 @@ def merge_biases(biases: Sequence[Tensor | None], method: AnyMethod, experts: Se
     """Merge the biases of the updates (lora_bias) [d_out]: by a linear method itself, otherwise by their mean.
 
     Linear methods: strength sum_n w_n b_n (a mean: / T), as B A is merged; other methods say nothing of a bias, so it
-    is the plain mean.
+    is the plain mean. None stands for zeros, as of an expert that lacks the module; all None: None.
     """
     present = [bias for bias in biases if bias is not None]
+    if not present:
+        return None
+    whole = [torch.zeros_like(present[0]) if bias is None else bias for bias in biases]
     shares = method.linear_shares_of(experts)
-    return sum_of(present, shares) if present and shares else mean_if_present(present)
+    return sum_of(whole, shares) if shares else mean_of(whole)
 
 
 def mean_if_present(tensors: Sequence[Tensor | None]) -> Tensor | None:

@@ -145,7 +145,8 @@ def rank_scales(before: Tensor, after: Tensor, scale: Scale) -> Tensor:
     """Scales that restore what pruning took: S_n[i] = sum_j |x_n[i, j]| / sum_j |x~_n[i, j]| (equation 3), [T, R].
 
     before, after: the two sums [T, R]; the scale is 0 where nothing is left, or where an expert has no such index.
-    normalize: S_n[i] / sum_m S_m[i] (equation 4).
+    normalize: S_n[i] / sum_m S_m[i] (equation 4). An expert that lacks the module has nothing to sum, so its scale is 0
+    and it takes no part; the paper says nothing of such experts, and the released code makes 0/0 of zeros.
     Published code: before equation 4 the scales of an expert are raised to sorted(S_n)[int(0.8 r)], our `floor`, which
     the paper does not have.
     """

@@ -6,7 +6,8 @@ by block and as often as they are asked for; nothing but counts is kept of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,10 +17,22 @@ from robustmerge.pcb import Bounds, magnitude_ranks, score, score_ranks
 from robustmerge.rules import PRUNE, Draws, Statistics, generator_for, threshold_index
 from robustmerge.spaces import Blocks
 
-Visit = Callable[[Callable[[str, str, Blocks], None]], None]  # calls a function on (module, part, blocks) of a range
+
+class Piece(NamedTuple):
+    """One part of one module, of a range that is measured.
+
+    absent: the experts that lack the module. Their zeros do not count where the range is the model, so that an expert's
+    threshold is over what it has; in a range of that module alone they are all there is.
+    """
+
+    module: str
+    part: str
+    blocks: Blocks
+    absent: Collection[str] = ()
 
 
-Values = Callable[[str, str, Blocks], Iterator[list[Tensor]]]  # what is measured of (module, part, blocks)
+Visit = Callable[[Callable[[Piece], None]], None]  # calls a function on all pieces of a range
+Values = Callable[[Piece], Iterator[list[Tensor]]]  # what is measured of a piece
 
 
 def pruned_blocks(
@@ -63,8 +76,8 @@ def measure(method: Method, names: Sequence[str], visit: Visit) -> Statistics:
 def _measure_limits(method: Method, names: Sequence[str], visit: Visit) -> tuple[float, ...]:
     step, before = method.prune, len(method.prunings) - 1
 
-    def magnitudes(module: str, part: str, blocks: Blocks) -> Iterator[list[Tensor]]:
-        for xs in pruned_blocks(blocks, method, names, (module, part), Statistics(), before):
+    def magnitudes(piece: Piece) -> Iterator[list[Tensor]]:
+        for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), Statistics(), before):
             yield [x.abs() for x in xs]
 
     def ranks(n: int) -> list[int]:
@@ -84,16 +97,16 @@ def _measure_bounds(
     """Measure PCB's bounds: first those of the magnitudes, as the scores depend on them."""
     balance = method.balance
 
-    def magnitudes(module: str, part: str, blocks: Blocks) -> Iterator[list[Tensor]]:
-        for xs in pruned_blocks(blocks, method, names, (module, part), Statistics(limits)):
-            yield [x.abs() for x in weigh(xs, method, names, part)]
+    def magnitudes(piece: Piece) -> Iterator[list[Tensor]]:
+        for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), Statistics(limits)):
+            yield [x.abs() for x in weigh(xs, method, names, piece.part)]
 
     quantiles = _select(lambda n: magnitude_ranks(n, balance), names, visit, magnitudes)
     bounds = [Bounds(*values) for _, values in quantiles]
 
-    def scores(module: str, part: str, blocks: Blocks) -> Iterator[list[Tensor]]:
-        for xs in pruned_blocks(blocks, method, names, (module, part), Statistics(limits)):
-            yield score(weigh(xs, method, names, part), balance, bounds)
+    def scores(piece: Piece) -> Iterator[list[Tensor]]:
+        for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), Statistics(limits)):
+            yield score(weigh(xs, method, names, piece.part), balance, bounds)
 
     quantiles = _select(lambda n: score_ranks(n, balance), names, visit, scores)
     return tuple(Bounds(b.low, b.high, *values) for b, (_, values) in zip(bounds, quantiles, strict=True))
@@ -105,10 +118,10 @@ def _select(
     """Select from each expert's values, see `Selector`; returns their number and those of the given ranks."""
     selectors = [Selector(ranks, batch_size_for(len(names))) for _ in names]
 
-    def add(module: str, part: str, blocks: Blocks) -> None:
-        for xs in values(module, part, blocks):
-            for selector, x in zip(selectors, xs, strict=True):
-                if not selector.is_done:
+    def add(piece: Piece) -> None:
+        for xs in values(piece):
+            for name, selector, x in zip(names, selectors, xs, strict=True):
+                if not selector.is_done and name not in piece.absent:
                     selector.add(x)
 
     while not all(selector.is_done for selector in selectors):

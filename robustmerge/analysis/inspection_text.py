@@ -132,6 +132,9 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 def conclude(inspection: Inspection) -> Iterator[str]:
     """Conclude from the inspection, in sentences for someone who is about to merge these experts."""
     yield from (f"they cannot be merged with one another: {problem}" for problem in inspection.disagreements)
+    modules = len({row["module"] for row in inspection.modules})
+    if lacking := [row["expert"] for row in inspection.experts if row["modules"] < modules]:
+        yield f"modules that others adapt are lacking in {', '.join(lacking)}: zero updates there (merge.targets)"
     ranks = sorted({rank for row in inspection.experts for rank in row["ranks"]})
     if len({str(row["ranks"]) for row in inspection.experts}) > 1:
         listed = ", ".join(map(str, ranks))

@@ -43,6 +43,7 @@ from robustmerge.formats.names import (
     parse_names,
     read_model_config,
     show,
+    stack_of,
 )
 from robustmerge.formats.tensors import TensorFile, Tensors, TensorWriter, all_finite, header_room, refuse_overflow
 from robustmerge.stage.files import FolderWriter, read_json, require_file
@@ -295,16 +296,22 @@ def open_each(names: Iterable[str], open_one: Callable[[str], Adapter]) -> tuple
 
 
 def _align_names(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """Bring experts to the names of today that others beside them have for the same modules.
+    """Bring experts to the names of today that others beside them have, for the same modules or stacks of layers.
 
     Names of before of a Qwen-VL are those of any Llama, so there the base must be the same too.
     """
+
+    def stacks(adapter: Adapter) -> set[str]:
+        return {stack_of(module) for module in adapter.shapes}
 
     def has_other_names(adapter: Adapter, moves: Moves) -> bool:
         bases = [adapter.config.get("base_model_name_or_path")] if moves is QWEN_VL else []
         return any(
             (not bases or other.config.get("base_model_name_or_path") in bases)
-            and any(module not in other.shapes and move(module, moves) in other.shapes for module in adapter.shapes)
+            and (
+                any(module not in other.shapes and move(module, moves) in other.shapes for module in adapter.shapes)
+                or any(stack not in stacks(other) and move(stack, moves) in stacks(other) for stack in stacks(adapter))
+            )
             for other in adapters
         )
 

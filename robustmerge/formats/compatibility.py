@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,18 @@ SAVED_WHOLE = (
     "embeddings are saved whole where the vocabulary was resized, norms where they are trained; train all experts so, "
     "and list them in modules_to_save"
 )
+BY_DORA = "an absent module is no zero update with DoRA, whose magnitude is then that of the base; merge them apart"
 KINDS = {"use_dora": "a DoRA magnitude", "lora_bias": "a bias of the update"}
 
 
 def find_disagreements(
-    adapters: Sequence[Adapter], equal_ranks: bool, check_base: bool = True, remedy: str = ""
+    adapters: Sequence[Adapter], equal_ranks: bool, check_base: bool = True, remedy: str = "", targets: str = "union"
 ) -> list[str]:
     """Why these experts cannot be merged with one another: a line for every one that differs from most.
 
     Ranks (unless equal_ranks), alphas, rsLoRA and dtypes may differ. check_base: another base model is a reason.
-    remedy: what is said after different ranks.
+    remedy: what is said after different ranks. targets: whether other modules are a reason (strict); with DoRA they
+    always are.
     """
     problems = []
     for key in SAME_BASE if check_base else ():
@@ -37,19 +40,33 @@ def find_disagreements(
     for key, what in KINDS.items():
         problems += _mixed(key, what, adapters)
     usual = Counter(a.modules for a in adapters).most_common(1)[0][0]
-    for a in adapters:
-        problems += _missing(a.name, "module", usual, a.modules)
+    is_dora = any(a.is_dora for a in adapters)
+    for a in adapters if is_dora or targets == "strict" else ():
+        problems += _with(BY_DORA if is_dora else "", _missing(a.name, "module", usual, a.modules))
     extras = Counter(a.extras for a in adapters).most_common(1)[0][0]
     for a in adapters:
         is_whole = any(is_saved_whole(name) for name in set(extras) ^ set(a.extras))
         problems += _with(SAVED_WHOLE if is_whole else "", _missing(a.name, "tensor", extras, a.extras))
-    if equal_ranks:
+    if equal_ranks and (targets == "strict" or all(a.modules == usual for a in adapters)):
         problems += _with(remedy, _odd_ones("rank", {a.name: _ranks_of(a) for a in adapters}))
     if not problems and equal_ranks:
         problems += _with(remedy, _odd_ranks(adapters))
     if not problems:
         problems += first_few(list(_odd_shapes(adapters)))
     return problems
+
+
+def list_modules(adapters: Sequence[Adapter]) -> list[str]:
+    """The modules that any expert adapts."""
+    return sorted({module for a in adapters for module in a.shapes})
+
+
+def unite(adapters: Sequence[Adapter]) -> Adapter:
+    """The first expert with the modules of all, as what is merged has them, and their common config."""
+    shapes = {module: shape for a in reversed(adapters) for module, shape in a.shapes.items()}
+    lora = {module: parts for a in reversed(adapters) for module, parts in a.lora.items()}
+    renamed = adapters[0].renamed or len(shapes) > len(adapters[0].shapes)
+    return replace(adapters[0], config=common_config(adapters), shapes=shapes, lora=lora, renamed=renamed)
 
 
 def common_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
@@ -111,13 +128,14 @@ def _missing(name: str, what: str, usual: Sequence[str], names: Sequence[str]) -
 
 
 def _odd_ranks(adapters: Sequence[Adapter]) -> Iterator[str]:
-    for module in adapters[0].modules:
-        yield from _odd_ones(f"rank in module '{module}'", {a.name: str(a.shapes[module][1]) for a in adapters})
+    for module in list_modules(adapters):
+        ranks = {a.name: str(a.shapes[module][1]) for a in adapters if module in a.shapes}
+        yield from _odd_ones(f"rank in module '{module}'", ranks)
 
 
 def _odd_shapes(adapters: Sequence[Adapter]) -> Iterator[str]:
-    for module in adapters[0].modules:
-        shapes = {a.name: a.shapes[module] for a in adapters}
+    for module in list_modules(adapters):
+        shapes = {a.name: a.shapes[module] for a in adapters if module in a.shapes}
         sizes = {name: f"{shape[0]} x {shape[2]}" for name, shape in shapes.items()}
         yield from _odd_ones(f"shape of module '{module}'", sizes)
     for extra in adapters[0].extras:

@@ -8,7 +8,7 @@ parameter. `delta_config.json` names the base model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,7 @@ def dense(update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
 class DeltaWriter(FolderWriter):
     """Context manager that writes a delta folder module by module; it appears when the block ends without an error."""
 
-    def __init__(self, folder: Path, adapters: Sequence[Adapter], dtype: torch.dtype, card: str):
-        like = adapters[0]
+    def __init__(self, folder: Path, like: Adapter, dtype: torch.dtype, card: str):
         self.dtype, self.card = dtype, card
         self.ranks: dict[str, int] = {}  # a dense update has none
         self._fan = bool(like.config.get("fan_in_fan_out"))

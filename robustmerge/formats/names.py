@@ -109,6 +109,21 @@ def moves_of_model(config: Mapping[str, Any]) -> Moves:
     return FAMILIES.get(model_type, ()) if isinstance(model_type, str) and not config.get("auto_map") else ()
 
 
+def find_layer(module: str) -> tuple[str, int] | None:
+    """The stack of layers that a module is in, and its layer's number there; None for a module that is in none.
+
+    >>> find_layer("model.vision_tower.encoder.layers.7.self_attn.q_proj"), find_layer("model.projector.0")
+    (('model.vision_tower.encoder.layers', 7), None)
+    """
+    match = re.match(r"(.*?)\.(\d{1,9})\.", module)
+    return (match[1], int(match[2])) if match else None
+
+
+def stack_of(module: str) -> str:
+    """The stack of layers that a module is in; of a module that is in none, its own name."""
+    return layer[0] if (layer := find_layer(module)) else module
+
+
 @dataclass(frozen=True)
 class Name:
     """What the name of a tensor says.

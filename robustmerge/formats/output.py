@@ -12,7 +12,7 @@ import torch
 from robustmerge.formats.adapter import Adapter, AdapterInMemory, AdapterWriter, common_dtype
 from robustmerge.formats.adapter_config import SAME_BASE
 from robustmerge.formats.checkpoint import TIED, explain_unknown_layout, ties_embeddings
-from robustmerge.formats.compatibility import common_config
+from robustmerge.formats.compatibility import unite
 from robustmerge.formats.delta import DeltaWriter, explain_delta_limit
 from robustmerge.formats.full_model import ModelWriter
 from robustmerge.formats.names import read_model_config
@@ -30,24 +30,25 @@ def open_writer(
 ) -> AdapterWriter | DeltaWriter | ModelWriter:
     """Open the writer of a format, a context manager with `add_update`, `add_extra` and `ranks`.
 
-    kind: adapter, delta or model. adapters: the experts, of which the first names modules, shapes and targets.
+    kind: adapter, delta or model. adapters: the experts, of which the first names the base.
     dtype: a name, or `experts` for theirs. base: of a model, a folder or hub id; None: the one that the experts name.
     Raises UserError with all problems at once, before anything is written.
     """
     if problems := problems_of_format(kind, adapters):
         raise UserError("\n".join(problems))
+    like = unite(adapters)
     if kind == "model":
-        return ModelWriter(folder, fetch_model(base or base_of(adapters[0])), adapters[0], card)
-    written, like = find_dtype(dtype, adapters), adapters[0]
+        return ModelWriter(folder, fetch_model(base or base_of(like)), like, card)
+    written = find_dtype(dtype, adapters)
     if kind == "adapter":
         names = like.written_names if like.renamed else like.file.names
-        return AdapterWriter(folder, common_config(adapters), names, written, card)
-    return DeltaWriter(folder, adapters, written, card)
+        return AdapterWriter(folder, like.config, names, written, card)
+    return DeltaWriter(folder, like, written, card)
 
 
 def open_in_memory(adapters: Sequence[Adapter], dtype: str) -> AdapterInMemory:
     """Open the writer of an adapter that stays in memory; the arguments are those of `open_writer`."""
-    return AdapterInMemory(common_config(adapters), find_dtype(dtype, adapters))
+    return AdapterInMemory(unite(adapters).config, find_dtype(dtype, adapters))
 
 
 def find_dtype(name: str, adapters: Sequence[Adapter]) -> torch.dtype:
@@ -61,9 +62,10 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
         return []
     unfit = [(a.name, dora) for dora in (True, False) for a in adapters if (a.is_dora if dora else a.has_lora_bias)]
     problems = [f"expert '{name}': {explain_delta_limit(dora)}" for name, dora in unfit]
-    model = read_model_config(adapters[0].config)
-    fan_in_fan_out = bool(adapters[0].config.get("fan_in_fan_out"))
-    if reason := explain_unknown_layout(fan_in_fan_out, adapters[0].shapes, model):
+    like = unite(adapters)
+    model = read_model_config(like.config)
+    fan_in_fan_out = bool(like.config.get("fan_in_fan_out"))
+    if reason := explain_unknown_layout(fan_in_fan_out, like.shapes, model):
         problems.append(f"expert '{adapters[0].name}': {reason}")
     changed = [name for a in adapters for name in (*(f"{module}.weight" for module in a.modules), *a.extras)]
     tied = sorted(set(filter(TIED.search, changed)))
@@ -72,7 +74,7 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
             f"'{tied[0]}' is one weight with another in the base (tie_word_embeddings), and a delta would change both; "
             "take merge.out.format=adapter"
         )
-    module, (d_out, _, d_in) = max(adapters[0].shapes.items(), key=lambda item: item[1][0] * item[1][2])
+    module, (d_out, _, d_in) = max(like.shapes.items(), key=lambda item: item[1][0] * item[1][2])
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * d_out * d_in > memory:
         problems.append(

@@ -97,7 +97,8 @@ def test_experts_that_do_not_fit_together_are_all_named_at_once(tmp_path: Path) 
     experts["e"] = write_expert(tmp_path / "e", random_experts("e", modules=("layers.0.q", "layers.9.q"))["e"])
     experts["f"] = write_expert(tmp_path / "f", random_experts("f")["f"], fan_in_fan_out=True)
     with pytest.raises(UserError) as refused:
-        write_merged(tmp_path / "merged", method_of("robustmerge", weights={"g": 2.0}), experts, **QUIET)
+        method = method_of("robustmerge", targets="strict", weights={"g": 2.0})
+        write_merged(tmp_path / "merged", method, experts, **QUIET)
     assert str(refused.value).splitlines() == [
         "expert 'd' has base_model_name_or_path other, the others tiny; "
         "merge.check_base=false merges them all the same",

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from robustmerge.algebra import merge_models
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.method import Method, read_method
-from robustmerge.spaces import SPACES, Blocks
+from robustmerge.spaces import SPACES
 from robustmerge.stage.settings import UserError
-from robustmerge.thresholds import measure
+from robustmerge.thresholds import Piece, measure
 from tests.law_cases import (
     EVERYWHERE,
     METHODS,
@@ -121,12 +121,12 @@ def limits(experts: Experts, method: Method, factor: float) -> tuple[float, ...]
     """The thresholds of TIES, the second expert multiplied by the factor."""
     experts["b"] = times(1.0, factor, experts["b"])
 
-    def visit(add: Callable[[str, str, Blocks], None]) -> None:
+    def visit(add: Callable[[Piece], None]) -> None:
         for module in MODULES if method.prune.scope == "model" else MODULES[:1]:
             for part, blocks in SPACES[method.space](
                 [pairs[module] for pairs in experts.values()], method
             ).parts.items():
-                add(module, part, blocks)
+                add(Piece(module, part, blocks))
 
     return measure(method, list(experts), visit).limits
 
@@ -152,7 +152,7 @@ def test_experts_that_do_not_fit_together_are_all_named() -> None:
     del experts["b"]["layers.1.v"]
     experts["c"]["layers.0.q"] = LoraPair(torch.zeros(3, 24), torch.zeros(21, 3))
     with pytest.raises(UserError) as refused:
-        merge_models(experts, METHODS["ties"])
+        merge_models(experts, read_method("ties", targets="strict"))
     assert str(refused.value).splitlines() == [
         "only one of the experts 'a' and 'b' has module 'layers.1.v'",
         "module 'layers.0.q' of the experts 'a' and 'c' has shapes 20 x 24 and 21 x 24",
