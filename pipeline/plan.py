@@ -132,7 +132,9 @@ class Plan(Addresses):
         grid = self.config.strength_grid
         if not grid or not self._val_sets:
             return {}
-        free = [m for m in self.config.methods if m.strength is not None and m.name not in self.config.fixed]
+        free = [
+            m for m in self.config.methods if isinstance(m.strength, (int, float)) and m.name not in self.config.fixed
+        ]
         return {method.name: {factor: method.with_factor(factor) for factor in grid} for method in free}
 
     @cached_property
@@ -173,7 +175,7 @@ class Plan(Addresses):
                 {
                     factor: (method.strength, self._val_mean(self.candidates[name][factor]))
                     for factor, method in by_factor.items()
-                    if method.strength is not None
+                    if isinstance(method.strength, (int, float))
                 }
             )
             for name, by_factor in self.candidate_methods.items()

@@ -65,20 +65,24 @@ def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMetho
         check_module(complete_module(name, {expert: experts[expert].get(name) for expert in names}, method))
         for name in sorted(set().union(*experts.values()))
     ]
-    statistics = measure_model(method, names, lambda function: map(function, modules))
-    merged = [merge_module(module, method, statistics) for module in modules]
+    methods = method.by_module([module.name for module in modules])
+    statistics = measure_model(method, methods, names, lambda function: map(function, modules))
+    merged = [merge_module(module, methods[module.name], statistics) for module in modules]
     if needs_another_majority(statistics, [one.election for one in merged]):
         statistics = replace(statistics, majority=-1)
-        merged = [merge_module(module, method, statistics) for module in modules]
+        merged = [merge_module(module, methods[module.name], statistics) for module in modules]
     updates = {module.name: one.update for module, one in zip(modules, merged, strict=True)}
     for name, update in updates.items():
         measure_merged(update, name)
     return updates
 
 
-def measure_model(method: AnyMethod, experts: Sequence[str], visit: Visit) -> Statistics:
+def measure_model(
+    method: AnyMethod, methods: Mapping[str, AnyMethod], experts: Sequence[str], visit: Visit
+) -> Statistics:
     """Measure what a method must know of the whole model before it can merge a module; for most methods nothing.
 
+    methods: module -> the method there, see `Method.by_module`.
     visit: calls a function on all modules, checked, as often as it is called itself.
     """
     if isinstance(method, FunctionMethod):
@@ -86,10 +90,12 @@ def measure_model(method: AnyMethod, experts: Sequence[str], visit: Visit) -> St
     if not method.needs_whole_model:
         return Statistics()
 
+    weights = {name: one.weights_of(experts) for name, one in methods.items() if isinstance(one, Method)}
+
     def visit_parts(add: Callable[[Piece], None]) -> None:
         def add_module(module: Module) -> None:
             for part, blocks in SPACES[method.space](module.pairs, method).parts.items():
-                add(Piece(module.name, part, blocks, module.absent))
+                add(Piece(module.name, part, blocks, weights[module.name], module.absent))
 
         deque(visit(add_module), maxlen=0)
 
@@ -103,7 +109,8 @@ def needs_another_majority(statistics: Statistics, elections: Sequence[Election]
 
 
 def merge_module(module: Module, method: AnyMethod, statistics: Statistics) -> Merged:
-    """Merge one module, in float32 and without NaN (`check_module`). statistics: of `measure_model`.
+    """Merge one module, in float32 and without NaN (`check_module`). method: of this module, see `Method.by_module`;
+    statistics: of `measure_model`.
 
     In factor space RobustMerge is A = lambda sum_n A~_n, B = lambda sum_n B~_n diag(S~_n) (released code), and with
     product=each D = lambda sum_n B~_n diag(S~_n) A~_n (equation 5). In the other spaces every block of coordinates is
@@ -136,14 +143,15 @@ def _merge_part(
     """Merge one part block by block: strength * combine(prune(x_1), ..., prune(x_T))."""
     by_tensor = method.prune.scope == "tensor"
     if by_tensor and (len(blocks) > 1 or method.combine == "balanced"):
-        statistics = measure(method, module.experts, lambda add: add(Piece(module.name, part, blocks)))
+        piece = Piece(module.name, part, blocks, method.weights_of(module.experts))
+        statistics = measure(method, module.experts, lambda add: add(piece))
 
     def merge_blocks(statistics: Statistics) -> tuple[Tensor, Election]:
         merged, elections = [], []
         for xs in pruned_blocks(blocks, method, module.experts, (module.name, part), statistics):
-            xs = weigh(xs, method, module.experts, part)
+            xs = weigh(xs, method.weights_of(module.experts), part)
             x, election = COMBINE[method.combine](xs, method, statistics)
-            merged.append(x.mul_(method.strength))
+            merged.append(x.mul_(method.factor))
             elections.append(election)
         return merged[0] if len(merged) == 1 else torch.cat(merged), Election.of(elections)
 

@@ -13,6 +13,7 @@ from robustmerge.formats.adapter import Adapter
 from robustmerge.formats.compatibility import list_modules
 from robustmerge.formats.names import show
 from robustmerge.formats.output import how_to_load
+from robustmerge.graded import Grade, format_grade, is_graded
 from robustmerge.method import AnyMethod
 from robustmerge.stage.address import read_manifest
 from robustmerge.stage.settings import ConfigError, Problem, build
@@ -52,7 +53,7 @@ class MergeRecord:
     ranks: tuple[int, ...]
     extras: int
     dropped_rows: int
-    strength: float | None
+    strength: Grade | None
     effective_strength: float | None
     norm: float
     expert_norms: Mapping[str, float]
@@ -102,8 +103,9 @@ def summarize_merge(method: AnyMethod, record: Mapping[str, Any]) -> str:
     parts.append("dense" if not ranks else f"rank {ranks[0]}" if len(ranks) == 1 else f"rank {ranks[0]} to {ranks[-1]}")
     if record["strength"] is not None:
         space = f" in {method.space}" if method.space else ""
-        factor = f" (the update is multiplied by {record['effective_strength']:g})"
-        parts.append(f"strength {record['strength']:g}{space}{factor}")
+        effective = record["effective_strength"]
+        factor = "" if effective is None else f" (the update is multiplied by {effective:g})"
+        parts.append(f"strength {format_grade(record['strength'])}{space}{factor}")
     norms = sorted(record["expert_norms"].values())
     parts.append(f"norm {record['norm']:.3g}, the experts' {norms[0]:.3g} to {norms[-1]:.3g}")
     if record["extras"]:
@@ -145,8 +147,11 @@ def describe_merge(method: AnyMethod, record: Mapping[str, Any]) -> dict[str, st
     mean = sum(norms) / len(norms)
     strength = record["effective_strength"]
     factor = "as the method sets it" if strength is None else f"{strength:g}"
-    if method.multiplies_factors:
-        factor += f" (strength {record['strength']:g} on A and on B)"
+    if is_graded(record["strength"]):
+        factor = "by module"
+    if method.multiplies_factors or factor == "by module":
+        where = " on A and on B" if method.multiplies_factors else ""
+        factor += f" (strength {format_grade(record['strength'])}{where})"
     ratio = f"{record['norm'] / mean:.3g} x the experts' mean of {mean:.3g}" if mean else "and the experts' too"
     return {
         "experts": ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else ""),

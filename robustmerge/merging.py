@@ -151,6 +151,10 @@ def check_together(
         )
         problems += problems_of_format(method.output_format, adapters)
     problems += problems_of_weights(method.weights, experts)
+    try:
+        method.by_module(list_modules(adapters))
+    except UserError as error:
+        problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
     return adapters
@@ -209,6 +213,11 @@ class Merging:
         """The modules that any expert adapts."""
         return list_modules(self.adapters)
 
+    @cached_property
+    def methods(self) -> Mapping[str, AnyMethod]:
+        """The method of each module."""
+        return self.method.by_module(self.modules)
+
     def read(self, name: str) -> Module:
         """Read one module of all experts, unchecked."""
         found = {a.name: a.pair(name) if name in a.shapes else None for a in self.adapters}
@@ -248,15 +257,16 @@ class Merging:
         def visit(function: Callable[[Module], R]) -> Iterator[R]:
             return self.walk("measure", lambda name: function(check_module(self.read(name))), (1, 2))
 
-        return measure_model(self.method, self.names, visit)
+        return measure_model(self.method, self.methods, self.names, visit)
 
     def merge(self, name: str, statistics: Statistics) -> MergedModule:
         """Merge one module: its update, and what goes with it. Raises UserError if a value is not finite."""
         module = self.read(name)
         norms = measure_experts(module)
-        merged = merge_module(module, self.method, statistics)
+        method = self.methods[name]
+        merged = merge_module(module, method, statistics)
         biases = [a.bias(name) if name in a.shapes else None for a in self.adapters]
-        bias = merge_biases(biases, self.method, self.names)
+        bias = merge_biases(biases, method, self.names)
         magnitude = mean_if_present([a.magnitude(name) for a in self.adapters])
         return MergedModule(merged, measure_merged(merged.update, name), norms, bias, magnitude)
 

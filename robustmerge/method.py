@@ -12,9 +12,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from robustmerge.function_source import digest_functions
+from robustmerge.graded import (
+    Grade,
+    find_wrong_numbers,
+    format_grade,
+    is_graded,
+    list_numbers,
+    map_numbers,
+    order_patterns,
+    resolve,
+)
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import (
     ConfigError,
@@ -195,6 +205,7 @@ class Method:
     the released code does, so the update gets its square. null: what `strengths` lists for the space (`each`
     stands for factors with product=each).
     weights: a factor for the update of an expert, by name; 1 where nothing is given.
+    Strength and weights are numbers, or differ by module: by patterns of names or over the layers, see `graded.py`.
     first: a random pruning before `prune`: DARE-TIES drops before TIES trims.
     disjoint: of combine=elected, whether the agreeing experts are averaged or summed.
     product, in factor space: of_sums = (sum of B)(sum of A), as released; each = sum of B A, equation 5.
@@ -208,7 +219,7 @@ class Method:
 
     name: str
     space: str = "factors"
-    strength: float = field(default=None)  # type: ignore[assignment]  # a number as soon as it is checked
+    strength: Grade = field(default=None)  # type: ignore[assignment]  # there as soon as it is checked
     strengths: dict[str, float] = outside_identity({})
     first: Prune | None = later(None)
     prune: Prune = field(default_factory=Prune)
@@ -217,7 +228,7 @@ class Method:
     disjoint: str = later("mean")
     balance: Balance = later(Balance())
     product: str = "of_sums"
-    weights: dict[str, float] | None = None
+    weights: dict[str, Grade] | None = None
     seed: int = 0
     basis: Basis = later(Basis())
     out: Out = field(default_factory=Out)
@@ -229,6 +240,9 @@ class Method:
     def __post_init__(self) -> None:
         if self.strength is None and self.strength_key in self.strengths:
             object.__setattr__(self, "strength", self.strengths[self.strength_key])
+        object.__setattr__(self, "strength", order_patterns(self.strength))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", {name: order_patterns(grade) for name, grade in self.weights.items()})
         if self.prune.scope is None and self.space in USUAL_SCOPE:
             object.__setattr__(self, "prune", replace(self.prune, scope=USUAL_SCOPE[self.space]))
         refuse(_problems_between_parts(self))
@@ -244,26 +258,51 @@ class Method:
         return self.strength_key == "factors"
 
     @property
-    def effective_strength(self) -> float:
-        """The factor by which the update is multiplied in the end."""
-        return self.strength**2 if self.multiplies_factors else self.strength
+    def is_graded(self) -> bool:
+        """Whether strength or a weight differs by module; `by_module` gives the methods of the modules then."""
+        return is_graded(self.strength) or any(map(is_graded, (self.weights or {}).values()))
+
+    def by_module(self, modules: Sequence[str]) -> dict[str, Method]:
+        """The method of each module, whose strength and weights are numbers. Raises UserError as `resolve` does."""
+        if not self.is_graded:
+            return dict.fromkeys(modules, self)
+        strengths = resolve(self.strength, modules, "merge.strength")
+        weights = {name: resolve(w, modules, f"merge.weights.{name}") for name, w in (self.weights or {}).items()}
+        return {
+            module: replace(self, strength=number, weights={name: w[module] for name, w in weights.items()})
+            for module, number in strengths.items()
+        }
+
+    @property
+    def factor(self) -> float:
+        """The strength as a number, which it is in one module."""
+        return cast(float, self.strength)
+
+    @property
+    def effective_strength(self) -> float | None:
+        """The factor by which the update is multiplied in the end; None where it differs by module."""
+        if is_graded(self.strength):
+            return None
+        return self.factor**2 if self.multiplies_factors else self.factor
 
     def with_factor(self, factor: float) -> Method:
         """The method, its update multiplied by `factor` (> 0): in factor space A and B each by the square root.
+
+        A strength that differs by module is multiplied as a whole.
 
         >>> Method(name="mine", space="factors", strength=2.0).with_factor(0.25).strength
         1.0
         """
         by = math.sqrt(factor) if self.multiplies_factors else factor
-        return self if factor == 1 else replace(self, strength=self.strength * by)
+        return self if factor == 1 else replace(self, strength=map_numbers(lambda x: x * by, self.strength))
 
     def weights_of(self, experts: Sequence[str]) -> list[float]:
-        """The factor of each expert's update, by `weights`."""
-        return [(self.weights or {}).get(name, 1.0) for name in experts]
+        """The factor of each expert's update in one module, by `weights`."""
+        return [cast(float, (self.weights or {}).get(name, 1.0)) for name in experts]
 
     def shares_of(self, experts: Sequence[str]) -> list[float]:
-        """The factor of each expert's update in the end: strength and weight, in a mean divided by T."""
-        share = self.effective_strength / (len(experts) if self.combine == "mean" else 1)
+        """The factor of each expert's update in one module: strength and weight, in a mean divided by T."""
+        share = cast(float, self.effective_strength) / (len(experts) if self.combine == "mean" else 1)
         return [share * weight for weight in self.weights_of(experts)]
 
     def linear_shares_of(self, experts: Sequence[str]) -> list[float] | None:
@@ -332,7 +371,7 @@ class Method:
     @property
     def formula(self) -> str:
         """The method in a few words, for the card of a merged folder."""
-        return f"strength {self.strength:g} in {self.space}"
+        return f"strength {format_grade(self.strength)} in {self.space}"
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -350,7 +389,7 @@ class Method:
             "disjoint": self.combine == "elected",
             "balance.density": is_balanced,
             "balance.variant": is_balanced,
-            "weights": any(weight != 1 for weight in (self.weights or {}).values()),
+            "weights": any(number != 1 for weight in (self.weights or {}).values() for number in list_numbers(weight)),
             "seed": "random" in rules,
             "basis.cut": has_basis,
             "basis.relative": has_basis,
@@ -411,6 +450,10 @@ class FunctionMethod:
         strength = self.strength * factor
         return self if factor == 1 else replace(self, params={**self.params, "strength": strength})
 
+    def by_module(self, modules: Sequence[str]) -> dict[str, FunctionMethod]:
+        """The method itself for each module: what its numbers mean only its function knows."""
+        return dict.fromkeys(modules, self)
+
     def linear_shares_of(self, experts: Sequence[str]) -> None:
         """None: what a function does is not known to be a weighted sum."""
         return
@@ -443,6 +486,7 @@ class FunctionMethod:
     # What only the algebra has.
     space = None
     weights = None
+    is_graded = False
     multiplies_factors = False
     needs_equal_ranks = False
     needs_full_zeros = True  # a function may stack the pairs, or divide by the number of their directions
@@ -513,11 +557,10 @@ def _wrong_numbers(method: Method) -> list[Problem]:
     if method.strength is None and method.space in SPACES and not _needs_factors(method):
         text = f"strength must be given: merge.strengths lists no default for {method.strength_key}"
         problems.append(Problem(text, "strength"))
-    numbers = {"strength": method.strength} if method.strength is not None else {}
-    numbers |= {f"weights.{name}": weight for name, weight in (method.weights or {}).items()}
-    for key, value in numbers.items():
-        if not math.isfinite(value):
-            problems.append(Problem(f"{key.rpartition('.')[2]} must be a finite number, got {value}", key))
+    grades = {"strength": method.strength} if method.strength is not None else {}
+    grades |= {f"weights.{name}": weight for name, weight in (method.weights or {}).items()}
+    for key, grade in grades.items():
+        problems += [Problem(text, key) for text in find_wrong_numbers(grade, key.partition(".")[2] or key)]
     return problems
 
 
@@ -526,9 +569,10 @@ def _meaningless_cells(method: Method) -> list[Problem]:
     if prune.count == "exact" and (prune.scope == "model" or method.space == "delta") and prune.rule == "magnitude":
         text = "count=exact needs a tensor that is held whole, so scope=tensor and a space other than delta; choose"
         problems.append(Problem(f"{text} count=authors or released", "prune.count"))
-    if method.multiplies_factors and method.strength is not None and method.strength < 0:
+    if method.multiplies_factors and method.strength is not None and min(list_numbers(method.strength), default=0) < 0:
         text = "strength multiplies A and B each, so that a negative one does not turn the update round; take another"
-        problems.append(Problem(f"{text} space than factors, or product=each; got {method.strength}", "strength"))
+        got = method.strength if isinstance(method.strength, float) else format_grade(method.strength)
+        problems.append(Problem(f"{text} space than factors, or product=each; got {got}", "strength"))
     if method.strength_key == "each" and method.combine in ("elected", "balanced"):
         problems.append(Problem(f"product=each is a sum of products, got combine {method.combine}", "product"))
     if method.combine == "balanced" and method.scaled_parts and prune.scope == "model":
@@ -552,7 +596,7 @@ def _needs_factors(method: Method) -> list[Problem]:
     return [*problems, *([Problem(f"product=each {needs}", "product")] if method.product == "each" else [])]
 
 
-def problems_of_weights(weights: Mapping[str, float] | None, experts: Iterable[str]) -> list[str]:
+def problems_of_weights(weights: Mapping[str, Any] | None, experts: Iterable[str]) -> list[str]:
     """Problems of weights that name unknown experts."""
     experts = tuple(experts)
     return [

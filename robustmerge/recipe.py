@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from robustmerge.graded import Grade
 from robustmerge.stage.settings import ConfigError, Problem, build
 
 
@@ -46,7 +47,7 @@ class RecipeFile:
 
     experts: dict[str, str] | tuple[str, ...]
     method: str | dict[str, Any]
-    weights: dict[str, float] | None = None
+    weights: dict[str, Grade] | None = None
     out: str | None = None
 
 

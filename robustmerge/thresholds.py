@@ -19,7 +19,7 @@ from robustmerge.spaces import Blocks
 
 
 class Piece(NamedTuple):
-    """One part of one module, of a range that is measured.
+    """One part of one module, of a range that is measured. weights: of the experts there.
 
     absent: the experts that lack the module. Their zeros do not count where the range is the model, so that an expert's
     threshold is over what it has; in a range of that module alone they are all there is.
@@ -28,6 +28,7 @@ class Piece(NamedTuple):
     module: str
     part: str
     blocks: Blocks
+    weights: Sequence[float]
     absent: Collection[str] = ()
 
 
@@ -60,9 +61,9 @@ def pruned_blocks(
         yield xs
 
 
-def weigh(xs: Sequence[Tensor], method: Method, names: Sequence[str], part: str) -> list[Tensor]:
+def weigh(xs: Sequence[Tensor], weights: Sequence[float], part: str) -> list[Tensor]:
     """Multiply by the experts' weights: w_n x_n; in factor space only B, so that the update gets the weight once."""
-    weights = [1.0] * len(names) if part == "A" else method.weights_of(names)
+    weights = [1.0] * len(xs) if part == "A" else weights
     return [x if weight == 1 else x * weight for x, weight in zip(xs, weights, strict=True)]
 
 
@@ -99,14 +100,14 @@ def _measure_bounds(
 
     def magnitudes(piece: Piece) -> Iterator[list[Tensor]]:
         for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), Statistics(limits)):
-            yield [x.abs() for x in weigh(xs, method, names, piece.part)]
+            yield [x.abs() for x in weigh(xs, piece.weights, piece.part)]
 
     quantiles = _select(lambda n: magnitude_ranks(n, balance), names, visit, magnitudes)
     bounds = [Bounds(*values) for _, values in quantiles]
 
     def scores(piece: Piece) -> Iterator[list[Tensor]]:
         for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), Statistics(limits)):
-            yield score(weigh(xs, method, names, piece.part), balance, bounds)
+            yield score(weigh(xs, piece.weights, piece.part), balance, bounds)
 
     quantiles = _select(lambda n: score_ranks(n, balance), names, visit, scores)
     return tuple(Bounds(b.low, b.high, *values) for b, (_, values) in zip(bounds, quantiles, strict=True))

@@ -136,12 +136,13 @@ def compare_B(pairs: Sequence[LoraPair]) -> Tensor:
 def has_cross_terms(method: object) -> TypeGuard[Method]:
     """Whether a method sums A and B apart, so that B_n A_m with n != m occurs, and these terms can be measured.
 
-    Where signs are elected there is no sum of own terms to compare with.
+    Where signs are elected there is no sum of own terms to compare with; a grade is of a whole model, not of a module.
     """
     return (
         isinstance(method, Method)
         and (method.strength_key, method.combine) == ("factors", "sum")
         and not method.needs_whole_model
+        and not method.is_graded
     )
 
 

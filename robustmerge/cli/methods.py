@@ -12,6 +12,7 @@ import shutil
 import textwrap
 from argparse import ArgumentParser, Namespace
 
+from robustmerge.graded import format_grade
 from robustmerge.method import list_methods
 from robustmerge.method_page import MethodPage, read_method_page
 
@@ -53,6 +54,8 @@ def _format(value: object) -> str:
     """A value as --set takes it."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_format(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple):
+        return format_grade(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

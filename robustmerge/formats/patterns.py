@@ -1,4 +1,4 @@
-"""Patterns of module names in a foreign config, matched as PEFT matches them, in a bounded time.
+"""Patterns of module names in a config, foreign ones matched as PEFT matches them, in a bounded time.
 
 A regular expression of 20 characters can take longer on one name than anyone waits. Names, plain or escaped, are looked
 up; everything else is matched by this file run as a program of its own, whose time and memory are limited.
@@ -60,7 +60,12 @@ def find_first_matches(keys: Sequence[str], modules: Sequence[str]) -> list[str 
 
 def match_whole(pattern: str, modules: Sequence[str]) -> list[bool]:
     """Whether a regular expression matches the whole name of each module. Raises PatternError."""
-    return [match is not None for match in _match("fullmatch", (pattern,), tuple(modules))]
+    return [match is not None for match in find_first_whole_matches([pattern], modules)]
+
+
+def find_first_whole_matches(patterns: Sequence[str], modules: Sequence[str]) -> list[int | None]:
+    """The place of the first regular expression that matches the whole name, for each module. Raises PatternError."""
+    return _match("fullmatch", tuple(patterns), tuple(modules))
 
 
 def list_ends(module: str) -> Iterator[str]:

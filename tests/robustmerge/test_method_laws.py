@@ -126,7 +126,7 @@ def limits(experts: Experts, method: Method, factor: float) -> tuple[float, ...]
             for part, blocks in SPACES[method.space](
                 [pairs[module] for pairs in experts.values()], method
             ).parts.items():
-                add(Piece(module, part, blocks))
+                add(Piece(module, part, blocks, weights=[1.0] * 3))
 
     return measure(method, list(experts), visit).limits
 
