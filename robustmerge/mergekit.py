@@ -13,9 +13,13 @@ the products: merge.space=delta. D_n is the update of adapter n, w_n its weight,
     dare_ties        the same of entries kept at random, rescaled;            dare_ties, not trimmed again
                      normalize is off by default
 
+`weight` and `lambda` may be lists of numbers over the layers, as in `graded.py`; where the formula divides by W, the
+lists must add up to one number in all layers, since 1 / W would be no such list. mergekit goes over the model's layers,
+we over those that the adapters adapt, so these must begin with 0; and all modules must be in layers.
+
 `dtype` or `out_dtype` becomes out.dtype: all is computed in float32. `int8_mask` changes no result. `base_model` is the
 base of a full model; as one of the models it has no update. Everything else has no equal here and is refused: slices,
-lists of values, tokenizers, other methods, densities that differ; and adapters that are not plain LoRA.
+values by filter, tokenizers, other methods, densities that differ; and adapters that are not plain LoRA.
 """
 
 from __future__ import annotations
@@ -25,12 +29,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from robustmerge.formats.names import find_layer
+from robustmerge.graded import Grade, find_depths, is_graded, list_numbers, map_numbers
 from robustmerge.hub.places import name_of
 from robustmerge.recipe import Recipe
 from robustmerge.stage.settings import ConfigError, Problem, build, refuse, suggest
 from robustmerge.stage.text import quote
 
 SAME = 1e-6  # by less than this the sum of weights differs from 1
+OVER_LAYERS = ("weight", "lambda")  # the parameters that may be lists
 NOTHING = 1e-8  # mergekit does not divide by a sum of weights below this
 REFUSED = {
     "slices": "adapters are merged whole, not by layers",
@@ -79,21 +86,35 @@ class MergekitFile:
 class Parameters:
     """The parameters of a merge. weights: by expert; base_weight: of the base among the models, 0 without it."""
 
-    weights: dict[str, float]
-    base_weight: float
+    weights: dict[str, Grade]
+    base_weight: Grade
     density: float
     normalize: bool
     rescale: bool = False
-    factor: float = 1.0
+    factor: Grade = 1.0
 
     @property
     def total(self) -> float:
-        return sum(self.weights.values()) + self.base_weight
+        """W. Raises ConfigError unless it is the same in all layers."""
+        grades = [*self.weights.values(), self.base_weight]
+        lists = [list_numbers(grade) for grade in grades if is_graded(grade)]
+        if len({len(numbers) for numbers in lists}) > 1:
+            text = "with normalize lists of weights must be equally long, to add up to one number in all layers"
+            raise ConfigError(Problem(text, "models.parameters.weight"))
+        constant = sum(list_numbers(grade)[0] for grade in grades if not is_graded(grade))
+        totals = [constant + sum(numbers) for numbers in zip(*lists, strict=True)] or [constant]
+        if max(totals) - min(totals) > SAME:
+            listed = ", ".join(f"{total:g}" for total in totals)
+            text = f"with normalize the weights must add up to one number in all layers, got {listed}"
+            raise ConfigError(Problem(text, "models.parameters.weight"))
+        return totals[0]
 
     @property
-    def strength(self) -> float:
+    def strength(self) -> Grade:
         """The factor of the sum of weighted updates."""
-        return self.factor / self.total if self.normalize and abs(self.total) >= NOTHING else self.factor
+        if not self.normalize or abs(total := self.total) < NOTHING:
+            return self.factor
+        return map_numbers(lambda factor: factor / total, self.factor)
 
 
 @dataclass(frozen=True)
@@ -126,7 +147,7 @@ def read_mergekit(content: Mapping[str, Any], where: str) -> Recipe:
         raise ConfigError(*(problem.under(where) for problem in error.problems)) from None
     dtype = file.out_dtype or file.dtype
     settings |= {"space": "delta", "out": {"dtype": dtype.removeprefix("torch.")} if dtype else {}}
-    notes = tuple(_note(file.merge_method, parameters))
+    notes = tuple(_note(file.merge_method, parameters, settings))
     return Recipe(experts, equal.method, settings, base=next(iter(file.bases), None), notes=notes, plain_lora=True)
 
 
@@ -150,12 +171,45 @@ def _find_wrong_values(file: MergekitFile, equal: Equal) -> Iterator[Problem]:
             wants_flag = isinstance(kinds.get(name), bool)
             if name not in names:
                 text = f"'{name}' has no equal with {file.merge_method}; {suggest(name, names)}"
-            elif not isinstance(value, bool if wants_flag else (int, float)) or wants_flag != isinstance(value, bool):
-                rule = "true or false" if wants_flag else "one number for the whole model, no list"
+            elif wants_flag and not isinstance(value, bool) or not wants_flag and not _is_grade(name, value):
+                of_layers = "one number, or a list of numbers over the layers"
+                rule = of_layers if name in OVER_LAYERS else "one number for the whole model, no list"
+                rule = "true or false" if wants_flag else rule
                 text = f"{name} must be {rule}, got {quote(value)}"
             else:
                 continue
             yield Problem(text, f"{where}.{name}")
+
+
+def _is_grade(name: str, value: Any) -> bool:
+    """Whether a parameter is a number, or a list of numbers where it may be one."""
+    numbers = value if isinstance(value, list) and name in OVER_LAYERS else [value]
+    return bool(numbers) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in numbers)
+
+
+def _read_grade(value: Any) -> Grade:
+    return tuple(map(float, value)) if isinstance(value, list) else float(value)
+
+
+def find_other_depths(recipe: Recipe, modules: list[str]) -> list[str]:
+    """Why the lists of a recipe are other numbers here than in mergekit, for these modules of the adapters."""
+    if not _has_lists(recipe.settings):
+        return []
+    outside = [module for module, depth in find_depths(modules).items() if depth is None]
+    firsts: dict[str, int] = {}
+    for stack, layer in filter(None, map(find_layer, modules)):
+        firsts[stack] = min(layer, firsts.get(stack, layer))
+    problems = [
+        f"{quote(m)} is in no numbered layer, where mergekit takes the first number or the last" for m in outside
+    ]
+    problems = problems[:1] + [
+        f"the layers {quote(s)} begin with {n}, and mergekit's with 0" for s, n in firsts.items() if n
+    ]
+    return [f"lists of numbers differ from mergekit's: {problem}; give one number" for problem in problems]
+
+
+def _has_lists(settings: Mapping[str, Any]) -> bool:
+    return any(map(is_graded, (settings.get("strength"), *settings.get("weights", {}).values())))
 
 
 def _name_experts(file: MergekitFile) -> dict[str, str]:
@@ -180,12 +234,12 @@ def _collect_parameters(file: MergekitFile, equal: Equal, experts: Mapping[str, 
     refuse(problem.under(where) for problem in problems)
     of_merge = {**equal.of_merge, **{name: file.parameters[name] for name in equal.of_merge if name in file.parameters}}
     return Parameters(
-        weights={name: float(one["weight"]) for name, one in zip(experts, values, strict=True)},
-        base_weight=sum(float(one["weight"]) for one in bases) if file.merge_method == "linear" else 0.0,
+        weights={name: _read_grade(one["weight"]) for name, one in zip(experts, values, strict=True)},
+        base_weight=_read_grade(bases[0]["weight"]) if bases and file.merge_method == "linear" else 0.0,
         density=densities[0],
         normalize=of_merge["normalize"],
         rescale=of_merge.get("rescale", False),
-        factor=float(of_merge.get("lambda", 1.0)),
+        factor=_read_grade(of_merge.get("lambda", 1.0)),
     )
 
 
@@ -197,7 +251,8 @@ def _translate_linear(parameters: Parameters) -> dict[str, Any]:
     if abs(total) < NOTHING:
         raise ConfigError(Problem("the weights add up to 0", "models.parameters.weight"))
     number = len(parameters.weights)
-    return {"strength": 1.0, "weights": {name: number * w / total for name, w in parameters.weights.items()}}
+    weights = {name: map_numbers(lambda w: number * w / total, grade) for name, grade in parameters.weights.items()}
+    return {"strength": 1.0, "weights": weights}
 
 
 def _translate_sum(parameters: Parameters) -> dict[str, Any]:
@@ -220,7 +275,8 @@ def _translate_random_elected(parameters: Parameters) -> dict[str, Any]:
 def _elect(parameters: Parameters) -> dict[str, Any]:
     if not parameters.normalize:
         return {"strength": parameters.factor, "disjoint": "sum", "weights": parameters.weights}
-    if len(set(parameters.weights.values())) > 1 or 0 in parameters.weights.values():
+    numbers = list_numbers(next(iter(parameters.weights.values())))
+    if len(set(parameters.weights.values())) > 1 or min(numbers) <= 0 <= max(numbers):
         text = "with normalize the weights must be equal and not 0; set normalize: false to add up what agrees"
         raise ConfigError(Problem(text, "models.parameters.weight"))
     return {"strength": parameters.factor, "disjoint": "mean"}
@@ -232,8 +288,10 @@ def _prune_at_random(parameters: Parameters) -> dict[str, Any]:
     return {"rule": "random", "density": parameters.density, "rescale": parameters.rescale}
 
 
-def _note(merge_method: str, parameters: Parameters) -> Iterator[str]:
+def _note(merge_method: str, parameters: Parameters, settings: Mapping[str, Any]) -> Iterator[str]:
     """What is not the same to the last entry."""
+    if _has_lists(settings):
+        yield "a list of numbers ends at the last layer that an adapter adapts, mergekit's at the model's last"
     if parameters.density == 1:
         return
     if merge_method == "ties":

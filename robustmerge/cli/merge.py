@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from robustmerge.experts import fetch_experts
-from robustmerge.mergekit import read_mergekit
+from robustmerge.mergekit import find_other_depths, read_mergekit
 from robustmerge.method import DTYPES, FORMATS, AnyMethod, overlay, read_method
 from robustmerge.recipe import Recipe, read_recipe
 from robustmerge.stage.process import count_cores
@@ -57,7 +57,7 @@ def run(options: Namespace) -> None:
     from robustmerge.merging import merge_with_summary
 
     if recipe.plain_lora:
-        _refuse_all_but_plain_lora(experts)
+        _refuse_all_but_plain_lora(experts, recipe)
     for note in recipe.notes:
         print(f"note: {note}")
     merge_with_summary(recipe.out, method, experts, options.jobs)
@@ -120,12 +120,13 @@ def _as_number(name: str, text: str) -> float:
         raise UserError(f"the weight of '{name}' must be a number, got {quote(text)} (--weights)") from None
 
 
-def _refuse_all_but_plain_lora(experts: Mapping[str, Path]) -> None:
+def _refuse_all_but_plain_lora(experts: Mapping[str, Path], recipe: Recipe) -> None:
     """Raises UserError for adapters that mergekit, which adds them to the base first, would merge otherwise."""
     from robustmerge.formats.adapter import open_adapters
+    from robustmerge.formats.compatibility import list_modules
 
     adapters, _ = open_adapters(experts)  # what cannot be opened is told by the merge
-    problems = []
+    problems = find_other_depths(recipe, list_modules(adapters))
     for adapter in adapters:
         kinds = {"DoRA": adapter.is_dora, "modules_to_save": bool(adapter.extras), "lora_bias": adapter.has_lora_bias}
         if found := ", ".join(kind for kind, is_there in kinds.items() if is_there):

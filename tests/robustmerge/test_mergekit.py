@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def recipe(method: str, weights: dict[str, float], density: float | None = None, **parameters: Any) -> dict[str, Any]:
+def recipe(method: str, weights: dict[str, Any], density: float | None = None, **parameters: Any) -> dict[str, Any]:
     of_model = {} if density is None else {"density": density}
     models = [{"model": f"tiny+{name}", "parameters": {"weight": w, **of_model}} for name, w in weights.items()]
     return {"merge_method": method, "models": models, "parameters": parameters}
@@ -94,6 +94,47 @@ def test_a_recipe_merges_to_what_mergekits_formula_gives(content, reference) -> 
         torch.testing.assert_close(update, reference(module), rtol=1e-4, atol=1e-5)
 
 
+LISTS = {"a": [0.2, 1.0], "b": [1.0, 0.2], "c": 0.3}  # from layers.0.q to layers.1.q
+
+
+@pytest.mark.parametrize(
+    ("content", "reference"),
+    [
+        (recipe("linear", LISTS), lambda m, ws, t: weighted_sum(updates(m), ws) / 1.5),
+        (
+            recipe("task_arithmetic", LISTS, **{"lambda": [2.0, 4.0]}),
+            lambda m, ws, t: (2 + 2 * t) * weighted_sum(updates(m), ws),
+        ),
+        (
+            recipe("task_arithmetic", LISTS, normalize=True, **{"lambda": [2.0, 4.0]}),
+            lambda m, ws, t: (2 + 2 * t) * weighted_sum(updates(m), ws) / 1.5,
+        ),
+        (recipe("ties", LISTS, 0.5, normalize=False), lambda m, ws, t: elected_sum(updates(m, 0.5), ws, False)),
+        (
+            recipe("ties", dict.fromkeys("abc", [0.5, 2.0]), 0.5),
+            lambda m, ws, t: elected_sum(updates(m, 0.5), [0.5 + 1.5 * t] * 3, True),
+        ),
+    ],
+    ids=lambda value: value["merge_method"] if isinstance(value, dict) else "",
+)
+def test_lists_of_numbers_go_over_the_layers_as_in_mergekit(content, reference, capsys) -> None:
+    merged = merge(content)
+    for t, module in enumerate(("layers.0.q", "layers.1.q")):
+        weights = [w[t] if isinstance(w, list) else w for w in LISTS.values()]
+        torch.testing.assert_close(merged[module], reference(module, weights, t), rtol=1e-4, atol=1e-5)
+    has_note = "note: a list of numbers ends at the last layer that an adapter adapts" in capsys.readouterr().out
+    assert has_note == (content["models"][0] != content["models"][1] | {"model": "tiny+a"})  # equal weights cancel
+
+
+def test_lists_are_refused_for_modules_where_mergekit_takes_other_numbers(folder: Path, capsys) -> None:
+    for name, module in {"deep": "layers.3.q", "head": "head"}.items():
+        write_expert(folder / name, random_experts(name[0], (module,))[name[0]])
+    with pytest.raises(SystemExit):
+        merge(recipe("task_arithmetic", {"deep": [0, 1], "head": 1}))
+    error = capsys.readouterr().err
+    assert "'head' is in no numbered layer" in error and "the layers 'layers' begin with 3" in error
+
+
 def test_random_pruning_is_that_of_dare_with_a_note_on_what_differs(capsys) -> None:
     read = read_mergekit(recipe("dare_ties", WEIGHTS_OF, 0.5), "config.yml")
     assert read.settings["prune"] == {"rule": "random", "density": 0.5, "rescale": True, "scope": "tensor"}
@@ -146,10 +187,15 @@ APART = [*TWO["models"], {"model": "tiny+c", "parameters": {"weight": 1, "densit
         ({**TWO, "models": [{"model": "tiny+a"}]}, "every model needs a weight"),
         ({**TWO, "dtype": "int64"}, "unknown dtype 'int64'"),
         (
-            {**TWO, "parameters": {"weight": [0, 1]}},
-            "weight must be one number for the whole model, no list, got [0, 1]",
+            {**TWO, "parameters": {"density": [0, 1]}},
+            "density must be one number for the whole model, no list, got [0, 1]",
         ),
         ({**TWO, "parameters": {"weight": True}}, "weight must be one number"),
+        ({**TWO, "parameters": {"weight": [1, "a"]}}, "or a list of numbers over the layers, got [1, 'a']"),
+        ({**TWO, "parameters": {"weight": [{"filter": "mlp", "value": 1}]}}, "weight must be one number, or a list of"),
+        (recipe("linear", {"a": [0, 1], "b": [0.5, 1]}), "add up to one number in all layers, got 0.5, 2"),
+        (recipe("task_arithmetic", {"a": [0, 1], "b": [1, 0, 1]}, normalize=True), "must be equally long"),
+        (recipe("ties", {"a": [-1, 1], "b": [-1, 1]}, 0.5), "with normalize the weights must be equal and not 0"),
         ({**TWO, "parameters": {"normalize": 1}}, "normalize must be true or false, got 1"),
         ({**TWO, "parameters": {"rescale": True}}, "'rescale' has no equal with ties; choose one of density"),
         (recipe("task_arithmetic", EQUAL, 0.5), "'density' has no equal with task_arithmetic; choose one of weight"),
