@@ -50,7 +50,7 @@ def merge_into(
     weights, seed: instead of the method's own. workers: modules merged side by side; the result is the same.
     dtype: float32, float16, bfloat16, or `experts` for theirs; None: the method's, if it is a half precision, else
     theirs. modules_to_save are averaged and have the dtype that the model gives them.
-    Everything is computed on the CPU, module by module; the result goes to the device where the first adapter is.
+    Everything is computed on the CPU, by module; each weight goes to the device of the first adapter that has it.
     Raises UserError with all problems at once, as a merge of folders does; the model is unchanged then.
     """
     method = _settle(method, weights, seed, dtype)
@@ -65,7 +65,7 @@ def merge_into(
             )
         output = open_in_memory(opened, method.out.dtype)
         record = Merging(opened, method, workers).run(lambda: output)
-    _add_adapter(model, name, opened[0].name, output)
+    _add_adapter(model, name, [adapter.name for adapter in opened], output)
     say(summarize_merge(method, record))
     return record
 
@@ -128,8 +128,11 @@ def read_live(model: Any, name: str) -> Adapter:
     return read_adapter(name, PLACE, config, TensorsInMemory(PLACE / name, tensors))
 
 
-def _add_adapter(model: Any, name: str, like: str, merged: AdapterInMemory) -> None:
-    """Add the merged adapter to the model, where its adapter `like` is. Raises UserError if a tensor has no place."""
+def _add_adapter(model: Any, name: str, experts: Sequence[str], merged: AdapterInMemory) -> None:
+    """Add the merged adapter to the model, each weight where the first expert that has it keeps it.
+
+    Raises UserError if a tensor has no place.
+    """
     from peft import LoraConfig, set_peft_model_state_dict
 
     with torch.random.fork_rng(devices=[]):  # peft draws values that are replaced at once
@@ -138,9 +141,10 @@ def _add_adapter(model: Any, name: str, like: str, merged: AdapterInMemory) -> N
         parameters = dict(model.named_parameters())
         of_merged = re.compile(rf"(\.lora_(?:A|B|magnitude_vector)\.){re.escape(name)}(?=\.|$)")
         for key, parameter in parameters.items():
-            twin = of_merged.sub(lambda match: match[1] + like, key)
-            if twin != key:
-                parameter.data = parameter.data.to(parameters[twin].device, merged.dtype)
+            if of_merged.search(key):
+                twins = (of_merged.sub(lambda match, expert=expert: match[1] + expert, key) for expert in experts)
+                twin = next(parameters[twin] for twin in twins if twin in parameters)
+                parameter.data = parameter.data.to(twin.device, merged.dtype)
         result = set_peft_model_state_dict(model, merged.tensors, adapter_name=name)
         if lost := result.unexpected_keys:
             raise UserError(

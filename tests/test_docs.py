@@ -63,8 +63,9 @@ def test_every_method_is_in_the_table_with_its_file_and_the_code_of_its_formula(
 
 
 def test_the_recipes_of_the_page_are_understood() -> None:
-    ours, mergekits = map(yaml.safe_load, blocks("yaml", REPOSITORY / "docs" / "library.md"))
+    ours, graded, mergekits = map(yaml.safe_load, blocks("yaml", REPOSITORY / "docs" / "library.md"))
     recipe, translated = read_recipe(ours, "page"), read_mergekit(mergekits, "page")
+    assert read_recipe({**ours, **graded}, "page").settings["strength"] == [0.2, 1.0]
     for one in (recipe, translated):
         assert read_method(one.method, **one.settings).space == "delta"
     assert set(translated.experts) == {"vqav2", "rec"} and set(recipe.experts) == {"vqa", "rec"}

@@ -91,8 +91,9 @@ def test_a_merge_in_the_model_is_the_merge_of_the_folders(method: str, tmp_path:
         [{**PLAIN, "modules_to_save": ["lm_head", "embed_tokens"]}] * 2,
         [{**PLAIN, "use_dora": True}] * 2,
         [{**PLAIN, "lora_bias": True, "target_modules": "all-linear"}] * 2,
+        [PLAIN, {**PLAIN, "target_modules": ["q_proj", "k_proj"]}],
     ],
-    ids=["rank_pattern", "modules_to_save", "dora", "lora_bias"],
+    ids=["rank_pattern", "modules_to_save", "dora", "lora_bias", "other modules"],
 )
 def test_whatever_adapters_hold_is_merged_as_from_folders(configs: list[dict[str, Any]], tmp_path: Path) -> None:
     model = build_model(configs)
@@ -149,7 +150,7 @@ def test_weights_and_seed_take_the_place_of_the_methods_own() -> None:
     ("configs", "method"),
     [
         (RANKS, read_method("ties")),
-        ([PLAIN, {**PLAIN, "target_modules": ["q_proj"]}], read_method("ties")),
+        ([PLAIN, {**PLAIN, "target_modules": ["q_proj"]}], read_method("ties", targets="strict")),
         ([PLAIN, {**PLAIN, "base_model_name_or_path": "another"}], read_method("ties")),
         ([PLAIN, {**PLAIN, "use_dora": True}], read_method("ties")),
         ([{**PLAIN, "target_modules": ["q_proj", "embed_tokens"]}] * 2, read_method("ties")),
