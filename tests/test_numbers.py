@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from functools import cache
 from statistics import mean
 from typing import Any
 
 import pytest
+import yaml
 
+from robustmerge.method import AnyMethod, Method, list_methods, read_method
 from robustmerge.stage.address import REPOSITORY
 
 RESULTS = REPOSITORY / "results"
 INDEPENDENT, SHARED = "independent A", "shared A"
 METHODS = ("Task Arithmetic", "TIES", "DARE", "KnOTS-TIES", "RobustMerge")
+BETTER_APART = ("Task Arithmetic", "DARE", "KnOTS-TIES")  # than RobustMerge, at defaults and with independent A
 Row = dict[str, str]
 
 
@@ -201,10 +205,119 @@ def findings_sentences() -> list[str]:
     ]
 
 
+def standing(method: str, variant: str, group: str) -> tuple[float, bool]:
+    """RobustMerge minus the method, on the seen tasks; and whether no 95 % interval holds zero."""
+    return difference("tables/standing", method + variant, group, "seen_avg")
+
+
+def difference(name: str, title: str, group: str, average: str) -> tuple[float, bool]:
+    row = find_row(name, title, group)
+    ends = [[float(row[f"{average}{which}_{end}"]) for end in ("low", "high")] for which in ("", "_seeds")]
+    return float(row[average]), all(low * high > 0 for low, high in ends)
+
+
+def leads(average: str, group: str) -> list[tuple[float, bool]]:
+    """How far KnOTS-TIES is above each other method at chosen strengths."""
+    others = [f"{method}, strength chosen" for method in METHODS if method != "KnOTS-TIES"]
+    found = [difference("tables/differences", title, group, average) for title in others]
+    return [(-minus, is_clear) for minus, is_clear in found]
+
+
+def chosen_lengths() -> list[float]:
+    """Length of the update over the experts' mean, of all methods but TIES at chosen strengths."""
+    return [
+        mean(column("findings/merged", "norm_over_mean", method=method, variant="chosen", group=group))
+        for method in METHODS
+        if method != "TIES"
+        for group in (INDEPENDENT, SHARED)
+    ]
+
+
+def published_leads() -> list[float]:
+    """How far RobustMerge is above the next merged model in the paper's table 2: seen, unseen."""
+    rows = yaml.safe_load((RESULTS / "paper.yaml").read_text())["table_2_mm_mergebench"]["rows"]
+    merged_rows = [row for name, row in rows.items() if name in ("task_arithmetic", "dare", "ties", "pcb")]
+    keys = ("seen_avg", "unseen_avg")
+    return [rows["robustmerge"][key] - max(row[key] for row in merged_rows) for key in keys]
+
+
+def choose_sentences() -> list[str]:
+    shared = min(standing(method, "", SHARED)[0] for method in METHODS[:4])
+    independent = max(standing(method, "", INDEPENDENT)[0] for method in METHODS if method in BETTER_APART)
+    rises = [rise(method, group) for method in METHODS for group in (INDEPENDENT, SHARED)]
+    ratios, lengths = chosen_over_default(), chosen_lengths()
+    lead = min(minus for group in (INDEPENDENT, SHARED) for minus, _ in leads("seen_avg", group))
+    cpu = {row["name"]: row["cpu"] for row in read_json("bench_merge/table.json")["rows"]}
+    seeds = [key for key in read_csv("tables/seeds")[0] if key.startswith("seen_seed_")]
+    columns = [*read_csv("tables/published")[0]]
+    tasks = columns[1 : columns.index("seen_avg")]
+    return [
+        f"with {len(METHODS)} methods, {len(tasks)} tasks and {len(seeds)} training seeds",
+        f"clearly above all four others, by {shared:.1f} points or more",
+        f"clearly below Task Arithmetic, DARE and KnOTS-TIES, by {-independent:.1f} points or more",
+        f"it adds up to {max(rises):.0f} points",
+        f"the best strengths are {min(ratios):.2g} to {max(ratios):.2g} times the published defaults",
+        f"with and without a shared A, by {lead:.0f} points or more",
+        f"were {min(lengths):.1f} to {max(lengths):.1f} times as long as an expert's",
+        f"Task Arithmetic's has {merged('norm_over_mean', 'Task Arithmetic', SHARED):.1f} where A is shared",
+        f"RobustMerge takes {cpu['robustmerge']:.1f} s and KnOTS-TIES {cpu['knots_ties']:.0f} s",
+        f"with one threshold over the model took {cpu['ties, delta, whole model'] / 60:.0f} minutes of CPU",
+        "{:.1f} and {:.1f} points above the next merged model".format(*published_leads()),
+    ]
+
+
 @pytest.mark.parametrize(
     ("page", "sentences"),
-    [("README.md", readme_sentences), ("docs/costs.md", costs_sentences), ("docs/findings.md", findings_sentences)],
+    [
+        ("README.md", readme_sentences),
+        ("docs/costs.md", costs_sentences),
+        ("docs/findings.md", findings_sentences),
+        ("docs/choose.md", choose_sentences),
+    ],
 )
 def test_a_sentence_says_what_was_measured(page, sentences):
     text = " ".join((REPOSITORY / page).read_text().split())
     assert [sentence for sentence in sentences() if sentence not in text] == []
+
+
+# What docs/choose.md advises.
+
+
+def test_robustmerge_at_its_default_is_for_experts_that_share_a():
+    assert all(minus > 0 and is_clear for minus, is_clear in (standing(name, "", SHARED) for name in METHODS[:4]))
+    apart = [standing(name, "", INDEPENDENT) for name in BETTER_APART]
+    assert all(minus < 0 and is_clear for minus, is_clear in apart)
+
+
+def test_without_a_shared_a_task_arithmetic_and_knots_ties_are_not_told_apart_at_defaults():
+    assert max(METHODS, key=lambda name: seen(name, INDEPENDENT)) == "Task Arithmetic"
+    assert not difference("tables/differences", "KnOTS-TIES", INDEPENDENT, "seen_avg")[1]
+
+
+def test_knots_ties_is_first_where_strengths_are_chosen():
+    for group in (INDEPENDENT, SHARED):
+        assert all(lead > 0 and is_clear for lead, is_clear in leads("seen_avg", group))
+        assert not min(leads("unseen_avg", group))[1]  # the next on the unseen tasks
+
+
+def test_the_default_that_is_worth_a_second_look_is_longer_than_any_that_was_chosen():
+    assert merged("norm_over_mean", "Task Arithmetic", SHARED) > max(chosen_lengths())
+
+
+def test_no_merge_needs_more_than_a_gigabyte():
+    assert max(row["private"] for row in read_json("bench_merge/table.json")["rows"]) < 1000
+
+
+def test_the_methods_for_experts_of_other_ranks_are_those_of_the_page():
+    text = (REPOSITORY / "docs" / "choose.md").read_text().partition("of any ranks:")[2].partition("\n\n")[0]
+    free, _, moved = text.partition("; and ")
+    methods = {name: read_method(name) for name in list_methods()}
+    assert set(re.findall(r"`(\w+)`", free)) == {name for name, method in methods.items() if not is_bound(method)}
+    names = set(re.findall(r"`(\w+)`", moved.partition(" with ")[0]))
+    assert names == {name for name, method in methods.items() if is_bound(method)} - {"robustmerge"}
+    for name in names:
+        assert not any(is_bound(read_method(name, space=space)) for space in ("delta", "knots", "core"))
+
+
+def is_bound(method: AnyMethod) -> bool:
+    return isinstance(method, Method) and method.needs_equal_ranks
