@@ -108,10 +108,16 @@ class Plan(Addresses):
         return tuple(sources)
 
     def check_methods(self) -> None:
-        """Raises UserError for a method that writes full models, which are no sources."""
+        """Raises UserError for a method that writes full models or for a server, which are no sources."""
         for method in self.config.methods:
             if method.out.format == "model":
                 raise UserError(explain_full_model(f"merged/{method.name}"))
+            if method.out.for_ is not None:
+                raise UserError(
+                    f"merged/{method.name} is for a server (merge.out.for={method.out.for_}): what was trained in full "
+                    "is in a base of its own. Evaluate it without; for the server merge into a folder: "
+                    "scripts/merge.py out=FOLDER"
+                )
 
     def _merged_source(self, method: AnyMethod, eval_sets: tuple[EvalSet, ...]) -> Source:
         return Source(f"merged/{method.name}", "merged", self.merged(method), eval_sets, method)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from llava_ext.settings import Trainer
 from pipeline.jobs import Job, run_jobs
 from pipeline.plan import Plan
 from robustmerge.stage.address import Address
+from robustmerge.stage.settings import values_of
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def describe_item(stage: str, address: Address, settings: Any = None, **inputs: 
     """Describe one result to make, as an item of a job file."""
     item = {"stage": stage, "name": address.short, "address": address.to_json(), **inputs}
     if settings is not None:
-        item["settings"] = dataclasses.asdict(settings)
+        item["settings"] = values_of(settings)
     return item
 
 

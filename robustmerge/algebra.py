@@ -120,21 +120,21 @@ def merge_module(module: Module, method: AnyMethod, statistics: Statistics) -> M
         return merge_by_function(module, method, statistics.collected)
     rank = method.out.rank_for(module.ranks)
     if method.is_sum_of_updates:  # the same in each such space: keep its low rank
-        return Merged(truncate(concatenate(module.pairs, method.shares_of(module.experts)), rank))
+        return Merged(*truncate(concatenate(module.pairs, method.shares_of(module.experts)), rank))
     coordinates = SPACES[method.space](module.pairs, method)
     parts, dropped = coordinates.parts, 0
     if method.space == "factors":
         scaled, dropped = _prune_and_scale(module, method, statistics)
         if method.product == "each":
             products = [LoraPair(A, B) for A, B in zip(scaled["A"], scaled["B"], strict=True)]
-            return Merged(truncate(concatenate(products, method.shares_of(module.experts)), rank), dropped)
+            return Merged(*truncate(concatenate(products, method.shares_of(module.experts)), rank), dropped)
         method = replace(method, first=None, prune=Prune(scope=method.prune.scope))  # done
         parts = {"A": [lambda: scaled["A"]], "B": [lambda: scaled["B"]]}
     merged, elections = {}, []
     for part, blocks in parts.items():
         merged[part], election = _merge_part(module, method, part, blocks, statistics)
         elections.append(election)
-    return Merged(truncate(coordinates.decode(merged), rank), dropped, Election.of(elections))
+    return Merged(*truncate(coordinates.decode(merged), rank), dropped, Election.of(elections))
 
 
 def _merge_part(

@@ -38,9 +38,9 @@ def merge_by_function(module: Module, method: FunctionMethod, collected: Any) ->
         update = function(module.pairs, **method.params, **others)
     rank = method.out.rank_for(module.ranks)
     if isinstance(update, LoraPair) and (update.B.shape[0], update.A.shape[1]) == module.shape:
-        return Merged(truncate(update, rank))
+        return Merged(*truncate(update, rank))
     if isinstance(update, Tensor) and update.shape == module.shape:
-        return Merged(truncate(update, rank))
+        return Merged(*truncate(update, rank))
     returned = type(update).__name__ + (f" {list(update.shape)}" if isinstance(update, Tensor) else "")
     raise UserError(
         f"module '{module.name}': {method.target} returned {returned}; it must return a LoraPair or a Tensor of shape "

@@ -87,6 +87,8 @@ def _settle(
             f"{method.name} gives no adapter, as a model of peft takes it: {why}; cut it to a "
             "rank (merge.out.rank; in Python read_method(..., out__rank=16)), or merge folders (merge_folders)"
         )
+    if method.out.for_ is not None:
+        raise UserError(f"{method.name} is written for {method.out.for_} (out.for), which takes folders: merge_folders")
     usual = "experts" if method.out.dtype == Out().dtype else method.out.dtype
     return replace(method, **changes, out=replace(method.out, dtype=dtype or usual))  # type: ignore[arg-type]
 

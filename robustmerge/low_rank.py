@@ -33,16 +33,20 @@ def make_pair(left: Tensor, right: Tensor) -> LoraPair:
     return LoraPair(right.T.float().contiguous(), left.float().contiguous())
 
 
-def truncate(update: LoraPair | Tensor, rank: int | None) -> LoraPair | Tensor:
-    """The best approximation of the given rank, by singular values; unchanged if its rank is not above that."""
+def truncate(update: LoraPair | Tensor, rank: int | None) -> tuple[LoraPair | Tensor, float]:
+    """The best approximation of the given rank, by singular values, and ||D - D_r||_F^2, what it leaves out.
+
+    The update is unchanged if its rank is not above that.
+    """
     if rank is None or (isinstance(update, LoraPair) and update.rank <= rank):
-        return update
+        return update, 0.0
     if isinstance(update, LoraPair):
         U, s, V = svd_of_pair(update)
     else:
         U, s, Vh = svd(update.double(), full_matrices=False)
         V = Vh.T
-    return LoraPair(V[:, :rank].T.float().contiguous(), (U[:, :rank] * s[:rank]).float())
+    pair = LoraPair(V[:, :rank].T.float().contiguous(), (U[:, :rank] * s[:rank]).float())
+    return pair, float(s[rank:].square().sum())
 
 
 class Approximation(NamedTuple):

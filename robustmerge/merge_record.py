@@ -12,7 +12,8 @@ from typing import Any
 from robustmerge.formats.adapter import Adapter
 from robustmerge.formats.compatibility import list_modules
 from robustmerge.formats.names import show
-from robustmerge.formats.output import how_to_load
+from robustmerge.formats.output import how_to_load, served_base
+from robustmerge.formats.serving import BASE, HERE, serve_command
 from robustmerge.graded import Grade, format_grade, is_graded
 from robustmerge.method import AnyMethod
 from robustmerge.stage.address import read_manifest
@@ -21,6 +22,7 @@ from robustmerge.stage.text import plain, shorten
 
 MOST_LACKING = 4  # experts that a summary tells
 ALMOST_NOTHING = 0.01  # of the largest expert's norm
+ROUNDING = 1e-6  # of the update's norm; an update of the rank it is cut to loses no more
 FRONT = {  # of a card, by format; no library loads a delta folder
     "adapter": "library_name: peft\ntags: [lora, model-merging]\n",
     "delta": "tags: [model-merging]\n",
@@ -30,13 +32,15 @@ FRONT = {  # of a card, by format; no library loads a delta folder
 
 @dataclass
 class Norms:
-    """Squared Frobenius norms of the updates, added up over modules."""
+    """Squared Frobenius norms of the updates, added up over modules. cut: of what a lower rank left out."""
 
     merged: float = 0.0
+    cut: float = 0.0
     experts: dict[str, float] = field(default_factory=dict)
 
-    def add(self, merged: float, experts: Mapping[str, float]) -> None:
+    def add(self, merged: float, experts: Mapping[str, float], cut: float = 0.0) -> None:
         self.merged += merged
+        self.cut += cut
         for name, value in experts.items():
             self.experts[name] = self.experts.get(name, 0.0) + value
 
@@ -60,6 +64,8 @@ class MergeRecord:
     seconds: float
     renamed: tuple[str, ...] = ()
     lacking: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cut: float | None = None
+    base: str | None = None
 
     def __post_init__(self) -> None:
         if not self.expert_norms:
@@ -81,6 +87,7 @@ def record_merge(
     renamed = [a.name for a in adapters if a.renamed]
     modules = list_modules(adapters)
     lacking = {a.name: absent for a in adapters if (absent := [m for m in modules if m not in a.shapes])}
+    share = math.sqrt(norms.cut / (norms.cut + norms.merged)) if norms.cut > 0 else 0.0
     return {
         "experts": [a.name for a in adapters],
         "modules": len(modules),
@@ -89,6 +96,8 @@ def record_merge(
         "dropped_rows": dropped,
         **({"renamed": renamed} if renamed else {}),
         **({"lacking": lacking} if lacking else {}),
+        **({"cut": share} if share > ROUNDING else {}),
+        **({"base": served_base(method.out.base, adapters)} if method.out.for_ else {}),
         "strength": method.strength,
         "effective_strength": method.effective_strength,
         "norm": math.sqrt(max(norms.merged, 0.0)),
@@ -106,6 +115,8 @@ def summarize_merge(method: AnyMethod, record: Mapping[str, Any]) -> str:
         effective = record["effective_strength"]
         factor = "" if effective is None else f" (the update is multiplied by {effective:g})"
         parts.append(f"strength {format_grade(record['strength'])}{space}{factor}")
+    if share := record.get("cut"):
+        parts.append(f"cut to this rank, without {100 * share:.2g} % of its norm")
     norms = sorted(record["expert_norms"].values())
     parts.append(f"norm {record['norm']:.3g}, the experts' {norms[0]:.3g} to {norms[-1]:.3g}")
     if record["extras"]:
@@ -139,6 +150,10 @@ def print_merge(folder: Path, method: AnyMethod, out: str, was_there: bool = Fal
         print(f"  {key:<20} {plain(value)}")
     for warning in find_warnings(method, record):
         print(f"\nwarning: {warning}")
+    if server := method.out.for_:
+        base = record["base"].replace(HERE, out)
+        command = serve_command(server, base, record["ranks"][0], out, folder.name)
+        print(f"\nserve it:\n\n    {command}")
 
 
 def describe_merge(method: AnyMethod, record: Mapping[str, Any]) -> dict[str, str]:
@@ -157,6 +172,7 @@ def describe_merge(method: AnyMethod, record: Mapping[str, Any]) -> dict[str, st
         "experts": ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else ""),
         "modules": str(record["modules"]),
         "rank": "none: dense updates" if not ranks else "-".join(str(rank) for rank in {ranks[0]: 0, ranks[-1]: 0}),
+        **({"left out by the cut": f"{100 * record['cut']:.2g} % of the update's norm"} if "cut" in record else {}),
         "effective factor": factor,
         "norm of the update": f"{record['norm']:.3g}, {ratio}",
         "rank rows dropped": str(record["dropped_rows"]),
@@ -231,7 +247,9 @@ def write_card(method: AnyMethod, adapters: Sequence[Adapter]) -> str:
     kind = method.output_format
     base = method.out.base if kind == "model" and method.out.base else adapters[0].config.get("base_model_name_or_path")
     base = Path(base).name if base and os.path.isdir(base) else base
+    is_in_base = method.out.for_ is not None and bool(adapters[0].extras)
     notes = ["alpha/r is folded into the update, so the scaling is 1."] if kind == "adapter" else []
+    notes += [f"What was trained in full is in `{BASE}`: load it as the base."] if is_in_base else []
     notes += ["DoRA magnitudes are the mean of the experts'."] if adapters[0].is_dora else []
     return (
         f"---\n{FRONT[kind]}---\n\n"

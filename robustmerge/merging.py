@@ -25,7 +25,7 @@ from robustmerge.formats.adapter_config import CONFIG
 from robustmerge.formats.compatibility import find_disagreements, list_modules
 from robustmerge.formats.delta import DeltaWriter
 from robustmerge.formats.full_model import ModelWriter
-from robustmerge.formats.output import open_writer, problems_of_format
+from robustmerge.formats.output import open_writer, problems_of_format, problems_of_serving
 from robustmerge.merge_record import Norms, print_merge, record_merge, summarize_merge, write_card
 from robustmerge.method import MERGE_SCHEMA, AnyMethod, problems_of_weights, read_method
 from robustmerge.module import (
@@ -124,7 +124,7 @@ def write_merged(
         adapters, out = open_experts(experts, method), method.out
         card = write_card(method, adapters)
         record = Merging(adapters, method, workers, progress).run(
-            lambda: open_writer(folder, method.output_format, adapters, card, out.dtype, out.base)
+            lambda: open_writer(folder, method.output_format, adapters, card, out.dtype, out.base, out.for_)
         )
     say(summarize_merge(method, record))
     return record
@@ -150,6 +150,7 @@ def check_together(
             adapters, method.needs_equal_ranks, method.check_base, method.rank_advice, method.targets
         )
         problems += problems_of_format(method.output_format, adapters)
+        problems += problems_of_serving(method.out.for_, adapters, method.out.base)
     problems += problems_of_weights(method.weights, experts)
     try:
         method.by_module(list_modules(adapters))
@@ -289,7 +290,7 @@ class Merging:
         with output as writer:
             for name, module in self.walk("merge", lambda name: (name, self.merge(name, statistics)), part):
                 writer.add_update(name, module.merged.update, magnitude=module.magnitude, bias=module.bias)
-                norms.add(module.norm, module.expert_norms)
+                norms.add(module.norm, module.expert_norms, module.merged.cut)
                 elections.append(module.merged.election)
                 dropped += module.merged.dropped
             if needs_another_majority(statistics, elections):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from robustmerge.formats.serving import SERVED_RANKS, SERVERS
 from robustmerge.function_source import digest_functions
 from robustmerge.graded import (
     Grade,
@@ -170,12 +171,14 @@ class Out:
     rank: cut the update to its best approximation of this rank; `experts`: their largest; null: exact.
     format: adapter (a PEFT folder), delta (dense updates), model (a full checkpoint, made from `base`, by default the
     one that the experts name); null: an adapter where one holds the update, a delta otherwise.
+    for_: the server whose adapters are written, see `formats.serving`; what was trained in full goes into `base`.
     """
 
     rank: int | str | None = None
     dtype: str = "float32"
     format: str | None = later(None)
     base: str | None = later(None)
+    for_: str | None = later(None)
 
     def __post_init__(self) -> None:
         problems = _check_choice(self.dtype, DTYPES, "dtype")
@@ -184,13 +187,24 @@ class Out:
             problems.append(Problem(f"rank must be null, a whole number or experts, got '{self.rank}'", "rank"))
         if isinstance(self.rank, int) and self.rank < 1:
             problems.append(Problem(f"rank must be at least 1, got {self.rank}", "rank"))
-        if self.format != "model" and self.base is not None:
-            problems.append(Problem(f"a base is for format=model only, got format {self.format or 'null'}", "base"))
+        problems += [] if self.for_ is None else _check_choice(self.for_, SERVERS, "for")
+        if self.for_ is not None and self.format not in (None, "adapter"):
+            text = f"{self.for_} takes adapters: with merge.out.for leave the format away, got {self.format}; a full"
+            problems.append(Problem(f"{text} model is served without it", "format"))
+        if self.format != "model" and self.base is not None and self.for_ is None:
+            text = f"a base is for format=model and for a server (merge.out.for), got format {self.format or 'null'}"
+            problems.append(Problem(text, "base"))
         refuse(problems)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether an update of full rank is cut to one that an adapter holds."""
+        return self.rank is not None or self.for_ is not None
 
     def rank_for(self, ranks: Iterable[int]) -> int | None:
         """The rank that the merge of experts of these ranks is cut to; None: it is not cut."""
-        return max(ranks) if isinstance(self.rank, str) else self.rank
+        rank = max(ranks) if isinstance(self.rank, str) else self.rank
+        return rank if self.for_ is None else min(rank or SERVED_RANKS[-1], SERVED_RANKS[-1])
 
 
 # --- the two kinds of methods ------------------------------------------------------------------------------------
@@ -332,7 +346,7 @@ class Method:
     @property
     def is_low_rank(self) -> bool:
         """Whether an adapter holds the merged update: exactly, or as closely as the rank asked for allows."""
-        return self.space != "delta" or self.is_linear or self.out.rank is not None
+        return self.space != "delta" or self.is_linear or self.out.is_cut
 
     @property
     def output_format(self) -> str:

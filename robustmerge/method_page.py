@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from robustmerge.method import AnyMethod, Method, find_method_file, list_bases, read_method
 from robustmerge.stage.files import read_text
+from robustmerge.stage.settings import values_of
 
 NAMES = ("name", "title", "paper", "source")  # not what the method does
 _LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:# *(?P<comment>.*))?")
@@ -60,7 +61,7 @@ def _flatten(method: AnyMethod) -> dict[str, Any]:
             else:
                 flat[prefix + key] = value
 
-    values = {key: value for key, value in asdict(method).items() if key not in NAMES}
+    values = {key: value for key, value in values_of(method).items() if key not in NAMES}
     if "target" in values:
         values = {"_target_": values.pop("target"), **values}
     add(values, "")

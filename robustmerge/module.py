@@ -63,9 +63,14 @@ def complete_module(name: str, found: Mapping[str, LoraPair | None], method: Any
 
 
 class Merged(NamedTuple):
-    """The merged update of one module. dropped: rank rows left out for lack of a scale. election: of signs."""
+    """The merged update of one module.
+
+    cut: the squared norm of what a cut to a lower rank left out. dropped: rank rows left out for lack of a scale.
+    election: of signs.
+    """
 
     update: LoraPair | Tensor
+    cut: float = 0.0
     dropped: int = 0
     election: Election = Election()
 

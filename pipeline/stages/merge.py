@@ -14,6 +14,7 @@ from pipeline.stages.base import require_bases
 from pipeline.stages.convert import convert
 from pipeline.words import format_command
 from pipeline.work_items import describe_item, drop_finished, run_side_by_side
+from robustmerge.formats.serving import BASE
 from robustmerge.method import AnyMethod, list_methods
 from robustmerge.stage.address import Address
 from robustmerge.stage.files import expand
@@ -81,16 +82,19 @@ def merge_out(plans: Sequence[Plan]) -> None:
     merge_with_summary(out, _with_base(plan, config.methods[0]), experts, config.jobs)
     is_model = (expand(out) / "config.json").exists()
     words = [f"model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
+    if (expand(out) / BASE).is_dir():
+        words.insert(0, f"model.checkpoint={out}/{BASE}")
     answer = format_command(["python", "scripts/predict.py", *words])
     print(f"\nits README.md says how to load it; to ask it the benchmark's questions (same base): {answer}")
 
 
 def _with_base(plan: Plan, method: AnyMethod) -> AnyMethod:
-    """The method with the plan's base filled in for a full model: experts trained here name it without its path.
+    """The method with the plan's base filled in where it is written: experts trained here name it without its path.
 
     Raises UserError if that base is not there.
     """
-    if method.out.format != "model" or method.out.base is not None or plan.config.experts is not None:
+    is_written = method.out.format == "model" or method.out.for_ is not None
+    if not is_written or method.out.base is not None or plan.config.experts is not None:
         return method
     require_bases([plan])
     return dataclasses.replace(method, out=dataclasses.replace(method.out, base=str(plan.base.path)))

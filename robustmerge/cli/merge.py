@@ -3,11 +3,14 @@
   robustmerge merge ties path/to/one path/to/two -o path/to/merged
   robustmerge merge ties one:path/to/a two:user/repo@v1 -o merged --set space=delta prune.density=0.1 --weights one=0.5
   robustmerge merge recipe.yaml -o path/to/merged
+  robustmerge merge ties path/to/one path/to/two -o path/to/merged --for vllm
 
 An expert is a folder, NAME:FOLDER, or user/repo[@revision] on the Hub. `robustmerge methods NAME` lists what --set
 takes; a message that names merge.KEY means --set KEY. A recipe holds the same in a file; one of mergekit is understood
-where it merges LoRA adapters by a method that is the same here. No base model is needed, but for --format model. The
-same experts, method and seed give the same bytes, whatever the order of the experts and the number of jobs.
+where it merges LoRA adapters by a method that is the same here. --for vllm or sglang writes what that server takes and
+prints its command. No base model is needed, but for --format model, and for --for where a projector or a head was
+trained in full. The same experts, method and seed give the same bytes, whatever the order of the experts and the number
+of jobs.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from robustmerge.experts import fetch_experts
+from robustmerge.formats.serving import SERVERS
 from robustmerge.mergekit import find_other_depths, read_mergekit
 from robustmerge.method import DTYPES, FORMATS, AnyMethod, overlay, read_method
 from robustmerge.recipe import Recipe, read_recipe
@@ -41,7 +45,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, help="what is written; by default an adapter where one is exact")
     parser.add_argument("--rank", help="cut the result to this rank: a number, or experts for the largest of theirs")
     parser.add_argument("--dtype", choices=DTYPES, help="of what is written (float32)")
-    parser.add_argument("--base", help="of --format model: a folder or user/repo; by default as the experts name it")
+    parser.add_argument("--for", dest="server", choices=SERVERS, help="an adapter that this server takes")
+    parser.add_argument(
+        "--base", help="of --format model and --for: a folder or user/repo; by default as the experts name it"
+    )
 
 
 def run(options: Namespace) -> None:
@@ -94,9 +101,10 @@ def _build_method(recipe: Recipe, options: Namespace) -> AnyMethod:
     if options.seed is not None:
         settings = overlay(settings, {"seed": options.seed})
     rank = None if options.rank is None else parse_value(options.rank)
-    out = {"format": options.format, "rank": rank, "dtype": options.dtype, "base": options.base}
+    out = {"format": options.format, "rank": rank, "dtype": options.dtype, "base": options.base, "for": options.server}
     settings = overlay(settings, {"out": {key: value for key, value in out.items() if value is not None}})
-    if settings["out"].get("format") == "model" and recipe.base is not None:
+    needs_base = settings["out"].get("format") == "model" or settings["out"].get("for") is not None
+    if needs_base and recipe.base is not None:
         settings = overlay({"out": {"base": recipe.base}}, settings)
     return read_method(recipe.method, **settings)
 

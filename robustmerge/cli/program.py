@@ -5,6 +5,7 @@
   robustmerge methods                                                 what methods there are
   robustmerge inspect path/to/one path/to/two                         what to know before merging
   robustmerge extract path/to/base path/to/tuned -r 16 -o path/to/it  a LoRA out of a full fine-tuning
+  robustmerge check path/to/base path/to/merged                       whether a merge took effect
 
 robustmerge COMMAND --help shows what a command takes, with an example.
 """
@@ -18,11 +19,11 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NoReturn
 
-from robustmerge.cli import extract, inspect, merge, methods
+from robustmerge.cli import check, extract, inspect, merge, methods
 from robustmerge.stage.failures import run_guarded
 from robustmerge.stage.settings import UserError, choose
 
-COMMANDS = {"merge": merge, "methods": methods, "inspect": inspect, "extract": extract}
+COMMANDS = {"merge": merge, "methods": methods, "inspect": inspect, "check": check, "extract": extract}
 
 
 class Parser(ArgumentParser):

@@ -231,7 +231,7 @@ def config_for(
     r = Counter(sorted(ranks.values())).most_common(1)[0][0]
     others = anchor_patterns({module: rank for module, rank in sorted(ranks.items()) if rank != r})
     kept = {key: like.get(key) for key in ("task_type", "auto_mapping", "modules_to_save", *SAME_BASE, *TARGETS)}
-    if not _attaches(kept, sorted(ranks)):
+    if not attaches(kept, sorted(ranks)):
         kept |= {**dict.fromkeys(TARGETS), "target_modules": sorted(ranks)}
     tying = {"ensure_weight_tying": True} if like.get("ensure_weight_tying") else {}
     return {
@@ -243,7 +243,7 @@ def config_for(
     }  # fmt: skip
 
 
-def _attaches(config: Mapping[str, Any], modules: Sequence[str]) -> bool:
+def attaches(config: Mapping[str, Any], modules: Sequence[str]) -> bool:
     """Whether peft puts LoRA on each of the modules by the targets of a config (`check_target_module_exists`)."""
     targets, excluded, layers, parents = (config.get(key) for key in TARGETS)
     is_text = isinstance(targets, str)

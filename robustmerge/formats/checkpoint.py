@@ -136,7 +136,7 @@ def explain_unknown_layout(
     saves in its config what the last one was; a shape that is not square tells it as well.
     """
     is_conv1d = config.get("model_type") in CONV1D
-    if fan_in_fan_out == is_conv1d or any(d_out != d_in for d_out, _, d_in in shapes.values()):
+    if not shapes or fan_in_fan_out == is_conv1d or any(d_out != d_in for d_out, _, d_in in shapes.values()):
         return None
     return (
         f"fan_in_fan_out is {str(fan_in_fan_out).lower()}, but the model_type of the base is "

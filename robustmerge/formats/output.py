@@ -2,22 +2,98 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, AdapterInMemory, AdapterWriter, common_dtype
-from robustmerge.formats.adapter_config import SAME_BASE
+from robustmerge.formats.adapter_config import CONFIG, SAME_BASE
 from robustmerge.formats.checkpoint import TIED, explain_unknown_layout, ties_embeddings
 from robustmerge.formats.compatibility import unite
 from robustmerge.formats.delta import DeltaWriter, explain_delta_limit
 from robustmerge.formats.full_model import ModelWriter
-from robustmerge.formats.names import read_model_config
+from robustmerge.formats.names import PARTS, read_model_config
+from robustmerge.formats.serving import BASE, HERE, config_for_server, serve_command, served_rank
+from robustmerge.formats.tensors import TensorFile, TensorWriter, header_room
 from robustmerge.hub.places import fetch_model
+from robustmerge.stage.files import remove
 from robustmerge.stage.settings import UserError
+
+BASE_CARD = "# The base model of the adapter beside it\n\nWith the values that the experts trained in full in it.\n"
+
+
+class ServedOutput(AdapterWriter):
+    """Context manager that writes an adapter as servers take it, and with it, in `base`, a base model if need be.
+
+    All modules get one rank, padded with zeros, which changes no sum. It is known when the last module is there, so all
+    are kept in a file until then. What was trained in full replaces the values of the base.
+    """
+
+    def __init__(
+        self, folder: Path, like: Adapter, dtype: torch.dtype, card: str, server: str, base: str | Path | None
+    ):
+        names = [*like.written_names, *like.extras]
+        super().__init__(folder, like.config, names, dtype, card)
+        self._like, self._server, self._named = like, server, str(served_base(base, [like]))
+        self._padded = self._tensors
+        self._tensors = TensorWriter(folder / "unpadded.safetensors", header_room(names))
+        self._base: ModelWriter | None = None
+        if like.extras:
+            alone = replace(like, shapes={}, config={})
+            place = fetch_model(base or base_of(like))
+            self._base = ModelWriter(folder / BASE, place, alone, BASE_CARD)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._opened.callback(remove, self._tensors.path)
+        self._opened.callback(self._tensors.__enter__().drop)
+        return self
+
+    def add_extra(self, name: str, tensor: Tensor) -> None:
+        """Keep a trained value, which goes into the base, in its own dtype."""
+        self._tensors.add(name, tensor)
+
+    def complete(self) -> dict[str, str | bytes]:
+        """Write the padded tensors and the base, and return the small files."""
+        self._tensors.finish()
+        self._tensors.publish()
+        kept = TensorFile(self._tensors.path)
+        rank = served_rank(max(self.ranks.values()))
+        for name in kept.names:
+            if name not in self._like.extra_names:
+                self._padded.add(name, _pad(kept.get(name), 0 if name.endswith(PARTS["A"]) else 1, rank))
+        self.ranks = dict.fromkeys(self.ranks, rank)
+        if self._base is not None:
+            with self._base:
+                for name in self._like.extras:
+                    self._base.add_extra(name, kept.get(name))
+        config = config_for_server(rank, sorted(self.ranks), self.like, self._base is not None)
+        base = Path(self._named).name if os.path.isdir(self._named) else self._named
+        card = f"{self.card}\n```bash\n{serve_command(self._server, base, rank, HERE, 'merged')}\n```\n"
+        return {"README.md": card, CONFIG: json.dumps(config, indent=2, sort_keys=True) + "\n"}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+        except BaseException:
+            remove(self.folder / BASE)
+            raise
+
+
+def _pad(tensor: Tensor, axis: int, length: int) -> Tensor:
+    """The tensor with zeros behind it, so that it has this length along the axis."""
+    shape = list(tensor.shape)
+    shape[axis] = length - shape[axis]
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis)
 
 
 def open_writer(
@@ -27,20 +103,24 @@ def open_writer(
     card: str,
     dtype: str = "float32",
     base: str | Path | None = None,
+    server: str | None = None,
 ) -> AdapterWriter | DeltaWriter | ModelWriter:
     """Open the writer of a format, a context manager with `add_update`, `add_extra` and `ranks`.
 
     kind: adapter, delta or model. adapters: the experts, of which the first names the base.
     dtype: a name, or `experts` for theirs. base: of a model, a folder or hub id; None: the one that the experts name.
+    server: of formats.serving, for which an adapter is written; its base is used if anything was trained in full.
     Raises UserError with all problems at once, before anything is written.
     """
-    if problems := problems_of_format(kind, adapters):
+    if problems := [*problems_of_format(kind, adapters), *problems_of_serving(server, adapters, base)]:
         raise UserError("\n".join(problems))
     like = unite(adapters)
     if kind == "model":
         return ModelWriter(folder, fetch_model(base or base_of(like)), like, card)
     written = find_dtype(dtype, adapters)
     if kind == "adapter":
+        if server is not None:
+            return ServedOutput(folder, like, written, card, server, base)
         names = like.written_names if like.renamed else like.file.names
         return AdapterWriter(folder, like.config, names, written, card)
     return DeltaWriter(folder, like, written, card)
@@ -82,6 +162,31 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
             f"machine has {memory / 1e9:.0f} GB of memory; take merge.out.format=adapter"
         )
     return problems
+
+
+def problems_of_serving(server: str | None, adapters: Sequence[Adapter], base: str | Path | None) -> list[str]:
+    """Problems of an adapter for a server (None: for none) made of these experts, found before anything is merged."""
+    if server is None:
+        return []
+    way = "take merge.out.format=model without merge.out.for: the server takes the full model"
+    problems = [
+        f"expert '{adapter.name}' has {what}, and {server} serves plain LoRA alone; {way}"
+        for adapter in adapters
+        for what, is_there in (("DoRA", adapter.is_dora), ("lora_bias", adapter.has_lora_bias))
+        if is_there
+    ]
+    if (extras := adapters[0].extras) and not (base or base_of(adapters[0])):
+        more = f" and {len(extras) - 1} more" if len(extras) > 1 else ""
+        problems.append(
+            f"the experts trained '{extras[0]}'{more} in full, which no adapter for {server} holds: give the base that "
+            f"it is written into, merge.out.base=FOLDER; or {way}"
+        )
+    return problems
+
+
+def served_base(base: str | Path | None, adapters: Sequence[Adapter]) -> str:
+    """The base that a server needs for the merge of these experts: the one beside it, if there is one."""
+    return f"{HERE}/{BASE}" if adapters[0].extras else str(base or base_of(adapters[0]) or "BASE")
 
 
 def base_of(adapter: Adapter) -> str | None:

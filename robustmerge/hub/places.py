@@ -110,18 +110,17 @@ def fetch_adapter(place: Path | Repository, pins: Path | None = None) -> Path:
     return folder if has_weights else fetch(place, _ADAPTER_BIN, pins)
 
 
-def fetch_model(text: str | Path | None) -> Path:
+def fetch_model(text: str | Path | None, key: str = "merge.out.base") -> Path:
     """Fetch the base of a full model and return its folder: a local one, or that of `user/repo[@revision]`.
 
-    Raises UserError that says why it is neither.
+    key: of the setting, for messages. Raises UserError that says why it is neither.
     """
-    key = "(merge.out.base)"
     if not text:
-        raise UserError(f"a full model needs its base: give a local folder, or user/repo of the hub {key}")
+        raise UserError(f"a full model needs its base: give a local folder, or user/repo of the hub ({key})")
     try:
         place = find_place(text)
     except UserError as error:
-        raise UserError(f"the base model cannot be found: {error} {key}") from error
+        raise UserError(f"the base model cannot be found: {error} ({key})") from error
     return fetch_weights(place)
 
 

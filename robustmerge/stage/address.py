@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import socket
 import subprocess
 import threading
@@ -37,12 +36,13 @@ from robustmerge.stage.files import (
     list_files,
     parse_json,
     read_json,
+    remove,
     require_file,
     sha256_of,
     write_atomically,
 )
 from robustmerge.stage.process import process_start
-from robustmerge.stage.settings import LATER, OUTSIDE_IDENTITY, UserError, first_few
+from robustmerge.stage.settings import LATER, OUTSIDE_IDENTITY, UserError, first_few, key_of
 from robustmerge.stage.text import plain, quote, shorten
 
 REPOSITORY = Path(__file__).resolve().parents[2]  # the checkout; of an installed package, the folder it lies in
@@ -164,7 +164,7 @@ def settings_in_identity(settings: Any) -> Any:
     if dataclasses.is_dataclass(settings):
         settings = getattr(settings, "as_used", settings)
         return {
-            field.name: settings_in_identity(getattr(settings, field.name))
+            key_of(field): settings_in_identity(getattr(settings, field.name))
             for field in dataclasses.fields(settings)
             if field.init and not _left_out(field, getattr(settings, field.name))
         }
@@ -374,16 +374,14 @@ def _move_up(address: Address) -> None:
     names = [*read_manifest(address.draft / "manifest.json")["record"]["outputs"], "manifest.json"]
     with contextlib.ExitStack() as moved:
         for name in names:
-            moved.callback((address.path / name).unlink, missing_ok=True)
+            moved.callback(remove, address.path / name)
             if (address.draft / name).exists():  # else it was moved before a kill
                 os.replace(address.draft / name, address.path / name)
         moved.pop_all()
 
 
 def _remove_draft(address: Address) -> None:
-    if address.draft.is_symlink():
-        address.draft.unlink()
-    shutil.rmtree(address.draft, ignore_errors=True)
+    remove(address.draft)
 
 
 def _write_manifest(path: Path, address: Address, record: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import time
 from collections import Counter
@@ -46,6 +47,14 @@ def list_files(folder: Path) -> list[Path]:
     Raises OSError if it cannot be said what one is.
     """
     return sorted(f for f in folder.rglob("*") if f.is_file() and not (f.is_symlink() and is_of_kernel(f)))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all in it, as far as that is possible; there may be none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_of_kernel(path: Path) -> bool:

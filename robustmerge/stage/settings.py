@@ -78,6 +78,22 @@ def later(default: Any) -> Any:
     return _marked(default, LATER)
 
 
+def key_of(field: dataclasses.Field) -> str:
+    """The key of a field: its name, without the `_` behind one that would be a word of Python (`for_`)."""
+    return field.name.removesuffix("_")
+
+
+def values_of(settings: Any) -> Any:
+    """A settings dataclass as plain values by key, from which `build` makes it again."""
+    if dataclasses.is_dataclass(settings):
+        return {key_of(field): values_of(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    if isinstance(settings, Mapping):
+        return {key: values_of(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return type(settings)(map(values_of, settings))
+    return settings
+
+
 def _marked(default: Any, mark: str) -> Any:
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata={mark: True})
@@ -126,22 +142,22 @@ def _build(cls: type, values: Mapping[str, Any], where: str, problems: list[Prob
         problems.append(Problem(f"expected a mapping, got {values!r}", where))
         return None
     types_of = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    fields = {key_of(field): field for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
             problems.append(Problem(f"unknown key '{key}'; {suggest(key, fields)}", _key(where, key)))
     values_by_field, is_whole = {}, True
-    for name, field in fields.items():
+    for key, field in fields.items():
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if name in values and values[name] != "???":
+        if key in values and values[key] != "???":
             before = len(problems)
-            value = _coerce(types_of[name], values[name], _key(where, name), problems)
+            value = _coerce(types_of[field.name], values[key], _key(where, key), problems)
             if len(problems) == before:
-                values_by_field[name] = value
-            elif not (has_default and isinstance(values[name], Mapping)):
+                values_by_field[field.name] = value
+            elif not (has_default and isinstance(values[key], Mapping)):
                 is_whole = False
         elif not has_default:
-            problems.append(Problem("missing value", _key(where, name)))
+            problems.append(Problem("missing value", _key(where, key)))
             is_whole = False
     if not is_whole:
         return None

@@ -27,7 +27,7 @@ from robustmerge.method import (
 )
 from robustmerge.rules import COMBINE, PRUNE
 from robustmerge.spaces import SPACES
-from robustmerge.stage.settings import ConfigError
+from robustmerge.stage.settings import ConfigError, values_of
 from tests.merge_cases import keep_largest, random_experts
 
 
@@ -35,9 +35,11 @@ def test_a_cut_to_rank_is_the_best_approximation_for_pairs_and_dense_updates() -
     pair = concatenate([modules["layers.0.q"] for modules in random_experts(rank=2).values()], [1.0, 2.0, 3.0])
     u, s, v = torch.linalg.svd(pair.delta(), full_matrices=False)
     best = u[:, :3] * s[:3] @ v[:3]
-    torch.testing.assert_close(truncate(pair, 3).delta(), best)
-    torch.testing.assert_close(truncate(pair.delta(), 3).delta(), best)
-    assert truncate(pair, 6) is pair
+    for update in (pair, pair.delta()):
+        cut, rest = truncate(update, 3)
+        torch.testing.assert_close(cut.delta(), best)
+        assert rest == pytest.approx(float((pair.delta() - best).square().sum()), rel=1e-4)
+    assert truncate(pair, 6) == (pair, 0.0)
 
 
 def test_pruned_updates_in_delta_space_are_cut_to_the_rank_asked_for() -> None:
@@ -72,7 +74,7 @@ def test_the_neutral_file_lists_every_key_at_its_default() -> None:
     assert set(neutral) | {"name", "title", "paper"} == {field.name for field in dataclasses.fields(Method)}
     nested = {"prune": Prune(), "scale": Scale(), "balance": Balance(), "basis": Basis(), "out": Out()}
     for key, default in nested.items():
-        assert neutral[key] == dataclasses.asdict(default)
+        assert neutral[key] == values_of(default)
 
 
 def test_thresholds_cover_what_is_usual_in_a_space_unless_it_is_said() -> None:

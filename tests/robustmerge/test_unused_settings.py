@@ -15,6 +15,7 @@ from robustmerge.merge_record import describe_merge
 from robustmerge.merging import write_merged
 from robustmerge.method import build_method, list_methods, read_method
 from robustmerge.stage.address import settings_in_identity
+from robustmerge.stage.settings import values_of
 from tests.merge_cases import random_experts, write_expert
 
 SIGN = {"rule": "sign", "density": 1.0, "count": "released"}
@@ -86,7 +87,7 @@ def test_a_method_file_sets_nothing_that_it_does_not_use(name: str) -> None:
 
 def test_a_setting_waits_for_the_rule_that_uses_it_also_on_the_way_to_another_process() -> None:
     method = read_method("average", disjoint="sum")
-    sent = build_method(dataclasses.asdict(method))
+    sent = build_method(values_of(method))
     assert sent.unused == ("disjoint",)
     assert dataclasses.replace(sent, combine="elected").as_used.disjoint == "sum"
 
