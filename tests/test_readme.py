@@ -40,12 +40,14 @@ def list_commands() -> list[str]:
 
 @pytest.fixture(scope="session")
 def places(smoke: SmokeRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What stands for path/to/... on the pages: two experts and a picture of the smoke run, a folder for the rest."""
+    """What stands for path/to/... on the pages: of the smoke run the base, two experts, a picture; else a folder."""
     (vqav2,), (rec,) = ((smoke.root / "experts").glob(f"{task}-*") for task in ("vqav2", "rec"))
     (data,) = (smoke.root / "data").glob("vqav2-*")
     picture = str(data / "images" / "test_00000.png")
     rest = str(tmp_path_factory.mktemp("docs"))
-    return {"path/to/vqav2": str(vqav2), "path/to/rec": str(rec), "path/to/picture.png": picture, "path/to": rest}
+    base = str(REPOSITORY / "bases" / "tiny-paper")
+    named = {"vqav2": str(vqav2), "rec": str(rec), "base": base, "picture.png": picture}
+    return {**{f"path/to/{name}": place for name, place in named.items()}, "path/to": rest}
 
 
 def replace_places(places: dict[str, str], text: str) -> str:
@@ -61,6 +63,7 @@ PRINTED = {
     r"robustmerge methods$": r"\nties: TIES, ",
     r"robustmerge methods ties": r"\n  prune\.density +0\.2\n",
     r"robustmerge inspect": r"\nWhat follows\n",
+    r"robustmerge check": r"/knots: moves the logits of .*; 28 of 28 adapted modules have an update other than zero\n",
     r"quickstart\.sh": r"\nreport: .*/reports/main/report\.md",
     r"inspect_adapters\.py": r"\npicture: .*/inspection\.png",
     r"merge\.py merge=ties": r"\n  modules +28\n",

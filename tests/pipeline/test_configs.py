@@ -119,6 +119,7 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
         ("merge_eval", ["merge=robust"], "unknown method 'robust'; choose one of average, compress_then_merge"),
         ("merge_eval", ["methods=[tais]"], "unknown method 'tais'; choose one of average, compress_then_merge"),
         ("merge_eval", ["merge=ties", "merge.out.format=model"], "merged/ties is a full model, and a source is"),
+        ("merge_eval", ["merge=ties", "merge.out.for=vllm"], "merged/ties is for a server (merge.out.for=vllm)"),
         ("merge_eval", ["merge.strength=1"], "can be set for one method only: add merge=NAME"),
         ("merge_eval", ["merge=robustmerge", "merge.prune.density=1.2"], "(merge.prune.density)"),
         ("merge_eval", ["merge=robustmerge", "merge.prune.densty=1"], "did you mean 'density'?"),

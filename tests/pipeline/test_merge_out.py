@@ -216,6 +216,8 @@ def test_a_full_model_of_the_plans_own_experts_is_made_from_the_plans_base_and_l
 
     for address in plan.experts.values():
         run_stage(address, save, **QUIET)
+    served = merge._with_base(plan, read_method("average", out__for="vllm"))
+    assert served.out.base == str(tmp_path / "short-name")
     merge.merge_out(plans)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "library_name: transformers" in card

@@ -116,7 +116,10 @@ def test_a_recipe_that_is_wrong_is_refused_with_the_choices(folder: Path, capsys
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mrge"], "unknown command 'mrge'; choose one of extract, inspect, merge, methods (did you mean 'merge'?)"),
+        (
+            ["mrge"],
+            "unknown command 'mrge'; choose one of check, extract, inspect, merge, methods (did you mean 'merge'?)",
+        ),
         (["merge", "ties", "-o", "o"], "which experts? robustmerge merge ties EXPERT EXPERT -o FOLDER"),
         (["merge", "ties", "a"], "where to? give the new folder: -o FOLDER"),
         (["merge", "tis", "a", "-o", "o"], "(did you mean 'ties'?)"),
@@ -152,7 +155,8 @@ def test_what_is_typed_wrongly_is_one_message_with_the_choices(
 
 
 def test_the_help_teaches_with_an_example(capsys) -> None:
-    for words in ([], ["merge", "--help"], ["methods", "--help"], ["inspect", "--help"], ["extract", "--help"]):
+    commands = ("merge", "methods", "inspect", "extract", "check")
+    for words in ([], *([command, "--help"] for command in commands)):
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 0
