@@ -143,8 +143,8 @@ def _add_adapter(model: Any, name: str, experts: Sequence[str], merged: AdapterI
         parameters = dict(model.named_parameters())
         of_merged = re.compile(rf"(\.lora_(?:A|B|magnitude_vector)\.){re.escape(name)}(?=\.|$)")
         for key, parameter in parameters.items():
-            if of_merged.search(key):
-                twins = (of_merged.sub(lambda match, expert=expert: match[1] + expert, key) for expert in experts)
+            if match := of_merged.search(key):
+                twins = (f"{key[: match.end(1)]}{expert}{key[match.end() :]}" for expert in experts)
                 twin = next(parameters[twin] for twin in twins if twin in parameters)
                 parameter.data = parameter.data.to(twin.device, merged.dtype)
         result = set_peft_model_state_dict(model, merged.tensors, adapter_name=name)
