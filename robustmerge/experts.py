@@ -20,10 +20,13 @@ def find_experts(experts: Sequence[str | Path] | Mapping[str, str | Path]) -> di
     named = list(experts.items()) if isinstance(experts, Mapping) else [_split(entry) for entry in experts]
     places: dict[str, Path | Repository] = {}
     problems: list[Problem] = []
+    texts: dict[str, str | Path] = {}
     for name, text in named:
-        if name in places:
-            problems.append(Problem(f"two experts are called '{name}'; name them as name:folder", "experts"))
+        if name in texts:
+            both = f"{texts[name]} and {text}"
+            problems.append(Problem(f"two experts are called '{name}', {both}; name them as name:folder", "experts"))
             continue
+        texts[name] = text
         try:
             places[name] = place = find_place(text)
             if isinstance(place, Path):

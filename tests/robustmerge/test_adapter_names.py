@@ -437,7 +437,7 @@ def test_the_adapters_of_a_folder_too_high_are_offered(tmp_path: Path) -> None:
 
 def test_two_experts_of_one_folder_name_are_told_by_their_paths(tmp_path: Path) -> None:
     folders = [write_expert(tmp_path / name / "checkpoint-20", random_experts("a")["a"]) for name in "ab"]
-    with pytest.raises(UserError, match=re.escape(f"{folders[0]} and {folders[1]}; give names")):
+    with pytest.raises(UserError, match=re.escape(f"{folders[0]} and {folders[1]}; name them as name:folder")):
         merge_folders(folders, SUM, tmp_path / "merged", **QUIET)
 
 

@@ -138,7 +138,7 @@ def test_a_recipe_that_is_wrong_is_refused_with_the_choices(folder: Path, capsys
             ["merge", "ties", "a", "-o", "o", "--frmat", "x"],
             "unrecognized arguments: --frmat x; robustmerge merge --help",
         ),
-        (["merge", "ties", "a", "./a", "-o", "o"], "two experts are called 'a'; name them as name:folder"),
+        (["merge", "ties", "a", "./a", "-o", "o"], "two experts are called 'a', a and ./a; name them as name:folder"),
         (["merge", "ties", "no/such/x", "-o", "o"], "expert 'x': there is no folder no/such/x"),
         (["merge", "ties", "a", "-o", "a"], "a is there already and is not empty"),
         (["methods", "tis"], "(did you mean 'ties'?)"),

@@ -290,7 +290,8 @@ def test_experts_on_the_command_line_may_be_named_and_all_their_problems_are_tol
     with pytest.raises(ConfigError) as refused:
         find_experts([f"{tmp_path}/one", f"one:{tmp_path}/two", f"{tmp_path}/bare", "b:no/such/folder"])
     told = list(map(str, refused.value.problems))
-    assert told[0] == "two experts are called 'one'; name them as name:folder (experts)"
+    both = f"{tmp_path}/one and {tmp_path}/two"
+    assert told[0] == f"two experts are called 'one', {both}; name them as name:folder (experts)"
     assert told[1] == f"expert 'bare': {tmp_path}/bare is no adapter folder, it has no adapter_config.json (experts)"
     assert told[2].startswith("expert 'b': there is no folder no/such/folder, and a repository")
     assert len(told) == 3
