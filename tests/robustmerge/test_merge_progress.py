@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from pipeline.stages.merge import work_merge
 from robustmerge.merging import write_merged
 from robustmerge.method import build_method, read_method
 from robustmerge.stage.progress import Bar
+from robustmerge.stage.settings import values_of
 from tests.merge_cases import QUIET, address_of, random_experts, write_expert
 
 COUNTING = """
@@ -48,7 +48,7 @@ def test_a_merge_in_a_child_tells_how_far_it_is(kind, experts, tmp_path, monkeyp
     }[kind]
     address = address_of(tmp_path, method, experts)
     folders = {name: str(folder) for name, folder in experts.items()}
-    item = {"address": address.to_json(), "settings": asdict(method), "experts": folders, "workers": 2}
+    item = {"address": address.to_json(), "settings": values_of(method), "experts": folders, "workers": 2}
     monkeypatch.setattr(Bar, "report", report_progress)
     work_merge(json.loads(json.dumps(item)))
     fractions = list(fractions_of(capsys.readouterr().out))
