@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def places(smoke: SmokeRun, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     (data,) = (smoke.root / "data").glob("vqav2-*")
     picture = str(data / "images" / "test_00000.png")
     rest = str(tmp_path_factory.mktemp("docs"))
-    base = str(REPOSITORY / "bases" / "tiny-paper")
+    base = str(shutil.copytree(REPOSITORY / "bases" / "tiny-paper", tmp_path_factory.mktemp("base") / "tiny-paper"))
     named = {"vqav2": str(vqav2), "rec": str(rec), "base": base, "picture.png": picture}
     return {**{f"path/to/{name}": place for name, place in named.items()}, "path/to": rest}
 
