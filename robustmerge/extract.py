@@ -28,7 +28,7 @@ from robustmerge.hub.pins import Repository
 from robustmerge.hub.places import fetch_weights, find_place
 from robustmerge.low_rank import Approximation, approximate, approximate_randomly
 from robustmerge.merging import Say
-from robustmerge.method import DTYPES
+from robustmerge.method import TORCH_DTYPES
 from robustmerge.stage.address import address_chosen, address_foreign, read_manifest, run_stage
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import Problem, UserError, first_few, refuse, suggest
@@ -72,9 +72,8 @@ class Extraction:
         problems = [] if self.rank >= 1 else [Problem(f"rank must be at least 1, got {self.rank}", "rank")]
         if self.modules is not None and not self.modules:
             problems.append(Problem("modules must be None or names, got none", "modules"))
-        if self.dtype not in DTYPES or self.dtype == "experts":
-            allowed = [dtype for dtype in DTYPES if dtype != "experts"]
-            problems.append(Problem(f"unknown dtype '{self.dtype}'; {suggest(self.dtype, allowed)}", "dtype"))
+        if self.dtype not in TORCH_DTYPES:
+            problems.append(Problem(f"unknown dtype '{self.dtype}'; {suggest(self.dtype, TORCH_DTYPES)}", "dtype"))
         refuse(problems)
 
 
@@ -174,7 +173,7 @@ def match_tensors(base: Checkpoint, tuned: Checkpoint) -> dict[str, tuple[str, s
         problems += [f"'{name}' is in {holder}, but not in {other}" for name in lacking]
     places = {name: (base.today[name], tuned.today[name]) for name in base.today if name in tuned.today}
     for name, stored in places.items():
-        shapes = [list(_shape(one, key)) for one, key in zip((base, tuned), stored, strict=True)]
+        shapes = [list(one.shape(key)) for one, key in zip((base, tuned), stored, strict=True)]
         if shapes[0] != shapes[1]:
             resized = "; its vocabulary was resized" if is_saved_whole(name) else ""
             problems.append(f"'{name}' is {shapes[0]} in {base}, {shapes[1]} in {tuned}{resized}")
@@ -183,18 +182,14 @@ def match_tensors(base: Checkpoint, tuned: Checkpoint) -> dict[str, tuple[str, s
     return places
 
 
-def _shape(checkpoint: Checkpoint, stored: str) -> tuple[int, ...]:
-    return checkpoint.files[checkpoint.where[stored]].shape(stored)
-
-
 def _is_tied_head(checkpoint: Checkpoint, name: str) -> bool:
     """Whether a tensor is an output head that equals the embeddings beside it."""
     if name not in HEADS:
         return False
     stored = checkpoint.today[name]
-    head, shape = checkpoint.get(stored), _shape(checkpoint, stored)
+    head, shape = checkpoint.get(stored), checkpoint.shape(stored)
     others = [other for today, other in checkpoint.today.items() if today != name and TIED.search(today)]
-    return any(_shape(checkpoint, other) == shape and torch.equal(checkpoint.get(other), head) for other in others)
+    return any(checkpoint.shape(other) == shape and torch.equal(checkpoint.get(other), head) for other in others)
 
 
 def describe_base(base: Checkpoint, place: Path | Repository, fan_in_fan_out: bool) -> dict[str, Any]:
@@ -282,7 +277,7 @@ class Changes:
         return approximate_randomly(update, rank, draw)
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        return _shape(self.base, self.places[name][0])
+        return self.base.shape(self.places[name][0])
 
     def _is_conv1d(self, name: str) -> bool:
         """Whether a weight is that of a Conv1D of transformers, by the model and the names of its layers."""

@@ -56,9 +56,10 @@ COMBINE_RULES = ("sum", "mean", "elected", "balanced")
 DISJOINT = ("mean", "sum")
 VARIANTS = ("main", "vision")
 PRODUCTS = ("of_sums", "each")
-DTYPES = ("float32", "float16", "bfloat16", "experts")
+TORCH_DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = (*TORCH_DTYPES, "experts")
 FORMATS = ("adapter", "delta", "model")
-TARGETS = ("union", "strict")
+TARGET_RULES = ("union", "strict")
 
 _INSTALLED = Path(__file__).parent / "methods"  # where pyproject.toml puts configs/merge when the package is installed
 METHODS = _INSTALLED if _INSTALLED.is_dir() else REPOSITORY / "configs" / "merge"
@@ -439,7 +440,7 @@ class FunctionMethod:
 
     def __post_init__(self) -> None:
         problems = [] if self.name else [Problem("name must not be empty", "name")]
-        problems += _check_choice(self.targets, TARGETS, "targets")
+        problems += _check_choice(self.targets, TARGET_RULES, "targets")
         try:
             object.__setattr__(self, "source", digest_functions({"_target_": self.target, "collect": self.collect}))
         except ConfigError as error:
@@ -552,7 +553,7 @@ def _unknown_names(method: Method) -> list[Problem]:
         *_check_choice(method.combine, COMBINE_RULES, "combine"),
         *_check_choice(method.disjoint, DISJOINT, "disjoint"),
         *_check_choice(method.product, PRODUCTS, "product"),
-        *_check_choice(method.targets, TARGETS, "targets"),
+        *_check_choice(method.targets, TARGET_RULES, "targets"),
     ]
     for key in method.strengths:
         problems += _check_choice(key, (*SPACES, "each"), "strengths")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from robustmerge.method import DTYPES
+from robustmerge.method import TORCH_DTYPES
 from robustmerge.stage.process import count_cores
 
 
@@ -21,7 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-r", "--rank", type=int, required=True, help="of the adapter")
     parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="the new folder")
     parser.add_argument("--modules", nargs="+", metavar="NAME", help="only these layers, as q_proj; by default all")
-    parser.add_argument("--dtype", choices=[one for one in DTYPES if one != "experts"], default="float32")
+    parser.add_argument("--dtype", choices=TORCH_DTYPES, default="float32")
     parser.add_argument("--jobs", type=int, default=count_cores(), help="layers side by side (%(default)s)")
 
 

@@ -67,6 +67,9 @@ class Checkpoint:
     def get(self, name: str) -> Tensor:
         return self.files[self.where[name]].get(name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.files[self.where[name]].shape(name)
+
     def find(self, parameter: str, shape: tuple[int, ...], added_to: bool = True) -> str:
         """The tensor that the model in memory calls `parameter`, to be added to or to be replaced.
 

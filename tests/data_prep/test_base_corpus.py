@@ -45,10 +45,7 @@ def write(root: Path, settings: BaseCorpus) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return write(
-        tmp_path_factory.mktemp("runs"),
-        BaseCorpus(images=700, readings=80, statements=90, dialogues=900, habits=60, held_out=50, jobs=1),
-    )
+    return write(tmp_path_factory.mktemp("runs"), SETTINGS)
 
 
 @pytest.fixture(scope="module")
