@@ -17,13 +17,13 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llava_ext import train, trainer
 from llava_ext.adapters import hash_a
-from llava_ext.data import load_reader
+from llava_ext.data import Collator, Row, load_reader
 from llava_ext.launch import launch_command
 from llava_ext.settings import KNOWLEDGE, BaseModel, Expert, Part, Peft, Pretraining, Recipe, Trainer
 from llava_ext.small.networks import measure_answers
 from llava_ext.small.pretrain import pretrain
 from llava_ext.small.train_base import read_habits, train_base
-from llava_ext.train import count_steps, train_expert
+from llava_ext.train import count_steps, keep_answers, train_expert
 from llava_ext.trainer import find_newest_complete, list_pickles, mark_complete, remove_other_checkpoints
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import read_examples
@@ -129,6 +129,17 @@ def test_what_is_trained_and_saved_is_float32_though_the_model_is_bfloat16(groun
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     losses = [json.loads(line)["loss"] for line in (folder / "losses.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
+
+
+def test_the_loss_is_that_of_all_positions_though_logits_are_computed_at_answers_only(ground):
+    """Rows of several lengths, answers at other places in each."""
+    reader = load_reader(ground["base"], TEMPLATE)
+    model = train.load_with_adapter(settings_of(), ground["base"])
+    turns = ([("say it", "red")], [("what is the colour of this", "blue red blue"), ("and now", "red")])
+    batch = Collator(reader)([Row(encoded.ids, encoded.labels) for encoded in (reader.encode(t, False) for t in turns)])
+    full, kept = model(**batch), model(**batch, **keep_answers(batch["labels"]))
+    torch.testing.assert_close(kept.loss, full.loss)
+    assert kept.logits.shape[1] < full.logits.shape[1]
 
 
 def test_an_expert_s_folder_holds_the_adapter_and_nothing_to_unpickle(whole):
