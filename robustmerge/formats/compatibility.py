@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from robustmerge.formats.adapter import Adapter
 from robustmerge.formats.adapter_config import SAME_BASE, SAME_KIND, TARGETS
 from robustmerge.formats.names import is_saved_whole
 from robustmerge.stage.settings import first_few
+from robustmerge.stage.text import plain, shorten
 
 SAVED_WHOLE = (
     "embeddings are saved whole where the vocabulary was resized, norms where they are trained; train all experts so, "
     "and list them in modules_to_save"
 )
 BY_DORA = "an absent module is no zero update with DoRA, whose magnitude is then that of the base; merge them apart"
+BY_PEFT = "peft attaches no LoRA there, so rename the tensors or correct the list"
 KINDS = {"use_dora": "a DoRA magnitude", "lora_bias": "a bias of the update"}
 
 
@@ -29,7 +32,7 @@ def find_disagreements(
 
     Ranks (unless equal_ranks), alphas, rsLoRA and dtypes may differ. check_base: another base model is a reason.
     remedy: what is said after different ranks. targets: whether other modules are a reason (strict); with DoRA they
-    always are.
+    always are, and so are modules that an expert's own list of targets leaves out.
     """
     problems = []
     for key in SAME_BASE if check_base else ():
@@ -43,6 +46,8 @@ def find_disagreements(
     is_dora = any(a.is_dora for a in adapters)
     for a in adapters if is_dora or targets == "strict" else ():
         problems += _with(BY_DORA if is_dora else "", _missing(a.name, "module", usual, a.modules))
+    if any(a.modules != usual for a in adapters):
+        problems += _with(BY_PEFT, chain.from_iterable(map(_unnamed, adapters)))
     extras = Counter(a.extras for a in adapters).most_common(1)[0][0]
     for a in adapters:
         is_whole = any(is_saved_whole(name) for name in set(extras) ^ set(a.extras))
@@ -125,6 +130,16 @@ def _missing(name: str, what: str, usual: Sequence[str], names: Sequence[str]) -
         if odd:
             more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
             yield f"expert '{name}' {verb} {what} '{min(odd)}'{more}"
+
+
+def _unnamed(adapter: Adapter) -> Iterator[str]:
+    """The modules with LoRA that an expert's own list of targets leaves out, by the last part of their names."""
+    targets = adapter.config.get("target_modules")
+    named = {target.rpartition(".")[2] for target in targets} if isinstance(targets, list) else set()
+    for module in adapter.modules if named else ():
+        if module.rpartition(".")[2] not in named:
+            listed = shorten(plain(", ".join(sorted(targets))))
+            yield f"expert '{adapter.name}' has LoRA on '{module}', which its target_modules ({listed}) do not name"
 
 
 def _odd_ranks(adapters: Sequence[Adapter]) -> Iterator[str]:

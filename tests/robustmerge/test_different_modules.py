@@ -198,6 +198,17 @@ def read_weights(folder: Path, kind: str, base: dict[str, torch.Tensor]) -> dict
     return found
 
 
+def test_a_module_that_an_expert_s_own_targets_leave_out_is_refused_beside_others(tmp_path: Path) -> None:
+    """A tensor under a wrong name: peft would not load it, and the merge would give a module to the base without it."""
+    experts = save_three(tmp_path)
+    file = experts["a"] / "adapter_model.safetensors"
+    save_file({name.replace(".v.", ".k."): x for name, x in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"expert 'a' has LoRA on 'layers.0.k', which its target_modules \(q, v\) do not"
+    ):
+        merge_folders(experts, read_method("average"), tmp_path / "merged", **QUIET)
+
+
 def test_strict_targets_refuse_folders_as_they_always_did_and_are_no_other_merge(tmp_path: Path) -> None:
     experts = save_three(tmp_path)
     with pytest.raises(UserError) as refused:
