@@ -64,7 +64,7 @@ class Job:
 class RunningJob:
     """A job, its process, and what the process has reported so far.
 
-    tail: the last lines of its other output, progress bars left out.
+    item: the name of the one that it is at. tail: the last lines of its other output, progress bars left out.
     """
 
     job: Job
@@ -73,6 +73,7 @@ class RunningJob:
     log: Path
     slot: int
     started: float = field(default_factory=time.monotonic)
+    item: str = ""
     status: str = ""
     fraction: float = 0.0
     finished_items: int = 0
@@ -84,6 +85,7 @@ class RunningJob:
     def handle(self, event: Event) -> None:
         """Record an event of the child. Progress never goes back; equal errors of torchrun's processes count once."""
         if event.event == "item":
+            self.item = event.text
             self.finished_items = event.number - 1
             self._advance(0.0)
         elif event.event == "progress":
@@ -93,6 +95,12 @@ class RunningJob:
             self.messages.append(event.text)
         elif event.text not in self.errors:
             self.errors.append(event.text)
+
+    @property
+    def share(self) -> str:
+        """How much is done, in words; of several items also which one is being done."""
+        item = f" ({self.item})" if self.item and len(self.job.items) > 1 else ""
+        return f"{self.job.name} {100 * self.fraction:.0f} %{item}"
 
     def _advance(self, fraction: float) -> None:
         self.fraction = max(self.fraction, min((self.finished_items + fraction) / len(self.job.items), 1.0))
@@ -242,7 +250,7 @@ class _Display:
             while child.messages:
                 tqdm.write(f"  {child.messages.pop(0)}", file=sys.stdout)
         self.bar.n = min(self.total, self.finished + sum(child.job.cost * child.fraction for child in running))
-        shares = plain(", ".join(f"{child.job.name} {100 * child.fraction:.0f} %" for child in running))
+        shares = plain(", ".join(child.share for child in running))
         status = running[0].status if len(running) == 1 else shares
         self.bar.bar_format = LAYOUT + status.replace("\n", " ").replace("{", "(").replace("}", ")")
         self.bar.refresh()

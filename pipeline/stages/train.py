@@ -15,7 +15,7 @@ from pipeline.jobs import Job, run_jobs
 from pipeline.plan import Plan
 from pipeline.program import command
 from pipeline.terminal import format_seconds, print_results
-from pipeline.work_items import describe_item, drop_finished
+from pipeline.work_items import describe_item, drop_finished, run_side_by_side
 from robustmerge.stage.address import Address
 from robustmerge.stage.process import loading_libraries
 from robustmerge.stage.settings import build
@@ -30,17 +30,27 @@ def check_trainer(plans: Sequence[Plan]) -> None:
 
 
 def train(plans: Sequence[Plan]) -> None:
-    """Train the experts and the multi-task model: side by side on CPU, the longest first."""
-    jobs = []
+    """Train the experts and the multi-task model: side by side on CPU.
+
+    There a process trains several: loading the libraries takes as long as a fifth of an expert of `tiny`. An engine of
+    GPUs gets a new process for each, the longest first.
+    """
+    items, costs, trainers = [], [], []
     for address, (plan, tasks) in _list_unfinished(plans):
         settings = dataclasses.replace(plan.config.expert(*tasks), base_name=plan.base_name)
         data = {task.name: str(plan.data(task).path) for task in tasks}
-        item = describe_item("train", address, settings, base=str(plan.base.path), data=data)
-        cost = sum(plan.config.data(task).counts.train for task in tasks)
-        jobs.append(Job(address.short, [item], cost, partial(launch_command, settings.trainer)))
-    config = plans[0].config
-    if jobs:
-        run_jobs("train", jobs, count_parallel_runs(config.trainer, config.jobs), plans[0].logs)
+        items.append(describe_item("train", address, settings, base=str(plan.base.path), data=data))
+        costs.append(float(sum(plan.config.data(task).counts.train for task in tasks)))
+        trainers.append(settings.trainer)
+    first, config = plans[0], plans[0].config
+    if all(trainer.engine == "cpu" for trainer in trainers):
+        run_side_by_side(first, "train", items, costs)
+        return
+    jobs = [
+        Job(item["name"], [item], cost, partial(launch_command, trainer))
+        for item, cost, trainer in zip(items, costs, trainers, strict=True)
+    ]
+    run_jobs("train", jobs, count_parallel_runs(config.trainer, config.jobs), first.logs)
 
 
 def _list_unfinished(plans: Sequence[Plan]) -> list[Training]:

@@ -135,10 +135,12 @@ def _missing(name: str, what: str, usual: Sequence[str], names: Sequence[str]) -
 def _unnamed(adapter: Adapter) -> Iterator[str]:
     """The modules with LoRA that an expert's own list of targets leaves out, by the last part of their names."""
     targets = adapter.config.get("target_modules")
-    named = {target.rpartition(".")[2] for target in targets} if isinstance(targets, list) else set()
-    for module in adapter.modules if named else ():
+    if not isinstance(targets, list) or not targets:
+        return
+    listed = shorten(plain(", ".join(sorted(targets))))
+    named = {target.rpartition(".")[2] for target in targets}
+    for module in adapter.modules:
         if module.rpartition(".")[2] not in named:
-            listed = shorten(plain(", ".join(sorted(targets))))
             yield f"expert '{adapter.name}' has LoRA on '{module}', which its target_modules ({listed}) do not name"
 
 

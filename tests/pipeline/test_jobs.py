@@ -91,6 +91,8 @@ def test_progress_is_that_of_all_items_and_never_goes_back(events, fraction):
         running.handle(Event("item", number=number))
         running.handle(Event("progress", fraction=within))
     assert running.fraction == pytest.approx(fraction)
+    running.handle(Event("item", "experts/vqav2", number=2))
+    assert running.share == f"two items {100 * running.fraction:.0f} % (experts/vqav2)"
 
 
 def test_a_bar_reports_its_part_of_the_work_even_without_a_terminal(monkeypatch):
