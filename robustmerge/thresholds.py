@@ -7,8 +7,10 @@ by block and as often as they are asked for; nothing but counts is kept of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from robustmerge.method import Method, Prune
@@ -75,16 +77,28 @@ def measure(method: Method, names: Sequence[str], visit: Visit) -> Statistics:
 
 
 def _measure_limits(method: Method, names: Sequence[str], visit: Visit) -> tuple[float, ...]:
-    step, before = method.prune, len(method.prunings) - 1
+    """Measure the smallest magnitude of each expert that is kept.
+
+    What an earlier step rescales keeps its order, so the limit alone is rescaled: as they are read, half-precision
+    values have no lower bits and are selected from in one pass.
+    """
+    *before, step = method.prunings
+    unscaled = replace(method, first=replace(method.first, rescale=False)) if method.first else method
 
     def magnitudes(piece: Piece) -> Iterator[list[Tensor]]:
-        for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), Statistics(), before):
+        for xs in pruned_blocks(piece.blocks, unscaled, names, (piece.module, piece.part), Statistics(), len(before)):
             yield [x.abs() for x in xs]
 
     def ranks(n: int) -> list[int]:
         return [min(max(threshold_index(n, step.density, step.count), 1), n)]
 
-    return tuple(_limit(step, n, value) for n, (value,) in _select(ranks, names, visit, magnitudes))
+    def rescaled(value: float) -> float:
+        limit = torch.tensor(value)
+        for earlier in before:
+            limit = limit / earlier.density if earlier.rescale else limit
+        return float(limit)
+
+    return tuple(_limit(step, n, rescaled(value)) for n, (value,) in _select(ranks, names, visit, magnitudes))
 
 
 def _limit(step: Prune, n: int, value: float) -> float:

@@ -22,6 +22,7 @@ from robustmerge.formats.tensors import TensorFile
 from robustmerge.merging import write_merged
 from robustmerge.method import Method, read_method
 from robustmerge.pcb import CLAMP
+from robustmerge.rules import generator_for
 from robustmerge.spaces import SPACES
 from tests.merge_cases import QUIET, write_expert
 
@@ -188,3 +189,23 @@ def test_where_the_sum_is_zero_the_majority_of_the_whole_model_decides(tmp_path:
         assert float(merged[module]) == float(written.get(f"add.{module}.weight")) == value
     apart = merge_models(experts, replace(method, prune=replace(method.prune, scope="tensor")))
     assert [float(apart[module]) for module in ("0.q", "1.q", "2.q")] == [-1.0, -0.5, -1.0]  # a draw counts as -
+
+
+def test_trimming_over_the_model_after_random_dropping_is_that_of_what_was_dropped_and_rescaled() -> None:
+    """Half-precision values, whose quotients are none: the threshold is measured before they are divided."""
+    experts = {
+        name: {m: LoraPair(pair.A.half().float(), pair.B.half().float()) for m, pair in pairs.items()}
+        for name, pairs in draw(3, 0).items()
+    }
+    both = read_method("dare_ties", space="factors", prune__scope="model", prune__density=0.4, first__density=0.7)
+
+    def drop(x: Tensor, *where: str) -> Tensor:
+        return x * (torch.rand(x.shape, generator=generator_for(both.seed, *where)) < 0.7) / 0.7
+
+    dropped = {
+        name: {m: LoraPair(drop(pair.A, name, m, "A"), drop(pair.B, name, m, "B")) for m, pair in pairs.items()}
+        for name, pairs in experts.items()
+    }
+    merged, trimmed = merge_models(experts, both), merge_models(dropped, replace(both, first=None))
+    for m in MODULES:
+        assert torch.equal(merged[m].delta(), trimmed[m].delta())
