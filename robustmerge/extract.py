@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robustmerge.formats.adapter import AdapterWriter
+from robustmerge.formats.adapter_writer import AdapterWriter
 from robustmerge.formats.checkpoint import CONV1D, HEADS, TIED, Checkpoint, open_checkpoint
 from robustmerge.formats.names import PARTS, PREFIX, is_saved_whole
 from robustmerge.formats.output import how_to_load

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from robustmerge.formats.adapter import Adapter, AdapterInMemory, open_each, read_adapter
+from robustmerge.formats.adapter import Adapter, open_each, read_adapter
 from robustmerge.formats.adapter_config import check_config
+from robustmerge.formats.adapter_writer import AdapterInMemory
 from robustmerge.formats.output import open_in_memory
 from robustmerge.formats.tensors import TensorsInMemory
 from robustmerge.merge_record import summarize_merge
@@ -141,7 +142,7 @@ def _add_adapter(model: Any, name: str, experts: Sequence[str], merged: AdapterI
         model.add_adapter(name, LoraConfig.from_peft_type(**merged.config))
     try:
         parameters = dict(model.named_parameters())
-        of_merged = re.compile(rf"(\.lora_(?:A|B|magnitude_vector)\.){re.escape(name)}(?=\.|$)")
+        of_merged = re.compile(rf"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\.){re.escape(name)}(?=\.|$)")
         for key, parameter in parameters.items():
             if match := of_merged.search(key):
                 twins = (f"{key[: match.end(1)]}{expert}{key[match.end() :]}" for expert in experts)

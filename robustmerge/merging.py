@@ -20,8 +20,9 @@ from torch import Tensor
 
 from robustmerge.algebra import measure_model, merge_module, needs_another_majority
 from robustmerge.experts import fetch_experts
-from robustmerge.formats.adapter import WEIGHTS, Adapter, AdapterInMemory, AdapterWriter, open_adapters
+from robustmerge.formats.adapter import WEIGHTS, Adapter, open_adapters
 from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter_writer import AdapterInMemory, AdapterWriter
 from robustmerge.formats.compatibility import find_disagreements, list_modules
 from robustmerge.formats.delta import DeltaWriter
 from robustmerge.formats.full_model import ModelWriter

@@ -136,9 +136,12 @@ def list_updates(model: Any) -> dict[str, LoraPair]:
     """Module -> update of every LoRA layer in a model of peft, as loaded."""
     updates = {}
     for name, layer in model.named_modules():
-        for key, part in getattr(layer, "lora_A", {}).items():
-            B = layer.lora_B[key].weight.detach().float() * layer.scaling[key]
-            updates[name.removeprefix(PREFIX)] = LoraPair(part.weight.detach().float(), B)
+        pairs = {key: (A.weight, layer.lora_B[key].weight) for key, A in getattr(layer, "lora_A", {}).items()}
+        embedded = getattr(layer, "lora_embedding_A", {})
+        pairs |= {key: (A, layer.lora_embedding_B[key]) for key, A in embedded.items()}
+        for key, (A, B) in pairs.items():
+            pair = LoraPair(A.detach().float().flatten(1), B.detach().float().flatten(1) * layer.scaling[key])
+            updates[name.removeprefix(PREFIX)] = pair
     return updates
 
 

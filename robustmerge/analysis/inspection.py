@@ -97,9 +97,9 @@ def open_all(folders: Mapping[str, Path | str]) -> list[Adapter]:
 
 
 def shared_modules(adapters: Sequence[Adapter]) -> set[str]:
-    """The modules that all adapters share, with equal d_out and d_in; ranks may differ."""
-    sizes = [{(m, shape[0], shape[2]) for m, shape in a.shapes.items()} for a in adapters]
-    return {module for module, _, _ in set.intersection(*sizes)} if sizes else set()
+    """The modules that all adapters share, of one kind with equal d_out and d_in; ranks may differ."""
+    sizes = [{(m, a.kinds[m], shape[0], shape[2]) for m, shape in a.shapes.items()} for a in adapters]
+    return {module for module, *_ in set.intersection(*sizes)} if sizes else set()
 
 
 def module_kind(module: str) -> str:

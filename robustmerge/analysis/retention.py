@@ -122,7 +122,7 @@ def open_update(folder: Path, name: str) -> Callable[[str], Update]:
     delta = open_delta(folder)
 
     def read(module: str) -> Tensor:
-        dense = delta.file.get(f"add.{module}.weight").float()
+        dense = delta.file.get(f"add.{module}.weight").float().flatten(1)
         return dense.T if delta.config.get("fan_in_fan_out") else dense  # Conv1D holds its weight transposed
 
     return read

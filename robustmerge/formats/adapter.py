@@ -1,19 +1,18 @@
-"""Reading and writing of PEFT adapter folders.
+"""Reading of PEFT adapter folders.
 
-Reading folds alpha/r (rsLoRA: alpha/sqrt(r)) into B, so that the update of a pair is B @ A and nothing else;
-writing gives adapters of scaling 1, whose alpha is always their rank. An adapter with anything in it that is not read
-here is refused: never a wrong one in silence.
+Reading folds alpha/r (rsLoRA: alpha/sqrt(r)) into B, so that the update of a pair is B @ A and nothing else. An adapter
+with anything in it that is not read here is refused: never a wrong one in silence.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from torch import Tensor
 from robustmerge.formats.adapter_config import (
     CONFIG,
     PATTERNS,
-    config_for,
     find_unsupported,
     rank_of,
     read_config,
@@ -29,7 +27,9 @@ from robustmerge.formats.adapter_config import (
     saved_modules,
     scaling_of,
 )
+from robustmerge.formats.layer_kinds import LINEAR, LayerKind, find_kind
 from robustmerge.formats.names import (
+    EMBEDDED,
     LLAVA,
     PARTS,
     PREFIX,
@@ -45,8 +45,8 @@ from robustmerge.formats.names import (
     show,
     stack_of,
 )
-from robustmerge.formats.tensors import TensorFile, Tensors, TensorWriter, all_finite, header_room, refuse_overflow
-from robustmerge.stage.files import FolderWriter, read_json, require_file
+from robustmerge.formats.tensors import TensorFile, Tensors, all_finite
+from robustmerge.stage.files import read_json, require_file
 from robustmerge.stage.settings import UserError, first_few
 
 WEIGHTS = "adapter_model.safetensors"
@@ -55,7 +55,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The low-rank update B @ A of one linear layer. A: [r, d_in], B: [d_out, r], alpha/r included in B.
+    """The low-rank update B @ A of one layer. A: [r, d_in], B: [d_out, r], alpha/r included in B.
+
+    How it lies in the layer's weight: `robustmerge.formats.layer_kinds`.
 
     Raises UserError if they are no pair.
     """
@@ -81,7 +83,8 @@ class LoraPair:
 class Adapter:
     """An adapter, opened and checked; tensors are read on demand, from a file or from a model in memory.
 
-    shapes: module -> (d_out, rank, d_in). lora: module -> part (A, B, bias, magnitude) -> name in the file.
+    shapes: module -> (d_out, rank, d_in). kinds: module -> kind of layer.
+    lora: module -> part (A, B, bias, magnitude) -> name in the file.
     extra_names: the trained values of the base model (`modules_to_save`, `bias`), name in the model -> in the file.
     frozen: weights of the base that peft saved beside LoRA; likewise. renamed: whether modules have other names here
     than in the file; rank_pattern and alpha_pattern of the config have the names here, whole.
@@ -92,6 +95,7 @@ class Adapter:
     config: Mapping[str, Any]
     file: Tensors = field(repr=False)
     shapes: Mapping[str, tuple[int, int, int]] = field(repr=False)
+    kinds: Mapping[str, LayerKind] = field(repr=False)
     lora: Mapping[str, Mapping[str, str]] = field(repr=False)
     extra_names: Mapping[str, str] = field(repr=False)
     frozen: Mapping[str, str] = field(repr=False)
@@ -112,7 +116,11 @@ class Adapter:
     @property
     def written_names(self) -> dict[str, str]:
         """The names that the tensors have in a file that is written -> those in this one."""
-        lora = {f"{PREFIX}{m}.{PARTS[part]}": name for m, parts in self.lora.items() for part, name in parts.items()}
+        lora = {
+            f"{PREFIX}{module}.{self.kinds[module].name_in_file(part)}": name
+            for module, parts in self.lora.items()
+            for part, name in parts.items()
+        }
         return lora | {name_in_file(extra, self.shapes): name for extra, name in self.extra_names.items()}
 
     @property
@@ -132,18 +140,33 @@ class Adapter:
 
     def pair(self, module: str) -> LoraPair:
         """The pair of one module in float32, its scaling folded into B."""
-        return LoraPair(self._part(module, "A"), self._part(module, "B", self._scaling(module)))
+        A, B = self._part(module, "A"), self._part(module, "B", self._scaling(module))
+        return LoraPair(A.flatten(1), B.flatten(1))
 
     def magnitude(self, module: str) -> Tensor | None:
         """DoRA's magnitude m of one module in float32 [d_out]; None for an adapter without.
 
         Raises UserError if a value is not finite; the same holds for `bias`.
         """
-        return self._finite(module, "magnitude") if self.is_dora else None
+        return self._finite(module, "magnitude").flatten() if self.is_dora else None
 
     def bias(self, module: str) -> Tensor | None:
         """The bias of the update (lora_bias) in float32 [d_out], scaled as B is; None for an adapter without."""
         return self._finite(module, "bias") * self._scaling(module) if self.has_lora_bias else None
+
+    def is_transposed(self, module: str) -> bool:
+        """Whether the module keeps its weight as [d_in, d_out]."""
+        return self.kinds[module].is_transposed(bool(self.config.get("fan_in_fan_out")))
+
+    def weight_shape(self, module: str) -> tuple[int, ...]:
+        """The shape of the module's weight."""
+        d_out, _, d_in = self.shapes[module]
+        return self.kinds[module].weight_shape(d_out, d_in, self.is_transposed(module))
+
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """The shapes of the linear layers."""
+        return {module: shape for module, shape in self.shapes.items() if self.kinds[module] == LINEAR}
 
     def extra(self, name: str) -> Tensor:
         return self.file.get(self.extra_names[name])
@@ -179,7 +202,7 @@ def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
 def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     """Open an adapter folder. name: how messages call it, by default the folder's name.
 
-    Raises UserError with all reasons why it cannot be read as LoRA of linear layers.
+    Raises UserError with all reasons why it cannot be read as LoRA.
     """
     folder = Path(folder)
     name = name or folder.name
@@ -193,7 +216,7 @@ def read_adapter(name: str, folder: Path, config: Mapping[str, Any], file: Tenso
     """Read an adapter from its checked config (`check_config`) and its tensors, wherever these are.
 
     folder: where the adapter is, also for messages. Modules keep the names that they have there.
-    Raises UserError with all reasons why it cannot be read as LoRA of linear layers.
+    Raises UserError with all reasons why it cannot be read as LoRA.
     """
     names = parse_names(file.names, config)
     places = {said.path: said.place for said in names.parsed.values() if said.part}
@@ -209,15 +232,17 @@ def read_adapter(name: str, folder: Path, config: Mapping[str, Any], file: Tenso
             "it is a checkpoint of LLaVA's own trainer, without the projector: non_lora_trainables.bin and config.json "
             "are in the folder where the training ended; take that one, and convert it to PEFT's format"
         )
-    problems += _find_resized(config, contents.frozen, file)
+    problems += _find_resized(config, contents, file)
+    problems += _find_tied(config, contents.kinds)
     if problems:
         raise UserError("\n".join(f"expert '{name}' ({folder}): {problem}" for problem in problems))
     shapes = {}
     for module, parts in contents.lora.items():
-        (rank, d_in), d_out = file.shape(parts["A"]), file.shape(parts["B"])[0]
-        shapes[module] = (d_out, rank, d_in)
+        (rank, *d_in), d_out = file.shape(parts["A"]), file.shape(parts["B"])[0]
+        shapes[module] = (d_out, rank, math.prod(d_in))
     renamed = any(not parts["A"].startswith(f"{PREFIX}{module}.lora_") for module, parts in contents.lora.items())
-    return Adapter(name, folder, config, file, shapes, contents.lora, contents.extras, contents.frozen, renamed)
+    kinds, lora, extras, frozen = contents.kinds, contents.lora, contents.extras, contents.frozen
+    return Adapter(name, folder, config, file, shapes, kinds, lora, extras, frozen, renamed)
 
 
 def move_names(adapter: Adapter, moves: Moves) -> Adapter:
@@ -240,6 +265,7 @@ def move_names(adapter: Adapter, moves: Moves) -> Adapter:
         adapter,
         config={**adapter.config, "modules_to_save": saved or None, **patterns},
         shapes=moved(adapter.shapes),
+        kinds=moved(adapter.kinds),
         lora=moved(adapter.lora),
         extra_names=moved(adapter.extra_names),
         frozen={move(name, moves): stored for name, stored in adapter.frozen.items()},
@@ -247,17 +273,32 @@ def move_names(adapter: Adapter, moves: Moves) -> Adapter:
     )
 
 
-def _find_resized(config: Mapping[str, Any], frozen: Mapping[str, str], file: Tensors) -> list[str]:
-    """The heads with LoRA whose own weights, which are left out, have more rows than the base's."""
-    model = read_model_config(config) if frozen else {}
+def _find_resized(config: Mapping[str, Any], contents: Contents, file: Tensors) -> list[str]:
+    """The heads and embeddings with LoRA whose own weights, which are left out, have more rows than the base's."""
+    model = read_model_config(config) if contents.frozen else {}
     text = model.get("text_config")
     rows = (text if isinstance(text, dict) else model).get("vocab_size", model.get("vocab_size"))
+    embeddings = {f"{module}.weight" for module, kind in contents.kinds.items() if kind.is_embedding}
     return [
         f"'{name}' is {list(file.shape(stored))} and the base's vocabulary {rows}: it was resized, and LoRA alone "
         "does not hold the new rows; train it whole (modules_to_save)"
-        for name, stored in frozen.items()
-        if re.search(r"(^|\.)(lm_head|embed_out)\.weight$", name) and isinstance(rows, int)
+        for name, stored in contents.frozen.items()
+        if (name in embeddings or re.search(r"(^|\.)(lm_head|embed_out)\.weight$", name)) and isinstance(rows, int)
         if file.shape(stored)[:1] != (rows,)
+    ]
+
+
+def _find_tied(config: Mapping[str, Any], kinds: Mapping[str, LayerKind]) -> list[str]:
+    """LoRA that is one for an embedding and the head: the head's A and B are the embedding's B and A, transposed.
+
+    Merged apart, the two would differ, and peft, which loads both into one memory, would keep the last.
+    """
+    embeddings = [module for module, kind in kinds.items() if kind.is_embedding]
+    if not config.get("ensure_weight_tying") or not embeddings:
+        return []
+    return [
+        f"ensure_weight_tying makes the LoRA of '{show(embeddings[0])}' that of the output head too, which cannot be "
+        "merged; train without it, or the embeddings whole (modules_to_save)"
     ]
 
 
@@ -335,119 +376,16 @@ def open_tensors(folder: Path, name: str) -> TensorFile:
         raise UserError(f"expert '{name}': {error}") from error
 
 
-class AdapterBuilder:
-    """What an adapter of scaling 1 is made of, taken update by update: its tensors, ranks and config.
-
-    like: the config of an expert, whose base model and targets the new adapter has. A subclass says where tensors go,
-    and what to set where these are too large for their dtype (`wider`).
-    """
-
-    wider = "merge.out.dtype=float32"
-
-    def __init__(self, like: Mapping[str, Any], dtype: torch.dtype):
-        self.like, self.dtype = like, dtype
-        self.ranks: dict[str, int] = {}
-        self._parts: list[str] = []  # what every module has
-
-    def put(self, key: str, tensor: Tensor) -> None:
-        """Take a tensor by its name in a file."""
-        raise NotImplementedError
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The adapter's config, once all updates are there."""
-        return config_for(self.ranks, self.like, "magnitude" in self._parts, "bias" in self._parts)
-
-    def add_update(
-        self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
-    ) -> None:
-        """Write a module's update. Raises UserError if it is dense, or a value is too large for the dtype."""
-        if not isinstance(update, LoraPair):
-            raise UserError(
-                f"module '{module}': a dense update {list(update.shape)} is no adapter; give the rank to cut it to "
-                "(merge.out.rank), or take merge.out.format=delta"
-            )
-        self.add_pair(module, update, magnitude=magnitude, bias=bias)
-
-    def add_pair(
-        self, module: str, pair: LoraPair, magnitude: Tensor | None = None, bias: Tensor | None = None
-    ) -> None:
-        """Write a module's update; magnitude [d_out] (DoRA) or bias [d_out] (lora_bias) for all modules or none.
-
-        Raises UserError if a value is too large for the dtype.
-        """
-        tensors = {"A": pair.A, "B": pair.B, "bias": bias, "magnitude": magnitude}
-        parts = {part: x for part, x in tensors.items() if x is not None}
-        if self.ranks and list(parts) != self._parts:
-            raise ValueError(f"module '{module}' has {', '.join(parts)}, those before have {', '.join(self._parts)}")
-        self.ranks[module], self._parts = pair.rank, list(parts)
-        for part, x in parts.items():
-            self._add(f"{PREFIX}{module}.{PARTS[part]}", x.to(self.dtype), f"module '{module}'")
-
-    def add_extra(self, name: str, tensor: Tensor) -> None:
-        """Write a trained value of the base model, by its name there; after all pairs."""
-        tensor = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-        self._add(name_in_file(name, self.ranks), tensor, f"'{name}'")
-
-    def _add(self, key: str, tensor: Tensor, what: str) -> None:
-        refuse_overflow(tensor, what, self.wider)
-        self.put(key, tensor)
-
-
-class AdapterWriter(AdapterBuilder, FolderWriter):
-    """Context manager that writes an adapter folder pair by pair; it appears when the block ends without an error.
-
-    names: at least those that the tensors will have, for the header's size.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        like: Mapping[str, Any],
-        names: Iterable[str],
-        dtype: torch.dtype = torch.float32,
-        card: str = "",
-    ):
-        AdapterBuilder.__init__(self, like, dtype)
-        self.card = card
-        self._tensors = TensorWriter(folder / WEIGHTS, header_room(names))
-        FolderWriter.__init__(self, folder, [self._tensors])
-
-    def put(self, key: str, tensor: Tensor) -> None:
-        """Write a tensor."""
-        self._tensors.add(key, tensor)
-
-    def complete(self) -> dict[str, str | bytes]:
-        return {"README.md": self.card, CONFIG: json.dumps(self.config, indent=2, sort_keys=True) + "\n"}
-
-
-class AdapterInMemory(AdapterBuilder):
-    """Context manager that keeps an adapter in memory. tensors: by their names in a file."""
-
-    wider = "dtype='float32'"
-
-    def __enter__(self) -> Self:
-        self.ranks, self._parts = {}, []
-        self.tensors: dict[str, Tensor] = {}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def put(self, key: str, tensor: Tensor) -> None:
-        """Keep a tensor."""
-        self.tensors[key] = tensor
-
-
 @dataclass
 class Contents:
     """Contents of an adapter file. lora: module -> part -> name in the file. extras: name in the model -> in the file.
 
-    frozen: weights of the base that peft saved beside LoRA, name in the model -> in the file. problems: why it cannot
-    be merged; empty if all of it is understood.
+    kinds: module -> kind of layer. frozen: weights of the base that peft saved beside LoRA, name in the model -> in the
+    file. problems: why it cannot be merged; empty if all of it is understood.
     """
 
     lora: dict[str, dict[str, str]] = field(default_factory=dict)
+    kinds: dict[str, LayerKind] = field(default_factory=dict)
     extras: dict[str, str] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -475,6 +413,9 @@ def classify_names(file: Tensors, config: Mapping[str, Any], names: Names) -> Co
             others[stored] = said.path
             continue
         _put(contents.lora.setdefault(said.path, {}), said.part, stored, contents.problems)
+    for module, parts in contents.lora.items():
+        if {"A", "B"} <= set(parts) and (kind := find_kind(parts, file.shape(parts["A"]), file.shape(parts["B"]))):
+            contents.kinds[module] = kind
     _classify_others(others, file, config, contents)
     if empty := [name for name in file.names if 0 in file.shape(name)]:
         shape = list(file.shape(empty[0]))
@@ -483,7 +424,7 @@ def classify_names(file: Tensors, config: Mapping[str, Any], names: Names) -> Co
     if not contents.lora:
         contents.problems.append(f"{file.path.name} holds no LoRA tensors")
     for module, parts in contents.lora.items():
-        if problem := _problem_of(parts, file, config, module):
+        if problem := _problem_of(parts, contents.kinds.get(module), file, config, module):
             contents.problems.append(f"module '{show(module)}': {problem}")
     return contents
 
@@ -498,14 +439,14 @@ def _classify_others(others: Mapping[str, str], file: Tensors, config: Mapping[s
     """Sort what is not LoRA. others: name in the file -> in the model, which may have peft's own words in it."""
     listed = [f"{module}." for module in saved_modules(config)]  # peft compares the end of a module's name
     weights = {path.replace(".base_layer.", ".") for path in others.values()}
-    embeddings = {path.partition(".lora_embedding_")[0] for path in others.values() if ".lora_embedding_" in path}
     originals: dict[str, str] = {}
-    unknown, of_embeddings = [], []
+    unknown = []
     for stored, path in others.items():
         plain = path.replace(".modules_to_save.", ".")
         outer = plain.replace(".base_layer.", ".")
         module, _, last = outer.rpartition(".")
         has_lora, is_bias = module in contents.lora, last == "bias" and not _INNER.search(outer)
+        is_vocabulary = is_saved_whole(outer) or contents.kinds.get(module, LINEAR).is_embedding
         if any(module in plain for module in listed) or (is_saved_whole(plain) and not has_lora):
             if ".original_module." in plain:
                 originals[stored] = plain.replace(".original_module.", ".")
@@ -515,19 +456,14 @@ def _classify_others(others: Mapping[str, str], file: Tensors, config: Mapping[s
                 _put(contents.extras, plain, stored, contents.problems)
         elif is_bias and (config.get("bias") == "all" and plain == outer or config.get("bias") in BIASES and has_lora):
             _put(contents.extras, outer, stored, contents.problems)
-        elif has_lora and last in ("weight", "bias") and f"{module}.weight" in weights and is_saved_whole(outer):
+        elif has_lora and last in ("weight", "bias") and f"{module}.weight" in weights and is_vocabulary:
             _put(contents.frozen, outer, stored, contents.problems)
-        elif ".lora_embedding_" in path:
-            of_embeddings.append(stored)
-        elif module not in embeddings:
+        else:
             unknown.append(stored)
     # what a saved module was before training is of no use beside what it is now
     unknown += [stored for stored, plain in originals.items() if plain not in contents.extras]
-    if of_embeddings:
-        what = "LoRA of an embedding; only linear layers can be merged"
-        contents.problems.append(f"{count_tensors(of_embeddings)} {what}")
     if unknown:
-        what = "neither lora_A or lora_B of a linear layer nor of modules_to_save"
+        what = "neither lora_A or lora_B of a layer nor of modules_to_save"
         contents.problems.append(f"{count_tensors(unknown)} {what}")
 
 
@@ -542,14 +478,22 @@ def name_in_file(extra: str, modules: Mapping[str, Any]) -> str:
     return f"{PREFIX}{module}.base_layer.{last}" if module in modules else PREFIX + extra
 
 
-def _problem_of(parts: Mapping[str, str], file: Tensors, config: Mapping[str, Any], module: str) -> str | None:
-    """Why the tensors of a module are not a pair [r, d_in], [d_out, r] with the further parts that the config lists."""
+def _problem_of(
+    parts: Mapping[str, str], kind: LayerKind | None, file: Tensors, config: Mapping[str, Any], module: str
+) -> str | None:
+    """Why the tensors of a module are no pair of its kind of layer with the further parts that the config lists."""
     if missing := {"A", "B"} - set(parts):
-        return f"it has {' and '.join(sorted(PARTS[part] for part in parts))} but no {PARTS[min(missing)]}"
+        named = LayerKind(is_embedding=any(f".{EMBEDDED}" in name for name in parts.values()))
+        has = " and ".join(sorted(map(named.name_in_file, parts)))
+        return f"it has {has} but no {named.name_in_file(min(missing))}"
     A, B = file.shape(parts["A"]), file.shape(parts["B"])
-    if len(A) != 2 or len(B) != 2:
-        return f"only linear layers can be merged, got lora_A {list(A)} and lora_B {list(B)}"
+    if kind is None:
+        what = f"{show(parts['A'])} {list(A)} and {show(parts['B'])} {list(B)}"
+        return f"only linear layers, embeddings and convolutions can be merged, got {what}"
     rank = rank_of(config, module)
+    if kind.kernel and A[0] == rank and B[1] < rank and rank % B[1] == 0:
+        # every group of outputs reads all inputs through its share of the rank, which no grouped weight can do
+        return f"it is a convolution of {rank // B[1]} groups, whose LoRA is no update of its weight; leave it out"
     if not A[0] == B[1] == rank:
         return f"the config gives rank {rank}, the tensors are lora_A {list(A)} and lora_B {list(B)}"
     if whole := [parts[part] for part in sorted(parts) if not file.dtype(parts[part]).is_floating_point]:
@@ -557,6 +501,6 @@ def _problem_of(parts: Mapping[str, str], file: Tensors, config: Mapping[str, An
     for key, part in (("use_dora", "magnitude"), ("lora_bias", "bias")):
         if bool(config.get(key)) != (part in parts):
             return f"{key} is {bool(config.get(key))}, but it has {'a' if part in parts else 'no'} {PARTS[part]}"
-        if part in parts and file.shape(parts[part]) != (B[0],):
-            return f"{PARTS[part]} must have shape {[B[0]]}, got {list(file.shape(parts[part]))}"
+        if part in parts and file.shape(parts[part]) != (shape := kind.shape_in_file(part, B[:1])):
+            return f"{PARTS[part]} must have shape {list(shape)}, got {list(file.shape(parts[part]))}"
     return None

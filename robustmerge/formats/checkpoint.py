@@ -135,11 +135,13 @@ def explain_unknown_layout(
 ) -> str | None:
     """Why it cannot be told whether weights are [d_out, d_in] or [d_in, d_out]; None where it can.
 
-    shapes: module -> (d_out, rank, d_in). config: config.json of the base. PEFT decides by each module's class and
-    saves in its config what the last one was; a shape that is not square tells it as well.
+    shapes: module -> (d_out, rank, d_in), of linear layers. config: config.json of the base. PEFT decides by each
+    module's class and saves in its config what the last one was; a shape that is not square tells it as well, but not
+    that of a head, which is [d_out, d_in] in every model.
     """
     is_conv1d = config.get("model_type") in CONV1D
-    if not shapes or fan_in_fan_out == is_conv1d or any(d_out != d_in for d_out, _, d_in in shapes.values()):
+    inner = [shape for module, shape in shapes.items() if not TIED.search(f"{module}.weight")]
+    if not inner or fan_in_fan_out == is_conv1d or any(d_out != d_in for d_out, _, d_in in inner):
         return None
     return (
         f"fan_in_fan_out is {str(fan_in_fan_out).lower()}, but the model_type of the base is "

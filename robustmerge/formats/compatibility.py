@@ -69,9 +69,11 @@ def list_modules(adapters: Sequence[Adapter]) -> list[str]:
 def unite(adapters: Sequence[Adapter]) -> Adapter:
     """The first expert with the modules of all, as what is merged has them, and their common config."""
     shapes = {module: shape for a in reversed(adapters) for module, shape in a.shapes.items()}
+    kinds = {module: kind for a in reversed(adapters) for module, kind in a.kinds.items()}
     lora = {module: parts for a in reversed(adapters) for module, parts in a.lora.items()}
     renamed = adapters[0].renamed or len(shapes) > len(adapters[0].shapes)
-    return replace(adapters[0], config=common_config(adapters), shapes=shapes, lora=lora, renamed=renamed)
+    config = common_config(adapters)
+    return replace(adapters[0], config=config, shapes=shapes, kinds=kinds, lora=lora, renamed=renamed)
 
 
 def common_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
@@ -152,8 +154,9 @@ def _odd_ranks(adapters: Sequence[Adapter]) -> Iterator[str]:
 
 def _odd_shapes(adapters: Sequence[Adapter]) -> Iterator[str]:
     for module in list_modules(adapters):
-        shapes = {a.name: a.shapes[module] for a in adapters if module in a.shapes}
-        sizes = {name: f"{shape[0]} x {shape[2]}" for name, shape in shapes.items()}
+        owners = [a for a in adapters if module in a.shapes]
+        sizes = {a.name: f"{a.shapes[module][0]} x {a.shapes[module][2]}" for a in owners}
         yield from _odd_ones(f"shape of module '{module}'", sizes)
+        yield from _odd_ones(f"as module '{module}' the layer", {a.name: str(a.kinds[module]) for a in owners})
     for extra in adapters[0].extras:
         yield from _odd_ones(f"shape of '{extra}'", {a.name: str(list(a.extra_shape(extra))) for a in adapters})

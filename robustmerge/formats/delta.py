@@ -62,22 +62,23 @@ def open_delta(folder: Path) -> Delta:
         kind, _, parameter = name.partition(".")
         if kind not in KINDS or not parameter:
             problems.append(f"{file.path}: a name begins with 'add.' or 'set.', got {name}")
-        elif kind == "add" and not (_is_matrix(file, name) and name.endswith(".weight")):
+        elif kind == "add" and not (_is_update(file, name) and name.endswith(".weight")):
             shape = f"{list(file.shape(name))} of {file.dtype(name)}"
-            problems.append(f"{file.path}: {name} must be the update of a .weight, a matrix of floats, got {shape}")
+            what = "a matrix, or a convolution's kernels, of floats"
+            problems.append(f"{file.path}: {name} must be the update of a .weight, {what}, got {shape}")
     if problems:
         raise UserError("\n".join(first_few(problems)))
     return Delta(folder, config, file)
 
 
-def _is_matrix(file: TensorFile, name: str) -> bool:
-    return len(file.shape(name)) == 2 and all(file.shape(name)) and file.dtype(name).is_floating_point
+def _is_update(file: TensorFile, name: str) -> bool:
+    return 2 <= len(file.shape(name)) <= 5 and all(file.shape(name)) and file.dtype(name).is_floating_point
 
 
-def dense(update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
-    """The update in the shape of the weight: [d_out, d_in], or its transpose for Conv1D layers."""
+def dense(update: LoraPair | Tensor, is_transposed: bool) -> Tensor:
+    """The update as the values of the weight: [d_out, d_in], or its transpose."""
     whole = update.delta() if isinstance(update, LoraPair) else update
-    return whole.T if fan_in_fan_out else whole
+    return whole.T if is_transposed else whole
 
 
 class DeltaWriter(FolderWriter):
@@ -86,14 +87,14 @@ class DeltaWriter(FolderWriter):
     def __init__(self, folder: Path, like: Adapter, dtype: torch.dtype, card: str):
         self.dtype, self.card = dtype, card
         self.ranks: dict[str, int] = {}  # a dense update has none
-        self._fan = bool(like.config.get("fan_in_fan_out"))
+        self._like = like
         self._config = {"format": FORMAT, **{key: like.config.get(key) for key in SAME_BASE}}
-        layout = {}
-        for module, (d_out, _, d_in) in sorted(like.shapes.items()):
-            layout[f"add.{module}.weight"] = dtype, (d_in, d_out) if self._fan else (d_out, d_in)
+        layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        for module in like.modules:
+            layout[f"add.{module}.weight"] = dtype, like.weight_shape(module)
         for extra in like.extras:
             tensor = like.extra(extra)
-            layout[f"set.{extra}"] = dtype if tensor.is_floating_point() else tensor.dtype, tensor.shape
+            layout[f"set.{extra}"] = dtype if tensor.is_floating_point() else tensor.dtype, tuple(tensor.shape)
         self._tensors = SlotWriter(folder / WEIGHTS, layout)
         super().__init__(folder, [self._tensors])
 
@@ -101,7 +102,8 @@ class DeltaWriter(FolderWriter):
         self, module: str, update: LoraPair | Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
     ) -> None:
         """update: a pair, or dense [d_out, d_in]. Raises UserError if a value is too large for the dtype."""
-        self._put(f"add.{module}.weight", dense(update, self._fan).to(self.dtype), f"module '{module}'")
+        values = dense(update, self._like.is_transposed(module)).to(self.dtype)
+        self._put(f"add.{module}.weight", values.reshape(self._like.weight_shape(module)), f"module '{module}'")
 
     def add_extra(self, name: str, tensor: Tensor) -> None:
         """Write a tensor of modules_to_save. Raises UserError if a value is too large for the dtype."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,10 +41,11 @@ class ModelWriter(FolderWriter):
         self.base = open_checkpoint(base)
         if folder.resolve() == base.resolve():
             raise UserError(f"{folder} is the base model itself; nothing is overwritten (out)")
-        self._fan = bool(like.config.get("fan_in_fan_out"))
-        if isinstance(like, Adapter) and (reason := explain_unknown_layout(self._fan, like.shapes, self.base.config)):
+        self._like = like
+        fan_in_fan_out = bool(like.config.get("fan_in_fan_out"))
+        if reason := explain_unknown_layout(fan_in_fan_out, like.linear_shapes, self.base.config):
             raise UserError(f"expert '{like.name}': {reason}")
-        self._places = find_places(self.base, like, self._fan)
+        self._places = find_places(self.base, like)
         self._extras = set(like.extras)
         self._biases: dict[str, Tensor] = {}
         self._copied = [file for file in _list_small(base) if not file.name.endswith(".index.json")]
@@ -61,10 +63,12 @@ class ModelWriter(FolderWriter):
         update: a pair, or dense [d_out, d_in]; magnitude m, bias: [d_out]. Sums are in float32.
         Raises UserError if a value is too large for the dtype of the base.
         """
+        is_transposed = self._like.is_transposed(module)
 
         def change(weight: Tensor) -> Tensor:
-            weight = add_to(weight.to(torch.float32, copy=True), update, self._fan)
-            return weight if magnitude is None else rescale_rows(weight, magnitude, self._fan)
+            matrix = add_to(weight.to(torch.float32, copy=True).flatten(1), update, is_transposed)
+            matrix = matrix if magnitude is None else rescale_rows(matrix, magnitude, is_transposed)
+            return matrix.reshape(weight.shape)
 
         self._change(f"{module}.weight", change)
         if bias is not None and f"{module}.bias" in self._extras:
@@ -111,29 +115,29 @@ def _list_small(base: Path) -> list[Path]:
     return sorted(small, key=lambda file: (file.name == "config.json", file.name))
 
 
-def add_to(weight: Tensor, update: LoraPair | Tensor, fan_in_fan_out: bool) -> Tensor:
-    """Add an update to a weight in place, without holding the product of a pair."""
+def add_to(weight: Tensor, update: LoraPair | Tensor, is_transposed: bool) -> Tensor:
+    """Add an update to a weight, a matrix, in place, without holding the product of a pair."""
     if isinstance(update, LoraPair):
-        left, right = (update.A.T, update.B.T) if fan_in_fan_out else (update.B, update.A)
+        left, right = (update.A.T, update.B.T) if is_transposed else (update.B, update.A)
         return weight.addmm_(left, right)
-    return weight.add_(update.T if fan_in_fan_out else update)
+    return weight.add_(update.T if is_transposed else update)
 
 
-def rescale_rows(weight: Tensor, magnitude: Tensor, fan_in_fan_out: bool) -> Tensor:
+def rescale_rows(weight: Tensor, magnitude: Tensor, is_transposed: bool) -> Tensor:
     """Rescale the rows of [d_out, d_in] (or columns of its transpose) to the lengths `magnitude`, in place."""
-    rows = weight.T if fan_in_fan_out else weight
+    rows = weight.T if is_transposed else weight
     rows.mul_((magnitude / torch.linalg.norm(rows, dim=1)).unsqueeze(1))
     return weight
 
 
-def find_places(base: Checkpoint, like: Adapter | DeltaLayout, fan_in_fan_out: bool) -> dict[str, str]:
+def find_places(base: Checkpoint, like: Adapter | DeltaLayout) -> dict[str, str]:
     """Map every parameter that an expert like this one changes to its tensor in the checkpoint.
 
     Raises UserError with all that the base lacks, or has in another shape, or ties to another weight.
     """
     wanted: dict[str, tuple[int, ...]] = {}
-    for module, (d_out, _, d_in) in like.shapes.items():
-        wanted[f"{module}.weight"] = (d_in, d_out) if fan_in_fan_out else (d_out, d_in)
+    for module, (d_out, _, _) in like.shapes.items():
+        wanted[f"{module}.weight"] = like.weight_shape(module)
         if like.has_lora_bias:
             wanted[f"{module}.bias"] = (d_out,)
     added = set(wanted)
@@ -199,7 +203,7 @@ def _write_delta(base: Path, delta: Delta, folder: Path, card: str) -> None:
     with ModelWriter(folder, base, DeltaLayout(delta), card) as writer:
         for parameter, kind, tensor in delta.changes():  # by name, so `add` before `set`, as the writer wants them
             if kind == "add":
-                writer.add_update(parameter.removesuffix(".weight"), tensor.float())
+                writer.add_update(parameter.removesuffix(".weight"), tensor.float().flatten(1))
             else:
                 writer.add_extra(parameter, tensor)
 
@@ -209,7 +213,9 @@ class DeltaLayout:
     """Presents a delta folder to ModelWriter as an expert; every tensor has the shape of its parameter."""
 
     delta: Delta
+    name: str = "delta"
     config: Mapping[str, Any] = field(default_factory=dict)
+    linear_shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)  # of an unknown layout: none
     has_lora_bias: bool = False
 
     def _shapes(self, kind: str) -> dict[str, tuple[int, ...]]:
@@ -220,7 +226,14 @@ class DeltaLayout:
     @property
     def shapes(self) -> dict[str, tuple[int, int, int]]:
         """Module -> (rows, 0, columns): a dense update has no rank."""
-        return {name.removesuffix(".weight"): (d[0], 0, d[1]) for name, d in self._shapes("add").items()}
+        added = self._shapes("add").items()
+        return {name.removesuffix(".weight"): (rows, 0, math.prod(columns)) for name, (rows, *columns) in added}
+
+    def is_transposed(self, module: str) -> bool:
+        return False
+
+    def weight_shape(self, module: str) -> tuple[int, ...]:
+        return self._shapes("add")[f"{module}.weight"]
 
     @property
     def extras(self) -> tuple[str, ...]:

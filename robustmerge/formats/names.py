@@ -24,6 +24,7 @@ PARTS = {
     "bias": "lora_B.bias",
     "magnitude": "lora_magnitude_vector",
 }
+EMBEDDED = "lora_embedding_"  # before A and B of an embedding, which are parameters and no modules with a weight
 # words that torch.compile, FSDP, activation checkpointing and DeepSpeed put into a name, wherever they wrap a module
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 LIBRARIES = ("accelerate", "deepspeed", "peft", "torch", "transformers", "unsloth")  # whose classes have known names
@@ -33,6 +34,7 @@ _WRAPPED = re.compile(rf"^((module|{'|'.join(WRAPPERS)})\.)*base_model\.model\.$
 _LORA = re.compile(
     r"(?P<module>.+)\.lora_(?:"
     r"(?P<matrix>[AB])(?:\.(?P<name>[^.]+))?\.weight|"
+    r"embedding_(?P<embedded>[AB])(?:\.(?!weight$)(?P<embedded_name>[^.]+))?|"
     r"B(?:\.(?P<bias_name>[^.]+))?\.(?P<bias>bias)|"
     r"(?P<magnitude>magnitude_vector)(?:\.(?!weight$)(?P<magnitude_name>[^.]+))?(?:\.weight)?)"
 )
@@ -184,8 +186,9 @@ def parse_names(stored: Collection[str], config: Mapping[str, Any]) -> Names:
         if (match := _LORA.fullmatch(path)) is None:
             names.parsed[name] = Name(path)
             continue
-        adapters.add(match["name"] or match["bias_name"] or match["magnitude_name"] or DEFAULT)
-        part = match["matrix"] or match["bias"] or "magnitude"
+        given = ("name", "embedded_name", "bias_name", "magnitude_name")
+        adapters.add(next((match[group] for group in given if match[group]), DEFAULT))
+        part = match["matrix"] or match["embedded"] or match["bias"] or "magnitude"
         names.parsed[name] = Name(match["module"], part, places[name].rpartition(".lora_")[0])
     if len(adapters) > 1:
         which = " and ".join(f"'{adapter}'" for adapter in sorted(adapters)[:4])

@@ -13,12 +13,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from robustmerge.formats.adapter import Adapter, AdapterInMemory, AdapterWriter, common_dtype
+from robustmerge.formats.adapter import Adapter, common_dtype
 from robustmerge.formats.adapter_config import CONFIG, SAME_BASE
+from robustmerge.formats.adapter_writer import AdapterInMemory, AdapterWriter
 from robustmerge.formats.checkpoint import TIED, explain_unknown_layout, ties_embeddings
 from robustmerge.formats.compatibility import unite
 from robustmerge.formats.delta import DeltaWriter, explain_delta_limit
 from robustmerge.formats.full_model import ModelWriter
+from robustmerge.formats.layer_kinds import LINEAR
 from robustmerge.formats.names import PARTS, read_model_config
 from robustmerge.formats.serving import BASE, HERE, config_for_server, serve_command, served_rank
 from robustmerge.formats.tensors import TensorFile, TensorWriter, header_room
@@ -122,13 +124,14 @@ def open_writer(
         if server is not None:
             return ServedOutput(folder, like, written, card, server, base)
         names = like.written_names if like.renamed else like.file.names
-        return AdapterWriter(folder, like.config, names, written, card)
+        return AdapterWriter(folder, like.config, names, written, card, like.kinds)
     return DeltaWriter(folder, like, written, card)
 
 
 def open_in_memory(adapters: Sequence[Adapter], dtype: str) -> AdapterInMemory:
     """Open the writer of an adapter that stays in memory; the arguments are those of `open_writer`."""
-    return AdapterInMemory(unite(adapters).config, find_dtype(dtype, adapters))
+    like = unite(adapters)
+    return AdapterInMemory(like.config, find_dtype(dtype, adapters), like.kinds)
 
 
 def find_dtype(name: str, adapters: Sequence[Adapter]) -> torch.dtype:
@@ -145,7 +148,7 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
     like = unite(adapters)
     model = read_model_config(like.config)
     fan_in_fan_out = bool(like.config.get("fan_in_fan_out"))
-    if reason := explain_unknown_layout(fan_in_fan_out, like.shapes, model):
+    if reason := explain_unknown_layout(fan_in_fan_out, like.linear_shapes, model):
         problems.append(f"expert '{adapters[0].name}': {reason}")
     changed = [name for a in adapters for name in (*(f"{module}.weight" for module in a.modules), *a.extras)]
     tied = sorted(set(filter(TIED.search, changed)))
@@ -153,6 +156,12 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
         problems.append(
             f"'{tied[0]}' is one weight with another in the base (tie_word_embeddings), and a delta would change both; "
             "take merge.out.format=adapter"
+        )
+    elif not model and (embeddings := [module for module, kind in like.kinds.items() if kind.is_embedding]):
+        base = like.config.get("base_model_name_or_path")
+        problems.append(
+            f"'{min(embeddings)}' is an embedding, and the base {base} is no folder whose config.json says whether the "
+            "output head is the same weight, which a delta would change too; take merge.out.format=adapter or model"
         )
     module, (d_out, _, d_in) = max(like.shapes.items(), key=lambda item: item[1][0] * item[1][2])
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -175,6 +184,11 @@ def problems_of_serving(server: str | None, adapters: Sequence[Adapter], base: s
         for what, is_there in (("DoRA", adapter.is_dora), ("lora_bias", adapter.has_lora_bias))
         if is_there
     ]
+    kinds = unite(adapters).kinds
+    if others := sorted(module for module, kind in kinds.items() if kind != LINEAR):
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        what = f"'{others[0]}' ({kinds[others[0]]}){more} with LoRA"
+        problems.append(f"the experts have {what}, and {server} serves it of linear layers in every model; {way}")
     if (extras := adapters[0].extras) and not (base or base_of(adapters[0])):
         more = f" and {len(extras) - 1} more" if len(extras) > 1 else ""
         problems.append(

@@ -14,7 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robustmerge.formats.adapter import AdapterWriter, open_adapter
+from robustmerge.formats.adapter import open_adapter
+from robustmerge.formats.adapter_writer import AdapterWriter
 from robustmerge.merging import write_merged
 from robustmerge.method import Method, Out
 from robustmerge.stage.settings import UserError

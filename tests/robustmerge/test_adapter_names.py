@@ -158,7 +158,7 @@ def test_thousands_of_names_are_read_at_once_and_told_in_few_lines(tmp_path: Pat
     with pytest.raises(UserError) as refused:
         open_adapter(write_expert(tmp_path / "expert", pairs, others))
     assert str(refused.value).endswith(
-        "layers.0.mlp.weight and 999 more are neither lora_A or lora_B of a linear layer nor of modules_to_save"
+        "layers.0.mlp.weight and 999 more are neither lora_A or lora_B of a layer nor of modules_to_save"
     )
 
 

@@ -153,12 +153,12 @@ def test_weights_and_seed_take_the_place_of_the_methods_own() -> None:
         ([PLAIN, {**PLAIN, "target_modules": ["q_proj"]}], read_method("ties", targets="strict")),
         ([PLAIN, {**PLAIN, "base_model_name_or_path": "another"}], read_method("ties")),
         ([PLAIN, {**PLAIN, "use_dora": True}], read_method("ties")),
-        ([{**PLAIN, "target_modules": ["q_proj", "embed_tokens"]}] * 2, read_method("ties")),
+        ([{**PLAIN, "trainable_token_indices": {"embed_tokens": [1]}}] * 2, read_method("ties")),
         ([{**PLAIN, "init_lora_weights": "olora"}] * 2, read_method("ties")),
         ([PLAIN], read_method("ties", weights={"vqe": 2.0})),
         (ALPHAS, read_method("robustmerge", prune__density=0.01)),
     ],
-    ids=["ranks", "modules", "base", "dora", "embeddings", "init", "weights", "empty rows"],
+    ids=["ranks", "modules", "base", "dora", "tokens", "init", "weights", "empty rows"],
 )
 def test_what_folders_are_refused_for_is_refused_here(
     configs: list[dict[str, Any]], method: AnyMethod, tmp_path: Path
