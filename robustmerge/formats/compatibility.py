@@ -157,6 +157,6 @@ def _odd_shapes(adapters: Sequence[Adapter]) -> Iterator[str]:
         owners = [a for a in adapters if module in a.shapes]
         sizes = {a.name: f"{a.shapes[module][0]} x {a.shapes[module][2]}" for a in owners}
         yield from _odd_ones(f"shape of module '{module}'", sizes)
-        yield from _odd_ones(f"as module '{module}' the layer", {a.name: str(a.kinds[module]) for a in owners})
+        yield from _odd_ones(f"kind of module '{module}'", {a.name: str(a.kinds[module]) for a in owners})
     for extra in adapters[0].extras:
         yield from _odd_ones(f"shape of '{extra}'", {a.name: str(list(a.extra_shape(extra))) for a in adapters})

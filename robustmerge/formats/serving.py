@@ -7,6 +7,8 @@ vLLM reads A and B, and of the config `r`, `lora_alpha` (scaling alpha/r, the sa
 its name alone it compares `peft_type` and `base_model_name_or_path` (`plugins/lora_resolvers/filesystem_resolver.py`).
 SGLang reads `r`, `lora_alpha` and a list of `target_modules`, and takes any rank, but one for all modules
 (https://docs.sglang.io/docs/advanced_features/lora.md, `srt/lora/mem_pool.py`). What both take is written for both.
+LoRA of an embedding both take in some models only (those with `embedding_modules` in vLLM,
+https://github.com/vllm-project/vllm/pull/33234), and of a convolution in none.
 """
 
 from __future__ import annotations

@@ -330,7 +330,7 @@ def test_experts_whose_layers_are_of_other_kinds_or_sizes_are_refused(tmp_path: 
     config = json.loads((tmp_path / "a" / CONFIG).read_text())
     for name in "bc":
         (tmp_path / name / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(UserError, match="'b' has as module 'x' the layer linear layer, expert 'a' conv.* 2 x 2$"):
+    with pytest.raises(UserError, match="'b' has kind of module 'x' linear layer, expert 'a' conv.* 2 x 2$"):
         merge_folders([tmp_path / "a", tmp_path / "b"], SUM, tmp_path / "merged", **QUIET)
     with pytest.raises(UserError, match="expert 'c' has shape of module 'x' 5 x 4, expert 'a' 5 x 8"):
         merge_folders([tmp_path / "a", tmp_path / "c"], SUM, tmp_path / "merged", **QUIET)

@@ -291,9 +291,9 @@ def test_a_file_that_is_no_file_is_never_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "tensor", "reason"),
     [
-        ("add.q.weight", torch.ones(3), r"a matrix of floats, got \[3\]"),
-        ("add.q.weight", torch.ones(2, 2, dtype=torch.int32), r"a matrix of floats, got \[2, 2\] of torch.int32"),
-        ("add.q.weight", torch.ones(0, 2), "a matrix of floats"),
+        ("add.q.weight", torch.ones(3), r"kernels, of floats, got \[3\]"),
+        ("add.q.weight", torch.ones(2, 2, dtype=torch.int32), r"kernels, of floats, got \[2, 2\] of torch.int32"),
+        ("add.q.weight", torch.ones(0, 2), "kernels, of floats"),
         ("add.q.bias", torch.ones(2, 2), "the update of a .weight"),
         ("q.weight", torch.ones(2, 2), "a name begins with 'add.' or 'set.'"),
     ],
