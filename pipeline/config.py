@@ -74,6 +74,7 @@ class Options:
     report: str | None
     expert_set: str = "trained"
     device: str | None = None
+    merge_device: str = "cpu"
     strength_grid: tuple[float, ...] | None = None
     protocol: str = "corrected"
     other_protocol: bool = True
@@ -92,6 +93,7 @@ class Options:
         choose(self.expert_set, EXPERT_SETS, "expert_set")
         if self.device is not None:
             choose(self.device, DEVICES, "device")
+        choose(self.merge_device, DEVICES, "merge_device")
         refuse(problems_of_grid(self.strength_grid))
         self.only  # noqa: B018  # refuses what limit and ids have wrong
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SHARED_BY_POINTS = (
     "profile",
     "jobs",
+    "merge_device",
     "report",
     "logger",
     "bootstrap",

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustmerge.device import computing_on
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.function_method import collect_over_model, merge_by_function
 from robustmerge.low_rank import concatenate, truncate
@@ -53,28 +54,32 @@ def merge_pairs(experts: Mapping[str, LoraPair], method: AnyMethod, module: str 
     return merge_models({name: {module: pair} for name, pair in experts.items()}, method)[module]
 
 
-def merge_models(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMethod) -> dict[str, LoraPair | Tensor]:
+def merge_models(
+    experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMethod, device: str | None = None
+) -> dict[str, LoraPair | Tensor]:
     """Merge whole models that are in memory. experts: name -> module -> pair; returns module -> update.
 
-    Raises UserError if the experts do not fit together, where a scale is undefined, and if a value given or merged is
-    not finite.
+    device: where all is computed and the updates are; None: for each module where the first expert has it.
+    Raises UserError if the experts do not fit together, where a scale is undefined, if a value given or merged is
+    not finite, and if the device is not there.
     """
     names = sorted(experts)
     check_experts(experts, method)
-    modules = [
-        check_module(complete_module(name, {expert: experts[expert].get(name) for expert in names}, method))
-        for name in sorted(set().union(*experts.values()))
-    ]
-    methods = method.by_module([module.name for module in modules])
-    statistics = measure_model(method, methods, names, lambda function: map(function, modules))
-    merged = [merge_module(module, methods[module.name], statistics) for module in modules]
-    if needs_another_majority(statistics, [one.election for one in merged]):
-        statistics = replace(statistics, majority=-1)
+    with computing_on(device or "cpu"):
+        modules = [
+            check_module(complete_module(name, {expert: experts[expert].get(name) for expert in names}, method, device))
+            for name in sorted(set().union(*experts.values()))
+        ]
+        methods = method.by_module([module.name for module in modules])
+        statistics = measure_model(method, methods, names, lambda function: map(function, modules))
         merged = [merge_module(module, methods[module.name], statistics) for module in modules]
-    updates = {module.name: one.update for module, one in zip(modules, merged, strict=True)}
-    for name, update in updates.items():
-        measure_merged(update, name)
-    return updates
+        if needs_another_majority(statistics, [one.election for one in merged]):
+            statistics = replace(statistics, majority=-1)
+            merged = [merge_module(module, methods[module.name], statistics) for module in modules]
+        updates = {module.name: one.update for module, one in zip(modules, merged, strict=True)}
+        for name, update in updates.items():
+            measure_merged(update, name)
+        return updates
 
 
 def measure_model(

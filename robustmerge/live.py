@@ -43,6 +43,7 @@ def merge_into(
     dtype: str | None = None,
     workers: int = 1,
     say: Say = print,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Merge LoRA adapters of a PeftModel into a new adapter of it, `name`, and return the record of the merge.
 
@@ -51,12 +52,14 @@ def merge_into(
     weights, seed: instead of the method's own. workers: modules merged side by side; the result is the same.
     dtype: float32, float16, bfloat16, or `experts` for theirs; None: the method's, if it is a half precision, else
     theirs. modules_to_save are averaged and have the dtype that the model gives them.
-    Everything is computed on the CPU, by module; each weight goes to the device of the first adapter that has it.
+    device: where modules are merged; None: on the GPU where the first adapter is, or on the CPU. Each weight goes to
+    where the first adapter that has it keeps it.
     Raises UserError with all problems at once, as a merge of folders does; the model is unchanged then.
     """
     method = _settle(method, weights, seed, dtype)
     _check_names(model, adapters, name)
-    with set_up_for_merging():
+    device = device or _find_device(model, adapters[0])
+    with set_up_for_merging(device):
         opened, problems = open_each(adapters, lambda adapter: read_live(model, adapter))
         opened = check_together(opened, problems, method, adapters)
         if biased := [adapter.name for adapter in opened if adapter.config.get("bias", "none") != "none"]:
@@ -65,7 +68,7 @@ def merge_into(
                 "peft has only one such adapter; merge folders (merge_folders)"
             )
         output = open_in_memory(opened, method.out.dtype)
-        record = Merging(opened, method, workers).run(lambda: output)
+        record = Merging(opened, method, workers, device=device).run(lambda: output)
     _add_adapter(model, name, [adapter.name for adapter in opened], output)
     say(summarize_merge(method, record))
     return record
@@ -111,6 +114,13 @@ def _check_names(model: Any, adapters: Sequence[str], name: str) -> None:
         problems.append(f"peft takes no adapter named '{name}': a name has a character, and no dot")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _find_device(model: Any, adapter: str) -> str:
+    """The GPU where the first LoRA of an adapter is; cpu for any other kind of device: few of them know float64."""
+    lora = re.compile(rf"\.lora_\w+\.{re.escape(adapter)}(\.|$)")
+    devices = (parameter.device for name, parameter in model.named_parameters() if lora.search(name))
+    return str(next((device for device in devices if device.type == "cuda"), "cpu"))
 
 
 def read_live(model: Any, name: str) -> Adapter:

@@ -88,7 +88,7 @@ def approximate_randomly(dense: Tensor, rank: int, draw: torch.Generator) -> App
     """
     dense = dense.float()
     size = min(rank + OVERSAMPLED, *dense.shape)
-    Q = qr(dense @ torch.randn(dense.shape[1], size, generator=draw)).Q
+    Q = qr(dense @ torch.randn(dense.shape[1], size, generator=draw).to(dense.device)).Q
     for _ in range(POWERS):
         Q = qr(dense @ qr(dense.T @ Q).Q).Q
     u, s, Vh = svd((Q.T @ dense).double(), full_matrices=False)
@@ -216,10 +216,10 @@ class Pairwise(NamedTuple):
 
 def compare(spectra: Sequence[Spectrum]) -> Pairwise:
     """Compare all pairs at once, by the blocks of U^T U and V^T V of the concatenated bases."""
-    ranks = torch.tensor([len(x.s) for x in spectra])
+    ranks = torch.tensor([len(x.s) for x in spectra], device=spectra[0].s.device)
     s, U, V = (torch.cat([getattr(x, part) for x in spectra], dim=-1) for part in ("s", "U", "V"))
     left, right = U.T @ U, V.T @ V  # [K, K], K = sum of the k
-    member = torch.eye(len(spectra), dtype=s.dtype).repeat_interleave(ranks, dim=1)  # [N, K]
+    member = torch.eye(len(spectra), dtype=s.dtype, device=s.device).repeat_interleave(ranks, dim=1)  # [N, K]
 
     def add_up_blocks(x: Tensor) -> Tensor:
         return member @ x @ member.T

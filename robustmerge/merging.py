@@ -38,6 +38,7 @@ from robustmerge.module import (
     complete_module,
     measure_experts,
     measure_merged,
+    to_cpu,
 )
 from robustmerge.other_weights import mean_extras, mean_if_present, merge_biases, problems_of_extras
 from robustmerge.rules import Election, Statistics
@@ -60,13 +61,18 @@ def merge(
     say: Say = print,
     workers: int = 1,
     progress: bool | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Merge the experts (name -> adapter folder) into the folder at `address`, and return its path.
 
-    progress: whether progress bars are shown; None where there is a terminal.
+    progress: whether progress bars are shown; None where there is a terminal. device: as of `merge_folders`.
     Raises UserError with all problems at once; nothing is written then.
     """
-    return run_stage(address, lambda folder: write_merged(folder, method, experts, say, workers, progress), say, True)
+
+    def work(folder: Path) -> dict[str, Any]:
+        return write_merged(folder, method, experts, say, workers, progress, device)
+
+    return run_stage(address, work, say, True)
 
 
 def merge_folders(
@@ -75,22 +81,30 @@ def merge_folders(
     out: str | Path,
     workers: int = 1,
     say: Say = print,
+    device: str = "cpu",
 ) -> Path:
     """Merge adapter folders or hub ids into the new folder `out`, and return its path.
 
     experts: named, or in a list, each under its folder's name. method: one, or the name of its file in configs/merge.
     workers: modules merged side by side, by threads; the result is the same for any number.
+    device: where modules are merged, as `cuda`; the numbers are those of the CPU but for rounding, and random pruning
+    keeps the same entries. It is no part of what the merge is.
     A manifest in the folder says what it was made of; the same merge into the same folder is not made again.
     Raises UserError with all problems at once; nothing is written then.
     """
     method = read_method(method) if isinstance(method, str) else method
     folders = fetch_experts(experts)
-    merge(address_at(Path(out), method, folders), method, folders, say, workers)
+    merge(address_at(Path(out), method, folders), method, folders, say, workers, device=device)
     return Path(out)
 
 
 def merge_with_summary(
-    out: str | Path, method: AnyMethod, experts: Mapping[str, Path], workers: int = 1, progress: bool | None = None
+    out: str | Path,
+    method: AnyMethod,
+    experts: Mapping[str, Path],
+    workers: int = 1,
+    progress: bool | None = None,
+    device: str = "cpu",
 ) -> None:
     """Merge adapter folders into the folder `out` as `merge_folders` does, and print what went in and what came out."""
     folder = expand(out).absolute()
@@ -98,9 +112,11 @@ def merge_with_summary(
     address = address_at(folder, method, experts)
     for line in describe_links(experts):
         print(line)
-    run_stage(
-        address, lambda draft: write_merged(draft, method, experts, lambda _: None, workers, progress), at_once=True
-    )
+
+    def work(draft: Path) -> dict[str, Any]:
+        return write_merged(draft, method, experts, lambda _: None, workers, progress, device)
+
+    run_stage(address, work, at_once=True)
     print_merge(folder, method, str(out), was_there)
 
 
@@ -117,14 +133,15 @@ def write_merged(
     say: Say = print,
     workers: int = 1,
     progress: bool | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Merge into `folder` and return the record: inputs, results, omissions."""
     for line in describe_links(experts):
         say(line)
-    with set_up_for_merging():
+    with set_up_for_merging(device):
         adapters, out = open_experts(experts, method), method.out
         card = write_card(method, adapters)
-        record = Merging(adapters, method, workers, progress).run(
+        record = Merging(adapters, method, workers, progress, device).run(
             lambda: open_writer(folder, method.output_format, adapters, card, out.dtype, out.base, out.for_)
         )
     say(summarize_merge(method, record))
@@ -194,12 +211,17 @@ class MergedModule(NamedTuple):
 
 @dataclass(frozen=True)
 class Merging:
-    """One merge: opened experts, sorted by name, and the method; reads, checks, merges and writes their modules."""
+    """One merge: opened experts, sorted by name, and the method; reads, checks, merges and writes their modules.
+
+    device: where A and B are merged; the little that experts train besides is averaged on the CPU, and all is written
+    from there.
+    """
 
     adapters: Sequence[Adapter]
     method: AnyMethod
     workers: int = 1
     progress: bool | None = None
+    device: str = "cpu"
 
     @cached_property
     def problems(self) -> list[str]:
@@ -223,7 +245,7 @@ class Merging:
     def read(self, name: str) -> Module:
         """Read one module of all experts, unchecked."""
         found = {a.name: a.pair(name) if name in a.shapes else None for a in self.adapters}
-        return complete_module(name, found, self.method)
+        return complete_module(name, found, self.method, self.device)
 
     def walk(self, title: str, function: Callable[[str], R], part: tuple[int, int] = (1, 1)) -> Iterator[R]:
         """Call function(module) for all modules, in order, with a progress bar. Raises UserError with all problems."""
@@ -270,7 +292,8 @@ class Merging:
         biases = [a.bias(name) if name in a.shapes else None for a in self.adapters]
         bias = merge_biases(biases, method, self.names)
         magnitude = mean_if_present([a.magnitude(name) for a in self.adapters])
-        return MergedModule(merged, measure_merged(merged.update, name), norms, bias, magnitude)
+        norm = measure_merged(merged.update, name)
+        return MergedModule(to_cpu(merged), norm, norms, bias, magnitude)
 
     def run(self, open_output: Callable[[], Output]) -> dict[str, Any]:
         """Merge all modules into an output, and return the record.
@@ -298,4 +321,5 @@ class Merging:
                 raise WrongMajorityError
             for name, mean in mean_extras(self.adapters):
                 writer.add_extra(name, mean)
-        return record_merge(method, self.adapters, writer.ranks, dropped, norms)
+        record = record_merge(method, self.adapters, writer.ranks, dropped, norms)
+        return record if self.device == "cpu" else {**record, "device": self.device}

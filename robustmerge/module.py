@@ -42,13 +42,16 @@ class Module(NamedTuple):
     @property
     def rank_mask(self) -> Tensor:
         """Which rank indices each expert has [T, R]; R: the largest rank."""
-        ranks = torch.tensor(self.ranks)
-        return torch.arange(int(ranks.max())) < ranks[:, None]
+        device = self.pairs[0].A.device
+        return torch.arange(max(self.ranks), device=device) < torch.tensor(self.ranks, device=device)[:, None]
 
 
-def complete_module(name: str, found: Mapping[str, LoraPair | None], method: AnyMethod) -> Module:
+def complete_module(
+    name: str, found: Mapping[str, LoraPair | None], method: AnyMethod, device: str | None = None
+) -> Module:
     """The module of all experts, sorted by name, with a zero update of each that lacks it (None in `found`).
 
+    device: where the pairs are put; None: where the first one is.
     A zero update has rank 0, so that it adds nothing to a sum of products and no column to a basis of knots or core.
     Where A and B are summed apart, or a function gets the pairs, both are zeros of the largest rank of the others: then
     the cross terms B_m A_n with that expert are 0 too, unlike those of an adapter that has an A.
@@ -59,6 +62,7 @@ def complete_module(name: str, found: Mapping[str, LoraPair | None], method: Any
     zero = LoraPair(A.new_zeros(rank, A.shape[1]), B.new_zeros(B.shape[0], rank))
     names = sorted(found)
     pairs = [zero if (pair := found[expert]) is None else pair for expert in names]
+    pairs = [LoraPair(pair.A.to(device or A.device), pair.B.to(device or A.device)) for pair in pairs]
     return Module(name, names, pairs, [expert for expert in names if found[expert] is None])
 
 
@@ -73,6 +77,13 @@ class Merged(NamedTuple):
     cut: float = 0.0
     dropped: int = 0
     election: Election = Election()
+
+
+def to_cpu(merged: Merged) -> Merged:
+    """The merged module with its update on the CPU."""
+    update = merged.update
+    moved = LoraPair(update.A.cpu(), update.B.cpu()) if isinstance(update, LoraPair) else update.cpu()
+    return merged._replace(update=moved)
 
 
 def check_experts(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMethod) -> None:

@@ -22,11 +22,11 @@ WAITING = 1 << 23  # numbers that all streams together hold until they are count
 
 
 def kth_smallest(x: Tensor, k: int) -> float:
-    """The k-th smallest (k from 1) of non-negative float32 numbers in memory; reorders x.
+    """The k-th smallest (k from 1) of non-negative float32 numbers; reorders x if it is on the CPU.
 
     Partitioning their bits as integers is the fastest exact way on a CPU.
     """
-    bits = x.view(-1).numpy().view(np.int32)
+    bits = x.view(-1).cpu().numpy().view(np.int32)
     bits.partition(k - 1)
     return float(bits[k - 1 : k].view(np.float32)[0])
 
@@ -40,6 +40,7 @@ class Selector:
     """Selects order statistics of a stream, which is given once or twice: until `is_done`.
 
     ranks: from how many numbers there were to the k of each answer, from 1. batch: numbers counted at once.
+    Numbers are counted on the device where they are; the counts are kept on the CPU.
     Only the exponents that occur have counts, 8 kB each: magnitudes need some 0.3 MB, scores from 1 to e^-50 1.5 MB.
 
     >>> selector = Selector(lambda n: [1, n])
@@ -82,10 +83,11 @@ class Selector:
         self._waiting = []
         if self._within:
             for upper, counts in self._lower.items():
-                counts += torch.bincount(bits[bits >> LOWER == upper] & LOWER_MASK, minlength=LOWER_MASK + 1)
+                lower = bits[bits >> LOWER == upper] & LOWER_MASK
+                counts += torch.bincount(lower, minlength=LOWER_MASK + 1).cpu()
             return
         self.n += bits.numel()
-        self._has_lower = self._has_lower or bool(np.bitwise_or.reduce(bits.numpy()) & LOWER_MASK)
+        self._has_lower = self._has_lower or bool((bits & LOWER_MASK).any())
         upper = bits >> LOWER
         first, last = (int(x) // ROW for x in upper.aminmax())
         counts = torch.bincount(upper.sub_(first * ROW), minlength=(last - first + 1) * ROW).view(-1, ROW)
@@ -93,7 +95,7 @@ class Selector:
         rows = [self._rows.setdefault(first + row, len(self._rows)) for row in occupied.tolist()]
         new = torch.zeros(len(self._rows) - len(self._upper), ROW, dtype=torch.int64)
         self._upper = torch.cat([self._upper, new]) if len(new) else self._upper
-        self._upper.index_add_(0, torch.tensor(rows), counts[occupied])
+        self._upper.index_add_(0, torch.tensor(rows), counts[occupied].cpu())
 
     def end_pass(self) -> None:
         """End a pass: every number has been added."""
@@ -121,7 +123,7 @@ class Selector:
         return [(rows[place // ROW] * ROW + place % ROW, k) for place, k in places]
 
     def _select_held(self) -> list[float]:
-        bits = torch.cat(self._waiting).numpy()
+        bits = torch.cat(self._waiting).cpu().numpy()
         self._waiting = []
         self.n = len(bits)
         places = [k - 1 for k in self._ranks(self.n)]

@@ -106,7 +106,9 @@ def _at_least(x: Tensor, limit: float) -> Tensor:
 
 def keep_random(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
     """Keep each entry with probability `density` (DARE, https://arxiv.org/abs/2311.03099)."""
-    return [x * (torch.rand(x.shape, generator=draw) < prune.density) for x, draw in zip(xs, draws, strict=True)]
+    # Drawn on the CPU wherever x is: the same entries on every device.
+    kept = (torch.rand(x.shape, generator=draw) < prune.density for x, draw in zip(xs, draws, strict=True))
+    return [x * is_kept.to(x.device) for x, is_kept in zip(xs, kept, strict=True)]
 
 
 def keep_agreeing(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:

@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 
+from robustmerge.device import computing_on
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -20,17 +22,19 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @contextmanager
-def set_up_for_merging() -> Iterator[None]:
+def set_up_for_merging(device: str = "cpu") -> Iterator[None]:
     """Context manager: one torch thread, so that sums do not depend on the number of cores; no garbage collection.
 
     Nothing that a merge makes is in a cycle, so the garbage collector, which would walk over all of torch, rests.
+    Raises UserError if the device is not there.
     """
     keep_freed_memory()
     threads, collecting = torch.get_num_threads(), gc.isenabled()
     torch.set_num_threads(1)
     gc.disable()
     try:
-        yield
+        with computing_on(device):
+            yield
     finally:
         torch.set_num_threads(threads)
         if collecting:

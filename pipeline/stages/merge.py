@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava_ext.launch import list_gpus
+from llava_ext.settings import Trainer
 from pipeline.addresses import list_unfinished, require_complete
 from pipeline.events import say
 from pipeline.plan import Plan
@@ -13,7 +15,7 @@ from pipeline.program import train_all_command
 from pipeline.stages.base import require_bases
 from pipeline.stages.convert import convert
 from pipeline.words import format_command
-from pipeline.work_items import describe_item, drop_finished, run_side_by_side
+from pipeline.work_items import ONE_CPU, describe_item, drop_finished, run_side_by_side
 from robustmerge.formats.serving import BASE
 from robustmerge.method import AnyMethod, list_methods
 from robustmerge.stage.address import Address
@@ -45,11 +47,14 @@ def merge(plans: Sequence[Plan], choose: bool = False) -> None:
         wanted += [(plan, method) for plan, by_factor in by_method for method in by_factor.values()]
     unfinished = drop_finished((plan.merged(method), (plan, method)) for plan, method in wanted)
     items = []
-    workers = max(1, plans[0].config.jobs // max(1, len(unfinished)))
+    workers, device = max(1, plans[0].config.jobs // max(1, len(unfinished))), plans[0].config.merge_device
+    trainer = ONE_CPU if device == "cpu" else Trainer("single_gpu", device)  # one process a GPU
+    if unfinished and device == "cuda" and not list_gpus():
+        raise UserError("merge_device=cuda merges on GPUs, and this machine shows none; merge_device=cpu needs none")
     for address, (plan, method) in unfinished:
         experts = {name: str(expert.path) for name, expert in plan.experts.items()}
-        items.append(describe_item("merge", address, method, experts=experts, workers=workers))
-    run_side_by_side(plans[0], "merge", items, [1.0] * len(items))
+        items.append(describe_item("merge", address, method, experts=experts, workers=workers, device=device))
+    run_side_by_side(plans[0], "merge", items, [1.0] * len(items), trainer)
 
 
 def work_merge(item: dict) -> None:
@@ -57,7 +62,8 @@ def work_merge(item: dict) -> None:
     from robustmerge.method import build_method
 
     experts = {name: Path(folder) for name, folder in item["experts"].items()}
-    merge(Address.from_json(item["address"]), build_method(item["settings"]), experts, say, item["workers"])
+    method = build_method(item["settings"])
+    merge(Address.from_json(item["address"]), method, experts, say, item["workers"], device=item["device"])
 
 
 def merge_out(plans: Sequence[Plan]) -> None:
@@ -79,7 +85,8 @@ def merge_out(plans: Sequence[Plan]) -> None:
 
     from robustmerge.merging import merge_with_summary
 
-    merge_with_summary(out, _with_base(plan, config.methods[0]), experts, config.jobs)
+    method, device = _with_base(plan, config.methods[0]), config.merge_device
+    merge_with_summary(out, method, experts, config.jobs, device=device)
     is_model = (expand(out) / "config.json").exists()
     words = [f"model.checkpoint={out}", "source=zero_shot"] if is_model else [f"source={out}"]
     if (expand(out) / BASE).is_dir():

@@ -80,15 +80,6 @@ def measure_effects(base: Path, adapters: Mapping[str, Path], device: str = "cpu
         yield name, Effect(moved, turned, len(adapter.modules), len(active), len(empty), lost, change)
 
 
-def require_device(device: str) -> None:
-    """Raises UserError unless torch has the device."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"there is no device {quote(device)} here: {reason}; the default is cpu (--device)") from error
-
-
 def require_packages() -> None:
     """Raises UserError, naming the extra to install, unless transformers and peft are there."""
     try:

@@ -61,7 +61,7 @@ def _smooth(s: Tensor, smoothing: str, rho: float) -> Tensor:
     """The energy sum(s), spread over its directions. s [r], descending -> [r]."""
     if smoothing == "avg" or len(s) == 0:
         return torch.full_like(s, s.sum() / max(1, len(s)))
-    w = torch.linspace(min(rho, float(s[0] / s[-1])), 1.0, len(s), dtype=s.dtype)
+    w = torch.linspace(min(rho, float(s[0] / s[-1])), 1.0, len(s), dtype=s.dtype, device=s.device)
     return s.sum() * w / w.sum()
 
 

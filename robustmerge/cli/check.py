@@ -26,7 +26,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     folders = fetch_experts({text: text for text in options.adapters})
 
-    from robustmerge.analysis.effect import describe_cosines, describe_effect, measure_effects, require_device
+    from robustmerge.analysis.effect import describe_cosines, describe_effect, measure_effects
+    from robustmerge.device import require_device
 
     require_device(options.device)
     effects = []

@@ -10,7 +10,7 @@ takes; a message that names merge.KEY means --set KEY. A recipe holds the same i
 where it merges LoRA adapters by a method that is the same here. --for vllm or sglang writes what that server takes and
 prints its command. No base model is needed, but for --format model, and for --for where a projector or a head was
 trained in full. The same experts, method and seed give the same bytes, whatever the order of the experts and the number
-of jobs.
+of jobs. --device cuda merges on a GPU: the same numbers but for rounding.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="NAME=NUMBER", help="factors of experts' updates", **pairs)
     parser.add_argument("--seed", type=int, help="of random pruning")
     parser.add_argument("--jobs", type=int, default=count_cores(), help="modules merged side by side (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="where modules are merged: cpu, cuda, cuda:1 (%(default)s)")
     parser.add_argument("--format", choices=FORMATS, help="what is written; by default an adapter where one is exact")
     parser.add_argument("--rank", help="cut the result to this rank: a number, or experts for the largest of theirs")
     parser.add_argument("--dtype", choices=DTYPES, help="of what is written (float32)")
@@ -67,7 +68,7 @@ def run(options: Namespace) -> None:
         _refuse_all_but_plain_lora(experts, recipe)
     for note in recipe.notes:
         print(f"note: {note}")
-    merge_with_summary(recipe.out, method, experts, options.jobs)
+    merge_with_summary(recipe.out, method, experts, options.jobs, device=options.device)
     lines = how_to_load(method.output_format).replace("path/of/this/folder", recipe.out)
     print(f"\nload it:\n\n{textwrap.indent(lines, '    ')}", end="")
 

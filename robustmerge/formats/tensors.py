@@ -48,7 +48,7 @@ class Tensors(Protocol):
 
 
 class TensorsInMemory:
-    """Named tensors of a running model, on any device; `get` gives them on the CPU, where everything is computed."""
+    """Named tensors of a running model, on any device; `get` gives them on the CPU, as a file would."""
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor]):
         self.path, self._tensors = path, tensors

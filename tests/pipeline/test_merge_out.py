@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
+from pipeline.plan import Plan
 from pipeline.program import compose
 from pipeline.stages import merge
 from pipeline.sweep import make_plans
@@ -83,6 +85,24 @@ def test_the_folder_has_the_bytes_of_merge_folders(tmp_path, experts):
     merge_folders(experts, "ties", tmp_path / "called", **QUIET)
     for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
         assert (tmp_path / "typed" / name).read_bytes() == (tmp_path / "called" / name).read_bytes()
+
+
+def test_a_gpu_merges_to_the_same_address_and_is_needed_only_where_it_is_asked_for(tmp_path, experts, monkeypatch):
+    words = [f"experts=[{','.join(map(str, experts))}]", "merge=ties", f"paths.runs={tmp_path}/runs"]
+    (there,) = make_plans([compose("merge", [*words, f"out={tmp_path}/out", "merge_device=cuda"])])
+    here = Plan(replace(there.config, merge_device="cpu"))
+    assert here.merged(here.config.methods[0]).short == there.merged(there.config.methods[0]).short
+    started = []
+    monkeypatch.setattr(merge, "run_side_by_side", lambda *job: started.append(job))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match="merge_device=cuda merges on GPUs, and this machine shows none"):
+        merge.merge([there])
+    with pytest.raises(UserError, match="there is no device 'cuda' here"):
+        merge.merge_out([there])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    merge.merge([there])
+    ((_, _, items, _, trainer),) = started
+    assert [item["device"] for item in items] == ["cuda"] and trainer.engine == "single_gpu"
 
 
 def test_dense_deltas_are_written_where_no_adapter_is_exact(tmp_path, experts, capsys):
