@@ -16,8 +16,9 @@ from eval.report.results import CHOSEN, Choice
 from eval.settings import Task
 from pipeline.addresses import Addresses, list_unfinished
 from pipeline.program import command, merge_command, parse_overrides, train_all_command
-from pipeline.sources import SOURCE_FILES, EvalSet, Source, explain_full_model, name_source
+from pipeline.sources import EvalSet, Source, explain_full_model, name_source
 from pipeline.strengths import choose_strength, has_val
+from robustmerge.formats.adapter_config import SOURCE_FILES
 from robustmerge.method import AnyMethod
 from robustmerge.stage.address import Address
 from robustmerge.stage.files import expand

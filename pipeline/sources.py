@@ -11,7 +11,6 @@ from robustmerge.method import AnyMethod
 from robustmerge.stage.address import Address
 
 TITLES = {"zero_shot": "Zero-shot", "multi_task": "Multi-task"}
-SOURCE_FILES = ("adapter_config.json", "delta_config.json")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Terminal output and input that programs share: results, paths, durations, sizes, and the yes-no question."""
+"""Terminal output that programs share: results, paths, durations."""
 
 from __future__ import annotations
 
@@ -35,20 +35,3 @@ def format_path(path: Path) -> str:
 def format_seconds(seconds: float) -> str:
     """Format a duration: `45 s`, `3 min 5 s`."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
-
-
-def format_size(n_bytes: float) -> str:
-    """Format a number of bytes: `512 B`, `1.5 kB`, `14.1 GB`."""
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} GB"
-
-
-def confirm(question: str) -> bool:
-    """Ask a yes-no question; the answer is no if standard input is closed."""
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False

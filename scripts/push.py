@@ -9,7 +9,7 @@ from pipeline.program import run  # noqa: E402
 
 
 def main(points: list[dict]) -> None:
-    from pipeline.tools.push.command import push
+    from pipeline.tools.push import push
 
     for point in points:
         push(point)

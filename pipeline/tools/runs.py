@@ -14,12 +14,12 @@ from pathlib import Path
 from eval.settings import OFFICIAL_NAMES
 from pipeline.plan import Plan
 from pipeline.program import compose, runs_folder
-from pipeline.terminal import confirm, format_size
 from robustmerge.stage.address import Address, get_mapping, is_locked, read_manifest
 from robustmerge.stage.files import parse_json, read_text
 from robustmerge.stage.records import Score, read_score
 from robustmerge.stage.settings import UserError
-from robustmerge.stage.tables import format_columns
+from robustmerge.stage.tables import format_columns, format_size
+from robustmerge.stage.terminal import confirm
 from robustmerge.stage.text import quote
 
 TITLES = ("address", "differs from the defaults in", "score (tasks)", "size", "commit")

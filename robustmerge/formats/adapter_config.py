@@ -17,6 +17,7 @@ from robustmerge.stage.settings import UserError, first_few
 from robustmerge.stage.text import plain, quote, shorten
 
 CONFIG = "adapter_config.json"
+SOURCE_FILES = (CONFIG, "delta_config.json")  # by one of which a folder is one of LoRA, or of dense updates
 SAME_BASE = ("base_model_name_or_path", "revision")
 # How the modules with LoRA are spelled; which they are, the tensors say.
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")

@@ -1,4 +1,4 @@
-"""Formatters of rows: CSV for programs, Markdown for pages, aligned columns for a terminal."""
+"""Formatters of rows (CSV for programs, Markdown for pages, aligned columns for a terminal) and of sizes."""
 
 from __future__ import annotations
 
@@ -47,3 +47,12 @@ def _widths(cells: Sequence[Sequence[str]]) -> list[int]:
 def _align(row: Sequence[str], widths: Sequence[int], text: Collection[int]) -> list[str]:
     pairs = enumerate(zip(row, widths, strict=True))
     return [cell.ljust(width) if i in text else cell.rjust(width) for i, (cell, width) in pairs]
+
+
+def format_size(n_bytes: float) -> str:
+    """Format a number of bytes: `512 B`, `1.5 kB`, `14.1 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"

@@ -1,4 +1,4 @@
-"""Protection of the terminal from what a program prints of other people's files."""
+"""Protection of the terminal from what a program prints of other people's files, and the yes-no question."""
 
 from __future__ import annotations
 
@@ -38,3 +38,11 @@ def protect_terminal() -> contextlib.AbstractContextManager:
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors=errors)
     return contextlib.redirect_stdout(_PlainOutput(sys.stdout))
+
+
+def confirm(question: str) -> bool:
+    """Ask a yes-no question; the answer is no if standard input is closed."""
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

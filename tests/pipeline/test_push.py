@@ -19,10 +19,11 @@ import yaml
 
 from pipeline.program import compose
 from pipeline.sweep import make_plan_with
-from pipeline.tools.push.command import PushRequest
-from pipeline.tools.push.command import push as push_folder
-from pipeline.tools.push.files import UploadedFile, collect_files
+from pipeline.tools.push import PushRequest
+from pipeline.tools.push import push as push_folder
+from robustmerge.cli.program import main
 from robustmerge.merging import merge_folders
+from robustmerge.push.files import UploadedFile, collect_files
 from robustmerge.stage.settings import ConfigError, UserError
 from tests.merge_cases import QUIET, random_experts, write_expert
 
@@ -189,6 +190,27 @@ def test_an_adapter_arrives_with_a_card_that_says_how_it_was_made(
     assert f"'experts=[ann/merged@{COMMIT}]'" in told
 
 
+def test_the_librarys_command_uploads_the_same_and_names_its_own_options(
+    hub: Hub, merged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    push(merged, base="ann/base")
+    main(["push", str(merged), "ann/other", "--base", "ann/base", "--no-private", "--yes"])
+    assert hub.repositories["ann/other"] == hub.repositories["ann/merged"]
+    assert (hub.private["ann/merged"], hub.private["ann/other"]) == (True, False)
+    assert f"robustmerge merge METHOD ann/other@{COMMIT} EXPERT" in capsys.readouterr().out
+    for words, message in {
+        ("ann/full", "--yes"): "exists and has files; take another one, or add to it with --update",
+        ("ann/new",): "there is no terminal to answer; add --yes",
+        ("new",): "a repository of the Hub is written user/name, got new (repo)",
+    }.items():
+        with pytest.raises(SystemExit) as ended:
+            main(["push", str(merged), *words])
+        printed = capsys.readouterr()
+        assert ended.value.code == 2 and message in printed.err
+        assert ("/" not in words[0]) or "give its name on the Hub, --base user/name" in printed.out
+
+
 def test_nothing_of_this_machine_is_uploaded(hub: Hub, merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     push(merged)
     host = json.loads((merged / "manifest.json").read_text())["record"]["host"]
@@ -208,7 +230,7 @@ def test_a_cut_upload_goes_on_and_what_has_files_is_added_to_only_if_asked(hub: 
     push(merged)
     assert SAFE in hub.repositories["ann/merged"]
     before = list(hub.asked)
-    with pytest.raises(UserError, match="ann/full exists and has files; take another repo=, or add to it with update"):
+    with pytest.raises(UserError, match="ann/full exists and has files; take another one, or add to it with update"):
         push(merged, "ann/full")
     assert not [asked for asked in hub.asked[len(before) :] if asked.startswith(("POST", "PUT"))]
     push(merged, "ann/full", update=True, private=False)
@@ -258,7 +280,7 @@ def test_without_a_terminal_it_does_not_even_ask_the_hub(
     hub: Hub, merged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    with pytest.raises(UserError, match="asks before it uploads, and there is no terminal to answer; add yes=true"):
+    with pytest.raises(UserError, match="an upload asks first, and there is no terminal to answer; add yes=true"):
         push(merged, yes=False)
     assert not hub.asked
 
@@ -269,7 +291,7 @@ def test_dense_updates_are_called_what_they_are_and_much_is_refused(
     (tmp_path / "delta_config.json").write_text('{"format": 1, "base_model_name_or_path": "ann/base"}')
     (tmp_path / "delta.safetensors").write_bytes(b"0" * 2000)
     (tmp_path / "README.md").write_text("# Dense\n\nMethod: by hand.\n")
-    monkeypatch.setattr("pipeline.tools.push.command.LARGE", 1000)
+    monkeypatch.setattr("robustmerge.push.upload.LARGE", 1000)
     with pytest.raises(UserError, match=r"2\.\d kB is much to upload: large=true does it; .*merge.out.rank=16"):
         push(tmp_path, "ann/dense")
     assert not hub.asked
@@ -320,7 +342,7 @@ def test_a_trained_expert_gets_a_card_of_its_manifest(tmp_path: Path) -> None:
 def test_what_is_typed_is_what_is_asked() -> None:
     words = ["repo=ann/x", "folder=/x", "base=ann/b", "private=false", "update=true", "large=true", "yes=true"]
     _, request = make_plan_with(PushRequest, compose("push", words))
-    assert request == PushRequest("ann/x", "/x", "ann/b", False, True, True, True)
+    assert request == PushRequest("ann/x", "ann/b", False, True, True, True, folder="/x")
 
 
 def test_an_uploaded_file_knows_its_size(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_recipe_that_is_wrong_is_refused_with_the_choices(folder: Path, capsys
     [
         (
             ["mrge"],
-            "unknown command 'mrge'; choose one of check, extract, inspect, merge, methods (did you mean 'merge'?)",
+            "unknown command 'mrge'; choose one of check, extract, inspect, merge, methods, push (did",
         ),
         (["merge", "ties", "-o", "o"], "which experts? robustmerge merge ties EXPERT EXPERT -o FOLDER"),
         (["merge", "ties", "a"], "where to? give the new folder: -o FOLDER"),

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.terminal import format_size
 from pipeline.tools.doctor.machine import EXPERTS, gather_facts
+from robustmerge.stage.tables import format_size
 
 OLDEST = (3, 11)
 SETUP = "bash scripts/setup.sh"

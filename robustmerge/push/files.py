@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.sources import SOURCE_FILES
-from pipeline.tools.push.card import Card, make_card
+from robustmerge.formats.adapter_config import SOURCE_FILES
+from robustmerge.push.card import Card, make_card
 from robustmerge.stage.address import read_manifest
 from robustmerge.stage.files import read_json, sha256_of
 from robustmerge.stage.settings import UserError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from huggingface_hub import HfApi
 
-from pipeline.tools.push.files import UploadedFile
+from robustmerge.push.files import UploadedFile
 from robustmerge.stage.settings import UserError
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write (huggingface.co/settings/tokens)"
@@ -95,7 +95,7 @@ def _reason(status: int, repo: str, error: Exception) -> str:
         401: f"the token is not valid; {LOG_IN}",
         402: "the account has no room left for private files",
         403: f"the token has no right to write to '{owner}'; {LOG_IN}",
-        409: "a repository of that name exists already; add to it with update=true",
+        409: "a repository of that name exists already; type the same command again",
         413: "a file is too large for it",
         429: "too many requests; wait some minutes",
     }
