@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from robustmerge.formats.names import LANGUAGE_LINEARS
 from robustmerge.stage.settings import PRECISIONS, PRODUCTS, ConfigError, Problem, outside_identity, refuse, suggest
 
-LANGUAGE_LINEARS = (
-    r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
-)
 ENGINES = ("cpu", "single_gpu", "ddp", "zero2", "zero3", "zero3_offload")
 DEEPSPEED_ENGINES = ("zero2", "zero3", "zero3_offload")
 MULTI_TASK = "multi_task"

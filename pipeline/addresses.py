@@ -19,10 +19,10 @@ from data_prep.question_files import list_pictures
 from data_prep.settings import GENERATOR, TaskData
 from eval.metrics.caption_tokens import has_java
 from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task
-from llava_ext.original.names import WEIGHTS, is_original
 from llava_ext.settings import BaseModel
 from pipeline.config import Config
 from pipeline.sources import EvalSet, Source
+from robustmerge.formats.llava.names import WEIGHTS, is_original
 from robustmerge.hub.pins import Repository
 from robustmerge.hub.places import fetch_adapter, find_address
 from robustmerge.method import MERGE_SCHEMA, AnyMethod

@@ -87,7 +87,7 @@ class Selector:
                 counts += torch.bincount(lower, minlength=LOWER_MASK + 1).cpu()
             return
         self.n += bits.numel()
-        self._has_lower = self._has_lower or bool((bits & LOWER_MASK).any())
+        self._has_lower = self._has_lower or bool(np.bitwise_or.reduce(bits.cpu().numpy()) & LOWER_MASK)
         upper = bits >> LOWER
         first, last = (int(x) // ROW for x in upper.aminmax())
         counts = torch.bincount(upper.sub_(first * ROW), minlength=(last - first + 1) * ROW).view(-1, ROW)

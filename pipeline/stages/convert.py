@@ -9,14 +9,11 @@ from pipeline.addresses import Adapter
 from pipeline.events import say
 from pipeline.plan import Plan
 from pipeline.work_items import describe_item, drop_finished, run_in_turn
+from robustmerge.formats.llava.names import ADAPTER_FILES
 from robustmerge.hub.download import fetch_pinned
 from robustmerge.hub.pins import Pinned
 from robustmerge.hub.places import HUB
 from robustmerge.stage.address import Address, run_stage
-
-ADAPTER_FILES = (
-    "adapter_config.json", "adapter_model.*", "non_lora_trainables.bin", "config.json", "README.md",
-)  # fmt: skip
 
 
 def convert(plan: Plan, adapters: Iterable[Adapter]) -> None:
@@ -38,7 +35,7 @@ def fetch(address: Address, files: Sequence[str]) -> None:
 
 
 def work_convert(item: dict) -> None:
-    from llava_ext.original.to_peft import convert_to_peft
+    from robustmerge.formats.llava.to_peft import convert_to_peft
 
     original, base = Path(item["original"]), item["base"]
     run_stage(Address.from_json(item["address"]), lambda folder: convert_to_peft(original, folder, base), say)

@@ -3,45 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.stages.convert import ADAPTER_FILES
 from pipeline.words import format_command
+from robustmerge.formats.llava.convert import Conversion, convert_folder
+from robustmerge.formats.llava.names import ADAPTER_FILES
 from robustmerge.hub.places import fetch, find_place, name_of, split_name
 from robustmerge.stage.files import expand
-from robustmerge.stage.settings import ConfigError, Problem, UserError, build, refuse, suggest
+from robustmerge.stage.settings import ConfigError, Problem, UserError, build
 
-DIRECTIONS = ("peft", "original")
 KEYS = ("to", "adapters", "out", "base", "like", "vision_tower", "allow_no_projector")
 
 
 @dataclass(frozen=True)
-class ConvertRequest:
+class ConvertRequest(Conversion):
     """The keys of convert.py, as configs/convert.yaml describes them."""
 
-    to: str
+    _: KW_ONLY
     adapters: tuple[str, ...]
     out: str
-    base: str | None = None
-    like: str | None = None
-    vision_tower: str | None = None
-    allow_no_projector: bool = False
 
-    def __post_init__(self) -> None:
-        problems: list[Problem] = []
-        if self.to not in DIRECTIONS:
-            problems.append(Problem(f"unknown format '{self.to}'; {suggest(self.to, DIRECTIONS)}", "to"))
+    def find_problems(self) -> list[Problem]:
+        """What is wrong with the keys."""
+        problems = super().find_problems()
         if not self.adapters:
             problems.append(Problem("name at least one adapter, as 'adapters=[name:folder,user/repo]'", "adapters"))
-        for key, to in (("base", "peft"), ("like", "original"), ("vision_tower", "original")):
-            if getattr(self, key) is not None and self.to != to:
-                problems.append(Problem(f"{key} is for to={to}", key))
-        if self.like is not None and not expand(self.like).is_dir():
-            problems.append(Problem(f"there is no folder {self.like}", "like"))
-        refuse(problems)
+        return problems
 
     @property
     def places(self) -> dict[str, str]:
@@ -73,7 +62,7 @@ def convert(points: Sequence[Mapping[str, Any]]) -> None:
     problems, converted = [], []
     for number, (name, where) in enumerate(request.places.items(), 1):
         try:
-            outcome = _convert_one(request, fetch(find_place(where), ADAPTER_FILES, pins), out / name)
+            outcome = convert_folder(fetch(find_place(where), ADAPTER_FILES, pins), out / name, request)
             converted.append(name)
         except UserError as error:
             outcome = "failed"
@@ -86,26 +75,3 @@ def convert(points: Sequence[Mapping[str, Any]]) -> None:
         print(f"merge them: {format_command(words)}")
     if problems:
         raise UserError("\n".join(problems))
-
-
-def _convert_one(request: ConvertRequest, source: Path, folder: Path) -> str:
-    """Convert one adapter unless that is done, and say what became of it."""
-    from llava_ext.original import from_peft, to_peft
-    from llava_ext.original.record import is_converted
-
-    like, base = expand(request.like) if request.like else None, request.base or ""
-    if request.to == "peft":
-        identity = to_peft.peft_request(base)
-        act = partial(to_peft.convert_to_peft, base=base)
-    else:
-        identity = from_peft.original_request(like, request.vision_tower)
-        act = partial(from_peft.convert_to_original, like=like, vision_tower=request.vision_tower)
-    if is_converted(source, folder, identity):
-        return "complete, left alone"
-    record = act(source, folder, allow_no_projector=request.allow_no_projector)
-    saved = f"{record['projector_tensors']} of the projector" if record["projector_tensors"] else "no projector"
-    tensors = (
-        f"{2 * record['modules']} LoRA tensors ({record['layers']} layers, rank {record['rank']}, alpha "
-        f"{record['alpha']}, {record['dtype']}), {saved}, for {record['base'] or 'an unnamed base'}"
-    )
-    return "\n        ".join([tensors, *record.get("notes", [])])

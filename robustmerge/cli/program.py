@@ -6,6 +6,7 @@
   robustmerge inspect path/to/one path/to/two                         what to know before merging
   robustmerge extract path/to/base path/to/tuned -r 16 -o path/to/it  a LoRA out of a full fine-tuning
   robustmerge check path/to/base path/to/merged                       whether a merge took effect
+  robustmerge convert path/to/llava-lora -o path/to/it                an adapter of LLaVA's own trainer to PEFT's format
   robustmerge push path/to/merged user/name                           upload a merge with its card
 
 robustmerge COMMAND --help shows what a command takes, with an example.
@@ -20,7 +21,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NoReturn
 
-from robustmerge.cli import check, extract, inspect, merge, methods, push
+from robustmerge.cli import check, convert, extract, inspect, merge, methods, push
 from robustmerge.stage.failures import run_guarded
 from robustmerge.stage.settings import UserError, choose
 
@@ -30,6 +31,7 @@ COMMANDS = {
     "inspect": inspect,
     "check": check,
     "extract": extract,
+    "convert": convert,
     "push": push,
 }
 

@@ -226,7 +226,10 @@ def read_adapter(name: str, folder: Path, config: Mapping[str, Any], file: Tenso
     contents = classify_names(file, config, names)
     problems = [*find_unsupported(config, contents.lora), *first_few(contents.problems)]
     if (folder / "non_lora_trainables.bin").exists():
-        problems.append("non_lora_trainables.bin must be converted to modules_to_save first; it would be lost")
+        problems.append(
+            "non_lora_trainables.bin must be converted to modules_to_save first; it would be lost: "
+            "robustmerge convert FOLDER -o OUT"
+        )
     elif _lacks_projector(folder, config, contents):
         problems.append(
             "it is a checkpoint of LLaVA's own trainer, without the projector: non_lora_trainables.bin and config.json "

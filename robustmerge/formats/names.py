@@ -17,6 +17,10 @@ from robustmerge.stage.files import read_json
 from robustmerge.stage.text import quote
 
 PREFIX = "base_model.model."
+# the linears of the language model in transformers' LLaVA, none of the vision tower
+LANGUAGE_LINEARS = (
+    r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
+)
 # part of a module -> its name in the file; A and B are always there, magnitude with DoRA, bias with lora_bias
 PARTS = {
     "A": "lora_A.weight",

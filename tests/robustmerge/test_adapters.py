@@ -191,7 +191,8 @@ def test_all_that_is_wrong_with_an_expert_is_told_at_once(tmp_path: Path) -> Non
         "module 'layers.8.q': base_model.model.layers.8.q.lora_A.weight holds torch.int8, not floating point numbers",
         "module 'layers.9.q': it has lora_B.weight but no lora_A.weight",
         "new_thing=3 cannot be merged here",
-        "non_lora_trainables.bin must be converted to modules_to_save first; it would be lost",
+        "non_lora_trainables.bin must be converted to modules_to_save first; it would be lost: robustmerge convert "
+        "FOLDER -o OUT",
         "tensors base_model.model.layers.0.q.lora_A.default.weight and base_model.model.layers.0.q.lora_A.weight are "
         "two spellings of one name",
     ]

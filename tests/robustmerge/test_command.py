@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from robustmerge.cli.program import main
+from robustmerge.formats.llava.to_peft import convert_to_peft
+from robustmerge.formats.tensors import TensorFile
 from robustmerge.merging import merge_folders
 from robustmerge.method import list_methods, read_method
 from robustmerge.method_page import read_method_page
 from tests.merge_cases import QUIET, load_with_peft, random_experts, save_expert, write_expert
+from tests.original_layout import write_original
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +122,7 @@ def test_a_recipe_that_is_wrong_is_refused_with_the_choices(folder: Path, capsys
     [
         (
             ["mrge"],
-            "unknown command 'mrge'; choose one of check, extract, inspect, merge, methods, push (did",
+            "unknown command 'mrge'; choose one of check, convert, extract, inspect, merge, methods, push (did",
         ),
         (["merge", "ties", "-o", "o"], "which experts? robustmerge merge ties EXPERT EXPERT -o FOLDER"),
         (["merge", "ties", "a"], "where to? give the new folder: -o FOLDER"),
@@ -193,3 +197,38 @@ def test_an_inspection_is_printed_and_nothing_is_written(folder: Path, capsys) -
     printed = capsys.readouterr().out
     assert "\nWhat follows\n" in printed and "\nmean " in printed
     assert sorted(folder.rglob("*")) == before
+
+
+def test_an_adapter_of_llavas_own_trainer_becomes_an_expert_and_comes_back(folder: Path, capsys) -> None:
+    write_original(folder / "llava-lora")
+    main(["convert", "llava-lora", "-o", "peft"])
+    main(["convert", "llava-lora", "-o", "peft"])
+    printed = capsys.readouterr().out
+    assert "of the projector, for " in printed and "peft: complete, left alone\n" in printed
+    assert "merge it: robustmerge merge METHOD peft EXPERT -o FOLDER\n" in printed
+    convert_to_peft(folder / "llava-lora", folder / "called", "")
+    for name in ("adapter_model.safetensors", "adapter_config.json", "conversion.json"):
+        assert (folder / "peft" / name).read_bytes() == (folder / "called" / name).read_bytes()
+    main(["merge", "average", "peft", "-o", "merged"])
+    main(["convert", "peft", "-o", "llava-lora-again", "--to", "original"])
+    for name in ("adapter_model.bin", "non_lora_trainables.bin"):
+        before, after = (TensorFile(folder / place / name) for place in ("llava-lora", "llava-lora-again"))
+        assert before.names == after.names
+        assert all(torch.equal(before.get(tensor), after.get(tensor)) for tensor in before.names)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["llava-lora", "-o", "out"], "without it the projector of the base is taken"),
+        (["llava-lora", "-o", "out", "--like", "a"], "like is for to=original (like)"),
+        (["a", "-o", "out"], "a is no adapter in LLaVA's own format"),
+        (["llava-lora", "-o", "a"], "holds an adapter already, and no conversion.json"),
+        (["nowhere", "-o", "out"], "there is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_converted_is_one_message(folder: Path, capsys, words: list[str], message: str) -> None:
+    write_original(folder / "llava-lora", projector=None)
+    refuse("convert", *words)
+    assert message in capsys.readouterr().err
+    assert not (folder / "out").exists()

@@ -19,15 +19,15 @@ from torch import nn
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llava_ext.adapters import load_adapter
-from llava_ext.original.configs import LLAVA15, Llava15Size
-from llava_ext.original.from_peft import convert_to_original
-from llava_ext.original.names import is_original, list_tensor_names
-from llava_ext.original.to_peft import convert_to_peft
-from llava_ext.settings import LANGUAGE_LINEARS
 from pipeline.program import compose
 from pipeline.tools import convert
 from robustmerge.formats.adapter import WEIGHTS, open_adapter
 from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.llava.configs import LLAVA15, Llava15Size
+from robustmerge.formats.llava.from_peft import convert_to_original
+from robustmerge.formats.llava.names import is_original, list_tensor_names
+from robustmerge.formats.llava.to_peft import convert_to_peft
+from robustmerge.formats.names import LANGUAGE_LINEARS
 from robustmerge.stage.settings import UserError
 from tests.original_layout import (
     ALPHA,

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_ext.original.checks import LoraIndex, check_llava_config, index_lora
-from llava_ext.original.configs import LLAVA15, SAVED, TOWER, build_llava_config, original_adapter_config
-from llava_ext.original.names import (
+from robustmerge.formats.adapter import Adapter, move_names, open_adapter
+from robustmerge.formats.adapter_config import LINE
+from robustmerge.formats.llava.checks import LoraIndex, check_llava_config, index_lora
+from robustmerge.formats.llava.configs import LLAVA15, SAVED, TOWER, build_llava_config, original_adapter_config
+from robustmerge.formats.llava.names import (
     ADAPTER_CONFIG,
     LLAVA_CONFIG,
     PROJECTOR,
@@ -26,7 +28,7 @@ from llava_ext.original.names import (
     projector_name,
     read_optional_json,
 )
-from llava_ext.original.record import (
+from robustmerge.formats.llava.record import (
     RECORD,
     build_record,
     check_projector_shapes,
@@ -37,8 +39,6 @@ from llava_ext.original.record import (
     refuse_source_as_folder,
     with_location,
 )
-from robustmerge.formats.adapter import Adapter, move_names, open_adapter
-from robustmerge.formats.adapter_config import LINE
 from robustmerge.formats.names import LLAVA
 from robustmerge.stage.files import FolderWriter, sha256_of
 from robustmerge.stage.settings import UserError
@@ -47,8 +47,7 @@ from robustmerge.stage.text import quote
 _PROJECTOR = re.compile(rf"model\.{SAVED}\.(linear_[12]\.(?:weight|bias))")
 _MERGE_AGAIN = "merge again with merge.out.format=adapter merge.out.rank=16"
 _FOLD = (
-    "merge it alone, which folds the scaling into B: python scripts/merge.py merge=task_arithmetic merge.strength=1 "
-    "'experts=[FOLDER]' out=FOLDER"
+    "merge it alone, which folds the scaling into B: robustmerge merge task_arithmetic FOLDER -o OUT --set strength=1"
 )
 
 

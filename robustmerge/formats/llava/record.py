@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from llava_ext.original.checks import LoraIndex
-from llava_ext.original.names import (
+from robustmerge.formats.llava.checks import LoraIndex
+from robustmerge.formats.llava.names import (
     ADAPTER_CONFIG,
     LLAVA_CONFIG,
     PROJECTOR,
@@ -135,11 +135,11 @@ def is_converted(source: Path, folder: Path, request: Mapping[str, Any]) -> bool
     names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
     record = read_optional_json(folder / RECORD)
     if record is not None and (record.get("asked") != request or record.get("digests") != hash_sources(source)):
-        raise UserError(f"{folder} holds another conversion than is asked for; move it away, or choose another out=")
+        raise UserError(f"{folder} holds another conversion than is asked for; move it away, or choose another (out)")
     if foreign := [name for name in names if name not in WRITTEN and not name.startswith(".")]:
-        raise UserError(f"{folder} holds {foreign[0]}, which no conversion writes; choose another out=")
+        raise UserError(f"{folder} holds {foreign[0]}, which no conversion writes; choose another (out)")
     if record is None and ADAPTER_CONFIG in names:
-        raise UserError(f"{folder} holds an adapter already, and no {RECORD}; choose another out=")
+        raise UserError(f"{folder} holds an adapter already, and no {RECORD}; choose another (out)")
     return record is not None and ADAPTER_CONFIG in names
 
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from llava_ext.adapters import load_adapter
-from llava_ext.original.from_peft import convert_to_original
-from llava_ext.original.to_peft import convert_to_peft
-from llava_ext.settings import LANGUAGE_LINEARS
 from robustmerge.formats.adapter import WEIGHTS, open_adapter
 from robustmerge.formats.adapter_config import PATTERNS
+from robustmerge.formats.llava.from_peft import convert_to_original
+from robustmerge.formats.llava.to_peft import convert_to_peft
+from robustmerge.formats.names import LANGUAGE_LINEARS
 from robustmerge.merging import write_merged
 from robustmerge.method import Method
 from robustmerge.stage.settings import UserError

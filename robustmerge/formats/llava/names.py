@@ -24,6 +24,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PROJECTOR = "non_lora_trainables.bin"
 LLAVA_CONFIG = "config.json"
+ADAPTER_FILES = (  # what is fetched of a repository
+    "adapter_config.json", "adapter_model.*", "non_lora_trainables.bin", "config.json", "README.md",
+)  # fmt: skip
 MODEL_TYPES = ("llava_llama", "llava")  # of LLaVA 1.2 and later, and before
 # The linears of a Llama layer and the names of their sizes (in, out). A is [r, in], B is [out, r].
 LINEARS = {

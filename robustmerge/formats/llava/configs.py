@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava_ext.original.names import LINEARS
-from llava_ext.settings import LANGUAGE_LINEARS
+from robustmerge.formats.llava.names import LINEARS
+from robustmerge.formats.names import LANGUAGE_LINEARS
 
 SAVED = "multi_modal_projector"
 TOWER = "openai/clip-vit-large-patch14-336"

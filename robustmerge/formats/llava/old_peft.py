@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_ext.original.configs import SAVED, build_targets
-from llava_ext.original.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names
-from llava_ext.original.record import (
+from robustmerge.formats.adapter import WEIGHTS, move_names, open_adapter
+from robustmerge.formats.adapter_config import PATTERNS, TARGETS, anchor_patterns
+from robustmerge.formats.llava.configs import SAVED, build_targets
+from robustmerge.formats.llava.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names
+from robustmerge.formats.llava.record import (
     describe_conversion,
     hash_sources,
     raise_problems,
     refuse_source_as_folder,
 )
-from robustmerge.formats.adapter import WEIGHTS, move_names, open_adapter
-from robustmerge.formats.adapter_config import PATTERNS, TARGETS, anchor_patterns
 from robustmerge.formats.names import LLAVA, move, parse_names
 from robustmerge.formats.tensors import TensorWriter, header_room
 from robustmerge.stage.files import FolderWriter, read_json

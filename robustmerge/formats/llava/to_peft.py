@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_ext.original.checks import LoraIndex, check_adapter_config, check_llava_config, index_lora
-from llava_ext.original.configs import LLAVA15, SAVED, peft_adapter_config
-from llava_ext.original.names import (
+from robustmerge.formats.adapter import WEIGHTS
+from robustmerge.formats.adapter_config import read_config
+from robustmerge.formats.llava.checks import LoraIndex, check_adapter_config, check_llava_config, index_lora
+from robustmerge.formats.llava.configs import LLAVA15, SAVED, peft_adapter_config
+from robustmerge.formats.llava.names import (
     ADAPTER_CONFIG,
     LLAVA_CONFIG,
     PROJECTOR,
@@ -28,8 +30,8 @@ from llava_ext.original.names import (
     projector_part,
     read_optional_json,
 )
-from llava_ext.original.old_peft import convert_old_names, has_old_names
-from llava_ext.original.record import (
+from robustmerge.formats.llava.old_peft import convert_old_names, has_old_names
+from robustmerge.formats.llava.record import (
     build_record,
     check_projector,
     check_projector_shapes,
@@ -39,8 +41,6 @@ from llava_ext.original.record import (
     refuse_source_as_folder,
     with_location,
 )
-from robustmerge.formats.adapter import WEIGHTS
-from robustmerge.formats.adapter_config import read_config
 from robustmerge.formats.names import PREFIX
 from robustmerge.formats.tensors import TensorFile, TensorWriter, header_room
 from robustmerge.stage.files import FolderWriter
@@ -50,7 +50,7 @@ from robustmerge.stage.settings import UserError, first_few
 def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector: bool = False) -> dict[str, Any]:
     """Write an adapter in LLaVA's own format as a PEFT adapter; returns the record of it (`conversion.json`).
 
-    A PEFT adapter with names from before transformers 4.52 gets current ones (`llava_ext.original.old_peft`).
+    A PEFT adapter with names from before transformers 4.52 gets current ones (`robustmerge.formats.llava.old_peft`).
     base: the new `base_model_name_or_path`, a checkpoint of transformers' LLaVA; "": the one of the adapter's size.
     allow_no_projector: accept an adapter without a projector, which then uses that of the base.
     Raises UserError, with nothing written that could be loaded, for all that is not exactly LoRA of every linear of
@@ -131,8 +131,7 @@ def _open_projector(original: Path, sizes: Mapping[str, int], allow_none: bool) 
             return None
         raise UserError(
             f"{path} {'is missing' if file is None else 'is empty'}: without it the projector of the base is taken, "
-            "which is another model than was trained; if that is meant, say allow_no_projector=true to "
-            "scripts/convert.py"
+            "which is another model than was trained; if that is meant, say allow_no_projector=true"
         )
     parts = with_location(path, lambda: _index_projector(file))
     problems = check_projector_shapes({part: file.shape(name) for part, name in parts.items()}, sizes["hidden"])

@@ -17,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_ext.original.configs import Llava15Size
-from llava_ext.original.from_peft import convert_to_original
-from llava_ext.original.names import is_original
-from llava_ext.original.old_peft import has_old_names
-from llava_ext.original.to_peft import convert_to_peft
 from robustmerge.formats.adapter import WEIGHTS, open_adapter
 from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.llava.configs import Llava15Size
+from robustmerge.formats.llava.from_peft import convert_to_original
+from robustmerge.formats.llava.names import is_original
+from robustmerge.formats.llava.old_peft import has_old_names
+from robustmerge.formats.llava.to_peft import convert_to_peft
 from robustmerge.merging import write_merged
 from robustmerge.method import Method
 from robustmerge.stage.settings import UserError
@@ -235,7 +235,7 @@ def test_a_conversion_that_is_cut_short_leaves_nothing_and_the_same_command_goes
 
 def test_a_base_of_another_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {(2, 40): Llava15Size("hub/small", "own/small", 2), (3, 48): Llava15Size("hub/large", "own/large", 2)}
-    monkeypatch.setattr("llava_ext.original.to_peft.LLAVA15", sizes)
+    monkeypatch.setattr("robustmerge.formats.llava.to_peft.LLAVA15", sizes)
     original = write_original(tmp_path / "original")
     with pytest.raises(UserError, match="is an adapter of the size of hub/small, and the base is hub/large"):
         convert_to_peft(original, tmp_path / "ours", "hub/large")
@@ -289,7 +289,10 @@ def test_a_merged_adapter_goes_to_the_original_format(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"rank_pattern": {"q_proj": RANK}}, "ranks of their own.*merge again with .* merge.out.rank=16"),
-        ({"alpha_pattern": {"q_proj": 3}}, "scalings of their own.*merge=task_arithmetic merge.strength=1"),
+        (
+            {"alpha_pattern": {"q_proj": 3}},
+            "scalings of their own.*robustmerge merge task_arithmetic FOLDER .*strength=1",
+        ),
         ({"use_rslora": True}, "scales by alpha/r; merge it alone"),
     ],
 )

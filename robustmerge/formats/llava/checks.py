@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava_ext.original.names import LINEARS, MODEL_TYPES, LoraKey, lora_name
 from robustmerge.formats.adapter_config import LINE, find_unsupported
+from robustmerge.formats.llava.names import LINEARS, MODEL_TYPES, LoraKey, lora_name
 from robustmerge.stage.settings import UserError, first_few
 from robustmerge.stage.text import quote
 
