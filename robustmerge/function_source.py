@@ -1,9 +1,8 @@
 """The identity of a function: a digest of all source that it computes with, but for comments and docstrings.
 
 That text is the function and, transitively, every definition (function, class, constant) of its top-level package that
-it names. Docstrings, comments, blank lines and what is raised compute nothing and do not count; nor does the device
-that a tensor is on (`.cpu()`, `device=x.device`), nor do definitions that only annotations name, nor the file that one
-stands in. Files are read, not imported, so that planning takes a moment.
+it names. Docstrings, comments, blank lines and what is raised compute nothing and do not count; nor do definitions that
+only annotations name, nor the file that one stands in. Files are read, not imported, so that planning takes a moment.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import ast
 import hashlib
 import importlib.util
 import io
-import re
 import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +19,6 @@ from pathlib import Path
 
 from robustmerge.stage.settings import Problem, refuse, suggest
 
-ON_DEVICE = re.compile(r"\.cpu\(\)|, device=[\w.]+")
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -139,7 +136,7 @@ class Source:
     def text_of(self, statement: ast.stmt) -> str:
         """The lines of a module-level statement, without those that compute nothing."""
         first = min([statement.lineno, *(node.lineno for node in getattr(statement, "decorator_list", []))])
-        return ON_DEVICE.sub("", "\n".join(filter(None, self._lines[first - 1 : statement.end_lineno])))
+        return "\n".join(filter(None, self._lines[first - 1 : statement.end_lineno]))
 
     @cached_property
     def _lines(self) -> list[str | None]:
