@@ -48,7 +48,13 @@ def test_a_merge_in_a_child_tells_how_far_it_is(kind, experts, tmp_path, monkeyp
     }[kind]
     address = address_of(tmp_path, method, experts)
     folders = {name: str(folder) for name, folder in experts.items()}
-    item = {"address": address.to_json(), "settings": values_of(method), "experts": folders, "workers": 2}
+    item = {
+        "address": address.to_json(),
+        "settings": values_of(method),
+        "experts": folders,
+        "workers": 2,
+        "device": "cpu",
+    }
     monkeypatch.setattr(Bar, "report", report_progress)
     work_merge(json.loads(json.dumps(item)))
     fractions = list(fractions_of(capsys.readouterr().out))
