@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import tarfile
 from functools import cache
 from statistics import mean
 from typing import Any
@@ -12,14 +13,17 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.sweep import make_plans
 from robustmerge.method import AnyMethod, Method, list_methods, read_method
 from robustmerge.stage.address import REPOSITORY
+from tests.plans import make_point
 
 RESULTS = REPOSITORY / "results"
 INDEPENDENT, SHARED = "independent A", "shared A"
 METHODS = ("Task Arithmetic", "TIES", "DARE", "KnOTS-TIES", "RobustMerge")
 AHEAD = ("Task Arithmetic", "DARE", "KnOTS-TIES")  # of RobustMerge
 CHOSEN = ", strength chosen"
+SEEDS = (1, 2, 3)
 Row = dict[str, str]
 
 
@@ -82,6 +86,34 @@ def test_the_differences_of_the_findings_are_those_of_the_report():
             assert cell == f"{value} ({low} to {high})".replace("-", "−"), (title, group)
 
 
+def test_the_spaces_of_the_findings_are_those_of_the_experiment():
+    rows = read_table("docs/findings.md", "| seen average, strength chosen")
+    knots = rows.pop("KnOTS-TIES")
+    assert knots == ["—", in_spaces("KnOTS-TIES")]
+    for title, cells in rows.items():
+        products = "products, eq. 5" if title == "RobustMerge" else "products"
+        assert cells == [in_spaces(f"{title} (factors)"), in_spaces(f"{title} ({products})")]
+
+
+def test_the_shipped_scores_are_those_of_the_report_where_today_s_configuration_looks_for_them(tmp_path):
+    plans = make_plans([make_point(tmp_path, f"seed={seed}") for seed in SEEDS])
+    found: dict[str, list[float]] = {}
+    with tarfile.open(RESULTS / "mini-tiny" / "scores.tar.xz") as archive:
+        held = {
+            member.name: archive.extractfile(member).read()
+            for member in archive
+            if "/multi_task-" in member.name and member.isfile()
+        }
+    for plan in plans:
+        (source,) = [source for source in plan.configured if source.kind == "multi_task"]
+        for one in plan.list_evaluations(source):
+            score = json.loads(held[str(one.score.path.relative_to(plan.root))])
+            found.setdefault(one.eval_set.task.name, []).append(score["value"])
+    row = find_row("tables/main", "Multi-task")
+    assert {task: mean(values) for task, values in found.items()} == pytest.approx({t: float(row[t]) for t in found})
+    assert len(found) == 12
+
+
 def test_the_costs_of_merging_are_those_that_were_measured():
     shown = read_table("docs/costs.md", "| method                      |  CPU s")
     measured = {row["name"]: row for row in read_json("bench_merge/table.json")["rows"]}
@@ -109,12 +141,9 @@ def rise(method: str, group: str) -> float:
     return chosen(method, group) - seen(method, group)
 
 
-def products(title: str) -> Row:
-    """A row of the table that has the methods on the factors and on the products."""
-    return next(row for row in read_csv("spaces/main") if row["source"] == title + CHOSEN)
-
-
-def with_deviation(row: Row) -> str:
+def in_spaces(title: str) -> str:
+    """Mean and deviation of a row of `experiment=spaces`, strength chosen, on the seen tasks."""
+    row = find_row("spaces/main", title + CHOSEN)
     return f"{float(row['seen_avg']):.1f} ± {float(row['seen_avg_deviation']):.1f}"
 
 
@@ -169,6 +198,8 @@ def readme_sentences() -> list[str]:
         f"the base reaches {seen('Zero-shot'):.0f} of the experts' {seen('Individual', INDEPENDENT):.0f}",
         f"{lead(INDEPENDENT):.1f} points with independent A and {lead(SHARED):.1f} with shared A",
         f"the strength chosen on `val` adds {min(all_rises()):.1f} to {max(all_rises()):.1f} points",
+        f"Arithmetic to {in_spaces('Task Arithmetic (products)')}",
+        f"equation 5 as printed to {in_spaces('RobustMerge (products, eq. 5)')}",
     ]
 
 
@@ -337,6 +368,10 @@ def test_knots_ties_has_the_highest_mean_where_strengths_are_chosen_and_task_ari
     for group in (INDEPENDENT, SHARED):
         assert all(lead > 0 for lead, _ in leads("{method}" + CHOSEN, group))
         assert not difference("tables/differences", "Task Arithmetic" + CHOSEN, group, "seen_avg")[1]
+
+
+def test_task_arithmetic_on_the_products_is_level_with_knots_ties():
+    assert not difference("spaces/differences", "KnOTS-TIES" + CHOSEN, "", "seen_avg")[1]  # of the first, which it is
 
 
 def test_the_defaults_that_are_worth_a_second_look_are_far_from_what_was_chosen():
