@@ -21,7 +21,7 @@ from pygments.formatters import HtmlFormatter
 REPOSITORY = Path(__file__).parent.parent
 LINK = re.compile(r"\[(?P<text>[^][]*)\]\((?P<target>[^)\s#:]+)(?P<section>#[^)\s]*)?\)")
 IMAGE = re.compile(r'<img [^>]*src="([^":]+)"')
-AS_THEY_ARE = (".md", ".svg", ".png")  # all other files are shown by a page
+AS_THEY_ARE = (".md", ".svg", ".png", ".xz")  # all other files are shown by a page
 
 
 def on_files(files: Files, config: Any) -> Files:
