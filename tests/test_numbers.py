@@ -87,12 +87,28 @@ def test_the_differences_of_the_findings_are_those_of_the_report():
 
 
 def test_the_spaces_of_the_findings_are_those_of_the_experiment():
-    rows = read_table("docs/findings.md", "| seen average, strength chosen")
+    rows = read_table("docs/findings.md", "| seen average, strength chosen | A and B apart")
     knots = rows.pop("KnOTS-TIES")
     assert knots == ["—", in_spaces("KnOTS-TIES")]
     for title, cells in rows.items():
         products = "products, eq. 5" if title == "RobustMerge" else "products"
         assert cells == [in_spaces(f"{title} (factors)"), in_spaces(f"{title} ({products})")]
+
+
+def test_the_dial_of_the_findings_is_that_of_the_experiment():
+    rows = read_table("docs/findings.md", "| seen average, strength chosen | knows nothing")
+    assert len(rows) == 2 + len(METHODS)
+    for title, cells in rows.items():
+        row = find_row("dial/swept", title)
+        for key, cell in zip(("nothing", "half", "paper"), cells, strict=True):
+            value, low, high = (float(row[f"seen_avg_{key}{end}"]) for end in ("", "_low", "_high"))
+            assert cell == f"{value:.1f} ({low:.1f}–{high:.1f})"
+    by_rank = {
+        key: sorted(METHODS, key=lambda name: float(find_row("dial/swept", name)[f"rank_{key}"]))
+        for key in ("nothing", "paper")
+    }
+    assert by_rank["nothing"][:2] == ["KnOTS-TIES", "RobustMerge"]
+    assert by_rank["paper"][:3] == ["Task Arithmetic", "DARE", "KnOTS-TIES"]
 
 
 def test_the_shipped_scores_are_those_of_the_report_where_today_s_configuration_looks_for_them(tmp_path):
