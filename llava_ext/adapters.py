@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from llava_ext.data import derive_seed
 from llava_ext.settings import Peft
-from robustmerge.formats.adapter import WEIGHTS, Adapter, move_names, open_adapter
-from robustmerge.formats.adapter_config import CONFIG, PATTERNS, anchor_patterns
+from robustmerge.formats.adapter import Adapter, move_names, open_adapter
+from robustmerge.formats.adapter_config import CONFIG, PATTERNS, WEIGHTS, anchor_patterns
 from robustmerge.formats.delta import Delta, open_delta
 from robustmerge.formats.names import LLAVA, PREFIX
 from robustmerge.formats.tensors import all_finite

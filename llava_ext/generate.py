@@ -16,7 +16,7 @@ from llava_ext.adapters import add_delta, list_changed_weights, load_adapter, op
 from llava_ext.backend import fast_matmul, quiet_libraries
 from llava_ext.data import encode_prompt, load_reader, pad
 from llava_ext.model import load_model
-from robustmerge.formats.delta import CONFIG as DELTA_CONFIG
+from robustmerge.formats.adapter_config import DELTA_CONFIG
 from robustmerge.stage.pictures import read_picture
 from robustmerge.stage.records import Example
 from robustmerge.stage.settings import UserError

@@ -22,7 +22,8 @@ from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task
 from llava_ext.settings import BaseModel
 from pipeline.config import Config
 from pipeline.sources import EvalSet, Source
-from robustmerge.formats.llava.names import WEIGHTS, is_original
+from robustmerge.formats.adapter_config import WEIGHT_FILES
+from robustmerge.formats.llava.names import is_original
 from robustmerge.hub.pins import Repository
 from robustmerge.hub.places import fetch_adapter, find_address
 from robustmerge.method import MERGE_SCHEMA, AnyMethod
@@ -198,7 +199,7 @@ class Addresses:
         """A released expert: a folder in either format, or a repository of the Hub in LLaVA's."""
         named = self.config.benchmark.released[task]
         folder = expand(named)
-        is_ours = (folder / WEIGHTS[0]).is_file() and not is_original(folder)  # what .bin holds may be damaged
+        is_ours = (folder / WEIGHT_FILES[0]).is_file() and not is_original(folder)  # what .bin holds may be damaged
         return Adapter(address_foreign(folder, self.root)) if is_ours else self._converted(task, self.given(named))
 
     def given(self, text: str) -> Address:

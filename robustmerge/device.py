@@ -19,7 +19,7 @@ def require_device(device: str | torch.device, dtype: torch.dtype = torch.float3
     """
     try:
         torch.linalg.svdvals(torch.eye(2, dtype=dtype, device=device)).tolist()
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"there is no device {quote(str(device))} here: {reason}; the default is cpu (device)"

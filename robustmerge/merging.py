@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from robustmerge.algebra import measure_model, merge_module, needs_another_majority
 from robustmerge.experts import fetch_experts
-from robustmerge.formats.adapter import WEIGHTS, Adapter, open_adapters
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import Adapter, open_adapters
+from robustmerge.formats.adapter_config import CONFIG, WEIGHT_FILES
 from robustmerge.formats.adapter_writer import AdapterInMemory, AdapterWriter
 from robustmerge.formats.compatibility import find_disagreements, list_modules
 from robustmerge.formats.delta import DeltaWriter
@@ -68,10 +68,9 @@ def merge(
     progress: whether progress bars are shown; None where there is a terminal. device: as of `merge_folders`.
     Raises UserError with all problems at once; nothing is written then.
     """
-
-    def work(folder: Path) -> dict[str, Any]:
-        return write_merged(folder, method, experts, say, workers, progress, device)
-
+    work = partial(
+        write_merged, method=method, experts=experts, say=say, workers=workers, progress=progress, device=device
+    )
     return run_stage(address, work, say, True)
 
 
@@ -112,10 +111,15 @@ def merge_with_summary(
     address = address_at(folder, method, experts)
     for line in describe_links(experts):
         print(line)
-
-    def work(draft: Path) -> dict[str, Any]:
-        return write_merged(draft, method, experts, lambda _: None, workers, progress, device)
-
+    work = partial(
+        write_merged,
+        method=method,
+        experts=experts,
+        say=lambda _: None,
+        workers=workers,
+        progress=progress,
+        device=device,
+    )
     run_stage(address, work, at_once=True)
     print_merge(folder, method, str(out), was_there)
 
@@ -183,7 +187,7 @@ def describe_links(experts: Mapping[str, Path]) -> list[str]:
     """A line for every file of an expert that is a link out of its folder, but for those of the Hub's cache."""
     lines = []
     for name, folder in sorted(experts.items()):
-        for file in (folder / CONFIG, folder / WEIGHTS, folder / "adapter_model.bin"):
+        for file in (folder / file for file in (CONFIG, *WEIGHT_FILES)):
             target = Path(os.path.realpath(file))
             snapshots = target.parent.parent / "snapshots"
             is_cached = target.parent.name == "blobs" and folder.resolve().is_relative_to(snapshots)

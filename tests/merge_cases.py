@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from robustmerge.formats.adapter import PREFIX, WEIGHTS, LoraPair
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import PREFIX, LoraPair
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.method import Method, read_method
 from robustmerge.stage.address import Address, address_folder, address_foreign
 

@@ -14,12 +14,11 @@ from pipeline.plan import Plan
 from pipeline.program import command
 from pipeline.sources import Source
 from pipeline.sweep import describe_point, find_ordered_key, find_swept_keys
+from robustmerge.formats.adapter_config import CONFIG
 from robustmerge.stage.address import commit
 from robustmerge.stage.files import read_json
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import quote
-
-CONFIG = "adapter_config.json"
 
 
 def make_context(name: str, plans: Sequence[Plan]) -> Context:

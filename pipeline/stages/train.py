@@ -35,22 +35,18 @@ def train(plans: Sequence[Plan]) -> None:
     There a process trains several: loading the libraries takes as long as a fifth of an expert of `tiny`. An engine of
     GPUs gets a new process for each, the longest first.
     """
-    items, costs, trainers = [], [], []
+    jobs = []
     for address, (plan, tasks) in _list_unfinished(plans):
         settings = dataclasses.replace(plan.config.expert(*tasks), base_name=plan.base_name)
         data = {task.name: str(plan.data(task).path) for task in tasks}
-        items.append(describe_item("train", address, settings, base=str(plan.base.path), data=data))
-        costs.append(float(sum(plan.config.data(task).counts.train for task in tasks)))
-        trainers.append(settings.trainer)
-    first, config = plans[0], plans[0].config
-    if all(trainer.engine == "cpu" for trainer in trainers):
-        run_side_by_side(first, "train", items, costs)
-        return
-    jobs = [
-        Job(item["name"], [item], cost, partial(launch_command, trainer))
-        for item, cost, trainer in zip(items, costs, trainers, strict=True)
-    ]
-    run_jobs("train", jobs, count_parallel_runs(config.trainer, config.jobs), first.logs)
+        item = describe_item("train", address, settings, base=str(plan.base.path), data=data)
+        cost = float(sum(plan.config.data(task).counts.train for task in tasks))
+        jobs.append(Job(address.short, [item], cost, partial(launch_command, settings.trainer)))
+    config = plans[0].config
+    if config.trainer.engine == "cpu":
+        run_side_by_side(plans[0], "train", [item for job in jobs for item in job.items], [job.cost for job in jobs])
+    elif jobs:
+        run_jobs("train", jobs, count_parallel_runs(config.trainer, config.jobs), plans[0].logs)
 
 
 def _list_unfinished(plans: Sequence[Plan]) -> list[Training]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robustmerge.algebra import merge_pairs
 from robustmerge.formats.adapter import LoraPair, open_adapter
-from robustmerge.formats.delta import CONFIG as DELTA_CONFIG
+from robustmerge.formats.adapter_config import DELTA_CONFIG
 from robustmerge.formats.delta import open_delta
 from robustmerge.low_rank import compare_A, concatenate
 from robustmerge.method import Method, Out

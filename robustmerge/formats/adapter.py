@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter_config import (
-    CONFIG,
     PATTERNS,
+    WEIGHT_FILES,
     find_unsupported,
+    find_weights,
     rank_of,
     read_config,
     resolve_patterns,
@@ -28,6 +29,7 @@ from robustmerge.formats.adapter_config import (
     scaling_of,
 )
 from robustmerge.formats.layer_kinds import LINEAR, LayerKind, find_kind
+from robustmerge.formats.llava.names import LLAVA_CONFIG, PROJECTOR, is_llava_config
 from robustmerge.formats.names import (
     EMBEDDED,
     LLAVA,
@@ -49,7 +51,6 @@ from robustmerge.formats.tensors import TensorFile, Tensors, all_finite
 from robustmerge.stage.files import read_json, require_file
 from robustmerge.stage.settings import UserError, first_few
 
-WEIGHTS = "adapter_model.safetensors"
 T = TypeVar("T")
 
 
@@ -225,14 +226,14 @@ def read_adapter(name: str, folder: Path, config: Mapping[str, Any], file: Tenso
         config[key] = {module: config[key][place] for module, place in places.items() if place in config[key]}
     contents = classify_names(file, config, names)
     problems = [*find_unsupported(config, contents.lora), *first_few(contents.problems)]
-    if (folder / "non_lora_trainables.bin").exists():
+    if (folder / PROJECTOR).exists():
         problems.append(
-            "non_lora_trainables.bin must be converted to modules_to_save first; it would be lost: "
+            f"{PROJECTOR} must be converted to modules_to_save first; it would be lost: "
             "robustmerge convert FOLDER -o OUT"
         )
     elif _lacks_projector(folder, config, contents):
         problems.append(
-            "it is a checkpoint of LLaVA's own trainer, without the projector: non_lora_trainables.bin and config.json "
+            f"it is a checkpoint of LLaVA's own trainer, without the projector: {PROJECTOR} and {LLAVA_CONFIG} "
             "are in the folder where the training ended; take that one, and convert it to PEFT's format"
         )
     problems += _find_resized(config, contents, file)
@@ -317,9 +318,9 @@ def _lacks_projector(folder: Path, config: Mapping[str, Any], contents: Contents
     base = str(config.get("base_model_name_or_path")).rstrip("/")
     if re.search(r"(?i)(^|[-_])llava([-_.]|$)", base.rpartition("/")[2]):
         return True
-    beside = folder / CONFIG.removeprefix("adapter_")
+    beside = folder / LLAVA_CONFIG
     configs = [read_model_config(config), read_json(beside, "the config of a model") if beside.is_file() else {}]
-    return any("mm_vision_tower" in config or "mm_projector_type" in config for config in configs)
+    return any(map(is_llava_config, configs))
 
 
 def open_adapters(folders: Mapping[str, Path | str]) -> tuple[list[Adapter], list[str]]:
@@ -367,12 +368,9 @@ def _align_names(adapters: Sequence[Adapter]) -> list[Adapter]:
 
 def open_tensors(folder: Path, name: str) -> TensorFile:
     """Open the tensor file of an adapter folder of any kind. Raises UserError if there is none that can be read."""
-    for file in (folder / WEIGHTS, folder / "adapter_model.bin"):
-        if file.exists() or file.is_symlink():
-            break
-    else:
+    if (file := find_weights(folder)) is None:
         names = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
-        raise UserError(f"expert '{name}': {folder} has no {WEIGHTS} and no adapter_model.bin; it has {names}")
+        raise UserError(f"expert '{name}': {folder} has no {' and no '.join(WEIGHT_FILES)}; it has {names}")
     try:
         return TensorFile(require_file(file, "the tensors of an adapter"))
     except UserError as error:

@@ -17,7 +17,10 @@ from robustmerge.stage.settings import UserError, first_few
 from robustmerge.stage.text import plain, quote, shorten
 
 CONFIG = "adapter_config.json"
-SOURCE_FILES = (CONFIG, "delta_config.json")  # by one of which a folder is one of LoRA, or of dense updates
+DELTA_CONFIG = "delta_config.json"
+SOURCE_FILES = (CONFIG, DELTA_CONFIG)  # by one of which a folder is one of LoRA, or of dense updates
+WEIGHTS = "adapter_model.safetensors"
+WEIGHT_FILES = (WEIGHTS, "adapter_model.bin")  # the first that is there is read
 SAME_BASE = ("base_model_name_or_path", "revision")
 # How the modules with LoRA are spelled; which they are, the tensors say.
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -131,6 +134,11 @@ def require_adapter(folder: Path) -> None:
     deeper.sort(key=lambda name: [part.zfill(20) for part in re.split(r"(\d+)", name)])  # checkpoint-9 before -10
     where = f"; there are adapters one level deeper, give one of them: {', '.join(deeper[-5:])}" if deeper else ""
     raise UserError(f"{folder} is no adapter folder, it has no {CONFIG}{where}")
+
+
+def find_weights(folder: Path) -> Path | None:
+    """The file of an adapter folder's tensors, or None. A link to nowhere counts: who opens it says why."""
+    return next((folder / name for name in WEIGHT_FILES if os.path.lexists(folder / name)), None)
 
 
 def _find_wrong_values(config: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -10,8 +11,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from robustmerge.formats.adapter import WEIGHTS, LoraPair, name_in_file
-from robustmerge.formats.adapter_config import CONFIG, config_for
+from robustmerge.formats.adapter import LoraPair, name_in_file
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS, config_for
 from robustmerge.formats.layer_kinds import LINEAR, LayerKind
 from robustmerge.formats.names import PREFIX
 from robustmerge.formats.tensors import TensorWriter, header_room, refuse_overflow
@@ -19,7 +20,7 @@ from robustmerge.stage.files import FolderWriter
 from robustmerge.stage.settings import UserError
 
 
-class AdapterBuilder:
+class AdapterBuilder(ABC):
     """What an adapter of scaling 1 is made of, taken update by update: its tensors, ranks and config.
 
     like: the config of an expert, whose base model and targets the new adapter has. kinds: of the layers that are not
@@ -34,9 +35,9 @@ class AdapterBuilder:
         self.ranks: dict[str, int] = {}
         self._parts: list[str] = []  # what every module has
 
+    @abstractmethod
     def put(self, key: str, tensor: Tensor) -> None:
         """Take a tensor by its name in a file."""
-        raise NotImplementedError
 
     @property
     def config(self) -> dict[str, Any]:

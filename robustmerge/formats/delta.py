@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, LoraPair
-from robustmerge.formats.adapter_config import SAME_BASE
+from robustmerge.formats.adapter_config import DELTA_CONFIG, SAME_BASE
 from robustmerge.formats.tensors import SlotWriter, TensorFile, refuse_overflow
 from robustmerge.stage.files import FolderWriter, read_json
 from robustmerge.stage.settings import UserError, first_few
 from robustmerge.stage.text import quote
 
 WEIGHTS = "delta.safetensors"
-CONFIG = "delta_config.json"
 FORMAT = 1
 KINDS = ("add", "set")
 
@@ -51,11 +50,11 @@ class Delta:
 
 def open_delta(folder: Path) -> Delta:
     """Open a delta folder. Raises UserError if it is not one, its format is unknown, or a tensor is no such update."""
-    if not (folder / CONFIG).exists():
-        raise UserError(f"{folder} is no delta folder: it has no {CONFIG}")
-    config = read_json(folder / CONFIG, "the config of a delta folder")
+    if not (folder / DELTA_CONFIG).exists():
+        raise UserError(f"{folder} is no delta folder: it has no {DELTA_CONFIG}")
+    config = read_json(folder / DELTA_CONFIG, "the config of a delta folder")
     if config.get("format") != FORMAT:
-        raise UserError(f"{folder / CONFIG}: format must be {FORMAT}, got {quote(config.get('format'))}")
+        raise UserError(f"{folder / DELTA_CONFIG}: format must be {FORMAT}, got {quote(config.get('format'))}")
     file = TensorFile(folder / WEIGHTS)
     problems = []
     for name in file.names:
@@ -115,7 +114,7 @@ class DeltaWriter(FolderWriter):
         self._tensors.put(name, tensor)
 
     def complete(self) -> dict[str, str | bytes]:
-        return {"README.md": self.card, CONFIG: json.dumps(self._config, indent=2, sort_keys=True) + "\n"}
+        return {"README.md": self.card, DELTA_CONFIG: json.dumps(self._config, indent=2, sort_keys=True) + "\n"}
 
 
 def explain_delta_limit(dora: bool) -> str:

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, LoraPair, open_adapter
+from robustmerge.formats.adapter_config import CONFIG, DELTA_CONFIG
 from robustmerge.formats.checkpoint import WEIGHTS, Checkpoint, explain_unknown_layout, open_checkpoint
-from robustmerge.formats.delta import CONFIG as DELTA_CONFIG
 from robustmerge.formats.delta import Delta, open_delta
 from robustmerge.formats.tensors import SlotWriter, all_finite
 from robustmerge.hub.places import SMALL, fetch_model
 from robustmerge.stage.files import FolderWriter, write_atomically
 from robustmerge.stage.settings import UserError, first_few
 
-NOT_COPIED = ("manifest.json", "adapter_config.json")
+NOT_COPIED = ("manifest.json", CONFIG)
 INDEX = "model.safetensors.index.json"
 MOST = 10  # problems with a base that are looked for
 

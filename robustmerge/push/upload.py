@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustmerge.formats.adapter_config import SOURCE_FILES
+from robustmerge.formats.adapter_config import DELTA_CONFIG, SOURCE_FILES
 from robustmerge.push import hub
 from robustmerge.push.card import REPOSITORY, Card
 from robustmerge.push.files import UploadedFile, collect_files
@@ -99,14 +99,14 @@ def _list_notes(card: Card, files: Sequence[UploadedFile], size: int, spell: Spe
     if card.base is None or not REPOSITORY.fullmatch(card.base):
         way = f"give its name on the Hub, {spell('base', 'user/name')}"
         notes.append(f"nobody else can find the base model '{card.base}'; {way}")
-    if any(file.name == "delta_config.json" for file in files):
+    if any(file.name == DELTA_CONFIG for file in files):
         notes.append(f"these are dense updates, {format_size(size)}{_advise(files)}")
     return [f"note: {note}" for note in notes]
 
 
 def _advise(files: Sequence[UploadedFile]) -> str:
     """What to do instead of uploading dense updates; nothing for other files."""
-    if not any(file.name == "delta_config.json" for file in files):
+    if not any(file.name == DELTA_CONFIG for file in files):
         return ""
     return (
         "; merged again with merge.out.format=adapter merge.out.rank=16 they are an adapter, some hundred times smaller"

@@ -24,8 +24,7 @@ from eval.settings import Generation
 from llava_ext.generate import Generator
 from llava_ext.settings import Expert, Peft, Recipe
 from llava_ext.train import train_expert
-from robustmerge.formats.adapter import WEIGHTS
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.stage.address import REPOSITORY, Address
 from robustmerge.stage.records import Example, Prediction, read_predictions, write_examples
 from robustmerge.stage.settings import UserError

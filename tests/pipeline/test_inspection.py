@@ -25,7 +25,8 @@ from pipeline.tools.inspect.command import read_request
 from robustmerge.analysis.direction_robustness import compare_directions, prune_pair
 from robustmerge.analysis.inspection import inspect_folders
 from robustmerge.analysis.inspection_text import conclude, format_inspection
-from robustmerge.formats.adapter import WEIGHTS, LoraPair
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.low_rank import compare, compare_A, decompose, decompose_sum, effective_rank, energy_of_first
 from robustmerge.low_rank import singular_values as values_of
 from robustmerge.stage.address import REPOSITORY

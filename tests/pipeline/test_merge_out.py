@@ -23,7 +23,8 @@ from pipeline.program import compose
 from pipeline.stages import merge
 from pipeline.sweep import make_plans
 from pipeline.terminal import format_path, print_results
-from robustmerge.formats.adapter import WEIGHTS, LoraPair
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.merge_record import describe_merge
 from robustmerge.merging import merge_folders
 from robustmerge.method import read_method

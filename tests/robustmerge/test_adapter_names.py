@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from robustmerge.formats.adapter import WEIGHTS, open_adapter, open_adapters
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import open_adapter, open_adapters
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.formats.checkpoint import open_checkpoint
 from robustmerge.formats.names import FAMILIES, PREFIX, QWEN_VL, move
 from robustmerge.merging import merge_folders, write_merged

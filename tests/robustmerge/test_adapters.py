@@ -15,8 +15,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from robustmerge.formats.adapter import WEIGHTS, LoraPair, open_adapter
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import LoraPair, open_adapter
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.formats.adapter_writer import AdapterWriter
 from robustmerge.merging import write_merged
 from robustmerge.method import Method

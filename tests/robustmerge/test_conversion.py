@@ -21,8 +21,8 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from llava_ext.adapters import load_adapter
 from pipeline.program import compose
 from pipeline.tools import convert
-from robustmerge.formats.adapter import WEIGHTS, open_adapter
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import open_adapter
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.formats.llava.configs import LLAVA15, Llava15Size
 from robustmerge.formats.llava.from_peft import convert_to_original
 from robustmerge.formats.llava.names import is_original, list_tensor_names

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robustmerge.formats.adapter import WEIGHTS, open_adapter
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import open_adapter
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.formats.llava.configs import Llava15Size
 from robustmerge.formats.llava.from_peft import convert_to_original
 from robustmerge.formats.llava.names import is_original

@@ -10,8 +10,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from robustmerge.algebra import merge_models
-from robustmerge.formats.adapter import WEIGHTS, LoraPair, open_adapter
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import LoraPair, open_adapter
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.merging import merge_folders, write_merged
 from robustmerge.method import AnyMethod, FunctionMethod, Method, read_method
 from robustmerge.stage.settings import UserError

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from llava_ext.generate import Generator
 from llava_ext.settings import Expert, Peft, Recipe
 from llava_ext.train import train_expert
-from robustmerge.formats.adapter import WEIGHTS, open_adapter
+from robustmerge.formats.adapter import open_adapter
+from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.merging import merge_folders
 from robustmerge.stage.address import Address
 from tests.tiny_model import TEMPLATE, draw_examples, write_base, write_task

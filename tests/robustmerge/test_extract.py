@@ -15,8 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from robustmerge.cli.program import main
 from robustmerge.extract import extract
-from robustmerge.formats.adapter import WEIGHTS, open_adapter
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import open_adapter
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.low_rank import approximate, approximate_randomly
 from robustmerge.merging import merge_folders
 from robustmerge.stage.settings import ConfigError, UserError

@@ -17,7 +17,8 @@ from peft import PeftModel
 
 from robustmerge.algebra import merge_pairs
 from robustmerge.beyond import compress_then_merge, dc_merge, iso_c, swudi, tsv_m
-from robustmerge.formats.adapter import WEIGHTS, LoraPair, open_adapter
+from robustmerge.formats.adapter import LoraPair, open_adapter
+from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.merging import merge_folders
 from robustmerge.method import read_method
 from robustmerge.stage.settings import UserError

@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from robustmerge.analysis.effect import list_updates
 from robustmerge.analysis.inspection import inspect_folders
-from robustmerge.formats.adapter import PREFIX, WEIGHTS, open_adapter
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import PREFIX, open_adapter
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.formats.full_model import export_model
 from robustmerge.formats.output import how_to_load
 from robustmerge.live import merge_into

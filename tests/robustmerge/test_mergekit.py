@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robustmerge.cli.program import main
-from robustmerge.formats.adapter import WEIGHTS, open_adapter
+from robustmerge.formats.adapter import open_adapter
+from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.mergekit import read_mergekit
 from tests.merge_cases import random_experts, save_expert, write_expert
 

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from robustmerge.algebra import merge_models, merge_pairs
-from robustmerge.formats.adapter import WEIGHTS, LoraPair, open_adapter
+from robustmerge.formats.adapter import LoraPair, open_adapter
+from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.merging import merge_folders, write_merged
 from robustmerge.method import Method, Out
 from robustmerge.module import EmptyRowsError

@@ -17,8 +17,8 @@ from peft import PeftModel
 
 from robustmerge import method as method_file
 from robustmerge.algebra import merge_pairs
-from robustmerge.formats.adapter import WEIGHTS, LoraPair, open_adapter
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import LoraPair, open_adapter
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.merging import merge, write_merged
 from robustmerge.method import Method, Prune
 from tests.merge_cases import (

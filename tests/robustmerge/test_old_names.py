@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from llava_ext.adapters import load_adapter
-from robustmerge.formats.adapter import WEIGHTS, open_adapter
-from robustmerge.formats.adapter_config import PATTERNS
+from robustmerge.formats.adapter import open_adapter
+from robustmerge.formats.adapter_config import PATTERNS, WEIGHTS
 from robustmerge.formats.llava.from_peft import convert_to_original
 from robustmerge.formats.llava.to_peft import convert_to_peft
 from robustmerge.formats.names import LANGUAGE_LINEARS

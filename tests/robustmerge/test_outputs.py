@@ -208,6 +208,6 @@ def test_a_folder_that_holds_no_deltas_is_refused(tmp_path):
     save_file({"layers.0.q.weight": torch.ones(6, 6)}, folder / delta.WEIGHTS)
     with pytest.raises(UserError, match=r"a name begins with 'add\.' or 'set\.', got layers\.0\.q\.weight"):
         open_delta(folder)
-    (folder / delta.CONFIG).write_text('{"format": 2}')
+    (folder / delta.DELTA_CONFIG).write_text('{"format": 2}')
     with pytest.raises(UserError, match="format must be 1, got 2"):
         open_delta(folder)

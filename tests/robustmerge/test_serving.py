@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from robustmerge.cli.program import main
-from robustmerge.formats.adapter import WEIGHTS, open_adapter
-from robustmerge.formats.adapter_config import CONFIG
+from robustmerge.formats.adapter import open_adapter
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.formats.output import open_writer
 from robustmerge.formats.serving import SERVED_RANKS
 from robustmerge.low_rank import concatenate

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from robustmerge.formats.adapter import Adapter, move_names, open_adapter
-from robustmerge.formats.adapter_config import LINE
+from robustmerge.formats.adapter_config import CONFIG, DELTA_CONFIG, LINE
 from robustmerge.formats.llava.checks import LoraIndex, check_llava_config, index_lora
 from robustmerge.formats.llava.configs import LLAVA15, SAVED, TOWER, build_llava_config, original_adapter_config
 from robustmerge.formats.llava.names import (
-    ADAPTER_CONFIG,
     LLAVA_CONFIG,
     PROJECTOR,
     PROJECTOR_NAMES,
@@ -72,12 +71,12 @@ def convert_to_original(
     first = projector.get(projector_name("0.weight"))
     sizes = {**index.sizes, **({} if first is None else {"picture": first.shape[1]})}
     config, base, notes = _llava_config(adapter, like, sizes, vision_tower)
-    raw = read_optional_json(adapter / ADAPTER_CONFIG) or {}
+    raw = read_optional_json(adapter / CONFIG) or {}
     request = original_request(like, vision_tower)
     record = build_record("original", adapter, index, raw["lora_alpha"], opened.file, projector.values(), request)
     record |= {"base": base, "notes": [*notes, *_notes_on_folder_name(folder)]}
     text = "Converted to LLaVA's own format, tensor by tensor, without any change of the numbers."
-    configs = {LLAVA_CONFIG: config, ADAPTER_CONFIG: original_adapter_config(raw, base)}
+    configs = {LLAVA_CONFIG: config, CONFIG: original_adapter_config(raw, base)}
     refuse_source_as_folder(adapter, folder)
     lora = {lora_name(key): opened.file.get(name).clone() for key, name in index.names.items()}
     weights = {"adapter_model.bin": _torch_save_bytes(lora), PROJECTOR: _torch_save_bytes(projector)}
@@ -93,7 +92,7 @@ def original_request(like: Path | None, vision_tower: str | None) -> dict[str, A
 
 def _open_peft_adapter(adapter: Path) -> Adapter:
     """Open a PEFT adapter. Raises UserError if LLaVA's format cannot hold it."""
-    if (adapter / "delta_config.json").is_file():
+    if (adapter / DELTA_CONFIG).is_file():
         raise UserError(f"{adapter} holds dense deltas, and LLaVA's format holds LoRA alone; {_MERGE_AGAIN}")
     if is_original(adapter):
         raise UserError(f"{adapter} is in LLaVA's own format already")
@@ -116,7 +115,7 @@ def _open_peft_adapter(adapter: Path) -> Adapter:
         for extra in opened.extras
         if not _PROJECTOR.fullmatch(extra)
     ]
-    raise_problems(adapter / ADAPTER_CONFIG, problems)
+    raise_problems(adapter / CONFIG, problems)
     return opened
 
 
@@ -160,7 +159,7 @@ def _llava_config(
     size = LLAVA15.get((sizes["layers"], sizes["hidden"]))
     if like is not None:
         path, config = like / LLAVA_CONFIG, read_optional_json(like / LLAVA_CONFIG)
-        base = (read_optional_json(like / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
+        base = (read_optional_json(like / CONFIG) or {}).get("base_model_name_or_path")
         if not is_llava_config(config):
             raise UserError(f"{path} is no config of LLaVA: it has no mm_projector_type and no mm_vision_tower (like)")
     else:

@@ -15,17 +15,16 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from robustmerge.formats.adapter_config import CONFIG, find_weights
 from robustmerge.formats.names import parse_names
 from robustmerge.formats.torch_files import index_tensors
 from robustmerge.stage.files import read_json, require_file
 from robustmerge.stage.settings import UserError
 
-ADAPTER_CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PROJECTOR = "non_lora_trainables.bin"
 LLAVA_CONFIG = "config.json"
 ADAPTER_FILES = (  # what is fetched of a repository
-    "adapter_config.json", "adapter_model.*", "non_lora_trainables.bin", "config.json", "README.md",
+    CONFIG, "adapter_model.*", PROJECTOR, LLAVA_CONFIG, "README.md",
 )  # fmt: skip
 MODEL_TYPES = ("llava_llama", "llava")  # of LLaVA 1.2 and later, and before
 # The linears of a Llama layer and the names of their sizes (in, out). A is [r, in], B is [out, r].
@@ -53,7 +52,7 @@ def is_original(folder: Path) -> bool:
     A LoRA of a Llama alone has the same names; LLaVA's has the projector's file or LLaVA's config beside it.
     """
     file = find_weights(folder)
-    if file is None or not (folder / ADAPTER_CONFIG).is_file():
+    if file is None or not (folder / CONFIG).is_file():
         return False
     names = [name for name in list_tensor_names(file) if ".lora_" in name]
     if not any(parse_lora_names(names).values()) or any("language_model" in name for name in names):
@@ -66,14 +65,9 @@ def is_llava_config(config: Mapping[str, Any] | None) -> bool:
     return config is not None and ("mm_projector_type" in config or "mm_vision_tower" in config)
 
 
-def find_weights(folder: Path) -> Path | None:
-    """The file of the LoRA tensors, or None."""
-    return next((folder / name for name in WEIGHTS if os.path.lexists(folder / name)), None)
-
-
 def list_files(folder: Path) -> list[Path]:
     """The files of a folder that a conversion reads."""
-    files = [folder / ADAPTER_CONFIG, find_weights(folder), folder / PROJECTOR, folder / LLAVA_CONFIG]
+    files = [folder / CONFIG, find_weights(folder), folder / PROJECTOR, folder / LLAVA_CONFIG]
     return [file for file in files if file is not None and file.is_file()]
 
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robustmerge.formats.adapter import WEIGHTS, move_names, open_adapter
-from robustmerge.formats.adapter_config import PATTERNS, TARGETS, anchor_patterns
+from robustmerge.formats.adapter import move_names, open_adapter
+from robustmerge.formats.adapter_config import CONFIG, PATTERNS, TARGETS, WEIGHTS, anchor_patterns, find_weights
 from robustmerge.formats.llava.configs import SAVED, build_targets
-from robustmerge.formats.llava.names import ADAPTER_CONFIG, LINEARS, find_weights, list_tensor_names
+from robustmerge.formats.llava.names import LINEARS, list_tensor_names
 from robustmerge.formats.llava.record import (
     describe_conversion,
     hash_sources,
@@ -41,7 +41,7 @@ def convert_old_names(adapter: Path, folder: Path, base: str, request: Mapping[s
     Raises UserError for LoRA of anything but linears of the language model's layers.
     """
     opened = move_names(open_adapter(adapter), LLAVA)
-    config = read_json(adapter / ADAPTER_CONFIG, "a LoRA config")
+    config = read_json(adapter / CONFIG, "a LoRA config")
     linears, problems = set(), []
     for module in opened.modules:
         match = _LINEAR.fullmatch(module)
@@ -71,7 +71,7 @@ def convert_old_names(adapter: Path, folder: Path, base: str, request: Mapping[s
     config |= {"target_modules": build_targets(linears) if has_all else list(opened.modules)}
     config |= {key: anchor_patterns(opened.config[key]) for key in PATTERNS if config.get(key)}
     text = "Names of tensors brought to those of transformers since 4.52, without any change of the numbers."
-    small = describe_conversion(record, "library_name: peft\n", text, {ADAPTER_CONFIG: config})
+    small = describe_conversion(record, "library_name: peft\n", text, {CONFIG: config})
     refuse_source_as_folder(adapter, folder)
     names = opened.written_names
     writer = TensorWriter(folder / WEIGHTS, header_room(names))

@@ -9,13 +9,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from robustmerge.formats.adapter_config import CONFIG, WEIGHT_FILES
 from robustmerge.formats.llava.checks import LoraIndex
 from robustmerge.formats.llava.names import (
-    ADAPTER_CONFIG,
     LLAVA_CONFIG,
     PROJECTOR,
     PROJECTOR_NAMES,
-    WEIGHTS,
     list_files,
     projector_name,
     read_optional_json,
@@ -25,7 +24,7 @@ from robustmerge.stage.files import sha256_of
 from robustmerge.stage.settings import UserError, first_few
 
 RECORD = "conversion.json"
-WRITTEN = (RECORD, "README.md", ADAPTER_CONFIG, *WEIGHTS, PROJECTOR, LLAVA_CONFIG)
+WRITTEN = (RECORD, "README.md", CONFIG, *WEIGHT_FILES, PROJECTOR, LLAVA_CONFIG)
 T = TypeVar("T")
 _CARD = """\
 ---
@@ -138,9 +137,9 @@ def is_converted(source: Path, folder: Path, request: Mapping[str, Any]) -> bool
         raise UserError(f"{folder} holds another conversion than is asked for; move it away, or choose another (out)")
     if foreign := [name for name in names if name not in WRITTEN and not name.startswith(".")]:
         raise UserError(f"{folder} holds {foreign[0]}, which no conversion writes; choose another (out)")
-    if record is None and ADAPTER_CONFIG in names:
+    if record is None and CONFIG in names:
         raise UserError(f"{folder} holds an adapter already, and no {RECORD}; choose another (out)")
-    return record is not None and ADAPTER_CONFIG in names
+    return record is not None and CONFIG in names
 
 
 def refuse_source_as_folder(source: Path, folder: Path) -> None:

@@ -12,17 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robustmerge.formats.adapter import WEIGHTS
-from robustmerge.formats.adapter_config import read_config
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS, find_weights, read_config
 from robustmerge.formats.llava.checks import LoraIndex, check_adapter_config, check_llava_config, index_lora
 from robustmerge.formats.llava.configs import LLAVA15, SAVED, peft_adapter_config
 from robustmerge.formats.llava.names import (
-    ADAPTER_CONFIG,
     LLAVA_CONFIG,
     PROJECTOR,
     PROJECTOR_NAMES,
     LoraKey,
-    find_weights,
     is_original,
     lora_name,
     parse_lora_names,
@@ -72,7 +69,7 @@ def convert_to_peft(original: Path, folder: Path, base: str, allow_no_projector:
     base = base or _default_base(index) or ""
     record |= {"base": base, "adapter_config": config, "config": read_optional_json(original / LLAVA_CONFIG)}
     text = "Converted from LLaVA's own format, tensor by tensor, without any change of the numbers."
-    configs = {ADAPTER_CONFIG: peft_adapter_config(config, base, projector is not None)}
+    configs = {CONFIG: peft_adapter_config(config, base, projector is not None)}
     refuse_source_as_folder(original, folder)
     writer = TensorWriter(folder / WEIGHTS, header_room(sources))
     with FolderWriter(folder, [writer], describe_conversion(record, "library_name: peft\n", text, configs)):
@@ -101,14 +98,14 @@ def _check_base(original: Path, index: LoraIndex, base: str) -> None:
 
 def _open_lora(original: Path) -> tuple[dict[str, Any], LoraIndex, TensorFile]:
     """The adapter's config, its LoRA tensors and their file. Raises UserError for any that the format does not have."""
-    weights, config = find_weights(original), read_optional_json(original / ADAPTER_CONFIG)
+    weights, config = find_weights(original), read_optional_json(original / CONFIG)
     if weights is None or config is None:
         files = ", ".join(sorted(file.name for file in original.iterdir())) if original.is_dir() else "no such folder"
         raise UserError(
-            f"{original} is no adapter in LLaVA's own format: it needs {ADAPTER_CONFIG} and adapter_model.bin or "
+            f"{original} is no adapter in LLaVA's own format: it needs {CONFIG} and adapter_model.bin or "
             f"{WEIGHTS}, found: {files or 'nothing'}"
         )
-    raise_problems(original / ADAPTER_CONFIG, check_adapter_config(read_config(original, original.name)))
+    raise_problems(original / CONFIG, check_adapter_config(read_config(original, original.name)))
     file = TensorFile(weights)
     if not is_original(original):
         raise UserError(
