@@ -98,8 +98,8 @@ class RunningJob:
 
     @property
     def share(self) -> str:
-        """How much is done, in words; of several items also which one is being done."""
-        item = f" ({self.item})" if self.item and len(self.job.items) > 1 else ""
+        """How much is done, in words, and the item that is being done, unless the job is named after it."""
+        item = f" ({self.item})" if self.item not in ("", self.job.name) else ""
         return f"{self.job.name} {100 * self.fraction:.0f} %{item}"
 
     def _advance(self, fraction: float) -> None:
