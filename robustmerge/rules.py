@@ -106,9 +106,9 @@ def _at_least(x: Tensor, limit: float) -> Tensor:
 
 def keep_random(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
     """Keep each entry with probability `density` (DARE, https://arxiv.org/abs/2311.03099)."""
-    # Drawn on the CPU wherever x is: the same entries on every device.
-    kept = (torch.rand(x.shape, generator=draw) < prune.density for x, draw in zip(xs, draws, strict=True))
-    return [x * is_kept.to(x.device) for x, is_kept in zip(xs, kept, strict=True)]
+    # Drawn on the CPU wherever x is: the same entries on every device. In place: a mask of bools takes twice as long.
+    kept = (torch.rand(x.shape, generator=draw).lt_(prune.density) for x, draw in zip(xs, draws, strict=True))
+    return [ones.to(x.device).mul_(x) for x, ones in zip(xs, kept, strict=True)]
 
 
 def keep_agreeing(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
@@ -197,22 +197,19 @@ def elect(xs: Sequence[Tensor], disjoint: str, majority: int | None = None) -> t
     Where the sum is 0 the majority of all signs g decides: `majority` (1, or -1, which also stands for a draw), or,
     if it is None, that of these entries, as in the authors' code.
     """
-    total = sum_of(xs)
-    signs = torch.sign(total)
-    election = Election(int(signs.sum(dtype=torch.float64)))
-    zero = total == 0
-    if zero.any():
-        election = Election(election.signs, undecided=any(bool(x[zero].any()) for x in xs))
-        decided = majority if majority is not None else (1 if election.signs > 0 else -1)
-        signs[zero] = float(decided)
-    merged, count = torch.zeros_like(total), torch.zeros_like(total)
+    signs = sum_of(xs).sign_()
+    votes = int(signs.sum(dtype=torch.float64))
+    zero = 1 - signs.abs()  # 1 where the sum is 0; masks of bools take several times as long
+    signs.add_(zero, alpha=majority if majority is not None else (1 if votes > 0 else -1))
+    merged, count = torch.zeros_like(signs), torch.zeros_like(signs)
     for x in xs:
         agreeing = (x * signs).clamp_(min=0)
         merged += agreeing
-        count += torch.sign(agreeing)
+        count += agreeing.sign_()
+    undecided = bool((zero * merged).any())  # numbers whose sum is 0 are all 0 or of both signs
     if disjoint == "mean":
         merged /= count.clamp_(min=1)
-    return merged * signs, election
+    return merged.mul_(signs), Election(votes, undecided)
 
 
 def combine_sum(xs: Sequence[Tensor], method: Method, statistics: Statistics) -> tuple[Tensor, Election]:
