@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,11 +89,13 @@ def extract(
     seed: int = 0,
     workers: int = 1,
     say: Say = print,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Write the LoRA of rank `rank` nearest to tuned - base to the new folder `out`, and return its record.
 
     base, tuned: folders of checkpoints, or hub ids. The other settings: see `Extraction`. workers: tensors side by
-    side; the result is the same for any number.
+    side; the result is the same for any number. device: where they are decomposed, as `cuda`; the numbers are those of
+    the CPU but for rounding, and it is no part of what the adapter is.
     A linear weight is a matrix whose name ends in `.weight` and is not, by its name, that of an embedding or an output
     head; a head is taken if `modules` names it. Names and shapes are all that a checkpoint tells: where a matrix is no
     nn.Linear in the model (the router of some mixtures of experts), name the modules that are. B = U sqrt(S) and
@@ -101,14 +104,18 @@ def extract(
     what is not (`error`, before rounding to `dtype`) and whether no LoRA of this rank is nearer (`best`); the same of
     all together; and `left_out`: every tensor that changed and is not in the adapter, with its relative change, of
     which `say` warns too.
-    Raises UserError if nothing differs, or names or shapes do, or a value is not finite; nothing is written then.
+    Raises UserError if nothing differs, or names or shapes do, or a value is not finite, or the device is not there;
+    nothing is written then.
     """
     settings = Extraction(rank, None if modules is None else tuple(modules), dtype, exact_up_to, seed)
     place = find_place(base)
     folders = {"base": fetch_weights(place), "tuned": fetch_weights(find_place(tuned))}
     inputs = {name: address_foreign(folder) for name, folder in folders.items()}
     address = address_chosen(Path(out), "extraction", SCHEMA, settings, inputs, "models")
-    run_stage(address, lambda folder: write_extracted(folder, folders, place, settings, workers, say), say, True)
+    work = partial(
+        write_extracted, folders=folders, place=place, settings=settings, workers=workers, say=say, device=device
+    )
+    run_stage(address, work, say, True)
     return read_manifest(address.manifest)["record"]
 
 
@@ -119,11 +126,12 @@ def write_extracted(
     settings: Extraction,
     workers: int = 1,
     say: Say = print,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Extract into `folder` and return the record. folders: of `base` and `tuned`. place: what the base is called."""
-    with set_up_for_merging():
+    with set_up_for_merging(device):
         base, tuned = (open_checkpoint(folders[name]) for name in ("base", "tuned"))
-        changes = Changes(base, tuned, match_tensors(base, tuned), settings)
+        changes = Changes(base, tuned, match_tensors(base, tuned), settings, device)
         linear = changes.find_linear()
         like = describe_base(base, place, changes.names_conv1d(linear))
         names = [f"{PREFIX}{module}.{PARTS[part]}" for module in linear.values() for part in "AB"]
@@ -139,7 +147,7 @@ def write_extracted(
                     record["left_out"][change.name] = change.relative
                     continue
                 module = linear[change.name]
-                writer.add_pair(module, near.pair)
+                writer.add_pair(module, near.pair.to("cpu"))
                 squared_norm, squared_error = squared_norm + near.squared_norm, squared_error + near.squared_error
                 record["modules"][module] = {"rank": len(near.s), **describe(near), "relative_change": change.relative}
             if not writer.ranks:
@@ -151,7 +159,7 @@ def write_extracted(
             )
     for line in summarize(record):
         say(line)
-    return record
+    return record if device == "cpu" else {**record, "device": device}
 
 
 # --- which tensors ------------------------------------------------------------------------------------------------
@@ -214,12 +222,16 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Changes:
-    """What differs between two checkpoints. places: today's name of a tensor -> its names in both."""
+    """What differs between two checkpoints. places: today's name of a tensor -> its names in both.
+
+    device: where what differs is decomposed.
+    """
 
     base: Checkpoint
     tuned: Checkpoint
     places: Mapping[str, tuple[str, str]]
     settings: Extraction
+    device: str = "cpu"
 
     def find_linear(self) -> dict[str, str]:
         """Today's name of every weight that may become LoRA -> its module.
@@ -262,8 +274,9 @@ class Changes:
                 raise UserError(f"'{name}' is {tensor.dtype} in {checkpoint}: quantised weights cannot be subtracted")
         is_small = min(before.shape, default=0) <= self.settings.exact_up_to
         dtype = torch.float64 if is_small else torch.float32
-        size = float(torch.linalg.vector_norm(before.to(dtype), dtype=torch.float64))
-        difference = after.to(dtype) - before.to(dtype)
+        before, after = (tensor.to(self.device, dtype) for tensor in (before, after))
+        size = float(torch.linalg.vector_norm(before, dtype=torch.float64))
+        difference = after - before
         norm = float(torch.linalg.vector_norm(difference, dtype=torch.float64))
         near = None if module is None else self._approximate(difference, name, is_small)
         return Change(name, norm / size if size else None, near)

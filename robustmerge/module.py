@@ -62,7 +62,7 @@ def complete_module(
     zero = LoraPair(A.new_zeros(rank, A.shape[1]), B.new_zeros(B.shape[0], rank))
     names = sorted(found)
     pairs = [zero if (pair := found[expert]) is None else pair for expert in names]
-    pairs = [LoraPair(pair.A.to(device or A.device), pair.B.to(device or A.device)) for pair in pairs]
+    pairs = [pair.to(device or A.device) for pair in pairs]
     return Module(name, names, pairs, [expert for expert in names if found[expert] is None])
 
 
@@ -81,9 +81,7 @@ class Merged(NamedTuple):
 
 def to_cpu(merged: Merged) -> Merged:
     """The merged module with its update on the CPU."""
-    update = merged.update
-    moved = LoraPair(update.A.cpu(), update.B.cpu()) if isinstance(update, LoraPair) else update.cpu()
-    return merged._replace(update=moved)
+    return merged._replace(update=merged.update.to("cpu"))
 
 
 def check_experts(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMethod) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from robustmerge.algebra import merge_pairs
-from robustmerge.formats.adapter import LoraPair, open_adapter
+from robustmerge.formats.adapter import Adapter, LoraPair, open_adapter
 from robustmerge.formats.adapter_config import DELTA_CONFIG
 from robustmerge.formats.delta import open_delta
 from robustmerge.low_rank import compare_A, concatenate
@@ -115,15 +115,18 @@ def measure_retention(inner: InnerProducts) -> list[Retention]:
     return kept
 
 
-def open_update(folder: Path, name: str) -> Callable[[str], Update]:
-    """Open an adapter or delta folder; returns a function module -> update. Raises UserError if it is neither."""
+def open_update(folder: Path, name: str, like: Adapter) -> Callable[[str], Update]:
+    """Open an adapter or delta folder; returns a function module -> update. Raises UserError if it is neither.
+
+    like: an expert of the merge, which knows the layers that keep their weight transposed.
+    """
     if not (folder / DELTA_CONFIG).is_file():
         return open_adapter(folder, name).pair
     delta = open_delta(folder)
 
     def read(module: str) -> Tensor:
-        dense = delta.file.get(f"add.{module}.weight").float().flatten(1)
-        return dense.T if delta.config.get("fan_in_fan_out") else dense  # Conv1D holds its weight transposed
+        weight = delta.file.get(f"add.{module}.weight").float().flatten(1)
+        return weight.T if like.is_transposed(module) else weight
 
     return read
 

@@ -23,6 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--modules", nargs="+", metavar="NAME", help="only these layers, as q_proj; by default all")
     parser.add_argument("--dtype", choices=TORCH_DTYPES, default="float32")
     parser.add_argument("--jobs", type=int, default=count_cores(), help="layers side by side (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="where they are decomposed: cpu, cuda, cuda:1 (%(default)s)")
 
 
 def run(options: Namespace) -> None:
@@ -36,5 +37,6 @@ def run(options: Namespace) -> None:
         options.modules,
         options.dtype,
         workers=options.jobs,
+        device=options.device,
     )
     print(f"written to {options.out}")

@@ -71,6 +71,10 @@ class LoraPair:
         """The dense update [d_out, d_in]."""
         return self.B @ self.A
 
+    def to(self, device: str | torch.device) -> LoraPair:
+        """The pair on a device."""
+        return LoraPair(self.A.to(device), self.B.to(device))
+
 
 @dataclass(frozen=True)
 class Adapter:

@@ -31,7 +31,7 @@ from robustmerge.analysis.retention import (
     measure_retention,
     open_update,
 )
-from robustmerge.formats.adapter import LoraPair
+from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.merging import merge
 from robustmerge.method import Method, read_method
 from robustmerge.stage.address import Address, run_stage
@@ -272,12 +272,12 @@ def test_a_dense_merge_is_measured_as_an_adapter_of_it_is(tmp_path):
         for i, task in enumerate(TASKS)
     }
     method = read_method("task_arithmetic")
-    updates = {}
+    updates, expert = {}, open_adapter(folders[TASKS[0]])
     for form in ("adapter", "delta"):
         formatted = replace(method, out=replace(method.out, format=form))
         address = address_of(tmp_path, formatted, folders)
         merge(address, formatted, folders, **QUIET)
-        updates[form] = open_update(address.path, form)
+        updates[form] = open_update(address.path, form, expert)
     for module in MODULES:
         dense, pair = updates["delta"](module), updates["adapter"](module)
         torch.testing.assert_close(dense, pair.delta(), rtol=1e-4, atol=1e-5)

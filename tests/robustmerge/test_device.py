@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from robustmerge.algebra import merge_models
 from robustmerge.cli.program import main
+from robustmerge.extract import extract
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.live import merge_into
 from robustmerge.low_rank import approximate_randomly, compare, decompose
@@ -64,7 +66,7 @@ class PretendedGpu(TorchFunctionMode):
             return torch.device(GPU) if marked else function(*args)
         if marked and name in ("numpy", "data_ptr", "untyped_storage"):
             raise RuntimeError(f"{name} of a tensor on the GPU")
-        if name == "cpu":
+        if name == "cpu" or (name == "to" and "cpu" in map(str, values[1:])):
             return args[0].detach().view_as(args[0]) if marked else args[0]
         if any(map(names_gpu, values)):
             if any(isinstance(x, torch.Generator) for x in values):
@@ -148,6 +150,27 @@ def test_dense_updates_are_written_from_a_device(tmp_path: Path) -> None:
     with PretendedGpu():
         there = merge_folders(experts, method, tmp_path / "there", device=GPU, **QUIET)
     assert (here / "delta.safetensors").read_bytes() == (there / "delta.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("exact_up_to", [1024, 0])
+def test_a_tuning_is_decomposed_on_a_device(exact_up_to: int, tmp_path: Path) -> None:
+    draw_weights = torch.Generator().manual_seed(0)
+    for name in ("base", "tuned"):
+        (tmp_path / name).mkdir()
+        weights = {f"layers.{n}.q.weight": torch.randn(6, 5, generator=draw_weights) for n in range(2)}
+        save_file(weights, tmp_path / name / "model.safetensors")
+
+    def run(out: str, **on: Any) -> dict[str, Any]:
+        folders = (tmp_path / name for name in ("base", "tuned", out))
+        return extract(*folders, rank=2, exact_up_to=exact_up_to, **on, **QUIET)
+
+    here = run("here")
+    with PretendedGpu():
+        there = run("there", device=GPU)
+    assert [record.get("device") for record in (here, there)] == [None, GPU]
+    assert there["modules"] == here["modules"]
+    written = [(tmp_path / out / "adapter_model.safetensors").read_bytes() for out in ("here", "there")]
+    assert written[0] == written[1]
 
 
 def test_adapters_of_a_live_model_merge_where_they_are() -> None:

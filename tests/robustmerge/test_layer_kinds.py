@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from robustmerge.analysis.effect import list_updates
 from robustmerge.analysis.inspection import inspect_folders
+from robustmerge.analysis.retention import open_update
 from robustmerge.formats.adapter import PREFIX, open_adapter
 from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.formats.full_model import export_model
@@ -191,6 +192,15 @@ def test_a_merge_in_the_model_is_the_merge_of_the_folders(tmp_path: Path) -> Non
     assert all(torch.equal(live[name], x) for name, x in written.items())
     model.set_adapter("merged")
     assert_close(answer(model), answer(load("adapter", tmp_path / "merged")))
+
+
+def test_a_dense_merge_of_all_kinds_of_layers_is_measured_as_an_adapter_of_it_is(tmp_path: Path) -> None:
+    save_senses(tmp_path / "expert", base=save_base(tmp_path / "base"))
+    expert, merged = open_adapter(tmp_path / "expert"), tmp_path / "merged"
+    formats = merge_in_all_formats(merged, [tmp_path / "expert"], ("adapter", "delta"))
+    dense, pair = (open_update(formats[form], form, expert) for form in ("delta", "adapter"))
+    for module in MODULES:
+        assert_close(dense(module), pair(module).delta())
 
 
 def test_an_inspection_measures_all_kinds_of_layers(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class Sums:
 def _measure_point(findings: Findings, plan: Plan, sources: Sequence[Source], point: Row, with_experts: bool) -> None:
     """Add the rows of one point. with_experts: its experts have not been measured with another point."""
     adapters = open_all({name: address.path for name, address in plan.experts.items()})
-    readers = [open_update(source.address.path, source.label) for source in sources]
+    readers = [open_update(source.address.path, source.label, adapters[0]) for source in sources]
     methods = {repr(method): method for source in sources if (method := _at_strength_1(source)) is not None}
     if with_experts and len({rank for adapter in adapters for rank in adapter.ranks.values()}) == 1:
         methods[repr(PLAIN)] = PLAIN
