@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ CHILD = Path(__file__).resolve().parent / "child.py"
 BAR = re.compile(r"\d%\|")  # in what a library's progress bar prints
 LAYOUT = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  "
 STATUS_EVERY = 30.0  # seconds between status lines where there is no terminal
+PACE_OVER = 10  # status lines; not the whole run, which may have begun with work that was there already
 # The memory of a batch comes in blocks of megabytes. By default glibc gives them back to the system, which clears their
 # pages again for the next batch: a fifth of the time of a small model on a CPU. Other C libraries ignore this.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
@@ -232,7 +234,8 @@ class _Display:
         self.title, self.total, self.count = title, sum(job.cost for job in jobs), len(jobs)
         self.finished, self.n_finished = 0.0, 0
         self.terminal = sys.stderr.isatty()
-        self.started = self.last_printed = time.monotonic()
+        self.last_printed = time.monotonic()
+        self.printed: deque[tuple[float, float]] = deque(maxlen=PACE_OVER)  # when, and how much was done
 
     def __enter__(self) -> _Display:
         self.bar = tqdm(total=self.total, desc=self.title, disable=not self.terminal, leave=False, dynamic_ncols=True)
@@ -254,11 +257,15 @@ class _Display:
         status = running[0].status if len(running) == 1 else shares
         self.bar.bar_format = LAYOUT + status.replace("\n", " ").replace("{", "(").replace("}", ")")
         self.bar.refresh()
-        if not self.terminal and self.bar.n and time.monotonic() - self.last_printed > STATUS_EVERY:
+        if not self.terminal and time.monotonic() - self.last_printed > STATUS_EVERY:
             self.last_printed = time.monotonic()
-            left = (self.last_printed - self.started) * (self.total / self.bar.n - 1)
-            percent = 100 * self.bar.n / self.total
-            print(f"{self.title}: {percent:.0f} %, about {left:.0f} s left ({shares})", flush=True)
+            print(f"{self.title}: {100 * self.bar.n / self.total:.0f} %{self._time_left()} ({shares})", flush=True)
+
+    def _time_left(self) -> str:
+        """The time that is left at the pace of the last status lines, in words; nothing where none is known."""
+        self.printed.append((self.last_printed, self.bar.n))
+        seconds, done = (last - first for first, last in zip(self.printed[0], self.printed[-1], strict=True))
+        return f", about {(self.total - self.bar.n) * seconds / done:.0f} s left" if done > 0 else ""
 
     def finish(self, child: RunningJob, succeeded: bool) -> None:
         """Report that a job has ended."""

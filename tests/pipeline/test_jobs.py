@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import child
+from pipeline import child, jobs
 from pipeline.events import Event, read_event, write_event
 from pipeline.jobs import Job, RunningJob, run_jobs
 from robustmerge.stage.address import REPOSITORY
@@ -93,6 +93,23 @@ def test_progress_is_that_of_all_items_and_never_goes_back(events, fraction):
     assert running.fraction == pytest.approx(fraction)
     running.handle(Event("item", "experts/vqav2", number=2))
     assert running.share == f"two items {100 * running.fraction:.0f} % (experts/vqav2)"
+
+
+def test_the_time_left_is_told_by_the_pace_of_now_and_not_by_what_was_there_before(monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now)
+    running = RunningJob(Job("base", [{}]), None, Path(), Path(), 0)
+    with jobs._Display("train", [running.job]) as display:
+        for fraction in (0.5, 0.6, 0.7):  # half of it is found done
+            now += 100
+            running.handle(Event("progress", fraction=fraction))
+            display.show([running])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.partition(" (")[0] for line in lines] == [
+        "train: 50 %",
+        "train: 60 %, about 400 s left",
+        "train: 70 %, about 300 s left",
+    ]
 
 
 def test_a_bar_reports_its_part_of_the_work_even_without_a_terminal(monkeypatch):
