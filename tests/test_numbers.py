@@ -23,7 +23,7 @@ INDEPENDENT, SHARED = "independent A", "shared A"
 METHODS = ("Task Arithmetic", "TIES", "DARE", "KnOTS-TIES", "RobustMerge")
 AHEAD = ("Task Arithmetic", "DARE", "KnOTS-TIES")  # of RobustMerge
 CHOSEN = ", strength chosen"
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2, 3, 4, 5)
 Row = dict[str, str]
 
 
@@ -380,10 +380,9 @@ def test_knots_ties_is_first_at_its_default_and_steadiest():
         assert deviation("KnOTS-TIES", group) < 1
 
 
-def test_knots_ties_has_the_highest_mean_where_strengths_are_chosen_and_task_arithmetic_is_within_its_noise():
-    for group in (INDEPENDENT, SHARED):
-        assert all(lead > 0 for lead, _ in leads("{method}" + CHOSEN, group))
-        assert not difference("tables/differences", "Task Arithmetic" + CHOSEN, group, "seen_avg")[1]
+def test_knots_ties_has_the_highest_mean_where_strengths_are_chosen_and_clearly_so_with_a_shared_a():
+    assert all(lead > 0 for lead, _ in leads("{method}" + CHOSEN, INDEPENDENT))
+    assert all(lead > 0 and is_clear for lead, is_clear in leads("{method}" + CHOSEN, SHARED))
 
 
 def test_task_arithmetic_on_the_products_is_level_with_knots_ties():

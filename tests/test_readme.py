@@ -22,6 +22,7 @@ SKIPPED = (
     "# needs GPUs",
     "# needs the data",
     "# about an hour",
+    "# about two hours",
     "# installs lmms-eval",
     "# asks the Hub",
     "scripts/test.sh",  # runs this test
