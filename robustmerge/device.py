@@ -18,6 +18,13 @@ def require_device(device: str | torch.device, dtype: torch.dtype = torch.float3
     (https://github.com/pytorch/pytorch/issues/90613).
     """
     try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise UserError(
+            f"there is no device {quote(str(device))} here: it is called cpu, cuda, cuda:1 or as torch calls another; "
+            "the default is cpu (device)"
+        ) from error
+    try:
         torch.linalg.svdvals(torch.eye(2, dtype=dtype, device=device)).tolist()
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).partition("\n")[0]

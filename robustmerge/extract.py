@@ -108,8 +108,8 @@ def extract(
     nothing is written then.
     """
     settings = Extraction(rank, None if modules is None else tuple(modules), dtype, exact_up_to, seed)
-    place = find_place(base)
-    folders = {"base": fetch_weights(place), "tuned": fetch_weights(find_place(tuned))}
+    places = {"base": _find(base, "base"), "tuned": _find(tuned, "tuned")}
+    place, folders = places["base"], {name: fetch_weights(place) for name, place in places.items()}
     inputs = {name: address_foreign(folder) for name, folder in folders.items()}
     address = address_chosen(Path(out), "extraction", SCHEMA, settings, inputs, "models")
     work = partial(
@@ -117,6 +117,13 @@ def extract(
     )
     run_stage(address, work, say, True)
     return read_manifest(address.manifest)["record"]
+
+
+def _find(text: str | Path, which: str) -> Path | Repository:
+    try:
+        return find_place(text)
+    except UserError as error:
+        raise UserError(f"{error} ({which})") from error
 
 
 def write_extracted(

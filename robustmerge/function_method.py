@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from robustmerge.formats.adapter import LoraPair
 from robustmerge.low_rank import truncate
 from robustmerge.method import FunctionMethod
 from robustmerge.module import Merged, Module
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.settings import UserError, check_types
 
 
 def collect_over_model(method: FunctionMethod, modules: Iterable[tuple[str, Sequence[LoraPair]]]) -> Any:
@@ -58,13 +58,19 @@ def find_function(target: str, key: str) -> Callable[..., Any]:
 
 
 def _check_call(method: FunctionMethod, target: str, key: str, others: Sequence[str]) -> None:
-    """Raises UserError if a function does not take the params of the method, and the other arguments by name."""
-    signature = inspect.signature(find_function(target, key))
+    """Raises UserError if a function does not take the params of the method, and the other arguments by name.
+
+    A parameter with an annotation of plain types takes these alone.
+    """
+    function = find_function(target, key)
+    signature = inspect.signature(function)
     try:
         signature.bind(None, **method.params, **dict.fromkeys(others))
     except TypeError as error:
         names = ", ".join(list(signature.parameters)[1:])
         raise UserError(f"{target}: {error}; after its first argument it takes {names} (merge.params)") from error
+    annotated = {name: kind for name, kind in get_type_hints(function).items() if name in method.params}
+    check_types(annotated, method.params, "merge.params")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -33,6 +33,7 @@ from robustmerge.stage.settings import (
     UserError,
     build,
     choose,
+    key_of,
     later,
     outside_identity,
     refuse,
@@ -630,10 +631,22 @@ def build_method(values: Mapping[str, Any], where: str = "merge") -> AnyMethod:
     if "_target_" in values:
         values["target"] = values.pop("_target_")
     if "target" in values:
+        _refuse_keys_of_the_algebra(values, where)
         return build(FunctionMethod, values, where)
     if values.get("strength", 0) is None:  # the default for the space
         del values["strength"]
     return build(Method, values, where)
+
+
+def _refuse_keys_of_the_algebra(values: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError for keys that methods of the algebra have and a function has not, as `weights`."""
+    own, others = ({key_of(field) for field in fields(cls)} for cls in (FunctionMethod, Method))
+    params = ", ".join(f"params.{name}" for name in values.get("params") or {}) or "none"
+    refuse(
+        Problem(f"{values.get('name')} is a function, which has no {key}; its settings are {params}", f"{where}.{key}")
+        for key in values
+        if key in others - own
+    )
 
 
 def list_methods() -> list[str]:

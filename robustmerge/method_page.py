@@ -12,6 +12,7 @@ from robustmerge.method import AnyMethod, Method, find_method_file, list_bases, 
 from robustmerge.stage.files import read_text
 from robustmerge.stage.settings import values_of
 
+FORMULA = "Formula: "
 NAMES = ("name", "title", "paper", "source")  # not what the method does
 _LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:# *(?P<comment>.*))?")
 _FURTHER = re.compile(r" +# *(?P<comment>.*)")
@@ -21,12 +22,13 @@ _FURTHER = re.compile(r" +# *(?P<comment>.*)")
 class MethodPage:
     """A method as its file describes it.
 
-    description: what it does, of which the first sentence stands alone. settings: all of them, by dotted key; comments:
-    what the files say of them. changed: the settings that are not neutral.
+    description: what it does, of which the first sentence stands alone. formula: in one line. settings: all of them, by
+    dotted key; comments: what the files say of them. changed: the settings that are not neutral.
     """
 
     method: AnyMethod
     description: str
+    formula: str
     settings: dict[str, Any]
     comments: dict[str, str]
     changed: dict[str, Any]
@@ -47,7 +49,8 @@ def read_method_page(name: str | Path) -> MethodPage:
     for one in [*list_bases(file), file]:
         for key, comment in _read_comments(read_text(one, "a method file")):
             comments[key] = f"{comments[key]}; {comment}" if key in comments else comment
-    return MethodPage(method, _read_description(file), settings, comments, changed)
+    description, _, formula = _read_description(file).partition(FORMULA)
+    return MethodPage(method, description.strip(), formula, settings, comments, changed)
 
 
 def _flatten(method: AnyMethod) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def _is_changed(key: str, value: Any, neutral: Mapping[str, Any]) -> bool:
 
 
 def _read_description(file: Path) -> str:
-    """The comment that a file begins with, without the command in it."""
+    """The comment that a file begins with, without the command in it; its last line may be a formula."""
     lines = []
     for line in read_text(file, "a method file").splitlines():
         if not line.startswith("#"):

@@ -53,6 +53,9 @@ class RecipeFile:
 
 def read_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     """Read the content of a recipe. where: its file, for messages. Raises ConfigError with what is wrong in it."""
+    if isinstance(content.get("out"), Mapping):
+        text = "out is the new folder, as in `out: path/to/merged`; what is written there is set below the method, as"
+        raise ConfigError(Problem(f"{text} `method: {{name: ties, out: {{for: vllm}}}}`", f"{where}.out"))
     file = build(RecipeFile, content, where)
     settings: dict[str, Any] = {"name": file.method} if isinstance(file.method, str) else dict(file.method)
     method = settings.pop("name", None)

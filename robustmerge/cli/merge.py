@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--out", metavar="FOLDER", help="the new folder")
     pairs: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", help="settings of the method", **pairs)
-    parser.add_argument("--weights", metavar="NAME=NUMBER", help="factors of experts' updates", **pairs)
+    parser.add_argument("--weights", metavar="NAME=VALUE", help="factors of experts' updates", **pairs)
     parser.add_argument("--seed", type=int, help="of random pruning")
     parser.add_argument("--jobs", type=int, default=count_cores(), help="modules merged side by side (%(default)s)")
     parser.add_argument("--device", default="cpu", help="where modules are merged: cpu, cuda, cuda:1 (%(default)s)")
@@ -54,16 +54,18 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     recipe = _read(options)
-    if recipe.out is None:
+    if not recipe.out:
         raise UserError("where to? give the new folder: -o FOLDER")
     method = _build_method(recipe, options)
     if options.jobs < 1:
         raise UserError(f"there must be at least 1 job, got {options.jobs} (--jobs)")
     experts = fetch_experts(recipe.experts)
 
+    from robustmerge.device import require_device
     from robustmerge.formats.output import how_to_load
     from robustmerge.merging import merge_with_summary
 
+    require_device(options.device)
     if recipe.plain_lora:
         _refuse_all_but_plain_lora(experts, recipe)
     for note in recipe.notes:
@@ -75,13 +77,17 @@ def run(options: Namespace) -> None:
 
 def _read(options: Namespace) -> Recipe:
     """The recipe that is named, or method and experts of the command line, without the settings that are typed."""
-    if options.experts:
-        return Recipe(tuple(options.experts), options.method, out=options.out)
-    if Path(options.method).suffix in (".yaml", ".yml"):
-        content = read_yaml(Path(options.method), "a recipe")
+    is_file = Path(options.method).suffix in (".yaml", ".yml")
+    content = read_yaml(Path(options.method), "a recipe or a method's file") if is_file else {}
+    is_recipe = not options.experts or "merge_method" in content or "experts" in content
+    if is_file and is_recipe:
+        if options.experts:
+            raise UserError(f"{options.method} is a recipe, which names its experts; leave out {options.experts[0]}")
         read = read_mergekit if "merge_method" in content else read_recipe
         recipe = read(content, options.method)
         return replace(recipe, out=options.out or recipe.out)
+    if options.experts:
+        return Recipe(tuple(options.experts), options.method, out=options.out)
     raise UserError(
         f"which experts? robustmerge merge {options.method} EXPERT EXPERT -o FOLDER, or merge RECIPE.yaml, which names "
         "them"
@@ -92,12 +98,14 @@ def _build_method(recipe: Recipe, options: Namespace) -> AnyMethod:
     """The recipe's method with the settings that are typed."""
     settings = recipe.settings
     for key, value in _split_pairs(options.settings, "--set"):
+        if key == "name":
+            raise UserError(f"the method is the first word, as in robustmerge merge {value} EXPERT EXPERT (--set name)")
         changes = parse_value(value)
         for part in reversed(key.removeprefix("merge.").split(".")):
             changes = {part: changes}
         settings = overlay(settings, changes)
     if options.weights:
-        weights = {name: _as_number(name, text) for name, text in _split_pairs(options.weights, "--weights")}
+        weights = {name: parse_value(text) for name, text in _split_pairs(options.weights, "--weights")}
         settings = overlay(settings, {"weights": weights})
     if options.seed is not None:
         settings = overlay(settings, {"seed": options.seed})
@@ -111,7 +119,7 @@ def _build_method(recipe: Recipe, options: Namespace) -> AnyMethod:
 
 
 def _split_pairs(pairs: Iterable[str], option: str) -> Iterable[tuple[str, str]]:
-    """KEY and VALUE of each; the names of experts may hold `=`, numbers do not."""
+    """KEY and VALUE of each; the names of experts may hold `=`, their weights do not."""
     for pair in pairs:
         key, equals, value = pair.rpartition("=") if option == "--weights" else pair.partition("=")
         if not equals or not key:
@@ -120,13 +128,6 @@ def _split_pairs(pairs: Iterable[str], option: str) -> Iterable[tuple[str, str]]
                 f"{quote(pair)}; METHOD and the experts come before it"
             )
         yield key, value
-
-
-def _as_number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"the weight of '{name}' must be a number, got {quote(text)} (--weights)") from None
 
 
 def _refuse_all_but_plain_lora(experts: Mapping[str, Path], recipe: Recipe) -> None:

@@ -16,6 +16,11 @@ from robustmerge.graded import format_grade
 from robustmerge.method import list_methods
 from robustmerge.method_page import MethodPage, read_method_page
 
+LETTERS = (
+    "In the formulas D_n = B_n A_n is the update of expert n, with alpha/r in B_n; X_n is A_n and B_n each, or with "
+    "--set space=delta D_n; a tilde stands over what pruning keeps; λ is the strength."
+)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="a method, or the path of a method's .yaml file")
@@ -24,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     if options.name is None:
         print("\n\n".join(_summarize(name, read_method_page(name)) for name in list_methods()))
-        print("\nrobustmerge methods NAME shows all settings of one")
+        print(f"\n{_fill(LETTERS, '')}\n\nrobustmerge methods NAME shows all settings of one")
     else:
         _print_page(read_method_page(options.name))
 
@@ -34,15 +39,16 @@ def _summarize(name: str, page: MethodPage) -> str:
     lines = [
         f"{name}: {page.method.title or name}, {page.method.paper}".rstrip(", "),
         page.summary,
+        page.formula,
         f"defaults: {changed}",
     ]
-    return "\n".join([lines[0], *(_fill(line, "    ") for line in lines[1:])])
+    return "\n".join([lines[0], *(_fill(line, "    ") for line in lines[1:] if line)])
 
 
 def _print_page(page: MethodPage) -> None:
     method = page.method
     print(f"{method.title or method.name}, {method.paper}".rstrip(", "))
-    print(_fill(page.description, "") + "\n")
+    print("\n".join(_fill(text, "") for text in (page.description, page.formula) if text) + "\n")
     width = max(map(len, page.settings))
     for key, value in page.settings.items():
         print(f"  {key:<{width}}  {_format(value)}")

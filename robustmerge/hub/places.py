@@ -27,6 +27,8 @@ def find_place(text: str | Path) -> Path | Repository:
 
     Raises UserError that says why it is neither.
     """
+    if not str(text):
+        raise UserError("the path is empty; give a folder, or a repository of the Hugging Face Hub")
     folder = _as_path(text)
     if folder is not None and folder.is_dir():
         return folder.resolve()

@@ -204,8 +204,10 @@ def address_chosen(
 ) -> Address:
     """The address of a stage that writes a folder of the user's choice. what: the inputs in one word.
 
-    Raises UserError if something else is there.
+    Raises UserError if something else is there, or if it lies in one of the inputs, which it would change.
     """
+    if holders := [name for name, one in inputs.items() if one.path.resolve() in out.resolve().parents]:
+        raise UserError(f"{out} lies in the folder of '{holders[0]}'; choose a folder beside it (out)")
     address = Address(out.parent, out, _identity_of(stage, schema, settings, inputs))
     paths = [out] if out.exists() and not out.is_dir() else out.glob("*")
     if all(path.name.endswith(BESIDE) for path in paths) or address.is_drafted():

@@ -137,6 +137,14 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return settings
 
 
+def check_types(types_by_key: Mapping[str, Any], values: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError for every value that is not of the type of its key, as `build` does."""
+    problems: list[Problem] = []
+    for key, kind in types_by_key.items():
+        _coerce(kind, values[key], _key(where, key), problems)
+    refuse(problems)
+
+
 def _build(cls: type, values: Mapping[str, Any], where: str, problems: list[Problem]) -> Any:
     if not isinstance(values, Mapping):
         problems.append(Problem(f"expected a mapping, got {values!r}", where))

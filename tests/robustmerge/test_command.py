@@ -109,12 +109,23 @@ def test_a_recipe_is_the_same_as_its_words(folder: Path) -> None:
         ("experts: [a]\nmethod: ties", "where to? give the new folder: -o FOLDER"),
         ("experts: 3\nmethod: ties", "expected a mapping, got 3 (recipe.yaml.experts)"),
         ("method: ties", "missing value (recipe.yaml.experts)"),
+        ("experts: [a]\nmethod: ties\nout: {for: vllm}", "out is the new folder, as in `out: path/to/merged`; what"),
     ],
 )
 def test_a_recipe_that_is_wrong_is_refused_with_the_choices(folder: Path, capsys, text: str, message: str) -> None:
     (folder / "recipe.yaml").write_text(text)
     refuse("merge", "recipe.yaml")
     assert message in capsys.readouterr().err
+
+
+def test_experts_beside_a_recipe_are_refused_but_beside_the_file_of_a_method_merged_by_it(folder: Path, capsys) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE)
+    refuse("merge", "recipe.yaml", "a", "-o", "o")
+    assert "recipe.yaml is a recipe, which names its experts; leave out a" in capsys.readouterr().err
+    (folder / "mine.yaml").write_text("defaults: [ties, _self_]\nname: mine\nprune: {density: 0.3}")
+    main(["merge", "mine.yaml", "a", "x=(1,2) y", "-o", "o", "--weights", "a=[0.5, 1.0]"])
+    settings = json.loads((folder / "o" / "manifest.json").read_text())["identity"]["settings"]
+    assert (settings["prune"]["density"], settings["weights"]) == (0.3, {"a": [0.5, 1.0]})
 
 
 @pytest.mark.parametrize(
@@ -135,7 +146,7 @@ def test_a_recipe_that_is_wrong_is_refused_with_the_choices(folder: Path, capsys
             ["merge", "ties", "a", "-o", "o", "--set", "strength"],
             "--set takes pairs, as --set strength=0.7, got 'strength'",
         ),
-        (["merge", "ties", "a", "-o", "o", "--weights", "a=x"], "the weight of 'a' must be a number, got 'x'"),
+        (["merge", "ties", "a", "-o", "o", "--weights", "a=x"], "expected a number, got 'x' (merge.weights.a)"),
         (["merge", "ties", "a", "-o", "o", "--weights", "b=1"], "weights names an unknown expert 'b'"),
         (["merge", "ties", "a", "-o", "o", "--jobs", "0"], "there must be at least 1 job"),
         (
@@ -144,7 +155,24 @@ def test_a_recipe_that_is_wrong_is_refused_with_the_choices(folder: Path, capsys
         ),
         (["merge", "ties", "a", "./a", "-o", "o"], "two experts are called 'a', a and ./a; name them as name:folder"),
         (["merge", "ties", "no/such/x", "-o", "o"], "expert 'x': there is no folder no/such/x"),
+        (["merge", "ties", "", "-o", "o"], "the path is empty; give a folder"),
+        (["merge", "ties", "a", "-o", ""], "where to? give the new folder: -o FOLDER"),
         (["merge", "ties", "a", "-o", "a"], "a is there already and is not empty"),
+        (["merge", "ties", "a", "-o", "a/o"], "a/o lies in the folder of 'a'; choose a folder beside it"),
+        (["merge", "ties", "a", "-o", "o", "--set", "name=dare"], "robustmerge merge dare EXPERT EXPERT (--set name)"),
+        (
+            ["merge", "ties", "a", "-o", "o", "--device", "gpu"],
+            "there is no device 'gpu' here: it is called",
+        ),
+        (
+            ["merge", "iso_c", "a", "-o", "o", "--weights", "a=2"],
+            "iso_c is a function, which has no weights; its",
+        ),
+        (
+            ["merge", "iso_c", "a", "-o", "o", "--set", "params.strength=[1, 2]"],
+            "expected a number, got [1, 2] (merge.params.strength)",
+        ),
+        (["extract", "no/such/base", "a", "-r", "2", "-o", "o"], "there is no folder no/such/base"),
         (["methods", "tis"], "(did you mean 'ties'?)"),
         (["inspect", "a", "--density", "2"], "density must be in (0, 1], got 2.0"),
     ],
@@ -174,6 +202,7 @@ def test_all_methods_are_listed_with_what_they_do_and_one_with_every_setting(cap
         line.partition(":")[0] for line in printed.splitlines() if ": " in line and line[0] != " "
     ] == list_methods()
     assert "ties: TIES, https://arxiv.org/abs/2306.01708\n    Trim each expert to its largest entries," in printed
+    assert "\n    λ Σ X_n\n    defaults: strength=0.55\n" in printed and "λ is the strength." in printed
     assert "defaults: strength=0.55, prune.rule=random, prune.density=0.8" in " ".join(printed.split())
     main(["methods", "dare"])
     page = capsys.readouterr().out
@@ -186,6 +215,7 @@ def test_all_methods_are_listed_with_what_they_do_and_one_with_every_setting(cap
 def test_a_page_gives_the_settings_that_make_the_method(name: str) -> None:
     page = read_method_page(name)
     assert page.summary.endswith(".") and len(page.summary) < 200 and "bash" not in page.description
+    assert page.formula and len(page.formula) < 110
     changes = {key.replace(".", "__"): value for key, value in page.settings.items() if key != "first"}
     assert read_method(name, **changes) == page.method
 

@@ -134,8 +134,9 @@ def test_a_pattern_that_takes_long_is_ended() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"strength": []}, "strength must have at least one number, got none"),
-        ({"strength": {}}, "strength must have at least one number, got none"),
+        ({"strength": []}, "strength must have at least two numbers over the depth, or a pattern, got \\[\\]"),
+        ({"strength": [1]}, "strength must have at least two numbers over the depth, or a pattern, got \\[1\\]"),
+        ({"strength": {}}, "strength must have at least two numbers over the depth, or a pattern, got \\[\\]"),
         ({"strength": [1.0, float("inf")]}, "strength must be a finite number, got inf"),
         ({"strength": [0.5, -1.0]}, r"strength multiplies A and B each, .* got \[0.5, -1\]"),
         ({"weights": {"a": {".*": float("nan")}}}, "a must be a finite number, got nan"),

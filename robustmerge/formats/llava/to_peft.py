@@ -109,8 +109,9 @@ def _open_lora(original: Path) -> tuple[dict[str, Any], LoraIndex, TensorFile]:
     file = TensorFile(weights)
     if not is_original(original):
         raise UserError(
-            f"{original} is no adapter in LLaVA's own format: its tensors are called {file.names[:1]}, "
-            f"not '{lora_name((0, 'self_attn.q_proj', 'A'))}', or it has neither {PROJECTOR} nor LLaVA's {LLAVA_CONFIG}"
+            f"{original} is no adapter in LLaVA's own format, whose tensors are called as "
+            f"'{lora_name((0, 'self_attn.q_proj', 'A'))}' and which has {PROJECTOR} or LLaVA's {LLAVA_CONFIG} beside "
+            f"them; found '{next(iter(file.names), '')}'. One in PEFT's format is merged as it is"
         )
     shapes = {name: file.shape(name) for name in file.names}
     index = with_location(weights, lambda: index_lora(parse_lora_names(file.names), shapes, int(config["r"])))
