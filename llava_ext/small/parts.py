@@ -82,6 +82,7 @@ class PartRun:
             max_grad_norm=1.0,
             optim="adamw_torch_fused",
             use_cpu=True,
+            bf16=part.precision == "bf16",
             dataloader_pin_memory=False,
         )
         batching = {"batch": micro, "accumulation": accumulation}

@@ -312,6 +312,23 @@ def assert_same_files(folder: Path, whole: Path) -> None:
             assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
 
 
+def test_a_part_in_bf16_keeps_its_weights_in_float32_and_ends_near_those_of_float32(pretrained, corpus, tmp_path):
+    part = dataclasses.replace(PART, max_steps=4)
+    ends = {}
+    for precision in ("fp32", "bf16"):
+        settings = BaseModel(PRETRAINING, dataclasses.replace(part, precision=precision), save_steps=2)
+        address = Address(tmp_path, tmp_path / precision, {"stage": "base"})
+        ends[precision] = load_file(
+            train_base(address, settings, pretrained, corpus, lambda _: None) / "model.safetensors"
+        )
+    begin = load_file(pretrained / "model.safetensors")
+    moved, apart = (
+        sum(float((one[name] - ends["fp32"][name]).norm()) ** 2 for name in one) for one in (begin, ends["bf16"])
+    )
+    assert {x.dtype for x in ends["bf16"].values()} == {torch.float32}
+    assert 0 < apart < 0.05 * moved
+
+
 @pytest.mark.parametrize("place", ["after a checkpoint", "inside a checkpoint", "between checkpoints"])
 def test_a_pretraining_goes_on_after_a_kill_in_any_part_with_the_same_bytes(
     corpus, pretrained, tmp_path, monkeypatch, place
