@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import tarfile
+from collections.abc import Sequence
 from functools import cache
 from statistics import mean
 from typing import Any
@@ -66,7 +67,7 @@ def with_noise(row: Row, average: str, at: str = "") -> str:
     if not row[average]:
         return "—"
     value, low, high = (float(row[average + end]) for end in ("", "_low", "_high"))
-    deviation = row[f"{average}_deviation"]
+    deviation = row.get(f"{average}_deviation")  # none of one seed
     return f"{value:.1f} ({low:.1f}–{high:.1f})" + (f" ± {float(deviation):.1f}" if deviation else "")
 
 
@@ -113,6 +114,19 @@ def test_the_dial_of_the_findings_is_that_of_the_experiment():
     assert by_rank["nothing"][:2] == ["KnOTS-TIES", "RobustMerge"]
     for key in ("half", "paper"):
         assert by_rank[key] == ["KnOTS-TIES", "Task Arithmetic", "DARE", "RobustMerge", "TIES"]
+
+
+def test_the_lengths_of_training_of_the_findings_are_those_of_the_experiment():
+    rows = read_table("docs/findings.md", "| seen average, strength chosen | a quarter")
+    assert len(rows) == 1 + len(METHODS)
+    for title, cells in rows.items():
+        assert cells == [
+            with_noise(find_row("length/swept", title), "seen_avg", f"_{key}") for key in ("0.25", "1", "4")
+        ]
+    ranks = {key: [float(find_row("length/swept", x)[f"rank_{key}"]) for x in METHODS] for key in ("0.25", "1", "4")}
+    assert [ranks[key][METHODS.index("KnOTS-TIES")] for key in ranks] == [3, 3, 1]
+    assert min(ranks[key][METHODS.index("RobustMerge")] for key in ranks) == 4
+    assert all(length(title, "4") < length(title, "1") for title in METHODS if title != "KnOTS-TIES")
 
 
 def test_the_shipped_scores_are_those_of_the_report_where_today_s_configuration_looks_for_them(tmp_path):
@@ -275,7 +289,19 @@ def findings_sentences() -> list[str]:
         f"Here its lead is {lead(INDEPENDENT):.1f} and {lead(SHARED):.1f} points",
         f"RobustMerge is second, {below_knots('nothing'):.1f} points below",
         f"clearly below KnOTS-TIES, by {below_knots('half'):.1f} points",
+        f"are {-gains_when_short(['Individual'])[0]:.1f} points worse, and their merges better by all methods, by "
+        f"{min(gains_when_short(METHODS)):.1f} to {max(gains_when_short(METHODS)):.1f} points",
+        f"third before, gains {length('KnOTS-TIES', '4') - length('KnOTS-TIES', '1'):.1f} points and is first",
     ]
+
+
+def length(title: str, epochs: str) -> float:
+    return float(find_row("length/swept", title)[f"seen_avg_{epochs}"])
+
+
+def gains_when_short(titles: Sequence[str]) -> list[float]:
+    """What a quarter of the training adds, over once."""
+    return [length(title, "0.25") - length(title, "1") for title in titles]
 
 
 def below_knots(key: str) -> float:
