@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -60,7 +61,7 @@ def find_function(target: str, key: str) -> Callable[..., Any]:
 def _check_call(method: FunctionMethod, target: str, key: str, others: Sequence[str]) -> None:
     """Raises UserError if a function does not take the params of the method, and the other arguments by name.
 
-    A parameter with an annotation of plain types takes these alone.
+    A parameter that is annotated with plain types (numbers, texts, booleans, None) takes these alone.
     """
     function = find_function(target, key)
     signature = inspect.signature(function)
@@ -69,8 +70,18 @@ def _check_call(method: FunctionMethod, target: str, key: str, others: Sequence[
     except TypeError as error:
         names = ", ".join(list(signature.parameters)[1:])
         raise UserError(f"{target}: {error}; after its first argument it takes {names} (merge.params)") from error
-    annotated = {name: kind for name, kind in get_type_hints(function).items() if name in method.params}
-    check_types(annotated, method.params, "merge.params")
+    annotated: dict[str, Any] = {}
+    with contextlib.suppress(NameError, AttributeError, TypeError):  # annotations that cannot be read say nothing
+        annotated = get_type_hints(function)
+    plain = {name: kind for name, kind in annotated.items() if name in method.params and _is_plain(kind)}
+    check_types(plain, method.params, "merge.params")
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether an annotation is a plain type, or a union of such."""
+    if isinstance(kind, types.UnionType) or get_origin(kind) is Union:
+        return all(map(_is_plain, get_args(kind)))
+    return kind in (bool, int, float, str, type(None))
 
 
 @contextlib.contextmanager

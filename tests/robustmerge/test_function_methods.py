@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ def first(pairs, times): return concatenate(pairs[:1], [times])
 def dense(pairs): return pairs[0].delta()
 def count(modules, share): return sum(len(pairs) for _, pairs in modules) * share
 def counted(pairs, share, collected): return concatenate(pairs[:1], [collected])
+def unknown(pairs, times: "Absent"): return concatenate(pairs[:1], [times])
+def literal(pairs, times: __import__("typing").Literal[2]): return concatenate(pairs[:1], [times])
+def plain(pairs, times: float | None): return concatenate(pairs[:1], [times])
 """
 
 
@@ -34,6 +38,11 @@ def test_a_function_of_ones_own_is_a_method(tmp_path: Path, monkeypatch: pytest.
     write_merged(tmp_path / "merged", method, folders, **QUIET)
     expected = 3 * experts["a"]["layers.0.q"].delta()
     torch.testing.assert_close(open_adapter(tmp_path / "merged").pair("layers.0.q").delta(), expected)
+    for annotated in ("unknown", "literal", "plain"):
+        write_merged(tmp_path / annotated, replace(method, target=f"my_methods.{annotated}"), folders, **QUIET)
+    wrong = replace(method, target="my_methods.plain", params={"times": "x"})
+    with pytest.raises(ConfigError, match=r"expected a number, got 'x' \(merge.params.times\)"):
+        write_merged(tmp_path / "no", wrong, folders, **QUIET)
     dense = build_method({"name": "dense", "_target_": "my_methods.dense", "out": {"rank": 2}})
     assert write_merged(tmp_path / "cut", dense, folders, **QUIET)["ranks"] == [2]
     with pytest.raises(UserError, match=r"a dense update \[7, 10\] is no adapter; give the rank to cut it to"):
