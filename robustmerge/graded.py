@@ -69,7 +69,8 @@ def list_numbers(grade: Grade) -> list[float]:
 
 def find_wrong_numbers(grade: Grade, what: str) -> list[str]:
     """What is wrong with a grade whatever the modules are."""
-    if is_graded(grade) and len(grade) < (1 if isinstance(grade, Mapping) or has_patterns(grade) else 2):  # type: ignore[arg-type]
+    grade = order_patterns(grade)
+    if isinstance(grade, tuple) and len(grade) < 2 and not has_patterns(grade):
         return [f"{what} must have at least two numbers over the depth, or a pattern, got {format_grade(grade)}"]
     return [f"{what} must be a finite number, got {value}" for value in list_numbers(grade) if not math.isfinite(value)]
 

@@ -77,15 +77,14 @@ def run(options: Namespace) -> None:
 
 def _read(options: Namespace) -> Recipe:
     """The recipe that is named, or method and experts of the command line, without the settings that are typed."""
-    is_file = Path(options.method).suffix in (".yaml", ".yml")
-    content = read_yaml(Path(options.method), "a recipe or a method's file") if is_file else {}
-    is_recipe = not options.experts or "merge_method" in content or "experts" in content
-    if is_file and is_recipe:
-        if options.experts:
+    if Path(options.method).suffix in (".yaml", ".yml"):
+        content = read_yaml(Path(options.method), "a recipe or a method's file")
+        is_mergekit = "merge_method" in content
+        if not options.experts:
+            recipe = (read_mergekit if is_mergekit else read_recipe)(content, options.method)
+            return replace(recipe, out=options.out or recipe.out)
+        if is_mergekit or "experts" in content:
             raise UserError(f"{options.method} is a recipe, which names its experts; leave out {options.experts[0]}")
-        read = read_mergekit if "merge_method" in content else read_recipe
-        recipe = read(content, options.method)
-        return replace(recipe, out=options.out or recipe.out)
     if options.experts:
         return Recipe(tuple(options.experts), options.method, out=options.out)
     raise UserError(
@@ -98,10 +97,11 @@ def _build_method(recipe: Recipe, options: Namespace) -> AnyMethod:
     """The recipe's method with the settings that are typed."""
     settings = recipe.settings
     for key, value in _split_pairs(options.settings, "--set"):
+        key = key.removeprefix("merge.")
         if key == "name":
             raise UserError(f"the method is the first word, as in robustmerge merge {value} EXPERT EXPERT (--set name)")
         changes = parse_value(value)
-        for part in reversed(key.removeprefix("merge.").split(".")):
+        for part in reversed(key.split(".")):
             changes = {part: changes}
         settings = overlay(settings, changes)
     if options.weights:

@@ -158,8 +158,12 @@ def test_experts_beside_a_recipe_are_refused_but_beside_the_file_of_a_method_mer
         (["merge", "ties", "", "-o", "o"], "the path is empty; give a folder"),
         (["merge", "ties", "a", "-o", ""], "where to? give the new folder: -o FOLDER"),
         (["merge", "ties", "a", "-o", "a"], "a is there already and is not empty"),
+        (["merge", "ties", "a", "-o", "o", "--set", "merge.name=x"], "the method is the first word, as in robustmerge"),
         (["merge", "ties", "a", "-o", "a/o"], "a/o lies in the folder of 'a'; choose a folder beside it"),
-        (["merge", "ties", "a", "-o", "o", "--set", "name=dare"], "robustmerge merge dare EXPERT EXPERT (--set name)"),
+        (
+            ["merge", "ties", "a", "-o", "o", "--set", "name=dare"],
+            "robustmerge merge dare EXPERT EXPERT (--set name)",
+        ),
         (
             ["merge", "ties", "a", "-o", "o", "--device", "gpu"],
             "there is no device 'gpu' here: it is called",
