@@ -58,12 +58,8 @@ def read_table(page: str, heading: str) -> dict[str, list[str]]:
     return {title: cells for title, *cells in rows}
 
 
-def with_noise(row: Row, average: str, at: str = "") -> str:
-    """A mean with its interval over questions and its deviation over seeds, as the report prints it.
-
-    at: the end of the columns' names at one value of a swept key, as `_half`.
-    """
-    average += at
+def with_noise(row: Row, average: str) -> str:
+    """A mean with its interval over questions and its deviation over seeds, as the report prints it."""
     if not row[average]:
         return "—"
     value, low, high = (float(row[average + end]) for end in ("", "_low", "_high"))
@@ -106,7 +102,7 @@ def test_the_dial_of_the_findings_is_that_of_the_experiment():
     for title, cells in rows.items():
         row = find_row("dial/swept", title)
         for key, cell in zip(("nothing", "half", "paper"), cells, strict=True):
-            assert cell == with_noise(row, "seen_avg", f"_{key}")
+            assert cell == with_noise(row, f"seen_avg_{key}")
     by_rank = {
         key: sorted(METHODS, key=lambda name: float(find_row("dial/swept", name)[f"rank_{key}"]))
         for key in ("nothing", "half", "paper")
@@ -120,7 +116,7 @@ def test_the_lengths_of_training_of_the_findings_are_those_of_the_experiment():
     rows, lengths = read_table("docs/findings.md", "| seen average, strength chosen | a quarter"), ("0.25", "1", "4")
     assert len(rows) == 1 + len(METHODS)
     for title, cells in rows.items():
-        assert cells == [with_noise(find_row("length/swept", title), "seen_avg", f"_{key}") for key in lengths]
+        assert cells == [with_noise(find_row("length/swept", title), f"seen_avg_{key}") for key in lengths]
     knots, robustmerge = (find_row("length/swept", title) for title in ("KnOTS-TIES", "RobustMerge"))
     assert [float(knots[f"rank_{key}"]) for key in lengths] == [3, 3, 1]
     assert min(float(robustmerge[f"rank_{key}"]) for key in lengths) == 4
