@@ -41,6 +41,7 @@ from robustmerge.module import (
 )
 from robustmerge.rules import COMBINE, RANK_AXIS, Election, Statistics, rank_scales, rank_sums
 from robustmerge.spaces import SPACES, Blocks
+from robustmerge.steps import calibrate, equalize, finish, prepare
 from robustmerge.thresholds import Piece, measure, pruned_blocks, weigh
 
 Visit = Callable[[Callable[[Module], Any]], Iterable[Any]]  # a function of a module -> its results for all modules
@@ -91,7 +92,8 @@ def measure_model(
     visit: calls a function on all modules, checked, as often as it is called itself.
     """
     if isinstance(method, FunctionMethod):
-        return Statistics(collected=collect_over_model(method, visit(lambda module: (module.name, module.pairs))))
+        pairs = visit(lambda module: (module.name, prepare(module, method).pairs))
+        return Statistics(collected=collect_over_model(method, pairs))
     if not method.needs_whole_model:
         return Statistics()
 
@@ -99,7 +101,8 @@ def measure_model(
 
     def visit_parts(add: Callable[[Piece], None]) -> None:
         def add_module(module: Module) -> None:
-            for part, blocks in SPACES[method.space](module.pairs, method).parts.items():
+            pairs = prepare(module, method).pairs
+            for part, blocks in SPACES[method.space](pairs, method).parts.items():
                 add(Piece(module.name, part, blocks, weights[module.name], module.absent))
 
         deque(visit(add_module), maxlen=0)
@@ -117,29 +120,39 @@ def merge_module(module: Module, method: AnyMethod, statistics: Statistics) -> M
     """Merge one module, in float32 and without NaN (`check_module`). method: of this module, see `Method.by_module`;
     statistics: of `measure_model`.
 
+    The steps before the rule, the rule, the steps after it (`steps.py`), and the cut to the rank asked for.
+    """
+    experts = equalize(module, method.equalize)
+    merged = _merge_by_rule(calibrate(experts, method.calibrate), method, statistics)
+    update, cut = truncate(finish(merged.update, experts, method), method.out.rank_for(module.ranks))
+    return merged._replace(update=update, cut=cut)
+
+
+def _merge_by_rule(module: Module, method: AnyMethod, statistics: Statistics) -> Merged:
+    """Merge one module by the method's rule.
+
     In factor space RobustMerge is A = lambda sum_n A~_n, B = lambda sum_n B~_n diag(S~_n) (released code), and with
     product=each D = lambda sum_n B~_n diag(S~_n) A~_n (equation 5). In the other spaces every block of coordinates is
     pruned and combined by itself.
     """
     if isinstance(method, FunctionMethod):
-        return merge_by_function(module, method, statistics.collected)
-    rank = method.out.rank_for(module.ranks)
+        return Merged(merge_by_function(module, method, statistics.collected))
     if method.is_sum_of_updates:  # the same in each such space: keep its low rank
-        return Merged(*truncate(concatenate(module.pairs, method.shares_of(module.experts)), rank))
+        return Merged(concatenate(module.pairs, method.shares_of(module.experts)))
     coordinates = SPACES[method.space](module.pairs, method)
     parts, dropped = coordinates.parts, 0
     if method.space == "factors":
         scaled, dropped = _prune_and_scale(module, method, statistics)
         if method.product == "each":
             products = [LoraPair(A, B) for A, B in zip(scaled["A"], scaled["B"], strict=True)]
-            return Merged(*truncate(concatenate(products, method.shares_of(module.experts)), rank), dropped)
+            return Merged(concatenate(products, method.shares_of(module.experts)), dropped=dropped)
         method = replace(method, first=None, prune=Prune(scope=method.prune.scope))  # done
         parts = {"A": [lambda: scaled["A"]], "B": [lambda: scaled["B"]]}
     merged, elections = {}, []
     for part, blocks in parts.items():
         merged[part], election = _merge_part(module, method, part, blocks, statistics)
         elections.append(election)
-    return Merged(*truncate(coordinates.decode(merged), rank), dropped, Election.of(elections))
+    return Merged(coordinates.decode(merged), dropped=dropped, election=Election.of(elections))
 
 
 def _merge_part(

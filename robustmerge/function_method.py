@@ -12,9 +12,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.low_rank import truncate
 from robustmerge.method import FunctionMethod
-from robustmerge.module import Merged, Module
+from robustmerge.module import Module
 from robustmerge.stage.settings import UserError, check_types
 
 
@@ -31,17 +30,16 @@ def collect_over_model(method: FunctionMethod, modules: Iterable[tuple[str, Sequ
         return find_function(method.collect, "collect")(modules, **method.params)
 
 
-def merge_by_function(module: Module, method: FunctionMethod, collected: Any) -> Merged:
+def merge_by_function(module: Module, method: FunctionMethod, collected: Any) -> LoraPair | Tensor:
     """Merge one module with the method's function. Raises UserError if it returns no update of the module's shape."""
     function = find_function(method.target, "_target_")
     others = {} if method.collect is None else {"collected": collected}
     with _note_on_errors(f"{method.target}, module '{module.name}'"):
         update = function(module.pairs, **method.params, **others)
-    rank = method.out.rank_for(module.ranks)
     if isinstance(update, LoraPair) and (update.B.shape[0], update.A.shape[1]) == module.shape:
-        return Merged(*truncate(update, rank))
+        return update
     if isinstance(update, Tensor) and update.shape == module.shape:
-        return Merged(*truncate(update, rank))
+        return update
     returned = type(update).__name__ + (f" {list(update.shape)}" if isinstance(update, Tensor) else "")
     raise UserError(
         f"module '{module.name}': {method.target} returned {returned}; it must return a LoraPair or a Tensor of shape "

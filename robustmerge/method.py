@@ -41,6 +41,7 @@ from robustmerge.stage.settings import (
 )
 from robustmerge.stage.text import quote
 from robustmerge.stage.yaml_files import read_yaml
+from robustmerge.step_settings import Calibrate, Equalize, ReshapeSpectrum
 
 MERGE_SCHEMA = 2  # of what a merge writes: raised where the same method gives other numbers than before
 
@@ -226,6 +227,7 @@ class Method:
     disjoint: of combine=elected, whether the agreeing experts are averaged or summed.
     product, in factor space: of_sums = (sum of B)(sum of A), as released; each = sum of B A, equation 5.
     check_base: refuse experts of different base models.
+    equalize, calibrate, spectrum: steps before and after any rule, see `steps.py`.
     targets: of experts that adapt different modules: union = a module that an expert lacks is a zero update of it, so
     that a mean divides by all experts all the same; strict = refuse them.
 
@@ -247,6 +249,9 @@ class Method:
     weights: dict[str, Grade] | None = None
     seed: int = 0
     basis: Basis = later(Basis())
+    equalize: Equalize = later(Equalize())
+    calibrate: Calibrate = later(Calibrate())
+    spectrum: ReshapeSpectrum = later(ReshapeSpectrum())
     out: Out = field(default_factory=Out)
     check_base: bool = outside_identity(True)
     targets: str = outside_identity("union")
@@ -323,7 +328,7 @@ class Method:
 
     def linear_shares_of(self, experts: Sequence[str]) -> list[float] | None:
         """The experts' shares, if each factor (or else the update) is a weighted sum over them; None otherwise."""
-        return self.shares_of(experts) if self.is_linear else None
+        return self.shares_of(experts) if self.is_linear and not list_steps(self) else None
 
     @property
     def prunings(self) -> tuple[Prune, ...]:
@@ -387,7 +392,7 @@ class Method:
     @property
     def formula(self) -> str:
         """The method in a few words, for the card of a merged folder."""
-        return f"strength {format_grade(self.strength)} in {self.space}"
+        return ", ".join([f"strength {format_grade(self.strength)} in {self.space}", *list_steps(self)])
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -409,6 +414,7 @@ class Method:
             "seed": "random" in rules,
             "basis.cut": has_basis,
             "basis.relative": has_basis,
+            **_steps_in_use(self),
         }
         return _not_at_default(self, (key for key, used in is_used.items() if not used))
 
@@ -425,13 +431,17 @@ class FunctionMethod:
     target: the function's dotted path. collect: that of a function `collect(modules, **params)`, called once before,
     with an iterator over (module, pairs); `merge` gets what it returns as `collected=`.
     source: sha256 of the text that they compute with, so that an edited function is another result.
-    targets: as of `Method`; where an expert lacks a module, the function gets a pair of zeros.
+    equalize, calibrate, spectrum, targets: as of `Method`; where an expert lacks a module, the function gets a pair of
+    zeros.
     """
 
     name: str
     target: str
     collect: str | None = later(None)
     params: dict[str, Any] = field(default_factory=dict)
+    equalize: Equalize = later(Equalize())
+    calibrate: Calibrate = later(Calibrate())
+    spectrum: ReshapeSpectrum = later(ReshapeSpectrum())
     out: Out = field(default_factory=Out)
     check_base: bool = outside_identity(True)
     targets: str = outside_identity("union")
@@ -487,12 +497,13 @@ class FunctionMethod:
     @property
     def formula(self) -> str:
         """The method in a few words, for the card of a merged folder."""
-        return self.target
+        return ", ".join([self.target, *list_steps(self)])
 
     @property
     def unused(self) -> tuple[str, ...]:
         """The keys of settings that differ from their default but have no effect."""
-        return _not_at_default(self, ["out.dtype"] if self.output_format == "model" else [])
+        is_used = {"out.dtype": self.output_format != "model", **_steps_in_use(self)}
+        return _not_at_default(self, (key for key, used in is_used.items() if not used))
 
     @property
     def as_used(self) -> FunctionMethod:
@@ -512,6 +523,18 @@ class FunctionMethod:
 
 AnyMethod = Method | FunctionMethod
 M = TypeVar("M", Method, FunctionMethod)
+
+
+def list_steps(method: AnyMethod) -> list[str]:
+    """The steps before and after the rule, as `spectrum svc`."""
+    rules = {"equalize": method.equalize.rule, "calibrate": method.calibrate.rule, "spectrum": method.spectrum.rule}
+    return [f"{step} {rule}" for step, rule in rules.items() if rule != "none"]
+
+
+def _steps_in_use(method: AnyMethod) -> dict[str, bool]:
+    steps: dict[str, Equalize | Calibrate | ReshapeSpectrum]
+    steps = {"equalize": method.equalize, "calibrate": method.calibrate, "spectrum": method.spectrum}
+    return {f"{name}.{key}": used for name, step in steps.items() for key, used in step.in_use.items()}
 
 
 def _not_at_default(method: AnyMethod, keys: Iterable[str]) -> tuple[str, ...]:

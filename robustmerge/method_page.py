@@ -43,7 +43,7 @@ def read_method_page(name: str | Path) -> MethodPage:
     """Read what a method's file, or one elsewhere, says of it. Raises UserError as `read_method` does."""
     method, file = read_method(name), find_method_file(name)
     settings = _flatten(method)
-    neutral = _flatten(Method("neutral", strength=0.0)) if isinstance(method, Method) else {}
+    neutral = _flatten(Method("neutral", strength=0.0))
     changed = {key: value for key, value in settings.items() if _is_changed(key, value, neutral)}
     comments: dict[str, str] = {}
     for one in [*list_bases(file), file]:
@@ -72,9 +72,7 @@ def _flatten(method: AnyMethod) -> dict[str, Any]:
 
 
 def _is_changed(key: str, value: Any, neutral: Mapping[str, Any]) -> bool:
-    if key in ("_target_", "collect", "strengths") or key.startswith("out.") and not neutral:
-        return False
-    return value != neutral.get(key, {"check_base": True, "targets": "union"}.get(key))
+    return key not in ("_target_", "collect", "strengths") and value != neutral.get(key)
 
 
 def _read_description(file: Path) -> str:

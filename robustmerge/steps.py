@@ -1,0 +1,164 @@
+"""Steps that go with any rule, each with `none` as its default, which changes no byte.
+
+Before the rule, on the experts: `equalize`, of their norms, and `calibrate`, of what their B share. After it, on the
+merged update: `spectrum`, of its singular values. All are exact in low rank: no dense update is formed unless the rule
+returns one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.linalg import svd
+
+from robustmerge.formats.adapter import LoraPair
+from robustmerge.low_rank import CUT, Spectrum, decompose, make_pair
+from robustmerge.method import AnyMethod
+from robustmerge.module import Module, squared_norm
+from robustmerge.step_settings import Calibrate, Equalize, ReshapeSpectrum
+
+Gains = Callable[[Spectrum, Sequence[LoraPair], ReshapeSpectrum, float], Tensor]
+
+
+def prepare(module: Module, method: AnyMethod) -> Module:
+    """The experts of a module as the method's rule gets them."""
+    return calibrate(equalize(module, method.equalize), method.calibrate)
+
+
+def finish(update: LoraPair | Tensor, experts: Module, method: AnyMethod) -> LoraPair | Tensor:
+    """What the method makes of the update that its rule returns. experts: equalized, not calibrated."""
+    strength = 1.0 if method.effective_strength is None else method.effective_strength
+    if method.calibrate.rule != "none" and method.calibrate.norm == "merge":
+        update = restore_norm(update, experts.pairs, strength)
+    if method.spectrum.rule != "none":
+        update = reshape_spectrum(update, experts.pairs, method.spectrum, strength)
+    return update
+
+
+def norms_of(pairs: Sequence[LoraPair]) -> Tensor:
+    """||D_n||_F of the experts, [N] in float64; they are finite."""
+    return torch.tensor([squared_norm(pair) for pair in pairs], dtype=torch.float64).clamp(min=0).sqrt()
+
+
+def multiply(update: LoraPair | Tensor, gain: float) -> LoraPair | Tensor:
+    """The update times a number; of a pair B is multiplied."""
+    return LoraPair(update.A, update.B * gain) if isinstance(update, LoraPair) else update * gain
+
+
+# --- before the rule ---------------------------------------------------------------------------------------------
+
+
+def equalize(module: Module, step: Equalize) -> Module:
+    """Make the norms n_i = ||D_i|| of the experts more equal; med and MAD are over those that are not zero.
+
+    norm: D_i (med / n_i)^gamma (as FroM, https://arxiv.org/abs/2506.02478, for gamma = 1).
+    cap:  D_i min(1, (med + deviations * MAD) / n_i), MAD = med |n_i - med|.
+    """
+    norms = norms_of(module.pairs)
+    trained = norms[norms > 0]
+    if step.rule == "none" or not len(trained):
+        return module
+    middle = trained.quantile(0.5)
+    if step.rule == "norm":
+        gains = (middle / norms) ** step.gamma
+    else:
+        gains = ((middle + step.deviations * (trained - middle).abs().quantile(0.5)) / norms).clamp(max=1)
+    gains = torch.where(norms > 0, gains, 1.0)
+    pairs = [LoraPair(p.A, p.B * float(gain)) for p, gain in zip(module.pairs, gains, strict=True)]
+    return module._replace(pairs=pairs)
+
+
+def calibrate(module: Module, step: Calibrate) -> Module:
+    """Shrink the directions of the output that the experts' B share (Pico, https://arxiv.org/abs/2604.16826).
+
+    With [B_1 ... B_N] = U diag(s) V^T, c_j = s_j^2 / sum s^2 and a_j = 1 / (1 + (N - 1) c_j):
+    B~_i = B_i + U diag(a - 1) U^T B_i = (I + (N - 1) G / tr G)^-1 B_i, G = sum_j B_j B_j^T, solved here with the R x R
+    Gram matrix of the stacked B, R the sum of the ranks. An expert whose B is zero counts in N.
+    Published code: leaves alpha/r out of B, which is in it here; that is the same where all experts share it.
+    """
+    B = torch.cat([pair.B.double() for pair in module.pairs], dim=1)  # [d_out, R]
+    gram = B.T @ B
+    if step.rule == "none" or not gram.trace() > 0:
+        return module
+    shared = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    shared += (len(module.pairs) - 1) * gram / gram.trace()
+    parts = torch.linalg.solve(shared, B.T).T.float().split(module.ranks, dim=1)
+    pairs = [LoraPair(pair.A, part.contiguous()) for pair, part in zip(module.pairs, parts, strict=True)]
+    if step.norm == "experts":
+        before, after = norms_of(module.pairs), norms_of(pairs)
+        gains = torch.where(after > 0, before / after, 1.0)
+        pairs = [LoraPair(p.A, p.B * float(gain)) for p, gain in zip(pairs, gains, strict=True)]
+    return module._replace(pairs=pairs)
+
+
+# --- after the rule ----------------------------------------------------------------------------------------------
+
+
+def restore_norm(update: LoraPair | Tensor, pairs: Sequence[LoraPair], strength: float) -> LoraPair | Tensor:
+    """The update with strength times the mean norm of the experts, as Pico's authors restore it."""
+    if not (norm := (squared_norm(update) or 0.0) ** 0.5) > 0:
+        return update
+    return multiply(update, abs(strength) * float(norms_of(pairs).mean()) / norm)
+
+
+def reshape_spectrum(
+    update: LoraPair | Tensor, pairs: Sequence[LoraPair], step: ReshapeSpectrum, strength: float
+) -> LoraPair | Tensor:
+    """Give the update D = U diag(s) V^T other singular values, on the directions that it has.
+
+    strength: that D was multiplied by. What comes out is multiplied by it too: no rule undoes it.
+    """
+    if isinstance(update, LoraPair):
+        spectrum = decompose(update)
+    else:
+        U, s, Vh = svd(update.double(), full_matrices=False)
+        kept = s > CUT * s[0]
+        spectrum = Spectrum(U[:, kept], s[kept], Vh[kept].T)
+    left = spectrum.U * SPECTRUM[step.rule](spectrum, pairs, step, strength)
+    return make_pair(left, spectrum.V) if isinstance(update, LoraPair) else (left @ spectrum.V.T).float()
+
+
+def calibrate_singular_values(
+    spectrum: Spectrum, pairs: Sequence[LoraPair], step: ReshapeSpectrum, strength: float
+) -> Tensor:
+    """Undo what is counted several times (SVC, https://arxiv.org/abs/2602.05536): g_k s_k.
+
+    g_k = N / sum_i max(alpha, c_ik), c_ik = <u_k^T D', u_k^T D_i> / |u_k^T D_i|^2, D' = D / strength. An expert without
+    the direction has c = 0. Published code: D' is D, so that alpha is relative to the strength before, which cancels
+    wherever alpha does not bind; alpha = 1/N after a strength of 0.3 is alpha = 1/(0.3 N) here.
+    """
+    alpha = 1 / len(pairs) if step.alpha is None else step.alpha
+    counted = torch.zeros_like(spectrum.s)
+    for pair, norm in zip(pairs, norms_of(pairs), strict=True):
+        A, left = pair.A.double(), spectrum.U.T @ pair.B.double()  # [r, d_in], [R, r]
+        squared = ((left @ (A @ A.T)) * left).sum(1)
+        inner = spectrum.s * (left * (A @ spectrum.V).T).sum(1) / strength
+        counted += torch.where(squared > (CUT * float(norm)) ** 2, inner / squared, 0.0).clamp(min=alpha)
+    return spectrum.s * len(pairs) / counted
+
+
+def boost(spectrum: Spectrum, pairs: Sequence[LoraPair], step: ReshapeSpectrum, strength: float) -> Tensor:
+    """Raise the small singular values (Subspace Boosting, https://arxiv.org/abs/2506.16506): max(s_j, s_k).
+
+    k: the first index at which s_1 + ... + s_k reaches the share beta of the whole. Published code: raises the zeros of
+    the null space as well, whose directions are arbitrary. Among R directions s_1 alone reaches any beta up to 1/R, so
+    that the authors' 0.01 makes all values equal in a merge of rank 100 or less.
+    """
+    s = spectrum.s
+    if not len(s):
+        return s
+    k = int((s.cumsum(0) / s.sum() < step.beta).sum())
+    return s.clamp(min=float(s[min(k, len(s) - 1)]))
+
+
+def raise_to_power(spectrum: Spectrum, pairs: Sequence[LoraPair], step: ReshapeSpectrum, strength: float) -> Tensor:
+    """s^p, the norm of the update kept: p < 1 makes the values more equal, 0 all equal."""
+    if not len(spectrum.s):
+        return spectrum.s
+    powers = (spectrum.s / spectrum.s[0]) ** step.power
+    return powers * spectrum.s.norm() / powers.norm()
+
+
+SPECTRUM: dict[str, Gains] = {"svc": calibrate_singular_values, "boost": boost, "power": raise_to_power}
