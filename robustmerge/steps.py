@@ -17,7 +17,10 @@ from robustmerge.formats.adapter import LoraPair
 from robustmerge.low_rank import CUT, Spectrum, decompose, make_pair
 from robustmerge.method import AnyMethod
 from robustmerge.module import Module, squared_norm
+from robustmerge.stage.settings import UserError
 from robustmerge.step_settings import Calibrate, Equalize, ReshapeSpectrum
+
+FLAT = 1e-4  # singular values this near to one another, relative to the largest, are equal
 
 Gains = Callable[[Spectrum, Sequence[LoraPair], ReshapeSpectrum, float], Tensor]
 
@@ -128,7 +131,13 @@ def calibrate_singular_values(
     g_k = N / sum_i max(alpha, c_ik), c_ik = <u_k^T D', u_k^T D_i> / |u_k^T D_i|^2, D' = D / strength. An expert without
     the direction has c = 0. Published code: D' is D, so that alpha is relative to the strength before, which cancels
     wherever alpha does not bind; alpha = 1/N after a strength of 0.3 is alpha = 1/(0.3 N) here.
+    Raises UserError if all singular values are equal, as Iso-C makes them: then the directions u_k are arbitrary.
     """
+    if len(spectrum.s) > 1 and spectrum.s[-1] > (1 - FLAT) * spectrum.s[0]:
+        raise UserError(
+            "svc goes by the singular vectors of the merged update, which are arbitrary here, since the rule has made "
+            "all singular values equal; take another rule, or merge.spectrum.rule=none"
+        )
     alpha = 1 / len(pairs) if step.alpha is None else step.alpha
     counted = torch.zeros_like(spectrum.s)
     for pair, norm in zip(pairs, norms_of(pairs), strict=True):

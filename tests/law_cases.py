@@ -70,10 +70,13 @@ def dropping(method: AnyMethod) -> AnyMethod:
     return replace(method, scale=replace(method.scale, empty_row="drop"))
 
 
+def dense(update: LoraPair | Tensor) -> Tensor:
+    return update.delta() if isinstance(update, LoraPair) else update
+
+
 def merge(experts: Experts, method: AnyMethod) -> dict[str, Tensor]:
     """The dense merged updates, which are seen to be finite."""
-    updates = merge_models(experts, method)
-    found = {m: u.delta() if isinstance(u, LoraPair) else u for m, u in updates.items()}
+    found = {m: dense(update) for m, update in merge_models(experts, method).items()}
     assert all(torch.isfinite(x).all() for x in found.values())
     return found
 

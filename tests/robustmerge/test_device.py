@@ -100,6 +100,10 @@ SETTINGS = {
     "linear": read_method("dc_merge", params__smoothing="linear"),
     "aswudi": read_method("swudi", params__variant="aswudi"),
     "graded": read_method("ties", strength=[0.5, 1.0]),
+    "norm": read_method("ties", equalize__rule="norm", calibrate__rule="pico", spectrum__rule="power"),
+    "cap": read_method("tsv_m", equalize__rule="cap", calibrate={"rule": "pico", "norm": "experts"}),
+    "svc": read_method("task_arithmetic", space="delta", strength=1.0, spectrum__rule="svc"),
+    "boost": read_method("ties", space="delta", spectrum__rule="boost"),
 }
 
 
