@@ -16,7 +16,7 @@ from pipeline.program import parse_overrides
 from pipeline.strengths import is_set_by_user, problems_of_grid
 from robustmerge.experts import find_experts
 from robustmerge.hub.pins import Repository
-from robustmerge.method import AnyMethod, build_method, list_methods, read_method
+from robustmerge.method import AnyMethod, FunctionMethod, build_method, list_methods, read_method
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.files import expand
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, choose, refuse, suggest
@@ -76,6 +76,8 @@ class Options:
     device: str | None = None
     merge_device: str = "cpu"
     strength_grid: tuple[float, ...] | None = None
+    weight_search: tuple[str, ...] = ()
+    search_budget: int = 100
     protocol: str = "corrected"
     other_protocol: bool = True
     limit: int | None = None
@@ -95,6 +97,8 @@ class Options:
             choose(self.device, DEVICES, "device")
         choose(self.merge_device, DEVICES, "merge_device")
         refuse(problems_of_grid(self.strength_grid))
+        if self.search_budget < 1:
+            raise ConfigError(Problem(f"search_budget must be at least 1, got {self.search_budget}", "search_budget"))
         self.only  # noqa: B018  # refuses what limit and ids have wrong
 
     @property
@@ -135,8 +139,13 @@ class Config(Options):
         """What the prepare stage makes for a task. An unseen task is never trained on and never chosen on."""
         counts = self.benchmark.counts if task.seen else dataclasses.replace(self.benchmark.counts, train=0, val=0)
         shared = {"counts": dataclasses.asdict(counts), "seed": self.benchmark.seed, "jobs": self.jobs}
-        settings = task.data if self.trains or self.strength_grid else _without_training(task.data)
+        settings = task.data if self.trains or self.reads_val else _without_training(task.data)
         return build(TaskData, {"task": task.name, **shared, **settings}, f"task.{task.name}.data")
+
+    @property
+    def reads_val(self) -> bool:
+        """Whether anything is chosen on val."""
+        return bool(self.strength_grid or self.weight_search)
 
     @property
     def trains(self) -> bool:
@@ -238,7 +247,7 @@ def _find_problems(config: Config) -> list[Problem]:
                     "(benchmark.released); those of the paper: benchmark=mm_mergebench model=llava15_7b"
                 )
             )
-    problems += _find_ignored_keys(config)
+    problems += [*_find_ignored_keys(config), *_find_unsearchable(config)]
     names = {"benchmark.name": [config.benchmark.name], "model.name": [config.model.name]}
     names["merge.name"] = [method.name for method in config.methods]
     for key, values in names.items():
@@ -246,6 +255,20 @@ def _find_problems(config: Config) -> list[Problem]:
         rule = "a name is made of a-z, 0-9 and _ (it becomes a folder)"
         problems += [Problem(f"{rule}, got '{name}'", key) for name in bad]
     return problems
+
+
+def _find_unsearchable(config: Config) -> Iterator[Problem]:
+    """Methods of `weight_search` that are no rows, or have no weights to search."""
+    methods = {method.name: method for method in config.methods}
+    for name in config.weight_search:
+        method = methods.get(name)
+        if method is None:
+            yield Problem(f"'{name}' is not one of the methods; {suggest(name, methods)}", "weight_search")
+        elif isinstance(method, FunctionMethod):
+            yield Problem(f"{name} is a function, which has no weights of the experts", "weight_search")
+        elif method.is_graded:
+            rule = "weights are searched for all modules alike, and strength or weights differ by module here"
+            yield Problem(f"{rule}: {name}", "weight_search")
 
 
 def _find_ignored_keys(config: Config) -> list[Problem]:

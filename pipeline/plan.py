@@ -6,20 +6,21 @@ prepare -> base -> experts and multi-task model -> merge -> predict -> score -> 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-from eval.report.results import CHOSEN, Choice
+from eval.report.results import CHOSEN, SEARCHED, Choice
 from eval.settings import Task
 from pipeline.addresses import Addresses, list_unfinished
 from pipeline.program import command, merge_command, parse_overrides, train_all_command
 from pipeline.sources import EvalSet, Source, explain_full_model, name_source
 from pipeline.strengths import choose_strength, has_val
+from pipeline.weight_search import Found, search_weights
 from robustmerge.formats.adapter_config import SOURCE_FILES
-from robustmerge.method import AnyMethod
+from robustmerge.method import AnyMethod, Method
 from robustmerge.stage.address import Address
 from robustmerge.stage.files import expand
 from robustmerge.stage.records import read_examples, read_score
@@ -80,7 +81,7 @@ class Plan(Addresses):
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
-        """The sources of the table in order; each method is followed by itself at its chosen strength.
+        """The sources of the table in order; each method is followed by itself at its chosen strength, and searched.
 
         Raises UserError for a method that writes full models, and where val scores are missing.
         """
@@ -89,6 +90,8 @@ class Plan(Addresses):
             sources.append(source)
             if source.method is not None and source.method.name in self.choices:
                 sources.append(self._chosen_source(source.method.name))
+            if source.method is not None and source.method.name in self.searched_methods:
+                sources.append(self._searched_source(source.method.name))
         return tuple(sources)
 
     @cached_property
@@ -164,19 +167,15 @@ class Plan(Addresses):
 
     def choosing_addresses(self) -> list[Address]:
         """The addresses of all results that the choices rest on: merges, val answers and val scores."""
-        merged = {one.source.address.path: one.source.address for one in self.val_evaluations}
-        return [*merged.values(), *(a for one in self.val_evaluations for a in (one.predictions, one.score))]
+        evaluations = list(self.val_evaluations)
+        evaluations += self.evaluate_on_val(method for found in self.searches.values() for method in found.tried)
+        merged = {one.source.address.path: one.source.address for one in evaluations}
+        return [*merged.values(), *(a for one in evaluations for a in (one.predictions, one.score))]
 
     @cached_property
     def choices(self) -> dict[str, Choice]:
         """Method name -> the strength with the best mean val score. Raises UserError where val scores are missing."""
-        missing = list_unfinished(one.score for one in self.val_evaluations)
-        if missing:
-            make = command("merge_eval", lambda word: not word.startswith("source"))
-            raise UserError(
-                f"{len(missing)} val scores are missing, by which strengths are chosen; the first is "
-                f"{missing[0].short}\nMake them with: {make}\nor leave the chosen strengths out: strength_grid=null"
-            )
+        self._require_val_scores(self.val_evaluations, "strengths are chosen", "strength_grid=null")
         return {
             name: choose_strength(
                 {
@@ -188,6 +187,40 @@ class Plan(Addresses):
             for name, by_factor in self.candidate_methods.items()
         }
 
+    @property
+    def searched_methods(self) -> dict[str, Method]:
+        """The methods whose weights are searched, by name; none where there are no val questions."""
+        named = [m for m in self.config.methods if isinstance(m, Method) and m.name in self.config.weight_search]
+        return {method.name: method for method in named} if self._val_sets else {}
+
+    def evaluate_on_val(self, methods: Iterable[AnyMethod]) -> list[Evaluation]:
+        """The evaluations of methods on the val questions of the seen tasks."""
+        return self._evaluations(self._merged_source(method, self._val_sets) for method in methods)
+
+    @cached_property
+    def searches(self) -> dict[str, Found]:
+        """Method name -> what the search for its weights has found. Raises UserError where val scores are missing."""
+        return {name: self.search(name, self.val_means) for name in self.searched_methods}
+
+    def search(self, name: str, evaluate: Callable[[Sequence[AnyMethod]], list[float]]) -> Found:
+        """Search the weights of a method, from its chosen strength; evaluate: mean val scores of merges."""
+        factor = self.choices[name].factor if name in self.choices else 1.0
+        experts = sorted(self.experts)
+        return search_weights(self.searched_methods[name], experts, factor, self.config.search_budget, evaluate)
+
+    def val_means(self, methods: Sequence[AnyMethod]) -> list[float]:
+        """The mean val scores of methods. Raises UserError where they are missing."""
+        self._require_val_scores(self.evaluate_on_val(methods), "weights are searched", "weight_search=[]")
+        return [self._val_mean(self._merged_source(method, self._val_sets)) for method in methods]
+
+    def _require_val_scores(self, evaluations: Iterable[Evaluation], purpose: str, without: str) -> None:
+        if missing := list_unfinished(one.score for one in evaluations):
+            make = command("merge_eval", lambda word: not word.startswith("source"))
+            raise UserError(
+                f"{len(missing)} val scores are missing, by which {purpose}; the first is {missing[0].short}\n"
+                f"Make them with: {make}\nor leave that out: {without}"
+            )
+
     def _val_mean(self, source: Source) -> float:
         """The mean val score over the tasks that can be scored here; without Java some caption tasks cannot be."""
         values = [read_score(self.score(source, val_set).path).value for val_set in source.eval_sets]
@@ -196,6 +229,11 @@ class Plan(Addresses):
     def _chosen_source(self, method: str) -> Source:
         source = self.candidates[method][self.choices[method].factor]
         return dataclasses.replace(source, eval_sets=self._all_test_sets, variant=CHOSEN)
+
+    def _searched_source(self, method: str) -> Source:
+        found = self.searches[method].method
+        titled = dataclasses.replace(found, title=f"{found.title or found.name}, weights searched")
+        return Source(f"merged/{method}_{SEARCHED}", "merged", self.merged(found), self._all_test_sets, titled)
 
     # What `source=` names
 
@@ -227,13 +265,18 @@ class Plan(Addresses):
     def find_source(self, name: str | None) -> Source:
         """Find the source of a name, address or folder, on all tasks. Raises UserError with the choices."""
         names = [source.name for source in self.configured]
-        choices = suggest(name or "", [*names, *(f"merged/{method}@{CHOSEN}" for method in self.candidates)])
+        names += [f"merged/{method}@{CHOSEN}" for method in self.candidates]
+        names += [f"merged/{method}_{SEARCHED}" for method in self.searched_methods]
+        choices = suggest(name or "", names)
         choices += f", or give a folder with {' or '.join(SOURCE_FILES)}"
         if name is None:
             raise UserError(f"source=NAME is needed; {choices}")
         for method in self.candidates:
             if name == f"merged/{method}@{CHOSEN}":
                 return self._chosen_source(method)
+        for method in self.searched_methods:
+            if name == f"merged/{method}_{SEARCHED}":
+                return self._searched_source(method)
         for source in self.configured:
             if name in (source.name, source.address.short):
                 return dataclasses.replace(source, eval_sets=self._all_test_sets)

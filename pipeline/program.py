@@ -31,7 +31,7 @@ SHELL_PROGRAMS = ("train_all", "merge_eval")  # these have a script of their own
 
 # Keys of common.yaml that say nothing of the merged model, and those that train_all need not have either.
 NOT_OF_MERGING = ("source", "report", "out", "limit", "ids", "protocol", "other_protocol", "device")
-NOT_OF_TRAINING = (*NOT_OF_MERGING, "merge", "methods", "strength_grid")
+NOT_OF_TRAINING = (*NOT_OF_MERGING, "merge", "methods", "strength_grid", "weight_search", "search_budget")
 
 
 def run(program: str, main: Callable[[list[dict]], None]) -> None:

@@ -22,6 +22,7 @@ def main(points: list[dict]) -> None:
     base.make_bases(plans)
     merge.merge(plans, choose=True)
     choose.choose_strengths(plans)
+    choose.search_weights(plans)
     choose.print_choices(plans)
     evaluations = [one for plan in plans for one in plan.evaluations]
     predict.predict(evaluations)

@@ -21,7 +21,7 @@ SOURCE_KINDS = (*REFERENCE_KINDS, "merged", "adapter")  # in the order of the ro
 PAPER_METHODS = ("task_arithmetic", "dare", "ties", "pcb")
 ROBUSTMERGE = "robustmerge"
 PUBLISHED = REPOSITORY / "results" / "paper.yaml"
-CHOSEN = "chosen"
+CHOSEN, SEARCHED = "chosen", "searched"
 VARIANT_TITLES = {"": "default strength", CHOSEN: "strength chosen on val"}  # in the headings of blocks
 
 

@@ -45,6 +45,14 @@ def merge(plans: Sequence[Plan], choose: bool = False) -> None:
     if choose:
         by_method = ((plan, by_factor) for plan in plans for by_factor in plan.candidate_methods.values())
         wanted += [(plan, method) for plan, by_factor in by_method for method in by_factor.values()]
+    merge_by(wanted)
+
+
+def merge_by(wanted: Sequence[tuple[Plan, AnyMethod]]) -> None:
+    """Merge each plan's experts by the method beside it, where that is not done, side by side."""
+    if not wanted:
+        return
+    plans = [plan for plan, _ in wanted]
     unfinished = drop_finished((plan.merged(method), (plan, method)) for plan, method in wanted)
     items = []
     workers, device = max(1, plans[0].config.jobs // max(1, len(unfinished))), plans[0].config.merge_device

@@ -28,7 +28,7 @@ def _list_parsers(plan: Plan, task: Task) -> dict[str, list[str]]:
     protocols = [plan.config.protocol, *([other_protocol(plan.config.protocol)] if plan.config.other_protocol else [])]
     scored = [task.under(protocol) for protocol in protocols]
     parsers = sorted({one.parse for one in scored if one.metric in METRIC_NAMES})
-    return dict.fromkeys(("test", *(["val"] if plan.config.strength_grid else [])), parsers)
+    return dict.fromkeys(("test", *(["val"] if plan.config.reads_val else [])), parsers)
 
 
 def work_prepare(item: dict) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.assemble import assemble_report, format_summary, write_report
-from eval.report.results import Context, SourceResult, SweptKey
+from eval.report.results import CHOSEN, SEARCHED, Context, SourceResult, SweptKey
 from pipeline.config import list_differences
 from pipeline.general_results import general_addresses
 from pipeline.plan import Evaluation, Plan
@@ -152,7 +152,7 @@ def _make_result(entry: _Entry, keys: Sequence[str], ordered: SweptKey | None) -
         settings={key: value for key, value in settings.items() if key != "name"},
         paper=method.paper,
         method=method.name,
-        variant=source.variant,
+        variant=CHOSEN if source.name.endswith(SEARCHED) else source.variant,
         choice=plan.choices[method.name] if source.variant else None,
         **common,
     )
