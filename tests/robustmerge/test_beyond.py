@@ -171,6 +171,28 @@ def test_dc_merge_is_its_formula_in_dense_matrices(smoothing: str, density: floa
     torch.testing.assert_close(found, (covers[0] @ M @ covers[1].T).float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "changes", "said"),
+    [
+        ({"q": [16] * 8}, {}, None),  # the authors' experts
+        (
+            {"q": [16] * 8, "v": [16, 16]},
+            {},
+            "keeps 1 of the 1024 coordinates of an expert with 16 directions in v, and",
+        ),
+        ({"q": [16] * 4, "v": [16]}, {}, "4 of the 4096 coordinates of an expert with 16 directions in q, and"),
+        ({"q": [16] * 4}, {"density": 0.1}, None),
+        ({"q": [4]}, {"density": 0.1}, None),  # nothing better to say
+        ({"q": [64] * 8}, {"rank": 2}, "1 of the 256 coordinates of an expert with 2 directions"),
+    ],
+)
+def test_dc_merge_warns_where_it_keeps_less_than_one_coordinate_a_direction(
+    ranks: dict[str, list[int]], changes: dict[str, Any], said: str | None
+) -> None:
+    found = dc_merge.find_warnings(ranks, **changes, strength=2.0)
+    assert [said in text and text.endswith("merge.params.density=0.1") for text in found] == [True] * bool(said)
+
+
 @pytest.mark.parametrize("init", ["sum", "mean"])
 @pytest.mark.parametrize("variant", ["swudi", "aswudi"])
 @pytest.mark.parametrize("seed", [0, 11, 21])

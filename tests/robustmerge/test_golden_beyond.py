@@ -30,7 +30,8 @@ from robustmerge.beyond import (
 )
 from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.formats.adapter_config import WEIGHTS
-from robustmerge.merging import merge_folders
+from robustmerge.merge_record import read_merge_record
+from robustmerge.merging import merge_folders, merge_with_summary
 from robustmerge.method import read_method
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import QUIET, REPOSITORY, Case, Tiny, assert_within, cases, save_expert
@@ -147,6 +148,26 @@ def test_from_folders_to_an_adapter_that_peft_loads(name: str, tmp_path: Path) -
     pair = open_adapter(merged).pair("layers.0.q")
     layer = model.get_submodule("base_model.model.layers.0.q")
     torch.testing.assert_close(layer.get_delta_weight("default"), pair.delta())
+
+
+def test_what_a_method_warns_of_is_said_once_at_the_end_of_a_merge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, name in enumerate("ab"):
+        save_expert(tmp_path / name, seed)
+    experts = {name: tmp_path / name for name in "ab"}
+    merge_with_summary(tmp_path / "out", read_method("dc_merge"), experts)
+    warning = (
+        "density=0.001 keeps 1 of the 36 coordinates of an expert with 3 directions in layers.0.q, and less than one a "
+        "direction in 4 of 4 modules; the paper's text has 10 %: merge.params.density=0.1"
+    )
+    assert capsys.readouterr().out.count("warning: ") == 1
+    assert read_merge_record(tmp_path / "out" / "manifest.json")["warnings"] == [warning]
+    said: list[str] = []
+    merge_folders(experts, "dc_merge", tmp_path / "again", say=said.append)
+    assert [line.count(f"so {warning}") for line in said if "merged" in line] == [1]
+    merge_with_summary(tmp_path / "more", read_method("dc_merge", params__density=0.1), experts)
+    assert "warning: " not in capsys.readouterr().out
 
 
 def test_wrong_settings_are_told_once_and_nothing_is_written(tmp_path: Path) -> None:
