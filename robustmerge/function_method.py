@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import inspect
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
@@ -45,6 +45,15 @@ def merge_by_function(module: Module, method: FunctionMethod, collected: Any) ->
         f"module '{module.name}': {method.target} returned {returned}; it must return a LoraPair or a Tensor of shape "
         f"{list(module.shape)}"
     )
+
+
+def warn_by_function(method: FunctionMethod, ranks: Mapping[str, Sequence[int]]) -> list[str]:
+    """What `find_warnings(ranks, **params)` in the module of the method's function says of a merge, if it is there.
+
+    It is no part of what the method is. ranks: module -> the ranks of the experts that adapt it.
+    """
+    find_warnings = getattr(importlib.import_module(method.target.rpartition(".")[0]), "find_warnings", None)
+    return [] if find_warnings is None else find_warnings(ranks, **method.params)
 
 
 def find_function(target: str, key: str) -> Callable[..., Any]:

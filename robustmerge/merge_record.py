@@ -14,8 +14,9 @@ from robustmerge.formats.compatibility import list_modules
 from robustmerge.formats.names import show
 from robustmerge.formats.output import how_to_load, served_base
 from robustmerge.formats.serving import BASE, HERE, serve_command
+from robustmerge.function_method import warn_by_function
 from robustmerge.graded import Grade, format_grade, is_graded
-from robustmerge.method import AnyMethod
+from robustmerge.method import AnyMethod, FunctionMethod
 from robustmerge.stage.address import read_manifest
 from robustmerge.stage.settings import ConfigError, Problem, build
 from robustmerge.stage.text import plain, shorten
@@ -49,7 +50,7 @@ class Norms:
 class MergeRecord:
     """The record of a merge, as its manifest must hold it to be shown; norms are never empty.
 
-    lacking: the modules that an expert lacks and others have.
+    lacking: the modules that an expert lacks and others have. warnings: of the method's own.
     """
 
     experts: tuple[str, ...]
@@ -66,6 +67,7 @@ class MergeRecord:
     lacking: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cut: float | None = None
     base: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.expert_norms:
@@ -87,6 +89,8 @@ def record_merge(
     renamed = [a.name for a in adapters if a.renamed]
     modules = list_modules(adapters)
     lacking = {a.name: absent for a in adapters if (absent := [m for m in modules if m not in a.shapes])}
+    present = {m: [a.ranks[m] for a in adapters if m in a.ranks] for m in modules}
+    warnings = warn_by_function(method, present) if isinstance(method, FunctionMethod) else []
     share = math.sqrt(norms.cut / (norms.cut + norms.merged)) if norms.cut > 0 else 0.0
     return {
         "experts": [a.name for a in adapters],
@@ -98,6 +102,7 @@ def record_merge(
         **({"lacking": lacking} if lacking else {}),
         **({"cut": share} if share > ROUNDING else {}),
         **({"base": served_base(method.out.base, adapters)} if method.out.for_ else {}),
+        **({"warnings": warnings} if warnings else {}),
         "strength": method.strength,
         "effective_strength": method.effective_strength,
         "norm": math.sqrt(max(norms.merged, 0.0)),
@@ -216,7 +221,8 @@ def _list_apart(record: Mapping[str, Any]) -> list[str]:
 def find_warnings(method: AnyMethod, record: Mapping[str, Any]) -> list[str]:
     """Warnings about a merge that may not be meant.
 
-    A single expert; experts without a module in common; almost nothing left, and the likely cause.
+    A single expert; experts without a module in common; what the method itself warns of; almost nothing left, and the
+    likely cause.
     """
     warnings = []
     if len(record["experts"]) == 1:
@@ -226,6 +232,7 @@ def find_warnings(method: AnyMethod, record: Mapping[str, Any]) -> list[str]:
             f"no module of {', '.join(map(plain, apart))} is adapted by another expert; if these are the same modules "
             "under other names, rename them (merge.targets=strict refuses such experts)"
         )
+    warnings += record.get("warnings", ())
     if record["norm"] < ALMOST_NOTHING * max(record["expert_norms"].values()):
         lost = "almost nothing is left of the updates"
         if method.has_one_threshold_for_factors:

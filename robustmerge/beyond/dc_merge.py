@@ -10,7 +10,8 @@ Low-rank route: per expert QR and SVD of its factors, the cover bases by QR and 
 adapter of rank N r.
 
 Where the authors' code (https://github.com/Tobeginwith/DC-Merge) differs: it keeps 0.1 % of each M_n, which is the
-default here; the paper's text says 10 %. With eight experts of rank 16 that is 16 entries of 16384. It cuts every
+default here; the paper's text says 10 %. With eight experts of rank 16 that is 16 entries of 16384, one for each of an
+expert's directions; of fewer or smaller experts most directions are lost, and the end of a merge says so. It cuts every
 expert to 16 directions, whatever its rank; it needs N r <= min(d_out, d_in); an all-zero expert brings arbitrary
 vectors into the cover bases, and NaN with linear smoothing. Where experts share directions, so that a cover basis is no
 basis, it adds an arbitrary completion, and here is none.
@@ -18,7 +19,7 @@ basis, it adds an arbitrary completion, and here is none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from torch import Tensor
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.low_rank import decompose_leading, make_pair, polar, stack_spectra
 from robustmerge.stage.settings import UserError, choose
+
+PAPERS_DENSITY = 0.1  # in its text
 
 
 def merge(
@@ -55,6 +58,27 @@ def merge(
     merged = elected_mean(torch.stack([_keep_largest(part, density) for part in parts]))
     blocks = torch.block_diag(*(merged.new_ones(len(x.s), len(x.s)) for x in spectra))
     return make_pair(strength * left @ (merged * blocks), right)
+
+
+def find_warnings(
+    ranks: Mapping[str, Sequence[int]], density: float = 0.001, rank: int | None = None, **others: object
+) -> list[str]:
+    """Warn where fewer coordinates of an expert are kept than it has directions, so that some are lost.
+
+    ranks: module -> the ranks of its experts.
+    """
+    poor = []
+    for module, every in ranks.items():
+        directions = [min(r, rank or r) for r in every]
+        size, most = sum(directions) ** 2, max(directions)
+        if (count := max(1, int(density * size))) < most:
+            poor.append(f"{count} of the {size} coordinates of an expert with {most} directions in {module}")
+    if not poor or density >= PAPERS_DENSITY:
+        return []
+    return [
+        f"density={density:g} keeps {poor[0]}, and less than one a direction in {len(poor)} of {len(ranks)} modules; "
+        f"the paper's text has 10 %: merge.params.density={PAPERS_DENSITY:g}"
+    ]
 
 
 def _smooth(s: Tensor, smoothing: str, rho: float) -> Tensor:

@@ -1,6 +1,7 @@
-"""The methods beyond the paper against what their authors' own code makes of the same experts, and through the files.
+"""The methods beyond the paper against what published code makes of the same experts, and through the files.
 
-The cases in tests/golden/merging say where they come from, with which settings and within which tolerance.
+The cases in tests/golden/merging say where they come from, with which settings and within which tolerance. That is the
+authors' own code, but for CT-Merging, LoRA-LEGO and DO-Merging, of whose authors none was found.
 """
 
 from __future__ import annotations
@@ -16,10 +17,21 @@ import yaml
 from peft import PeftModel
 
 from robustmerge.algebra import merge_pairs
-from robustmerge.beyond import compress_then_merge, dc_merge, iso_c, swudi, tsv_m
+from robustmerge.beyond import (
+    compress_then_merge,
+    ct_merging,
+    dc_merge,
+    do_merging,
+    iso_c,
+    iso_cts,
+    lora_lego,
+    swudi,
+    tsv_m,
+)
 from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.formats.adapter_config import WEIGHTS
-from robustmerge.merging import merge_folders
+from robustmerge.merge_record import read_merge_record
+from robustmerge.merging import merge_folders, merge_with_summary
 from robustmerge.method import read_method
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import QUIET, REPOSITORY, Case, Tiny, assert_within, cases, save_expert
@@ -28,13 +40,18 @@ Merge = Callable[..., LoraPair]
 METHODS: dict[str, Merge] = {
     "tsv_m": tsv_m.merge,
     "iso_c": iso_c.merge,
+    "iso_cts": iso_cts.merge,
     "swudi": swudi.merge,
     "dc_merge": dc_merge.merge,
     "compress_then_merge": compress_then_merge.merge,
+    "ct_merging": ct_merging.merge,
+    "lora_lego": lora_lego.merge,
+    "do_merging": do_merging.merge,
 }
 OUTPUTS: list[tuple[str, str, dict[str, Any]]] = [  # folder, output in the case, settings; strength 1 in all
     ("tsv_m", "output.", {}),
     ("iso_c", "output.", {}),
+    ("iso_cts", "output.", {}),
     ("swudi", "output.swudi.", {}),
     ("swudi", "output.aswudi.", {"variant": "aswudi"}),
     ("swudi", "output.aswudi_mean.", {"variant": "aswudi", "init": "mean"}),
@@ -45,8 +62,16 @@ OUTPUTS: list[tuple[str, str, dict[str, Any]]] = [  # folder, output in the case
         for rule in ("sum", "ties25")
         for beta in (0.25, 1.0)
     ),
+    ("ct_merging", "output.k4.", {}),
+    ("ct_merging", "output.k2.", {"common_rank": 2}),
+    ("ct_merging", "output.k4_res3.", {"residual_rank": 3}),
+    ("lora_lego", "output.ctm.", {}),  # of experts for which every start of k-means ends in the same clusters
+    ("do_merging", "output.closed.", {}),  # closed_1overN is N times this
 ]
-FROBENIUS = {"tsv_m": 1e-4, "iso_c": 1e-4, "swudi": 5e-3, "dc_merge": 1e-4, "compress_then_merge": 0.02}
+FROBENIUS = {
+    "tsv_m": 1e-4, "iso_c": 1e-4, "iso_cts": 1e-4, "swudi": 5e-3, "dc_merge": 1e-4, "compress_then_merge": 0.02,
+    "ct_merging": 1e-6, "lora_lego": 1e-6, "do_merging": 1e-6,
+}  # fmt: skip
 
 
 def case_of(folder: str, output: str) -> list[Path]:
@@ -61,7 +86,7 @@ def case_of(folder: str, output: str) -> list[Path]:
         for path in case_of(folder, output)
     ],
 )
-def test_a_method_equals_its_authors_code(path: Path, output: str, changes: dict[str, Any]) -> None:
+def test_a_method_equals_its_published_code(path: Path, output: str, changes: dict[str, Any]) -> None:
     case, name = Case(path), path.parent.name
     for module in case.modules:
         pairs = [case.pair(expert, module) for expert in case.experts]
@@ -84,9 +109,22 @@ def test_robustmerge_as_the_authors_of_compress_then_merge_read_it(path: Path) -
             assert_within(getattr(merged, part), reference, {"rtol": 1e-5, "atol_rel_to_max": 1e-6}, f"{module} {part}")
 
 
+@pytest.mark.parametrize("path", cases("lora_lego"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("output", ["ctm", "ctm_2r"])
+def test_lora_lego_averages_given_clusters_as_the_authors_of_compress_then_merge_do(path: Path, output: str) -> None:
+    case = Case(path)
+    for module in case.modules:
+        pairs = [case.pair(expert, module) for expert in case.experts]
+        units = torch.cat([torch.cat([p.A, p.B.T], dim=1) for p in pairs]).double()
+        labels = case.tensors[f"aux.labels.{output}.{module}"]
+        found = lora_lego.average_clusters(units, labels, pairs[0].A.shape[1], strength=1.0).delta()
+        assert_within(found, case.tensors[f"output.{output}.{module}.delta"], case.about["tolerance"], module)
+
+
 def test_all_cases_are_here() -> None:
     assert {name: len(cases(name)) for name in METHODS} == {
-        "tsv_m": 4, "iso_c": 4, "swudi": 5, "dc_merge": 2, "compress_then_merge": 2,
+        "tsv_m": 4, "iso_c": 4, "iso_cts": 4, "swudi": 5, "dc_merge": 2, "compress_then_merge": 2,
+        "ct_merging": 3, "lora_lego": 2, "do_merging": 2,
     }  # fmt: skip
 
 
@@ -110,6 +148,26 @@ def test_from_folders_to_an_adapter_that_peft_loads(name: str, tmp_path: Path) -
     pair = open_adapter(merged).pair("layers.0.q")
     layer = model.get_submodule("base_model.model.layers.0.q")
     torch.testing.assert_close(layer.get_delta_weight("default"), pair.delta())
+
+
+def test_what_a_method_warns_of_is_said_once_at_the_end_of_a_merge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, name in enumerate("ab"):
+        save_expert(tmp_path / name, seed)
+    experts = {name: tmp_path / name for name in "ab"}
+    merge_with_summary(tmp_path / "out", read_method("dc_merge"), experts)
+    warning = (
+        "density=0.001 keeps 1 of the 36 coordinates of an expert with 3 directions in layers.0.q, and less than one a "
+        "direction in 4 of 4 modules; the paper's text has 10 %: merge.params.density=0.1"
+    )
+    assert capsys.readouterr().out.count("warning: ") == 1
+    assert read_merge_record(tmp_path / "out" / "manifest.json")["warnings"] == [warning]
+    said: list[str] = []
+    merge_folders(experts, "dc_merge", tmp_path / "again", say=said.append)
+    assert [line.count(f"so {warning}") for line in said if "merged" in line] == [1]
+    merge_with_summary(tmp_path / "more", read_method("dc_merge", params__density=0.1), experts)
+    assert "warning: " not in capsys.readouterr().out
 
 
 def test_wrong_settings_are_told_once_and_nothing_is_written(tmp_path: Path) -> None:

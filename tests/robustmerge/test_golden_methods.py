@@ -90,8 +90,7 @@ def core_sum(h: Settings) -> Method:
 
 def core_ties(h: Settings) -> Method:
     v = variant(h, "ties")
-    prune = {"prune__scope": "tensor", "prune__density": v["topK"] / 100}
-    return read_method("ties", space="core", strength=v["scaling_coeffs"], **prune)
+    return read_method("core_ties", strength=v["scaling_coeffs"], prune__density=v["topK"] / 100)
 
 
 ROWS = {

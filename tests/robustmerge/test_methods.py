@@ -62,7 +62,7 @@ def test_a_method_file_is_the_same_method_with_and_without_hydra(name: str) -> N
 
 def test_the_methods_of_the_paper_and_beyond_are_here() -> None:
     paper = "robustmerge robustmerge_eq5 average task_arithmetic ties dare dare_ties pcb knots_ties knots_dare_ties svd"
-    beyond = "tsv_m iso_c swudi dc_merge compress_then_merge"
+    beyond = "tsv_m iso_c iso_cts swudi dc_merge compress_then_merge ct_merging lora_lego do_merging core_ties"
     assert set(list_methods()) >= {*paper.split(), *beyond.split()}
 
 
