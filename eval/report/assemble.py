@@ -9,12 +9,13 @@ from pathlib import Path
 from eval.report.contact_sheet import draw_contact_sheet
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, pick_examples
-from eval.report.figures import RenderedFigure, draw_figures, draw_standing, draw_swept
+from eval.report.figures import RenderedFigure, draw_figures, draw_ranking, draw_standing, draw_swept
 from eval.report.formats import format_csv, format_html, format_latex, format_markdown, format_text
 from eval.report.general_tables import general_tables
 from eval.report.notes import format_constants, format_partial_notice
 from eval.report.page import make_page
 from eval.report.published import published_table
+from eval.report.ranking import ranking_table
 from eval.report.results import Context, ResultGroup, SourceResult, group_results, list_seeds
 from eval.report.secondary_tables import further_tables
 from eval.report.sections import Content, compose
@@ -56,6 +57,8 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
     figures, examples, sheet = draw_figures(tables["main"]), pick_examples(groups, context), draw_contact_sheet(context)
     if "standing" in tables and (len(list_seeds(groups)) > 1 or any(group.block for group in groups)):
         figures.append(draw_standing(tables["standing"]))
+    if "ranking" in tables:
+        figures.append(draw_ranking(tables["ranking"]))
     if context.swept is not None and "swept" in tables:
         ratios = zero_shot_ratios(tables["swept"], context.swept)
         figures.append(draw_swept(tables["swept"], context.swept, ratios))
@@ -73,7 +76,7 @@ def _make_tables(groups: Sequence[ResultGroup], context: Context, estimates: Est
     protocol = "" if context.protocol == "corrected" else context.protocol
     main = main_table(groups, context, estimates, protocol=protocol)
     tables = {"main": main, "published": published_table(groups, context)}
-    for make in (swept_table, difference_table, pairs_table, standing_table, seeds_table):
+    for make in (swept_table, ranking_table, difference_table, pairs_table, standing_table, seeds_table):
         table = make(groups, context, estimates)
         if table is not None:
             tables[table.name] = table

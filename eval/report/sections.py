@@ -13,6 +13,7 @@ from eval.report.general_tables import general_notes
 from eval.report.notes import PROTOCOL_MEANINGS, format_footnotes, format_partial_notice
 from eval.report.provenance import format_provenance_section
 from eval.report.published import read_published
+from eval.report.ranking import COST
 from eval.report.results import CHOSEN, Context, ResultGroup, list_blocks, list_scores, list_seeds, lower_first
 from eval.report.secondary_tables import has_scores, under_other_protocol
 from eval.report.section_base_model import format_base_section
@@ -24,6 +25,7 @@ from eval.settings import BUILTIN_SUFFIX, Official, other_protocol
 from eval.statistics import FEWEST_SEEDS, Difference
 
 PROBLEMS = ("empty", "unparsed", "failed")
+IN_SECTIONS = ("ranking", "standing", "swept")  # figures that stand beside their table
 LONGEST_FOLDED = 120  # rows; a longer table is in its files only
 SMOKE = (
     "> **SMOKE RUN: THESE NUMBERS MEAN NOTHING.** It only shows that every stage works: "
@@ -64,8 +66,9 @@ def compose(content: Content, format_table: FormatTable) -> str:
         _finding_section(groups, context, content.estimates),
         _swept_section(context, tables, figures, list_seeds(groups), format_table),
         _scores_section(groups, context, tables, content.constants, format_table),
+        _ranking_section(tables, figures, list_seeds(groups), format_table),
         _standing_section(tables, figures, list_seeds(groups), format_table),
-        _figures_section([figure for figure in content.figures if figure.name not in ("standing", "swept")]),
+        _figures_section([figure for figure in content.figures if figure.name not in IN_SECTIONS]),
         _differences_section(tables, format_table),
         _seeds_section(tables, format_table),
         _other_protocol_section(groups, context, tables, format_table),
@@ -143,17 +146,43 @@ def _swept_section(
         return ""
     table = tables["swept"]
     several, has_ranks = len(seeds) > 1, any(not column.is_average for column in table.columns)
-    spread = " ± the deviation over seeds" if several else ""
-    lines = [f"{table.title}. Behind a score: its 95 % interval over questions{spread}."]
-    draw = "one of these training seeds with a resample" if several else "a resample"
-    ranks = f"Behind a rank: the range of 95 % of the draws, each {draw} of the questions, the same for all methods."
-    lines += [ranks] if has_ranks else []
-    lines += [] if several else ["Another training seed may change more."]
+    lines = [f"{table.title}.", *_explain_noise(several, has_ranks)]
     ratios = zero_shot_ratios(table, context.swept).items()
     measured = ", ".join(f"{escape_markdown(value)} {ratio:.2f}" for value, ratio in ratios)
     lines += [f"What the base knows before any expert, zero-shot over individual: {measured}."] if measured else []
     heading = f"## Against {escape_code(context.swept.key)}"
     return f"{heading}\n\n{' '.join(lines)}\n\n{_wide(figures['swept'])}\n{format_table(table)}"
+
+
+def _explain_noise(several: bool, has_ranks: bool) -> list[str]:
+    """What stands behind scores and ranks. several: whether there are several training seeds."""
+    spread = " ± the deviation over seeds" if several else ""
+    draw = "one of these training seeds with a resample" if several else "a resample"
+    ranks = f"Behind a rank: the range of 95 % of the draws, each {draw} of the questions, the same for all methods."
+    return [
+        f"Behind a score: its 95 % interval over questions{spread}.",
+        *([ranks] if has_ranks else []),
+        *([] if several else ["Another training seed may change more."]),
+    ]
+
+
+def _ranking_section(
+    tables: Mapping[str, Table],
+    figures: Mapping[str, RenderedFigure],
+    seeds: Sequence[int],
+    format_table: FormatTable,
+) -> str:
+    """The section on the ranking of many merged models; "" where there are few."""
+    if "ranking" not in tables:
+        return ""
+    table = tables["ranking"]
+    lines = [f"{table.title}.", *_explain_noise(len(seeds) > 1, True)]
+    if table.columns[-1] == COST:
+        lines.append(
+            "Cost: CPU seconds of merging eight experts of LLaVA-1.5-7B's shape by the method as in its file, measured "
+            "apart from this run (docs/costs.md)."
+        )
+    return f"## Ranking\n\n{' '.join(lines)}\n\n{_wide(figures['ranking'])}\n{format_table(table)}"
 
 
 def _scores_section(

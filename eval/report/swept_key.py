@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from eval.report.estimates import Estimates
+from eval.report.ranking import list_ranks, score_cell
 from eval.report.results import CHOSEN, Context, ResultGroup, SweptKey
-from eval.report.tables import Cell, Column, Row, Table, format_interval, list_averages, make_row
-from eval.statistics import Interval
+from eval.report.tables import Cell, Column, Row, Table, list_averages, make_row
 
 Line = dict[str, ResultGroup]  # one source by facet, at the chosen strength where it has one; "" is all facets
 
@@ -36,10 +36,10 @@ def swept_table(groups: Sequence[ResultGroup], context: Context, estimates: Esti
         heading = facet[:1].upper() + facet[1:]
         columns.append(replace(average, key=f"{average.key}_{value}", heading=heading))
         for row, group in zip(cells, found, strict=True):
-            row.append(_score_cell(estimates.interval(group.title, average.tasks)) if group else Cell())
+            row.append(score_cell(estimates.interval(group.title, average.tasks)) if group else Cell())
         if max(counts) > 1:
             columns.append(Column(f"rank_{value}", "Rank", heading=heading))
-            for row, cell in zip(cells, _list_ranks(found, average, estimates), strict=True):
+            for row, cell in zip(cells, list_ranks(found, average, estimates), strict=True):
                 row.append(cell)
     are_chosen = {group.first.variant == CHOSEN for line in lines for group in _list_merged(line.values())}
     rows = [_make_row(line, row, are_chosen) for line, row in zip(lines, cells, strict=True)]
@@ -59,23 +59,6 @@ def _list_lines(groups: Sequence[ResultGroup]) -> list[Line]:
 
 def _list_merged(groups: Iterable[ResultGroup | None]) -> list[ResultGroup]:
     return [group for group in groups if group is not None and group.kind == "merged"]
-
-
-def _list_ranks(found: Sequence[ResultGroup | None], average: Column, estimates: Estimates) -> list[Cell]:
-    """The rank of each merged model among them, as `2 (1–3)`; a missing cell for the others."""
-    titles = [group.title for group in _list_merged(found)]
-    ranks = dict(zip(titles, estimates.ranks(titles, average.tasks), strict=True)) if titles else {}
-    return [_rank_cell(ranks[group.title]) if group and group.title in ranks else Cell() for group in found]
-
-
-def _rank_cell(rank: Interval) -> Cell:
-    return Cell(f"{rank.value:g} ({rank.low:g}–{rank.high:g})", rank.value, rank.low, rank.high)
-
-
-def _score_cell(mean: Interval) -> Cell:
-    cell = Cell(format_interval(mean), mean.value, mean.low, mean.high)
-    spread = mean.seeds
-    return replace(cell, deviation=spread.deviation, seeds_low=spread.low, seeds_high=spread.high) if spread else cell
 
 
 def _make_row(line: Line, cells: Sequence[Cell], are_chosen: set[bool]) -> Row:
