@@ -111,7 +111,7 @@ def _measure_limits(method: Method, names: Sequence[str], visit: Visit) -> tuple
 
     def ranks(n: int) -> list[int]:
         low, high = kept_ranks(n, step)
-        return [min(max(low, 1), n), high]
+        return [min(max(low, 1), n), *([high] if step.skip else [])]
 
     def rescaled(value: float) -> float:
         limit = torch.tensor(value)
@@ -119,7 +119,7 @@ def _measure_limits(method: Method, names: Sequence[str], visit: Visit) -> tuple
             limit = limit / earlier.density if earlier.rescale else limit
         return float(limit)
 
-    def limit(n: int, least: float, most: float) -> Limit:
+    def limit(n: int, least: float, most: float = math.inf) -> Limit:
         low, high = kept_ranks(n, step)
         smallest = 0.0 if low < 1 else rescaled(least) if low <= n else math.inf
         return Limit(smallest, rescaled(most) if high < n else math.inf)
@@ -171,7 +171,7 @@ def _measure_energies(method: Method, names: Sequence[str], visit: Visit, found:
 def _sum(numbers: Callable[[Piece], Iterator[list[float]]], visit: Visit) -> list[float]:
     """Sum lists of numbers, rounded once, so that the order in which threads add them does not matter."""
     rows: list[list[float]] = []
-    visit(lambda piece: rows.extend(numbers(piece)))
+    visit(lambda piece: rows.extend(list(numbers(piece))))
     return [math.fsum(column) for column in zip(*rows, strict=True)]
 
 
