@@ -178,6 +178,8 @@ def keep_varied(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Dr
     Of the k entries with a variance above 0, int(k d) are kept, at least one, and what is equal to the last of them;
     with k = 0, as of one expert alone, all are. Published code (mergekit's): where int(k d) = 0 none is.
     """
+    if prune.density == 1:
+        return xs
     spread = spread_of(xs)
     if limits is None:
         varied = spread[spread > 0]
