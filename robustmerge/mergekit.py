@@ -27,7 +27,8 @@ we over those that the adapters adapt, so these must begin with 0; and all modul
 
 `dtype` or `out_dtype` becomes out.dtype: all is computed in float32. `int8_mask` changes no result. `base_model` is the
 base of a full model; as one of the models it has no update. Everything else has no equal here and is refused: slices,
-values by filter, tokenizers, other methods, densities that differ; and adapters that are not plain LoRA.
+values by filter, tokenizers, other methods, densities (gammas, epsilons) that differ; and adapters that are not plain
+LoRA.
 """
 
 from __future__ import annotations
