@@ -162,8 +162,8 @@ def keep_probability(x: Tensor, prune: Prune) -> Tensor | float:
     n = x.shape[-1]
     if not prune.epsilon or n < 2:
         return prune.density
-    places = x.abs().argsort(dim=-1, stable=True).argsort(dim=-1)
-    return places.float().mul_(2 * prune.epsilon / (n - 1)).add_(prune.density - prune.epsilon)
+    ordered = torch.linspace(prune.density - prune.epsilon, prune.density + prune.epsilon, n, device=x.device)
+    return torch.empty_like(x).scatter_(-1, x.abs().argsort(dim=-1, stable=True), ordered.expand_as(x))
 
 
 def keep_agreeing(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
