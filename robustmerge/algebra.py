@@ -192,7 +192,7 @@ def _prune_and_scale(module: Module, method: Method, statistics: Statistics) -> 
     """
     full = {"A": [pair.A for pair in module.pairs], "B": [pair.B for pair in module.pairs]}
     pruned = {part: _prune_whole(module, method, part, xs, statistics) for part, xs in full.items()}
-    gain = math.prod(1 / step.density for step in method.prunings if step.rescale)
+    gain = math.prod(1 / step.density for step in method.prunings if step.rescale)  # not l1, which needs no scale
     scales, dropped = {}, {}
     for part, source in method.scaled_parts.items():
         before, after = (rank_sums(xs[source], RANK_AXIS[source]) for xs in (full, pruned))
@@ -201,7 +201,8 @@ def _prune_and_scale(module: Module, method: Method, statistics: Statistics) -> 
         dropped[source] = int(undefined.sum())
         if method.scale.empty_row == "error" and dropped[source]:
             rows = find_empty_rows(module, source, full[source], list(undefined), method.prune.count)
-            raise EmptyRowsError(rows, method.prune.rule)
+            # With `skip` no density is sure to help.
+            raise EmptyRowsError(rows, "" if method.prune.skip else method.prune.rule)
         scales[part] = rank_scales(before * gain, after, method.scale)
     for part, scale in scales.items():
         axis = RANK_AXIS[part]

@@ -12,6 +12,14 @@ the products: merge.space=delta. D_n is the update of adapter n, w_n its weight,
                      with normalize (by default) over its weights' sum        equal weights; else disjoint=sum
     dare_ties        the same of entries kept at random, rescaled;            dare_ties, not trimmed again
                      normalize is off by default
+    breadcrumbs      l times sum of w_n D_n without the largest and the       breadcrumbs, prune.skip=gamma
+                     smallest entries of every module; with normalize / W
+    breadcrumbs_ties the same as of ties; normalize is off by default         breadcrumbs, combine=elected
+    della_linear     as dare_linear, smaller entries of a row being           della, combine=sum
+                     kept less often, by epsilon
+    della            the same as of ties                                      della
+    sce              mean of the D_n of the elected sign, weighted by mean    sce
+                     squares, where the variance over n is largest
 
 `weight` and `lambda` may be lists of numbers over the layers, as in `graded.py`; where the formula divides by W, the
 lists must add up to one number in all layers, since 1 / W would be no such list. mergekit goes over the model's layers,
@@ -19,7 +27,8 @@ we over those that the adapters adapt, so these must begin with 0; and all modul
 
 `dtype` or `out_dtype` becomes out.dtype: all is computed in float32. `int8_mask` changes no result. `base_model` is the
 base of a full model; as one of the models it has no update. Everything else has no equal here and is refused: slices,
-values by filter, tokenizers, other methods, densities that differ; and adapters that are not plain LoRA.
+values by filter, tokenizers, other methods, densities (gammas, epsilons) that differ; and adapters that are not plain
+LoRA.
 """
 
 from __future__ import annotations
@@ -38,6 +47,7 @@ from robustmerge.stage.text import quote
 
 SAME = 1e-6  # by less than this the sum of weights differs from 1
 OVER_LAYERS = ("weight", "lambda")  # the parameters that may be lists
+SHARED = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15}  # those of models that must be equal here, by default
 NOTHING = 1e-8  # mergekit does not divide by a sum of weights below this
 REFUSED = {
     "slices": "adapters are merged whole, not by layers",
@@ -92,6 +102,8 @@ class Parameters:
     normalize: bool
     rescale: bool = False
     factor: Grade = 1.0
+    gamma: float = 0.0
+    epsilon: float = 0.0
 
     @property
     def total(self) -> float:
@@ -225,21 +237,26 @@ def _collect_parameters(file: MergekitFile, equal: Equal, experts: Mapping[str, 
     bases = [{**file.parameters, **model.parameters} for model in file.models if model.model == file.base_model]
     counted = [*values, *bases] if file.merge_method == "linear" else values
     problems = []
-    if any("weight" not in one for one in counted):
+    has_weights = "weight" in equal.of_models
+    if has_weights and any("weight" not in one for one in counted):
         problems.append(Problem("every model needs a weight", "models.parameters.weight"))
-    densities = sorted({float(one.get("density", 1)) for one in values})
-    if len(densities) > 1:
-        listed = ", ".join(f"{density:g}" for density in densities)
-        problems.append(Problem(f"the models must have one density here, got {listed}", "models.parameters.density"))
+    shared = {}
+    for name in (name for name in SHARED if name in equal.of_models):
+        numbers = sorted({float(one.get(name, SHARED[name])) for one in values})
+        if len(numbers) > 1:
+            listed = ", ".join(f"{number:g}" for number in numbers)
+            problems.append(Problem(f"the models must have one {name} here, got {listed}", f"models.parameters.{name}"))
+        shared[name] = numbers[0]
     refuse(problem.under(where) for problem in problems)
     of_merge = {**equal.of_merge, **{name: file.parameters[name] for name in equal.of_merge if name in file.parameters}}
+    grades = [_read_grade(one["weight"]) for one in values] if has_weights else []
     return Parameters(
-        weights={name: _read_grade(one["weight"]) for name, one in zip(experts, values, strict=True)},
+        weights=dict(zip(experts, grades, strict=has_weights)),
         base_weight=_read_grade(bases[0]["weight"]) if bases and file.merge_method == "linear" else 0.0,
-        density=densities[0],
-        normalize=of_merge["normalize"],
+        normalize=of_merge.get("normalize", False),
         rescale=of_merge.get("rescale", False),
         factor=_read_grade(of_merge.get("lambda", 1.0)),
+        **{"density": float(of_merge.get("select_topk", SHARED["density"])), **shared},
     )
 
 
@@ -272,6 +289,27 @@ def _translate_random_elected(parameters: Parameters) -> dict[str, Any]:
     return {**_elect(parameters), "first": None, "prune": {**_prune_at_random(parameters), "scope": "tensor"}}
 
 
+def _translate_skipping_sum(parameters: Parameters) -> dict[str, Any]:
+    return {**_translate_sum(parameters), "prune": _prune_both_ends(parameters)}
+
+
+def _translate_skipping_elected(parameters: Parameters) -> dict[str, Any]:
+    return {**_elect(parameters), "combine": "elected", "prune": _prune_both_ends(parameters)}
+
+
+def _translate_by_rank_sum(parameters: Parameters) -> dict[str, Any]:
+    return {**_translate_sum(parameters), "combine": "sum", "prune": _prune_by_rank(parameters)}
+
+
+def _translate_by_rank_elected(parameters: Parameters) -> dict[str, Any]:
+    return {**_elect(parameters), "prune": _prune_by_rank(parameters)}
+
+
+def _translate_varied(parameters: Parameters) -> dict[str, Any]:
+    rule = "variance" if parameters.density < 1 else "none"
+    return {"strength": 1.0, "prune": {"rule": rule, "density": min(parameters.density, 1.0)}}
+
+
 def _elect(parameters: Parameters) -> dict[str, Any]:
     if not parameters.normalize:
         return {"strength": parameters.factor, "disjoint": "sum", "weights": parameters.weights}
@@ -288,25 +326,53 @@ def _prune_at_random(parameters: Parameters) -> dict[str, Any]:
     return {"rule": "random", "density": parameters.density, "rescale": parameters.rescale}
 
 
+def _prune_both_ends(parameters: Parameters) -> dict[str, Any]:
+    if parameters.density == 1:
+        return {"rule": "none", "density": 1.0, "count": "released", "skip": 0.0}
+    if not parameters.gamma:
+        text = "with gamma 0 mergekit drops every entry; take ties or task_arithmetic, or a gamma above 0"
+        raise ConfigError(Problem(text, "models.parameters.gamma"))
+    rescale = "l1" if parameters.rescale else False
+    return {"density": parameters.density, "skip": parameters.gamma, "rescale": rescale}
+
+
+def _prune_by_rank(parameters: Parameters) -> dict[str, Any]:
+    if parameters.density == 1:
+        return {"rule": "none", "density": 1.0, "rescale": False, "epsilon": 0.0}
+    rescale = "l1" if parameters.rescale else False
+    return {"density": parameters.density, "epsilon": parameters.epsilon, "rescale": rescale}
+
+
 def _note(merge_method: str, parameters: Parameters, settings: Mapping[str, Any]) -> Iterator[str]:
     """What is not the same to the last entry."""
     if _has_lists(settings):
         yield "a list of numbers ends at the last layer that an adapter adapts, mergekit's at the model's last"
+    if merge_method == "sce":
+        yield "the experts' weights are equal in mergekit where their mean squares add up to less than 1e-6; not here"
     if parameters.density == 1:
         return
     if merge_method == "ties":
         yield "of the n entries of a module an expert keeps one more than mergekit's int(density n)"
-    if merge_method.startswith("dare"):
+    if merge_method.startswith("breadcrumbs"):
+        yield "modules of less than 1 / gamma entries, where mergekit drops all, lose none of their largest here"
+    if merge_method.startswith(("dare", "della")):
         yield "which entries are kept is drawn here, by --seed, so that they are others than mergekit's"
-        if parameters.rescale:
+        if parameters.rescale and merge_method.startswith("dare"):
             yield "what is kept is divided by the density; mergekit matches the sum of magnitudes, on average the same"
 
 
 _ARITHMETIC = {"normalize": False, "lambda": 1.0, "int8_mask": False}
+_SKIPPING = ("weight", "density", "gamma")
+_BY_RANK = ("weight", "density", "epsilon")
 EQUALS = {
     "linear": Equal("average", ("weight",), {"normalize": True}, _translate_linear),
     "task_arithmetic": Equal("task_arithmetic", ("weight",), _ARITHMETIC, _translate_sum),
     "dare_linear": Equal("dare", ("weight", "density"), {**_ARITHMETIC, "rescale": True}, _translate_random_sum),
     "ties": Equal("ties", ("weight", "density"), {**_ARITHMETIC, "normalize": True}, _translate_elected),
     "dare_ties": Equal("dare_ties", ("weight", "density"), {**_ARITHMETIC, "rescale": True}, _translate_random_elected),
+    "breadcrumbs": Equal("breadcrumbs", _SKIPPING, {**_ARITHMETIC, "rescale": False}, _translate_skipping_sum),
+    "breadcrumbs_ties": Equal("breadcrumbs", _SKIPPING, {**_ARITHMETIC, "rescale": False}, _translate_skipping_elected),
+    "della_linear": Equal("della", _BY_RANK, {**_ARITHMETIC, "rescale": True}, _translate_by_rank_sum),
+    "della": Equal("della", _BY_RANK, {**_ARITHMETIC, "normalize": True, "rescale": True}, _translate_by_rank_elected),
+    "sce": Equal("sce", (), {"select_topk": 1.0, "int8_mask": False}, _translate_varied),
 }

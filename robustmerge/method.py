@@ -46,16 +46,16 @@ from robustmerge.step_settings import Calibrate, Equalize, ReshapeSpectrum
 MERGE_SCHEMA = 2  # of what a merge writes: raised where the same method gives other numbers than before
 
 SPACES = ("factors", "delta", "knots", "core")
-PRUNE_RULES = ("none", "magnitude", "random", "sign")
+PRUNE_RULES = ("none", "magnitude", "random", "sign", "variance")
 SCOPES = ("tensor", "model")
 # What thresholds cover where nothing is said. Authors of TIES, PCB and KnOTS: the whole model; of Core Space: a module.
 # A and B differ in size, so that one threshold over both would leave little of B: in factor space each has its own.
 USUAL_SCOPE = {"factors": "tensor", "delta": "model", "knots": "model", "core": "tensor"}
-COUNTS = ("authors", "released", "exact")
+COUNTS = ("authors", "released", "exact", "at_least")
 PARTS = ("A", "B")
 EMPTY_ROWS = ("error", "drop")
 COMBINE_RULES = ("sum", "mean", "elected", "balanced")
-DISJOINT = ("mean", "sum")
+DISJOINT = ("mean", "sum", "energy")
 VARIANTS = ("main", "vision")
 PRODUCTS = ("of_sums", "each")
 TORCH_DTYPES = ("float32", "float16", "bfloat16")
@@ -88,19 +88,34 @@ class Prune:
     density: the fraction kept. scope: what one threshold covers: each tensor, or the whole model; null: what is usual
     in the space, see `USUAL_SCOPE`. What `elected` and `balanced` measure follows it. count: which order statistic is
     the threshold, see `rules.threshold_index`.
-    rescale: divide what is kept by the density, as DARE does.
+    rescale: divide what is kept by the density, as DARE does; l1: multiply it so that the sum of magnitudes over the
+    scope is what it was, as mergekit does.
+    skip: of the magnitude rule, the fraction of the largest entries that is dropped first, at most 1 - density
+    (Breadcrumbs). epsilon: of the random rule, how far the chance to be kept is from the density for the smallest and
+    the largest entry of a row (DELLA).
     """
 
     rule: str = "none"
     density: float = 1.0
     scope: str | None = None
     count: str = "released"
-    rescale: bool = False
+    rescale: bool | str = False
+    skip: float = later(0.0)
+    epsilon: float = later(0.0)
 
     def __post_init__(self) -> None:
         problems = [*_check_choice(self.rule, PRUNE_RULES, "rule"), *_check_choice(self.count, COUNTS, "count")]
         problems += [] if self.scope is None else _check_choice(self.scope, SCOPES, "scope")
         problems += _check_density(self.density)
+        if self.rescale not in (False, True, "l1"):
+            problems.append(Problem(f"rescale must be false, true or l1, got '{self.rescale}'", "rescale"))
+        if not 0 <= self.skip < 1:
+            problems.append(Problem(f"skip must be in [0, 1), got {self.skip}", "skip"))
+        elif self.skip and (self.rule, self.count) == ("magnitude", "exact"):
+            problems.append(Problem("skip keeps all of equal values; set prune.count=at_least", "skip"))
+        if self.epsilon < 0 or (self.rule == "random" and not self.epsilon < self.density <= 1 - self.epsilon):
+            text = f"density - epsilon and density + epsilon must be in (0, 1], got {self.density} and {self.epsilon}"
+            problems.append(Problem(text, "epsilon"))
         if self.rule in ("none", "sign"):
             others = ", ".join(rule for rule in PRUNE_RULES if rule not in ("none", "sign"))
             unused = f"while prune.rule is {self.rule}; set"
@@ -110,7 +125,8 @@ class Prune:
                 problems.append(Problem(f"density {self.density} {effect} {unused} {way}", "density"))
             if self.rescale:
                 way = f"prune.rescale=false, or prune.rule to one of {others}"
-                problems.append(Problem(f"rescale divides by a density that is not used {unused} {way}", "rescale"))
+                text = f"rescale restores what a density takes, which is not used {unused} {way}"
+                problems.append(Problem(text, "rescale"))
         refuse(problems)
 
 
@@ -224,7 +240,8 @@ class Method:
     weights: a factor for the update of an expert, by name; 1 where nothing is given.
     Strength and weights are numbers, or differ by module: by patterns of names or over the layers, see `graded.py`.
     first: a random pruning before `prune`: DARE-TIES drops before TIES trims.
-    disjoint: of combine=elected, whether the agreeing experts are averaged or summed.
+    disjoint: of combine=elected, whether the agreeing experts are averaged or summed; energy: averaged with the mean
+    square of each as its weight.
     product, in factor space: of_sums = (sum of B)(sum of A), as released; each = sum of B A, equation 5.
     check_base: refuse experts of different base models.
     equalize, calibrate, spectrum: steps before and after any rule, see `steps.py`.
@@ -351,6 +368,11 @@ class Method:
         return self.is_linear and not self.multiplies_factors
 
     @property
+    def weighs_by_energy(self) -> bool:
+        """Whether the experts that agree with an elected sign are weighted by their mean squares."""
+        return self.combine == "elected" and self.disjoint == "energy"
+
+    @property
     def is_low_rank(self) -> bool:
         """Whether an adapter holds the merged update: exactly, or as closely as the rank asked for allows."""
         return self.space != "delta" or self.is_linear or self.out.is_cut
@@ -363,7 +385,7 @@ class Method:
     @property
     def needs_equal_ranks(self) -> bool:
         """Whether all experts must have the same rank."""
-        return self.multiplies_factors or (self.space == "factors" and self.prune.rule == "sign")
+        return self.multiplies_factors or (self.space == "factors" and self.prune.rule in ("sign", "variance"))
 
     @property
     def needs_full_zeros(self) -> bool:
@@ -374,15 +396,20 @@ class Method:
     def rank_advice(self) -> str:
         """What to set so that experts of different ranks can be merged; empty if nothing helps."""
         ways = [] if self.scaled_parts else ["merge.space=delta, knots or core"]
-        if self.combine in ("sum", "mean") and self.prune.rule != "sign":
+        if self.combine in ("sum", "mean") and self.prune.rule not in ("sign", "variance"):
             ways.append("merge.product=each")
         return f"in factor space ranks must be equal: take {', or '.join(ways)}" if ways else ""
 
     @property
     def needs_whole_model(self) -> bool:
         """Whether something must be measured over all modules before one can be merged."""
-        covers = self.prune.scope == "model"
-        return covers and (self.prune.rule == "magnitude" or self.combine in ("elected", "balanced"))
+        return self.prune.scope == "model" and self.measures_range
+
+    @property
+    def measures_range(self) -> bool:
+        """Whether anything is measured over a range, which `prune.scope` says."""
+        prunes = self.prune.rule in ("magnitude", "variance") or self.prune.rescale == "l1"
+        return prunes or self.combine in ("elected", "balanced")
 
     @property
     def has_one_threshold_for_factors(self) -> bool:
@@ -402,8 +429,10 @@ class Method:
         has_basis = self.space == "knots" and not self.is_sum_of_updates
         is_used = {
             "out.dtype": self.output_format != "model",  # a model has the dtype of its base
-            "prune.scope": "magnitude" in rules or self.combine in ("elected", "balanced"),
+            "prune.scope": self.measures_range,
             "prune.count": "magnitude" in rules,
+            "prune.skip": "magnitude" in rules and self.prune.density < 1,
+            "prune.epsilon": self.prune.rule == "random",
             "scale.normalize": is_scaled,
             "scale.floor": is_scaled and bool(rules),  # without pruning all scales are 1, and no row is emptied
             "scale.empty_row": is_scaled and bool(rules),
@@ -588,6 +617,10 @@ def _unknown_names(method: Method) -> list[Problem]:
             problems.append(Problem(f"scope is {without}", "first.scope"))
         if method.first.count != "released":
             problems.append(Problem(f"count is {without}", "first.count"))
+        if method.first.skip:
+            problems.append(Problem(f"skip is {without}", "first.skip"))
+        if method.first.rescale == "l1":
+            problems.append(Problem("rescale=l1 is for `prune` alone; take true or false", "first.rescale"))
     return problems
 
 
@@ -617,6 +650,12 @@ def _meaningless_cells(method: Method) -> list[Problem]:
     if method.combine == "balanced" and method.scaled_parts and prune.scope == "model":
         text = "scores over the whole model are measured before anything is scaled; with combine=balanced take"
         problems.append(Problem(f"{text} merge.prune.scope=tensor, or scale nothing", "scale"))
+    if method.weighs_by_energy and method.scaled_parts and prune.scope == "model":
+        text = "mean squares over the whole model are measured before anything is scaled; with disjoint=energy take"
+        problems.append(Problem(f"{text} merge.prune.scope=tensor, or scale nothing", "scale"))
+    if prune.rescale == "l1" and method.scaled_parts:
+        text = "rescale=l1 restores what pruning takes, and so does scaling; take merge.prune.rescale=false, or scale"
+        problems.append(Problem(f"{text} nothing", "prune.rescale"))
     if method.space in SPACES:
         problems += _needs_factors(method)
     if method.out.format == "adapter" and not method.is_low_rank:

@@ -40,6 +40,7 @@ class Selector:
     """Selects order statistics of a stream, which is given once or twice: until `is_done`.
 
     ranks: from how many numbers there were to the k of each answer, from 1. batch: numbers counted at once.
+    No numbers have no values.
     Numbers are counted on the device where they are; the counts are kept on the CPU.
     Only the exponents that occur have counts, 8 kB each: magnitudes need some 0.3 MB, scores from 1 to e^-50 1.5 MB.
 
@@ -102,7 +103,7 @@ class Selector:
         if self.is_done:
             return
         if not self.n:  # nothing was counted
-            self.values, self.is_done = self._select_held(), True
+            self.values, self.is_done = self._select_held() if self._waiting else [], True
             return
         self._count()
         if not self._within:

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,21 +26,33 @@ from robustmerge.pcb import Bounds, merge_balanced
 RANK_AXIS = {"A": 0, "B": 1}  # A [r, d_in], B [d_out, r]
 
 Draws = Sequence[torch.Generator]
-Limits = Sequence[float]  # an expert's smallest magnitude that is kept
+
+
+class Limit(NamedTuple):
+    """Between what the magnitudes of an expert (of rule variance: the spreads of all) are kept, both included."""
+
+    low: float
+    high: float = math.inf
+
+
+Limits = Sequence[Limit]  # by expert
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Statistics over several tensors that a method needs before it can merge any; None: every tensor has its own.
 
-    limits: of magnitude pruning, an expert's smallest magnitude that is kept. majority: of an election, the sign that
-    wins where the sum is zero. bounds: of combine=balanced, between what an expert's magnitudes and scores are.
+    limits: of pruning by magnitude or variance. majority: of an election, the sign that wins where the sum is zero.
+    bounds: of combine=balanced, between what an expert's magnitudes and scores are. gains: of rescale=l1, by what an
+    expert is multiplied. energies: of disjoint=energy, an expert's sum of squares.
     collected: what a method's own function has collected over the model.
     """
 
-    limits: tuple[float, ...] | None = None
+    limits: tuple[Limit, ...] | None = None
     majority: int | None = None
     bounds: tuple[Bounds, ...] = ()
+    gains: tuple[float, ...] | None = None
+    energies: tuple[float, ...] | None = None
     collected: Any = None
 
 
@@ -56,8 +68,8 @@ def generator_for(seed: int, task: str, module: str, part: str) -> torch.Generat
 def threshold_index(n: int, density: float, count: str) -> int:
     """k such that the entries at least as large as the k-th smallest of n are kept; below 1: all of them.
 
-    Three rules are in use: TIES' authors (n - int(n d)), RobustMerge's released code (int(n (1 - d))), and exactly
-    int(n d) entries. With the first two, equal values at the threshold are all kept.
+    In use are TIES' authors' (n - int(n d)), RobustMerge's released code's (int(n (1 - d))), and n - int(n d) + 1, of
+    `exact` and `at_least`. But for `exact`, which keeps int(n d), equal values at the threshold are all kept.
     """
     if count == "authors":
         return n - int(n * density)
@@ -74,11 +86,37 @@ def keep_all(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws
 def keep_largest(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
     """Keep the largest magnitudes of each expert (the mask of equation 2; the trimming of TIES).
 
+    With `skip` the very largest are dropped (Breadcrumbs, https://arxiv.org/abs/2312.06795).
     limits: where the threshold covers more than these tensors; otherwise every tensor has its own.
     """
-    if limits is None:
-        return [trim(x, prune.density, prune.count) for x in xs]
-    return [_at_least(x, limit) for x, limit in zip(xs, limits, strict=True)]
+    if limits is not None:
+        return [_between(x, limit) for x, limit in zip(xs, limits, strict=True)]
+    if prune.skip:
+        return [_trim_both_ends(x, prune) for x in xs]
+    return [trim(x, prune.density, prune.count) for x in xs]
+
+
+def kept_ranks(n: int, prune: Prune) -> tuple[int, int]:
+    """The ranks (from 1) of the smallest and of the largest magnitude of n that magnitude pruning keeps.
+
+    The first is below 1 where all are kept, and above n where none is.
+    Published code (mergekit's): where int(n skip) is 0 nothing at all is kept.
+    """
+    k = threshold_index(n, prune.density, prune.count)
+    skipped = min(int(n * prune.skip), k - 1) if 1 <= k <= n else 0
+    return k - skipped, n - skipped
+
+
+def _trim_both_ends(x: Tensor, prune: Prune) -> Tensor:
+    n = x.numel()
+    low, high = kept_ranks(n, prune)
+    if low < 1:
+        return x
+    if low > n:
+        return torch.zeros_like(x)
+    magnitudes = x.abs().contiguous()
+    least = kth_smallest(magnitudes, low)
+    return _between(x, Limit(least, kth_smallest(magnitudes, high) if high < n else math.inf))
 
 
 def trim(x: Tensor, density: float, count: str) -> Tensor:
@@ -104,17 +142,66 @@ def _at_least(x: Tensor, limit: float) -> Tensor:
     return x if limit <= 0 else hardshrink(x, float(np.nextafter(np.float32(limit), np.float32(0))))
 
 
+def _between(x: Tensor, limit: Limit) -> Tensor:
+    kept = _at_least(x, limit.low)
+    return kept if math.isinf(limit.high) else kept * (x.abs() <= limit.high)
+
+
 def keep_random(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
-    """Keep each entry with probability `density` (DARE, https://arxiv.org/abs/2311.03099)."""
+    """Keep each entry with a probability, by default `density` (DARE, https://arxiv.org/abs/2311.03099)."""
     # Drawn on the CPU wherever x is: the same entries on every device. In place: a mask of bools takes twice as long.
-    kept = (torch.rand(x.shape, generator=draw).lt_(prune.density) for x, draw in zip(xs, draws, strict=True))
-    return [ones.to(x.device).mul_(x) for x, ones in zip(xs, kept, strict=True)]
+    drawn = (torch.rand(x.shape, generator=draw).to(x.device) for x, draw in zip(xs, draws, strict=True))
+    return [numbers.lt_(keep_probability(x, prune)).mul_(x) for x, numbers in zip(xs, drawn, strict=True)]
+
+
+def keep_probability(x: Tensor, prune: Prune) -> Tensor | float:
+    """The probability that an entry of x [., n] is kept (DELLA, https://arxiv.org/abs/2406.11617).
+
+    density + epsilon (2 i / (n - 1) - 1), where i from 0 is the place of the entry among its row's sorted magnitudes.
+    """
+    n = x.shape[-1]
+    if not prune.epsilon or n < 2:
+        return prune.density
+    ordered = torch.linspace(prune.density - prune.epsilon, prune.density + prune.epsilon, n, device=x.device)
+    return torch.empty_like(x).scatter_(-1, x.abs().argsort(dim=-1, stable=True), ordered.expand_as(x))
 
 
 def keep_agreeing(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
     """Keep the entries that have the sign of their sum over experts (figure 5b, "aggregated sign")."""
     signs = torch.sign(sum_of(xs))
     return [x * (torch.sign(x) == signs) for x in xs]
+
+
+def keep_varied(xs: list[Tensor], prune: Prune, limits: Limits | None, draws: Draws) -> list[Tensor]:
+    """Keep the entries whose variance over experts is largest (SCE, https://arxiv.org/abs/2408.07990).
+
+    Of the k entries with a variance above 0, int(k d) are kept, at least one, and what is equal to the last of them;
+    with k = 0, as of one expert alone, all are. Published code (mergekit's): where int(k d) = 0 none is.
+    """
+    if prune.density == 1:
+        return xs
+    spread = spread_of(xs)
+    if limits is None:
+        varied = spread[spread > 0]
+        k = spread_rank(len(varied), prune)
+        limit = kth_smallest(varied, k) if k else 0.0
+    else:
+        limit = limits[0].low
+    kept = spread >= limit
+    return [x * kept for x in xs]
+
+
+def spread_rank(n: int, prune: Prune) -> int:
+    """The rank (from 1) of the smallest of n spreads above 0 that is kept; 0 where there are none."""
+    return n - max(int(n * prune.density), 1) + 1
+
+
+def spread_of(xs: Sequence[Tensor]) -> Tensor:
+    """The standard deviation of every entry over the experts; exactly 0 where they are equal."""
+    origin = xs[0].double()  # so that no square is too small or too large
+    mean = sum((x - origin for x in xs[1:]), torch.zeros_like(origin)) / len(xs)
+    squares = sum(((x - origin).sub_(mean).square_() for x in xs), torch.zeros_like(origin))
+    return (squares / len(xs)).sqrt_().float()
 
 
 def smallest_density(x: Tensor, rank_axis: int, count: str) -> float | None:
@@ -130,6 +217,29 @@ def smallest_density(x: Tensor, rank_axis: int, count: str) -> float | None:
     while threshold_index(n, step / 10_000, count) > below + 1:
         step += 1
     return step / 10_000
+
+
+def rescale(
+    full: Sequence[Tensor], pruned: Sequence[Tensor], prune: Prune, gains: Sequence[float] | None
+) -> list[Tensor]:
+    """Restore the size of what pruning kept: divided by the density, or so that sum |x_n| is what it was (l1).
+
+    gains: the factors of l1, where it covers more than these tensors.
+    """
+    if prune.rescale != "l1":
+        return [x / prune.density for x in pruned]
+    gains = gains or [gain_of(size_of(x), size_of(y)) for x, y in zip(full, pruned, strict=True)]
+    return [x * gain for x, gain in zip(pruned, gains, strict=True)]
+
+
+def size_of(x: Tensor) -> float:
+    """sum |x|."""
+    return float(x.abs().sum(dtype=torch.float64))
+
+
+def gain_of(before: float, after: float) -> float:
+    """The factor from one size to another; 1 where nothing is left. Published code: also below 1e-7."""
+    return before / after if after else 1.0
 
 
 # --- scale: by how much each rank index is multiplied ------------------------------------------------------------
@@ -212,6 +322,31 @@ def elect(xs: Sequence[Tensor], disjoint: str, majority: int | None = None) -> t
     return merged.mul_(signs), Election(votes, undecided)
 
 
+def average_by_energy(
+    xs: Sequence[Tensor], energies: Sequence[float], majority: int | None = None
+) -> tuple[Tensor, Election]:
+    """Elect a sign for each entry as `elect` does, and average the x_n that agree with it, weighted by their energies.
+
+    SCE (https://arxiv.org/abs/2408.07990). Published code (mergekit's): the weights are equal where the mean squares
+    add up to less than 1e-6, and their sum over the agreeing is taken to be 1e-6 where it is smaller.
+    """
+    largest = max(energies)
+    merged, election = elect(xs, "sum", majority)
+    signs = merged.sign()
+    total, weights = torch.zeros_like(signs), torch.zeros_like(signs)
+    for x, energy in zip(xs, energies, strict=True):
+        weight = energy / largest if largest else 0.0
+        agreeing = (x * signs).clamp_(min=0)
+        total.add_(agreeing, alpha=weight)
+        weights.add_(agreeing.sign_(), alpha=weight)
+    return (total / weights.clamp_(min=torch.finfo(weights.dtype).tiny)).mul_(signs), election
+
+
+def energy_of(x: Tensor) -> float:
+    """sum x^2."""
+    return float(x.double().square_().sum())
+
+
 def combine_sum(xs: Sequence[Tensor], method: Method, statistics: Statistics) -> tuple[Tensor, Election]:
     """sum_n x_n."""
     return sum_of(xs), Election()
@@ -223,7 +358,10 @@ def combine_mean(xs: Sequence[Tensor], method: Method, statistics: Statistics) -
 
 
 def combine_elected(xs: Sequence[Tensor], method: Method, statistics: Statistics) -> tuple[Tensor, Election]:
-    """Merge the entries that agree with the elected sign, see `elect`."""
+    """Merge the entries that agree with the elected sign, see `elect` and `average_by_energy`."""
+    if method.disjoint == "energy":
+        energies = statistics.energies or [energy_of(x) for x in xs]
+        return average_by_energy(xs, energies, statistics.majority)
     return elect(xs, method.disjoint, statistics.majority)
 
 
@@ -237,6 +375,7 @@ PRUNE: dict[str, Callable[[list[Tensor], Prune, Limits | None, Draws], list[Tens
     "magnitude": keep_largest,
     "random": keep_random,
     "sign": keep_agreeing,
+    "variance": keep_varied,
 }
 
 

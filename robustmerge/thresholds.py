@@ -6,6 +6,7 @@ by block and as often as they are asked for; nothing but counts is kept of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -13,10 +14,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustmerge.method import Method, Prune
+from robustmerge.method import Method
 from robustmerge.order_statistics import Selector, batch_size_for
 from robustmerge.pcb import Bounds, magnitude_ranks, score, score_ranks
-from robustmerge.rules import PRUNE, Draws, Statistics, generator_for, threshold_index
+from robustmerge.rules import (
+    PRUNE,
+    Draws,
+    Limit,
+    Statistics,
+    energy_of,
+    gain_of,
+    generator_for,
+    kept_ranks,
+    rescale,
+    size_of,
+    spread_of,
+    spread_rank,
+)
 from robustmerge.spaces import Blocks
 
 
@@ -57,9 +71,8 @@ def pruned_blocks(
     for block in blocks:
         xs = block()
         for step, draw in zip(prunings, draws, strict=True):
-            xs = PRUNE[step.rule](xs, step, statistics.limits, draw)
-            if step.rescale:
-                xs = [x / step.density for x in xs]
+            pruned = PRUNE[step.rule](xs, step, statistics.limits, draw)
+            xs = rescale(xs, pruned, step, statistics.gains) if step.rescale else pruned
         yield xs
 
 
@@ -71,15 +84,22 @@ def weigh(xs: Sequence[Tensor], weights: Sequence[float], part: str) -> list[Ten
 
 def measure(method: Method, names: Sequence[str], visit: Visit) -> Statistics:
     """Measure a range of tensors for the experts `names`. visit: walks the range, as often as it is called."""
-    limits = _measure_limits(method, names, visit) if method.prune.rule == "magnitude" else None
-    bounds = _measure_bounds(method, names, visit, limits) if method.combine == "balanced" else ()
-    return Statistics(limits, majority=1, bounds=bounds)
+    found = Statistics(majority=1)
+    if method.prune.rule in MEASURE_LIMITS:
+        found = replace(found, limits=MEASURE_LIMITS[method.prune.rule](method, names, visit))
+    if method.prune.rescale == "l1":
+        found = replace(found, gains=_measure_gains(method, names, visit, found))
+    if method.combine == "balanced":
+        found = replace(found, bounds=_measure_bounds(method, names, visit, found))
+    if method.weighs_by_energy:
+        found = replace(found, energies=_measure_energies(method, names, visit, found))
+    return found
 
 
-def _measure_limits(method: Method, names: Sequence[str], visit: Visit) -> tuple[float, ...]:
-    """Measure the smallest magnitude of each expert that is kept.
+def _measure_limits(method: Method, names: Sequence[str], visit: Visit) -> tuple[Limit, ...]:
+    """Measure between what the magnitudes of each expert are kept.
 
-    What an earlier step rescales keeps its order, so the limit alone is rescaled: as they are read, half-precision
+    What an earlier step rescales keeps its order, so the limits alone are rescaled: as they are read, half-precision
     values have no lower bits and are selected from in one pass.
     """
     *before, step = method.prunings
@@ -90,7 +110,8 @@ def _measure_limits(method: Method, names: Sequence[str], visit: Visit) -> tuple
             yield [x.abs() for x in xs]
 
     def ranks(n: int) -> list[int]:
-        return [min(max(threshold_index(n, step.density, step.count), 1), n)]
+        low, high = kept_ranks(n, step)
+        return [min(max(low, 1), n), *([high] if step.skip else [])]
 
     def rescaled(value: float) -> float:
         limit = torch.tensor(value)
@@ -98,29 +119,75 @@ def _measure_limits(method: Method, names: Sequence[str], visit: Visit) -> tuple
             limit = limit / earlier.density if earlier.rescale else limit
         return float(limit)
 
-    return tuple(_limit(step, n, rescaled(value)) for n, (value,) in _select(ranks, names, visit, magnitudes))
+    def limit(n: int, least: float, most: float = math.inf) -> Limit:
+        low, high = kept_ranks(n, step)
+        smallest = 0.0 if low < 1 else rescaled(least) if low <= n else math.inf
+        return Limit(smallest, rescaled(most) if high < n else math.inf)
+
+    return tuple(limit(n, *values) for n, values in _select(ranks, names, visit, magnitudes))
 
 
-def _limit(step: Prune, n: int, value: float) -> float:
-    k = threshold_index(n, step.density, step.count)
-    return 0.0 if k < 1 else value if k <= n else float("inf")
+def _measure_spreads(method: Method, names: Sequence[str], visit: Visit) -> tuple[Limit, ...]:
+    """Measure the smallest spread over experts that is kept, the same limit for each."""
+    *before, step = method.prunings
+
+    def spreads(piece: Piece) -> Iterator[list[Tensor]]:
+        where = piece.module, piece.part
+        for xs in pruned_blocks(piece.blocks, method, names, where, Statistics(), len(before)):
+            spread = spread_of(xs)
+            yield [spread[spread > 0]]
+
+    ((_, values),) = _select(lambda n: [spread_rank(n, step)], ("",), visit, spreads)
+    return (Limit(*values or [0.0]),) * len(names)
 
 
-def _measure_bounds(
-    method: Method, names: Sequence[str], visit: Visit, limits: tuple[float, ...] | None
-) -> tuple[Bounds, ...]:
+MEASURE_LIMITS = {"magnitude": _measure_limits, "variance": _measure_spreads}
+
+
+def _measure_gains(method: Method, names: Sequence[str], visit: Visit, found: Statistics) -> tuple[float, ...]:
+    """Measure the factor of each expert by which the sum of its magnitudes becomes what it was before pruning."""
+    before, plain = len(method.prunings) - 1, replace(method, prune=replace(method.prune, rescale=False))
+
+    def sizes(piece: Piece) -> Iterator[list[float]]:
+        where = piece.module, piece.part
+        full, kept = (pruned_blocks(piece.blocks, plain, names, where, found, steps) for steps in (before, None))
+        for xs, ys in zip(full, kept, strict=True):
+            yield [size_of(x) for x in (*xs, *ys)]
+
+    sums = _sum(sizes, visit)
+    return tuple(map(gain_of, sums[: len(names)], sums[len(names) :]))
+
+
+def _measure_energies(method: Method, names: Sequence[str], visit: Visit, found: Statistics) -> tuple[float, ...]:
+    """Measure the sum of squares of what is left of each expert, times its weight."""
+
+    def energies(piece: Piece) -> Iterator[list[float]]:
+        for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), found):
+            yield [energy_of(x) for x in weigh(xs, piece.weights, piece.part)]
+
+    return tuple(_sum(energies, visit))
+
+
+def _sum(numbers: Callable[[Piece], Iterator[list[float]]], visit: Visit) -> list[float]:
+    """Sum lists of numbers, rounded once, so that the order in which threads add them does not matter."""
+    rows: list[list[float]] = []
+    visit(lambda piece: rows.extend(list(numbers(piece))))
+    return [math.fsum(column) for column in zip(*rows, strict=True)]
+
+
+def _measure_bounds(method: Method, names: Sequence[str], visit: Visit, found: Statistics) -> tuple[Bounds, ...]:
     """Measure PCB's bounds: first those of the magnitudes, as the scores depend on them."""
     balance = method.balance
 
     def magnitudes(piece: Piece) -> Iterator[list[Tensor]]:
-        for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), Statistics(limits)):
+        for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), found):
             yield [x.abs() for x in weigh(xs, piece.weights, piece.part)]
 
     quantiles = _select(lambda n: magnitude_ranks(n, balance), names, visit, magnitudes)
     bounds = [Bounds(*values) for _, values in quantiles]
 
     def scores(piece: Piece) -> Iterator[list[Tensor]]:
-        for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), Statistics(limits)):
+        for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), found):
             yield score(weigh(xs, piece.weights, piece.part), balance, bounds)
 
     quantiles = _select(lambda n: score_ranks(n, balance), names, visit, scores)

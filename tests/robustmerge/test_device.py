@@ -90,7 +90,8 @@ def merged_by(experts: Experts, method: AnyMethod, device: str | None = None) ->
     return {name: (x.A, x.B) if isinstance(x, LoraPair) else (x,) for name, x in updates.items()}
 
 
-PLACES = [name for name in EVERYWHERE if name in METHODS or name.startswith(("ties-", "pcb-", "dare_ties-"))]
+PRUNING = ("ties-", "pcb-", "dare_ties-", "breadcrumbs-", "della-", "sce-")
+PLACES = [name for name in EVERYWHERE if name in METHODS or name.startswith(PRUNING)]
 SETTINGS = {
     "floor": read_method("robustmerge", scale={"floor": 0.5, "A": "B"}),
     "exact": read_method("ties", prune__count="exact"),

@@ -1,4 +1,4 @@
-"""TIES and PCB, streamed and in blocks, against their definition on vectors that are sorted whole.
+"""TIES, PCB, Breadcrumbs and SCE, streamed and in blocks, against their definition on vectors that are sorted whole.
 
 In every space, with a tensor or the whole model as range, with weights.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,31 @@ def pcb(X: Tensor, method: Method) -> Tensor:
     return (score * X.sign() * X.abs().clamp(low, high)).sum(0) / score.sum(0).clamp(min=1e-12)
 
 
+def breadcrumbs(X: Tensor, method: Method) -> Tensor:
+    """Breadcrumbs as mergekit defines it, but that nothing is skipped where mergekit drops all. X [T, n] -> [n]."""
+    n = X.shape[1]
+    number = int(n * method.prune.density)
+    end = n - min(int(n * method.prune.skip), n - number)
+    ordered = X.abs().sort(1).values
+    low, high = ordered[:, end - number][:, None], ordered[:, end - 1][:, None]
+    kept = torch.where((X.abs() >= low) & (X.abs() <= high), X, 0.0)
+    gain = X.abs().sum(1) / kept.abs().sum(1) if method.prune.rescale == "l1" else torch.ones(len(X))
+    return (kept * gain.nan_to_num(1.0, posinf=1.0)[:, None] * weights_of(method)).sum(0)
+
+
+def sce(X: Tensor, method: Method) -> Tensor:
+    """SCE as mergekit defines it, but for its floors. X [T, n] -> [n]."""
+    spread = X.double().var(0, unbiased=False)
+    number = max(int(int((spread > 0).sum()) * method.prune.density), 1)
+    kept = X * (spread >= spread.sort(descending=True).values[number - 1]) * weights_of(method)
+    agreeing = torch.where(kept.sign() == kept.sum(0).sign(), kept, 0.0)
+    shares = kept.square().sum(1, keepdim=True) * (agreeing != 0)
+    return ((shares * agreeing).sum(0) / shares.sum(0)).nan_to_num(0.0)
+
+
+RULES = {"ties": ties, "pcb": pcb, "breadcrumbs": breadcrumbs, "sce": sce}
+
+
 def minmax(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(high > low, (x.clamp(low, high) - low) / (high - low), ((x >= high) & (x > 0)).float())
 
@@ -82,7 +108,7 @@ def weights_of(method: Method) -> Tensor:
 
 def expected(experts: Experts, method: Method) -> dict[str, Tensor]:
     """The dense merged updates, made of vectors: one for the whole model, or one for each part of each module."""
-    rule = ties if method.combine == "elected" else pcb
+    rule = RULES[method.name]
     coded = {m: SPACES[method.space]([expert[m] for expert in experts.values()], method) for m in MODULES}
     stacks = {(m, part): blocks[0]() for m in MODULES for part, blocks in coded[m].parts.items()}
     flat = {key: torch.stack([x.flatten() for x in xs]) for key, xs in stacks.items()}
@@ -100,9 +126,11 @@ def expected(experts: Experts, method: Method) -> dict[str, Tensor]:
 
 
 def method_of(name: str, space: str, scope: str, density: float) -> Method:
-    changes = {"prune__density": density}
-    if name != "ties":
+    changes: dict[str, Any] = {"prune__density": density}
+    if name.startswith("pcb"):
         changes = {"balance__density": density, "balance__variant": name.removeprefix("pcb_")}
+    if name.startswith("breadcrumbs"):
+        changes |= {"prune__skip": 0.15, "prune__rescale": "l1" if name.endswith("l1") else False}
     weights = {"a": -0.5, "c": 2.0} if space != "factors" else None
     return read_method(name.partition("_")[0], space=space, prune__scope=scope, weights=weights, **changes)
 
@@ -115,7 +143,7 @@ def assert_merged(experts: Experts, method: Method, reference: dict[str, Tensor]
 
 
 every_range = pytest.mark.parametrize("scope", ["tensor", "model"])
-every_rule = pytest.mark.parametrize("name", ["ties", "pcb_main", "pcb_vision"])
+every_rule = pytest.mark.parametrize("name", ["ties", "pcb_main", "pcb_vision", "breadcrumbs", "breadcrumbs_l1", "sce"])
 
 
 @settings(max_examples=10, deadline=None)
@@ -132,7 +160,8 @@ every_rule = pytest.mark.parametrize("name", ["ties", "pcb_main", "pcb_vision"])
 def test_a_rule_is_its_definition_on_whole_vectors(
     name: str, space: str, scope: str, seed: int, levels: int, bias: int, density: float, zero: bool
 ) -> None:
-    exact = name == "ties" and space in ("factors", "delta")  # elsewhere rounding decides between equal values
+    # Elsewhere, and in a variance, rounding decides between equal values.
+    exact = name in ("ties", "breadcrumbs", "breadcrumbs_l1") and space in ("factors", "delta")
     experts = draw(seed, levels if exact else 0, bias)
     if zero:
         experts["b"] = {m: LoraPair(pair.A * 0, pair.B * 0) for m, pair in experts["b"].items()}

@@ -93,6 +93,34 @@ def core_ties(h: Settings) -> Method:
     return read_method("core_ties", strength=v["scaling_coeffs"], prune__density=v["topK"] / 100)
 
 
+def breadcrumbs(name: str) -> Callable[[Settings], Method]:
+    def method(h: Settings) -> Method:
+        v = h["variants"][name]
+        elects = {"combine": "elected", "disjoint": "sum"} if v["sign_consensus"] else {}
+        prune = {"prune__density": v["density"], "prune__skip": v["gamma"]}
+        return read_method("breadcrumbs", space="delta", strength=v["lam"], **prune, **elects)
+
+    return method
+
+
+def della(name: str) -> Callable[[Settings], Method]:
+    def method(h: Settings) -> Method:
+        v = h["variants"][name]
+        combine = "elected" if v["sign_consensus"] else "sum"
+        prune = {"prune__density": v["density"], "prune__epsilon": v["epsilon"]}
+        return read_method("della", space="delta", combine=combine, strength=v["lam"], **prune)
+
+    return method
+
+
+def sce(h: Settings) -> Method:
+    return read_method("sce", space="delta", prune__density=h["variants"]["top0.3"]["select_topk"])
+
+
+def sce_of_all(h: Settings) -> Method:
+    return read_method("sce", space="delta", prune={"rule": "none", "density": h["variants"]["top1.0"]["select_topk"]})
+
+
 ROWS = {
     "ties": Row("ties_official", "output", ties("delta"), blocks=True),
     "ties_factors": Row("ties_official", "output", ties("factors"), parts=("lora_A", "lora_B")),
@@ -102,6 +130,16 @@ ROWS = {
     "pcb_vision": Row("pcb_official", "output_vision", pcb_vision, blocks=True),
     "knots_ties": Row("knots_ties", "output", knots("knots_ties")),
     "knots_dare_ties": Row("knots_dare_ties", "output", knots("knots_dare_ties"), mask="mask.{}.{}.sV"),
+    **{
+        name: Row("breadcrumbs", f"output.{name}", breadcrumbs(name), blocks=True)
+        for name in ("breadcrumbs", "breadcrumbs_ties", "breadcrumbs_top_only")
+    },
+    **{
+        name: Row("della", f"output.{name}", della(name), blocks=True, mask=f"mask.{name}.{{}}.{{}}.delta")
+        for name in ("della", "della_linear")
+    },
+    "sce": Row("sce", "output.top0.3", sce, blocks=True),
+    "sce_of_all": Row("sce", "output.top1.0", sce_of_all, blocks=True),
     "core_sum": Row("core_space", "output.ta", core_sum),
     "core_ties": Row("core_space", "output.ties", core_ties),
 }
@@ -141,9 +179,21 @@ def part_of(update: LoraPair | Tensor, part: str) -> Tensor:
 
 
 def test_all_cases_are_here() -> None:
-    assert {row.folder: len(cases(row.folder)) for row in ROWS.values()} == dict.fromkeys(
-        ("ties_official", "dare_official", "pcb_official", "knots_ties", "knots_dare_ties", "core_space"), 5
-    )
+    authors = ("ties_official", "dare_official", "pcb_official", "knots_ties", "knots_dare_ties", "core_space")
+    of_mergekit = {"breadcrumbs": 3, "della": 2, "sce": 3}
+    found = {row.folder: len(cases(row.folder)) for row in ROWS.values()}
+    assert found == dict.fromkeys(authors, 5) | of_mergekit
+
+
+@pytest.mark.parametrize("path", cases("della"), ids=lambda path: path.stem)
+def test_dellas_probabilities_are_mergekits(path: Path) -> None:
+    case = Case(path)
+    prune = della("della")(case.about["hyperparameters"]).prune
+    stored = case.group("aux.keep_prob.della.expert0.")
+    assert stored
+    for module, probabilities in stored.items():
+        found = rules.keep_probability(case.pair("expert0", module).delta(), prune)
+        torch.testing.assert_close(found, probabilities, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

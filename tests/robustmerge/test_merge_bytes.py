@@ -28,7 +28,8 @@ SHAPES = {"layers.0.q": (20, 24), "layers.0.v": (24, 16), "layers.1.q": (20, 24)
 def methods() -> dict[str, AnyMethod]:
     """Every method file, and the element-wise ones on dense updates over the whole model too."""
     found = {name: read_method(name) for name in list_methods()}
-    dense = {f"{name}_delta": read_method(name, space="delta") for name in ("dare", "dare_ties", "ties", "pcb")}
+    names = ("dare", "dare_ties", "ties", "pcb", "breadcrumbs", "della", "sce")
+    dense = {f"{name}_delta": read_method(name, space="delta", prune__scope="model") for name in names}
     return found | dense
 
 

@@ -63,8 +63,42 @@ def elected_sum(xs: list[Tensor], weights: list[float], normalize: bool) -> Tens
     return (weighted * agrees).sum(0) / (divisor if normalize else 1)
 
 
+def without_both_ends(module: str, density: float, gamma: float) -> list[Tensor]:
+    """The updates as mergekit's magnitude_outliers leaves them."""
+    kept = []
+    for x in updates(module):
+        n = x.numel()
+        top = min(int(gamma * n), n - int(density * n))
+        order = x.abs().flatten().argsort()
+        mask = torch.zeros(n)
+        mask[order[n - int(density * n) - top : n - top]] = 1
+        kept.append(x * mask.view_as(x))
+    return kept
+
+
+def selected(module: str, share: float) -> Tensor:
+    """What mergekit's sce makes of the updates."""
+    xs = torch.stack(updates(module))
+    spread = xs.var(0, unbiased=False).flatten()
+    mask = torch.zeros_like(spread)
+    mask[spread.argsort(descending=True)[: int(share * len(spread))]] = 1
+    xs = xs * mask.view_as(xs[0])
+    agrees = xs.sign() == torch.where(xs.sum(0) >= 0, 1.0, -1.0)
+    weights = xs.square().mean((1, 2), keepdim=True) * agrees
+    return (weights * xs).sum(0) / weights.sum(0).clamp(min=1e-30)
+
+
 def weighted_sum(xs: list[Tensor], weights: list[float]) -> Tensor:
     return sum((x * w for x, w in zip(xs, weights, strict=True)), torch.zeros_like(xs[0]))
+
+
+def rescaled(xs: list[Tensor], full: list[Tensor]) -> list[Tensor]:
+    return [x * (y.abs().sum() / x.abs().sum()) for x, y in zip(xs, full, strict=True)]
+
+
+def without_weights(**parameters: Any) -> dict[str, Any]:
+    models = [{"model": f"tiny+{name}"} for name in WEIGHTS_OF]
+    return {"merge_method": "sce", "base_model": "tiny", "models": models, "parameters": parameters}
 
 
 EQUAL = dict.fromkeys(WEIGHTS_OF, 0.5)
@@ -85,6 +119,23 @@ ALL = list(WEIGHTS_OF.values())
         (recipe("ties", EQUAL, 0.5, **{"lambda": 0.7}), lambda m: 0.7 * elected_sum(updates(m, 0.5), [0.5] * 3, True)),
         (recipe("ties", WEIGHTS_OF, 0.5, normalize=False), lambda m: elected_sum(updates(m, 0.5), ALL, False)),
         (recipe("dare_ties", WEIGHTS_OF, 1.0, int8_mask=True), lambda m: elected_sum(updates(m), ALL, False)),
+        (
+            recipe("breadcrumbs", WEIGHTS_OF, 0.6, gamma=0.1, **{"lambda": 0.5}),
+            lambda m: 0.5 * weighted_sum(without_both_ends(m, 0.6, 0.1), ALL),
+        ),
+        (
+            recipe("breadcrumbs", WEIGHTS_OF, 0.8, gamma=0.3, rescale=True, normalize=True),
+            lambda m: weighted_sum(rescaled(without_both_ends(m, 0.8, 0.3), updates(m)), ALL) / sum(ALL),
+        ),
+        (recipe("breadcrumbs", WEIGHTS_OF), lambda m: weighted_sum(updates(m), ALL)),
+        (
+            recipe("breadcrumbs_ties", WEIGHTS_OF, 0.6, gamma=0.1),
+            lambda m: elected_sum(without_both_ends(m, 0.6, 0.1), ALL, False),
+        ),
+        (recipe("della_linear", WEIGHTS_OF), lambda m: weighted_sum(updates(m), ALL)),
+        (recipe("della", EQUAL, 1.0, **{"lambda": 0.7}), lambda m: 0.7 * elected_sum(updates(m), [0.5] * 3, True)),
+        (without_weights(), lambda m: selected(m, 1.0)),
+        (without_weights(select_topk=0.3), lambda m: selected(m, 0.3)),
     ],
     ids=lambda value: value["merge_method"] if isinstance(value, dict) else "",
 )
@@ -144,6 +195,17 @@ def test_random_pruning_is_that_of_dare_with_a_note_on_what_differs(capsys) -> N
     assert capsys.readouterr().out.count("note: ") == 2
 
 
+def test_random_pruning_by_ranks_restores_the_sum_of_magnitudes(capsys) -> None:
+    read = read_mergekit(recipe("della", EQUAL, 0.5, rescale=False), "config.yml")
+    assert read.settings["prune"] == {"density": 0.5, "epsilon": 0.15, "rescale": False}
+    assert (read.method, read.settings["disjoint"]) == ("della", "mean")
+    alone = merge(recipe("della_linear", {"a": 1.0}, 0.5, epsilon=0.4))
+    assert capsys.readouterr().out.count("note: ") == 1
+    for module, pair in EXPERTS["a"].items():
+        torch.testing.assert_close(alone[module].abs().sum(), pair.delta().abs().sum())
+        assert 0.25 < float((alone[module] != 0).float().mean()) < 0.75
+
+
 def test_the_base_among_the_models_has_no_update_but_a_weight_in_a_linear_merge() -> None:
     base = {
         "base_model": "tiny",
@@ -172,6 +234,7 @@ def test_parameters_of_the_merge_stand_for_those_of_its_models_and_adapters_of_o
 SLICES = {"merge_method": "ties", "slices": []}
 TWO = recipe("ties", {"a": 1, "b": 1}, 0.5)
 FOREIGN = [*TWO["models"], {"model": "other+c", "parameters": {"weight": 1, "density": 0.5}}]
+RANKED = [TWO["models"][0], {"model": "tiny+b", "parameters": {"weight": 1, "density": 0.5, "epsilon": 0.1}}]
 APART = [*TWO["models"], {"model": "tiny+c", "parameters": {"weight": 1, "density": 0.7}}]
 
 
@@ -180,7 +243,7 @@ APART = [*TWO["models"], {"model": "tiny+c", "parameters": {"weight": 1, "densit
     [
         (SLICES, "slices has no equal here: adapters are merged whole"),
         ({**TWO, "tokenizer_source": "union"}, "tokenizer_source has no equal here: an adapter has no tokenizer"),
-        ({**TWO, "merge_method": "slerp"}, "mergekit's 'slerp' has no equal here; choose one of dare_linear"),
+        ({**TWO, "merge_method": "slerp"}, "mergekit's 'slerp' has no equal here; choose one of breadcrumbs"),
         ({**TWO, "models": FOREIGN}, "the adapters must have one base, got tiny, other"),
         ({**TWO, "models": APART}, "the models must have one density here, got 0.5, 0.7"),
         ({**TWO, "models": [*TWO["models"], TWO["models"][0]]}, "'a' stands there twice"),
@@ -197,6 +260,11 @@ APART = [*TWO["models"], {"model": "tiny+c", "parameters": {"weight": 1, "densit
         (recipe("linear", {"a": [0, 1], "b": [0.5, 1]}), "add up to one number in all layers, got 0.5, 2"),
         (recipe("task_arithmetic", {"a": [0, 1], "b": [1, 0, 1]}, normalize=True), "must be equally long"),
         (recipe("ties", {"a": [-1, 1], "b": [-1, 1]}, 0.5), "with normalize the weights must be equal and not 0"),
+        (recipe("breadcrumbs", EQUAL, 0.5, gamma=0), "with gamma 0 mergekit drops every entry"),
+        (recipe("della", EQUAL, 0.9), "must be in (0, 1], got 0.9 and 0.15"),
+        (recipe("della", EQUAL, 0.5, gamma=0.1), "'gamma' has no equal with della; choose one of density, epsilon"),
+        (recipe("sce", EQUAL), "'weight' has no equal with sce"),
+        ({**TWO, "merge_method": "della", "models": RANKED}, "the models must have one epsilon here, got 0.1, 0.15"),
         ({**TWO, "parameters": {"normalize": 1}}, "normalize must be true or false, got 1"),
         ({**TWO, "parameters": {"rescale": True}}, "'rescale' has no equal with ties; choose one of density"),
         (recipe("task_arithmetic", EQUAL, 0.5), "'density' has no equal with task_arithmetic; choose one of weight"),

@@ -49,6 +49,14 @@ def test_settings_of_a_later_peft_are_refused_as_soon_as_they_say_something(tmp_
         open_adapter(write_expert(tmp_path / "on", pairs, use_new_thing=True))
 
 
+def test_where_the_largest_are_skipped_no_density_is_advised() -> None:
+    pair = LoraPair(torch.tensor([[1.0, 2.0, 1.0, 2.0], [9.0, 9.0, 9.0, 9.0]]), torch.ones(3, 2))
+    method = method_of("breadcrumbs", scale__B="A", prune__density=0.25, prune__skip=0.5)
+    with pytest.raises(EmptyRowsError, match="row 1 of A") as refused:
+        merge_pairs({"a": pair}, method)
+    assert "merge.scale.empty_row=drop" in str(refused.value) and "density" not in str(refused.value)
+
+
 def test_the_smallest_density_that_works_works_and_nothing_below_it_does() -> None:
     pairs = {name: modules["layers.0.q"] for name, modules in random_experts().items()}
     pairs["b"].A[2] *= 0.3

@@ -118,7 +118,7 @@ def test_the_threshold_of_an_expert_grows_with_it_and_no_other_does(
 
 
 def limits(experts: Experts, method: Method, factor: float) -> tuple[float, ...]:
-    """The thresholds of TIES, the second expert multiplied by the factor."""
+    """The lower limits of TIES, the second expert multiplied by the factor."""
     experts["b"] = times(1.0, factor, experts["b"])
 
     def visit(add: Callable[[Piece], None]) -> None:
@@ -128,7 +128,7 @@ def limits(experts: Experts, method: Method, factor: float) -> tuple[float, ...]
             ).parts.items():
                 add(Piece(module, part, blocks, weights=[1.0] * 3))
 
-    return measure(method, list(experts), visit).limits
+    return tuple(limit.low for limit in measure(method, list(experts), visit).limits)
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ def test_a_method_file_is_the_same_method_with_and_without_hydra(name: str) -> N
 def test_the_methods_of_the_paper_and_beyond_are_here() -> None:
     paper = "robustmerge robustmerge_eq5 average task_arithmetic ties dare dare_ties pcb knots_ties knots_dare_ties svd"
     beyond = "tsv_m iso_c iso_cts swudi dc_merge compress_then_merge ct_merging lora_lego do_merging core_ties"
-    assert set(list_methods()) >= {*paper.split(), *beyond.split()}
+    mergekit = "breadcrumbs della sce"
+    assert set(list_methods()) >= {*paper.split(), *beyond.split(), *mergekit.split()}
 
 
 def test_the_neutral_file_lists_every_key_at_its_default() -> None:
@@ -160,6 +161,14 @@ def test_one_mistake_is_told_once_and_nothing_that_follows_from_it(
         ("knots_ties", {"prune__count": "exact"}, r"count=exact needs a tensor that is held whole"),
         ("ties", {"product": "each", "strength": 1.0}, "product=each is a sum of products, got combine elected"),
         ("dare_ties", {"first__rule": "magnitude"}, r"unknown rule 'magnitude'.*\(merge.first.rule\)"),
+        ("dare_ties", {"first__skip": 0.1}, r"skip is of thresholds.*\(merge.first.skip\)"),
+        ("dare_ties", {"first__rescale": "l1"}, r"rescale=l1 is for `prune` alone.*\(merge.first.rescale\)"),
+        ("dare", {"prune__rescale": "l2"}, r"rescale must be false, true or l1, got 'l2' \(merge.prune.rescale\)"),
+        ("breadcrumbs", {"prune__skip": 1.0}, r"skip must be in \[0, 1\), got 1.0 \(merge.prune.skip\)"),
+        ("breadcrumbs", {"prune__count": "exact"}, r"set prune.count=at_least \(merge.prune.skip\)"),
+        ("della", {"prune__epsilon": 0.3}, r"must be in \(0, 1\], got 0.8 and 0.3 \(merge.prune.epsilon\)"),
+        ("robustmerge", {"prune__rescale": "l1"}, r"take merge.prune.rescale=false.*\(merge.prune.rescale\)"),
+        ("sce", {"scale__B": "A", "prune__scope": "model"}, "mean squares over the whole model are measured before"),
         ("pcb", {"balance__variant": "es"}, r"unknown variant 'es'.*\(merge.balance.variant\)"),
         ("pcb", {"balance__density": 0}, r"density must be in \(0, 1\], got 0.0 \(merge.balance.density\)"),
         ("pcb", {"scale__B": "A", "prune__scope": "model"}, "scores over the whole model are measured before"),

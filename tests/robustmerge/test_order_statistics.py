@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from robustmerge.method import Prune
 from robustmerge.order_statistics import Selector, batch_size_for, kth_smallest
-from robustmerge.rules import PRUNE, threshold_index
+from robustmerge.rules import PRUNE, Limit, kept_ranks, threshold_index
 
 POSITIVE = st.floats(0, 2.0**100, width=32)
 NUMBERS = st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0**-140])
@@ -92,7 +92,7 @@ def test_exact_keeps_exactly_the_fraction_and_the_others_keep_equal_values_toget
     n: int, density: float, levels: int
 ) -> None:
     x = torch.randint(1, levels + 1, (1, n), generator=torch.Generator().manual_seed(n)).float()
-    for count in ("exact", "authors", "released"):
+    for count in ("exact", "authors", "released", "at_least"):
         (pruned,) = PRUNE["magnitude"]([x], Prune("magnitude", density, count=count), None, [])
         kept = pruned != 0
         assert torch.equal(pruned[kept], x[kept])
@@ -104,9 +104,26 @@ def test_exact_keeps_exactly_the_fraction_and_the_others_keep_equal_values_toget
     assert threshold_index(n, density, "authors") == n - int(n * density)
 
 
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 300), density=st.floats(0.01, 1), skip=st.floats(0, 0.99), in_blocks=st.booleans())
+def test_skipping_drops_the_largest_and_never_more_than_density_leaves(
+    n: int, density: float, skip: float, in_blocks: bool
+) -> None:
+    x = torch.randperm(n, generator=torch.Generator().manual_seed(n)).float() + 1
+    prune = Prune("magnitude", density, count="at_least", skip=skip)
+    limits = None
+    if in_blocks:
+        low, high = kept_ranks(n, prune)
+        limits = [Limit(low, high)]  # the number of rank k is k
+    (pruned,) = PRUNE["magnitude"]([x], prune, limits, [])
+    kept = pruned[pruned != 0].sort().values.tolist()
+    dropped = min(int(n * skip), n - int(n * density))
+    assert kept == list(range(n - dropped - int(n * density) + 1, n - dropped + 1))
+
+
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 60), limit=st.integers(0, 12))
 def test_a_limit_keeps_what_is_at_least_as_large(n: int, limit: int) -> None:
     x = torch.randint(-10, 11, (n,), generator=torch.Generator().manual_seed(n)).float()
-    (pruned,) = PRUNE["magnitude"]([x], Prune("magnitude", 0.5), (float(limit),), [])
+    (pruned,) = PRUNE["magnitude"]([x], Prune("magnitude", 0.5), [Limit(limit)], [])
     assert torch.equal(pruned, torch.where(x.abs() >= limit, x, 0.0))

@@ -8,7 +8,7 @@ import torch
 from robustmerge.algebra import merge_models, merge_pairs
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.method import Basis, Method, Prune, Scale
-from robustmerge.rules import keep_agreeing, rank_scales
+from robustmerge.rules import average_by_energy, energy_of, keep_agreeing, keep_probability, rank_scales
 from robustmerge.spaces import SPACES
 from tests.merge_cases import method_of, random_experts
 
@@ -36,6 +36,38 @@ def test_rescaling_divides_what_is_kept_and_leaves_the_scales_as_they_are() -> N
         for rescale in (False, True)
     )
     torch.testing.assert_close(rescaled.delta(), plain.delta() / 0.5**2)
+
+
+@pytest.mark.parametrize(("scope", "ratios"), [("tensor", [1.0, 1.0]), ("model", [1.0])])
+def test_rescaling_by_l1_restores_the_sum_of_magnitudes_over_the_scope(scope: str, ratios: list[float]) -> None:
+    expert = random_experts()["a"]
+    method = Method("m", "delta", 1.0, prune=Prune("random", 0.5, scope=scope, rescale="l1", epsilon=0.4))
+    merged = merge_models({"a": expert}, method)
+    sums = torch.tensor([[x.abs().sum() for x in (merged[m], pair.delta())] for m, pair in expert.items()])
+    sums = sums if scope == "tensor" else sums.sum(0, keepdim=True)
+    torch.testing.assert_close(sums[:, 0] / sums[:, 1], torch.tensor(ratios))
+
+
+def test_the_larger_of_a_row_are_kept_more_often_and_a_row_of_one_as_the_density_says() -> None:
+    x = torch.tensor([[-3.0, 1.0, 2.0], [0.0, 0.0, 5.0]])  # of equal values the first has the smallest chance
+    found = keep_probability(x, Prune("random", 0.5, epsilon=0.25))
+    assert found.tolist() == [[0.75, 0.25, 0.5], [0.25, 0.5, 0.75]]
+    assert keep_probability(x[:, :1], Prune("random", 0.5, epsilon=0.25)) == 0.5
+
+
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_where_the_experts_do_not_differ_variance_keeps_all(scope: str) -> None:
+    alone, method = random_experts()["a"], method_of("sce", space="delta", prune__scope=scope)
+    for name, update in merge_models({"a": alone, "b": alone, "c": alone}, method).items():
+        torch.testing.assert_close(update, alone[name].delta())
+
+
+def test_an_agreeing_expert_has_its_energy_as_weight_however_small_all_are() -> None:
+    xs = [torch.tensor([3.0, -1.0]), torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 2.0])]
+    for size in (1.0, 1e-12):
+        energies = [energy_of(x * size) for x in xs]  # 10, 1, 5 times size squared
+        merged, _ = average_by_energy([x * size for x in xs], energies)
+        torch.testing.assert_close(merged / size, torch.tensor([31 / 11, 2.0]))
 
 
 def test_the_floor_is_a_quantile_of_the_scales_that_are_there() -> None:
