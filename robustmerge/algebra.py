@@ -4,7 +4,7 @@ In a notebook:
 
 >>> import torch
 >>> from robustmerge.formats.adapter import LoraPair
->>> from robustmerge.method import Method, Prune
+>>> from robustmerge.method import Method
 >>> cat = LoraPair(A=torch.tensor([[1.0, 2.0]]), B=torch.tensor([[3.0], [0.0]]))
 >>> dog = LoraPair(A=torch.tensor([[0.0, 1.0]]), B=torch.tensor([[0.0], [1.0]]))
 >>> halves = Method(name="average", space="delta", combine="mean", strength=1.0)
@@ -28,7 +28,8 @@ from robustmerge.device import computing_on
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.function_method import collect_over_model, merge_by_function
 from robustmerge.low_rank import concatenate, truncate
-from robustmerge.method import AnyMethod, FunctionMethod, Method, Prune
+from robustmerge.method import AnyMethod, FunctionMethod, Method
+from robustmerge.method_parts import Prune
 from robustmerge.module import (
     EmptyRowsError,
     Merged,

@@ -29,7 +29,7 @@ from robustmerge.hub.pins import Repository
 from robustmerge.hub.places import fetch_weights, find_place
 from robustmerge.low_rank import Approximation, approximate, approximate_randomly
 from robustmerge.merging import Say
-from robustmerge.method import TORCH_DTYPES
+from robustmerge.method_parts import TORCH_DTYPES
 from robustmerge.stage.address import address_chosen, address_foreign, read_manifest, run_stage
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import Problem, UserError, first_few, refuse, suggest

@@ -26,7 +26,8 @@ from robustmerge.formats.output import open_in_memory
 from robustmerge.formats.tensors import TensorsInMemory
 from robustmerge.merge_record import summarize_merge
 from robustmerge.merging import Merging, Say, check_together
-from robustmerge.method import DTYPES, AnyMethod, FunctionMethod, Out, read_method
+from robustmerge.method import AnyMethod, FunctionMethod, read_method
+from robustmerge.method_parts import DTYPES, Out
 from robustmerge.stage.settings import UserError, suggest
 from robustmerge.workers import set_up_for_merging
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustmerge.method import Balance
+from robustmerge.method_parts import Balance
 
 CLAMP = {"main": 1e-4, "vision": 1e-2}
 

@@ -2,7 +2,7 @@
 
 Every rule takes the experts' tensors as a list of T float32 tensors of one shape: a part (A or B) in factor space,
 a block of the dense update, or its coordinates in another basis. To add a rule: a function here, an entry in its
-table, its name in `method.py`, a test, a config.
+table, its name in `method_parts.py`, a test, a config.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 from torch.nn.utils.rnn import pad_sequence
 
-from robustmerge.method import Method, Prune, Scale
+from robustmerge.method import Method
+from robustmerge.method_parts import Prune, Scale
 from robustmerge.order_statistics import kth_smallest
 from robustmerge.pcb import Bounds, merge_balanced
 

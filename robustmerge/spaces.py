@@ -2,7 +2,7 @@
 
 A space is one function: T pairs -> `Coordinates`. All but `delta` go through the QR decomposition of the stacked
 factors and an SVD of at most (sum of ranks) x (sum of ranks), in float64, so that no dense update is ever formed.
-To add a space: a function here, an entry in the table, its name in `method.py`, a test.
+To add a space: a function here, an entry in the table, its name in `method_parts.py`, a test.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.linalg import qr, svd
 
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.method import Basis, Method
+from robustmerge.method import Method
+from robustmerge.method_parts import Basis
 
 BLOCK = 1 << 18  # entries of one expert's dense update that are formed at once
 

@@ -16,9 +16,9 @@ from torch.linalg import svd
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.low_rank import CUT, Spectrum, decompose, make_pair
 from robustmerge.method import AnyMethod
+from robustmerge.method_parts import Calibrate, Equalize, ReshapeSpectrum
 from robustmerge.module import Module, squared_norm
 from robustmerge.stage.settings import UserError
-from robustmerge.step_settings import Calibrate, Equalize, ReshapeSpectrum
 
 FLAT = 1e-4  # singular values this near to one another, relative to the largest, are equal
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from robustmerge.algebra import merge_pairs
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.low_rank import Spectrum
-from robustmerge.method import Method, Prune, Scale
+from robustmerge.method import Method
+from robustmerge.method_parts import Prune, Scale
 
 
 @dataclass(frozen=True)

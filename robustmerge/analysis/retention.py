@@ -23,7 +23,8 @@ from robustmerge.formats.adapter import Adapter, LoraPair, open_adapter
 from robustmerge.formats.adapter_config import DELTA_CONFIG
 from robustmerge.formats.delta import open_delta
 from robustmerge.low_rank import compare_A, concatenate
-from robustmerge.method import Method, Out
+from robustmerge.method import Method
+from robustmerge.method_parts import Out
 
 Update: TypeAlias = LoraPair | Tensor  # of one module; a tensor is dense [d_out, d_in]
 

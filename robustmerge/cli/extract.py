@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from robustmerge.method import TORCH_DTYPES
+from robustmerge.method_parts import TORCH_DTYPES
 from robustmerge.stage.process import count_cores
 
 

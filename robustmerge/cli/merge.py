@@ -25,7 +25,8 @@ from typing import Any
 from robustmerge.experts import fetch_experts
 from robustmerge.formats.serving import SERVERS
 from robustmerge.mergekit import find_other_depths, read_mergekit
-from robustmerge.method import DTYPES, FORMATS, AnyMethod, overlay, read_method
+from robustmerge.method import AnyMethod, overlay, read_method
+from robustmerge.method_parts import DTYPES, FORMATS
 from robustmerge.recipe import Recipe, read_recipe
 from robustmerge.stage.process import count_cores
 from robustmerge.stage.settings import UserError

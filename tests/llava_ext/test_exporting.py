@@ -20,7 +20,7 @@ from llava_ext.exported_processor import chat_template, set_processor
 from llava_ext.generate import Generator
 from robustmerge.formats.adapter import open_adapter
 from robustmerge.formats.full_model import export_model
-from robustmerge.method import Out
+from robustmerge.method_parts import Out
 from robustmerge.stage.settings import UserError
 from tests.robustmerge.test_delta_sources import save_llava_expert
 from tests.robustmerge.test_outputs import copy_out

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from robustmerge.formats.adapter import open_adapter
 from robustmerge.formats.adapter_writer import AdapterWriter
 from robustmerge.merging import write_merged
-from robustmerge.method import Method, Out
+from robustmerge.method import Method
+from robustmerge.method_parts import Out
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import QUIET, load_with_peft, method_of, rewrite_tensors, save_expert
 

@@ -23,7 +23,8 @@ from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.formats.checkpoint import open_checkpoint
 from robustmerge.formats.names import FAMILIES, PREFIX, QWEN_VL, move
 from robustmerge.merging import merge_folders, write_merged
-from robustmerge.method import Method, Out, read_method
+from robustmerge.method import Method, read_method
+from robustmerge.method_parts import Out
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import (
     QUIET,

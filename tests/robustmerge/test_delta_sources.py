@@ -21,7 +21,7 @@ from pipeline.plan import Plan
 from pipeline.program import compose
 from robustmerge.formats.adapter import open_adapter
 from robustmerge.formats.delta import WEIGHTS
-from robustmerge.method import Out
+from robustmerge.method_parts import Out
 from robustmerge.stage.settings import UserError
 from tests.robustmerge.test_outputs import copy_out
 from tests.tiny_model import TEMPLATE, draw_examples, write_base

@@ -14,7 +14,7 @@ from robustmerge.formats.adapter import open_adapter
 from robustmerge.formats.adapter_config import CONFIG
 from robustmerge.formats.checkpoint import open_checkpoint
 from robustmerge.hub.places import fetch_model
-from robustmerge.method import Out
+from robustmerge.method_parts import Out
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import Tiny, save_expert
 from tests.robustmerge.test_outputs import copy_out, save_model

@@ -19,7 +19,8 @@ from robustmerge.algebra import merge_models, merge_pairs
 from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.merging import merge_folders, write_merged
-from robustmerge.method import Method, Out
+from robustmerge.method import Method
+from robustmerge.method_parts import Out
 from robustmerge.module import EmptyRowsError
 from robustmerge.stage.address import DRAFT
 from robustmerge.stage.settings import UserError

@@ -20,7 +20,8 @@ from robustmerge.algebra import merge_pairs
 from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.merging import merge, write_merged
-from robustmerge.method import Method, Prune
+from robustmerge.method import Method
+from robustmerge.method_parts import Prune
 from tests.merge_cases import (
     INPUT,
     QUIET,

@@ -10,7 +10,8 @@ import torch
 from robustmerge.algebra import merge_models
 from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.merging import write_merged
-from robustmerge.method import Method, Out
+from robustmerge.method import Method
+from robustmerge.method_parts import Out
 from tests.merge_cases import QUIET, method_of, read_back, save_expert, write_expert
 
 WEIGHTS = {"a": 0.5, "c": -2.0}

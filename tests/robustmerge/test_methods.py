@@ -9,25 +9,16 @@ import torch
 import yaml
 
 from pipeline.program import compose
-from robustmerge import method, pcb
 from robustmerge import method as method_file
+from robustmerge import method_parts, pcb
 from robustmerge.algebra import merge_pairs
 from robustmerge.low_rank import concatenate, truncate
-from robustmerge.method import (
-    METHODS,
-    Balance,
-    Basis,
-    Method,
-    Out,
-    Prune,
-    Scale,
-    build_method,
-    list_methods,
-    read_method,
-)
+from robustmerge.method import METHODS, Method, build_method, list_methods, read_method
+from robustmerge.method_parts import Balance, Basis, Out, Prune, Scale
 from robustmerge.rules import COMBINE, PRUNE
 from robustmerge.spaces import SPACES
 from robustmerge.stage.settings import ConfigError, values_of
+from robustmerge.steps import SPECTRUM
 from tests.merge_cases import keep_largest, random_experts
 
 
@@ -79,7 +70,7 @@ def test_the_neutral_file_lists_every_key_at_its_default() -> None:
 
 
 def test_thresholds_cover_what_is_usual_in_a_space_unless_it_is_said() -> None:
-    usual = {space: read_method("ties", space=space).prune.scope for space in method.SPACES}
+    usual = {space: read_method("ties", space=space).prune.scope for space in method_parts.SPACES}
     assert usual == {"factors": "tensor", "delta": "model", "knots": "model", "core": "tensor"}
     assert read_method("ties", prune__scope="model").prune.scope == "model"
 
@@ -90,10 +81,11 @@ def test_a_change_in_python_is_the_same_override_on_the_command_line() -> None:
 
 
 def test_the_tables_hold_what_the_choices_say() -> None:
-    assert tuple(SPACES) == method.SPACES
-    assert tuple(PRUNE) == method.PRUNE_RULES
-    assert tuple(COMBINE) == method.COMBINE_RULES
-    assert tuple(pcb.CLAMP) == method.VARIANTS
+    assert tuple(SPACES) == method_parts.SPACES
+    assert tuple(PRUNE) == method_parts.PRUNE_RULES
+    assert tuple(COMBINE) == method_parts.COMBINE_RULES
+    assert tuple(pcb.CLAMP) == method_parts.VARIANTS
+    assert ("none", *SPECTRUM) == method_parts.SPECTRUM_RULES
 
 
 def test_all_mistakes_in_the_parts_of_a_method_are_told_at_once_with_their_keys() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustmerge.method import Prune
+from robustmerge.method_parts import Prune
 from robustmerge.order_statistics import Selector, batch_size_for, kth_smallest
 from robustmerge.rules import PRUNE, Limit, kept_ranks, threshold_index
 

@@ -19,7 +19,7 @@ from robustmerge.formats import delta
 from robustmerge.formats.adapter import Adapter, LoraPair, open_adapter
 from robustmerge.formats.delta import open_delta
 from robustmerge.formats.output import how_to_load, open_writer
-from robustmerge.method import Out
+from robustmerge.method_parts import Out
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import INPUT, Tiny, save_expert
 

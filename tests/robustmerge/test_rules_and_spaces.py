@@ -7,7 +7,8 @@ import torch
 
 from robustmerge.algebra import merge_models, merge_pairs
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.method import Basis, Method, Prune, Scale
+from robustmerge.method import Method
+from robustmerge.method_parts import Basis, Prune, Scale
 from robustmerge.rules import average_by_energy, energy_of, keep_agreeing, keep_probability, rank_scales
 from robustmerge.spaces import SPACES
 from tests.merge_cases import method_of, random_experts

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from robustmerge.algebra import merge_pairs
-from robustmerge.method import Method, Prune, Scale
+from robustmerge.method import Method
+from robustmerge.method_parts import Prune, Scale
 from tests.merge_cases import keep_largest, method_of, random_experts
 
 

@@ -16,7 +16,8 @@ from robustmerge.formats.output import open_writer
 from robustmerge.formats.serving import SERVED_RANKS
 from robustmerge.low_rank import concatenate
 from robustmerge.merging import merge_folders
-from robustmerge.method import Out, read_method
+from robustmerge.method import read_method
+from robustmerge.method_parts import Out
 from robustmerge.stage.address import read_manifest, settings_in_identity
 from robustmerge.stage.settings import ConfigError, UserError
 from tests.merge_cases import QUIET, Tiny, load_with_peft, random_experts, save_expert, write_expert

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from robustmerge import spaces
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.method import Method, Prune
+from robustmerge.method import Method
+from robustmerge.method_parts import Prune
 from robustmerge.spaces import SPACES
 from tests.law_cases import ELEMENTWISE, EVERYWHERE, MODULES, SEEDS, assert_same, draw, merge
 
