@@ -10,20 +10,13 @@ from pipeline.program import run  # noqa: E402
 
 
 def main(points: list[dict]) -> None:
-    from pipeline.stages import base, choose, merge, predict, prepare, report, score
+    from pipeline.stages import choose, merge, predict, report, score
     from pipeline.sweep import make_plans
 
     started = time.monotonic()
     plans = make_plans(points)
     merge.check_experts(plans)
-    merge.merge(plans)
-    predict.check_devices(plans)
-    prepare.prepare(plans)
-    base.make_bases(plans)
-    merge.merge(plans, choose=True)
-    choose.choose_strengths(plans)
-    choose.search_weights(plans)
-    choose.print_choices(plans)
+    choose.choose(plans)
     evaluations = [one for plan in plans for one in plan.evaluations]
     predict.predict(evaluations)
     score.score(evaluations)

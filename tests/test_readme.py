@@ -80,6 +80,7 @@ PRINTED = {
     r"predict\.py source=merged/robustmerge$": r"\n  predictions/merged/robustmerge-\w+/rec-\w+\.jsonl ",
     r"score\.py source=merged/robustmerge$": r"merged/robustmerge +vqav2 .*24 of 24 scored",
     r"report\.py": r"\nreport: .*/reports/main/report\.md",
+    r"choose\.py": r"\n(TIES|KnOTS-TIES|Iso-C) +chosen +\d",
     r"runs\.py": r"\n  merged/robustmerge-\w+ ",
     r"findings\.py": r"findings: .*/findings\.md",
     r"limit=2$": r"\n  tabmwp-test-\d+: ",

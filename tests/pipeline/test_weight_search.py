@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.plan import Evaluation, Plan
+from pipeline.stages.choose import check_choosing
 from pipeline.weight_search import describe_found, search_weights
 from robustmerge.method import AnyMethod, Method, read_method
 from robustmerge.stage.records import Score
@@ -86,6 +87,12 @@ def test_what_is_found_follows_from_the_val_scores_and_is_a_row_and_a_source(tmp
     assert searched.address == again.merged(found.method)
     assert searched.title == "TIES, weights searched"
     assert {a.path for a in again.choosing_addresses()} >= {again.merged(method).path for method in found.tried}
+
+
+def test_choosing_where_nothing_is_free_is_refused(tmp_path: Path) -> None:
+    check_choosing([make_plan(tmp_path, "strength_grid=[0.5]", "methods=[ties]")])
+    with pytest.raises(UserError, match="there is nothing to choose"):
+        check_choosing([make_plan(tmp_path, "strength_grid=null", "methods=[ties]")])
 
 
 @pytest.mark.parametrize(
