@@ -59,9 +59,11 @@ def equalize(module: Module, step: Equalize) -> Module:
     norm: D_i (med / n_i)^gamma (as FroM, https://arxiv.org/abs/2506.02478, for gamma = 1).
     cap:  D_i min(1, (med + deviations * MAD) / n_i), MAD = med |n_i - med|.
     """
+    if step.rule == "none":
+        return module
     norms = norms_of(module.pairs)
     trained = norms[norms > 0]
-    if step.rule == "none" or not len(trained):
+    if not len(trained):
         return module
     middle = trained.quantile(0.5)
     if step.rule == "norm":
@@ -81,9 +83,11 @@ def calibrate(module: Module, step: Calibrate) -> Module:
     Gram matrix of the stacked B, R the sum of the ranks. An expert whose B is zero counts in N.
     Published code: leaves alpha/r out of B, which is in it here; that is the same where all experts share it.
     """
+    if step.rule == "none":
+        return module
     B = torch.cat([pair.B.double() for pair in module.pairs], dim=1)  # [d_out, R]
     gram = B.T @ B
-    if step.rule == "none" or not gram.trace() > 0:
+    if not gram.trace() > 0:
         return module
     shared = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     shared += (len(module.pairs) - 1) * gram / gram.trace()
