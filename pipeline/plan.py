@@ -18,7 +18,7 @@ from pipeline.addresses import Addresses, list_unfinished
 from pipeline.program import command, merge_command, parse_overrides, train_all_command
 from pipeline.sources import EvalSet, Source, explain_full_model, name_source
 from pipeline.strengths import choose_strength, has_val
-from pipeline.weight_search import Found, search_weights
+from pipeline.weight_search import Found, problems_of_budget, search_weights
 from robustmerge.formats.adapter_config import SOURCE_FILES
 from robustmerge.method import AnyMethod, Method
 from robustmerge.stage.address import Address
@@ -112,7 +112,12 @@ class Plan(Addresses):
         return tuple(sources)
 
     def check_methods(self) -> None:
-        """Raises UserError for a method that writes full models or for a server, which are no sources."""
+        """Raises UserError for a method that writes full models or for a server, which are no sources.
+
+        And for a search with too small a budget.
+        """
+        if self.config.weight_search and (problems := problems_of_budget(self.config.search_budget, len(self.experts))):
+            raise UserError("\n".join(problems))
         for method in self.config.methods:
             if method.out.format == "model":
                 raise UserError(explain_full_model(f"merged/{method.name}"))
@@ -233,7 +238,8 @@ class Plan(Addresses):
     def _searched_source(self, method: str) -> Source:
         found = self.searches[method].method
         titled = dataclasses.replace(found, title=f"{found.title or found.name}, weights searched")
-        return Source(f"merged/{method}_{SEARCHED}", "merged", self.merged(found), self._all_test_sets, titled)
+        source = self._merged_source(titled, self._all_test_sets)
+        return dataclasses.replace(source, variant=SEARCHED)
 
     # What `source=` names
 
@@ -266,7 +272,7 @@ class Plan(Addresses):
         """Find the source of a name, address or folder, on all tasks. Raises UserError with the choices."""
         names = [source.name for source in self.configured]
         names += [f"merged/{method}@{CHOSEN}" for method in self.candidates]
-        names += [f"merged/{method}_{SEARCHED}" for method in self.searched_methods]
+        names += [f"merged/{method}@{SEARCHED}" for method in self.searched_methods]
         choices = suggest(name or "", names)
         choices += f", or give a folder with {' or '.join(SOURCE_FILES)}"
         if name is None:
@@ -275,7 +281,7 @@ class Plan(Addresses):
             if name == f"merged/{method}@{CHOSEN}":
                 return self._chosen_source(method)
         for method in self.searched_methods:
-            if name == f"merged/{method}_{SEARCHED}":
+            if name == f"merged/{method}@{SEARCHED}":
                 return self._searched_source(method)
         for source in self.configured:
             if name in (source.name, source.address.short):

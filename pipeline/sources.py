@@ -38,7 +38,7 @@ class Source:
     """A model to evaluate: zero_shot | expert/<task> | multi_task | merged/<method> | any adapter or delta folder.
 
     address: of the adapter or the deltas; of the base for zero_shot. eval_sets: what it is evaluated on.
-    variant: "" as configured; `chosen`: the method at the strength chosen on val.
+    variant: "" as configured; `chosen`: the method at the strength chosen on val; `searched`: with weights searched.
     original: the adapter in LLaVA's format from which `address` is converted; None where nothing is converted.
     """
 

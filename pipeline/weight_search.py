@@ -1,8 +1,8 @@
 """The search for a weight of every expert and a strength, by val scores: CMA-ES over their logarithms.
 
 What LoRAHub (https://arxiv.org/abs/2307.13269) and mergekit-evolve do, with the val questions of the benchmark. CMA-ES
-(https://arxiv.org/abs/1604.00772) needs no derivative, and asks for the merges of a generation together. Nothing is
-kept of a search but the scores of its merges, which lead through it again whenever its result is asked for.
+(https://arxiv.org/abs/1604.00772) needs no derivative, and asks for the merges of a generation together. Only the
+scores of the merges are stored; the search is replayed from them whenever its result is needed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from robustmerge.method import Method
 SPREAD = 0.3  # of the first generation: weights between about 0.55 and 1.8
 SEED = 1
 DIGITS = 3  # of a logarithm, so that a merge has the same address wherever its search runs
+FEWEST = 2  # generations
 
 Evaluate = Callable[[Sequence[Method]], list[float]]
 
@@ -37,7 +38,7 @@ class Found:
 
 
 def search_weights(method: Method, experts: Sequence[str], factor: float, budget: int, evaluate: Evaluate) -> Found:
-    """Search from equal weights and `factor` times the default update; of equal scores the first merge is taken.
+    """Search from the method's own weights at `factor` times its default update; of equal scores the first is taken.
 
     budget: the most merges that are evaluated, of which the first is the start and the others are whole generations.
     evaluate: the mean val scores of the merges of a generation.
@@ -46,12 +47,13 @@ def search_weights(method: Method, experts: Sequence[str], factor: float, budget
 
     def merge_at(logarithms: Sequence[float]) -> tuple[Method, dict[str, float], float]:
         *of_weights, of_factor = (math.exp(round(x, DIGITS)) for x in logarithms)
+        of_factor *= factor
         weights = {
             name: given * w for name, given, w in zip(experts, method.weights_of(experts), of_weights, strict=True)
         }
         return replace(method.with_factor(of_factor), weights={**weights}), weights, of_factor
 
-    start = [0.0] * len(experts) + [math.log(factor)]
+    start = [0.0] * (len(experts) + 1)
     strategy = cma.CMAEvolutionStrategy(start, SPREAD, {"seed": SEED, "verbose": -9})
     tried = [(merge_at(start), evaluate([merge_at(start)[0]])[0])]
     while len(tried) + strategy.popsize <= budget:
@@ -65,10 +67,17 @@ def search_weights(method: Method, experts: Sequence[str], factor: float, budget
     return Found(best, weights, found, mean, tried[0][1], methods)
 
 
+def problems_of_budget(budget: int, experts: int) -> list[str]:
+    """Why the budget is no search over the weights of so many experts; a generation is as large as CMA-ES has it."""
+    least = 1 + FEWEST * (4 + int(3 * math.log(experts + 1)))
+    rule = f"search_budget must be at least {least}: the start and {FEWEST} generations for {experts} experts"
+    return [] if budget >= least else [f"{rule}, got {budget} (search_budget)"]
+
+
 def describe_found(found: Found) -> str:
     """Describe the result of a search in one line."""
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in found.weights.items())
     return (
         f"weights {weights} and {found.factor:.3g} x the default's update searched on val: {found.mean:.1f} against "
-        f"{found.start:.1f} with equal weights, {len(found.tried)} merges tried"
+        f"{found.start:.1f} at the start, {len(found.tried)} merges tried"
     )

@@ -398,6 +398,12 @@ def list_steps(method: AnyMethod) -> list[str]:
     return [f"{step} {rule}" for step, rule in rules.items() if rule != "none"]
 
 
+def has_step_after_rule(method: AnyMethod) -> bool:
+    """Whether the update that the rule returns is changed, by its norm or its spectrum."""
+    restores = method.calibrate.rule != "none" and method.calibrate.norm == "merge"
+    return restores or method.spectrum.rule != "none"
+
+
 def _steps_in_use(method: AnyMethod) -> dict[str, bool]:
     steps: dict[str, Equalize | Calibrate | ReshapeSpectrum]
     steps = {"equalize": method.equalize, "calibrate": method.calibrate, "spectrum": method.spectrum}

@@ -40,6 +40,12 @@ class Module(NamedTuple):
         return [pair.rank for pair in self.pairs]
 
     @property
+    def present(self) -> list[LoraPair]:
+        """The pairs of the experts that have the module."""
+        pairs = zip(self.experts, self.pairs, strict=True)
+        return [pair for expert, pair in pairs if expert not in self.absent]
+
+    @property
     def rank_mask(self) -> Tensor:
         """Which rank indices each expert has [T, R]; R: the largest rank."""
         device = self.pairs[0].A.device

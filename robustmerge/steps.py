@@ -2,7 +2,7 @@
 
 Before the rule, on the experts: `equalize`, of their norms, and `calibrate`, of what their B share. After it, on the
 merged update: `spectrum`, of its singular values. All are exact in low rank: no dense update is formed unless the rule
-returns one.
+returns one. N is the number of experts that have the module; one of zeros counts, as with the authors of each step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from robustmerge.method_parts import Calibrate, Equalize, ReshapeSpectrum
 from robustmerge.module import Module, squared_norm
 from robustmerge.stage.settings import UserError
 
-FLAT = 1e-4  # singular values this near to one another, relative to the largest, are equal
+FLAT = 1e-4  # neighbouring singular values of a smaller relative distance are equal
 
 Gains = Callable[[Spectrum, Sequence[LoraPair], ReshapeSpectrum, float], Tensor]
 
@@ -34,9 +34,9 @@ def finish(update: LoraPair | Tensor, experts: Module, method: AnyMethod) -> Lor
     """What the method makes of the update that its rule returns. experts: equalized, not calibrated."""
     strength = 1.0 if method.effective_strength is None else method.effective_strength
     if method.calibrate.rule != "none" and method.calibrate.norm == "merge":
-        update = restore_norm(update, experts.pairs, strength)
+        update = restore_norm(update, experts.present, strength)
     if method.spectrum.rule != "none":
-        update = reshape_spectrum(update, experts.pairs, method.spectrum, strength)
+        update = reshape_spectrum(update, experts.present, method.spectrum, strength)
     return update
 
 
@@ -80,8 +80,8 @@ def calibrate(module: Module, step: Calibrate) -> Module:
 
     With [B_1 ... B_N] = U diag(s) V^T, c_j = s_j^2 / sum s^2 and a_j = 1 / (1 + (N - 1) c_j):
     B~_i = B_i + U diag(a - 1) U^T B_i = (I + (N - 1) G / tr G)^-1 B_i, G = sum_j B_j B_j^T, solved here with the R x R
-    Gram matrix of the stacked B, R the sum of the ranks. An expert whose B is zero counts in N.
-    Published code: leaves alpha/r out of B, which is in it here; that is the same where all experts share it.
+    Gram matrix of the stacked B, R the sum of the ranks.
+    Published code: B is without alpha/r, which ours includes; that is the same where all experts share it.
     """
     if step.rule == "none":
         return module
@@ -90,7 +90,7 @@ def calibrate(module: Module, step: Calibrate) -> Module:
     if not gram.trace() > 0:
         return module
     shared = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    shared += (len(module.pairs) - 1) * gram / gram.trace()
+    shared += (len(module.present) - 1) * gram / gram.trace()
     parts = torch.linalg.solve(shared, B.T).T.float().split(module.ranks, dim=1)
     pairs = [LoraPair(pair.A, part.contiguous()) for pair, part in zip(module.pairs, parts, strict=True)]
     if step.norm == "experts":
@@ -105,9 +105,18 @@ def calibrate(module: Module, step: Calibrate) -> Module:
 
 def restore_norm(update: LoraPair | Tensor, pairs: Sequence[LoraPair], strength: float) -> LoraPair | Tensor:
     """The update with strength times the mean norm of the experts, as Pico's authors restore it."""
-    if not (norm := (squared_norm(update) or 0.0) ** 0.5) > 0:
+    norms, norm = norms_of(pairs), _norm(update)
+    if norm <= CUT * abs(strength) * float(norms.sum()):  # what cancels leaves rounding
         return update
-    return multiply(update, abs(strength) * float(norms_of(pairs).mean()) / norm)
+    return multiply(update, abs(strength) * float(norms.mean()) / norm)
+
+
+def _norm(update: LoraPair | Tensor) -> float:
+    """||D||_F, in float64 since the terms of a pair may cancel."""
+    if isinstance(update, Tensor):
+        return float(torch.linalg.vector_norm(update, dtype=torch.float64))
+    A, B = update.A.double(), update.B.double()
+    return max(0.0, float(((B.T @ B) * (A @ A.T)).sum())) ** 0.5
 
 
 def reshape_spectrum(
@@ -115,7 +124,7 @@ def reshape_spectrum(
 ) -> LoraPair | Tensor:
     """Give the update D = U diag(s) V^T other singular values, on the directions that it has.
 
-    strength: that D was multiplied by. What comes out is multiplied by it too: no rule undoes it.
+    strength: the factor that is already in D. It stays in the result.
     """
     if isinstance(update, LoraPair):
         spectrum = decompose(update)
@@ -135,12 +144,13 @@ def calibrate_singular_values(
     g_k = N / sum_i max(alpha, c_ik), c_ik = <u_k^T D', u_k^T D_i> / |u_k^T D_i|^2, D' = D / strength. An expert without
     the direction has c = 0. Published code: D' is D, so that alpha is relative to the strength before, which cancels
     wherever alpha does not bind; alpha = 1/N after a strength of 0.3 is alpha = 1/(0.3 N) here.
-    Raises UserError if all singular values are equal, as Iso-C makes them: then the directions u_k are arbitrary.
+    Raises UserError if most singular values equal the next one, as Iso-C makes them: the directions u_k are arbitrary.
     """
-    if len(spectrum.s) > 1 and spectrum.s[-1] > (1 - FLAT) * spectrum.s[0]:
+    equal = spectrum.s[1:] > (1 - FLAT) * spectrum.s[:-1]
+    if 2 * int(equal.sum()) > len(equal):
         raise UserError(
             "svc goes by the singular vectors of the merged update, which are arbitrary here, since the rule has made "
-            "all singular values equal; take another rule, or merge.spectrum.rule=none"
+            "singular values equal; take another rule, or merge.spectrum.rule=none"
         )
     alpha = 1 / len(pairs) if step.alpha is None else step.alpha
     counted = torch.zeros_like(spectrum.s)

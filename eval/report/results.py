@@ -41,6 +41,20 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Search:
+    """What a search for the experts' weights found, by expert; factor: of the update, relative to the default's.
+
+    mean, start: mean val scores (0..100) of what was found and of what the search began with; tried: number of merges.
+    """
+
+    weights: Mapping[str, float]
+    factor: float
+    mean: float
+    start: float
+    tried: int
+
+
+@dataclass(frozen=True)
 class SourceResult:
     """The scores of one source, trained with one seed.
 
@@ -51,7 +65,7 @@ class SourceResult:
     merged models of one facet are compared with each other, and "" belongs to all. overrides: what else differs between
     the points, without the seed, and from the method's own file. settings, paper: what the method ran with and its URL,
     for the legend. seed: of training; None where nothing was trained. variant: CHOSEN for a strength chosen on `val`,
-    else ""; choice: how it was chosen.
+    else ""; choice: how it was chosen; search: how the weights were found, where they were searched.
     """
 
     source: str
@@ -68,6 +82,7 @@ class SourceResult:
     method: str = ""
     variant: str = ""
     choice: Choice | None = None
+    search: Search | None = None
     other_scores: Mapping[str, Score] = field(default_factory=dict)
 
 

@@ -18,11 +18,11 @@ def format_methods_section(groups: Sequence[ResultGroup]) -> str:
     merged = [group for group in groups if group.kind == "merged"]
     if not merged:
         return ""
-    configured = [group for group in merged if group.first.choice is None] or merged
+    configured = [group for group in merged if group.first.choice is None and group.first.search is None] or merged
     lines = list(dict.fromkeys(_format_method(group) for group in configured))
     several = any(len(group.results) > INLINE_ADDRESSES or group.block for group in merged)
     addresses = _format_addresses(groups) if several else ""
-    parts = ["## Methods\n", "\n".join([*lines, ""]), _format_choices(merged), addresses]
+    parts = ["## Methods\n", "\n".join([*lines, ""]), _format_choices(merged), _format_searches(merged), addresses]
     return "\n".join(part for part in parts if part)
 
 
@@ -83,6 +83,26 @@ def _format_choices(merged: Sequence[ResultGroup]) -> str:
             f"\n**At the grid's end:** {'; '.join(ends)}. A strength beyond the grid may be better there: widen "
             "`strength_grid`."
         )
+    return "\n".join([*lines, ""])
+
+
+def _format_searches(merged: Sequence[ResultGroup]) -> str:
+    """Format what the searches for weights found, for each seed; "" where there are none."""
+    found = [(group, one.seed, one.search) for group in merged for one in group.results if one.search is not None]
+    if not found:
+        return ""
+    lines = [
+        "### Weights searched on val\n",
+        "A weight of every expert and the strength, searched by CMA-ES from equal weights at the chosen strength, on "
+        "the same `val` questions: such a row has had more of them than others. Shown are mean `val` scores in %.\n",
+        "| Method | Seed | Merges tried | At the start | Best | × default | Weights |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for group, seed, search in found:
+        weights = ", ".join(f"{escape_markdown(name)} {weight:.2f}" for name, weight in search.weights.items())
+        cells = [escape_markdown(_name(group)), MISSING if seed is None else str(seed), str(search.tried)]
+        cells += [f"{search.start:.1f}", f"{search.mean:.1f}", f"{search.factor:.3g}", weights]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

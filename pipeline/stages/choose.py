@@ -49,7 +49,7 @@ def choose_strengths(plans: Sequence[Plan]) -> None:
 
 
 def search_weights(plans: Sequence[Plan]) -> None:
-    """Merge, answer and score what the searches of all points ask for, generation by generation."""
+    """Merge, answer and score what the searches ask for, one search after the other, generation by generation."""
     for plan in plans:
         for name in plan.searched_methods:
             plan.search(name, partial(_evaluate, plan))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.assemble import assemble_report, format_summary, write_report
-from eval.report.results import CHOSEN, SEARCHED, Context, SourceResult, SweptKey
+from eval.report.results import CHOSEN, SEARCHED, Context, Search, SourceResult, SweptKey
 from pipeline.config import list_differences
 from pipeline.general_results import general_addresses
 from pipeline.plan import Evaluation, Plan
@@ -20,6 +20,7 @@ from pipeline.sources import Source
 from pipeline.stages.report_context import make_context, read_general
 from pipeline.sweep import find_ordered_key, find_swept_keys
 from pipeline.terminal import format_path, format_seconds
+from pipeline.weight_search import Found
 from robustmerge.method import AnyMethod, list_methods, read_method
 from robustmerge.stage.address import Address, settings_in_identity
 from robustmerge.stage.files import write_atomically
@@ -145,17 +146,22 @@ def _make_result(entry: _Entry, keys: Sequence[str], ordered: SweptKey | None) -
         return SourceResult(source.name, source.kind, source.title, overrides=point, **common)
     settings = settings_in_identity(method)
     return SourceResult(
-        source=source.name,
+        source=source.label if source.variant == SEARCHED else source.name,
         kind=source.kind,
         title=source.title,
         overrides={**point, **changed_settings(_configured(plan, method.name))},
         settings={key: value for key, value in settings.items() if key != "name"},
         paper=method.paper,
         method=method.name,
-        variant=CHOSEN if source.name.endswith(SEARCHED) else source.variant,
-        choice=plan.choices[method.name] if source.variant else None,
+        variant=CHOSEN if source.variant else "",
+        choice=plan.choices[method.name] if source.variant == CHOSEN else None,
+        search=_summarize(plan.searches[method.name]) if source.variant == SEARCHED else None,
         **common,
     )
+
+
+def _summarize(found: Found) -> Search:
+    return Search(found.weights, found.factor, found.mean, found.start, len(found.tried))
 
 
 def _shared_point(plans: Sequence[Plan], keys: Sequence[str]) -> dict[str, str]:

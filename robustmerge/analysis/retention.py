@@ -23,7 +23,7 @@ from robustmerge.formats.adapter import Adapter, LoraPair, open_adapter
 from robustmerge.formats.adapter_config import DELTA_CONFIG
 from robustmerge.formats.delta import open_delta
 from robustmerge.low_rank import compare_A, concatenate
-from robustmerge.method import Method
+from robustmerge.method import Method, has_step_after_rule
 from robustmerge.method_parts import Out
 
 Update: TypeAlias = LoraPair | Tensor  # of one module; a tensor is dense [d_out, d_in]
@@ -140,13 +140,15 @@ def compare_B(pairs: Sequence[LoraPair]) -> Tensor:
 def has_cross_terms(method: object) -> TypeGuard[Method]:
     """Whether a method sums A and B apart, so that B_n A_m with n != m occurs, and these terms can be measured.
 
-    Where signs are elected there is no sum of own terms to compare with; a grade is of a whole model, not of a module.
+    Where signs are elected there is no sum of own terms to compare with; a grade is of a whole model, not of a module;
+    and a step after the rule does not go term by term.
     """
     return (
         isinstance(method, Method)
         and (method.strength_key, method.combine) == ("factors", "sum")
         and not method.needs_whole_model
         and not method.is_graded
+        and not has_step_after_rule(method)
     )
 
 

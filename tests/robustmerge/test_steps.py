@@ -261,7 +261,7 @@ def test_svc_counts_what_all_experts_have_once() -> None:
 
 def test_svc_refuses_directions_that_are_arbitrary() -> None:
     experts = unequal_experts()
-    with pytest.raises(UserError, match="all singular values equal.*merge.spectrum.rule=none"):
+    with pytest.raises(UserError, match="made singular values equal.*merge.spectrum.rule=none"):
         merge_models(experts, read_method("iso_c", spectrum__rule="svc"))
 
 
