@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from eval.report.results import CHOSEN, group_results
+from eval.report.section_methods import format_methods_section
 from pipeline.plan import Evaluation, Plan
 from pipeline.stages.choose import check_choosing
+from pipeline.stages.report import collect_results
 from pipeline.weight_search import describe_found, search_weights
 from robustmerge.method import AnyMethod, Method, read_method
 from robustmerge.stage.records import Score
@@ -88,6 +91,36 @@ def test_what_is_found_follows_from_the_val_scores_and_is_a_row_and_a_source(tmp
     assert searched.address == again.merged(found.method)
     assert searched.title == "TIES, weights searched"
     assert {a.path for a in again.choosing_addresses()} >= {again.merged(method).path for method in found.tried}
+
+
+def test_a_search_that_finds_nothing_better_is_a_row_beside_the_same_merge_at_its_default(tmp_path: Path) -> None:
+    plan = plan_with_val(tmp_path, "methods=[ties]", "weight_search=[ties]", "search_budget=25", grid="[1.0]")
+    write_scores(plan, lambda method, factor: 30.0)
+
+    def worse(methods: Sequence[AnyMethod]) -> list[float]:
+        for one in plan.evaluate_on_val(methods):
+            if not one.score.is_complete():
+                finish_score(one, Score(one.task.name, one.task.metric, 10.0, 1, 1, 0, 0, 0, {}))
+        return plan.val_means(methods)
+
+    plan.search("ties", worse)
+    merged = [source for source in plan.sources if source.kind == "merged"]
+    assert [source.label for source in merged] == ["merged/ties", "merged/ties@chosen", "merged/ties@searched"]
+    assert len({source.address.path for source in merged}) == 1
+    for one in plan.evaluations:
+        finish_score(one, Score(one.task.name, one.task.metric, 50.0, 1, 1, 0, 0, 0, {"q": 1.0}))
+    rows = [result for result in collect_results([plan]) if result.kind == "merged"]
+    assert [(row.source, row.variant, row.search is not None) for row in rows] == [
+        ("merged/ties", "", False), ("merged/ties", CHOSEN, False), ("merged/ties@searched", CHOSEN, True),
+    ]  # fmt: skip
+    section = format_methods_section(group_results(rows))
+    assert "### Weights searched on val" in section and "TIES, weights searched | 0 | 21 | 30.0 | 30.0 |" in section
+
+
+def test_a_budget_without_a_generation_is_refused_before_anything_is_merged(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "methods=[ties]", "weight_search=[ties]", "search_budget=10")
+    with pytest.raises(UserError, match=r"search_budget must be at least 21: .* for 8 experts, got 10"):
+        plan.check_methods()
 
 
 def test_choosing_where_nothing_is_free_is_refused(tmp_path: Path) -> None:

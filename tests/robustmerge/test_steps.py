@@ -180,6 +180,28 @@ def test_an_expert_of_zeros_and_experts_of_zeros_are_merged_cleanly(name: str, s
         assert not dense(merged).any()
 
 
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", ["task_arithmetic", "tsv_m"])
+def test_an_expert_that_lacks_a_module_takes_no_part_in_its_steps(name: str, step: str) -> None:
+    space = {"space": "delta"} if name == "task_arithmetic" else {}
+    method, experts = read_method(name, **space, **STEPS[step]), unequal_experts()
+    module, *_ = experts["a"]
+    alone = {expert: {module: pairs[module]} for expert, pairs in experts.items() if expert != "c"}
+    lacking = {**experts, "c": {m: pair for m, pair in experts["c"].items() if m != module}}
+    found, expected = (dense(merge_models(one, method)[module]) for one in (lacking, alone))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_cancels_stays_small(step: str) -> None:
+    """Two experts of opposite updates by other factors leave rounding, whose norm is not restored."""
+    pair = LoraPair(torch.randn(16, 300), torch.randn(200, 16))
+    experts = {"a": pair, "b": LoraPair(3 * pair.A, -pair.B / 3)}
+    merged = dense(merge_pairs(experts, read_method("task_arithmetic", space="delta", **STEPS[step])))
+    assert torch.isfinite(merged).all()
+    assert merged.norm() < 1e-4 * pair.delta().norm()
+
+
 @pytest.mark.parametrize("rule", SPECTRUM)
 def test_the_spectrum_of_a_dense_update_is_that_of_the_update_in_low_rank(rule: str) -> None:
     """`elected` with one expert returns its update, dense in delta space."""
@@ -259,10 +281,12 @@ def test_svc_counts_what_all_experts_have_once() -> None:
     torch.testing.assert_close(dense(merged), pair.delta(), rtol=1e-4, atol=1e-4)
 
 
-def test_svc_refuses_directions_that_are_arbitrary() -> None:
-    experts = unequal_experts()
+@pytest.mark.parametrize("method", ["iso_c", "ct_merging"])
+def test_svc_refuses_directions_that_are_arbitrary(method: str) -> None:
+    """CT-Merging without common directions makes the values of an expert equal."""
+    params = {"params__common_rank": 0} if method == "ct_merging" else {}
     with pytest.raises(UserError, match="made singular values equal.*merge.spectrum.rule=none"):
-        merge_models(experts, read_method("iso_c", spectrum__rule="svc"))
+        merge_models(unequal_experts(), read_method(method, spectrum__rule="svc", **params))
 
 
 def test_a_power_of_1_is_the_update_and_of_0_iso_c_with_the_norm_of_the_update() -> None:
