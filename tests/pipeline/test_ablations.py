@@ -17,7 +17,8 @@ from pipeline.config import read_config
 from pipeline.program import CONFIGS, compose
 from robustmerge.algebra import merge_pairs
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.method import Method, read_method
+from robustmerge.method import list_methods, list_steps, read_method
+from robustmerge.method_parts import CALIBRATE_RULES, EQUALIZE_RULES, SPECTRUM_RULES
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import keep_largest
 
@@ -81,7 +82,7 @@ def test_a_table_compares_its_rows_with_robustmerge(table: str) -> None:
 
 
 def test_every_folder_of_rows_is_a_table_that_is_tested() -> None:
-    assert {folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir()} == {*ROWS, "spaces"}
+    assert {folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir()} == {*ROWS, "spaces", "all"}
 
 
 def test_table_6_without_any_component_is_task_arithmetic() -> None:
@@ -157,6 +158,22 @@ def test_on_factors_a_baseline_is_the_method_of_the_default_table_under_a_title_
 def test_on_products_a_baseline_is_itself_in_delta_space_at_the_strength_listed_for_it(name: str) -> None:
     row, method = read_row("spaces", f"{name}_products"), read_method(name, space="delta")
     assert dataclasses.replace(row, name=name, title=method.title) == method
+
+
+def test_the_table_of_all_has_every_method_and_every_step_on_top_of_task_arithmetic() -> None:
+    config = read_config(compose("merge_eval", ["experiment=all"]))
+    methods = {method.name: method for method in config.methods}
+    assert len(methods) == len(config.methods) == len({method.title for method in config.methods})
+    assert {*list_methods(), "ties_products", "dare_products", *config.weight_search} <= set(methods)
+    plain = methods["task_arithmetic_products"]
+    steps = {}
+    for file in (EXPERIMENTS / "all").glob("*.yaml"):
+        row = methods[file.stem]
+        assert dataclasses.replace(plain, name=row.name, title=row.title, paper=row.paper, equalize=row.equalize,
+                                   calibrate=row.calibrate, spectrum=row.spectrum) == row  # fmt: skip
+        (steps[file.stem],) = list_steps(row)
+    rules = {"equalize": EQUALIZE_RULES, "calibrate": CALIBRATE_RULES, "spectrum": SPECTRUM_RULES}
+    assert set(steps.values()) == {f"{step} {rule}" for step, names in rules.items() for rule in names[1:]}
 
 
 def test_robustmerge_on_products_is_equation_5_since_rank_rows_cannot_be_scaled_in_a_product() -> None:
