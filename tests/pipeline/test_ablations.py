@@ -17,7 +17,7 @@ from pipeline.config import read_config
 from pipeline.program import CONFIGS, compose
 from robustmerge.algebra import merge_pairs
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.method import list_methods, list_steps, read_method
+from robustmerge.method import Method, list_methods, list_steps, read_method
 from robustmerge.method_parts import CALIBRATE_RULES, EQUALIZE_RULES, SPECTRUM_RULES
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import keep_largest
