@@ -29,14 +29,14 @@ Row = dict[str, str]
 
 
 @cache
-def read_csv(name: str) -> list[Row]:
-    with (RESULTS / "mini-tiny" / f"{name}.csv").open(newline="") as file:
+def read_csv(name: str, size: str = "tiny") -> list[Row]:
+    with (RESULTS / f"mini-{size}" / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def find_row(name: str, title: str, group: str = "") -> Row:
+def find_row(name: str, title: str, group: str = "", size: str = "tiny") -> Row:
     """The row of a CSV file whose first column is the title, or "title (group)"."""
-    rows = {next(iter(row.values())): row for row in read_csv(name)}
+    rows = {next(iter(row.values())): row for row in read_csv(name, size)}
     return rows[title] if title in rows else rows[f"{title} ({group})"]
 
 
@@ -74,6 +74,18 @@ def test_the_scores_of_the_readme_are_those_of_the_report():
         for group, pair in ((INDEPENDENT, cells[:2]), (SHARED, cells[2:])):
             row = find_row("tables/main", title.removesuffix(", default"), group)
             assert pair == [with_noise(row, "seen_avg"), with_noise(row, "unseen_avg")], (title, group)
+
+
+def test_the_scores_of_the_larger_base_are_those_of_its_report():
+    rows = read_table("docs/findings.md", "| `small` | seen")
+    assert len(rows) == 2 + 2 * len(METHODS)
+    for title, (seen_avg, unseen_avg, behind) in rows.items():
+        row = find_row("tables/main", title.removesuffix(", default"), size="small")
+        assert [seen_avg, unseen_avg] == [with_noise(row, "seen_avg"), with_noise(row, "unseen_avg")], title
+        if behind not in ("—", ""):
+            row = find_row("tables/standing", title.removesuffix(", default"), size="small")
+            value, low, high = (f"{float(row['seen_avg' + end]):+.1f}" for end in ("", "_seeds_low", "_seeds_high"))
+            assert behind == f"{value} ({low} to {high})".replace("-", "−"), title
 
 
 def test_the_differences_of_the_findings_are_those_of_the_report():
@@ -207,18 +219,24 @@ def lead(group: str) -> float:
     return chosen("KnOTS-TIES", group) - max(chosen(name, group) for name in METHODS if name != "KnOTS-TIES")
 
 
-def regime() -> dict[str, float]:
-    """How far zero-shot over individual (unseen: over multi-task) is above the paper's ratio, by task."""
+def regime(size: str = "tiny") -> dict[str, float]:
+    """How far zero-shot over individual (unseen: over multi-task) is above the paper's ratio, by task.
+
+    Without a multi-task model, as of `small`, of the seen tasks alone.
+    """
     rows = yaml.safe_load((RESULTS / "paper.yaml").read_text())["table_2_mm_mergebench"]
-    zero_shot, above = find_row("tables/main", "Zero-shot"), {}
-    for part, title, best in (
-        ("seen", f"Individual ({INDEPENDENT})", "individual"),
-        ("unseen", "Multi-task", "multi_task"),
-    ):
+    zero_shot, above = find_row("tables/main", "Zero-shot", size=size), {}
+    parts = [("seen", "Individual", "individual"), ("unseen", "Multi-task", "multi_task")]
+    for part, title, best in parts[: 1 if size == "small" else 2]:
+        reached = find_row("tables/main", title, INDEPENDENT, size)
         for place, task in enumerate(rows[part]):
             paper = rows["rows"]["zero_shot"][part][place] / rows["rows"][best][part][place]
-            above[task] = float(zero_shot[task]) / float(find_row("tables/main", title)[task]) - paper
+            above[task] = float(zero_shot[task]) / float(reached[task]) - paper
     return above
+
+
+def in_small(title: str, key: str = "seen_avg") -> float:
+    return float(find_row("tables/main", title, size="small")[key])
 
 
 def readme_sentences() -> list[str]:
@@ -229,6 +247,9 @@ def readme_sentences() -> list[str]:
         f"Arithmetic to {in_spaces('Task Arithmetic (products)')}",
         f"equation 5 as printed to {in_spaces('RobustMerge (products, eq. 5)')}",
         f"merge better by {min(gains_when_short(METHODS)):.1f} to {max(gains_when_short(METHODS)):.1f} points",
+        "KnOTS-TIES {:.1f}, DARE {:.1f}, Task Arithmetic {:.1f}; TIES and RobustMerge {:.1f}".format(
+            *(in_small(title + CHOSEN) for title in ("KnOTS-TIES", "DARE", "Task Arithmetic", "TIES"))
+        ),
     ]
 
 
@@ -261,7 +282,18 @@ def findings_sentences() -> list[str]:
     ]
     reach = {task: [float(row[task]) for row in rows] for task in regime()}
     assert far == ["vizwiz", "screen2words", "tabmwp"]
+    small = [row for row in read_csv("tables/main", "small") if row["source"].startswith(METHODS)]
+    wide = [(float(row["seen_avg_high"]) - float(row["seen_avg_low"])) / 2 for row in small]
+    stronger = [in_small(title + CHOSEN) - in_small(title) for title in METHODS]
+    assert max(map(abs, regime("small").values())) < 0.11
     return [
+        f"half-width of a merged seen average is {min(wide):.2f} to {max(wide):.2f}",
+        f"which adds {min(stronger):.1f} to {max(stronger):.1f} points",
+        f"KnOTS-TIES there is {in_small('KnOTS-TIES' + CHOSEN) - in_small('RobustMerge' + CHOSEN):.1f} points",
+        "; ".join(
+            f"{shown} {min(float(row[task]) for row in small):.0f} to {max(float(row[task]) for row in small):.0f}"
+            for task, shown in (("iconqa", "IconQA"), ("ocrvqa", "OCR-VQA"))
+        ).replace("; ", ", "),
         f"an update {merged('norm_over_mean', 'RobustMerge', SHARED):.1f} experts long with shared A",
         f"and {merged('norm_over_mean', 'RobustMerge', INDEPENDENT):.1f} without",
         f"choosing with shared A ({rise('RobustMerge', SHARED):.1f} points)",
