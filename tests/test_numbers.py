@@ -135,21 +135,27 @@ def test_the_lengths_of_training_of_the_findings_are_those_of_the_experiment():
     assert all(length(title, "4") < length(title, "1") for title in METHODS if title != "KnOTS-TIES")
 
 
-def test_the_shipped_scores_are_those_of_the_report_where_today_s_configuration_looks_for_them(tmp_path):
-    plans = make_plans([make_point(tmp_path, f"seed={seed}") for seed in SEEDS])
+@pytest.mark.parametrize(
+    ("size", "seeds", "name", "title"),
+    [("tiny", SEEDS, "multi_task", "Multi-task"), ("small", (1, 2, 3), "merged/ties", "TIES")],
+)
+def test_the_shipped_scores_are_those_of_the_report_where_today_s_configuration_looks_for_them(
+    size, seeds, name, title, tmp_path
+):
+    plans = make_plans([make_point(tmp_path, f"model={size}", f"seed={seed}") for seed in seeds])
     found: dict[str, list[float]] = {}
-    with tarfile.open(RESULTS / "mini-tiny" / "scores.tar.xz") as archive:
+    with tarfile.open(RESULTS / f"mini-{size}" / "scores.tar.xz") as archive:
         held = {
             member.name: archive.extractfile(member).read()
             for member in archive
-            if "/multi_task-" in member.name and member.isfile()
+            if f"/{name}-" in member.name and member.isfile()
         }
     for plan in plans:
-        (source,) = [source for source in plan.configured if source.kind == "multi_task"]
+        (source,) = [source for source in plan.configured if source.name == name]
         for one in plan.list_evaluations(source):
             score = json.loads(held[str(one.score.path.relative_to(plan.root))])
             found.setdefault(one.eval_set.task.name, []).append(score["value"])
-    row = find_row("tables/main", "Multi-task")
+    row = find_row("tables/main", title, size=size)
     assert {task: mean(values) for task, values in found.items()} == pytest.approx({t: float(row[t]) for t in found})
     assert len(found) == 12
 
