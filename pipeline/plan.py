@@ -196,7 +196,7 @@ class Plan(Addresses):
     def searched_methods(self) -> dict[str, Method]:
         """The methods whose weights are searched, by name; none where there are no val questions."""
         named = [m for m in self.config.methods if isinstance(m, Method) and m.name in self.config.weight_search]
-        return {method.name: method for method in named} if self._val_sets else {}
+        return {method.name: method for method in named} if named and self._val_sets else {}
 
     def evaluate_on_val(self, methods: Iterable[AnyMethod]) -> list[Evaluation]:
         """The evaluations of methods on the val questions of the seen tasks."""

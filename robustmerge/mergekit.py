@@ -333,7 +333,7 @@ def _prune_both_ends(parameters: Parameters) -> dict[str, Any]:
         text = "with gamma 0 mergekit drops every entry; take ties or task_arithmetic, or a gamma above 0"
         raise ConfigError(Problem(text, "models.parameters.gamma"))
     rescale = "l1" if parameters.rescale else False
-    return {"density": parameters.density, "skip": min(parameters.gamma, 1 - parameters.density), "rescale": rescale}
+    return {"density": parameters.density, "skip": parameters.gamma, "rescale": rescale}
 
 
 def _prune_by_rank(parameters: Parameters) -> dict[str, Any]:

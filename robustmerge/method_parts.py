@@ -80,8 +80,6 @@ class Prune:
             problems.append(Problem(f"rescale must be false, true or l1, got '{self.rescale}'", "rescale"))
         if not 0 <= self.skip < 1:
             problems.append(Problem(f"skip must be in [0, 1), got {self.skip}", "skip"))
-        elif self.skip > 1 - self.density + 1e-9:
-            problems.append(Problem(f"skip must be at most 1 - density, got {self.skip} and {self.density}", "skip"))
         elif self.skip and (self.rule, self.count) == ("magnitude", "exact"):
             problems.append(Problem("skip keeps all of equal values; set prune.count=at_least", "skip"))
         if self.epsilon < 0 or (self.rule == "random" and not self.epsilon < self.density <= 1 - self.epsilon):
