@@ -59,7 +59,7 @@ class Prune:
     the threshold, see `rules.threshold_index`.
     rescale: divide what is kept by the density, as DARE does; l1: multiply it so that the sum of magnitudes over the
     scope is what it was, as mergekit does.
-    skip: of the magnitude rule, the fraction of the largest entries that is dropped first, at most 1 - density
+    skip: of the magnitude rule, the fraction of the largest entries that is dropped first, cut to 1 - density
     (Breadcrumbs). epsilon: of the random rule, how far the chance to be kept is from the density for the smallest and
     the largest entry of a row (DELLA).
     """
