@@ -45,9 +45,9 @@ def norms_of(pairs: Sequence[LoraPair]) -> Tensor:
     return torch.tensor([squared_norm(pair) for pair in pairs], dtype=torch.float64).clamp(min=0).sqrt()
 
 
-def multiply(update: LoraPair | Tensor, gain: float) -> LoraPair | Tensor:
-    """The update times a number; of a pair B is multiplied."""
-    return LoraPair(update.A, update.B * gain) if isinstance(update, LoraPair) else update * gain
+def multiply_each(pairs: Sequence[LoraPair], gains: Tensor) -> list[LoraPair]:
+    """Each expert's B times its gain, [N]."""
+    return [LoraPair(pair.A, pair.B * float(gain)) for pair, gain in zip(pairs, gains, strict=True)]
 
 
 # --- before the rule ---------------------------------------------------------------------------------------------
@@ -70,9 +70,7 @@ def equalize(module: Module, step: Equalize) -> Module:
         gains = (middle / norms) ** step.gamma
     else:
         gains = ((middle + step.deviations * (trained - middle).abs().quantile(0.5)) / norms).clamp(max=1)
-    gains = torch.where(norms > 0, gains, 1.0)
-    pairs = [LoraPair(p.A, p.B * float(gain)) for p, gain in zip(module.pairs, gains, strict=True)]
-    return module._replace(pairs=pairs)
+    return module._replace(pairs=multiply_each(module.pairs, torch.where(norms > 0, gains, 1.0)))
 
 
 def calibrate(module: Module, step: Calibrate) -> Module:
@@ -95,8 +93,7 @@ def calibrate(module: Module, step: Calibrate) -> Module:
     pairs = [LoraPair(pair.A, part.contiguous()) for pair, part in zip(module.pairs, parts, strict=True)]
     if step.norm == "experts":
         before, after = norms_of(module.pairs), norms_of(pairs)
-        gains = torch.where(after > 0, before / after, 1.0)
-        pairs = [LoraPair(p.A, p.B * float(gain)) for p, gain in zip(pairs, gains, strict=True)]
+        pairs = multiply_each(pairs, torch.where(after > 0, before / after, 1.0))
     return module._replace(pairs=pairs)
 
 
@@ -108,7 +105,8 @@ def restore_norm(update: LoraPair | Tensor, pairs: Sequence[LoraPair], strength:
     norms, norm = norms_of(pairs), _norm(update)
     if norm <= CUT * abs(strength) * float(norms.sum()):  # what cancels leaves rounding
         return update
-    return multiply(update, abs(strength) * float(norms.mean()) / norm)
+    gain = abs(strength) * float(norms.mean()) / norm
+    return LoraPair(update.A, update.B * gain) if isinstance(update, LoraPair) else update * gain
 
 
 def _norm(update: LoraPair | Tensor) -> float:

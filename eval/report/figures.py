@@ -279,13 +279,19 @@ def _stack_rows(rows: Sequence[Row]) -> list[float]:
 
 def _draw_difference(axes: Axes, cell: Cell, height: float) -> None:
     """Draw a difference: a thick bar over questions, a thin one over seeds; a hollow mark if either contains zero."""
+    if cell.value is not None:
+        colour = (BETTER if cell.value > 0 else WORSE) if cell.bold else GREY
+        _draw_across(axes, cell, height, colour, colour if cell.bold else "white")
+
+
+def _draw_across(axes: Axes, cell: Cell, height: float, colour: str, face: str) -> None:
+    """Draw a value, if there is one, at a height, with a thick bar over questions and a thin one over seeds."""
     if cell.value is None:
         return
-    colour = (BETTER if cell.value > 0 else WORSE) if cell.bold else GREY
     axes.plot(_bounds(cell), [height, height], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
     if cell.seeds_low is not None and cell.seeds_high is not None:
         axes.plot([cell.seeds_low, cell.seeds_high], [height, height], "|-", color=colour, lw=1.2, ms=7)
-    axes.plot(cell.value, height, "o", ms=6, color=colour, mfc=colour if cell.bold else "white", zorder=3)
+    axes.plot(cell.value, height, "o", ms=6, color=colour, mfc=face, zorder=3)
 
 
 def _name_rows(axes: Axes, rows: Sequence[Row], heights: Sequence[float]) -> None:
@@ -299,39 +305,38 @@ def _name_rows(axes: Axes, rows: Sequence[Row], heights: Sequence[float]) -> Non
 
 
 def _add_standing_legend(figure: Figure, standing: Table) -> None:
-    handles = [Line2D([], [], color=GREY, lw=5, alpha=0.35, label="95 % over questions")]
-    if any(cell.seeds_low is not None for row in standing.rows for cell in row.cells):
-        handles.append(Line2D([], [], color=GREY, lw=1.2, marker="|", ms=7, label="95 % over seeds"))
+    handles = _list_noise_handles(standing, GREY)
     for colour, words in ((BETTER, "clearly better"), (WORSE, "clearly worse")):
         handles.append(Line2D([], [], color=colour, marker="o", ms=6, ls="none", label=f"RobustMerge {words}"))
     handles.append(Line2D([], [], color=GREY, marker="o", mfc="white", ms=6, ls="none", label="not told apart"))
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
 
 
+def _list_noise_handles(table: Table, colour: str) -> list[Line2D]:
+    """What the legend says of the bars of `_draw_across`."""
+    handles = [Line2D([], [], color=colour, lw=5, alpha=0.35, label="95 % over questions")]
+    if any(cell.seeds_low is not None for row in table.rows for cell in row.cells):
+        handles.append(Line2D([], [], color=colour, lw=1.2, marker="|", ms=7, label="95 % over seeds"))
+    return handles
+
+
 def draw_ranking(ranking: Table) -> RenderedFigure:
     """Draw the averages of the ranked models, best on top, a panel per average; RobustMerge in colour."""
     heights = _stack_rows(ranking.rows)
     panels = [index for index, column in enumerate(ranking.columns) if column.is_average]
-    has_seeds = any(cell.seeds_low is not None for row in ranking.rows for cell in row.cells)
     with matplotlib.rc_context(PLAIN_TEXT):
         figure = Figure(figsize=(12.8, 1.5 + 0.3 * max(heights)), layout="constrained")
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, index in zip(all_axes, panels, strict=True):
             for row, height in zip(ranking.rows, heights, strict=True):
                 cell, colour = row.cells[index], BETTER if row.label.startswith("RobustMerge") else INK
-                if cell.value is not None:
-                    axes.plot(_bounds(cell), [height, height], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
-                    axes.plot(cell.value, height, "o", ms=6, color=colour, zorder=3)
-                if cell.seeds_low is not None and cell.seeds_high is not None:
-                    axes.plot([cell.seeds_low, cell.seeds_high], [height, height], "|-", color=colour, lw=1.2, ms=7)
+                _draw_across(axes, cell, height, colour, colour)
             axes.set_xlabel(f"{ranking.columns[index].heading}, average (%)")
             axes.grid(color="#e6e9ed", lw=0.8)
             axes.set_axisbelow(True)
             axes.tick_params(axis="y", length=0)
         _name_rows(all_axes[0], ranking.rows, heights)
-        handles = [Line2D([], [], color=INK, lw=5, alpha=0.35, label="95 % over questions")]
-        if has_seeds:
-            handles.append(Line2D([], [], color=INK, lw=1.2, marker="|", ms=7, label="95 % over seeds"))
+        handles = _list_noise_handles(ranking, INK)
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
         alt = "Averages of the merged models, the best on top, with intervals over questions and over seeds"
         return render_figure(figure, "ranking", alt, wide=True)

@@ -23,12 +23,12 @@ def ranking_table(groups: Sequence[ResultGroup], context: Context, estimates: Es
     The cost of a method is of its own file, as measured in `results/bench_merge`; one that is changed has none.
     None if no block has as many.
     """
-    averages = list_averages(context)
+    averages, costs = list_averages(context), read_costs()
     rows = [
         row
         for members in list_blocks(groups).values()
         if averages and len(ranked := rank_merged(members, averages[0], estimates)) >= MANY
-        for row in _rank_rows(ranked, averages, estimates, read_costs())
+        for row in _rank_rows(ranked, averages, estimates, costs)
     ]
     if not rows:
         return None

@@ -69,11 +69,15 @@ def print_choices(plans: Sequence[Plan]) -> None:
     keys = find_swept_keys(plans)
     for plan in plans:
         point = f"{describe_point(plan, keys)}: " if keys else ""
-        titles = {method.name: method.title or method.name for method in plan.config.methods}
+        titles = _titles_of(plan)
         for name, choice in plan.choices.items():
             print(f"{point}{titles[name]}: {describe_choice(choice)}")
         for name, found in plan.searches.items():
             print(f"{point}{titles[name]}: {describe_found(found)}")
+
+
+def _titles_of(plan: Plan) -> dict[str, str]:
+    return {method.name: method.title or method.name for method in plan.config.methods}
 
 
 def print_val_means(plans: Sequence[Plan]) -> None:
@@ -82,7 +86,7 @@ def print_val_means(plans: Sequence[Plan]) -> None:
     means: dict[tuple[str, str], list[tuple[float, float | None]]] = {}
     for plan in plans:
         point = f" ({describe_point(plan, keys)})" if keys else ""
-        titles = {method.name: method.title or method.name for method in plan.config.methods}
+        titles = _titles_of(plan)
         for name, choice in plan.choices.items():
             pair = choice.means[choice.factor], choice.means.get(1.0)
             means.setdefault((titles[name] + point, "chosen"), []).append(pair)

@@ -7,7 +7,6 @@ authors' own code, but for CT-Merging, LoRA-LEGO and DO-Merging, of whose author
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,7 @@ from peft import PeftModel
 
 from robustmerge.algebra import merge_pairs
 from robustmerge.beyond import (
-    compress_then_merge,
-    ct_merging,
-    dc_merge,
-    do_merging,
-    iso_c,
-    iso_cts,
     lora_lego,
-    swudi,
-    tsv_m,
 )
 from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.formats.adapter_config import WEIGHTS
@@ -35,19 +26,8 @@ from robustmerge.merging import merge_folders, merge_with_summary
 from robustmerge.method import read_method
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import QUIET, REPOSITORY, Case, Tiny, assert_within, cases, save_expert
+from tests.robustmerge.test_beyond import METHODS
 
-Merge = Callable[..., LoraPair]
-METHODS: dict[str, Merge] = {
-    "tsv_m": tsv_m.merge,
-    "iso_c": iso_c.merge,
-    "iso_cts": iso_cts.merge,
-    "swudi": swudi.merge,
-    "dc_merge": dc_merge.merge,
-    "compress_then_merge": compress_then_merge.merge,
-    "ct_merging": ct_merging.merge,
-    "lora_lego": lora_lego.merge,
-    "do_merging": do_merging.merge,
-}
 OUTPUTS: list[tuple[str, str, dict[str, Any]]] = [  # folder, output in the case, settings; strength 1 in all
     ("tsv_m", "output.", {}),
     ("iso_c", "output.", {}),
