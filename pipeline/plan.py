@@ -20,6 +20,7 @@ from pipeline.sources import EvalSet, Source, explain_full_model, name_source
 from pipeline.strengths import choose_strength, has_val
 from pipeline.weight_search import Found, problems_of_budget, search_weights
 from robustmerge.formats.adapter_config import SOURCE_FILES
+from robustmerge.graded import format_grade
 from robustmerge.method import AnyMethod, Method
 from robustmerge.stage.address import Address
 from robustmerge.stage.files import expand
@@ -147,9 +148,7 @@ class Plan(Addresses):
         grid = self.config.strength_grid
         if not grid or not self._val_sets:
             return {}
-        free = [
-            m for m in self.config.methods if isinstance(m.strength, (int, float)) and m.name not in self.config.fixed
-        ]
+        free = [m for m in self.config.methods if m.strength is not None and m.name not in self.config.fixed]
         return {method.name: {factor: method.with_factor(factor) for factor in grid} for method in free}
 
     @cached_property
@@ -184,9 +183,8 @@ class Plan(Addresses):
         return {
             name: choose_strength(
                 {
-                    factor: (method.strength, self._val_mean(self.candidates[name][factor]))
+                    factor: (format_grade(method.strength, 3), self._val_mean(self.candidates[name][factor]))
                     for factor, method in by_factor.items()
-                    if isinstance(method.strength, (int, float))
                 }
             )
             for name, by_factor in self.candidate_methods.items()

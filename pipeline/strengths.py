@@ -20,12 +20,12 @@ from robustmerge.stage.settings import Problem
 DIGITS = 9  # val means that agree in so many decimals are equal: sums of the same scores in another order
 
 
-def choose_strength(tried: Mapping[float, tuple[float, float]]) -> Choice:
+def choose_strength(tried: Mapping[float, tuple[str, float]]) -> Choice:
     """Choose from factor -> (strength, mean val score): the highest mean, of equal ones the factor nearest to 1.
 
     Nearest by ratio; of 0.5 and 2.0 it is the smaller.
 
-    >>> choose_strength({0.25: (0.5, 40.0), 0.5: (0.7, 42.0), 1.4: (1.2, 42.0), 4.0: (2.0, 10.0)}).factor
+    >>> choose_strength({0.25: ("0.5", 40.0), 0.5: ("0.7", 42.0), 1.4: ("1.2", 42.0), 4.0: ("2", 10.0)}).factor
     1.4
     """
     means = {factor: mean for factor, (_, mean) in tried.items()}
@@ -64,7 +64,7 @@ def is_set_by_user(merge: Mapping[str, Any], overrides: Iterable[str]) -> bool:
 def describe_choice(choice: Choice) -> str:
     """Describe a choice: `strength 1.41 (0.5 x the default's update) chosen on val: 38.2 against 35.0 at ...`."""
     what = "the default" if choice.factor == 1 else f"{choice.factor:g} x the default's update"
-    text = f"strength {choice.strength:.3g} ({what}) chosen on val: {choice.means[choice.factor]:.1f}"
+    text = f"strength {choice.strength} ({what}) chosen on val: {choice.means[choice.factor]:.1f}"
     if choice.factor != 1 and 1 in choice.means:
         text += f" against {choice.means[1]:.1f} at the default"
     if not choice.at_end:

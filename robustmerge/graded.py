@@ -75,15 +75,16 @@ def find_wrong_numbers(grade: Grade, what: str) -> list[str]:
     return [f"{what} must be a finite number, got {value}" for value in list_numbers(grade) if not math.isfinite(value)]
 
 
-def format_grade(grade: Any) -> str:
-    """A grade as `--set` takes it.
+def format_grade(grade: Any, digits: int = 6) -> str:
+    """A grade as `--set` takes it, its numbers with so many significant digits.
 
     >>> format_grade(0.5), format_grade([0.2, 1.0]), format_grade([["a", 1.0]])
     ('0.5', '[0.2, 1]', '{a: 1}')
     """
     if has_patterns(grade):
-        return "{" + ", ".join(f"{pattern}: {value:g}" for pattern, value in grade) + "}"
-    return f"[{', '.join(f'{value:g}' for value in grade)}]" if is_graded(grade) else f"{grade:g}"
+        return "{" + ", ".join(f"{pattern}: {value:.{digits}g}" for pattern, value in grade) + "}"
+    numbers = [f"{value:.{digits}g}" for value in (grade if is_graded(grade) else [grade])]
+    return f"[{', '.join(numbers)}]" if is_graded(grade) else numbers[0]
 
 
 def resolve(grade: Grade, modules: Sequence[str], key: str) -> dict[str, float]:

@@ -93,7 +93,7 @@ class Method:
     name: str
     space: str = "factors"
     strength: Grade = field(default=None)  # type: ignore[assignment]  # there as soon as it is checked
-    strengths: dict[str, float] = outside_identity({})
+    strengths: dict[str, Grade] = outside_identity({})
     first: Prune | None = later(None)
     prune: Prune = field(default_factory=Prune)
     scale: Scale = field(default_factory=Scale)
@@ -297,6 +297,8 @@ class FunctionMethod:
 
     target: the function's dotted path. collect: that of a function `collect(modules, **params)`, called once before,
     with an iterator over (module, pairs); `merge` gets what it returns as `collected=`.
+    params: of the function. One that is called strength multiplies the update, and may differ by module like that of a
+    `Method`; the function gets the number of its module.
     source: sha256 of the text that they compute with, so that an edited function is another result.
     equalize, calibrate, spectrum, targets: as of `Method`; where an expert lacks a module, the function gets a pair of
     zeros.
@@ -323,29 +325,59 @@ class FunctionMethod:
             object.__setattr__(self, "source", digest_functions({"_target_": self.target, "collect": self.collect}))
         except ConfigError as error:
             problems += error.problems
+        problems += self._problems_of_strength()
         refuse(problems)
+        if self.is_graded:
+            object.__setattr__(self, "params", self._params_with(map_numbers(float, self.params["strength"])))
+
+    def _problems_of_strength(self) -> list[Problem]:
+        """Problems of a strength that differs by module."""
+        if not self.is_graded:
+            return []
+        try:
+            problems = [Problem(text, "params.strength") for text in find_wrong_numbers(self.params["strength"], "it")]
+        except (TypeError, ValueError):
+            text = "expected a number, numbers from the first layer to the last, or a number for each pattern of names"
+            problems = [Problem(f"{text}, got {self.params['strength']}", "params.strength")]
+        if self.collect is not None:
+            text = f"it must be one number, since {self.collect} is called once for all modules"
+            problems.append(Problem(text, "params.strength"))
+        return problems
+
+    def _params_with(self, strength: Grade) -> dict[str, Any]:
+        return {**self.params, "strength": strength}
 
     @property
-    def strength(self) -> float | None:
-        """What multiplies the update: `params.strength`; None where the function has no such number."""
+    def strength(self) -> Grade | None:
+        """What multiplies the update: `params.strength`, as of `Method`; None where the function has no such number."""
         value = self.params.get("strength")
-        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return value if is_number or self.is_graded else None
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether the strength differs by module; `by_module` gives the methods of the modules then."""
+        return is_graded(self.params.get("strength"))
 
     @property
     def effective_strength(self) -> float | None:
-        """The factor by which the update is multiplied in the end."""
-        return self.strength
+        """The factor by which the update is multiplied in the end; None where it differs by module."""
+        return None if self.is_graded else cast("float | None", self.strength)
 
     def with_factor(self, factor: float) -> FunctionMethod:
         """The method, its update multiplied by `factor` (> 0). Raises UserError for one without a strength."""
         if self.strength is None:
             raise UserError(f"{self.name} has no strength to multiply (merge.strength)")
-        strength = self.strength * factor
-        return self if factor == 1 else replace(self, params={**self.params, "strength": strength})
+        strength = map_numbers(lambda x: x * factor, self.strength)
+        return self if factor == 1 else replace(self, params=self._params_with(strength))
 
     def by_module(self, modules: Sequence[str]) -> dict[str, FunctionMethod]:
-        """The method itself for each module: what its numbers mean only its function knows."""
-        return dict.fromkeys(modules, self)
+        """The method of each module, whose strength is a number. Raises UserError as `resolve` does."""
+        if not self.is_graded:
+            return dict.fromkeys(modules, self)
+        numbers = resolve(cast(Grade, self.strength), modules, "merge.params.strength")
+        methods = {number: replace(self, params=self._params_with(number)) for number in set(numbers.values())}
+        return {module: methods[number] for module, number in numbers.items()}
 
     def linear_shares_of(self, experts: Sequence[str]) -> None:
         """None: what a function does is not known to be a weighted sum."""
@@ -380,7 +412,6 @@ class FunctionMethod:
     # What only the algebra has.
     space = None
     weights = None
-    is_graded = False
     multiplies_factors = False
     needs_equal_ranks = False
     needs_full_zeros = True  # a function may stack the pairs, or divide by the number of their directions

@@ -91,7 +91,7 @@ def make_sweep(tasks, seeds=(1, 2, 3, 4, 5), questions: int = N, noise: float = 
                 add(f"merged/{name}", "merged", title, 22 + shift + better, seed, facet=start, method=name)
                 factor = GRID[(seed + len(name)) % 4]
                 means = {one: 30 - 3 * abs(one - factor) for one in GRID}
-                choice = Choice(factor, 2 * factor**0.5, factor in (GRID[0], GRID[-1]), means)
+                choice = Choice(factor, f"{2 * factor**0.5:.3g}", factor in (GRID[0], GRID[-1]), means)
                 more = {"facet": start, "method": name, "variant": CHOSEN, "choice": choice}
                 add(f"merged/{name}", "merged", title, 26 + shift + better / 2, seed, **more)
     return results

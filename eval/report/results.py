@@ -29,13 +29,13 @@ VARIANT_TITLES = {"": "default strength", CHOSEN: "strength chosen on val"}  # i
 class Choice:
     """The strength that was chosen for one method.
 
-    factor: of the update, relative to the default's; strength: the setting that gives it (in factor space the default
-    times the square root of the factor). at_end: the factor is the grid's smallest or largest, so that a better one may
-    lie outside. means: factor -> mean val score (0..100) over the seen tasks that have val questions.
+    factor: of the update, relative to the default's; strength: the setting that gives it, as text (in factor space the
+    default times the square root of the factor). at_end: the factor is the grid's smallest or largest, so that a better
+    one may lie outside. means: factor -> mean val score (0..100) over the seen tasks that have val questions.
     """
 
     factor: float
-    strength: float
+    strength: str
     at_end: bool
     means: Mapping[float, float]
 

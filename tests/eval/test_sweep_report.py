@@ -78,7 +78,7 @@ def test_answers_are_shown_of_one_block_with_its_references(sweep):
 def test_the_methods_tell_grid_choice_and_where_the_grid_was_too_small():
     def make(seed: int, factor: float, at_end: bool) -> SourceResult:
         means = {0.5: 30.0, 1.0: 40.0 + seed, 2.0: 35.0}
-        choice = Choice(factor, 2 * factor, at_end, means)
+        choice = Choice(factor, f"{2 * factor:g}", at_end, means)
         return make_result("merged/ties", "merged", "TIES", both(9), variant=CHOSEN, seed=seed, choice=choice)
 
     default = make_seeds("ties", "TIES", {1: both(9), 2: both(8)}, settings={"space": "delta"})

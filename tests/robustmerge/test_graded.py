@@ -15,7 +15,7 @@ from robustmerge.cli.program import main
 from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.graded import find_depths, resolve
 from robustmerge.merging import merge_folders, write_merged
-from robustmerge.method import Method, build_method, read_method
+from robustmerge.method import AnyMethod, FunctionMethod, Method, build_method, read_method
 from robustmerge.stage.address import settings_in_identity
 from robustmerge.stage.settings import UserError
 from tests.law_cases import EVERYWHERE, MODULES, assert_same, draw, dropping, merge
@@ -24,11 +24,19 @@ from tests.merge_cases import QUIET, address_of, random_experts, write_expert
 GRADED = {name: m for name, m in EVERYWHERE.items() if isinstance(m, Method)}
 BY_ITSELF = {name: m for name, m in GRADED.items() if not m.needs_whole_model}
 algebra = pytest.mark.parametrize("name", GRADED)
+with_strength = pytest.mark.parametrize("name", [name for name, m in EVERYWHERE.items() if m.strength is not None])
 LAYERS = tuple(f"model.layers.{n}.q" for n in range(5))
 
 
 def graded(name: str, strength: Any, **weights: Any) -> Method:
     return dataclasses.replace(dropping(GRADED[name]), strength=strength, weights=weights or None)
+
+
+def at_strength(name: str, strength: Any) -> AnyMethod:
+    method = EVERYWHERE[name]
+    if isinstance(method, FunctionMethod):
+        return dataclasses.replace(method, params={**method.params, "strength": strength})
+    return graded(name, strength)
 
 
 # --- laws --------------------------------------------------------------------------------------------------------
@@ -56,10 +64,10 @@ def test_merging_module_by_module_with_its_own_numbers_is_the_graded_merge(name:
         assert_same(merged, merge(alone, graded(name, strengths[module], c=weights[module])))
 
 
-@algebra
+@with_strength
 def test_a_strength_multiplies_each_module_as_much_as_a_number_there(name: str) -> None:
     experts = draw(2)
-    merged, *plain = (merge(experts, graded(name, s)) for s in ([("layers.0.*", 0.5), ("default", 2.0)], 0.5, 2.0))
+    merged, *plain = (merge(experts, at_strength(name, s)) for s in ([("layers.0.*", 0.5), ("default", 2.0)], 0.5, 2.0))
     assert_same(merged, {MODULES[0]: plain[0][MODULES[0]], MODULES[1]: plain[1][MODULES[1]]})
 
 
@@ -72,8 +80,8 @@ def test_weights_by_module_count_in_what_is_measured_over_the_whole_model() -> N
 
 
 def test_the_factor_of_a_grid_multiplies_a_graded_strength_as_a_whole() -> None:
-    for name in ("robustmerge", "ties-delta-tensor", "task_arithmetic"):
-        method = graded(name, [0.5, 1.0])
+    for name in ("robustmerge", "ties-delta-tensor", "task_arithmetic", "swudi"):
+        method = at_strength(name, [0.5, 1.0])
         assert_same(merge(draw(4), method.with_factor(0.25)), merge(draw(4), method), times=0.25)
 
 
@@ -147,6 +155,31 @@ def test_a_pattern_that_takes_long_is_ended() -> None:
 def test_numbers_that_no_module_could_have_are_refused(changes: dict, told: str) -> None:
     with pytest.raises(UserError, match=told):
         read_method("ties", **changes)
+
+
+@pytest.mark.parametrize(
+    ("strength", "told"),
+    [
+        ([1], r"at least two numbers over the depth, or a pattern, got \[1\] \(merge\.params\.strength\)"),
+        ({".*": float("inf")}, r"must be a finite number, got inf \(merge\.params\.strength\)"),
+        (["much", 1.0], r"expected a number, numbers .*, got \['much', 1\.0\] \(merge\.params\.strength\)"),
+    ],
+)
+def test_a_function_takes_no_such_numbers_either(strength: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        read_method("tsv_m", params__strength=strength)
+
+
+def test_a_function_that_collects_over_the_model_has_one_strength(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "my_collecting.py").write_text(
+        "def count(modules, strength): return strength\ndef merge(pairs, collected, strength): return pairs[0]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = {"name": "mine", "_target_": "my_collecting.merge", "collect": "my_collecting.count"}
+    with pytest.raises(
+        UserError, match=r"must be one number, since my_collecting\.count is called once for all modules"
+    ):
+        build_method({**mine, "params": {"strength": [0.0, 1.0]}})
 
 
 def test_a_list_needs_layers() -> None:
