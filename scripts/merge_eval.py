@@ -18,7 +18,7 @@ def main(points: list[dict]) -> None:
     merge.check_experts(plans)
     choose.choose(plans)
     evaluations = [one for plan in plans for one in plan.evaluations]
-    predict.predict(evaluations)
+    predict.predict(score.find_unscored(evaluations))
     score.score(evaluations)
     score.score_with_other_protocol(evaluations)
     report.print_reports(report.report(plans), started)

@@ -435,6 +435,19 @@ def test_a_sentence_says_what_was_measured(page, sentences):
     assert [sentence for sentence in sentences() if sentence not in text] == []
 
 
+def test_the_rules_that_were_tried_are_those_of_the_file():
+    page = (REPOSITORY / "docs" / "attempt.md").read_text()
+    tried = [
+        f"| {row['round']} | {row['rule']} | {row['A']}{', five seeds' if row['seeds'] == '1-5' else ''} | "
+        f"{float(row['val mean']):.1f} ± {float(row['deviation']):.1f} |"
+        for row in read_csv("attempt/candidates")
+    ]
+    shown = re.findall(r"^\| \d+ \|.*$", page, re.MULTILINE)
+    assert shown
+    assert [line for line in shown if line not in tried] == []
+    assert f"All {len(tried)} rows" in page
+
+
 # What docs/choose.md advises.
 
 

@@ -11,7 +11,7 @@ from pipeline.stages.base import make_bases
 from pipeline.stages.merge import merge, merge_by
 from pipeline.stages.predict import check_devices, predict
 from pipeline.stages.prepare import prepare
-from pipeline.stages.score import score
+from pipeline.stages.score import find_unscored, score
 from pipeline.strengths import describe_choice
 from pipeline.sweep import describe_point, find_swept_keys
 from pipeline.weight_search import describe_found
@@ -44,7 +44,7 @@ def check_choosing(plans: Sequence[Plan]) -> None:
 def choose_strengths(plans: Sequence[Plan]) -> None:
     """Answer and score the val questions at every strength, so that the plans can choose among them."""
     evaluations = [one for plan in plans for one in plan.val_evaluations]
-    predict(evaluations)
+    predict(find_unscored(evaluations))
     score(evaluations)
 
 
@@ -59,7 +59,7 @@ def _evaluate(plan: Plan, methods: Sequence[AnyMethod]) -> list[float]:
     """The mean val scores of merges, which are made where they are not there."""
     merge_by([(plan, method) for method in methods])
     evaluations = plan.evaluate_on_val(methods)
-    predict(evaluations)
+    predict(find_unscored(evaluations))
     score(evaluations)
     return plan.val_means(methods)
 

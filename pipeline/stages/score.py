@@ -21,6 +21,11 @@ from robustmerge.stage.settings import UserError, build
 CAPTION_COST = 100.0  # of scoring a caption, beside a short answer
 
 
+def find_unscored(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations that have no score yet: what is scored, here or in scores from elsewhere, needs no answers."""
+    return [one for _, one in drop_finished((one.score, one) for one in evaluations)]
+
+
 def score(evaluations: Sequence[Evaluation]) -> None:
     """Score the answers of every evaluation; needs no model. Raises UserError where answers are missing."""
     unfinished = drop_finished((one.score, one) for one in evaluations)
