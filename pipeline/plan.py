@@ -60,11 +60,11 @@ class Evaluation:
         return min(count, config.limit or count)
 
     def with_other_protocol(self) -> Evaluation | None:
-        """The same evaluation by the other protocol; None if that is not wanted or its answers do not exist."""
+        """The same evaluation by the other protocol; None if that is not wanted, or has neither score nor answers."""
         if not self.plan.config.other_protocol:
             return None
         other = dataclasses.replace(self, eval_set=self.eval_set.with_other_protocol())
-        return other if other.predictions.is_complete() else None
+        return other if other.score.is_complete() or other.predictions.is_complete() else None
 
 
 class Plan(Addresses):

@@ -27,6 +27,7 @@ from torch import Tensor
 from robustmerge.device import computing_on
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.function_method import collect_over_model, merge_by_function
+from robustmerge.graded import is_over_depth
 from robustmerge.low_rank import concatenate, truncate
 from robustmerge.method import AnyMethod, FunctionMethod, Method
 from robustmerge.method_parts import Prune
@@ -42,6 +43,7 @@ from robustmerge.module import (
 )
 from robustmerge.rules import COMBINE, RANK_AXIS, Election, Statistics, rank_scales, rank_sums
 from robustmerge.spaces import SPACES, Blocks
+from robustmerge.stage.settings import UserError
 from robustmerge.steps import calibrate, equalize, finish, prepare
 from robustmerge.thresholds import Piece, measure, pruned_blocks, weigh
 
@@ -51,8 +53,14 @@ Visit = Callable[[Callable[[Module], Any]], Iterable[Any]]  # a function of a mo
 def merge_pairs(experts: Mapping[str, LoraPair], method: AnyMethod, module: str = "") -> LoraPair | Tensor:
     """Merge one module. experts: name -> pair, A [r, d_in] and B [d_out, r]; module: its name, for random pruning.
 
-    Returns a pair, or the dense update [d_out, d_in] where it has no low rank. Raises UserError as `merge_models` does.
+    Returns a pair, or the dense update [d_out, d_in] where it has no low rank. Raises UserError as `merge_models` does,
+    and for numbers over the layers, of which one module does not know its place.
     """
+    if any(map(is_over_depth, (method.strength, *(method.weights or {}).values()))):
+        raise UserError(
+            f"{method.name} has a list of numbers over the layers, and one module alone has no depth: merge the whole "
+            "model (merge_models), or give one number (merge.strength, merge.weights)"
+        )
     return merge_models({name: {module: pair} for name, pair in experts.items()}, method)[module]
 
 

@@ -42,6 +42,11 @@ def is_graded(grade: Any) -> bool:
     return isinstance(grade, (tuple, list, Mapping))
 
 
+def is_over_depth(grade: Any) -> bool:
+    """Whether it is numbers over the layers."""
+    return is_graded(grade) and not has_patterns(order_patterns(grade))
+
+
 def has_patterns(grade: Any) -> TypeGuard[Patterns]:
     """Whether it is a grade by patterns, in order."""
     return isinstance(grade, (tuple, list)) and bool(grade) and isinstance(grade[0], (tuple, list))

@@ -49,6 +49,7 @@ from robustmerge.stage.settings import (
     UserError,
     build,
     choose,
+    convert,
     key_of,
     later,
     outside_identity,
@@ -325,23 +326,21 @@ class FunctionMethod:
             object.__setattr__(self, "source", digest_functions({"_target_": self.target, "collect": self.collect}))
         except ConfigError as error:
             problems += error.problems
-        problems += self._problems_of_strength()
-        refuse(problems)
         if self.is_graded:
-            object.__setattr__(self, "params", self._params_with(map_numbers(float, self.params["strength"])))
+            problems += self._grade_strength()
+        refuse(problems)
 
-    def _problems_of_strength(self) -> list[Problem]:
-        """Problems of a strength that differs by module."""
-        if not self.is_graded:
-            return []
+    def _grade_strength(self) -> list[Problem]:
+        """Convert a strength that differs by module as that of a `Method` is, and return its problems."""
+        key = "params.strength"
         try:
-            problems = [Problem(text, "params.strength") for text in find_wrong_numbers(self.params["strength"], "it")]
-        except (TypeError, ValueError):
-            text = "expected a number, numbers from the first layer to the last, or a number for each pattern of names"
-            problems = [Problem(f"{text}, got {self.params['strength']}", "params.strength")]
+            strength = order_patterns(convert(Grade, self.params["strength"], key))
+        except ConfigError as error:
+            return list(error.problems)
+        object.__setattr__(self, "params", self._params_with(strength))
+        problems = [Problem(text, key) for text in find_wrong_numbers(strength, "strength")]
         if self.collect is not None:
-            text = f"it must be one number, since {self.collect} is called once for all modules"
-            problems.append(Problem(text, "params.strength"))
+            problems.append(Problem(f"it must be one number, since {self.collect} is called once for all modules", key))
         return problems
 
     def _params_with(self, strength: Grade) -> dict[str, Any]:
@@ -396,7 +395,8 @@ class FunctionMethod:
     @property
     def formula(self) -> str:
         """The method in a few words, for the card of a merged folder."""
-        return ", ".join([self.target, *list_steps(self)])
+        graded = [f"strength {format_grade(self.strength)}"] if self.is_graded else []
+        return ", ".join([self.target, *graded, *list_steps(self)])
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -505,6 +505,7 @@ def _wrong_numbers(method: Method) -> list[Problem]:
         text = f"strength must be given: merge.strengths lists no default for {method.strength_key}"
         problems.append(Problem(text, "strength"))
     grades = {"strength": method.strength} if method.strength is not None else {}
+    grades |= {f"strengths.{space}": strength for space, strength in method.strengths.items()}
     grades |= {f"weights.{name}": weight for name, weight in (method.weights or {}).items()}
     for key, grade in grades.items():
         problems += [Problem(text, key) for text in find_wrong_numbers(grade, key.partition(".")[2] or key)]

@@ -23,6 +23,7 @@ RESULTS = REPOSITORY / "results"
 INDEPENDENT, SHARED = "independent A", "shared A"
 METHODS = ("Task Arithmetic", "TIES", "DARE", "KnOTS-TIES", "RobustMerge")
 AHEAD = ("Task Arithmetic", "DARE", "KnOTS-TIES")  # of RobustMerge
+BEST = "TSV-M + LiNeS"
 CHOSEN = ", strength chosen"
 SEEDS = (1, 2, 3, 4, 5)
 Row = dict[str, str]
@@ -69,10 +70,11 @@ def with_noise(row: Row, average: str) -> str:
 
 def test_the_scores_of_the_readme_are_those_of_the_report():
     rows = read_table("README.md", "| | independent A: seen")
-    assert len(rows) == 13
+    assert len(rows) == 15
     for title, cells in rows.items():
+        report = "attempt/main" if title.startswith(BEST) else "tables/main"
         for group, pair in ((INDEPENDENT, cells[:2]), (SHARED, cells[2:])):
-            row = find_row("tables/main", title.removesuffix(", default"), group)
+            row = find_row(report, title.removesuffix(", default"), group)
             assert pair == [with_noise(row, "seen_avg"), with_noise(row, "unseen_avg")], (title, group)
 
 
@@ -248,11 +250,10 @@ def in_small(title: str, key: str = "seen_avg") -> float:
 def readme_sentences() -> list[str]:
     return [
         f"the base reaches {seen('Zero-shot'):.0f} of the experts' {seen('Individual', INDEPENDENT):.0f}",
-        f"{lead(INDEPENDENT):.1f} points with independent A and {lead(SHARED):.1f} with shared A",
+        "by {:.1f} points or more at defaults and {:.1f} at chosen strengths".format(
+            *(min(behind_best(title)[i][0] for title in METHODS for i in pair) for pair in ((0, 2), (1, 3)))
+        ),
         f"the strength chosen on `val` adds {min(all_rises()):.1f} to {max(all_rises()):.1f} points",
-        f"Arithmetic to {in_spaces('Task Arithmetic (products)')}",
-        f"equation 5 as printed to {in_spaces('RobustMerge (products, eq. 5)')}",
-        f"merge better by {min(gains_when_short(METHODS)):.1f} to {max(gains_when_short(METHODS)):.1f} points",
         "KnOTS-TIES {:.1f}, DARE {:.1f}, Task Arithmetic {:.1f}; TIES and RobustMerge {:.1f}".format(
             *(in_small(title + CHOSEN) for title in ("KnOTS-TIES", "DARE", "Task Arithmetic", "TIES"))
         ),
@@ -421,6 +422,24 @@ def choose_sentences() -> list[str]:
     ]
 
 
+def behind_best(title: str, average: str = "seen_avg") -> list[tuple[float, bool]]:
+    """How far a method is behind TSV-M + LiNeS, and if clearly, at default and chosen: independent A, then shared A."""
+    pairs = [(group, variant) for group in (INDEPENDENT, SHARED) for variant in ("", CHOSEN)]
+    found = [difference("attempt/differences", title + variant, group, average) for group, variant in pairs]
+    return [(-minus, is_clear) for minus, is_clear in found]
+
+
+def attempt_sentences() -> list[str]:
+    behind = {title: [points for points, _ in behind_best(title)] for title in ("TSV-M", "CT-Merging", "KnOTS-TIES")}
+    best = [find_row("attempt/main", BEST + variant, g) for variant in ("", CHOSEN) for g in (INDEPENDENT, SHARED)]
+    return [
+        *(f"{title} by {min(points):.1f} to {max(points):.1f}" for title, points in behind.items()),
+        "its default scores {:.1f} and {:.1f}, the chosen strengths {:.1f} and {:.1f}".format(
+            *(float(row["seen_avg"]) for row in best)
+        ),
+    ]
+
+
 @pytest.mark.parametrize(
     ("page", "sentences"),
     [
@@ -428,6 +447,7 @@ def choose_sentences() -> list[str]:
         ("docs/costs.md", costs_sentences),
         ("docs/findings.md", findings_sentences),
         ("docs/choose.md", choose_sentences),
+        ("docs/attempt.md", attempt_sentences),
     ],
 )
 def test_a_sentence_says_what_was_measured(page, sentences):
@@ -435,11 +455,32 @@ def test_a_sentence_says_what_was_measured(page, sentences):
     assert [sentence for sentence in sentences() if sentence not in text] == []
 
 
+def test_the_scores_of_the_attempt_are_those_of_its_report():
+    rows = read_table("docs/attempt.md", "| test, five seeds")
+    assert len(rows) == 20
+    for title, cells in rows.items():
+        for group, pair in ((INDEPENDENT, cells[:2]), (SHARED, cells[2:])):
+            row = find_row("attempt/main", title.removesuffix(", default"), group)
+            assert pair == [with_noise(row, "seen_avg"), with_noise(row, "unseen_avg")], (title, group)
+
+
+def test_tsv_m_with_a_strength_that_rises_is_clearly_first_on_the_seen_tasks():
+    others = {
+        row["source"].partition(" (independent")[0].removesuffix(CHOSEN) for row in read_csv("attempt/differences")
+    }
+    others = {title for title in others if "shared A" not in title and not title.startswith(BEST)}
+    level = "Task Arithmetic (products, LiNeS)"
+    assert level in others
+    for title in others - {level}:
+        assert all(points > 0 and is_clear for points, is_clear in behind_best(title)), title
+    assert [is_clear for _, is_clear in behind_best(level)] == [True, False, True, False]
+
+
 def test_the_rules_that_were_tried_are_those_of_the_file():
     page = (REPOSITORY / "docs" / "attempt.md").read_text()
     tried = [
         f"| {row['round']} | {row['rule']} | {row['A']}{', five seeds' if row['seeds'] == '1-5' else ''} | "
-        f"{float(row['val mean']):.1f} ± {float(row['deviation']):.1f} |"
+        f"{row['strengths']} | {float(row['val mean']):.1f} ± {float(row['deviation']):.1f} |"
         for row in read_csv("attempt/candidates")
     ]
     shown = re.findall(r"^\| \d+ \|.*$", page, re.MULTILINE)

@@ -123,7 +123,7 @@ def _format_taken(choices: Sequence[tuple[int | None, Choice]]) -> str:
     """The chosen factor and strength, `0.5 (1.41)`; of several seeds each once, with its seeds where they differ."""
     seeds_by_text: dict[str, list[int | None]] = {}
     for seed, choice in choices:
-        text = f"{choice.factor:g} ({choice.strength})" + (" ⚠" if choice.at_end else "")
+        text = f"{choice.factor:g} ({escape_markdown(choice.strength)})" + (" ⚠" if choice.at_end else "")
         seeds_by_text.setdefault(text, []).append(seed)
     if len(seeds_by_text) == 1:
         return next(iter(seeds_by_text)) + (f", all {len(choices)} seeds" if len(choices) > 1 else "")

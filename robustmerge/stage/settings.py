@@ -137,6 +137,14 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return settings
 
 
+def convert(kind: Any, value: Any, key: str) -> Any:
+    """The value as a type has it, as `build` converts a field's. Raises ConfigError if it is not of the type."""
+    problems: list[Problem] = []
+    converted = _coerce(kind, value, key, problems)
+    refuse(problems)
+    return converted
+
+
 def check_types(types_by_key: Mapping[str, Any], values: Mapping[str, Any], where: str) -> None:
     """Raises ConfigError for every value that is not of the type of its key, as `build` does."""
     problems: list[Problem] = []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from robustmerge.algebra import merge_models
+from robustmerge.algebra import merge_models, merge_pairs
 from robustmerge.cli.program import main
 from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.graded import find_depths, resolve
@@ -160,14 +160,18 @@ def test_numbers_that_no_module_could_have_are_refused(changes: dict, told: str)
 @pytest.mark.parametrize(
     ("strength", "told"),
     [
-        ([1], r"at least two numbers over the depth, or a pattern, got \[1\] \(merge\.params\.strength\)"),
-        ({".*": float("inf")}, r"must be a finite number, got inf \(merge\.params\.strength\)"),
-        (["much", 1.0], r"expected a number, numbers .*, got \['much', 1\.0\] \(merge\.params\.strength\)"),
+        ([1], "strength must have at least two numbers over the depth, or a pattern, got \\[1\\]"),
+        ({".*": float("inf")}, "strength must be a finite number, got inf"),
+        (["much", 1.0], "expected a number, got \\['much', 1.0\\]"),
+        ([True, 1.0], "expected a number, got \\[True, 1.0\\]"),
+        ([10**400, 1], "expected a number, got \\[1000"),
+        ({1: 2, 3: 4}, "pattern '1' matches no module"),
     ],
+    ids=range(6),
 )
 def test_a_function_takes_no_such_numbers_either(strength: Any, told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        read_method("tsv_m", params__strength=strength)
+    with pytest.raises(UserError, match=rf"(?s){told}.*\(merge\.params\.strength\)"):
+        merge_models(random_experts("ab", LAYERS), read_method("tsv_m", params__strength=strength))
 
 
 def test_a_function_that_collects_over_the_model_has_one_strength(tmp_path: Path, monkeypatch) -> None:
@@ -180,6 +184,13 @@ def test_a_function_that_collects_over_the_model_has_one_strength(tmp_path: Path
         UserError, match=r"must be one number, since my_collecting\.count is called once for all modules"
     ):
         build_method({**mine, "params": {"strength": [0.0, 1.0]}})
+
+
+@pytest.mark.parametrize("method", [read_method("tsv_m_lines"), read_method("ties", weights={"a": [0, 1]})])
+def test_one_module_alone_takes_no_list(method: AnyMethod) -> None:
+    pairs = {expert: pairs["layers.0.q"] for expert, pairs in draw(0).items()}
+    with pytest.raises(UserError, match="one module alone has no depth: merge the whole model"):
+        merge_pairs(pairs, method, "layers.0.q")
 
 
 def test_a_list_needs_layers() -> None:
