@@ -403,8 +403,9 @@ def choose_sentences() -> list[str]:
         deviation("Task Arithmetic", SHARED),
     ]
     default_lengths = [merged("norm_over_mean", method, SHARED) for method in ("Task Arithmetic", "KnOTS-TIES")]
+    compared = read_table("docs/choose.md", "| | default: seen")
     return [
-        f"with {len(METHODS)} methods, {len(tasks)} tasks and {len(seeds)} training seeds",
+        f"with {len(compared)} methods, {len(tasks)} tasks and {len(seeds)} training seeds",
         f"by {-independent:.1f} points or more (seen tasks)",
         f"with one it scores {robustmerge[1] - robustmerge[0]:.1f} points higher",
         "scores {:.1f} without and {:.1f} with a shared A".format(*knots),
@@ -462,6 +463,22 @@ def test_the_scores_of_the_attempt_are_those_of_its_report():
         for group, pair in ((INDEPENDENT, cells[:2]), (SHARED, cells[2:])):
             row = find_row("attempt/main", title.removesuffix(", default"), group)
             assert pair == [with_noise(row, "seen_avg"), with_noise(row, "unseen_avg")], (title, group)
+
+
+def test_what_methods_score_and_cost_is_what_was_measured():
+    costs = {row["name"]: row["cpu"] for row in read_json("bench_merge/table.json")["rows"]}
+    names = {read_method(name).title: name for name in list_methods()}
+    for title, (*cells, cost) in read_table("docs/choose.md", "| | default: seen").items():
+        name, _, changes = title.replace("`", "").partition(", ")
+        report = read_method(name).title + {"": "", "products": " (products)"}.get(changes, " (products, LiNeS)")
+        scores = [
+            " and ".join(f"{float(find_row('attempt/main', report + v, g)[a]):.1f}" for g in (INDEPENDENT, SHARED))
+            for v in ("", CHOSEN)
+            for a in ("seen_avg", "unseen_avg")
+        ]
+        assert cells == scores, title
+        measured = costs.get(f"{name}, delta" if changes else "tsv_m" if names[report] == "tsv_m_lines" else name)
+        assert cost == ("—" if measured is None else f"{measured:.1f}"), title
 
 
 def test_tsv_m_with_a_strength_that_rises_is_clearly_first_on_the_seen_tasks():
