@@ -170,10 +170,12 @@ def test_the_table_of_all_has_every_method_and_every_step_on_top_of_task_arithme
     for file in (EXPERIMENTS / "all").glob("*.yaml"):
         row = methods[file.stem]
         assert dataclasses.replace(plain, name=row.name, title=row.title, paper=row.paper, equalize=row.equalize,
-                                   calibrate=row.calibrate, spectrum=row.spectrum) == row  # fmt: skip
-        (steps[file.stem],) = list_steps(row)
+                                   calibrate=row.calibrate, spectrum=row.spectrum, strength=row.strength,
+                                   strengths=row.strengths) == row  # fmt: skip
+        (steps[file.stem],) = ["over the layers"] if row.is_graded else list_steps(row)
     rules = {"equalize": EQUALIZE_RULES, "calibrate": CALIBRATE_RULES, "spectrum": SPECTRUM_RULES}
-    assert set(steps.values()) == {f"{step} {rule}" for step, names in rules.items() for rule in names[1:]}
+    named = {f"{step} {rule}" for step, names in rules.items() for rule in names[1:]}
+    assert set(steps.values()) == {*named, "over the layers"}
 
 
 def test_robustmerge_on_products_is_equation_5_since_rank_rows_cannot_be_scaled_in_a_product() -> None:

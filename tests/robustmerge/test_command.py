@@ -173,8 +173,8 @@ def test_experts_beside_a_recipe_are_refused_but_beside_the_file_of_a_method_mer
             "iso_c is a function, which has no weights; its",
         ),
         (
-            ["merge", "iso_c", "a", "-o", "o", "--set", "params.strength=[1, 2]"],
-            "expected a number, got [1, 2] (merge.params.strength)",
+            ["merge", "iso_c", "a", "-o", "o", "--set", "params.strength=[a, 2]"],
+            "expected a number, got ['a', 2] (merge.params.strength)",
         ),
         (["extract", "no/such/base", "a", "-r", "2", "-o", "o"], "there is no folder no/such/base"),
         (["methods", "tis"], "(did you mean 'ties'?)"),
