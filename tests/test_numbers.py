@@ -349,8 +349,8 @@ def standing(method: str, variant: str, group: str) -> tuple[float, bool]:
     return difference("tables/standing", method + variant, group, "seen_avg")
 
 
-def difference(name: str, title: str, group: str, average: str) -> tuple[float, bool]:
-    row = find_row(name, title, group)
+def difference(name: str, title: str, group: str, average: str, size: str = "tiny") -> tuple[float, bool]:
+    row = find_row(name, title, group, size)
     ends = [[float(row[f"{average}{which}_{end}"]) for end in ("low", "high")] for which in ("", "_seeds")]
     return float(row[average]), all(low * high > 0 for low, high in ends)
 
@@ -433,7 +433,24 @@ def behind_best(title: str, average: str = "seen_avg") -> list[tuple[float, bool
 def attempt_sentences() -> list[str]:
     behind = {title: [points for points, _ in behind_best(title)] for title in ("TSV-M", "CT-Merging", "KnOTS-TIES")}
     best = [find_row("attempt/main", BEST + variant, g) for variant in ("", CHOSEN) for g in (INDEPENDENT, SHARED)]
+    small = {
+        a: [difference("attempt/differences", t, "", a, "small") for t in METHODS] for a in ("seen_avg", "unseen_avg")
+    }
+    assert all(minus < 0 and is_clear for found in small.values() for minus, is_clear in found)
+    above = {average: min(-minus for minus, _ in found) for average, found in small.items()}
+    knots, is_clear = difference("attempt/differences", "KnOTS-TIES" + CHOSEN, "", "seen_avg", "small")
+    unseen, is_told = difference("attempt/differences", BEST + CHOSEN, "", "unseen_avg", "small")
+    assert not is_clear and not is_told and unseen < 0
+    rows = {
+        title: find_row("attempt/main", title, size="small") for title in (BEST, BEST + CHOSEN, "KnOTS-TIES" + CHOSEN)
+    }
+    means = {title: [float(row[average]) for average in small] for title, row in rows.items()}
     return [
+        f"it scores {means[BEST][0]:.1f} on the seen tasks at its default",
+        f"by {above['seen_avg']:.1f} points or more; at chosen strengths",
+        f"at chosen strengths {means[BEST + CHOSEN][0]:.1f}, which is {-knots:.1f} above KnOTS-TIES",
+        f"at its default, by {above['unseen_avg']:.1f} points or more",
+        f"KnOTS-TIES ({means[BEST + CHOSEN][1]:.1f} and {means['KnOTS-TIES' + CHOSEN][1]:.1f})",
         *(f"{title} by {min(points):.1f} to {max(points):.1f}" for title, points in behind.items()),
         "its default scores {:.1f} and {:.1f}, the chosen strengths {:.1f} and {:.1f}".format(
             *(float(row["seen_avg"]) for row in best)
