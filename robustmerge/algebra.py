@@ -102,8 +102,9 @@ def measure_model(
     """
     if isinstance(method, FunctionMethod):
         pairs = visit(lambda module: (module.name, prepare(module, method).pairs))
-        functions = [one for one in methods.values() if isinstance(one, FunctionMethod)]  # as their modules have them
-        return Statistics(collected=collect_over_model(functions[0], pairs))
+        # As a module has it: with one number for a strength.
+        in_module = next(one for one in methods.values() if isinstance(one, FunctionMethod))
+        return Statistics(collected=collect_over_model(in_module, pairs))
     if not method.needs_whole_model:
         return Statistics()
 

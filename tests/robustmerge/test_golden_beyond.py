@@ -16,9 +16,7 @@ import yaml
 from peft import PeftModel
 
 from robustmerge.algebra import merge_pairs
-from robustmerge.beyond import (
-    lora_lego,
-)
+from robustmerge.beyond import lora_lego
 from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.merge_record import read_merge_record

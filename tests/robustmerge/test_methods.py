@@ -186,7 +186,7 @@ def test_another_space_brings_the_strength_listed_beside_it_unless_one_is_given(
 @pytest.mark.parametrize("name", list_methods())
 def test_every_method_file_merges_one_module_in_a_notebook(name: str) -> None:
     pairs = {expert: modules["layers.0.q"] for expert, modules in random_experts(rank=2).items()}
-    alone = {"params__strength": 1.0} if name == "tsv_m_lines" else {}  # one module has no depth
+    alone = {"params__strength": 1.0} if read_method(name).is_graded else {}  # one module has no depth
     method = read_method(name, **({"prune__density": 1.0} if name.startswith("robustmerge") else alone))
     update = merge_pairs(pairs, method)
     assert (update.delta() if hasattr(update, "delta") else update).shape == (7, 10)
