@@ -8,6 +8,7 @@ import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from eval.parse import PARSERS
 from eval.settings import ALL, Selection
@@ -16,11 +17,12 @@ from robustmerge.stage.records import Example, Prediction, read_examples
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import quote
 
+T = TypeVar("T", Example, Prediction)
 _INDEX = re.compile(r"\d{1,2}")
 
 
-def first_by_hash(examples: Sequence[Example], count: int) -> list[Example]:
-    """The examples with the smallest sha256 of their id: an arbitrary sample that is the same in every run."""
+def first_by_hash(examples: Sequence[T], count: int) -> list[T]:
+    """The questions, or answers, with the smallest sha256 of their id: an arbitrary sample, the same in every run."""
     return sorted(examples, key=lambda one: hashlib.sha256(one.question_id.encode()).digest())[:count]
 
 

@@ -184,6 +184,17 @@ class Bootstrap:
 
 
 @dataclass(frozen=True)
+class PaperTable:
+    """The table of the paper beside which a report is shown; none of it changes a result.
+
+    name: in results/paper.yaml. rows: name of a method here -> its row there, where the two differ.
+    """
+
+    name: str = "table_2_mm_mergebench"
+    rows: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Logger:
     """Where a report is also sent. name: none | wandb.
 

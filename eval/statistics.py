@@ -79,13 +79,15 @@ class Interval:
 class Difference:
     """One percentage minus another, with its 95 % interval over questions and the two-sided p of no difference.
 
-    seeds: the spread of the paired differences, where there are several seeds.
+    is_floor: whether p is the smallest that so many resamples can tell, so that it may be smaller still. seeds: the
+    spread of the paired differences, where there are several seeds.
     """
 
     value: float
     low: float
     high: float
     p: float
+    is_floor: bool = False
     seeds: SeedSpread | None = None
 
     @property
@@ -224,7 +226,8 @@ def estimate_difference(point: float, draws: np.ndarray, has_noise: bool = True)
         value, low, high = _spread(point, draws)
         return Difference(value, min(low, 0.0), max(high, 0.0), p=1.0)
     side = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return Difference(*_spread(point, draws), p=min(1.0, 2 * (side + 1) / (len(draws) + 1)))
+    p = min(1.0, 2 * (side + 1) / (len(draws) + 1))
+    return Difference(*_spread(point, draws), p=p, is_floor=side == 0)
 
 
 def estimate_ranks(points: Sequence[float], draws: np.ndarray) -> list[Interval]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -217,9 +218,19 @@ class Addresses:
         name = re.sub(r"[^\w.-]", "_", name)
         return Adapter(self._folder("experts", name, "convert", settings, {"original": original}), original)
 
+    @property
+    def merged_experts(self) -> dict[str, Address]:
+        """The experts that are merged: all of them, or the first `merge_count` in an order that the seed draws.
+
+        So the merged experts of a smaller count are always among those of a larger one.
+        """
+        order = sorted(self.experts, key=lambda name: sha256(f"{self.config.seed}/{name}".encode()).digest())
+        chosen = order[: self.config.merge_count]
+        return {name: address for name, address in self.experts.items() if name in chosen}
+
     def merged(self, method: AnyMethod) -> Address:
         """The adapter that a method makes of the experts."""
-        return self._folder("merged", method.name, "merge", method, self.experts)
+        return self._folder("merged", method.name, "merge", method, self.merged_experts)
 
     def test_set(self, task: Task) -> EvalSet:
         """A task's test questions, by the protocol of the configuration."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.settings import BaseCorpus, Counts, TaskData
-from eval.settings import PROTOCOLS, Bootstrap, Logger, Selection, Task
+from eval.settings import PROTOCOLS, Bootstrap, Logger, PaperTable, Selection, Task
 from llava_ext.settings import Expert, Model, Peft, Trainer
 from pipeline.program import parse_overrides
 from pipeline.strengths import is_set_by_user, problems_of_grid
@@ -78,6 +78,7 @@ class Options:
     strength_grid: tuple[float, ...] | None = None
     weight_search: tuple[str, ...] = ()
     search_budget: int = 100
+    merge_count: int | None = None
     protocol: str = "corrected"
     other_protocol: bool = True
     limit: int | None = None
@@ -99,6 +100,8 @@ class Options:
         refuse(problems_of_grid(self.strength_grid))
         if self.search_budget < 1:
             raise ConfigError(Problem(f"search_budget must be at least 1, got {self.search_budget}", "search_budget"))
+        if self.merge_count is not None and self.merge_count < 1:
+            raise ConfigError(Problem(f"merge_count must be at least 1, got {self.merge_count}", "merge_count"))
         self.only  # noqa: B018  # refuses what limit and ids have wrong
 
     @property
@@ -122,6 +125,7 @@ class Config(Options):
     trainer: Trainer
     logger: Logger
     bootstrap: Bootstrap
+    paper_table: PaperTable
     tasks: tuple[Task, ...]
     methods: tuple[AnyMethod, ...]
     experts: tuple[tuple[str, Path | Repository], ...] | None
@@ -177,7 +181,7 @@ def read_config(point: Mapping[str, Any]) -> Config:
     point = dict(point)
     problems: list[Problem] = []
     parts = {"paths": Paths, "benchmark": Benchmark, "model": Model, "peft": Peft, "trainer": Trainer}
-    parts |= {"logger": Logger, "bootstrap": Bootstrap}
+    parts |= {"logger": Logger, "bootstrap": Bootstrap, "paper_table": PaperTable}
     built = {key: _collect(problems, build, cls, point.pop(key), key) for key, cls in parts.items()}
     tasks = _collect(problems, _build_tasks, point.pop("task"), point.pop("tasks"))
     merge = point.pop("merge", None)
@@ -247,6 +251,10 @@ def _find_problems(config: Config) -> list[Problem]:
                     "(benchmark.released); those of the paper: benchmark=mm_mergebench model=llava15_7b"
                 )
             )
+    experts = len(config.seen if config.experts is None else config.experts)
+    if config.merge_count is not None and config.merge_count > experts:
+        rule = f"there are {experts} experts to take from, got {config.merge_count}"
+        problems.append(Problem(rule, "merge_count"))
     problems += [*_find_ignored_keys(config), *_find_unsearchable(config)]
     names = {"benchmark.name": [config.benchmark.name], "model.name": [config.model.name]}
     names["merge.name"] = [method.name for method in config.methods]

@@ -117,7 +117,8 @@ class Plan(Addresses):
 
         And for a search with too small a budget.
         """
-        if self.config.weight_search and (problems := problems_of_budget(self.config.search_budget, len(self.experts))):
+        budget, count = self.config.search_budget, len(self.merged_experts)
+        if self.config.weight_search and (problems := problems_of_budget(budget, count)):
             raise UserError("\n".join(problems))
         for method in self.config.methods:
             if method.out.format == "model":
@@ -208,7 +209,7 @@ class Plan(Addresses):
     def search(self, name: str, evaluate: Callable[[Sequence[AnyMethod]], list[float]]) -> Found:
         """Search the weights of a method, from its chosen strength; evaluate: mean val scores of merges."""
         factor = self.choices[name].factor if name in self.choices else 1.0
-        experts = sorted(self.experts)
+        experts = sorted(self.merged_experts)
         return search_weights(self.searched_methods[name], experts, factor, self.config.search_budget, evaluate)
 
     def val_means(self, methods: Sequence[AnyMethod]) -> list[float]:

@@ -30,8 +30,16 @@ CONFIGS = REPOSITORY / "configs"
 SHELL_PROGRAMS = ("train_all", "merge_eval")  # these have a script of their own that sets everything up
 
 # Keys of common.yaml that say nothing of the merged model, and those that train_all need not have either.
-NOT_OF_MERGING = ("source", "report", "out", "limit", "ids", "protocol", "other_protocol", "device")
-NOT_OF_TRAINING = (*NOT_OF_MERGING, "merge", "methods", "strength_grid", "weight_search", "search_budget")
+NOT_OF_MERGING = ("source", "report", "out", "limit", "ids", "protocol", "other_protocol", "device", "paper_table")
+NOT_OF_TRAINING = (
+    *NOT_OF_MERGING,
+    "merge",
+    "methods",
+    "merge_count",
+    "strength_grid",
+    "weight_search",
+    "search_budget",
+)
 
 
 def run(program: str, main: Callable[[list[dict]], None]) -> None:
@@ -107,13 +115,14 @@ def _as_mapping(config: DictConfig) -> dict:
 
 
 def _register_resolvers() -> None:
-    """Register the resolvers of the configs: `${repository:...}`, `${cores:}` and `${groups:}`."""
+    """Register the resolvers of the configs: `${repository:...}`, `${cores:}`, `${groups:}` and `${times:2,3}`."""
     from omegaconf import OmegaConf
 
     resolvers: dict[str, Callable[..., Any]] = {
         "repository": lambda path: str(REPOSITORY / expand(path)),
         "cores": count_cores,
         "groups": format_groups,
+        "times": lambda one, other: one * other,
     }
     for name, resolve in resolvers.items():
         OmegaConf.register_new_resolver(name, resolve, replace=True)

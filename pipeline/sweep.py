@@ -29,6 +29,7 @@ SHARED_BY_POINTS = (
     "trainer",
     "protocol",
     "other_protocol",
+    "paper_table",
     "limit",
     "ids",
 )
@@ -71,13 +72,19 @@ def find_swept_keys(plans: Sequence[Plan], ignored: Collection[str] = ()) -> lis
     return sorted(key for key in keys if len({plan.overrides.get(key) for plan in plans}) > 1)
 
 
+def is_of_method(key: str) -> bool:
+    """Whether a key of the command line is a setting of the one method that `merge=` names."""
+    return key.startswith("merge.")
+
+
 def find_ordered_key(plans: Sequence[Plan]) -> SweptKey | None:
     """The only key besides seed and method that differs between the points, if its values have an order.
 
-    Numbers are in their order, words in that of the command line; switches, lists and choices of a file have none.
+    Numbers are in their order, words and models in that of the command line; switches, lists and choices of another
+    file have none.
     """
-    keys = find_swept_keys(plans, ignored=("seed", "merge"))
-    if len(keys) != 1 or keys[0] in list_groups():
+    keys = [key for key in find_swept_keys(plans) if key not in ("seed", "merge")]
+    if len(keys) != 1 or (keys[0] in list_groups() and keys[0] != "model"):
         return None
     (key,) = keys
     values = list(dict.fromkeys(plan.overrides.get(key, "") for plan in plans))
@@ -86,7 +93,9 @@ def find_ordered_key(plans: Sequence[Plan]) -> SweptKey | None:
         return None
     with contextlib.suppress(ValueError):
         values.sort(key=float)
-    return SweptKey(key, {value: f"{' '.join(key.split('.')[-2:])} = {value}" for value in values})
+    methods = {method.name for plan in plans for method in plan.config.methods}
+    titles = {value: f"{' '.join(key.split('.')[-2:])} = {value}" for value in values}
+    return SweptKey(key, titles, is_facet=not is_of_method(key) or len(methods) > 1)
 
 
 def describe_point(plan: Plan, keys: Sequence[str]) -> str:

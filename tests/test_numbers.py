@@ -114,11 +114,11 @@ def test_the_dial_of_the_findings_is_that_of_the_experiment():
     rows = read_table("docs/findings.md", "| seen average, strength chosen | knows nothing")
     assert len(rows) == 2 + len(METHODS)
     for title, cells in rows.items():
-        row = find_row("dial/swept", title)
+        row = find_row("base_knows/swept", title)
         for key, cell in zip(("nothing", "half", "paper"), cells, strict=True):
             assert cell == with_noise(row, f"seen_avg_{key}")
     by_rank = {
-        key: sorted(METHODS, key=lambda name: float(find_row("dial/swept", name)[f"rank_{key}"]))
+        key: sorted(METHODS, key=lambda name: float(find_row("base_knows/swept", name)[f"rank_{key}"]))
         for key in ("nothing", "half", "paper")
     }
     assert by_rank["nothing"][:2] == ["KnOTS-TIES", "RobustMerge"]
@@ -340,7 +340,9 @@ def gains_when_short(titles: Sequence[str]) -> list[float]:
 
 def below_knots(key: str) -> float:
     """How far RobustMerge is below KnOTS-TIES on a base of the dial, at chosen strengths."""
-    knots, robustmerge = (float(find_row("dial/swept", x)[f"seen_avg_{key}"]) for x in ("KnOTS-TIES", "RobustMerge"))
+    knots, robustmerge = (
+        float(find_row("base_knows/swept", x)[f"seen_avg_{key}"]) for x in ("KnOTS-TIES", "RobustMerge")
+    )
     return knots - robustmerge
 
 

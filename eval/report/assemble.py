@@ -1,4 +1,4 @@
-"""The report stage: writes the report of a set of scores as Markdown, one HTML page, LaTeX, CSV, figures and text."""
+"""The report stage: writes the report of a set of scores: Markdown, one HTML page, LaTeX, CSV, JSON, figures."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.report.balance import balance_table
+from eval.report.beside_paper import beside_table
 from eval.report.contact_sheet import draw_contact_sheet
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, pick_examples
-from eval.report.figures import RenderedFigure, draw_figures, draw_ranking, draw_standing, draw_swept
+from eval.report.figures import RenderedFigure, draw_balance, draw_figures, draw_ranking, draw_standing, draw_swept
 from eval.report.formats import format_csv, format_html, format_latex, format_markdown, format_text
 from eval.report.general_tables import general_tables
 from eval.report.notes import format_constants, format_partial_notice
+from eval.report.numbers import format_json
 from eval.report.page import make_page
 from eval.report.published import published_table
 from eval.report.ranking import ranking_table
@@ -20,6 +23,7 @@ from eval.report.results import Context, ResultGroup, SourceResult, group_result
 from eval.report.secondary_tables import further_tables
 from eval.report.sections import Content, compose
 from eval.report.standing import describe_standing, difference_table, pairs_table, standing_table
+from eval.report.strength_curves import draw_strengths
 from eval.report.swept_key import swept_table, zero_shot_ratios
 from eval.report.tables import Table, main_table, seeds_table
 from robustmerge.stage.files import write_atomically
@@ -57,6 +61,10 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
     figures, examples, sheet = draw_figures(tables["main"]), pick_examples(groups, context), draw_contact_sheet(context)
     if "standing" in tables and (len(list_seeds(groups)) > 1 or any(group.block for group in groups)):
         figures.append(draw_standing(tables["standing"]))
+    if (strengths := draw_strengths(groups, tables["main"])) is not None:
+        figures.append(strengths)
+    if "balance" in tables:
+        figures.append(draw_balance(tables["balance"]))
     if "ranking" in tables:
         figures.append(draw_ranking(tables["ranking"]))
     if context.swept is not None and "swept" in tables:
@@ -65,6 +73,7 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
     files = {**_format_tables(tables), **_list_pictures(figures, examples)}
     if sheet is not None:
         files["figures/sheet.png"] = sheet
+    files["report.json"] = format_json(tables, groups, context).encode()
     constants = format_constants(context)
     content = Content(groups, context, estimates, tables, figures, examples, sheet is not None, constants)
     files["report.md"] = compose(content, format_markdown).encode()
@@ -76,7 +85,16 @@ def _make_tables(groups: Sequence[ResultGroup], context: Context, estimates: Est
     protocol = "" if context.protocol == "corrected" else context.protocol
     main = main_table(groups, context, estimates, protocol=protocol)
     tables = {"main": main, "published": published_table(groups, context)}
-    for make in (swept_table, ranking_table, difference_table, pairs_table, standing_table, seeds_table):
+    for make in (
+        swept_table,
+        beside_table,
+        ranking_table,
+        balance_table,
+        difference_table,
+        pairs_table,
+        standing_table,
+        seeds_table,
+    ):
         table = make(groups, context, estimates)
         if table is not None:
             tables[table.name] = table

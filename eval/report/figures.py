@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +35,7 @@ RC_PARAMS = {
 PLAIN_TEXT = {**RC_PARAMS, "text.parse_math": False}  # a dollar in a title begins no formula
 LONGEST_LABEL = 100  # characters
 LONGEST_BESIDE = 30  # characters of a title with which the legend still stands beside the axes
+MANIFOLD = 6  # times the smallest value of a sweep, from which on its axis is logarithmic
 BETTER, WORSE = COLOURS[0], COLOURS[1]
 
 
@@ -171,19 +174,19 @@ def _draw_band(axes: Axes, band: int, cells: Sequence[tuple[Cell, Style]], has_i
         height = band - 0.35 + spread * place
         if has_intervals:
             axes.plot(_bounds(cell), [height, height], color=style.colour, lw=1.2, zorder=2)
-        axes.plot(cell.value, height, zorder=3, **_mark(style))
+        axes.plot(cell.value, height, zorder=3, **style_mark(style))
 
 
 def _name_bands(axes: Axes, main: Table, order: Sequence[int]) -> None:
     columns = [main.columns[index] for index in order]
-    axes.set_yticks(range(len(columns)), [_format_label(column.title) for column in columns])
+    axes.set_yticks(range(len(columns)), [format_label(column.title) for column in columns])
     for label, column in zip(axes.get_yticklabels(), columns, strict=True):
         label.set_color(INK if column.is_average else GREY)
         label.set_fontweight("bold" if column.is_average else "normal")
     axes.set_ylim(len(columns) - 0.5, -0.5)
 
 
-def _mark(style: Style) -> dict[str, Any]:
+def style_mark(style: Style) -> dict[str, Any]:
     """How a mark is drawn, on the axes and in the legend."""
     thin = style.marker == "|"
     fill = {"color": style.colour, "mfc": style.colour if style.filled else "white", "ls": "none"}
@@ -199,10 +202,10 @@ def _list_entries(main: Table) -> dict[str, tuple[int, str]]:
         if row.chosen or row.label not in chosen:
             first.setdefault(row.label, index)
     order = list(dict.fromkeys(row.label for row in rows))
-    return {label: (first[label], _format_label(label)) for label in order}
+    return {label: (first[label], format_label(label)) for label in order}
 
 
-def _format_label(title: str) -> str:
+def format_label(title: str) -> str:
     """A title as a label, shortened. matplotlib leaves labels that begin with an underscore out of a legend."""
     label = textwrap.shorten(one_line(title), LONGEST_LABEL, placeholder="…")
     return f" {label}" if label.startswith("_") else label
@@ -242,7 +245,7 @@ def _make_handle(style: Style, text: str, crossed: bool) -> Line2D:
     """An entry of the legend. crossed: in the figure of the averages, where the experts are a line."""
     if crossed and style.marker == "|":
         return Line2D([], [], color=style.colour, ls="--", lw=1.2, label=f"{text} (seen only)")
-    return Line2D([], [], label=text, **_mark(style))
+    return Line2D([], [], label=text, **style_mark(style))
 
 
 # Where RobustMerge stands: differences with both intervals
@@ -297,7 +300,7 @@ def _draw_across(axes: Axes, cell: Cell, height: float, colour: str, face: str) 
 def _name_rows(axes: Axes, rows: Sequence[Row], heights: Sequence[float]) -> None:
     headings = [index for index in range(len(rows)) if starts_block(rows, index)]
     ticks = [*heights, *(heights[index] - 1.0 for index in headings)]
-    axes.set_yticks(ticks, [*(_format_label(row.label) for row in rows), *(rows[index].block for index in headings)])
+    axes.set_yticks(ticks, [*(format_label(row.label) for row in rows), *(rows[index].block for index in headings)])
     for label in axes.get_yticklabels()[len(rows) :]:
         label.set_fontweight("bold")
         label.set_color(INK)
@@ -342,29 +345,55 @@ def draw_ranking(ranking: Table) -> RenderedFigure:
         return render_figure(figure, "ranking", alt, wide=True)
 
 
+def draw_balance(balance: Table) -> RenderedFigure:
+    """Draw what the seen tasks keep of their experts: mean, deviation over tasks as a bar, the least one hollow."""
+    heights = _stack_rows(balance.rows)
+    with matplotlib.rc_context(PLAIN_TEXT):
+        figure = Figure(figsize=(12.8, 1.5 + 0.3 * max(heights)), layout="constrained")
+        axes = figure.subplots()
+        for row, height in zip(balance.rows, heights, strict=True):
+            mean, deviation, least = ((cell.value or 0.0) for cell in row.cells[:3])
+            colour = BETTER if row.label.startswith("RobustMerge") else INK
+            ends = [mean - deviation, mean + deviation]
+            axes.plot(ends, [height, height], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
+            axes.plot(mean, height, "o", ms=6, color=colour)
+            axes.plot(least, height, "o", ms=5, color=colour, mfc="white")
+        axes.set_xlabel(
+            "Kept of the experts' scores (%)\nbar: mean ± deviation over the seen tasks; hollow: the least task"
+        )
+        axes.grid(axis="x", color="#e6e9ed", lw=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
+        _name_rows(axes, balance.rows, heights)
+        alt = "What the seen tasks keep of their experts' scores, by source: mean, deviation over tasks, least task"
+        return render_figure(figure, "balance", alt, wide=True)
+
+
 # A sweep over one key: scores and ranks against its values
 
 
 def draw_swept(table: Table, swept: SweptKey, ratios: Mapping[str, float]) -> RenderedFigure:
     """Draw the table of a swept key: the score of every source and, of several methods, their ranks.
 
-    ratios: zero-shot over individual, by value. The values stand at equal distances, whatever they are.
+    ratios: zero-shot over individual, by value. Numbers stand where they belong, on a logarithmic axis if they span
+    more than a factor of MANIFOLD; words at equal distances.
     """
     panels = {"Score": [index for index, column in enumerate(table.columns) if column.is_average]}
     if ranks := [index for index, column in enumerate(table.columns) if not column.is_average]:
         panels["Rank among the methods (1 is best)"] = ranks
     ticks = [
-        _format_label(value) + (f"\nzero-shot / individual {ratios[value]:.2f}" if value in ratios else "")
-        for value in swept.facets
+        format_label(value) + (f"\nzero-shot / individual {ratios[value]:.2f}" if value in ratios else "")
+        for value in swept.titles
     ]
+    places = _find_places(list(swept.titles))
     with matplotlib.rc_context(PLAIN_TEXT):
         figure = Figure(figsize=(7.6 * len(panels), 5.6 + _legend_height(table)), layout="constrained")
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, columns) in zip(all_axes, panels.items(), strict=True):
-            _draw_lines(axes, table.rows, columns)
+            _draw_lines(axes, table.rows, columns, places)
             axes.set_title(title, loc="left", fontweight="bold", fontsize=11, color=INK)
-            axes.set_xticks(range(len(ticks)), ticks)
-            axes.set_xlabel(_format_label(swept.key))
+            axes.set_xticks(places, ticks)
+            axes.set_xlabel(format_label(swept.key))
             axes.grid(axis="y", color="#e6e9ed", lw=0.8)
             axes.set_axisbelow(True)
         all_axes[0].set_ylabel(f"{table.columns[0].title} (%)")
@@ -379,13 +408,27 @@ def draw_swept(table: Table, swept: SweptKey, ratios: Mapping[str, float]) -> Re
         return render_figure(figure, "swept", alt, wide=len(panels) > 1)
 
 
-def _draw_lines(axes: Axes, rows: Sequence[Row], columns: Sequence[int]) -> None:
-    """Draw a line for each row that has values in these columns, beside each other; references are dashed."""
+def _find_places(values: Sequence[str]) -> list[float]:
+    """Where the values stand on the axis; words at 0, 1, 2, ..."""
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        return [float(place) for place in range(len(values))]
+    is_wide = min(numbers) > 0 and max(numbers) > MANIFOLD * min(numbers)
+    return [math.log(number) for number in numbers] if is_wide else numbers
+
+
+def _draw_lines(axes: Axes, rows: Sequence[Row], columns: Sequence[int], places: Sequence[float]) -> None:
+    """Draw a line for each row that has values in these columns, beside each other; references are dashed.
+
+    places: of the columns.
+    """
+    room = 0.6 * min((after - place for place, after in itertools.pairwise(places)), default=1.0)
     styles = zip(rows, assign_styles(rows), strict=True)
     drawn = [(row, style) for row, style in styles if any(row.cells[index].value is not None for index in columns)]
     for place, (row, style) in enumerate(drawn):
-        shift = 0.6 * ((place + 0.5) / len(drawn) - 0.5)
-        cells = [(x + shift, row.cells[index]) for x, index in enumerate(columns)]
+        shift = room * ((place + 0.5) / len(drawn) - 0.5)
+        cells = [(x + shift, row.cells[index]) for x, index in zip(places, columns, strict=True)]
         points = [(x, cell.value) for x, cell in cells if cell.value is not None]
         dashes = "-" if row.kind == "merged" else "--"
         axes.plot(*zip(*points, strict=True), color=style.colour, lw=1.2, ls=dashes, alpha=0.7)
@@ -400,4 +443,4 @@ def _draw_interval(axes: Axes, x: float, cell: Cell, style: Style) -> None:
     axes.plot([x, x], _bounds(cell), color=style.colour, lw=5, alpha=0.35, solid_capstyle="butt")
     if cell.seeds_low is not None and cell.seeds_high is not None:
         axes.plot([x, x], [cell.seeds_low, cell.seeds_high], color=style.colour, lw=1.2)
-    axes.plot(x, cell.value, zorder=3, **_mark(replace(style, marker="_") if style.marker == "|" else style))
+    axes.plot(x, cell.value, zorder=3, **style_mark(replace(style, marker="_") if style.marker == "|" else style))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.report.results import REFERENCE_KINDS, ROBUSTMERGE, Context, ResultGroup
 from eval.report.tables import Cell, Column, Row, Table, list_columns
+from eval.settings import PaperTable
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.yaml_files import read_yaml
 
@@ -21,49 +23,77 @@ METHOD_TITLES = {
 }
 
 
-def read_published(path: Path) -> dict[str, Any]:
-    """Read the paper's table 2 and its `url`. Raises UserError if the file does not hold published values."""
+@dataclass(frozen=True)
+class Published:
+    """One of the paper's tables. number: `2`; of: what it is about; url: the paper's.
+
+    seen, unseen: our names of the paper's tasks, in its order. rows: values by row and column, averages as `seen_avg`
+    and `unseen_avg`; a row has only what the paper prints.
+    """
+
+    number: str
+    of: str
+    url: str
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    rows: Mapping[str, Mapping[str, float]]
+
+    def value(self, row: str, column: Column) -> float | None:
+        """The printed value; None where there is none, or an average is over other tasks than the column's."""
+        if column.is_average and set(getattr(self, column.average_over)) != set(column.tasks):
+            return None
+        return self.rows.get(row, {}).get(column.key)
+
+
+def read_published(path: Path, name: str = PaperTable.name) -> Published:
+    """Read one of the paper's tables 2, 6, 7, 9. Raises UserError if the file does not hold it."""
     try:
         values = read_yaml(path, "published values")
-        return {**values["table_2_mm_mergebench"], "url": values["paper"]["url"]}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a file of published values: {error!r}") from error
+        table = values[name]
+        tasks = {split: tuple(values[PaperTable.name][split]) for split in ("seen", "unseen")}
+        rows = {row: _by_column(printed, tasks) for row, printed in table["rows"].items()}
+        return Published(name.split("_")[1], table["of"], values["paper"]["url"], **tasks, rows=rows)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} is not a file of published values with {name}: {error!r}") from error
+
+
+def _by_column(printed: Mapping[str, Any], tasks: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    values = {key: printed[key] for key in ("seen_avg", "unseen_avg") if key in printed}
+    for split, names in tasks.items():
+        values |= dict(zip(names, printed.get(split, ()), strict=False))
+    return values
 
 
 def published_table(groups: Sequence[ResultGroup], context: Context) -> Table:
-    """The paper's table 2 for the tasks of this report, with a row for each evaluated method that it lacks.
+    """The paper's table for the tasks of this report, with a row for each evaluated method that it lacks.
 
     Averages are the printed ones; they are shown only if the report has all the tasks that they are over.
     """
-    published = read_published(context.published)
-    columns = list_columns(context)
-    titles = {group.first.method or group.kind: group.first.title for group in groups if group.kind != "adapter"}
+    published, columns = read_published(context.published, context.paper_table.name), list_columns(context)
+    titles = {row_in_paper(group, context): group.first.title for group in groups if group.kind != "adapter"}
+    names = dict.fromkeys([*published.rows, *titles])
+    ordered = [name for name in REFERENCE_KINDS if name in published.rows]
+    ordered += [name for name in names if name not in REFERENCE_KINDS]
     rows = []
-    for name in sorted(dict.fromkeys([*REFERENCE_KINDS, *published["rows"], *titles]), key=ROBUSTMERGE.__eq__):
-        values = _list_values(published, name)
-        title = titles.get(name) or METHOD_TITLES.get(name, name.replace("_", " ").title())
-        rows.append(Row(title, _find_kind(name), tuple(_make_cell(values, column, published) for column in columns)))
-    title = "Published values (table 2 of the paper; LLaVA-1.5-7B, its own data), in %: not measured here"
+    for name in sorted(ordered, key=ROBUSTMERGE.__eq__):
+        cells = tuple(_make_cell(published.value(name, column)) for column in columns)
+        title = titles.get(name) or METHOD_TITLES.get(name) or name.replace("_", " ").title()
+        rows.append(Row(title, _find_kind(name), cells))
+    title = f"Published values (table {published.number} of the paper; {published.of}), in %: not measured here"
     return Table("published", title, columns, tuple(rows))
+
+
+def row_in_paper(group: ResultGroup, context: Context) -> str:
+    """The name that a source has as a row of the paper's table, if the paper has it."""
+    name = group.first.method or group.kind
+    return context.paper_table.rows.get(name, name)
 
 
 def _find_kind(name: str) -> str:
     return "published_reference" if name in REFERENCE_KINDS else "published"
 
 
-def _list_values(published: Mapping[str, Any], name: str) -> dict[str, float]:
-    """The values of a row by task name, with the averages as `seen_avg` and `unseen_avg`."""
-    row = published["rows"].get(name, {})
-    values = {key: row[key] for key in ("seen_avg", "unseen_avg") if key in row}
-    for split in ("seen", "unseen"):
-        values.update(zip(published[split], row.get(split, ()), strict=False))
-    return values
-
-
-def _make_cell(values: Mapping[str, float], column: Column, published: Mapping[str, Any]) -> Cell:
-    if column.is_average and set(published[column.average_over]) != set(column.tasks):
-        return Cell()
-    value = values.get(column.key)
+def _make_cell(value: float | None) -> Cell:
     return Cell() if value is None else Cell(f"{value:.2f}", value)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.general.lmms_results import GeneralResult
-from eval.settings import Bootstrap, Task
+from eval.settings import Bootstrap, PaperTable, Task
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
@@ -62,8 +62,9 @@ class SourceResult:
     SOURCE_KINDS. title: as tables print it. method: of a merged model. scores, predictions: by task; predictions are
     the files that example answers are taken from. other_scores: by task, under the other protocol where there are any.
     address: the short address of what was evaluated. facet: the points of a sweep that it belongs to, as `shared A`;
-    merged models of one facet are compared with each other, and "" belongs to all. overrides: what else differs between
-    the points, without the seed, and from the method's own file. settings, paper: what the method ran with and its URL,
+    merged models of one facet are compared with each other, and "" belongs to all. swept: its value of the swept key,
+    "" where it belongs to all of them. overrides: what else the points differ in but the seed, and the settings of the
+    method, both as the command line has them. settings, paper: what the method ran with and its URL,
     for the legend. seed: of training; None where nothing was trained. variant: CHOSEN for a strength chosen on `val`,
     else ""; choice: how it was chosen; search: how the weights were found, where they were searched.
     """
@@ -75,6 +76,7 @@ class SourceResult:
     predictions: Mapping[str, Path] = field(default_factory=dict)
     address: str = ""
     facet: str = ""
+    swept: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
@@ -130,10 +132,15 @@ class Regime:
 
 @dataclass(frozen=True)
 class SweptKey:
-    """The one key that a sweep runs over besides the seed. facets: value -> SourceResult.facet, in their order."""
+    """The one key that a sweep runs over besides the seed. titles: of its values, in their order.
+
+    is_facet: whether the merged models at each value are compared with each other alone, so that the title is their
+    SourceResult.facet; not where the key is a setting of the only method.
+    """
 
     key: str
-    facets: Mapping[str, str]
+    titles: Mapping[str, str]
+    is_facet: bool = True
 
 
 @dataclass(frozen=True)
@@ -141,9 +148,10 @@ class Context:
     """Everything that a report states beside the results.
 
     tasks: in the order of the columns; seen ones are put first. questions: the question file of each task.
-    seeds: by what they seed. command: makes this report again. published: the file of the paper's values.
-    notes: more sentences for the section on how the numbers were made. bases: name and training record of each small
-    base (`probe`, `heads`, `skills`: accuracies 0..1 by name; `parameters`).
+    seeds: by what they seed. command: makes this report again. published: the file of the paper's values;
+    paper_table: the one of its tables that is shown. notes: more sentences for the section on how the numbers were
+    made. bases: name and training record of each small base (`probe`, `heads`, `skills`: accuracies 0..1 by name;
+    `parameters`).
     general: what lmms-eval measured. protocol: of the scores. swept: None where the points have no order.
     """
 
@@ -159,6 +167,7 @@ class Context:
     dirty: bool | None = None
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     published: Path = PUBLISHED
+    paper_table: PaperTable = field(default_factory=PaperTable)
     notes: tuple[str, ...] = ()
     bases: tuple[Mapping[str, Any], ...] = ()
     regime: Regime | None = None

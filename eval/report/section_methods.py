@@ -13,8 +13,8 @@ from eval.report.tables import MISSING
 INLINE_ADDRESSES = 1  # of a method; more are listed at the end of the section
 
 
-def format_methods_section(groups: Sequence[ResultGroup]) -> str:
-    """The section as Markdown; "" without merged models."""
+def format_methods_section(groups: Sequence[ResultGroup], strengths: str = "") -> str:
+    """The section as Markdown; "" without merged models. strengths: the figure of how strengths were chosen."""
     merged = [group for group in groups if group.kind == "merged"]
     if not merged:
         return ""
@@ -22,7 +22,13 @@ def format_methods_section(groups: Sequence[ResultGroup]) -> str:
     lines = list(dict.fromkeys(_format_method(group) for group in configured))
     several = any(len(group.results) > INLINE_ADDRESSES or group.block for group in merged)
     addresses = _format_addresses(groups) if several else ""
-    parts = ["## Methods\n", "\n".join([*lines, ""]), _format_choices(merged), _format_searches(merged), addresses]
+    parts = [
+        "## Methods\n",
+        "\n".join([*lines, ""]),
+        _format_choices(merged, strengths),
+        _format_searches(merged),
+        addresses,
+    ]
     return "\n".join(part for part in parts if part)
 
 
@@ -55,7 +61,7 @@ def _list_choices(group: ResultGroup) -> list[tuple[int | None, Choice]]:
     return [(result.seed, result.choice) for result in group.results if result.choice is not None]
 
 
-def _format_choices(merged: Sequence[ResultGroup]) -> str:
+def _format_choices(merged: Sequence[ResultGroup], figure: str) -> str:
     """Format how strengths were chosen: each method's grid, val scores and choice; warns where it is at an end."""
     chosen = [(group, choices) for group in merged if (choices := _list_choices(group))]
     if not chosen:
@@ -67,6 +73,7 @@ def _format_choices(merged: Sequence[ResultGroup]) -> str:
         "the highest mean score on the `val` questions of the seen tasks, for each training seed by itself. No test "
         "question has a part in it. Shown are mean `val` scores in % (over the seeds where there are several), the "
         "best of a row **bold**.\n",
+        figure,
         "| Method | " + " | ".join(f"× {factor:g}" for factor in grid) + " | Taken: × default (strength) |",
         "| --- |" + " ---: |" * len(grid) + " --- |",
     ]

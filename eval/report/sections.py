@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from eval.report.beside_paper import describe_orders
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, format_examples_section
 from eval.report.figures import RenderedFigure
@@ -25,7 +26,7 @@ from eval.settings import BUILTIN_SUFFIX, Official, other_protocol
 from eval.statistics import FEWEST_SEEDS, Difference
 
 PROBLEMS = ("empty", "unparsed", "failed")
-IN_SECTIONS = ("ranking", "standing", "swept")  # figures that stand beside their table
+IN_SECTIONS = ("balance", "ranking", "standing", "strengths", "swept")  # figures that stand beside their table
 LONGEST_FOLDED = 120  # rows; a longer table is in its files only
 SMOKE = (
     "> **SMOKE RUN: THESE NUMBERS MEAN NOTHING.** It only shows that every stage works: "
@@ -63,11 +64,13 @@ def compose(content: Content, format_table: FormatTable) -> str:
         f"# {escape_markdown(context.benchmark)} on {escape_markdown(context.model)}\n",
         SMOKE if context.profile == "smoke" else "",
         _partial_section(groups, context),
-        _finding_section(groups, context, content.estimates),
+        _finding_section(groups, context, content.estimates, tables) if context.profile != "smoke" else "",
         _swept_section(context, tables, figures, list_seeds(groups), format_table),
         _scores_section(groups, context, tables, content.constants, format_table),
+        _beside_section(context, tables, format_table),
         _ranking_section(tables, figures, list_seeds(groups), format_table),
         _standing_section(tables, figures, list_seeds(groups), format_table),
+        _balance_section(tables, figures, format_table),
         _figures_section([figure for figure in content.figures if figure.name not in IN_SECTIONS]),
         _differences_section(tables, format_table),
         _seeds_section(tables, format_table),
@@ -78,7 +81,7 @@ def compose(content: Content, format_table: FormatTable) -> str:
         format_base_section(context.bases),
         CONTACT_SHEET if content.has_sheet else "",
         _problems_section(groups, context),
-        format_methods_section(groups),
+        format_methods_section(groups, _wide(figures["strengths"]) if "strengths" in figures else ""),
         format_examples_section(groups, context, content.examples),
         format_provenance_section(groups, context, content.estimates),
     ]
@@ -90,10 +93,13 @@ def _partial_section(groups: Sequence[ResultGroup], context: Context) -> str:
     return f"> **{escape_markdown(notice)}**\n" if notice else ""
 
 
-def _finding_section(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> str:
+def _finding_section(
+    groups: Sequence[ResultGroup], context: Context, estimates: Estimates, tables: Mapping[str, Table]
+) -> str:
     """State for each average and block which merged model is first, and whether its lead exceeds the noise.
 
-    Where strengths were chosen, of the blocks with those: the others are in the tables.
+    Where strengths were chosen, of the blocks with those: the others are in the tables. Then where the order of the
+    methods is not that of the paper.
     """
     blocks = list_blocks(groups)
     chosen = {block: members for block, members in blocks.items() if members[0].first.variant == CHOSEN}
@@ -104,6 +110,8 @@ def _finding_section(groups: Sequence[ResultGroup], context: Context, estimates:
             if ranked:
                 place = f"{column.heading}, {lower_first(block)}" if block else column.heading
                 lines.append(f"- **{escape_markdown(place)}:** {_describe_first(ranked, column, estimates)}.")
+    orders = describe_orders(tables["beside"]) if "beside" in tables else []
+    lines += [f"- **Order by {lower_first(average)}:** {escape_markdown(order)}." for average, order in orders]
     return "\n".join(lines) + "\n" if lines else ""
 
 
@@ -164,6 +172,17 @@ def _explain_noise(several: bool, has_ranks: bool) -> list[str]:
         *([ranks] if has_ranks else []),
         *([] if several else ["Another training seed may change more."]),
     ]
+
+
+def _beside_section(context: Context, tables: Mapping[str, Table], format_table: FormatTable) -> str:
+    """Our averages beside the paper's; "" where the paper has none over these tasks."""
+    if "beside" not in tables:
+        return ""
+    table = tables["beside"]
+    return (
+        f"## Beside the paper\n\n{escape_markdown(table.title)}. Models and data differ from ours unless the title of "
+        f"this report says so: compare orders and distances, not values.\n\n{format_table(table)}"
+    )
 
 
 def _ranking_section(
@@ -243,6 +262,16 @@ def _standing_section(
     )
 
 
+def _balance_section(
+    tables: Mapping[str, Table], figures: Mapping[str, RenderedFigure], format_table: FormatTable
+) -> str:
+    """The section on how even sources are over the seen tasks; "" where there are no experts to compare with."""
+    if "balance" not in tables:
+        return ""
+    table = tables["balance"]
+    return f"## How even over the tasks?\n\n{table.title}.\n\n{_wide(figures['balance'])}\n{_fold(table, format_table)}"
+
+
 def _figures_section(figures: Sequence[RenderedFigure]) -> str:
     """Narrow figures side by side, wide ones below."""
     narrow = [f"![{figure.alt}](figures/{figure.name}.svg)" for figure in figures if not figure.wide]
@@ -318,11 +347,12 @@ def _general_section(context: Context, tables: Mapping[str, Table], format_table
 
 
 def _published_section(context: Context, table: Table, format_table: FormatTable) -> str:
-    url = read_published(context.published)["url"]
+    published = read_published(context.published, context.paper_table.name)
     return (
-        f"## Published values\n\n**Published, not measured here**: table 2 of [the paper]({url}), LLaVA-1.5-7B on the "
-        "real data sets. Models and data differ from ours unless the title of this report says so: compare the order "
-        f"of the rows, not the values. {MISSING} is missing: the paper has no such value.\n\n{format_table(table)}"
+        f"## Published values\n\n**Published, not measured here**: table {published.number} of [the paper]"
+        f"({published.url}), {published.of}. Models and data differ from ours unless the title of this report says so: "
+        f"compare the order of the rows, not the values. {MISSING} is missing: the paper has no such value.\n\n"
+        f"{format_table(table)}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -121,12 +122,17 @@ def format_difference(difference: Difference) -> str:
     """A difference as `−1.2 (−2.0 to −0.4), p = 0.004`; of several seeds both intervals."""
     questions = f"{difference.low:+.1f} to {difference.high:+.1f}"
     if difference.seeds is None:
-        text = f"{difference.value:+.1f} ({questions}), p = {difference.p:.3f}"
-        return text.replace("-", "−").replace("p = 0.000", "p < 0.001")
+        text = f"{difference.value:+.1f} ({questions}), {_format_p(difference)}"
+        return text.replace("-", "−")
     spread = difference.seeds
     seeds = f"{spread.low:+.1f} to {spread.high:+.1f}" if spread.low is not None else "no interval"
     count = f"{spread.n} seed" if spread.n == 1 else f"{spread.n} seeds"
     return f"{difference.value:+.1f} (questions {questions}; {count} {seeds})".replace("-", "−")
+
+
+def _format_p(difference: Difference) -> str:
+    """`p = 0.004`, or at the smallest p that the resamples can tell `p < 0.001`."""
+    return f"p < {math.ceil(1000 * difference.p) / 1000:.3f}" if difference.is_floor else f"p = {difference.p:.3f}"
 
 
 def describe_standing(table: Table) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from eval.report.ranking import list_ranks, score_cell
 from eval.report.results import CHOSEN, Context, ResultGroup, SweptKey
 from eval.report.tables import Cell, Column, Row, Table, list_averages, make_row
 
-Line = dict[str, ResultGroup]  # one source by facet, at the chosen strength where it has one; "" is all facets
+Line = dict[str, ResultGroup]  # one source by value, at the chosen strength where it has one; "" is all values
 
 
 def swept_table(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
@@ -22,18 +22,16 @@ def swept_table(groups: Sequence[ResultGroup], context: Context, estimates: Esti
     if context.swept is None or not list_averages(context):
         return None
     average = list_averages(context)[0]
-    lines = _list_lines([group for group in groups if estimates.has(group.title, average.tasks)])
-    at_values = {
-        value: [line.get(facet, line.get("")) for line in lines] for value, facet in context.swept.facets.items()
-    }
+    lines = _list_lines([group for group in groups if estimates.has(group.title, average.tasks)], context.swept)
+    at_values = {value: [line.get(value, line.get("")) for line in lines] for value in context.swept.titles}
     counts = [len(_list_merged(found)) for found in at_values.values()]
     if sum(map(bool, counts)) < 2:
         return None
     columns: list[Column] = []
     cells: list[list[Cell]] = [[] for _ in lines]
     for value, found in at_values.items():
-        facet = context.swept.facets[value]
-        heading = facet[:1].upper() + facet[1:]
+        title = context.swept.titles[value]
+        heading = title[:1].upper() + title[1:]
         columns.append(replace(average, key=f"{average.key}_{value}", heading=heading))
         for row, group in zip(cells, found, strict=True):
             row.append(score_cell(estimates.interval(group.title, average.tasks)) if group else Cell())
@@ -42,18 +40,20 @@ def swept_table(groups: Sequence[ResultGroup], context: Context, estimates: Esti
             for row, cell in zip(cells, list_ranks(found, average, estimates), strict=True):
                 row.append(cell)
     are_chosen = {group.first.variant == CHOSEN for line in lines for group in _list_merged(line.values())}
-    rows = [_make_row(line, row, are_chosen) for line, row in zip(lines, cells, strict=True)]
+    rows = [_make_row(line, row, are_chosen, context.swept) for line, row in zip(lines, cells, strict=True)]
     strength = ", at the strength chosen on val" if are_chosen == {True} else ""
     title = f"{average.average_over.capitalize()} average of every method{strength}, at each value of the swept key"
     return Table("swept", title, tuple(columns), tuple(rows), bars=False)
 
 
-def _list_lines(groups: Sequence[ResultGroup]) -> list[Line]:
+def _list_lines(groups: Sequence[ResultGroup], swept: SweptKey) -> list[Line]:
     """The groups of each source; in the order of groups a chosen strength follows its default, and replaces it."""
+    key = swept.key.removeprefix("merge.")  # as the settings of a method are named
     lines: dict[str, Line] = {}
     for group in groups:
         first = group.first
-        lines.setdefault(repr((first.kind, first.source, sorted(first.overrides.items()))), {})[first.facet] = group
+        others = sorted((name, value) for name, value in first.overrides.items() if name != key)
+        lines.setdefault(repr((first.kind, first.source, others)), {})[first.swept] = group
     return list(lines.values())
 
 
@@ -61,11 +61,12 @@ def _list_merged(groups: Iterable[ResultGroup | None]) -> list[ResultGroup]:
     return [group for group in groups if group is not None and group.kind == "merged"]
 
 
-def _make_row(line: Line, cells: Sequence[Cell], are_chosen: set[bool]) -> Row:
+def _make_row(line: Line, cells: Sequence[Cell], are_chosen: set[bool], swept: SweptKey) -> Row:
     """A row; its strength is marked as chosen only where those of others are not."""
     first = next(iter(line.values()))
     row = make_row(first, cells)
-    return replace(row, title=first.label, block="", facet="", chosen=row.chosen and len(are_chosen) > 1)
+    title = first.label if swept.is_facet else first.first.title
+    return replace(row, title=title, label=title, block="", facet="", chosen=row.chosen and len(are_chosen) > 1)
 
 
 def zero_shot_ratios(table: Table, swept: SweptKey) -> dict[str, float]:
@@ -73,6 +74,6 @@ def zero_shot_ratios(table: Table, swept: SweptKey) -> dict[str, float]:
     averages = [index for index, column in enumerate(table.columns) if column.is_average]
     values = {row.kind: [row.cells[index].value for index in averages] for row in table.rows}
     zero_shot, individual = (values.get(kind, []) for kind in ("zero_shot", "individual"))
-    pairs = zip(swept.facets, zero_shot, individual, strict=False)
+    pairs = zip(swept.titles, zero_shot, individual, strict=False)
     ratios = {value: base / expert for value, base, expert in pairs if base is not None and expert}
     return ratios if len(set(zero_shot)) > 1 else {}

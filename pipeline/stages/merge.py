@@ -60,7 +60,7 @@ def merge_by(wanted: Sequence[tuple[Plan, AnyMethod]]) -> None:
     if unfinished and device == "cuda" and not list_gpus():
         raise UserError("merge_device=cuda merges on GPUs, and this machine shows none; merge_device=cpu needs none")
     for address, (plan, method) in unfinished:
-        experts = {name: str(expert.path) for name, expert in plan.experts.items()}
+        experts = {name: str(expert.path) for name, expert in plan.merged_experts.items()}
         items.append(describe_item("merge", address, method, experts=experts, workers=workers, device=device))
     run_side_by_side(plans[0], "merge", items, [1.0] * len(items), trainer)
 
@@ -88,7 +88,7 @@ def merge_out(plans: Sequence[Plan]) -> None:
         raise UserError(f"out= is one folder for one merge: add merge=NAME; {suggest('', list_methods())}")
     if config.experts is None:
         check_experts(plans, multi_task=False)
-    experts = {name: address.path for name, address in plan.experts.items()}
+    experts = {name: address.path for name, address in plan.merged_experts.items()}
     convert(plan, plan.adapters.values())
 
     from robustmerge.merging import merge_with_summary

@@ -6,22 +6,20 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from eval.report.assemble import assemble_report, format_summary, write_report
 from eval.report.results import CHOSEN, SEARCHED, Context, Search, SourceResult, SweptKey
-from pipeline.config import list_differences
 from pipeline.general_results import general_addresses
 from pipeline.plan import Evaluation, Plan
 from pipeline.sources import Source
 from pipeline.stages.report_context import make_context, read_general
-from pipeline.sweep import find_ordered_key, find_swept_keys
+from pipeline.sweep import find_ordered_key, find_swept_keys, is_of_method
 from pipeline.terminal import format_path, format_seconds
 from pipeline.weight_search import Found
-from robustmerge.method import AnyMethod, list_methods, read_method
 from robustmerge.stage.address import Address, settings_in_identity
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.records import read_score
@@ -32,9 +30,12 @@ UNNAMED = ("paths.", "logger", "jobs", "merge_device", "report", "profile", "hyd
 
 
 def report(plans: Sequence[Plan]) -> list[tuple[Path, str]]:
-    """Write the report of every run folder; returns each one's folder and its main table as text."""
+    """Write the report of every run folder, and one of all models of a benchmark; returns folders and main tables."""
     roots = {plan.root: [other for other in plans if other.root == plan.root] for plan in plans}
-    return [_report_one(root, alike) for root, alike in roots.items()]
+    reports = [_report_one(root, alike) for root, alike in roots.items()]
+    if len(roots) > 1 and len({plan.config.benchmark.name for plan in plans}) == 1:
+        reports.append(_report_one(plans[0].root, plans))
+    return reports
 
 
 def _report_one(root: Path, plans: Sequence[Plan]) -> tuple[Path, str]:
@@ -66,12 +67,13 @@ def _log(plan: Plan, folder: Path, tables: Mapping[str, Any], context: Context) 
 
 def name_report(plans: Sequence[Plan]) -> str:
     """The name of a report: `report=`, else `main` for the default configuration, else the overrides."""
-    config = plans[0].config
+    config, several_models = plans[0].config, len({plan.root for plan in plans}) > 1
     if config.report:
-        return config.report
+        return config.report + ("-models" if several_models else "")
     values: dict[str, list[str]] = {}
     for key, value in (pair for plan in plans for pair in plan.overrides.items()):
-        if not f"{key}=".startswith(UNNAMED) and value not in values.setdefault(key, []):
+        is_named = not f"{key}=".startswith(UNNAMED) or (key == "model" and several_models)
+        if is_named and value not in values.setdefault(key, []):
             values[key].append(value)
     words = [f"{key}={'_'.join(values[key])}" for key in sorted(values)]
     name = re.sub(r"[^\w.=-]+", "_", "-".join(words)).strip("_")
@@ -110,7 +112,8 @@ def collect_results(plans: Sequence[Plan]) -> list[SourceResult]:
             source = evaluations[0].source
             key = (source.kind, source.variant, *(one.score.fingerprint for one in evaluations))
             entries.setdefault(key, _Entry(evaluations)).plans.append(plan)
-    keys = find_swept_keys(plans, ignored=("seed", "merge"))  # a method tells its own settings
+    keys = {key for key in find_swept_keys(plans) if key not in ("seed", "merge")}
+    keys |= {key for plan in plans for key in plan.overrides if is_of_method(key)}  # also where they are all the same
     ordered = find_ordered_key(plans)
     return [_make_result(entry, keys, ordered) for entry in entries.values()]
 
@@ -124,15 +127,18 @@ def _group_by_source(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]
     return [*([experts] if experts else []), *groups.values()]
 
 
-def _make_result(entry: _Entry, keys: Sequence[str], ordered: SweptKey | None) -> SourceResult:
+def _make_result(entry: _Entry, keys: Collection[str], ordered: SweptKey | None) -> SourceResult:
     plan, source = entry.plan, entry.source
     others = [(one.task.name, other.score) for one in entry.evaluations if (other := one.with_other_protocol())]
     addresses = {one.source.address.path: one.source.address.short for one in entry.evaluations}
     point = _shared_point(entry.plans, keys)
+    if source.method is None:
+        point = {key: value for key, value in point.items() if not is_of_method(key)}
     facets = {key: title for key, value in point.items() if (title := _name_facet(key, value, ordered))}
-    point = {key: value for key, value in point.items() if key not in facets}
     common: dict[str, Any] = {
         "facet": ", ".join(facets.values()),
+        "swept": point.get(ordered.key, "") if ordered else "",
+        "overrides": {key.removeprefix("merge."): value for key, value in point.items() if key not in facets},
         "scores": {one.task.name: read_score(one.score.path) for one in entry.evaluations},
         "other_scores": {task: read_score(score.path) for task, score in others if score.is_complete()},
         "predictions": {one.task.name: one.predictions.path for one in entry.evaluations},
@@ -140,16 +146,15 @@ def _make_result(entry: _Entry, keys: Sequence[str], ordered: SweptKey | None) -
         "seed": entry.seed,
     }
     if source.kind == "expert":  # one row: each expert on its own task
-        return SourceResult("individual", "individual", "Individual", overrides=point, **common)
+        return SourceResult("individual", "individual", "Individual", **common)
     method = source.method
     if method is None:
-        return SourceResult(source.name, source.kind, source.title, overrides=point, **common)
+        return SourceResult(source.name, source.kind, source.title, **common)
     settings = settings_in_identity(method)
     return SourceResult(
         source=source.label if source.variant == SEARCHED else source.name,
         kind=source.kind,
         title=source.title,
-        overrides={**point, **changed_settings(_configured(plan, method.name))},
         settings={key: value for key, value in settings.items() if key != "name"},
         paper=method.paper,
         method=method.name,
@@ -164,7 +169,7 @@ def _summarize(found: Found) -> Search:
     return Search(found.weights, found.factor, found.mean, found.start, len(found.tried))
 
 
-def _shared_point(plans: Sequence[Plan], keys: Sequence[str]) -> dict[str, str]:
+def _shared_point(plans: Sequence[Plan], keys: Collection[str]) -> dict[str, str]:
     """Those of the keys that have the same value in all these points."""
     first, *rest = [{key: value for key, value in plan.overrides.items() if key in keys} for plan in plans]
     return {key: value for key, value in first.items() if all(point.get(key) == value for point in rest)}
@@ -173,21 +178,8 @@ def _shared_point(plans: Sequence[Plan], keys: Sequence[str]) -> dict[str, str]:
 def _name_facet(key: str, value: str, ordered: SweptKey | None) -> str:
     """The title of the points with this value, if merged models are to be compared at each of them apart; else ""."""
     if ordered is not None and key == ordered.key:
-        return ordered.facets[value]
+        return ordered.titles[value] if ordered.is_facet else ""
     return FACETS.get(key, {}).get(value.lower(), "")
-
-
-def _configured(plan: Plan, name: str) -> AnyMethod:
-    """The method as the user configured it, at its default strength if the strength was chosen."""
-    return next(method for method in plan.config.methods if method.name == name)
-
-
-def changed_settings(method: AnyMethod) -> Mapping[str, Any]:
-    """What differs from the method's own file, flat: `{"prune.density": 0.3}`."""
-    if method.name not in list_methods():
-        return {}
-    published = settings_in_identity(read_method(method.name))
-    return dict(list_differences(settings_in_identity(method), published))
 
 
 def _addresses(plan: Plan) -> Iterator[Address]:

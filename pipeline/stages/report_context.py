@@ -33,13 +33,14 @@ def make_context(name: str, plans: Sequence[Plan]) -> Context:
     return Context(
         name=name,
         benchmark=config.benchmark.name,
-        model=config.model.name,
+        model=" and ".join(dict.fromkeys(plan.config.model.name for plan in plans)),
         profile=config.profile,
         tasks=tuple({task.name: task for plan in plans for task in plan.config.tasks}.values()),
         questions={task.name: plan.questions(plan.test_set(task)) for plan in plans for task in plan.config.tasks},
         seeds=seeds,
         command=command("merge_eval", lambda word: not word.startswith("jobs=")),
         bootstrap=config.bootstrap,
+        paper_table=config.paper_table,
         bases=_read_bases(plans),
         regime=_read_regime(plans),
         protocol=config.protocol,
@@ -93,7 +94,7 @@ def _regime_of(plan: Plan) -> Regime | None:
     """The regime of one plan's experts and base; None if their configs cannot be read."""
     try:
         model = read_json(plan.base.path / "config.json", "the config of a model")
-        configs = [read_json(one.path / CONFIG, "the config of an adapter") for one in plan.experts.values()]
+        configs = [read_json(one.path / CONFIG, "the config of an adapter") for one in plan.merged_experts.values()]
     except UserError:
         return None
     text_model = model.get("text_config", model)

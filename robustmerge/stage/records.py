@@ -433,12 +433,17 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write predictions as JSON lines, whole or not at all."""
-    write_atomically(path, "".join(_plain(prediction) for prediction in predictions))
+    write_atomically(path, format_predictions(predictions))
+
+
+def format_predictions(predictions: Iterable[Prediction]) -> str:
+    """Format predictions as JSON lines."""
+    return "".join(_plain(prediction) for prediction in predictions)
 
 
 def append_predictions(file: IO[str], predictions: Iterable[Prediction]) -> None:
     """Append predictions to an open file and flush it."""
-    file.write("".join(_plain(prediction) for prediction in predictions))
+    file.write(format_predictions(predictions))
     file.flush()
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.metrics.aggregates import AGGREGATES
+from eval.report.standing import format_difference
 from eval.settings import Bootstrap
-from eval.statistics import Resampled, number_clusters, resample_counts, sum_statistics
+from eval.statistics import Resampled, estimate_difference, number_clusters, resample_counts, sum_statistics
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
 
@@ -198,3 +199,11 @@ def test_has_asks_for_every_task(scores):
     resampled = Resampled(scores)
     assert resampled.has("low", ["vqav2"]) and resampled.has("high", ["vqav2", "rec"])
     assert not resampled.has("low", ["vqav2", "rec"]) and not resampled.has("low", [])
+
+
+def test_the_smallest_p_that_resamples_can_tell_is_told_as_a_bound():
+    always = estimate_difference(1.0, np.full(1999, 0.01))
+    assert always.is_floor and format_difference(always).endswith("p < 0.001")
+    once = estimate_difference(1.0, np.array([-0.01] + [0.01] * 1998))
+    assert not once.is_floor and format_difference(once).endswith("p = 0.002")
+    assert format_difference(estimate_difference(1.0, np.full(99, 0.01))).endswith("p < 0.020")

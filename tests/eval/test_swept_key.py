@@ -28,19 +28,20 @@ def make_dial(seeds=(1, 2, 3), swept: SweptKey = KNOWS, methods=SWEPT) -> list[S
     """A sweep over what the base knows: RobustMerge gains by it and TIES loses, the others keep their distances."""
     results: list[SourceResult] = []
 
-    def add(source: str, kind: str, title: str, level: float, seed: int | None, facet: str, **more) -> None:
+    def add(source: str, kind: str, title: str, level: float, seed: int | None, value: str, **more) -> None:
         tasks = [task.name for task in TASKS if task.seen or kind != "individual"]
         scores = {task: make_swept_score(task, level / 100, seed or 0, 400) for task in tasks}
-        results.append(SourceResult(source, kind, title, scores, seed=seed, facet=facet, **more))
+        facet = swept.titles[value]
+        results.append(SourceResult(source, kind, title, scores, seed=seed, facet=facet, swept=value, **more))
 
-    for facet, knows in zip(swept.facets.values(), VALUES.values(), strict=True):
-        add("zero_shot", "zero_shot", "Zero-shot", 15 + knows, None, facet)
+    for value, knows in zip(swept.titles, VALUES.values(), strict=True):
+        add("zero_shot", "zero_shot", "Zero-shot", 15 + knows, None, value)
         for seed in seeds:
-            add("individual", "individual", "Individual", 80, seed, facet)
+            add("individual", "individual", "Individual", 80, seed, value)
             for name, (title, better) in methods.items():
                 level = 30 + knows / 2 + better * (1 if name not in ("robustmerge", "ties") else knows / 20)
-                add(f"merged/{name}", "merged", title, level - 10, seed, facet, method=name)
-                add(f"merged/{name}", "merged", title, level, seed, facet, method=name, variant=CHOSEN)
+                add(f"merged/{name}", "merged", title, level - 10, seed, value, method=name)
+                add(f"merged/{name}", "merged", title, level, seed, value, method=name, variant=CHOSEN)
     return results
 
 
@@ -112,8 +113,10 @@ def test_a_rank_holds_over_the_seeds_that_all_methods_have(context):
     """Of two methods that change places with the seed, the range of both holds both places."""
     seeds = {1: (100, 20), 2: (20, 90)}
     results = [
-        make_result(f"merged/{name}", "merged", name, {"vqav2": right[i], "rec": right[i]}, seed=seed, facet=facet)
-        for facet in KNOWS.facets.values()
+        make_result(
+            f"merged/{name}", "merged", name, {"vqav2": right[i], "rec": right[i]}, seed=seed, facet=facet, swept=value
+        )
+        for value, facet in KNOWS.titles.items()
         for seed, right in seeds.items()
         for i, name in enumerate(("one", "other"))
     ]

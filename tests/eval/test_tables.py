@@ -114,7 +114,10 @@ def test_every_row_of_the_published_file_has_a_value_a_column():
         assert len(row["seen"]) == len(table_2["seen"]) == 8
         assert len(row.get("unseen", table_2["unseen"])) == len(table_2["unseen"]) == 4
         assert sum(row["seen"]) / 8 == pytest.approx(row["seen_avg"], abs=0.08)
-    for name in ("table_4_clip_vit_b_32", "table_5_clip_vit_l_14", "table_6_components", "table_9_dora"):
+    for name in ("table_6_components", "table_9_dora"):
+        for row in paper[name]["rows"].values():
+            assert sum(row["seen"]) / 8 == pytest.approx(row["seen_avg"], abs=0.1)
+    for name in ("table_4_clip_vit_b_32", "table_5_clip_vit_l_14"):
         for row in paper[name]["rows"].values():
             assert sum(row["scores"]) / 8 == pytest.approx(row["avg"], abs=0.1)
 

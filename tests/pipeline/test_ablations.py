@@ -1,13 +1,15 @@
 """The paper's ablations, and its baselines in both spaces, are files of configs/experiment; each row is what it says.
 
-Tables 6 and 7 and figure 5b of https://arxiv.org/abs/2502.17159. Without normalisation B is multiplied by the sum of
+Tables 6, 7 and figures 5b, 9 of https://arxiv.org/abs/2502.17159. Without normalisation B is multiplied by the sum of
 the scales, and what is not scaled is not divided by their sum either, so those rows have a strength of their own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,11 +23,12 @@ from robustmerge.method import Method, list_methods, list_steps, read_method
 from robustmerge.method_parts import CALIBRATE_RULES, EQUALIZE_RULES, SPECTRUM_RULES
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import keep_largest
+from tests.plans import make_plan
 
 EXPERIMENTS = CONFIGS / "experiment"
 ROWS = {
     "table6": ["nothing", "prune_and_scale"],
-    "table7": ["none", "individual_a", "individual_b", "individual_a_b"],
+    "table7": ["none", "individual_a", "individual_b", "individual_a_b", "inter_parameter_a"],
     "figure5b": ["random", "sign"],
 }  # each table ends with RobustMerge itself
 N, RANK = 8, 6
@@ -82,7 +85,7 @@ def test_a_table_compares_its_rows_with_robustmerge(table: str) -> None:
 
 
 def test_every_folder_of_rows_is_a_table_that_is_tested() -> None:
-    assert {folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir()} == {*ROWS, "spaces", "all"}
+    assert {folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir()} == {*ROWS, "spaces", "all_methods"}
 
 
 def test_table_6_without_any_component_is_task_arithmetic() -> None:
@@ -107,7 +110,13 @@ def test_table_7_none_prunes_and_averages_b() -> None:
 
 @pytest.mark.parametrize(
     ("row", "A_by", "B_by"),
-    [("individual_a", "A", None), ("individual_b", None, "B"), ("individual_a_b", "A", "B"), (None, None, "A")],
+    [
+        ("individual_a", "A", None),
+        ("individual_b", None, "B"),
+        ("individual_a_b", "A", "B"),
+        ("inter_parameter_a", "B", None),
+        (None, None, "A"),
+    ],
 )
 def test_table_7_says_whose_statistic_scales_which_part(row: str | None, A_by: str | None, B_by: str | None) -> None:
     method = read_row("table7", row) if row else read_method("robustmerge")
@@ -161,13 +170,13 @@ def test_on_products_a_baseline_is_itself_in_delta_space_at_the_strength_listed_
 
 
 def test_the_table_of_all_has_every_method_and_every_step_on_top_of_task_arithmetic() -> None:
-    config = read_config(compose("merge_eval", ["experiment=all"]))
+    config = read_config(compose("merge_eval", ["experiment=all_methods"]))
     methods = {method.name: method for method in config.methods}
     assert len(methods) == len(config.methods) == len({method.title for method in config.methods})
     assert {*list_methods(), "ties_products", "dare_products", *config.weight_search} <= set(methods)
     plain = methods["task_arithmetic_products"]
     steps = {}
-    for file in (EXPERIMENTS / "all").glob("*.yaml"):
+    for file in (EXPERIMENTS / "all_methods").glob("*.yaml"):
         row = methods[file.stem]
         assert dataclasses.replace(plain, name=row.name, title=row.title, paper=row.paper, equalize=row.equalize,
                                    calibrate=row.calibrate, spectrum=row.spectrum, strength=row.strength,
@@ -183,3 +192,21 @@ def test_robustmerge_on_products_is_equation_5_since_rank_rows_cannot_be_scaled_
     assert dataclasses.replace(row, title=printed.title) == printed
     with pytest.raises(UserError, match="scaling works on A and B apart"):
         read_method("robustmerge", space="delta")
+
+
+def test_figure_9_merges_nested_subsets_in_an_order_that_the_seed_draws(tmp_path: Path) -> None:
+    def merged_experts(seed: int, count: int) -> set[str]:
+        return set(make_plan(tmp_path, f"seed={seed}", f"merge_count={count}").merged_experts)
+
+    orders = {}
+    for seed in (1, 2, 3):
+        chain = [merged_experts(seed, count) for count in range(1, 9)]
+        assert [len(names) for names in chain] == list(range(1, 9))
+        assert all(fewer < more for fewer, more in itertools.pairwise(chain))
+        orders[seed] = tuple(sorted(chain[2]))
+    assert len(set(orders.values())) == 3
+    whole, every = make_plan(tmp_path), make_plan(tmp_path, "merge_count=8")
+    (ties,) = [method for method in whole.config.methods if method.name == "ties"]
+    assert whole.merged(ties) == every.merged(ties) != make_plan(tmp_path, "merge_count=7").merged(ties)
+    with pytest.raises(UserError, match=r"there are 8 experts to take from, got 9 \(merge_count\)"):
+        make_plan(tmp_path, "merge_count=9")

@@ -140,15 +140,76 @@ def test_what_no_point_changes_is_one_row_that_belongs_to_all(tmp_path):
         (["model.base.knows=paper", "model.base.knows=nothing"], ["paper", "nothing"]),
         (["peft.shared_a_init=false", "peft.shared_a_init=true"], None),
         (["tasks=[vqav2]", "tasks=[rec]"], None),
+        (["merge.prune.density=0.5", "merge.prune.density=0.05"], ["0.05", "0.5"]),
+        (["model=tiny", "model=small"], ["tiny", "small"]),
         (["expert_set=trained", "expert_set=released"], None),
         (["merge=ties", "merge=dare"], None),
         (["seed=1", "seed=2"], None),
     ],
 )
 def test_numbers_are_ordered_words_stand_as_typed_and_switches_lists_and_files_have_no_order(points, expected):
-    plans = [SimpleNamespace(overrides={"seed": str(i), **parse_overrides([word])}) for i, word in enumerate(points)]
+    plans = [
+        SimpleNamespace(overrides={"seed": str(i), **parse_overrides([word])}, config=SimpleNamespace(methods=()))
+        for i, word in enumerate(points)
+    ]
     swept = find_ordered_key(plans)
-    assert (swept and list(swept.facets)) == expected
+    assert (swept and list(swept.titles)) == expected
+
+
+@pytest.fixture(scope="module")
+def densities(tmp_path_factory) -> list[Plan]:
+    """A sweep over a setting of one method, which is better the more it keeps."""
+    runs = tmp_path_factory.mktemp("runs")
+    words = ["merge=robustmerge", "merge.scale.A=null", "merge.scale.B=A", "tasks=[vqav2,rec]", "multi_task=false"]
+    plans = make_plans(
+        [make_point(runs, f"merge.prune.density={d}", "strength_grid=null", *words) for d in ("0.5", "0.2", "0.05")]
+    )
+    for plan in plans:
+        for one in plan.evaluations:
+            right = 10 + 100 * float(plan.overrides["merge.prune.density"]) * (one.source.kind == "merged")
+            finish_score(one, make_score(one.task.name, int(right)))
+    return plans
+
+
+def test_a_point_is_labelled_by_what_was_typed_for_it_whatever_the_methods_file_says(densities):
+    results = {one.title: [] for one in report.collect_results(densities)}
+    for one in report.collect_results(densities):
+        results[one.title].append(dict(one.overrides))
+    typed = {"scale.A": "null", "scale.B": "A"}  # which the file says, too
+    assert results == {
+        "Zero-shot": [{}],
+        "Individual": [{}],
+        "RobustMerge": [{**typed, "prune.density": density} for density in ("0.5", "0.2", "0.05")],
+    }
+    titles = [group.title for group in group_results(report.collect_results(densities)) if group.kind == "merged"]
+    assert titles == [f"RobustMerge (prune.density={density})" for density in ("0.5", "0.2", "0.05")]
+
+
+def test_a_sweep_over_a_setting_of_one_method_is_a_curve_whose_points_are_compared_with_each_other(densities):
+    ((folder, _),) = report.report(densities)
+    assert "## Against `merge.prune.density`" in (folder / "report.md").read_text()
+    assert (folder / "figures" / "swept.svg").exists()
+    _, *rows = (folder / "tables" / "swept.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows] == ["Zero-shot", "Individual", "RobustMerge"]
+    assert not any(group.block for group in group_results(report.collect_results(densities)))
+    assert len((folder / "tables" / "pairs.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_a_sweep_over_models_ends_in_a_report_of_each_and_one_of_all(tmp_path):
+    words = ["tasks=[vqav2,rec]", "methods=[ties,dare]", "strength_grid=null", "multi_task=false"]
+    plans = make_plans([make_point(tmp_path, f"model={model}", *words) for model in ("tiny", "small")])
+    for place, plan in enumerate(plans):
+        for one in plan.evaluations:
+            finish_score(one, make_score(one.task.name, 50 + 10 * place))
+    folders = [folder for folder, _ in report.report(plans)]
+    assert [folder.parent.parent.name for folder in folders] == ["mini-tiny", "mini-small", "mini-tiny"]
+    assert len(set(folders)) == 3
+    text = (folders[-1] / "report.md").read_text()
+    assert text.startswith("# mini on tiny and small\n") and "## Against `model`" in text
+    _, *rows = (folders[-1] / "tables" / "main.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows if "DARE" in row] == [
+        f"DARE (model = {m})" for m in ("tiny", "small")
+    ]
 
 
 def test_two_keys_have_no_order_together():

@@ -17,8 +17,7 @@ from pipeline.addresses import require_complete
 from pipeline.plan import Plan
 from pipeline.program import command
 from pipeline.sources import Source
-from pipeline.stages.report import changed_settings
-from pipeline.sweep import describe_point, find_swept_keys
+from pipeline.sweep import describe_point, find_swept_keys, is_of_method
 from pipeline.tools.findings.relations import Findings, Row
 from robustmerge.analysis.inspection import open_all, shared_modules
 from robustmerge.analysis.retention import (
@@ -74,10 +73,9 @@ def name_groups(plans: Sequence[Plan]) -> list[str]:
 
 
 def method_title(plan: Plan, source: Source) -> str:
-    """The method as tables call it, with what its configuration changes of its file; the variant is not part of it."""
-    configured = {method.name: method for method in plan.config.methods}
-    changed = changed_settings(configured[source.method.name]) if source.method is not None else {}
-    settings = ", ".join(f"{key}={value}" for key, value in changed.items())
+    """The method as tables call it, with what the command line changes of it; the variant is not part of it."""
+    typed = {key: value for key, value in plan.overrides.items() if is_of_method(key) and source.method is not None}
+    settings = ", ".join(f"{key.removeprefix('merge.')}={value}" for key, value in typed.items())
     return f"{source.title} ({settings})" if settings else source.title
 
 
