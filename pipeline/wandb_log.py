@@ -27,6 +27,7 @@ from pipeline.words import format_command
 from robustmerge.stage.address import Address, commit, read_manifest
 from robustmerge.stage.files import read_text, write_atomically
 from robustmerge.stage.records import read_score
+from robustmerge.stage.text import one_line
 
 if TYPE_CHECKING:
     from eval.report.assemble import Report  # loads matplotlib, which training does without
@@ -85,7 +86,7 @@ def _describe_result(plan: Plan, address: Address) -> Run:
 
 def _read_result(losses: Path, record: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
     lines = read_text(losses, "the losses of a training").splitlines() if losses.exists() else []
-    numbers = {key: value for key, value in record.items() if isinstance(value, (int, float))}
+    numbers = {key: value for key, value in record.items() if type(value) in (int, float)}
     return [json.loads(line) for line in lines], numbers
 
 
@@ -124,9 +125,9 @@ def _describe_report(plans: Sequence[Plan], folder: Path, report: Report) -> Run
 
 def _read_report(report: Report) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """All tables, figures and examples; the averages as the summary, with keys like `seen_avg/RobustMerge`."""
-    pictures = {name: content for name, content in report.files.items() if Path(name).match("figures/*.png")}
+    figures = {name: content for name, content in report.files.items() if Path(name).match("figures/*.png")}
     shown = {name: _make_table(table) for name, table in report.tables.items()}
-    shown |= {name: _make_image(content) for name, content in pictures.items()}
+    shown |= {name.removesuffix(".png"): _make_image(content) for name, content in figures.items()}
     shown |= {"examples": _make_examples(report)} if report.examples else {}
     main = report.tables["main"]
     averages = {
@@ -200,13 +201,14 @@ def _log_missing(runs: Sequence[Run], logger: Logger, root: Path) -> None:
     place = None
     for done, (run, file, text) in enumerate(waiting):
         try:
-            place = _log(run, logger, root)
             file.parent.mkdir(parents=True, exist_ok=True)
+            file.unlink(missing_ok=True)
+            place = _log(run, logger, root)
             write_atomically(file, text)
         except Exception as error:  # the result exists already: nothing that fails here may spoil the program
             print(
                 f"warning: {len(waiting) - done} of {len(waiting)} results were not logged to W&B; the next "
-                f"train_all, merge_eval or report logs them: {type(error).__name__}: {error}"
+                f"train_all, merge_eval or report logs them: {type(error).__name__}: {one_line(str(error))}"
             )
             return
     if waiting:
@@ -220,12 +222,14 @@ def _log(run: Run, logger: Logger, root: Path) -> str | None:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
+    folder = root / "wandb"
     mode: Any = logger.mode  # wandb checks what WANDB_MODE holds
     if mode == "auto":  # the user's own WANDB_MODE first; no key, no network
         mode = os.environ.get("WANDB_MODE")
         mode = mode or ("online" if wandb.login(prompt=False, verify=False) else "offline")
-    for earlier in (root / "wandb").glob(f"*run-*-{run.id}"):
+    for earlier in folder.glob(f"*-{run.id}"):
         shutil.rmtree(earlier)
+    os.environ["WANDB_DATA_DIR"] = str(folder / f"data-{run.id}")  # of pictures in tables, not sent yet
     history, summary = run.read()
     with wandb.init(
         project=logger.project,
