@@ -196,15 +196,17 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Logger:
-    """Where a report is also sent. name: none | wandb.
+    """Where results are also sent. name: none | wandb.
 
-    mode: auto (online if wandb knows a key, otherwise offline) | offline | online. None of it changes a result.
+    mode: auto (online if wandb knows a key, otherwise offline) | offline | online. artifacts: experts and merged models
+    themselves are sent, too. None of it changes a result.
     """
 
     name: str = outside_identity("none")
     project: str = outside_identity("robustmerge")
     entity: str | None = outside_identity(None)
     mode: str = outside_identity("auto")
+    artifacts: bool = outside_identity(False)
 
     def __post_init__(self) -> None:
         project = [] if self.project.strip() else [Problem("project is empty")]

@@ -19,6 +19,7 @@ from robustmerge.stage.settings import (
 ENGINES = ("cpu", "single_gpu", "ddp", "zero2", "zero3", "zero3_offload")
 DEEPSPEED_ENGINES = ("zero2", "zero3", "zero3_offload")
 MULTI_TASK = "multi_task"
+LOSSES = "losses.jsonl"  # in the folder of a trained model: loss and learning rate of every step
 TRAINING_RECORD = "training.json"  # in the folder of a trained model, and of a base that is shipped
 
 

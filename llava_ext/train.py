@@ -19,9 +19,8 @@ from llava_ext.conversation import IGNORE
 from llava_ext.data import Collator, Reader, Row, Rows, derive_seed, load_reader, read_rows, training_order
 from llava_ext.model import load_model
 from llava_ext.processes import Team, run_stage_together
-from llava_ext.settings import Expert
+from llava_ext.settings import LOSSES, Expert
 from llava_ext.trainer import (
-    LOSSES,
     OrderedTrainer,
     build_arguments,
     finish_training,

@@ -25,12 +25,11 @@ from transformers import Trainer as HuggingFaceTrainer
 
 from llava_ext.backend import fast_matmul
 from llava_ext.data import Rows
-from llava_ext.settings import TRAINING_RECORD
+from llava_ext.settings import LOSSES, TRAINING_RECORD
 from robustmerge.stage.files import read_json, write_atomically
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import UserError
 
-LOSSES = "losses.jsonl"
 ERROR = "error"  # the key of a batch that could not be made
 MARKER = "complete.json"  # in a checkpoint: the batching of the run that wrote it
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")

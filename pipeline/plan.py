@@ -67,6 +67,15 @@ class Evaluation:
         return other if other.score.is_complete() or other.predictions.is_complete() else None
 
 
+def group_by_source(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Group evaluations by source; the experts are one group, each on its own task, and come first."""
+    experts = [one for one in evaluations if one.source.kind == "expert"]
+    groups: dict[tuple[str, Path], list[Evaluation]] = {}
+    for one in (one for one in evaluations if one.source.kind != "expert"):
+        groups.setdefault((one.source.label, one.source.address.path), []).append(one)
+    return [*([experts] if experts else []), *groups.values()]
+
+
 class Plan(Addresses):
     """One configuration: its addresses, and the sources that it compares."""
 

@@ -12,6 +12,7 @@ from pipeline.program import run  # noqa: E402
 def main(points: list[dict]) -> None:
     from pipeline.stages import choose, merge, predict, report, score
     from pipeline.sweep import make_plans
+    from pipeline.wandb_log import log_results
 
     started = time.monotonic()
     plans = make_plans(points)
@@ -21,7 +22,9 @@ def main(points: list[dict]) -> None:
     predict.predict(score.find_unscored(evaluations))
     score.score(evaluations)
     score.score_with_other_protocol(evaluations)
-    report.print_reports(report.report(plans), started)
+    reports = report.report(plans)
+    report.print_reports(reports, started)
+    log_results(plans, reports)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pipeline.program import run  # noqa: E402
 def main(points: list[dict]) -> None:
     from pipeline.stages import base, prepare, train
     from pipeline.sweep import make_plans
+    from pipeline.wandb_log import log_results
 
     started = time.monotonic()
     plans = make_plans(points)
@@ -20,6 +21,7 @@ def main(points: list[dict]) -> None:
     base.make_bases(plans)
     train.train(plans)
     train.print_trained(plans, started)
+    log_results(plans)
 
 
 if __name__ == "__main__":

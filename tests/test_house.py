@@ -77,7 +77,7 @@ def test_an_entry_point_is_short():
 
 @pytest.mark.parametrize(
     "module",
-    ["plan", "child", "stages.train", "stages.merge", "stages.predict", "tools.compare", "tools.ask"],
+    ["plan", "child", "stages.train", "stages.merge", "stages.predict", "tools.compare", "tools.ask", "wandb_log"],
 )
 def test_planning_loads_no_heavy_library(module):
     heavy = HEAVY | ({"hydra"} if module == "child" else set())

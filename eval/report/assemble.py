@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.report.balance import balance_table
@@ -40,12 +40,13 @@ LARGE = 14  # rows of a main table of which the terminal shows the averages only
 class Report:
     """A report in memory. files: content by path inside the report's folder.
 
-    partial_notice: a warning if only some of the questions were asked, else "".
+    partial_notice: a warning if only some of the questions were asked, else "". examples: the questions shown, by task.
     """
 
     tables: Mapping[str, Table]
     files: Mapping[str, bytes]
     partial_notice: str = ""
+    examples: Mapping[str, Sequence[ShownQuestion]] = field(default_factory=dict)
 
 
 def assemble_report(results: Sequence[SourceResult], context: Context) -> Report:
@@ -78,7 +79,7 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
     content = Content(groups, context, estimates, tables, figures, examples, sheet is not None, constants)
     files["report.md"] = compose(content, format_markdown).encode()
     files["report.html"] = make_page(compose(content, format_html), context, files).encode()
-    return Report(tables, files, format_partial_notice(groups, context))
+    return Report(tables, files, format_partial_notice(groups, context), examples)
 
 
 def _make_tables(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> dict[str, Table]:

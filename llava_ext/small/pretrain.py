@@ -23,7 +23,7 @@ from llava_ext.backend import fast_matmul
 from llava_ext.conversation import render
 from llava_ext.data import Collator, Reader, derive_seed
 from llava_ext.pixels import PixelReader, read_training_picture
-from llava_ext.settings import Pretraining
+from llava_ext.settings import LOSSES, Pretraining
 from llava_ext.small.build import build_model, build_processor, save_base
 from llava_ext.small.networks import (
     AnswerModel,
@@ -45,7 +45,6 @@ from llava_ext.small.parts import (
 )
 from llava_ext.small.probe import PICTURES, exact_products, probe
 from llava_ext.small.tokenizer import build_tokenizer
-from llava_ext.trainer import LOSSES
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.files import read_json
 

@@ -16,7 +16,7 @@ import datasets
 from llava_ext.backend import DTYPES, fast_matmul
 from llava_ext.data import Collator, Reader, Row, derive_seed, load_reader
 from llava_ext.model import load_model
-from llava_ext.settings import KNOWLEDGE, BaseModel
+from llava_ext.settings import KNOWLEDGE, LOSSES, BaseModel
 from llava_ext.small.build import build_processor, save_base
 from llava_ext.small.networks import AnswerModel
 from llava_ext.small.parts import (
@@ -28,7 +28,7 @@ from llava_ext.small.parts import (
     measure_skills,
     train_in,
 )
-from llava_ext.trainer import LOSSES, read_training_record
+from llava_ext.trainer import read_training_record
 from robustmerge.stage.address import Address, run_stage
 
 NAME = "habits"

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from eval.report.assemble import assemble_report, format_summary, write_report
-from eval.report.results import CHOSEN, SEARCHED, Context, Search, SourceResult, SweptKey
+from eval.report.assemble import Report, assemble_report, format_summary, write_report
+from eval.report.results import CHOSEN, SEARCHED, Search, SourceResult, SweptKey
 from pipeline.general_results import general_addresses
-from pipeline.plan import Evaluation, Plan
+from pipeline.plan import Evaluation, Plan, group_by_source
 from pipeline.sources import Source
 from pipeline.stages.report_context import make_context, read_general
 from pipeline.sweep import find_ordered_key, find_swept_keys, is_of_method
@@ -29,8 +29,8 @@ FACETS = {"peft.shared_a_init": {"true": "shared A", "false": "independent A"}}
 UNNAMED = ("paths.", "logger", "jobs", "merge_device", "report", "profile", "hydra.", "benchmark=", "model=")
 
 
-def report(plans: Sequence[Plan]) -> list[tuple[Path, str]]:
-    """Write the report of every run folder, and one of all models of a benchmark; returns folders and main tables."""
+def report(plans: Sequence[Plan]) -> list[tuple[Path, Report]]:
+    """Write the report of every run folder, and one of all models of a benchmark; returns folders and contents."""
     roots = {plan.root: [other for other in plans if other.root == plan.root] for plan in plans}
     reports = [_report_one(root, alike) for root, alike in roots.items()]
     if len(roots) > 1 and len({plan.config.benchmark.name for plan in plans}) == 1:
@@ -38,7 +38,7 @@ def report(plans: Sequence[Plan]) -> list[tuple[Path, str]]:
     return reports
 
 
-def _report_one(root: Path, plans: Sequence[Plan]) -> tuple[Path, str]:
+def _report_one(root: Path, plans: Sequence[Plan]) -> tuple[Path, Report]:
     folder = root / "reports" / name_report(plans)
     context = replace(make_context(folder.name, plans), general=read_general(plans))
     contents = assemble_report(collect_results(plans), context)
@@ -47,22 +47,7 @@ def _report_one(root: Path, plans: Sequence[Plan]) -> tuple[Path, str]:
     used |= {address for plan in plans for address in general_addresses(plan)}
     write_atomically(folder / "addresses.json", json.dumps(sorted(used), indent=1) + "\n")
     write_report(folder, contents)
-    _log(plans[0], folder, contents.tables, context)
-    return folder, format_summary(contents)
-
-
-def _log(plan: Plan, folder: Path, tables: Mapping[str, Any], context: Context) -> None:
-    """Log the tables to W&B, unless the same ones were logged before."""
-    if plan.config.logger.name == "none":
-        return
-    logged = folder / "wandb" / "logged"
-    digest = hashlib.sha256(repr((tables, plan.config.logger)).encode()).hexdigest()
-    if logged.exists() and logged.read_text() == digest:
-        return
-    from eval.report.wandb_log import log_report
-
-    if log_report(plan.config.logger, folder, tables, context):
-        write_atomically(logged, digest)
+    return folder, contents
 
 
 def name_report(plans: Sequence[Plan]) -> str:
@@ -108,7 +93,7 @@ def collect_results(plans: Sequence[Plan]) -> list[SourceResult]:
     """
     entries: dict[tuple[str, ...], _Entry] = {}
     for plan in plans:
-        for evaluations in _group_by_source(plan.evaluations):
+        for evaluations in group_by_source(plan.evaluations):
             source = evaluations[0].source
             key = (source.kind, source.variant, *(one.score.fingerprint for one in evaluations))
             entries.setdefault(key, _Entry(evaluations)).plans.append(plan)
@@ -116,15 +101,6 @@ def collect_results(plans: Sequence[Plan]) -> list[SourceResult]:
     keys |= {key for plan in plans for key in plan.overrides if is_of_method(key)}  # also where they are all the same
     ordered = find_ordered_key(plans)
     return [_make_result(entry, keys, ordered) for entry in entries.values()]
-
-
-def _group_by_source(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
-    """Group evaluations by source; the experts are one group, each on its own task, and come first."""
-    experts = [one for one in evaluations if one.source.kind == "expert"]
-    groups: dict[tuple[str, Path], list[Evaluation]] = {}
-    for one in (one for one in evaluations if one.source.kind != "expert"):
-        groups.setdefault((one.source.label, one.source.address.path), []).append(one)
-    return [*([experts] if experts else []), *groups.values()]
 
 
 def _make_result(entry: _Entry, keys: Collection[str], ordered: SweptKey | None) -> SourceResult:
@@ -194,8 +170,8 @@ def _addresses(plan: Plan) -> Iterator[Address]:
             yield other.score
 
 
-def print_reports(reports: Sequence[tuple[Path, str]], started: float) -> None:
+def print_reports(reports: Sequence[tuple[Path, Report]], started: float) -> None:
     """Print the main table of every report and the report's path."""
-    for folder, table in reports:
-        print(f"\n{table}\n\nreport: {format_path(folder / 'report.md')} (and report.html)")
+    for folder, contents in reports:
+        print(f"\n{format_summary(contents)}\n\nreport: {format_path(folder / 'report.md')} (and report.html)")
     print(f"took {format_seconds(time.monotonic() - started)}; everything that exists: python scripts/runs.py")
