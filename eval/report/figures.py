@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
@@ -14,48 +12,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from eval.report.palette import COLOURS, GREY, INK, Style, assign_styles, list_panels
+from eval.report.palette import Style, assign_styles, list_panels
 from eval.report.results import SweptKey
 from eval.report.tables import Cell, Row, Table, starts_block
-from robustmerge.stage.text import one_line
+from robustmerge.stage.drawing import (
+    COLOURS,
+    GREY,
+    GRID_COLOUR,
+    INK,
+    PLAIN_TEXT,
+    RenderedFigure,
+    format_label,
+    render_figure,
+)
 
-RC_PARAMS = {
-    "svg.hashsalt": "robustmerge",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9aa1ab",
-    "axes.labelcolor": "#30363d",
-    "xtick.color": "#57606a",
-    "ytick.color": "#57606a",
-    "legend.frameon": False,
-}
-PLAIN_TEXT = {**RC_PARAMS, "text.parse_math": False}  # a dollar in a title begins no formula
-LONGEST_LABEL = 100  # characters
 LONGEST_BESIDE = 30  # characters of a title with which the legend still stands beside the axes
 BETTER, WORSE = COLOURS[0], COLOURS[1]
-
-
-@dataclass(frozen=True)
-class RenderedFigure:
-    """A rendered figure. alt: its text alternative. wide: whether it needs the full width of the page."""
-
-    name: str
-    alt: str
-    png: bytes
-    svg: bytes
-    wide: bool = False
-
-
-def render_figure(figure: Figure, name: str, alt: str, wide: bool = False) -> RenderedFigure:
-    """The figure as PNG and SVG."""
-    files = {}
-    metadata: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    for kind in metadata:
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=160, metadata=metadata[kind])
-        files[kind] = file.getvalue()
-    return RenderedFigure(name, alt, **files, wide=wide)
 
 
 # Scores: seen against unseen, and task by task
@@ -106,7 +78,7 @@ def _start(main: Table, width: float, height: float) -> tuple[Figure, list[Axes]
     figure = Figure(figsize=size, layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (heading, _) in zip(all_axes, panels, strict=True):
-        axes.grid(color="#e6e9ed", lw=0.8)
+        axes.grid(color=GRID_COLOUR, lw=0.8)
         axes.set_axisbelow(True)
         if heading:
             axes.set_title(heading[:1].upper() + heading[1:], loc="left", fontweight="bold", fontsize=11, color=INK)
@@ -176,7 +148,7 @@ def _draw_band(axes: Axes, band: int, cells: Sequence[tuple[Cell, Style]], has_i
 
 def _name_bands(axes: Axes, main: Table, order: Sequence[int]) -> None:
     columns = [main.columns[index] for index in order]
-    axes.set_yticks(range(len(columns)), [_format_label(column.title) for column in columns])
+    axes.set_yticks(range(len(columns)), [format_label(column.title) for column in columns])
     for label, column in zip(axes.get_yticklabels(), columns, strict=True):
         label.set_color(INK if column.is_average else GREY)
         label.set_fontweight("bold" if column.is_average else "normal")
@@ -199,13 +171,7 @@ def _list_entries(main: Table) -> dict[str, tuple[int, str]]:
         if row.chosen or row.label not in chosen:
             first.setdefault(row.label, index)
     order = list(dict.fromkeys(row.label for row in rows))
-    return {label: (first[label], _format_label(label)) for label in order}
-
-
-def _format_label(title: str) -> str:
-    """A title as a label, shortened. matplotlib leaves labels that begin with an underscore out of a legend."""
-    label = textwrap.shorten(one_line(title), LONGEST_LABEL, placeholder="…")
-    return f" {label}" if label.startswith("_") else label
+    return {label: (first[label], format_label(label)) for label in order}
 
 
 def _is_beside(main: Table) -> bool:
@@ -259,7 +225,7 @@ def draw_standing(standing: Table) -> RenderedFigure:
             for row, height in zip(standing.rows, heights, strict=True):
                 _draw_difference(axes, row.cells[index], height)
             axes.set_xlabel(f"RobustMerge minus the other, {column.title.lower()} (points)")
-            axes.grid(axis="x", color="#e6e9ed", lw=0.8)
+            axes.grid(axis="x", color=GRID_COLOUR, lw=0.8)
             axes.set_axisbelow(True)
             axes.tick_params(axis="y", length=0)
         _name_rows(all_axes[0], standing.rows, heights)
@@ -297,7 +263,7 @@ def _draw_across(axes: Axes, cell: Cell, height: float, colour: str, face: str) 
 def _name_rows(axes: Axes, rows: Sequence[Row], heights: Sequence[float]) -> None:
     headings = [index for index in range(len(rows)) if starts_block(rows, index)]
     ticks = [*heights, *(heights[index] - 1.0 for index in headings)]
-    axes.set_yticks(ticks, [*(_format_label(row.label) for row in rows), *(rows[index].block for index in headings)])
+    axes.set_yticks(ticks, [*(format_label(row.label) for row in rows), *(rows[index].block for index in headings)])
     for label in axes.get_yticklabels()[len(rows) :]:
         label.set_fontweight("bold")
         label.set_color(INK)
@@ -332,7 +298,7 @@ def draw_ranking(ranking: Table) -> RenderedFigure:
                 cell, colour = row.cells[index], BETTER if row.label.startswith("RobustMerge") else INK
                 _draw_across(axes, cell, height, colour, colour)
             axes.set_xlabel(f"{ranking.columns[index].heading}, average (%)")
-            axes.grid(color="#e6e9ed", lw=0.8)
+            axes.grid(color=GRID_COLOUR, lw=0.8)
             axes.set_axisbelow(True)
             axes.tick_params(axis="y", length=0)
         _name_rows(all_axes[0], ranking.rows, heights)
@@ -354,7 +320,7 @@ def draw_swept(table: Table, swept: SweptKey, ratios: Mapping[str, float]) -> Re
     if ranks := [index for index, column in enumerate(table.columns) if not column.is_average]:
         panels["Rank among the methods (1 is best)"] = ranks
     ticks = [
-        _format_label(value) + (f"\nzero-shot / individual {ratios[value]:.2f}" if value in ratios else "")
+        format_label(value) + (f"\nzero-shot / individual {ratios[value]:.2f}" if value in ratios else "")
         for value in swept.facets
     ]
     with matplotlib.rc_context(PLAIN_TEXT):
@@ -364,8 +330,8 @@ def draw_swept(table: Table, swept: SweptKey, ratios: Mapping[str, float]) -> Re
             _draw_lines(axes, table.rows, columns)
             axes.set_title(title, loc="left", fontweight="bold", fontsize=11, color=INK)
             axes.set_xticks(range(len(ticks)), ticks)
-            axes.set_xlabel(_format_label(swept.key))
-            axes.grid(axis="y", color="#e6e9ed", lw=0.8)
+            axes.set_xlabel(format_label(swept.key))
+            axes.grid(axis="y", color=GRID_COLOUR, lw=0.8)
             axes.set_axisbelow(True)
         all_axes[0].set_ylabel(f"{table.columns[0].title} (%)")
         if ranks:

@@ -13,11 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from eval.report.figures import RC_PARAMS, RenderedFigure, render_figure
-from eval.report.palette import COLOURS, GREY, INK, MARKERS
 from pipeline.tools.findings.relations import Findings, Row, only_merged, retained
+from robustmerge.stage.drawing import COLOURS, GREY, GRID_COLOUR, INK, MARKERS, RC_PARAMS, RenderedFigure, render_figure
 
-GRID_COLOUR = "#e6e9ed"
 AGAINST = {
     "share": "share of the expert left",
     "distance": "distance to the expert, in its norms",
