@@ -16,7 +16,7 @@ from pipeline.config import read_config
 from pipeline.program import CONFIGS, compose, list_groups, list_options, parse_overrides, run
 from pipeline.sweep import make_plans
 from pipeline.tools.convert import KEYS, ConvertRequest
-from pipeline.tools.inspect.command import read_request
+from pipeline.tools.inspect import read_request
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import UserError, build
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipeline.program import compose
-from pipeline.tools.inspect.command import read_request
+from pipeline.tools.inspect import read_request
 from robustmerge.analysis.direction_robustness import compare_directions, prune_pair
 from robustmerge.analysis.inspection import inspect_folders
 from robustmerge.analysis.inspection_text import conclude, format_inspection
