@@ -163,8 +163,8 @@ def merge_command() -> str:
 def _is_common(word: str) -> bool:
     """Whether every program has the keys that a word sets; a command for another program must leave out the rest."""
     key, _, value = word.partition("=")
-    names = value.split(",") if key == "experiment" else []
-    return _topmost_key(word) in _list_common_keys() and all(_list_keys(name) <= _list_keys() for name in names)
+    chosen = [f"experiment={name}" for name in value.split(",")] if key == "experiment" else []
+    return _topmost_key(word) in _list_common_keys() and all(_list_keys(choice) <= _list_keys() for choice in chosen)
 
 
 def _list_common_keys() -> frozenset[str]:
@@ -172,8 +172,8 @@ def _list_common_keys() -> frozenset[str]:
 
 
 @cache
-def _list_keys(experiment: str = "null") -> frozenset[str]:
-    return frozenset(compose("merge_eval", [f"experiment={experiment}"]))
+def _list_keys(*choices: str) -> frozenset[str]:
+    return frozenset(compose("merge_eval", list(choices)))
 
 
 def _topmost_key(word: str) -> str:

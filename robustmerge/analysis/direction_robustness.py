@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustmerge.algebra import merge_pairs
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.low_rank import Spectrum, singular_values
+from robustmerge.low_rank import CUT, Spectrum, singular_values
 from robustmerge.method import Method
 from robustmerge.method_parts import Prune, Scale
 
@@ -82,12 +82,15 @@ def prune_pair(pair: LoraPair, density: float, scaled: bool = False) -> LoraPair
 def compare_pruning(pair: LoraPair, spectrum: Spectrum, density: float) -> Pruning:
     """The spectrum of an expert's update before and after pruning (figures 3a and 3b). spectrum: of the pair.
 
+    Values that are only rounding are 0.
+
     >>> from robustmerge.low_rank import decompose
     >>> pair = LoraPair(A=torch.tensor([[1.0, 3.0]]), B=torch.tensor([[0.0], [2.0]]))
     >>> compare_pruning(pair, decompose(pair), density=0.5).pruned_ratio  # 3 / sqrt(1 + 9)
     tensor([0.9487], dtype=torch.float64)
     """
-    pruned, scaled = (singular_values(prune_pair(pair, density, scaled=x)) for x in (False, True))
+    after = [singular_values(prune_pair(pair, density, scaled=x)) for x in (False, True)]
+    pruned, scaled = (values * (values > CUT * values[0]) for values in after)
     trained = torch.zeros_like(pruned)
     trained[: len(spectrum.s)] = spectrum.s
     return Pruning(trained, pruned, scaled)

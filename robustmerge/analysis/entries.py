@@ -15,7 +15,7 @@ from torch import Tensor
 from robustmerge.formats.delta import open_delta
 from robustmerge.stage.settings import UserError
 
-HALF = 128  # bins on each side of zero
+HALF = 64  # bins on each side of zero
 SMALLEST = -148  # float32 holds nothing between zero and 2 ** (SMALLEST - 1)
 
 

@@ -10,6 +10,7 @@ from statistics import fmean
 
 from robustmerge.analysis.inspection import Inspection, Row
 from robustmerge.analysis.layers import VALUE_KINDS
+from robustmerge.formats.names import find_layer
 
 STAGES = {"trained": "as trained", "pruned": "pruned", "scaled": "pruned, B scaled by A"}
 LARGEST, REST = "largest", "rest"
@@ -21,7 +22,7 @@ def tabulate_pruning(inspection: Inspection) -> list[Row]:
     value: s_k of the stage over s_1 as trained. ratio: s_k of the stage over s_k as trained. Both are means over
     modules, then over the experts that have a k-th direction, with the lowest and the highest of these.
     """
-    curves = [rows for rows in _by_expert(inspection.spectra).values() if rows[0]["trained"] > 0]
+    curves = [rows for rows in group_by_expert(inspection.spectra).values() if rows[0]["trained"] > 0]
     table = []
     for stage in STAGES:
         for k in range(max(map(len, curves), default=0)):
@@ -54,7 +55,7 @@ def tabulate_directions(inspection: Inspection) -> list[Row]:
     """
     table = []
     for label in dict.fromkeys(row["merged"] for row in inspection.merged):
-        for name, rows in _by_expert([row for row in inspection.merged if row["merged"] == label]).items():
+        for name, rows in group_by_expert([row for row in inspection.merged if row["merged"] == label]).items():
             groups = {LARGEST: [row for row in rows if row["k"] == 1], REST: [row for row in rows if row["k"] > 1]}
             for group, members in groups.items():
                 if members:
@@ -72,7 +73,8 @@ def tabulate_layers(inspection: Inspection) -> list[Row]:
     return inspection.layers
 
 
-def _by_expert(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def group_by_expert(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of every expert, in the order of the table."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["expert"], []).append(row)
@@ -95,11 +97,11 @@ def explain_missing(inspection: Inspection) -> dict[str, str]:
     if not tabulate_pruning(inspection):
         missing["figure3"] = "the updates of all experts are zero"
     if not inspection.merged:
-        missing["figure7"] = "it compares merged adapters with the experts, and none is given (merged)"
+        missing["figure7"] = "it needs merged adapters (merged), and experts with an update other than zero"
     if not inspection.layers:
-        kinds = ", ".join(sorted({row["kind"] for row in inspection.modules}))
-        values = f"a value projection ({', '.join(VALUE_KINDS)})"
-        missing["figure8"] = f"no layer that all adapters share has {values}; kind takes another kind: {kinds}"
+        kinds = ", ".join(sorted({row["kind"] for row in inspection.modules if find_layer(row["module"])})) or "none"
+        values = f"an update of a value projection ({', '.join(VALUE_KINDS)})"
+        missing["figure8"] = f"no layer that all adapters share has {values}; other kinds, for kind: {kinds}"
     return missing
 
 
@@ -133,8 +135,8 @@ def _describe_figure7(inspection: Inspection) -> Iterator[str]:
     yield (
         "Left: similarity of an expert's singular vectors to the nearest direction of the merged update, "
         "(u . u')(v . v'). Right: ratio of singular values, the merged one over the expert's, place by place. "
-        "Circles: the direction of the largest singular value; squares: the mean of all others. Small marks: an expert, "
-        "the mean over the modules that all share; large marks: the mean over experts."
+        "Circles: the direction of the largest singular value; squares: the mean of all others. Small marks: an "
+        "expert, the mean over the modules that all share; large marks: the mean over experts."
     )
 
 

@@ -11,14 +11,16 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from robustmerge.analysis.figure_tables import (
     LARGEST,
     REST,
     STAGES,
+    group_by_expert,
     tabulate_directions,
     tabulate_entries,
     tabulate_layers,
@@ -42,7 +44,7 @@ LONG = 18  # characters of a name with which it fits beside a panel
 WIDTH = 12.0
 LOOK = {**PLAIN_TEXT, "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.axisbelow": True}
 STAGE_COLOURS = dict(zip(STAGES, (INK, COLOURS[0], COLOURS[1]), strict=True))
-MATRICES = {"full": "full fine-tuning", "A": "LoRA A", "B": "LoRA B"}
+MATRICES = {"full": ("full fine-tuning", INK), "A": ("LoRA A", COLOURS[2]), "B": ("LoRA B", COLOURS[3])}
 GROUPS = {LARGEST: ("largest singular value", "o", COLOURS[0]), REST: ("all others", "s", COLOURS[1])}
 DIRECTIONS = {
     "similarity": "similarity of singular vectors\n(nearest direction of the merge)",
@@ -67,8 +69,7 @@ def draw_inspection(inspection: Inspection) -> RenderedFigure:
 
 
 def _draw_spectra(axes: Sequence[Axes], inspection: Inspection, names: Sequence[str]) -> None:
-    by_expert = {name: [row for row in inspection.spectra if row["expert"] == name] for name in names}
-    for i, (name, rows) in enumerate(by_expert.items()):
+    for i, (name, rows) in enumerate(group_by_expert(inspection.spectra).items()):
         _draw_curve(axes[0], rows, "trained", name if len(names) <= MANY else None, **_marker_style(i))
     axes[0].set_title("Singular values of B A")
     _finish_spectrum(axes[0], "mean over modules")
@@ -96,11 +97,23 @@ def _by_stage(inspection: Inspection) -> dict[str, list[Row]]:
 
 
 def _finish_spectrum(axes: Axes, label: str) -> None:
-    axes.set_yscale("log")
+    _use_log_scale(axes)
     axes.set_ylabel(label)
     _finish_index(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
+
+
+def _use_log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    use_plain_ticks(axes.yaxis)
+
+
+def use_plain_ticks(axis: Axis) -> None:
+    """Plain numbers at 1, 2, 5, 10, ... of a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def _finish_index(axes: Axes) -> None:
@@ -191,10 +204,11 @@ def draw_figure3(inspection: Inspection) -> RenderedFigure:
         spectra, ratios, entries = figure.subplots(1, 3)
         for stage, rows in _by_stage(inspection).items():
             for ax, key in ((spectra, "value"), (ratios, "ratio")):
-                indices, colour = [row["k"] for row in rows], STAGE_COLOURS[stage]
-                ends = [[row[f"{key}_{end}"] for row in rows] for end in ("lowest", "highest")]
-                ax.fill_between(indices, *ends, color=colour, alpha=0.12, lw=0)
-                _draw_curve(ax, rows, key, STAGES[stage], color=colour, marker="o")
+                drawn = [row for row in rows if row[key] > 0 or key == "ratio"]  # a logarithm of zero is nowhere
+                indices, colour = [row["k"] for row in drawn], STAGE_COLOURS[stage]
+                low, high = ([row[f"{key}_{end}"] for row in drawn] for end in ("lowest", "highest"))
+                ax.fill_between(indices, low, high, where=[x > 0 for x in low], color=colour, alpha=0.12, lw=0)
+                ax.plot(indices, [row[key] for row in drawn], "o-", lw=1.3, ms=4, color=colour, label=STAGES[stage])
         spectra.set_title(f"(a) Singular values, pruned to {inspection.density:g}")
         _finish_spectrum(spectra, "relative to the largest as trained")
         ratios.set_title("(b) Ratio of singular values")
@@ -209,18 +223,18 @@ def draw_figure3(inspection: Inspection) -> RenderedFigure:
 
 def _draw_entries(axes: Axes, table: Sequence[Row]) -> None:
     """A line an expert and matrix: the density of its entries."""
-    for i, (matrix, label) in enumerate(MATRICES.items()):
-        for j, name in enumerate(dict.fromkeys(row["expert"] for row in table if row["matrix"] == matrix)):
-            rows = [row for row in table if (row["expert"], row["matrix"]) == (name, matrix)]
-            edges = [*(row["low"] for row in rows), rows[-1]["high"]]
-            densities = [row["density"] or np.nan for row in rows]
-            axes.stairs(densities, edges, color=COLOURS[i], lw=1.1, label=None if j else label, baseline=None)
-    axes.set_yscale("log")
+    for matrix, (label, colour) in MATRICES.items():
+        curves = group_by_expert([row for row in table if row["matrix"] == matrix and row["count"]]).values()
+        for i, curve in enumerate(curve for curve in curves if len(curve) > 1):  # of one bin: a B that is zero
+            middles, densities = [(row["low"] + row["high"]) / 2 for row in curve], [row["density"] for row in curve]
+            axes.plot(middles, densities, color=colour, lw=1.1, alpha=0.6, label=None if i else label)
+    _use_log_scale(axes)
     axes.set_title("(c) Distribution of the entries")
     axes.set_xlabel("value of an entry")
     axes.set_ylabel("density")
     axes.grid(color=GRID_COLOUR, lw=0.8)
-    axes.legend(fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
 
 
 def draw_figure7(inspection: Inspection) -> RenderedFigure:
@@ -243,6 +257,13 @@ def draw_figure7(inspection: Inspection) -> RenderedFigure:
             ax.set_title(title)
             ax.set_xlabel("1: as in the expert")
             ax.grid(axis="x", color=GRID_COLOUR, lw=0.8)
+        axes[0].set_xlim(-1 if any(row["similarity"] < -0.1 for row in table) else -0.02, 1.02)
+        ratios = [row["ratio"] for row in table]
+        if 0 < 10 * min(ratios) < max(ratios):
+            axes[1].set_xscale("log")
+            use_plain_ticks(axes[1].xaxis)
+        else:
+            axes[1].set_xlim(left=0)
         axes[0].set_yticks(range(len(labels)), [format_label(label) for label in labels])
         axes[0].set_ylim(len(labels) - 0.5, -0.5)
         handles = [Line2D([], [], ls="none", marker=m, ms=7, color=c, label=text) for text, m, c in GROUPS.values()]
@@ -258,7 +279,7 @@ def draw_figure8(inspection: Inspection) -> RenderedFigure:
     table = tabulate_layers(inspection)
     layers = {row["layer"]: row["module"] for row in table}
     with matplotlib.rc_context(LOOK):
-        figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+        figure = Figure(figsize=(max(WIDTH / 2, WIDTH / 3 * len(layers)), 3.9), layout="constrained")
         panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
         for ax, (layer, module) in zip(panels, layers.items(), strict=True):
             rows = [row for row in table if row["layer"] == layer]
@@ -271,7 +292,7 @@ def draw_figure8(inspection: Inspection) -> RenderedFigure:
                 curve = [row for row in rows if (row["role"], row["name"]) == ("merged", name)]
                 _draw_curve(ax, curve, "value", name, **_marker_style(i))
             _finish_index(ax)
-            ax.set_yscale("log")
+            _use_log_scale(ax)
             ax.set_title(f"Layer {layer}: {module.rpartition('.')[2]}")
         panels[0].set_ylabel("singular value")
         panels[0].legend(fontsize=8)
