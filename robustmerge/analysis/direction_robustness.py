@@ -85,9 +85,9 @@ def compare_pruning(pair: LoraPair, spectrum: Spectrum, density: float) -> Pruni
     Values that are only rounding are 0.
 
     >>> from robustmerge.low_rank import decompose
-    >>> pair = LoraPair(A=torch.tensor([[1.0, 3.0]]), B=torch.tensor([[0.0], [2.0]]))
-    >>> compare_pruning(pair, decompose(pair), density=0.5).pruned_ratio  # 3 / sqrt(1 + 9)
-    tensor([0.9487], dtype=torch.float64)
+    >>> pair = LoraPair(A=torch.tensor([[1.0, 2.0, 2.0]]), B=torch.tensor([[0.0], [3.0]]))
+    >>> compare_pruning(pair, decompose(pair), density=0.3).pruned_ratio  # without the 1: sqrt(8) / 3
+    tensor([0.9428], dtype=torch.float64)
     """
     after = [singular_values(prune_pair(pair, density, scaled=x)) for x in (False, True)]
     pruned, scaled = (values * (values > CUT * values[0]) for values in after)

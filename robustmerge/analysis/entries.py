@@ -26,7 +26,7 @@ class Histogram:
     >>> entries.add(torch.tensor([-0.5, 0.25, 0.25]))
     >>> entries.add(torch.tensor([[100.0]]))
     >>> [(row["low"], row["count"]) for row in entries.rows() if row["count"]]
-    [(-1.0, 1), (0.0, 2), (100.0, 1)]
+    [(-2.0, 1), (0.0, 2), (100.0, 1)]
     """
 
     def __init__(self) -> None:

@@ -113,13 +113,13 @@ def write_captions(inspection: Inspection) -> dict[str, str]:
 
 
 def _describe_figure3(inspection: Inspection) -> Iterator[str]:
-    n_modules, n_experts = len({row["module"] for row in inspection.modules}), len(inspection.experts)
+    n_modules, several = len({row["module"] for row in inspection.modules}), len(inspection.experts) > 1
     yield f"Pruning of {_list_experts(inspection)}, and their entries."
     yield (
         "(a) Singular values of B A by index, over the largest as trained: as trained; with A and B pruned by "
         f"magnitude to {inspection.density:g} of their entries; and with B scaled, too, by what pruning took from A. "
         f"(b) The same over the value as trained. Means over {n_modules} modules"
-        + (f", then over {n_experts} experts; bands: the lowest and the highest expert." if n_experts > 1 else ".")
+        + (", then over the experts that have a k-th direction; bands: their range." if several else ".")
     )
     yield "(c) Density of the entries of A and of B (alpha/r in it), all modules together, a line an expert."
     full = [row["expert"] for row in inspection.entries if row["matrix"] == "full"]

@@ -207,7 +207,8 @@ def draw_figure3(inspection: Inspection) -> RenderedFigure:
                 drawn = [row for row in rows if row[key] > 0 or key == "ratio"]  # a logarithm of zero is nowhere
                 indices, colour = [row["k"] for row in drawn], STAGE_COLOURS[stage]
                 low, high = ([row[f"{key}_{end}"] for row in drawn] for end in ("lowest", "highest"))
-                ax.fill_between(indices, low, high, where=[x > 0 for x in low], color=colour, alpha=0.12, lw=0)
+                inside = [x > 0 or key == "ratio" for x in low]
+                ax.fill_between(indices, low, high, where=inside, color=colour, alpha=0.12, lw=0)
                 ax.plot(indices, [row[key] for row in drawn], "o-", lw=1.3, ms=4, color=colour, label=STAGES[stage])
         spectra.set_title(f"(a) Singular values, pruned to {inspection.density:g}")
         _finish_spectrum(spectra, "relative to the largest as trained")

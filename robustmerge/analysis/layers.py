@@ -55,6 +55,7 @@ def measure_layer(
     row. The sum, our reading of the paper's "original", is that of the updates B A, each with factor 1; its rank is up
     to the sum of the ranks.
 
+    >>> import torch
     >>> from robustmerge.low_rank import decompose
     >>> one = LoraPair(A=torch.tensor([[0.0, 3.0]]), B=torch.tensor([[0.0], [2.0]]))
     >>> [row["value"] for row in measure_layer({"one": one, "same": one}, [decompose(one)] * 2, {})]

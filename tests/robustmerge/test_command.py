@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -224,18 +226,23 @@ def test_a_page_gives_the_settings_that_make_the_method(name: str) -> None:
     assert read_method(name, **changes) == page.method
 
 
-def test_an_inspection_is_printed_and_nothing_is_written_unless_a_folder_is_given(folder: Path, capsys) -> None:
+def test_an_inspection_is_printed_and_nothing_is_written(folder: Path, capsys) -> None:
     main(["merge", "average", "a", "x=(1,2) y", "-o", "out"])
-    before, words = sorted(folder.rglob("*")), ["inspect", "a", "two:x=(1,2) y", "--merged", "mean:out"]
-    main(words)
+    before = sorted(folder.rglob("*"))
+    main(["inspect", "a", "two:x=(1,2) y", "--merged", "mean:out"])
     printed = capsys.readouterr().out
     assert "\nWhat follows\n" in printed and "\nmean " in printed
     assert sorted(folder.rglob("*")) == before
-    main([*words, "--out", "inspection", "--kind", "q"])
-    assert capsys.readouterr().out.startswith(printed)
-    assert {file.name for file in (folder / "inspection").glob("*.png")} == {
-        f"{name}.png" for name in ("inspection", "figure3", "figure7", "figure8")
-    }
+
+
+def test_tables_are_written_where_no_picture_can_be_drawn(folder: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    refuse("inspect", "a", "x=(1,2) y", "--kind", "q", "--out", "inspection")
+    assert "pictures need matplotlib, which cannot be imported: pip install matplotlib, or" in capsys.readouterr().err
+    (first, *_) = csv.DictReader((folder / "inspection" / "figure8.csv").open())
+    assert (first["layer"], first["module"], first["role"], first["name"]) == ("1", "layers.0.q", "expert", "a")
+    assert "figure7 is not drawn: it needs merged" in (folder / "inspection" / "figures.txt").read_text()
+    assert not [*(folder / "inspection").glob("*.png")]
 
 
 def test_an_adapter_of_llavas_own_trainer_becomes_an_expert_and_comes_back(folder: Path, capsys) -> None:
