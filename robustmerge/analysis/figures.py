@@ -107,6 +107,9 @@ def _finish_spectrum(axes: Axes, label: str) -> None:
 def _use_log_scale(axes: Axes) -> None:
     axes.set_yscale("log")
     use_plain_ticks(axes.yaxis)
+    low, high = axes.get_ylim()
+    if high < 10 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=range(1, 10)))
 
 
 def use_plain_ticks(axis: Axis) -> None:
@@ -232,6 +235,7 @@ def _draw_entries(axes: Axes, table: Sequence[Row]) -> None:
     _use_log_scale(axes)
     axes.set_title("(c) Distribution of the entries")
     axes.set_xlabel("value of an entry")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylabel("density")
     axes.grid(color=GRID_COLOUR, lw=0.8)
     if axes.get_legend_handles_labels()[0]:
