@@ -170,13 +170,19 @@ def merge_command() -> str:
 
 
 def _is_common(word: str) -> bool:
-    """Whether every program has the key; a command for another program must leave out the rest."""
-    return _topmost_key(word) in _list_common_keys()
+    """Whether every program has the keys that a word sets; a command for another program must leave out the rest."""
+    key, _, value = word.partition("=")
+    chosen = [f"experiment={name}" for name in value.split(",")] if key == "experiment" else []
+    return _topmost_key(word) in _list_common_keys() and all(_list_keys(choice) <= _list_keys() for choice in chosen)
+
+
+def _list_common_keys() -> frozenset[str]:
+    return frozenset({*_list_keys(), *list_groups(), "task"})
 
 
 @cache
-def _list_common_keys() -> frozenset[str]:
-    return frozenset({*compose("merge_eval", []), *list_groups(), "task"})
+def _list_keys(*choices: str) -> frozenset[str]:
+    return frozenset(compose("merge_eval", list(choices)))
 
 
 def _topmost_key(word: str) -> str:

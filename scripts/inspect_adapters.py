@@ -9,7 +9,7 @@ from pipeline.program import run  # noqa: E402
 
 
 def main(points: list[dict]) -> None:
-    from pipeline.tools.inspect.command import inspect
+    from pipeline.tools.inspect import inspect
 
     for point in points:
         inspect(point)

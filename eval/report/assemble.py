@@ -11,7 +11,7 @@ from eval.report.beside_paper import beside_table
 from eval.report.contact_sheet import draw_contact_sheet
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, pick_examples
-from eval.report.figures import RenderedFigure, draw_balance, draw_figures, draw_ranking, draw_standing, draw_swept
+from eval.report.figures import draw_balance, draw_figures, draw_ranking, draw_standing, draw_swept
 from eval.report.formats import format_csv, format_html, format_latex, format_markdown, format_text
 from eval.report.general_tables import general_tables
 from eval.report.notes import format_constants, format_partial_notice
@@ -26,6 +26,7 @@ from eval.report.standing import describe_standing, difference_table, pairs_tabl
 from eval.report.strength_curves import draw_strengths
 from eval.report.swept_key import swept_table, zero_shot_ratios
 from eval.report.tables import Table, main_table, seeds_table
+from robustmerge.stage.drawing import RenderedFigure
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import one_line

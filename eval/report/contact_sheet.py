@@ -16,10 +16,9 @@ from matplotlib.patches import Rectangle
 
 from eval.questions import first_by_hash
 from eval.report.examples import format_question, read_picture
-from eval.report.figures import PLAIN_TEXT
-from eval.report.palette import GREY, INK
 from eval.report.results import Context
 from eval.settings import Task
+from robustmerge.stage.drawing import GREY, INK, PLAIN_TEXT
 from robustmerge.stage.records import read_examples
 from robustmerge.stage.text import plain
 

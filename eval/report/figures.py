@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
@@ -16,49 +14,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from eval.report.palette import COLOURS, GREY, INK, Style, assign_styles, list_panels
+from eval.report.palette import Style, assign_styles, list_panels
 from eval.report.results import SweptKey
 from eval.report.tables import Cell, Row, Table, starts_block
-from robustmerge.stage.text import one_line
+from robustmerge.stage.drawing import (
+    COLOURS,
+    GREY,
+    GRID_COLOUR,
+    INK,
+    PLAIN_TEXT,
+    RenderedFigure,
+    format_label,
+    render_figure,
+)
 
-RC_PARAMS = {
-    "svg.hashsalt": "robustmerge",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9aa1ab",
-    "axes.labelcolor": "#30363d",
-    "xtick.color": "#57606a",
-    "ytick.color": "#57606a",
-    "legend.frameon": False,
-}
-PLAIN_TEXT = {**RC_PARAMS, "text.parse_math": False}  # a dollar in a title begins no formula
-LONGEST_LABEL = 100  # characters
 LONGEST_BESIDE = 30  # characters of a title with which the legend still stands beside the axes
 MANIFOLD = 6  # times the smallest value of a sweep, from which on its axis is logarithmic
 BETTER, WORSE = COLOURS[0], COLOURS[1]
-
-
-@dataclass(frozen=True)
-class RenderedFigure:
-    """A rendered figure. alt: its text alternative. wide: whether it needs the full width of the page."""
-
-    name: str
-    alt: str
-    png: bytes
-    svg: bytes
-    wide: bool = False
-
-
-def render_figure(figure: Figure, name: str, alt: str, wide: bool = False) -> RenderedFigure:
-    """The figure as PNG and SVG."""
-    files = {}
-    metadata: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    for kind in metadata:
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=160, metadata=metadata[kind])
-        files[kind] = file.getvalue()
-    return RenderedFigure(name, alt, **files, wide=wide)
 
 
 # Scores: seen against unseen, and task by task
@@ -109,7 +81,7 @@ def _start(main: Table, width: float, height: float) -> tuple[Figure, list[Axes]
     figure = Figure(figsize=size, layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (heading, _) in zip(all_axes, panels, strict=True):
-        axes.grid(color="#e6e9ed", lw=0.8)
+        axes.grid(color=GRID_COLOUR, lw=0.8)
         axes.set_axisbelow(True)
         if heading:
             axes.set_title(heading[:1].upper() + heading[1:], loc="left", fontweight="bold", fontsize=11, color=INK)
@@ -205,12 +177,6 @@ def _list_entries(main: Table) -> dict[str, tuple[int, str]]:
     return {label: (first[label], format_label(label)) for label in order}
 
 
-def format_label(title: str) -> str:
-    """A title as a label, shortened. matplotlib leaves labels that begin with an underscore out of a legend."""
-    label = textwrap.shorten(one_line(title), LONGEST_LABEL, placeholder="…")
-    return f" {label}" if label.startswith("_") else label
-
-
 def _is_beside(main: Table) -> bool:
     """Whether the legend stands beside the axes; long titles and several panels leave no room there."""
     return len(list_panels(main.rows)) == 1 and max(len(row.label) for row in main.rows) <= LONGEST_BESIDE
@@ -262,7 +228,7 @@ def draw_standing(standing: Table) -> RenderedFigure:
             for row, height in zip(standing.rows, heights, strict=True):
                 _draw_difference(axes, row.cells[index], height)
             axes.set_xlabel(f"RobustMerge minus the other, {column.title.lower()} (points)")
-            axes.grid(axis="x", color="#e6e9ed", lw=0.8)
+            axes.grid(axis="x", color=GRID_COLOUR, lw=0.8)
             axes.set_axisbelow(True)
             axes.tick_params(axis="y", length=0)
         _name_rows(all_axes[0], standing.rows, heights)
@@ -335,7 +301,7 @@ def draw_ranking(ranking: Table) -> RenderedFigure:
                 cell, colour = row.cells[index], BETTER if row.label.startswith("RobustMerge") else INK
                 _draw_across(axes, cell, height, colour, colour)
             axes.set_xlabel(f"{ranking.columns[index].heading}, average (%)")
-            axes.grid(color="#e6e9ed", lw=0.8)
+            axes.grid(color=GRID_COLOUR, lw=0.8)
             axes.set_axisbelow(True)
             axes.tick_params(axis="y", length=0)
         _name_rows(all_axes[0], ranking.rows, heights)
@@ -361,7 +327,7 @@ def draw_balance(balance: Table) -> RenderedFigure:
         axes.set_xlabel(
             "Kept of the experts' scores (%)\nbar: mean ± deviation over the seen tasks; hollow: the least task"
         )
-        axes.grid(axis="x", color="#e6e9ed", lw=0.8)
+        axes.grid(axis="x", color=GRID_COLOUR, lw=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
         _name_rows(axes, balance.rows, heights)
@@ -394,7 +360,7 @@ def draw_swept(table: Table, swept: SweptKey, ratios: Mapping[str, float]) -> Re
             axes.set_title(title, loc="left", fontweight="bold", fontsize=11, color=INK)
             axes.set_xticks(places, ticks)
             axes.set_xlabel(format_label(swept.key))
-            axes.grid(axis="y", color="#e6e9ed", lw=0.8)
+            axes.grid(axis="y", color=GRID_COLOUR, lw=0.8)
             axes.set_axisbelow(True)
         all_axes[0].set_ylabel(f"{table.columns[0].title} (%)")
         if ranks:

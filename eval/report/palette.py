@@ -1,4 +1,4 @@
-"""Colours, markers and panels of the figures."""
+"""Styles and panels of the figures of a report."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ from dataclasses import dataclass
 
 from eval.report.results import REFERENCE_KINDS
 from eval.report.tables import Row
+from robustmerge.stage.drawing import COLOURS, GREY, INK, MARKERS
 
-# Okabe and Ito, distinct with any colour vision (https://jfly.uni-koeln.de/color/); brown for their yellow, which is
-# too light for white paper.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 REFERENCE_MARKERS = {"zero_shot": "o", "individual": "|", "multi_task": "D"}
-INK = "#24292f"
-GREY = "#6e7781"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from eval.report.beside_paper import describe_orders
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, format_examples_section
-from eval.report.figures import RenderedFigure
 from eval.report.formats import FormatTable, escape_code, escape_markdown
 from eval.report.general_tables import general_notes
 from eval.report.notes import PROTOCOL_MEANINGS, format_footnotes, format_partial_notice
@@ -24,6 +23,7 @@ from eval.report.swept_key import zero_shot_ratios
 from eval.report.tables import MISSING, Column, Table, list_averages, rank_merged
 from eval.settings import BUILTIN_SUFFIX, Official, other_protocol
 from eval.statistics import FEWEST_SEEDS, Difference
+from robustmerge.stage.drawing import RenderedFigure
 
 PROBLEMS = ("empty", "unparsed", "failed")
 IN_SECTIONS = ("balance", "ranking", "standing", "strengths", "swept")  # figures that stand beside their table

@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from eval.report.figures import PLAIN_TEXT, RenderedFigure, format_label, render_figure, style_mark
-from eval.report.palette import INK, Style, assign_styles
+from eval.report.figures import style_mark
+from eval.report.palette import Style, assign_styles
 from eval.report.results import ResultGroup
 from eval.report.tables import Table
+from robustmerge.stage.drawing import GRID_COLOUR, INK, PLAIN_TEXT, RenderedFigure, format_label, render_figure
 
 LEGEND_COLUMNS = 4
 
@@ -40,7 +41,7 @@ def draw_strengths(groups: Sequence[ResultGroup], main: Table) -> RenderedFigure
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
             axes.set_xlabel("Multiple of the method's default update")
-            axes.grid(color="#e6e9ed", lw=0.8)
+            axes.grid(color=GRID_COLOUR, lw=0.8)
             axes.set_axisbelow(True)
         all_axes[0].set_ylabel("Mean val score over the seen tasks (%)")
         by_label = {group.label: styles[group.title] for group in chosen}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustmerge.algebra import merge_pairs
 from robustmerge.formats.adapter import LoraPair
-from robustmerge.low_rank import Spectrum
+from robustmerge.low_rank import CUT, Spectrum, singular_values
 from robustmerge.method import Method
 from robustmerge.method_parts import Prune, Scale
 
@@ -30,6 +30,27 @@ class Robustness:
     similarity: Tensor
     kept: Tensor
     ratio: Tensor
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The singular values of an expert's update as trained, pruned, and pruned with B scaled, all [k] (figure 3a).
+
+    pruned_ratio, scaled_ratio: those after over those before, place by place (figure 3b); NaN where the update has no
+    k-th direction.
+    """
+
+    trained: Tensor
+    pruned: Tensor
+    scaled: Tensor
+
+    @property
+    def pruned_ratio(self) -> Tensor:
+        return torch.where(self.trained > 0, self.pruned / self.trained, torch.nan)
+
+    @property
+    def scaled_ratio(self) -> Tensor:
+        return torch.where(self.trained > 0, self.scaled / self.trained, torch.nan)
 
 
 def compare_directions(expert: Spectrum, merged: Spectrum) -> Robustness:
@@ -56,3 +77,20 @@ def prune_pair(pair: LoraPair, density: float, scaled: bool = False) -> LoraPair
         scale=Scale(B="A" if scaled else None, empty_row="drop"),
     )
     return merge_pairs({"expert": pair}, method)
+
+
+def compare_pruning(pair: LoraPair, spectrum: Spectrum, density: float) -> Pruning:
+    """The spectrum of an expert's update before and after pruning (figures 3a and 3b). spectrum: of the pair.
+
+    Values that are only rounding are 0.
+
+    >>> from robustmerge.low_rank import decompose
+    >>> pair = LoraPair(A=torch.tensor([[1.0, 2.0, 2.0]]), B=torch.tensor([[0.0], [3.0]]))
+    >>> compare_pruning(pair, decompose(pair), density=0.3).pruned_ratio  # without the 1: sqrt(8) / 3
+    tensor([0.9428], dtype=torch.float64)
+    """
+    after = [singular_values(prune_pair(pair, density, scaled=x)) for x in (False, True)]
+    pruned, scaled = (values * (values > CUT * values[0]) for values in after)
+    trained = torch.zeros_like(pruned)
+    trained[: len(spectrum.s)] = spectrum.s
+    return Pruning(trained, pruned, scaled)

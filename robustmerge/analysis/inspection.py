@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from robustmerge.analysis.direction_robustness import compare_directions, prune_pair
+from robustmerge.analysis.direction_robustness import compare_directions, compare_pruning
+from robustmerge.analysis.entries import Histogram, count_full_update
+from robustmerge.analysis.layers import choose_layers, measure_layer, module_kind
 from robustmerge.formats.adapter import Adapter, LoraPair, open_adapters
 from robustmerge.formats.adapter_config import scaling_of
 from robustmerge.formats.compatibility import find_disagreements
 from robustmerge.low_rank import Spectrum, compare, compare_A, decompose, effective_rank, energy_of_first
-from robustmerge.low_rank import singular_values as values_of
 from robustmerge.module import Module, check_module
 from robustmerge.stage.settings import UserError
 
@@ -34,8 +35,11 @@ class Inspection:
     """Tables, a mapping a row. disagreements: why these experts cannot be merged with one another.
 
     experts: one an expert. modules: one an expert and module. kinds: one a kind of module (q_proj, ...).
-    spectra: one an expert and index k, the mean singular value over modules as trained, pruned, pruned and scaled.
-    pairs: one a pair of experts. merged: one a merged adapter, expert and index k of the expert's directions.
+    spectra: one an expert and index k, the mean singular value over modules as trained, pruned, pruned and scaled, and
+    the mean ratios of the latter to the first, 0 where no module has a k-th direction. pairs: one a pair of experts.
+    merged: one a merged adapter, expert and index k of the expert's directions. entries: one an expert, matrix (A, B
+    with alpha/r in it; of a full update `full`) and bin, all modules together. layers: one a module of one kind in the
+    first, middle and last layer, update (an expert's, the sum of the experts, a merged one) and index k.
     """
 
     experts: list[Row]
@@ -44,23 +48,34 @@ class Inspection:
     spectra: list[Row]
     pairs: list[Row]
     merged: list[Row]
+    entries: list[Row]
+    layers: list[Row]
     density: float
     disagreements: list[str] = field(default_factory=list)
 
 
 def inspect_folders(
-    experts: Mapping[str, Path | str], merged: Mapping[str, Path | str] | None = None, density: float = 0.2
+    experts: Mapping[str, Path | str],
+    merged: Mapping[str, Path | str] | None = None,
+    density: float = 0.2,
+    kind: str | None = None,
+    full: Path | str | None = None,
 ) -> Inspection:
     """Measure experts (name -> adapter folder), and what adapters merged from them leave of their directions.
 
-    density: of the pruning that is shown. Raises UserError with all problems at once: folders that cannot be read,
-    values that are not finite, no module in common.
+    density: of the pruning that is shown. kind: of the modules that are shown layer by layer, as `q_proj`; the value
+    projection where it is not given. full: a delta folder with the update of a full fine-tuning, for its entries.
+    Raises UserError with all problems at once: folders that cannot be read, values that are not finite, no module in
+    common.
     """
     adapters, others = open_all(experts), open_all(merged or {})
     shared = shared_modules([*adapters, *others])
     if not shared:
         raise UserError("the adapters have no module of the same name and shape in common, nothing can be compared")
+    chosen = choose_layers(shared, kind)
     sums, problems = _Sums(), []
+    if full is not None:
+        sums.entries[Path(full).name, "full"] = count_full_update(Path(full))
     for module in tqdm(sorted({m for a in adapters for m in a.modules}), desc="inspect", unit="module", disable=None):
         owners = [a for a in adapters if module in a.shapes]
         try:
@@ -70,7 +85,12 @@ def inspect_folders(
                 sums.add_module(adapter, module, pair, spectrum, density)
             if module in shared:
                 sums.add_pairs(module, owners[0].shapes[module], pairs, spectra)
-                sums.add_merged([a.name for a in owners], spectra, {a.name: _read(a, module) for a in others})
+                updates = {a.name: decompose(_read(a, module)) for a in others}
+                sums.add_merged([a.name for a in owners], spectra, updates)
+                if module in chosen:
+                    named = {a.name: pair for a, pair in zip(owners, pairs, strict=True)}
+                    about = {"layer": chosen[module], "module": module}
+                    sums.layers += [about | row for row in measure_layer(named, spectra, updates)]
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -83,6 +103,10 @@ def inspect_folders(
         spectra=sums.spectrum_rows(),
         pairs=sums.pair_rows(names),
         merged=sums.merged_rows(),
+        entries=[
+            {"expert": n, "matrix": x} | row for (n, x), entries in sums.entries.items() for row in entries.rows()
+        ],
+        layers=sums.layers,
         density=density,
         disagreements=find_disagreements(adapters, equal_ranks=False),
     )
@@ -100,11 +124,6 @@ def shared_modules(adapters: Sequence[Adapter]) -> set[str]:
     """The modules that all adapters share, of one kind with equal d_out and d_in; ranks may differ."""
     sizes = [{(m, a.kinds[m], shape[0], shape[2]) for m, shape in a.shapes.items()} for a in adapters]
     return {module for module, *_ in set.intersection(*sizes)} if sizes else set()
-
-
-def module_kind(module: str) -> str:
-    """The kind of a module: `q_proj` for `model.layers.3.self_attn.q_proj`."""
-    return module.rpartition(".")[2]
 
 
 def _read(adapter: Adapter, module: str) -> LoraPair:
@@ -144,17 +163,19 @@ class _Sums:
 
     def __init__(self) -> None:
         self.modules: list[Row] = []
-        self._values: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+        self.entries: dict[tuple[str, str], Histogram] = defaultdict(Histogram)
+        self.layers: list[Row] = []
+        self._values: dict[str, list[tuple[Tensor, ...]]] = defaultdict(list)
         self._compared: list[Row] = []
         self._directions: dict[tuple[str, str], list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
 
     def add_module(self, adapter: Adapter, module: str, pair: LoraPair, spectrum: Spectrum, density: float) -> None:
         d_out, rank, d_in = adapter.shapes[module]
-        s = torch.zeros(min(rank, d_out, d_in), dtype=torch.float64)
-        s[: len(spectrum.s)] = spectrum.s
-        self._values[adapter.name].append(
-            (s, values_of(prune_pair(pair, density)), values_of(prune_pair(pair, density, scaled=True)))
-        )
+        pruning = compare_pruning(pair, spectrum, density)
+        self._values[adapter.name].append(tuple(getattr(pruning, key) for key in PRUNING))
+        self.entries[adapter.name, "A"].add(pair.A)
+        self.entries[adapter.name, "B"].add(pair.B)
+        s = pruning.trained
         row: Row = {"expert": adapter.name, "module": module, "kind": module_kind(module)}
         row |= {"d_out": d_out, "d_in": d_in, "rank": rank, "norm": spectrum.norm}
         row |= {"first": float(s[0]), "last": float(s[-1])}
@@ -172,17 +193,20 @@ class _Sums:
             {"kind": module_kind(module), "shape": (shape[0], shape[2]), "directions": directions} | compared
         )
 
-    def add_merged(self, names: Sequence[str], spectra: Sequence[Spectrum], merged: Mapping[str, LoraPair]) -> None:
-        for label, pair in merged.items():
-            update = decompose(pair)
+    def add_merged(self, names: Sequence[str], spectra: Sequence[Spectrum], merged: Mapping[str, Spectrum]) -> None:
+        for label, update in merged.items():
             for name, spectrum in zip(names, spectra, strict=True):
                 robustness = compare_directions(spectrum, update)
                 row = (robustness.similarity, robustness.kept, robustness.ratio)
                 self._directions[label, name].append(row)
 
+    def entry_rows(self) -> list[Row]:
+        counted = self.entries.items()
+        return [{"expert": name, "matrix": matrix} | row for (name, matrix), x in counted for row in x.rows()]
+
     def spectrum_rows(self) -> list[Row]:
         about = {name: {"expert": name} for name in self._values}
-        return _mean_rows(about, self._values, ("trained", "pruned", "scaled"))
+        return _mean_rows(about, self._values, PRUNING)
 
     def merged_rows(self) -> list[Row]:
         about = {key: {"merged": key[0], "expert": key[1]} for key in self._directions}
@@ -213,17 +237,19 @@ class _Sums:
         return rows
 
 
+PRUNING = ("trained", "pruned", "scaled", "pruned_ratio", "scaled_ratio")
 COMPARED = ("a_cosine", "columns", "rows", "column_chance", "row_chance")
 
 
 def _mean_rows(
     about: Mapping[Any, Row], values: Mapping[Any, Sequence[tuple[Tensor, ...]]], keys: Sequence[str]
 ) -> list[Row]:
-    """Average spectra over modules: a row for each index k, over the modules that have a k-th direction."""
+    """Average spectra over modules: a row for each index k, over the modules that have a k-th direction; 0 if none."""
     rows = []
     for key, row in about.items():
         parts = zip(*values[key], strict=True)
-        means = [pad_sequence(list(x), batch_first=True, padding_value=float("nan")).nanmean(0) for x in parts]
+        padded = [pad_sequence(list(x), batch_first=True, padding_value=float("nan")) for x in parts]
+        means = [x.nanmean(0).nan_to_num() for x in padded]
         for k in range(len(means[0])):
             rows.append(row | {"k": k + 1} | {name: float(x[k]) for name, x in zip(keys, means, strict=True)})
     return rows

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
+from robustmerge.analysis.figure_tables import LARGEST, REST, tabulate_directions
 from robustmerge.analysis.inspection import Inspection, Row
 from robustmerge.stage.tables import format_columns
 
@@ -114,9 +115,10 @@ def merged_table(inspection: Inspection) -> list[str]:
 
 
 def head_and_rest(inspection: Inspection, merged: str, key: str) -> tuple[float, float]:
-    """The mean of the first direction and of all others; nan where there is none."""
-    rows = [row for row in inspection.merged if row["merged"] == merged]
-    return mean_of([row for row in rows if row["k"] == 1], key), mean_of([row for row in rows if row["k"] > 1], key)
+    """The mean over experts, of the first direction and of all others; nan where there is none."""
+    rows = [row for row in tabulate_directions(inspection) if row["merged"] == merged]
+    first, rest = ([row for row in rows if row["directions"] == group] for group in (LARGEST, REST))
+    return mean_of(first, key), mean_of(rest, key)
 
 
 def mean_of(rows: Sequence[Row], key: str) -> float:

@@ -4,6 +4,9 @@ Whether they share their initial A, how their norms and spectra compare, how muc
 
   robustmerge inspect path/to/one path/to/two
   robustmerge inspect one:path/to/a two:user/repo --merged path/to/merged
+  robustmerge inspect path/to/one path/to/two --merged path/to/merged --out path/to/inspection
+
+With --out the tables, a picture and figures 3, 7 and 8 of the paper are written, too; pictures need matplotlib.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from robustmerge.experts import fetch_experts
+from robustmerge.stage.files import expand
 from robustmerge.stage.settings import ConfigError, Problem
 
 
@@ -20,6 +24,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--density", type=float, default=0.2, help="fraction kept by the pruning whose effect is shown (0.2)"
     )
+    parser.add_argument("-o", "--out", metavar="FOLDER", help="where tables and figures are written")
+    parser.add_argument("--kind", help="modules shown layer by layer, as q_proj (the value projection)")
+    parser.add_argument("--full", metavar="FOLDER", help="delta folder of a full fine-tuning, for its entries")
 
 
 def run(options: Namespace) -> None:
@@ -30,4 +37,11 @@ def run(options: Namespace) -> None:
     from robustmerge.analysis.inspection import inspect_folders
     from robustmerge.analysis.inspection_text import format_inspection
 
-    print(format_inspection(inspect_folders(experts, merged, options.density)))
+    full = expand(options.full) if options.full else None
+    inspection = inspect_folders(experts, merged, options.density, options.kind, full)
+    print(format_inspection(inspection))
+    if options.out:
+        from robustmerge.analysis.inspection_files import write_inspection
+
+        picture = write_inspection(inspection, expand(options.out))
+        print(f"\npicture: {picture} (beside it figures 3, 7 and 8, and the tables)")

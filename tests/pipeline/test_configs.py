@@ -16,7 +16,7 @@ from pipeline.config import read_config
 from pipeline.program import CONFIGS, compose, list_groups, list_options, parse_overrides, run
 from pipeline.sweep import make_plans
 from pipeline.tools.convert import KEYS, ConvertRequest
-from pipeline.tools.inspect.command import read_request
+from pipeline.tools.inspect import read_request
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import UserError, build
 
@@ -40,12 +40,20 @@ def test_the_program_that_knows_no_benchmark_composes_into_a_request():
     assert build(ConvertRequest, {key: point[key] for key in KEYS}, "").places == {"a": "a"}
 
 
+def read_option(choice: str) -> str:
+    """The text of the file of a choice GROUP=NAME."""
+    return (CONFIGS / "{}/{}.yaml".format(*choice.split("="))).read_text()
+
+
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])
 def test_every_option_of_every_group_becomes_its_dataclass(choice):
     needed = ["benchmark=mm_mergebench"] if choice == "expert_set=released" else []
-    point = compose("train_all", [choice, *needed])
+    program = "inspect_adapters" if f"scripts/inspect_adapters.py {choice}
+" in read_option(choice) else "train_all"
+    point = compose(program, [choice, *needed])
+    config = read_config(point) if program == "train_all" else read_request(point)[0].config
     is_of_one = point.get("merge") is not None
-    assert (len(read_config(point).methods) == 1) == is_of_one
+    assert (len(config.methods) == 1) == is_of_one
     assert is_of_one == (choice.startswith("merge=") or choice == "experiment=figure5a")
 
 

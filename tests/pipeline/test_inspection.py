@@ -21,18 +21,24 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipeline.program import compose
-from pipeline.tools.inspect.command import read_request
-from robustmerge.analysis.direction_robustness import compare_directions, prune_pair
+from pipeline.tools.inspect import inspect, read_request
+from robustmerge.analysis.direction_robustness import compare_directions, compare_pruning, prune_pair
+from robustmerge.analysis.entries import Histogram
+from robustmerge.analysis.figure_tables import tabulate_directions, tabulate_layers, tabulate_pruning, write_captions
 from robustmerge.analysis.inspection import inspect_folders
 from robustmerge.analysis.inspection_text import conclude, format_inspection
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.low_rank import compare, compare_A, decompose, decompose_sum, effective_rank, energy_of_first
 from robustmerge.low_rank import singular_values as values_of
+from robustmerge.merging import merge_folders
+from robustmerge.method import read_method
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import UserError
-from tests.merge_cases import keep_largest, random_experts, save_expert, write_expert
+from tests.merge_cases import QUIET, keep_largest, random_experts, save_expert, write_expert
 from tests.original_layout import edit_config
+
+ROLES = ("expert", "sum", "merged")
 
 
 @st.composite
@@ -155,6 +161,91 @@ def test_pruning_is_that_of_the_method_and_scaling_gives_back_what_it_took() -> 
     assert torch.equal(scaled.A, pruned.A)
 
 
+@settings(max_examples=25, deadline=None)
+@given(pairs())
+def test_pruning_that_keeps_all_leaves_every_singular_value(pair: LoraPair) -> None:
+    found = compare_pruning(pair, decompose(pair), density=1.0)
+    for ratio in (found.pruned_ratio, found.scaled_ratio):
+        assert torch.equal(ratio.isnan(), found.trained == 0)
+        torch.testing.assert_close(ratio[found.trained > 0], torch.ones_like(ratio[found.trained > 0]))
+
+
+# --- the figures of the paper -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20), min_size=1, max_size=4))
+def test_every_entry_is_counted_once_in_the_bin_that_holds_it(parts: list[list[float]]) -> None:
+    entries = Histogram()
+    for part in parts:
+        entries.add(torch.tensor(part))
+    rows, values = entries.rows(), torch.tensor(sum(parts, [])).double()
+    assert [row["count"] for row in rows] == [
+        int(((row["low"] <= values) & (values < row["high"])).sum()) for row in rows
+    ]
+    assert sum(row["count"] for row in rows) == len(values)
+    assert sum(row["density"] * (row["high"] - row["low"]) for row in rows) == pytest.approx(1)
+
+
+def write_layers(folder: Path, names: str = "ab") -> dict[str, Path]:
+    modules = ("layers.0.v_proj", "layers.1.v_proj", "layers.2.v_proj", "layers.2.k_proj")
+    return {n: write_expert(folder / n, pairs) for n, pairs in random_experts(names, modules).items()}
+
+
+def test_an_expert_as_its_own_merge_keeps_all_and_the_sum_of_one_is_the_expert(tmp_path: Path) -> None:
+    folders = write_layers(tmp_path, "a")
+    found = inspect_folders(folders, {"itself": folders["a"]}, density=1.0)
+    for row in tabulate_directions(found):
+        assert [row[key] for key in ("similarity", "kept", "ratio")] == pytest.approx([1, 1, 1])
+    assert [row["directions"] for row in tabulate_directions(found)] == ["largest", "rest"]
+    assert [row["ratio"] for row in tabulate_pruning(found)] == pytest.approx([1] * 3 * 4)
+    curves = {role: [row["value"] for row in tabulate_layers(found) if row["role"] == role] for role in ROLES}
+    assert curves["sum"] == pytest.approx(curves["expert"])
+    assert curves["merged"] == pytest.approx(curves["expert"])
+
+
+def test_the_layers_that_are_shown_are_the_first_the_middle_and_the_last(tmp_path: Path) -> None:
+    folders = write_layers(tmp_path)
+    assert list(dict.fromkeys(row["layer"] for row in inspect_folders(folders).layers)) == [1, 2, 3]
+    assert {row["module"] for row in inspect_folders(folders, kind="k_proj").layers} == {"layers.2.k_proj"}
+    with pytest.raises(UserError, match="the kind 'q'; choose one of k_proj, v_proj"):
+        inspect_folders(folders, kind="q")
+
+
+def test_all_entries_of_the_experts_and_of_a_full_update_are_counted(tmp_path: Path) -> None:
+    folders = write_layers(tmp_path)
+    merge_folders(folders, read_method("average", space="delta", out__format="delta"), tmp_path / "full", **QUIET)
+    found = inspect_folders(folders, full=tmp_path / "full")
+    counts = {(row["expert"], row["matrix"]): 0 for row in found.entries}
+    for row in found.entries:
+        counts[row["expert"], row["matrix"]] += row["count"]
+    assert counts == {("full", "full"): 4 * 70} | {(n, x): 4 * 4 * d for n in "ab" for x, d in (("A", 10), ("B", 7))}
+    assert "the entries of the update in full" in write_captions(found)["figure3"]
+
+
+@pytest.mark.parametrize("figure", ["figure3", "figure7", "figure8"])
+def test_an_experiment_draws_its_figure_alone(figure: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folders = write_layers(tmp_path)
+    words = [f"experts=[{folders['a']},{folders['b']}]", f"paths.runs={tmp_path / 'runs'}"]
+    inspect(compose("inspect_adapters", [f"experiment={figure}", *words, f"merged=[{folders['a']}]"]))
+    out = tmp_path / "runs" / "mini-tiny" / "inspection" / figure
+    assert (out / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / f"{figure}.svg").read_text()
+    assert (out / "figures.txt").read_text().removeprefix(f"{figure}. ").strip() in capsys.readouterr().out
+    assert {file.stem.partition("_")[0] for file in out.iterdir()} == {figure, "figures"}
+
+
+def test_a_merge_that_a_figure_lacks_is_named_with_the_command_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["experiment=figure7", f"paths.runs={tmp_path}", f"experts=[{write_layers(tmp_path)['a']}]"]
+    monkeypatch.setattr(sys, "argv", ["inspect_adapters.py", *words])
+    with pytest.raises(UserError) as told:
+        inspect(compose("inspect_adapters", words))
+    command = f"python scripts/merge.py {words[1]} '{words[2]}'"
+    assert f"'merged/ties' is no adapter folder yet; this makes it: {command}" in str(told.value)
+
+
 # --- folders and the program --------------------------------------------------------------------------------------
 
 
@@ -237,8 +328,9 @@ def test_one_pair_is_no_pairs_and_a_share_that_every_kind_has_is_of_no_kind(tmp_
 
 def test_a_wrong_density_is_told_with_the_other_mistakes() -> None:
     with pytest.raises(UserError) as told:
-        read_request(compose("inspect_adapters", ["density=2", "peft.r=0"]))
+        read_request(compose("inspect_adapters", ["density=2", "figure=figure4", "peft.r=0"]))
     assert "(density)" in str(told.value)
+    assert "unknown figure 'figure4'; choose one of figure3, figure7, figure8" in str(told.value)
     assert "(peft.r)" in str(told.value)
 
 
@@ -258,7 +350,8 @@ def test_the_program_tells_and_writes_what_it_found(tmp_path: Path) -> None:
     assert "ranks differ (2, 4, 6): factor space needs equal ranks" in shown.stdout
     assert "N r / d" in shown.stdout
     out = tmp_path / "out"
-    assert (out / "inspection.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("inspection", "figure3", "figure7"):  # none of the modules is a value projection
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "inspection.txt").read_text() in shown.stdout
     merged = list(csv.DictReader((out / "merged.csv").open()))
     itself = [row for row in merged if (row["merged"], row["expert"]) == ("sum", "one")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -231,6 +233,16 @@ def test_an_inspection_is_printed_and_nothing_is_written(folder: Path, capsys) -
     printed = capsys.readouterr().out
     assert "\nWhat follows\n" in printed and "\nmean " in printed
     assert sorted(folder.rglob("*")) == before
+
+
+def test_tables_are_written_where_no_picture_can_be_drawn(folder: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    refuse("inspect", "a", "x=(1,2) y", "--kind", "q", "--out", "inspection")
+    assert "pictures need matplotlib, which cannot be imported: pip install matplotlib, or" in capsys.readouterr().err
+    (first, *_) = csv.DictReader((folder / "inspection" / "figure8.csv").open())
+    assert (first["layer"], first["module"], first["role"], first["name"]) == ("1", "layers.0.q", "expert", "a")
+    assert "figure7 is not drawn: it needs merged" in (folder / "inspection" / "figures.txt").read_text()
+    assert not [*(folder / "inspection").glob("*.png")]
 
 
 def test_an_adapter_of_llavas_own_trainer_becomes_an_expert_and_comes_back(folder: Path, capsys) -> None:

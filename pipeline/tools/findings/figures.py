@@ -8,16 +8,14 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from eval.report.figures import RC_PARAMS, RenderedFigure, render_figure
-from eval.report.palette import COLOURS, GREY, INK, MARKERS
 from pipeline.tools.findings.relations import Findings, Row, only_merged, retained
+from robustmerge.analysis.figures import use_plain_ticks
+from robustmerge.stage.drawing import COLOURS, GREY, GRID_COLOUR, INK, MARKERS, RC_PARAMS, RenderedFigure, render_figure
 
-GRID_COLOUR = "#e6e9ed"
 AGAINST = {
     "share": "share of the expert left",
     "distance": "distance to the expert, in its norms",
@@ -77,7 +75,7 @@ def _draw_experts(findings: Findings) -> RenderedFigure:
 
 def _finish_experts(axes: Sequence[Axes], names: Sequence[str]) -> None:
     axes[0].set_yscale("log")
-    _use_plain_ticks(axes[0].yaxis)
+    use_plain_ticks(axes[0].yaxis)
     axes[0].set_title("Spectrum of B A")
     axes[0].set_xlabel("index k of the singular value\nmean; band: lowest and highest expert")
     axes[0].set_ylabel("$s_k\\;/\\;s_1$, mean of modules", parse_math=True)
@@ -145,7 +143,7 @@ def _draw_strengths(findings: Findings) -> RenderedFigure:
         ax.grid(color=GRID_COLOUR, lw=0.8)
         ax.set_axisbelow(True)
     panels[0].set_xscale("log")
-    _use_plain_ticks(panels[0].xaxis)
+    use_plain_ticks(panels[0].xaxis)
     panels[0].set_ylabel("mean score on val (%)")
     _add_legend(figure, [(method, _marker_style(i), True) for i, method in enumerate(methods)], "Method")
     return render_figure(
@@ -180,7 +178,7 @@ def _draw_scores(findings: Findings) -> RenderedFigure:
             _scale_shares(ax)
         else:
             ax.set_xscale("log")
-            _use_plain_ticks(ax.xaxis)
+            use_plain_ticks(ax.xaxis)
     varied = any(row["variant"] for row in rows)
     entries = [(name, _marker_style(i), varied) for i, name in enumerate(names)]
     more = "\nfilled: strength chosen\nhollow: default" if varied else ""
@@ -197,13 +195,6 @@ def _scale_shares(ax: Axes) -> None:
         ax.set_xticks([x for x in (-1, 0, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= x <= 1.2 * high])
         ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter("{x:g}")
-
-
-def _use_plain_ticks(axis: Axis) -> None:
-    """Plain numbers at 1, 2, 5, 10, ... of a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter("{x:g}")
 
 
 def _add_legend(figure: Figure, entries: Sequence[tuple[str, dict[str, Any], bool]], title: str) -> None:
