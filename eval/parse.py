@@ -171,6 +171,13 @@ def _read_amount(text: str) -> str | None:
     return None if number is None else str(Fraction(round(Fraction(number) * 1000), 1000))
 
 
+def parse_yes_no(text: str, choices: Sequence[str] = ()) -> str | None:
+    """`yes` or `no`: the word that the text begins with, or else the only one of both that it holds."""
+    words = re.findall(r"[^\W_]+", text.casefold())
+    said = {word for word in words[:1] if word in ("yes", "no")} or {"yes", "no"}.intersection(words)
+    return said.pop() if len(said) == 1 else None
+
+
 def parse_raw(text: str, choices: Sequence[str] = ()) -> str:
     """The text as it is, for the published scorers, which read it themselves."""
     return text
@@ -204,4 +211,5 @@ PARSERS: dict[str, Parser] = {
     "raw": parse_raw,
     "table": parse_table,
     "text": parse_text,
+    "yes_no": parse_yes_no,
 }
