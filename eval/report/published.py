@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.results import REFERENCE_KINDS, ROBUSTMERGE, Context, ResultGroup
-from eval.report.tables import Cell, Column, Row, Table, list_columns
+from eval.report.tables import GENERAL, Cell, Column, Row, Table, list_columns
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.yaml_files import read_yaml
 
@@ -36,8 +36,8 @@ def published_table(groups: Sequence[ResultGroup], context: Context) -> Table:
     Averages are the printed ones; they are shown only if the report has all the tasks that they are over.
     """
     published = read_published(context.published)
-    columns = list_columns(context)
-    titles = {group.first.method or group.kind: group.first.title for group in groups if group.kind != "adapter"}
+    columns = tuple(column for column in list_columns(context) if column.heading != GENERAL)
+    titles = name_rows(groups)
     rows = []
     for name in sorted(dict.fromkeys([*REFERENCE_KINDS, *published["rows"], *titles]), key=ROBUSTMERGE.__eq__):
         values = _list_values(published, name)
@@ -45,6 +45,11 @@ def published_table(groups: Sequence[ResultGroup], context: Context) -> Table:
         rows.append(Row(title, _find_kind(name), tuple(_make_cell(values, column, published) for column in columns)))
     title = "Published values (table 2 of the paper; LLaVA-1.5-7B, its own data), in %: not measured here"
     return Table("published", title, columns, tuple(rows))
+
+
+def name_rows(groups: Sequence[ResultGroup]) -> dict[str, str]:
+    """The titles of the groups by the paper's names of its rows."""
+    return {group.first.method or group.kind: group.first.title for group in groups if group.kind != "adapter"}
 
 
 def _find_kind(name: str) -> str:
