@@ -40,6 +40,7 @@ _LETTER_FIRST = re.compile(  # not of a list of letters, "A. B. C."
     re.IGNORECASE,
 )
 _LETTER_WITHIN = re.compile(r"[(\[]([A-Z])[)\]]")
+_YES_NO_FIRST = re.compile(r"\W*(yes|no)\s*[,.;:!]")
 _MINUS = str.maketrans(dict.fromkeys("\u2012\u2013\u2212\ufe63\uff0d", "-"))
 _NEGATIVE = re.compile(r"(?:(?:^|(?<=[=:(])) ?- ?|\b(?:minus|negative) |(?<!\w)-(?=[$€£]))[$€£]? ?(?=[\d.])")
 _FRACTIONS = re.compile("[¼-¾⅐-⅞]")
@@ -172,9 +173,9 @@ def _read_amount(text: str) -> str | None:
 
 
 def parse_yes_no(text: str, choices: Sequence[str] = ()) -> str | None:
-    """`yes` or `no`: the word that the text begins with, or else the only one of both that it holds."""
-    words = re.findall(r"[^\W_]+", text.casefold())
-    said = {word for word in words[:1] if word in ("yes", "no")} or {"yes", "no"}.intersection(words)
+    """`yes` or `no`: the only one of both that the text holds, or that it begins with (`Yes, there is no doubt`)."""
+    first = _YES_NO_FIRST.match(text.casefold())
+    said = {first[1]} if first else {"yes", "no"}.intersection(re.findall(r"[^\W_]+", text.casefold()))
     return said.pop() if len(said) == 1 else None
 
 

@@ -99,5 +99,5 @@ def part_cell(group: ResultGroup, tasks: Mapping[str, Task], column: Column) -> 
 def format_part(part: str) -> str:
     """The title of a part: `bleu_4_builtin` -> `BLEU-4, own words`."""
     name = part.removesuffix(BUILTIN_SUFFIX)
-    title = PART_TITLES.get(name, name[:1].upper() + name[1:].replace("_", " "))
+    title = PART_TITLES.get(name, name[:1].upper() + name[1:].replace("_plus", "+").replace("_", " "))
     return title + (", own words" if part.endswith(BUILTIN_SUFFIX) else "")
