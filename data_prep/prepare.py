@@ -2,8 +2,8 @@
 
 A drawn task is one sequence over its splits in which no picture occurs twice, so the splits share no image. Every
 picture, with what is asked about it, is a function of (seed, task, split, number): the number of processes does not
-matter, and `test` does not depend on how many training examples are drawn. All six files always exist; an unseen task, which is only evaluated,
-has empty train and val splits (counts of 0).
+matter, and `test` does not depend on how many training examples are drawn. All six files always exist; an unseen task,
+which is only evaluated, has empty train and val splits (counts of 0).
 """
 
 from __future__ import annotations

@@ -102,8 +102,9 @@ class Task:
 
     def __post_init__(self) -> None:
         train = _problems_of_prompt(self.train_prompt) if self.train_prompt else []
-        both = [Problem("a general task has no expert: give general or seen, not both", "general, seen")]
-        refuse([*_problems_of_name(self.name), *train, *(both if self.general and self.seen else []), *self._problems()])
+        rule = "a general task has no expert: give general or seen, not both"
+        both = [Problem(rule, "general, seen")] if self.general and self.seen else []
+        refuse([*_problems_of_name(self.name), *train, *both, *self._problems()])
         if self.official != Official():
             self.under("official")
 

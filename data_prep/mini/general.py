@@ -1,7 +1,7 @@
 """Questions after the general benchmarks of the paper's table 3: POPE-like, MME-like and MMBench-like sets.
 
-They are not POPE, MME and MMBench, whose rules they follow on the pictures and words of the mini benchmark; the wordings
-are those of the base's dialogues. Each `make_NAME` takes a seeded `random.Random` and returns a scene and the fields of
+They are not POPE, MME and MMBench, whose rules they follow on the pictures and words of the mini benchmark, in the
+wordings of the base's dialogues. Each `make_NAME` takes a seeded `random.Random` and returns a scene and the fields of
 the `Example`s on it, which belong together; `GENERAL` lists them by name with their number. The order of the random
 draws is part of the sets: another order is other data.
 """

@@ -34,7 +34,7 @@ NOTES = {
 FIGURES = {"f1_of_yes": ("F1", "accuracy"), "accuracy_plus": ("in %", "points"), "circular": ("circular", "accuracy")}
 DRAWN_NOTE = (
     "Questions drawn here by the rules of the benchmarks that they are named after (docs/general.md), not these "
-    "themselves: no value compares with a published one. POPE-like: F1 of \"yes\", where an answer that is neither yes "
+    'themselves: no value compares with a published one. POPE-like: F1 of "yes", where an answer that is neither yes '
     "nor no is wrong. MME-like: 200 points a subtask, for accuracy and for pictures with both questions right. "
     "MMBench-like: a question counts if it is right in every rotation of its options. Resampled by picture."
 )

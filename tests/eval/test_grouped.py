@@ -42,10 +42,12 @@ def score(task: str, answers: list[str], order: Random | None = None) -> Score:
 def draw_answers(task: str) -> st.SearchStrategy[list[str]]:
     said = st.sampled_from(("A", "B", "C", "D", "", "who knows") if task == "mmbench_like" else ("yes", "no", "", "hm"))
     wrong = st.lists(said, min_size=len(EXAMPLES[task]), max_size=len(EXAMPLES[task]))
-    kept = st.integers(0, 2**32).map(Random)
-    return st.builds(lambda answers, rng: [
-        example.answer if rng.random() < 0.7 else answer for example, answer in zip(EXAMPLES[task], answers, strict=True)
-    ], wrong, kept)  # fmt: skip
+
+    def mix(answers: list[str], rng: Random) -> list[str]:
+        pairs = zip(EXAMPLES[task], answers, strict=True)
+        return [example.answer if rng.random() < 0.7 else answer for example, answer in pairs]
+
+    return st.builds(mix, wrong, st.integers(0, 2**32).map(Random))
 
 
 @BOTH

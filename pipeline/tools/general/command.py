@@ -35,8 +35,8 @@ from robustmerge.stage.settings import IMAGE_MODES, ConfigError, Problem, UserEr
 
 SCHEMA = 1
 DRAWN = (
-    "Without lmms-eval and the Hub, `bash scripts/merge_eval.sh experiment=table3` asks a small model questions that are "
-    "drawn here by the same rules (docs/general.md)."
+    "Without lmms-eval and the Hub, bash scripts/merge_eval.sh experiment=table3 asks a small model questions that are "
+    "drawn here by the same rules (docs/general.md)"
 )
 
 
