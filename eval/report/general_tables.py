@@ -123,7 +123,7 @@ def drawn_table(groups: Sequence[ResultGroup], context: Context, estimates: Esti
 
     rows = [make_row(group, [make_cell(group, column) for column in columns]) for group in groups]
     rows = [row for row in rows if any(cell.value is not None for cell in row.cells)]
-    title = "General benchmarks, drawn here; in %, points as such"
+    title = f"{', '.join(task.title for task in tasks.values())}: questions drawn here; in %, points as such"
     return Table("general_drawn", title, tuple(columns), tuple(rows), bars=False) if rows else None
 
 
