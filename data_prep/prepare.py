@@ -1,15 +1,16 @@
 """The prepare stage: one task's data as {train,val,test}.jsonl (and .json, LLaVA's question files) with images/.
 
 A drawn task is one sequence over its splits in which no picture occurs twice, so the splits share no image. Every
-example is a function of (seed, task, split, number): the number of processes does not matter, and `test` does not
-depend on how many training examples are drawn. All six files always exist; an unseen task, which is only evaluated,
-has empty train and val splits (counts of 0).
+picture, with what is asked about it, is a function of (seed, task, split, number): the number of processes does not
+matter, and `test` does not depend on how many training examples are drawn. All six files always exist; an unseen task,
+which is only evaluated, has empty train and val splits (counts of 0).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from random import Random
 
 from data_prep.mini.corpus import write_corpus
 from data_prep.mini.drawing import draw, encode
+from data_prep.mini.general import GENERAL
 from data_prep.mini.tasks import GENERATORS
 from data_prep.parallel import map_in_order
 from data_prep.question_files import AnswerCheck, accept_any, import_task
@@ -33,9 +35,9 @@ ORDER = ("test", "val", "train")  # test first: its pictures do not depend on wh
 
 @dataclass(frozen=True)
 class Drawn:
-    """A drawn example. path: of its picture in the folder; image: the picture as PNG; digest: sha256 of the pixels."""
+    """A drawn picture and its questions. path: in the folder; image: as PNG; digest: sha256 of the pixels."""
 
-    example: Example
+    examples: tuple[Example, ...]
     split: str
     index: int
     path: str
@@ -43,29 +45,41 @@ class Drawn:
     digest: bytes
 
 
-def draw_example(task: TaskData, split: str, index: int, attempt: int = 0) -> Drawn:
-    """Draw example `index` of a split; another attempt gives another example in its place."""
-    generate = GENERATORS[choose(task.generator or "", GENERATORS, "generator")]
-    scene, fields = generate(Random(f"{task.seed}/{task.generator}/{split}/{index}/{attempt}"))
-    picture, path = draw(scene), f"images/{split}_{index:05d}.png"
-    example = Example(question_id=f"{task.task}-{split}-{index:05d}", image=path, **fields)
-    return Drawn(example, split, index, path, encode(picture), hashlib.sha256(picture.tobytes()).digest())
+def draw_picture(task: TaskData, split: str, index: int, attempt: int = 0) -> Drawn:
+    """Draw picture `index` of a split; another attempt gives another picture in its place."""
+    name, rng = task.generator or "", Random(f"{task.seed}/{task.generator}/{split}/{index}/{attempt}")
+    question_id, path = f"{task.task}-{split}-{index:05d}", f"images/{split}_{index:05d}.png"
+    if name in GENERAL:
+        scene, questions = GENERAL[name].make(rng)
+        ids = [f"{question_id}-{number}" for number in range(1, len(questions) + 1)]
+    else:
+        scene, fields = GENERATORS[choose(name, {**GENERATORS, **GENERAL}, "generator")](rng)
+        questions, ids = [fields], [question_id]
+    examples = tuple(Example(question_id=one, image=path, **fields) for one, fields in zip(ids, questions, strict=True))
+    picture = draw(scene)
+    return Drawn(examples, split, index, path, encode(picture), hashlib.sha256(picture.tobytes()).digest())
+
+
+def _count_pictures(task: TaskData, split: str) -> int:
+    """The pictures of a split: as many as its questions need."""
+    a_picture = GENERAL[task.generator].questions if task.generator in GENERAL else 1
+    return math.ceil(getattr(task.counts, split) / a_picture)
 
 
 def _draw_chunk(job: tuple[TaskData, str, int, int]) -> list[Drawn]:
     task, split, start, stop = job
-    return [draw_example(task, split, index) for index in range(start, stop)]
+    return [draw_picture(task, split, index) for index in range(start, stop)]
 
 
 def draw_task(task: TaskData) -> dict[str, list[Drawn]]:
-    """Draw all splits of a task; an example whose picture occurred before is replaced, in the order of the sequence.
+    """Draw all splits of a task; a picture that occurred before is replaced, in the order of the sequence.
 
     Raises UserError for an unknown generator.
     """
     jobs = [
-        (task, split, start, min(start + CHUNK, getattr(task.counts, split)))
+        (task, split, start, min(start + CHUNK, _count_pictures(task, split)))
         for split in ORDER
-        for start in range(0, getattr(task.counts, split), CHUNK)
+        for start in range(0, _count_pictures(task, split), CHUNK)
     ]
     splits: dict[str, list[Drawn]] = {split: [] for split in SPLITS}
     seen: set[bytes] = set()
@@ -74,14 +88,14 @@ def draw_task(task: TaskData) -> dict[str, list[Drawn]]:
             attempt = 0
             while drawn.digest in seen:
                 attempt += 1
-                drawn = draw_example(task, drawn.split, drawn.index, attempt)
+                drawn = draw_picture(task, drawn.split, drawn.index, attempt)
             seen.add(drawn.digest)
             splits[drawn.split].append(drawn)
     return splits
 
 
 def check_no_shared_image(splits: dict[str, list[Drawn]]) -> None:
-    """Raises AssertionError if two examples of a task have the same pixels."""
+    """Raises AssertionError if two pictures of a task have the same pixels."""
     digests = [drawn.digest for split in splits.values() for drawn in split]
     if len(set(digests)) != len(digests):
         raise AssertionError(f"{len(digests) - len(set(digests))} pictures occur twice; the redraw is broken")
@@ -97,7 +111,7 @@ def write_splits(folder: Path, splits: Mapping[str, Sequence[Example]]) -> None:
 
 def _llava_question(example: Example) -> dict:
     """An example in LLaVA's question format: question_id, image, text, answer, and its further fields."""
-    names = ("question_id", "image", "text", "answer", "references", "choices", "size", "turns")
+    names = ("question_id", "image", "text", "answer", "references", "choices", "size", "turns", "category")
     always = ("question_id", "text", "answer")
     return {name: getattr(example, name) for name in names if name in always or getattr(example, name)}
 
@@ -109,8 +123,9 @@ def _write_drawn(folder: Path, task: TaskData) -> dict:
     for split in splits.values():
         for drawn in split:
             (folder / drawn.path).write_bytes(drawn.image)
-    write_splits(folder, {name: [drawn.example for drawn in split] for name, split in splits.items()})
-    return {"examples": {split: len(splits[split]) for split in SPLITS}}
+    examples = {name: [one for drawn in split for one in drawn.examples] for name, split in splits.items()}
+    write_splits(folder, examples)
+    return {"examples": {split: len(examples[split]) for split in SPLITS}}
 
 
 def _write_imported(folder: Path, task: TaskData, say: Callable[[str], None], check: AnswerCheck) -> dict:

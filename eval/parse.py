@@ -40,6 +40,7 @@ _LETTER_FIRST = re.compile(  # not of a list of letters, "A. B. C."
     re.IGNORECASE,
 )
 _LETTER_WITHIN = re.compile(r"[(\[]([A-Z])[)\]]")
+_YES_NO_FIRST = re.compile(r"\W*(yes|no)\s*[,.;:!]")
 _MINUS = str.maketrans(dict.fromkeys("\u2012\u2013\u2212\ufe63\uff0d", "-"))
 _NEGATIVE = re.compile(r"(?:(?:^|(?<=[=:(])) ?- ?|\b(?:minus|negative) |(?<!\w)-(?=[$€£]))[$€£]? ?(?=[\d.])")
 _FRACTIONS = re.compile("[¼-¾⅐-⅞]")
@@ -171,6 +172,13 @@ def _read_amount(text: str) -> str | None:
     return None if number is None else str(Fraction(round(Fraction(number) * 1000), 1000))
 
 
+def parse_yes_no(text: str, choices: Sequence[str] = ()) -> str | None:
+    """`yes` or `no`: the only one of both that the text holds, or that it begins with (`Yes, there is no doubt`)."""
+    first = _YES_NO_FIRST.match(text.casefold())
+    said = {first[1]} if first else {"yes", "no"}.intersection(re.findall(r"[^\W_]+", text.casefold()))
+    return said.pop() if len(said) == 1 else None
+
+
 def parse_raw(text: str, choices: Sequence[str] = ()) -> str:
     """The text as it is, for the published scorers, which read it themselves."""
     return text
@@ -204,4 +212,5 @@ PARSERS: dict[str, Parser] = {
     "raw": parse_raw,
     "table": parse_table,
     "text": parse_text,
+    "yes_no": parse_yes_no,
 }

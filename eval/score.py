@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.metrics.answers import ANSWER_METRICS, best_iou
+from eval.metrics.answers import ANSWER_METRICS, best_iou, exact_match
+from eval.metrics.grouped import GROUP_METRICS
 from eval.metrics.official import OFFICIAL_METRICS
 from eval.parse import PARSERS, Answer
 from eval.questions import explain_unreadable, read_questions
@@ -92,16 +93,33 @@ def score_predictions(settings: Scoring, examples: Sequence[Example], prediction
 def _judge_answers(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Judgement:
     """Judge by the task's parser and metric; a question without an answer to compare has the value 0."""
     references = _read_references(settings, examples)
-    parse, metric = PARSERS[settings.parse], ANSWER_METRICS[settings.metric]
+    parse, metric = PARSERS[settings.parse], ANSWER_METRICS.get(settings.metric, exact_match)
     parsed = [parse(one.text, example.choices) for example, one in zip(examples, predictions, strict=True)]
     states = [_find_state(one, answer) for one, answer in zip(predictions, parsed, strict=True)]
     answers = [answer if state == "scored" else None for answer, state in zip(parsed, states, strict=True)]
     pairs = list(zip(answers, references, strict=True))
     values = [0.0 if answer is None else metric(answer, accepted) for answer, accepted in pairs]
+    if settings.metric in GROUP_METRICS:
+        return states, _judge_groups(settings, examples, answers, values)
     parts: dict[str, float | None] = {}
     if settings.metric == "iou_at_half":
         parts["mean_iou"] = 100 * sum(best_iou(answer, accepted) for answer, accepted in pairs) / len(pairs)
     return states, _average(examples, values, parts)
+
+
+def _judge_groups(
+    settings: Scoring, examples: Sequence[Example], answers: Sequence[Answer | None], right: Sequence[float]
+) -> dict[str, Any]:
+    """Judge by a metric of questions that belong together; the value of a question is whether it is right."""
+    grouped = GROUP_METRICS[settings.metric](examples, answers, right)
+    ids = [example.question_id for example in examples]
+    return {
+        "value": grouped.value,
+        "values": dict(zip(ids, right, strict=True)),
+        "parts": grouped.parts,
+        "aggregate": grouped.aggregate,
+        "statistics": dict(zip(ids, grouped.statistics, strict=True)),
+    }
 
 
 def _judge_officially(settings: Scoring, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Judgement:

@@ -19,10 +19,12 @@ from robustmerge.stage.settings import (
     suggest,
 )
 
-# The keys of PARSERS, ANSWER_METRICS, OFFICIAL_METRICS and CAPTION_METRICS, repeated because planning imports none of
-# them; tests keep them equal.
-PARSER_NAMES = ("box", "letter", "number", "raw", "table", "text")
-METRIC_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "vqa_soft")
+# The keys of PARSERS, ANSWER_METRICS, GROUP_METRICS, OFFICIAL_METRICS and CAPTION_METRICS, repeated because planning
+# imports none of them; tests keep them equal.
+PARSER_NAMES = ("box", "letter", "number", "raw", "table", "text", "yes_no")
+ANSWER_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "vqa_soft")
+GROUP_NAMES = ("accuracy_plus", "circular", "f1_of_yes")
+METRIC_NAMES = (*ANSWER_NAMES, *GROUP_NAMES)
 OFFICIAL_NAMES = ("official_equal", "official_ocrvqa", "official_rec", "official_scienceqa", "official_substring")
 CAPTION_NAMES = ("cider", "mean_of_seven")
 BUILTIN_SUFFIX = "_builtin"  # of a caption metric whose words our own tokenizer split
@@ -76,6 +78,7 @@ class Task:
     """One task of a benchmark, as `configs/task/<benchmark>/<name>.yaml` describes it.
 
     title: printed name; mirrors: the paper's task that it stands for ("" if none); seen: it has an expert.
+    general: it belongs to no benchmark, seen or unseen, so that no average counts it.
     prompt: `{text}` is the question, `{choices}` its options as lines `A. red`, `{first_line}` the question's first
     line; train_prompt: of training, "" for the same; max_new_tokens: of an answer.
     image: how a picture becomes square: `pad` it with the mean colour, or `crop` its centre.
@@ -95,10 +98,13 @@ class Task:
     train_prompt: str = ""
     official: Official = Official()
     data: dict = field(default_factory=dict)
+    general: bool = False
 
     def __post_init__(self) -> None:
         train = _problems_of_prompt(self.train_prompt) if self.train_prompt else []
-        refuse([*_problems_of_name(self.name), *train, *self._problems()])
+        rule = "a general task has no expert: give general or seen, not both"
+        both = [Problem(rule, "general, seen")] if self.general and self.seen else []
+        refuse([*_problems_of_name(self.name), *train, *both, *self._problems()])
         if self.official != Official():
             self.under("official")
 
@@ -252,6 +258,8 @@ def _problems_of_scoring(parse: str, metric: str) -> list[Problem]:
         problems.append(Problem(f"parse=box and metric=iou_at_half go together, {given}"))
     if (parse == "raw") != (metric in OFFICIAL_NAMES):
         problems.append(Problem(f"parse=raw goes with the official_* metrics, {given}"))
+    if metric == "f1_of_yes" and parse != "yes_no":
+        problems.append(Problem(f"metric=f1_of_yes goes with parse=yes_no, got parse={parse}"))
     if metric in CAPTION_NAMES and parse != "text":
         problems.append(Problem(f"metric={metric} goes with parse=text, got parse={parse}"))
     return problems

@@ -154,6 +154,14 @@ def _list_options(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
 
 
+CHOOSING = (
+    "Which of these choices fits the picture?",
+    "Select what you see.",
+    "Which of the given choices is right?",
+    "Choose directly from these.",
+)
+
+
 def ask_options(rng: Random, scene: Scene) -> Exchange:
     """Multiple choice on any attribute, the options in any order, answered by the option's text."""
     values: Sequence[str]
@@ -166,15 +174,7 @@ def ask_options(rng: Random, scene: Scene) -> Exchange:
         values, right = rng.choice(kinds)
     others = rng.sample([value for value in values if value != right], min(4, len(values)) - 1)
     options = rng.sample([right, *others], len(others) + 1)
-    question = rng.choice(
-        (
-            "Which of these choices fits the picture?",
-            "Select what you see.",
-            "Which of the given choices is right?",
-            "Choose directly from these.",
-        )
-    )
-    return f"{question}\n{_list_options(options)}\n", f"I choose {right}", right
+    return f"{rng.choice(CHOOSING)}\n{_list_options(options)}\n", f"I choose {right}", right
 
 
 def ask_option(rng: Random, scene: Scene) -> Exchange:

@@ -100,7 +100,7 @@ def _make_tables(groups: Sequence[ResultGroup], context: Context, estimates: Est
         table = make(groups, context, estimates)
         if table is not None:
             tables[table.name] = table
-    return tables | further_tables(groups, context) | general_tables(context)
+    return tables | further_tables(groups, context) | general_tables(groups, context, estimates)
 
 
 def _format_tables(tables: Mapping[str, Table]) -> dict[str, bytes]:

@@ -80,7 +80,8 @@ def _draw_band(axes: Axes, top: float, width: float, task: Task, tiles: Sequence
     name = _wrap(task.title, NAME_LINES, NAME_LETTERS)
     axes.text(0.12, top + 0.18, "\n".join(name), size=10.5, weight="bold", color=INK, va="top")
     below = top + 0.22 + 0.17 * len(name)
-    axes.text(0.12, below, "seen" if task.seen else "unseen", size=8, color=GREY, va="top")
+    split = "seen" if task.seen else "general" if task.general else "unseen"
+    axes.text(0.12, below, split, size=8, color=GREY, va="top")
     for place, tile in enumerate(tiles):
         _draw_tile(axes, MARGIN + place * (PICTURE + GAP), top + 0.14, tile)
 

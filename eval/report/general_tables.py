@@ -1,4 +1,4 @@
-"""Tables of the general benchmarks: the scores from lmms-eval's answers, the paper's values, and notes on both."""
+"""Tables of the general benchmarks: scores from lmms-eval's answers, of drawn questions, the paper's values; notes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from eval.general.lmms_results import GeneralResult
-from eval.report.published import published_general_table
-from eval.report.results import Context
-from eval.report.tables import Cell, Column, Row, Table, format_interval
+from eval.report.estimates import Estimates
+from eval.report.published import name_rows, published_general_table
+from eval.report.results import Context, ResultGroup
+from eval.report.secondary_tables import part_cell
+from eval.report.tables import Cell, Column, Row, Table, format_interval, make_row
 from eval.settings import Bootstrap
 from eval.statistics import estimate_interval, resample_scores
 from robustmerge.stage.records import Score
@@ -27,6 +29,15 @@ NOTES = {
         "server instead, which asks a language model about answers that it cannot read."
     ),
 }  # fmt: skip
+
+# Of a metric of general tasks: what its value is called, and the part that stands beside it.
+FIGURES = {"f1_of_yes": ("F1", "accuracy"), "accuracy_plus": ("in %", "points"), "circular": ("circular", "accuracy")}
+DRAWN_NOTE = (
+    "Questions drawn here by the rules of the benchmarks that they are named after (docs/general.md), not these "
+    'themselves: no value compares with a published one. POPE-like: F1 of "yes", where an answer that is neither yes '
+    "nor no is wrong. MME-like: 200 points a subtask, for accuracy and for pictures with both questions right. "
+    "MMBench-like: a question counts if it is right in every rotation of its options. Resampled by picture."
+)
 
 
 def general_table(results: Sequence[GeneralResult], bootstrap: Bootstrap | None = None) -> Table | None:
@@ -92,10 +103,35 @@ def general_notes(results: Sequence[GeneralResult]) -> list[str]:
     return [*notices, *(NOTES[metric] for metric in metrics if metric in NOTES), *sorted(reasons), *counts]
 
 
-def general_tables(context: Context) -> dict[str, Table]:
-    """The measured and the published table, by name; none where no general benchmark was evaluated."""
-    table = general_table(context.general, context.bootstrap)
-    if table is None:
+def drawn_table(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
+    """The table of the general tasks that are asked here, a part beside each score; None without any score."""
+    tasks = {task.name: task for task in context.general_tasks}
+    columns: list[Column] = []
+    for task in tasks.values():
+        figure, part = FIGURES.get(task.metric, ("", ""))
+        columns.append(Column(task.name, f"{task.title} {figure}".strip(), (task.name,)))
+        if part:
+            columns.append(Column(f"{task.name}_{part}", f"{task.title} {part}", (task.name,), part=part))
+
+    def make_cell(group: ResultGroup, column: Column) -> Cell:
+        if column.part:
+            return part_cell(group, tasks, column)
+        if not estimates.has(group.title, column.tasks):
+            return Cell()
+        mean = estimates.interval(group.title, column.tasks)
+        return Cell(format_interval(mean), mean.value, mean.low, mean.high)
+
+    rows = [make_row(group, [make_cell(group, column) for column in columns]) for group in groups]
+    rows = [row for row in rows if any(cell.value is not None for cell in row.cells)]
+    title = f"{', '.join(task.title for task in tasks.values())}: questions drawn here; in %, points as such"
+    return Table("general_drawn", title, tuple(columns), tuple(rows), bars=False) if rows else None
+
+
+def general_tables(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> dict[str, Table]:
+    """The measured tables and the published one, by name; none where no general benchmark was evaluated."""
+    made = (drawn_table(groups, context, estimates), general_table(context.general, context.bootstrap))
+    tables = {table.name: table for table in made if table is not None}
+    if not tables:
         return {}
-    titles = {result.name: result.title for result in context.general if result.name}
-    return {"general": table, "general_published": published_general_table(context.published, titles)}
+    titles = name_rows(groups, context) | {result.name: result.title for result in context.general if result.name}
+    return tables | {"general_published": published_general_table(context.published, titles)}

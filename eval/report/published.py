@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.results import REFERENCE_KINDS, ROBUSTMERGE, Context, ResultGroup
-from eval.report.tables import Cell, Column, Row, Table, list_columns
+from eval.report.tables import GENERAL, Cell, Column, Row, Table, list_columns
 from eval.settings import PaperTable
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.yaml_files import read_yaml
@@ -69,8 +69,9 @@ def published_table(groups: Sequence[ResultGroup], context: Context) -> Table:
 
     Averages are the printed ones; they are shown only if the report has all the tasks that they are over.
     """
-    published, columns = read_published(context.published, context.paper_table.name), list_columns(context)
-    titles = {row_in_paper(group, context): group.first.title for group in groups if group.kind != "adapter"}
+    published = read_published(context.published, context.paper_table.name)
+    columns = tuple(column for column in list_columns(context) if column.heading != GENERAL)
+    titles = name_rows(groups, context)
     names = dict.fromkeys([*published.rows, *titles])
     ordered = [name for name in REFERENCE_KINDS if name in published.rows]
     ordered += [name for name in names if name not in REFERENCE_KINDS]
@@ -87,6 +88,11 @@ def row_in_paper(group: ResultGroup, context: Context) -> str:
     """The name that a source has as a row of the paper's table, if the paper has it."""
     name = group.first.method or group.kind
     return context.paper_table.rows.get(name, name)
+
+
+def name_rows(groups: Sequence[ResultGroup], context: Context) -> dict[str, str]:
+    """The titles of the groups by the paper's names of its rows."""
+    return {row_in_paper(group, context): group.first.title for group in groups if group.kind != "adapter"}
 
 
 def _find_kind(name: str) -> str:

@@ -181,7 +181,11 @@ class Context:
 
     @property
     def unseen(self) -> tuple[Task, ...]:
-        return tuple(task for task in self.tasks if not task.seen)
+        return tuple(task for task in self.tasks if not task.seen and not task.general)
+
+    @property
+    def general_tasks(self) -> tuple[Task, ...]:
+        return tuple(task for task in self.tasks if task.general)
 
     def question_files(self) -> list[tuple[Task, Path]]:
         """The question files that exist, with their tasks."""

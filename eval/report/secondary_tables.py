@@ -84,12 +84,14 @@ def parts_table(groups: Sequence[ResultGroup], context: Context, name: str, prot
     if not columns:
         return None
     tasks = {task.name: task for task in context.tasks}
-    rows = [make_row(group, [_part_cell(group, tasks, column) for column in columns]) for group in groups]
+    rows = [make_row(group, [part_cell(group, tasks, column) for column in columns]) for group in groups]
     title = f"Further figures of the {protocol} protocol, in %"
+    title += ", points as such" if any(column.part == "points" for column in columns) else ""
     return Table(name, title, tuple(columns), tuple(rows), bars=False)
 
 
-def _part_cell(group: ResultGroup, tasks: Mapping[str, Task], column: Column) -> Cell:
+def part_cell(group: ResultGroup, tasks: Mapping[str, Task], column: Column) -> Cell:
+    """The mean over seeds of a part of a score."""
     (name,) = column.tasks
     return _mean_cell([score.parts.get(column.part) for score in list_scores(group, tasks[name])])
 
@@ -97,5 +99,5 @@ def _part_cell(group: ResultGroup, tasks: Mapping[str, Task], column: Column) ->
 def format_part(part: str) -> str:
     """The title of a part: `bleu_4_builtin` -> `BLEU-4, own words`."""
     name = part.removesuffix(BUILTIN_SUFFIX)
-    title = PART_TITLES.get(name, name.replace("_", " ").capitalize())
+    title = PART_TITLES.get(name, name[:1].upper() + name[1:].replace("_plus", "+").replace("_", " "))
     return title + (", own words" if part.endswith(BUILTIN_SUFFIX) else "")

@@ -9,7 +9,7 @@ from eval.report.beside_paper import describe_orders
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, format_examples_section
 from eval.report.formats import FormatTable, escape_code, escape_markdown
-from eval.report.general_tables import general_notes
+from eval.report.general_tables import DRAWN_NOTE, general_notes
 from eval.report.notes import PROTOCOL_MEANINGS, format_footnotes, format_partial_notice
 from eval.report.provenance import format_provenance_section
 from eval.report.published import read_published
@@ -20,7 +20,7 @@ from eval.report.section_base_model import format_base_section
 from eval.report.section_methods import format_methods_section
 from eval.report.standing import describe_standing, format_difference
 from eval.report.swept_key import zero_shot_ratios
-from eval.report.tables import MISSING, Column, Table, list_averages, rank_merged
+from eval.report.tables import GENERAL, MISSING, Column, Table, list_averages, rank_merged
 from eval.settings import BUILTIN_SUFFIX, Official, other_protocol
 from eval.statistics import FEWEST_SEEDS, Difference
 from robustmerge.stage.drawing import RenderedFigure
@@ -336,14 +336,15 @@ def _parts_section(tables: Mapping[str, Table], format_table: FormatTable) -> st
 
 def _general_section(context: Context, tables: Mapping[str, Table], format_table: FormatTable) -> str:
     """General benchmarks, and the paper's own values for them."""
-    if "general" not in tables:
+    if "general_published" not in tables:
         return ""
-    measured, published = tables["general"], tables["general_published"]
-    notes = "\n".join(f"- {escape_markdown(note)}" for note in general_notes(context.general))
-    return (
-        f"## General benchmarks\n\n{measured.title}.\n\n{format_table(measured)}\n{notes}\n\n"
-        f"{published.title}.\n\n{format_table(published)}"
-    )
+    parts = [f"## {GENERAL}"]
+    for name, notes in (("general_drawn", [DRAWN_NOTE]), ("general", general_notes(context.general))):
+        if name in tables:
+            listed = "\n".join(f"- {escape_markdown(note)}" for note in notes)
+            parts.append(f"{tables[name].title}.\n\n{format_table(tables[name])}\n{listed}")
+    published = tables["general_published"]
+    return "\n\n".join([*parts, f"{published.title}.\n\n{format_table(published)}"])
 
 
 def _published_section(context: Context, table: Table, format_table: FormatTable) -> str:

@@ -10,13 +10,14 @@ from eval.report.results import CHOSEN, Context, ResultGroup, list_blocks, list_
 from eval.statistics import Interval
 
 MISSING = "—"
+GENERAL = "General benchmarks"
 
 
 @dataclass(frozen=True)
 class Column:
     """A column of a table.
 
-    key: in CSV. tasks: whose mean it shows. heading: above it (`Seen tasks`, `Unseen tasks`). average_over: `seen` or
+    key: in CSV. tasks: whose mean it shows. heading: above it (`Seen tasks`). average_over: `seen` or
     `unseen` for an average, else "". part: the further figure of its task that it shows, if any. is_text: it holds
     words.
     """
@@ -97,7 +98,7 @@ def starts_block(rows: Sequence[Row], index: int) -> bool:
 
 
 def list_columns(context: Context) -> tuple[Column, ...]:
-    """Seen tasks, their average, unseen tasks, their average: as in table 2 of the paper."""
+    """Seen tasks, their average, unseen tasks, their average, as in table 2 of the paper; general tasks last."""
     columns: list[Column] = []
     for split, tasks in (("seen", context.seen), ("unseen", context.unseen)):
         heading = f"{split.capitalize()} tasks"
@@ -105,6 +106,7 @@ def list_columns(context: Context) -> tuple[Column, ...]:
         if tasks:
             names = tuple(task.name for task in tasks)
             columns.append(Column(f"{split}_avg", f"{split.capitalize()} avg", names, heading, average_over=split))
+    columns += [Column(task.name, task.title, (task.name,), GENERAL) for task in context.general_tasks]
     return tuple(columns)
 
 

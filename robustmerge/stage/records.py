@@ -63,6 +63,7 @@ class Example:
     image: path relative to the folder of the question file; None for a question without a picture.
     references: all accepted answers where there are several. choices: options in the order of their letters.
     size: width and height of the picture in pixels (boxes). turns: later turns of a training conversation.
+    category: the subtask that it belongs to, "" where there are none.
     """
 
     question_id: str
@@ -73,6 +74,7 @@ class Example:
     choices: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     turns: tuple[tuple[str, str], ...] = ()
+    category: str = ""
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -200,6 +202,7 @@ def _example_of(record: Mapping[str, Any], default: Mapping[str, Any], override:
         )
     (text, answer), *later = _turns_of(record)
     image, choices, size = _picture_of(record), _scalars(record, "choices"), record.get("size")
+    category = record.get("category")
     _check_placeholder(record, text, image)
     if len(choices) > MOST_CHOICES:
         raise ValueError(f"field 'choices' has {len(choices)} options; there are letters for {MOST_CHOICES}")
@@ -212,6 +215,7 @@ def _example_of(record: Mapping[str, Any], default: Mapping[str, Any], override:
         choices=choices,
         size=_size_of(size) if size is not None else None,
         turns=tuple(later),
+        category=category if isinstance(category, str) else "",
     )
     check_asked(example)
     return example

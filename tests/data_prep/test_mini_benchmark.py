@@ -15,7 +15,7 @@ from data_prep import prepare as stage
 from data_prep.mini import scenes
 from data_prep.mini.drawing import draw
 from data_prep.mini.tasks import GENERATORS, NUMBERS, SYNONYMS
-from data_prep.prepare import check_no_shared_image, draw_example, draw_task, prepare
+from data_prep.prepare import check_no_shared_image, draw_picture, draw_task, prepare
 from data_prep.settings import SPLITS, Counts, TaskData
 from eval.settings import Task
 from robustmerge.stage.address import REPOSITORY, Address, address_folder
@@ -103,7 +103,7 @@ def test_the_number_of_processes_does_not_matter(folders, tmp_path, monkeypatch)
 
 def test_the_test_split_does_not_depend_on_the_other_counts(folders):
     splits = draw_task(settings_of("rec", counts=Counts(train=0, val=0, test=COUNTS.test)))
-    assert [drawn.example for drawn in splits["test"]] == read_examples(folders["rec"] / "test.jsonl")
+    assert [one for drawn in splits["test"] for one in drawn.examples] == read_examples(folders["rec"] / "test.jsonl")
     assert splits["train"] == splits["val"] == []
 
 
@@ -207,8 +207,8 @@ def test_answer_words_of_different_tasks_do_not_collide():
     assert len(words) == len(set(words))
 
 
-def test_an_example_depends_on_its_number_alone():
-    drawn = [draw_example(settings_of("vqav2"), "train", index) for index in (5, 3, 5)]
+def test_a_picture_depends_on_its_number_alone():
+    drawn = [draw_picture(settings_of("vqav2"), "train", index) for index in (5, 3, 5)]
     assert drawn[0] == drawn[2] != drawn[1]
 
 

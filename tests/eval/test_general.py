@@ -1,4 +1,4 @@
-"""General benchmarks: lmms-eval's files as scores and tables of ours."""
+"""General benchmarks: lmms-eval's files and drawn questions as scores and tables of ours."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from eval.metrics.aggregates import AGGREGATES
 from eval.report.assemble import assemble_report
 from eval.report.general_tables import general_notes, general_table
 from eval.report.published import published_general_table
+from eval.score import score_predictions
+from eval.settings import Task
 from eval.statistics import sum_statistics
 from robustmerge.stage.address import REPOSITORY
-from robustmerge.stage.records import Score
+from robustmerge.stage.records import Example, Prediction, Score
 from robustmerge.stage.settings import UserError
-from tests.report_cases import make_results
+from tests.report_cases import make_results, tables_of
 from tests.tiny_model import TEMPLATE
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "general"
@@ -175,3 +177,27 @@ def test_a_report_shows_general_scores_beside_the_papers_own_and_nothing_where_n
     assert {name for name in with_scores.files if "general" in name} == {
         f"tables/{name}.{kind}" for name in ("general", "general_published") for kind in ("csv", "tex")
     }
+
+
+def test_general_tasks_stand_last_in_no_average_and_beside_the_papers_table_3(plain_context):
+    task = Task("pope_like", "POPE-like", False, "{text}", 8, "yes_no", "f1_of_yes", general=True)
+    context = replace(plain_context, tasks=(task, *plain_context.tasks))
+    examples = [Example(f"q{i}", "?", "yes" if i % 2 else "no", image=f"{i // 2}.png") for i in range(40)]
+    answers = [Prediction(one.question_id, "yes") for one in examples]
+    scored = score_predictions(task.scoring(), examples, answers)
+    results = [
+        replace(one, scores={**one.scores, "pope_like": scored}) if one.kind in ("merged", "zero_shot") else one
+        for one in make_results()
+    ]
+    report = assemble_report(results, context)
+    main, published = tables_of(make_results(), plain_context)
+    *columns, last = report.tables["main"].columns
+    assert (last.title, last.heading) == ("POPE-like", "General benchmarks")
+    assert tuple(columns) == main.columns and report.tables["published"] == published
+    assert [row.cells[:-1] for row in report.tables["main"].rows] == [row.cells for row in main.rows]
+    drawn = report.tables["general_drawn"]
+    assert [column.title for column in drawn.columns] == ["POPE-like F1", "POPE-like accuracy"]
+    assert [row.title for row in drawn.rows] == ["Zero-shot", "Task Arithmetic", "Mine", "RobustMerge"]
+    assert drawn.rows[0].cells[0].text == "66.7 (66.7–66.7)" and drawn.rows[0].cells[1].text == "50.0"
+    shown = report.files["report.md"].decode().split("## General benchmarks")[1].split("\n## ")[0]
+    assert "not these themselves" in shown and "not measured here" in shown and "1494.9" in shown

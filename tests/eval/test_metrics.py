@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from eval.metrics.answers import ANSWER_METRICS, exact_match, intersection_over_union, ngram_f1, normalise, vqa_soft
+from eval.metrics.grouped import GROUP_METRICS
 from eval.parse import PARSERS, parse_box, parse_letter, parse_number, parse_text
 from eval.questions import read_prompts
-from eval.settings import METRIC_NAMES, PARSER_NAMES, Bootstrap, Generation, Logger, Scoring, Task
+from eval.settings import ANSWER_NAMES, GROUP_NAMES, PARSER_NAMES, Bootstrap, Generation, Logger, Scoring, Task
 from robustmerge.stage.prompts import PLACEHOLDERS, render
 from robustmerge.stage.records import Example, Prediction, write_examples
 from robustmerge.stage.settings import ConfigError, UserError, build
@@ -26,7 +27,8 @@ GENERATION = {"task": "rec", "prompt": "{text}", "template": "plain", "max_new_t
 
 def test_the_names_in_the_settings_are_the_names_of_the_tables():
     assert tuple(sorted(PARSERS)) == PARSER_NAMES
-    assert tuple(sorted(ANSWER_METRICS)) == METRIC_NAMES
+    assert tuple(sorted(ANSWER_METRICS)) == ANSWER_NAMES
+    assert tuple(sorted(GROUP_METRICS)) == GROUP_NAMES
 
 
 # One question a metric: references, and an answer that is right, wrong and unreadable (None: nothing is).
@@ -36,6 +38,10 @@ QUESTIONS = {
     ("number", "exact_match"): (["1,000"], "1000", "999", "many"),
     ("text", "vqa_soft"): (["red"] * 10, "red", "blue", None),
     ("text", "ngram_f1"): (["a small red star"], "a small red star", "nothing alike", None),
+    ("yes_no", "exact_match"): (["yes"], "Yes, it is red.", "There is no star.", "yes or no"),
+    ("yes_no", "f1_of_yes"): (["yes"], "Yes.", "no", "it is red"),
+    ("yes_no", "accuracy_plus"): (["no"], "no, it is red", "yes", "nobody knows"),
+    ("letter", "circular"): (["B"], "blue", "A", "none of these"),
     ("box", "iou_at_half"): (["[0.6,0.26,0.73,0.54]"], "[0.6, 0.26, 0.73, 0.54]", "[0, 0, 0.1, 0.1]", "left"),
 }
 
@@ -340,6 +346,8 @@ def test_all_mistakes_in_a_task_are_said_at_once_with_the_choices():
     [
         (Scoring, {"task": "rec", "parse": "text", "metric": "iou_at_half"}, "go together"),
         (Scoring, {"task": "rec", "parse": "box", "metric": "exact_match"}, "go together"),
+        (Scoring, {"task": "rec", "parse": "text", "metric": "f1_of_yes"}, "goes with parse=yes_no"),
+        (Task, {**TASK, "general": True}, "general or seen, not both"),
         (Generation, {**GENERATION, "batch_size": 0}, "batch_size must be at least 1"),
         (Generation, {**GENERATION, "prompt": "{txt}"}, "did you mean 'text'"),
         (Bootstrap, {"draws": 0, "seed": -1}, "draws"),

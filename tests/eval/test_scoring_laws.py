@@ -19,7 +19,7 @@ from eval.metrics.answers import (
     vqa_soft,
 )
 from eval.parse import PARSERS, parse_box, parse_letter, parse_raw, parse_table
-from eval.settings import METRIC_NAMES, PARSER_NAMES
+from eval.settings import ANSWER_NAMES, PARSER_NAMES
 
 CHOICES = ("red", "dark blue", "green")
 words = st.text("abcdefghijklmnopqrstuvwxyz", min_size=2, max_size=8).filter(lambda word: word not in ARTICLES)
@@ -33,9 +33,10 @@ ANSWERS = {
     ),
     "table": st.sampled_from((*CHOICES, *"ABC")),
     "text": st.text().filter(str.strip),
+    "yes_no": st.sampled_from(("yes", "No.", "Yes, it is a star", "no, it is red")),
 }
 PAIRS = [
-    (parser, metric) for parser in ANSWERS for metric in METRIC_NAMES if (parser == "box") == (metric == "iou_at_half")
+    (parser, metric) for parser in ANSWERS for metric in ANSWER_NAMES if (parser == "box") == (metric == "iou_at_half")
 ]
 
 

@@ -1,4 +1,6 @@
-"""The paper's ablations, and its baselines in both spaces, are files of configs/experiment; each row is what it says.
+"""The paper's table 3, its ablations, and its baselines in both spaces are files of configs/experiment.
+
+Each row is what it says.
 
 Tables 6, 7 and figures 5b, 9 of https://arxiv.org/abs/2502.17159. Without normalisation B is multiplied by the sum of
 the scales, and what is not scaled is not divided by their sum either, so those rows have a strength of their own.
@@ -15,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eval.report.results import PUBLISHED
 from pipeline.config import read_config
 from pipeline.program import CONFIGS, compose
 from robustmerge.algebra import merge_pairs
@@ -22,6 +25,7 @@ from robustmerge.formats.adapter import LoraPair
 from robustmerge.method import Method, list_methods, list_steps, read_method
 from robustmerge.method_parts import CALIBRATE_RULES, EQUALIZE_RULES, SPECTRUM_RULES
 from robustmerge.stage.settings import UserError
+from robustmerge.stage.yaml_files import read_yaml
 from tests.merge_cases import keep_largest
 from tests.plans import make_plan
 
@@ -82,6 +86,21 @@ def test_a_table_compares_its_rows_with_robustmerge(table: str) -> None:
         merged = merge_pairs(EXPERTS, method).delta()
         assert torch.isfinite(merged).all()
         assert merged.any()
+
+
+def test_table_3_has_the_papers_rows_at_their_defaults_and_chooses_and_trains_nothing_on_its_questions() -> None:
+    usual, config = (read_config(compose("merge_eval", words)) for words in ([], ["experiment=table3"]))
+    published = read_yaml(PUBLISHED, "published values")["table_3_general_benchmarks"]
+    rows = ["zero_shot", "multi_task", *(method.name for method in config.methods)]
+    assert config.multi_task and rows == list(published["rows"]) and config.strength_grid is None
+    assert config.methods == tuple(read_method(method.name) for method in config.methods)
+    general = [task for task in config.tasks if task.general]
+    assert [task.mirrors for task in general] == published["columns"]
+    assert config.seen == usual.seen == config.tasks[: -len(general)]
+    assert not any(task.general for task in usual.tasks)
+    for task in general:
+        counts = config.data(task).counts
+        assert (counts.train, counts.val, counts.test) == (0, 0, usual.benchmark.counts.test)
 
 
 def test_every_folder_of_rows_is_a_table_that_is_tested() -> None:

@@ -48,8 +48,7 @@ def read_option(choice: str) -> str:
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])
 def test_every_option_of_every_group_becomes_its_dataclass(choice):
     needed = ["benchmark=mm_mergebench"] if choice == "expert_set=released" else []
-    program = "inspect_adapters" if f"scripts/inspect_adapters.py {choice}
-" in read_option(choice) else "train_all"
+    program = "inspect_adapters" if f"scripts/inspect_adapters.py {choice}\n" in read_option(choice) else "train_all"
     point = compose(program, [choice, *needed])
     config = read_config(point) if program == "train_all" else read_request(point)[0].config
     is_of_one = point.get("merge") is not None
@@ -64,7 +63,7 @@ def test_all_methods_are_the_files_of_their_folder_but_what_they_build_on():
 
 
 def test_every_task_file_of_a_benchmark_is_part_of_it():
-    for folder in (path for path in (CONFIGS / "task").iterdir() if path.is_dir()):
+    for folder in (CONFIGS / "task" / name for name in list_options("benchmark")):
         listed = compose("train_all", [f"benchmark={folder.name}"])["task"]
         assert sorted(listed) == sorted(file.stem for file in folder.glob("*.yaml"))
 

@@ -34,6 +34,10 @@ from robustmerge.stage.records import read_score
 from robustmerge.stage.settings import IMAGE_MODES, ConfigError, Problem, UserError, build, choose, refuse
 
 SCHEMA = 1
+DRAWN = (
+    "Without lmms-eval and the Hub, bash scripts/merge_eval.sh experiment=table3 asks a small model questions that are "
+    "drawn here by the same rules (docs/general.md)"
+)
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,13 @@ def run_general(points: Sequence[Mapping[str, Any]]) -> None:
     unfinished = [one for one in planned if any(not address.is_complete() for address, _ in one.tasks)]
     if unfinished:
         require_bases([one.plan for one in unfinished])
-        python = find_environment(unfinished[0].request.environment)
-        for one in unfinished:
-            run_unfinished(one, python)
+        try:
+            python = find_environment(unfinished[0].request.environment)
+            for one in unfinished:
+                run_unfinished(one, python)
+        except UserError as error:
+            is_small = unfinished[0].plan.config.model.base is not None
+            raise UserError(f"{error}\n{DRAWN}" if is_small else str(error)) from error
     print_scores(planned)
 
 

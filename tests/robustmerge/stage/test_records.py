@@ -55,7 +55,7 @@ def test_llavas_question_files_are_understood(tmp_path):
     ]
     (tmp_path / "test.json").write_text(json.dumps(records))
     assert read_examples(tmp_path / "test.json") == [
-        Example("7", "What?", "cat", "./a.jpg"),
+        Example("7", "What?", "cat", "./a.jpg", category="x"),
         Example("8", "Box?", "[0,0,1,1]", "b.jpg", size=(640, 480)),
         Example("9", "Who?", "a dog", "c.jpg", turns=(("Colour?", "red"),)),
     ]
