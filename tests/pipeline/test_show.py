@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -25,7 +25,6 @@ from robustmerge.stage.records import (
     Example,
     Prediction,
     Score,
-    read_examples,
     read_predictions,
     read_score,
     write_examples,
@@ -68,29 +67,39 @@ def read_page(page: Path) -> dict:
     return json.loads(content)
 
 
-@pytest.fixture
-def make(tmp_path, capsys):
-    """Show a run whose texts are the next ones of `texts`, but for what `lacks` says: the page, and what is printed."""
-
-    def make_page(*words: str, texts: Iterator[str] | None = None, lacks=lambda one: False) -> tuple[Path, str]:
-        texts = texts or (f"word {number % 7}" for number in itertools.count())
-        plan = make_plan(tmp_path, *WORDS)
-        write_questions(plan, texts)
-        random = Random(0)
-        for one in plan.evaluations:
-            if not lacks(one):
-                answer(one, random, texts)
-        show([make_point(tmp_path, *WORDS, "open=false", *words, program="show")])
-        (page,) = plan.root.glob("reports/*/gallery.html")
-        return page, capsys.readouterr().out
-
-    return make_page
+def lay_out(
+    runs: Path, *sweep: Sequence[str], texts: Iterator[str] | None = None, lacks=lambda one: False
+) -> list[Plan]:
+    """Write questions, answers and scores of the points of a sweep, but for what `lacks` says."""
+    texts = texts or (f"word {number % 7}" for number in itertools.count())
+    plans = [make_plan(runs, *WORDS, *words) for words in sweep or [()]]
+    write_questions(plans[0], texts)
+    random = Random(0)
+    for one in (one for plan in plans for one in plan.evaluations):
+        if not (lacks(one) or one.score.is_complete()):
+            answer(one, random, texts)
+    return plans
 
 
-def test_every_answer_and_score_is_that_on_disk_and_below_the_expert_means_a_lower_score(make, tmp_path):
-    page, printed = make("count=7")
-    shown, plan = read_page(page), make_plan(tmp_path, *WORDS)
-    assert printed == f"gallery: {page}\n"
+def write_page(plans: Sequence[Plan], *words: str) -> Path:
+    """Show plans as `show.py` does."""
+    runs, typed = plans[0].config.paths.runs, ("open=false", *words)
+    show([make_point(runs, *plan.config.overrides, *typed, program="show") for plan in plans])
+    (page,) = plans[0].root.glob("reports/*/gallery.html")
+    return page
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory) -> Plan:
+    """A finished run without val questions."""
+    (plan,) = lay_out(tmp_path_factory.mktemp("runs"))
+    return plan
+
+
+def test_every_answer_and_score_is_that_on_disk_and_below_the_expert_means_a_lower_score(plan, capsys):
+    page = write_page([plan], "count=7")
+    shown = read_page(page)
+    assert capsys.readouterr().out == f"gallery: {page}\n"
     titles = {
         "Zero-shot": "zero_shot",
         "Individual": "expert",
@@ -135,8 +144,22 @@ def test_every_answer_and_score_is_that_on_disk_and_below_the_expert_means_a_low
     assert f"of {3 * N} questions are on this page" in shown["notes"][0]
 
 
-def test_a_picture_is_there_once_and_small_and_what_is_no_picture_is_left_out(make):
-    shown = read_page(make("count=null")[0])
+def test_in_a_sweep_a_merged_model_is_compared_with_the_expert_of_its_own_point_and_of_the_first_seed(tmp_path):
+    starts = {"independent A": "peft.shared_a_init=false", "shared A": "peft.shared_a_init=true"}
+    plans = lay_out(tmp_path, *(("seed=1", start) for start in starts.values()))
+    shown = read_page(write_page([make_plan(tmp_path, *WORDS, "seed=2"), *plans]))
+    places = {title: place for place, (title, _) in enumerate(shown["sources"])}
+    for title, plan in zip(starts, plans, strict=True):
+        scores = {
+            one.source.name: read_score(one.score.path).values for one in plan.evaluations if one.task.name == "rec"
+        }
+        lower = [name for name, value in scores["merged/ties"].items() if value < scores["expert/rec"][name]]
+        assert shown["tasks"][1]["below"][places[f"TIES ({title})"]] == len(lower) > 0
+    assert len(places) == 1 + 1 + 2 * 3 and "experts of seed 1, the first of 1, 2" in shown["notes"][-1]
+
+
+def test_a_picture_is_there_once_and_small_and_what_is_no_picture_is_left_out(plan):
+    shown = read_page(write_page([plan], "count=null"))
     assert len(shown["questions"]) == 3 * N and not any(one["added"] for one in shown["questions"])
     assert shown["notes"][0] == f"All {3 * N} questions are on this page."
     assert [url.partition(";")[0] for url in shown["pictures"]] == ["data:image/png", "data:image/webp"]
@@ -144,9 +167,9 @@ def test_a_picture_is_there_once_and_small_and_what_is_no_picture_is_left_out(ma
     assert len(shown["pictures"][1]) < LONGEST_SIDE**2
 
 
-def test_no_text_becomes_markup_and_the_page_runs_nothing_but_its_own_script(make, tmp_path):
+def test_no_text_becomes_markup_and_the_page_runs_nothing_but_its_own_script(tmp_path):
     hostile = (*PAYLOADS, "</script><script>alert(1)</script>", "<!--<script>", "</SCRIPT >", "CONTENT POLICY")
-    page, _ = make("count=null", texts=itertools.cycle(hostile))
+    page = write_page(lay_out(tmp_path, texts=itertools.cycle(hostile)), "count=null")
     template = (REPOSITORY / "pipeline" / "tools" / "show" / "gallery.html").read_text()
     text = page.read_text(encoding="utf-8")
     assert Structure(text).tags == Structure(template).tags
@@ -156,13 +179,15 @@ def test_no_text_becomes_markup_and_the_page_runs_nothing_but_its_own_script(mak
     assert {plain(payload).strip() for payload in hostile if len(payload) < 100} <= {one.strip() for one in texts}
 
 
-def test_what_is_not_finished_is_named_and_what_is_finished_is_shown(make, tmp_path):
-    page, printed = make(
-        lacks=lambda one: one.source.name == "merged/dare" or one.task.name == "rec" != one.source.kind
+def test_what_is_not_finished_is_named_and_what_is_finished_is_shown(tmp_path, capsys):
+    lacks = {"expert/rec": ["rec"], "merged/ties": ["rec"], "merged/dare": ["vqav2", "rec", "aokvqa"]}
+    plans = lay_out(tmp_path, lacks=lambda one: one.task.name in lacks.get(one.source.label, []))
+    page = write_page(plans)
+    missing, _ = capsys.readouterr().out.splitlines()
+    assert missing.startswith(
+        "missing: expert/rec; merged/ties (on rec); merged/dare. Make them: bash scripts/merge_eval"
     )
-    assert printed.startswith("missing: ") and printed.count("\n") == 2
-    assert "merged/dare" in printed and "bash scripts/merge_eval.sh" in printed
-    assert "DARE" not in dict(read_page(page)["sources"])
+    assert [title for title, _ in read_page(page)["sources"]] == ["Zero-shot", "Individual", "Multi-task", "TIES"]
 
 
 def test_where_nothing_is_finished_the_message_names_the_command(tmp_path):
@@ -170,15 +195,16 @@ def test_where_nothing_is_finished_the_message_names_the_command(tmp_path):
         show([make_point(tmp_path, *WORDS, program="show")])
 
 
-def test_the_page_is_opened_only_where_there_is_a_desktop_and_it_is_wanted(make, tmp_path, monkeypatch):
-    page, _ = make()
+def test_the_page_is_opened_only_where_there_is_a_desktop_and_it_is_wanted(plan, monkeypatch):
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    for display, wanted in (("", "true"), (":0", "false"), (":0", "true")):
+    point = make_point(plan.config.paths.runs, *WORDS, "count=1", program="show")
+    for display, wanted in (("", True), (":0", False), (":0", True)):
         monkeypatch.setenv("DISPLAY", display)
-        show([make_point(tmp_path, *WORDS, f"open={wanted}", program="show")])
+        show([{**point, "open": wanted}])
+    (page,) = plan.root.glob("reports/*/gallery.html")
     assert opened == [page.as_uri()]
 
 

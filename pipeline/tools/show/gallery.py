@@ -31,6 +31,10 @@ TEMPLATE = Path(__file__).with_name("gallery.html")
 FEWEST = 10  # questions of a task on which a merged model is below the expert, shown of each where there are so many
 LONGEST_SIDE = 256  # pixels
 LONGEST = 4000  # characters of a text
+SCORES = (
+    "A score of 1 is right, 0 wrong, between them a part; CIDEr, of captions, can exceed 1. Merged wrong, expert "
+    "right: the merged model scored below the expert of the task."
+)
 SCRIPT, STYLE = (re.compile(f"<{tag}>(.*?)</{tag}>", re.DOTALL) for tag in ("script", "style"))
 
 
@@ -53,7 +57,7 @@ class ShownTask:
 class ShownQuestion:
     """A question of the page. task, picture: places in the lists of the gallery. added: not taken by the hash alone.
 
-    answers: each different one once, with its score 0..1 (None if it was not scored). by_source: each source's place
+    answers: each different one once, with its score (None if it was not scored). by_source: each source's place
     in `answers`, None without an answer. below: the merged sources that scored below the expert.
     """
 
@@ -122,7 +126,7 @@ def collect_gallery(finished: Mapping[Plan, Sequence[Evaluation]], count: int | 
     return Gallery(
         title=_fit(f"{context.benchmark} on {context.model}"),
         warning="" if context.profile == "full" else f"Profile {context.profile}: the answers mean nothing.",
-        notes=[describe_sample(tasks, count), _describe_run(context, seeds)],
+        notes=[describe_sample(tasks, count), SCORES, _describe_run(context, seeds)],
         sources=[(_fit(group.title), group.kind) for group in groups],
         tasks=tasks,
         pictures=list(pictures),
