@@ -141,7 +141,7 @@ def test_every_answer_and_score_is_that_on_disk_and_below_the_expert_means_a_low
         assert [one["added"] for one in questions] == [False] * 7 + [True] * task["added"]
         assert (task["of"], task["by_hash"]) == (N, 7) and (task["added"] > 0) == ("expert" in on_disk)
         assert all(len(wrong & {*names}) >= min(FEWEST, len(wrong)) for wrong in below if wrong is not None)
-    assert f"of {3 * N} questions are on this page" in shown["notes"][0]
+    assert f"of {3 * N} questions are on this page" in shown["sample"]
 
 
 def test_in_a_sweep_a_merged_model_is_compared_with_the_expert_of_its_own_point_and_of_the_first_seed(tmp_path):
@@ -161,7 +161,7 @@ def test_in_a_sweep_a_merged_model_is_compared_with_the_expert_of_its_own_point_
 def test_a_picture_is_there_once_and_small_and_what_is_no_picture_is_left_out(plan):
     shown = read_page(write_page([plan], "count=null"))
     assert len(shown["questions"]) == 3 * N and not any(one["added"] for one in shown["questions"])
-    assert shown["notes"][0] == f"All {3 * N} questions are on this page."
+    assert shown["sample"] == f"All {3 * N} questions are on this page."
     assert [url.partition(";")[0] for url in shown["pictures"]] == ["data:image/png", "data:image/webp"]
     assert sum(one["picture"] is None for one in shown["questions"]) == 3 * N * 3 // 5
     assert len(shown["pictures"][1]) < LONGEST_SIDE**2

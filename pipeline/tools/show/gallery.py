@@ -74,10 +74,14 @@ class ShownQuestion:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The content of the page. warning: "" for none. sources: titles and kinds. pictures: data URLs, each once."""
+    """The content of the page. warning: "" for none. sample: what of the questions it holds.
+
+    sources: titles and kinds. pictures: data URLs, each once.
+    """
 
     title: str
     warning: str
+    sample: str
     notes: list[str]
     sources: list[tuple[str, str]]
     tasks: list[ShownTask]
@@ -126,7 +130,8 @@ def collect_gallery(finished: Mapping[Plan, Sequence[Evaluation]], count: int | 
     return Gallery(
         title=_fit(f"{context.benchmark} on {context.model}"),
         warning="" if context.profile == "full" else f"Profile {context.profile}: the answers mean nothing.",
-        notes=[describe_sample(tasks, count), SCORES, _describe_run(context, seeds)],
+        sample=describe_sample(tasks, count),
+        notes=[SCORES, _describe_run(context, seeds)],
         sources=[(_fit(group.title), group.kind) for group in groups],
         tasks=tasks,
         pictures=list(pictures),
