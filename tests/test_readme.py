@@ -82,6 +82,7 @@ PRINTED = {
     r"report\.py": r"\nreport: .*/reports/main/report\.md",
     r"choose\.py": r"\n(TIES|KnOTS-TIES|Iso-C) +chosen +\d",
     r"runs\.py": r"\n  merged/robustmerge-\w+ ",
+    r"show\.py": r"gallery: .*/reports/main/gallery\.html",
     r"findings\.py": r"findings: .*/findings\.md",
     r"limit=2$": r"\n  tabmwp-test-\d+: ",
     r"protocol=official$": r"merged/robustmerge +vqav2 .*24 of 24 scored",
@@ -105,7 +106,7 @@ def test_a_command_of_the_pages_runs(command: str, smoke: SmokeRun, places: dict
     ended = subprocess.run(
         ["bash", "-c", line.replace(".venv/bin/python", str(smoke.python))],
         cwd=REPOSITORY,
-        env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs), "WANDB_MODE": "offline"},
+        env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs), "WANDB_MODE": "offline", "BROWSER": "true"},
         capture_output=True,
         text=True,
         timeout=600,

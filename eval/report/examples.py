@@ -145,7 +145,8 @@ def format_examples_section(
     intro = "Questions are taken by the hash of their id, not chosen. ✓ right, ✗ wrong, a number: a part of a point."
     blocks = [group.block for group in select_example_groups(groups) if group.block]
     intro += f" Of the merged models: {lower_first(blocks[0])}." if blocks else ""
-    intro += f" Answers are those of seed {list_seeds(groups)[0]}.\n" if len(list_seeds(groups)) > 1 else "\n"
+    intro += f" Answers are those of seed {list_seeds(groups)[0]}." if len(list_seeds(groups)) > 1 else ""
+    intro += " `python scripts/show.py`, with the same overrides, makes a page of more.\n"
     return "## Examples\n\n" + "\n".join([intro, *parts])
 
 

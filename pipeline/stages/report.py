@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,17 @@ class _Entry:
         return self.plan.config.seed if self.plan.config.trains and self.source.kind != "zero_shot" else None
 
 
-def collect_results(plans: Sequence[Plan]) -> list[SourceResult]:
+def collect_results(
+    plans: Sequence[Plan], list_evaluations: Callable[[Plan], Sequence[Evaluation]] = lambda plan: plan.evaluations
+) -> list[SourceResult]:
     """The scores of all sources, each once, in the order of the points.
 
-    What several points share is labelled only by what is the same in all of them.
+    What several points share is labelled only by what is the same in all of them. list_evaluations: those of a plan
+    whose scores are read.
     """
     entries: dict[tuple[str, ...], _Entry] = {}
     for plan in plans:
-        for evaluations in group_by_source(plan.evaluations):
+        for evaluations in group_by_source(list_evaluations(plan)):
             source = evaluations[0].source
             key = (source.kind, source.variant, *(one.score.fingerprint for one in evaluations))
             entries.setdefault(key, _Entry(evaluations)).plans.append(plan)
