@@ -94,7 +94,7 @@ def find_ordered_key(plans: Sequence[Plan]) -> SweptKey | None:
     with contextlib.suppress(ValueError):
         values.sort(key=float)
     methods = {method.name for plan in plans for method in plan.config.methods}
-    titles = {value: f"{' '.join(key.split('.')[-2:])} = {value}" for value in values}
+    titles = {value: f"{' '.join(key.split('.')[-2:]).replace('_', ' ')} = {value}" for value in values}
     return SweptKey(key, titles, is_facet=not is_of_method(key) or len(methods) > 1)
 
 

@@ -24,7 +24,7 @@ from eval.report.secondary_tables import further_tables
 from eval.report.sections import Content, compose
 from eval.report.standing import describe_standing, difference_table, pairs_table, standing_table
 from eval.report.strength_curves import draw_strengths
-from eval.report.swept_key import swept_table, zero_shot_ratios
+from eval.report.swept_key import SWEPT, swept_tables, zero_shot_ratios
 from eval.report.tables import Table, main_table, seeds_table
 from robustmerge.stage.drawing import RenderedFigure
 from robustmerge.stage.files import write_atomically
@@ -69,9 +69,9 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
         figures.append(draw_balance(tables["balance"]))
     if "ranking" in tables:
         figures.append(draw_ranking(tables["ranking"]))
-    if context.swept is not None and "swept" in tables:
-        ratios = zero_shot_ratios(tables["swept"], context.swept)
-        figures.append(draw_swept(tables["swept"], context.swept, ratios))
+    for name in SWEPT:
+        if context.swept is not None and name in tables:
+            figures.append(draw_swept(tables[name], context.swept, zero_shot_ratios(tables["swept"], context.swept)))
     files = {**_format_tables(tables), **_list_pictures(figures, examples)}
     if sheet is not None:
         files["figures/sheet.png"] = sheet
@@ -87,8 +87,8 @@ def _make_tables(groups: Sequence[ResultGroup], context: Context, estimates: Est
     protocol = "" if context.protocol == "corrected" else context.protocol
     main = main_table(groups, context, estimates, protocol=protocol)
     tables = {"main": main, "published": published_table(groups, context)}
+    tables |= {table.name: table for table in swept_tables(groups, context, estimates)}
     for make in (
-        swept_table,
         beside_table,
         ranking_table,
         balance_table,

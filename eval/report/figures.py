@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -29,7 +30,6 @@ from robustmerge.stage.drawing import (
 )
 
 LONGEST_BESIDE = 30  # characters of a title with which the legend still stands beside the axes
-MANIFOLD = 6  # times the smallest value of a sweep, from which on its axis is logarithmic
 BETTER, WORSE = COLOURS[0], COLOURS[1]
 
 
@@ -341,8 +341,7 @@ def draw_balance(balance: Table) -> RenderedFigure:
 def draw_swept(table: Table, swept: SweptKey, ratios: Mapping[str, float]) -> RenderedFigure:
     """Draw the table of a swept key: the score of every source and, of several methods, their ranks.
 
-    ratios: zero-shot over individual, by value. Numbers stand where they belong, on a logarithmic axis if they span
-    more than a factor of MANIFOLD; words at equal distances.
+    ratios: zero-shot over individual, by value. Numbers stand where they belong, words at equal distances.
     """
     panels = {"Score": [index for index, column in enumerate(table.columns) if column.is_average]}
     if ranks := [index for index, column in enumerate(table.columns) if not column.is_average]:
@@ -371,17 +370,17 @@ def draw_swept(table: Table, swept: SweptKey, ratios: Mapping[str, float]) -> Re
         noise += ["Of ranks: 95 % of the draws"] if ranks else []
         _add_legend(figure, table, range(len(table.rows)), title="\n".join(noise))
         alt = "Average over tasks of every method, and its rank, against the key that the sweep runs over"
-        return render_figure(figure, "swept", alt, wide=len(panels) > 1)
+        return render_figure(figure, table.name, alt, wide=len(panels) > 1)
 
 
 def _find_places(values: Sequence[str]) -> list[float]:
-    """Where the values stand on the axis; words at 0, 1, 2, ..."""
+    """Where the values stand on the axis: numbers by themselves or by their logarithms, whichever crowds them less."""
     try:
         numbers = [float(value) for value in values]
     except ValueError:
         return [float(place) for place in range(len(values))]
-    is_wide = min(numbers) > 0 and max(numbers) > MANIFOLD * min(numbers)
-    return [math.log(number) for number in numbers] if is_wide else numbers
+    scales = [numbers, *([list(map(math.log, numbers))] if min(numbers) > 0 else [])]
+    return max(scales, key=lambda places: min(np.diff(places), default=1.0) / max(places[-1] - places[0], 1e-9))
 
 
 def _draw_lines(axes: Axes, rows: Sequence[Row], columns: Sequence[int], places: Sequence[float]) -> None:

@@ -19,14 +19,14 @@ from eval.report.secondary_tables import has_scores, under_other_protocol
 from eval.report.section_base_model import format_base_section
 from eval.report.section_methods import format_methods_section
 from eval.report.standing import describe_standing, format_difference
-from eval.report.swept_key import zero_shot_ratios
+from eval.report.swept_key import SWEPT, zero_shot_ratios
 from eval.report.tables import GENERAL, MISSING, Column, Table, list_averages, rank_merged
 from eval.settings import BUILTIN_SUFFIX, Official, other_protocol
 from eval.statistics import FEWEST_SEEDS, Difference
 from robustmerge.stage.drawing import RenderedFigure
 
 PROBLEMS = ("empty", "unparsed", "failed")
-IN_SECTIONS = ("balance", "ranking", "standing", "strengths", "swept")  # figures that stand beside their table
+IN_SECTIONS = ("balance", "ranking", "standing", "strengths", *SWEPT)  # figures that stand beside their table
 LONGEST_FOLDED = 120  # rows; a longer table is in its files only
 SMOKE = (
     "> **SMOKE RUN: THESE NUMBERS MEAN NOTHING.** It only shows that every stage works: "
@@ -159,7 +159,8 @@ def _swept_section(
     measured = ", ".join(f"{escape_markdown(value)} {ratio:.2f}" for value, ratio in ratios)
     lines += [f"What the base knows before any expert, zero-shot over individual: {measured}."] if measured else []
     heading = f"## Against {escape_code(context.swept.key)}"
-    return f"{heading}\n\n{' '.join(lines)}\n\n{_wide(figures['swept'])}\n{format_table(table)}"
+    shown = [f"{_wide(figures[name])}\n{format_table(tables[name])}" for name in SWEPT if name in tables]
+    return f"{heading}\n\n{' '.join(lines)}\n\n" + "\n".join(shown)
 
 
 def _explain_noise(several: bool, has_ranks: bool) -> list[str]:

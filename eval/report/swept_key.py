@@ -10,27 +10,33 @@ from eval.report.ranking import list_ranks, score_cell
 from eval.report.results import CHOSEN, Context, ResultGroup, SweptKey
 from eval.report.tables import Cell, Column, Row, Table, list_averages, make_row
 
+SWEPT = ("swept", "swept_unseen")  # the names of the tables: of the first average, and of the unseen one beside it
 Line = dict[str, ResultGroup]  # one source by value, at the chosen strength where it has one; "" is all values
 
 
-def swept_table(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
-    """Seen average of every source at each value of the swept key, and the rank of each merged model among them.
+def swept_tables(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> list[Table]:
+    """The averages of every source at each value of the swept key: those of SWEPT.
 
-    Without seen tasks it is the unseen average; of a single method there are no ranks. None unless there are merged
-    models with this average at two values.
+    Beside each merged model its rank among them; of a single method there are no ranks. An average is left out unless
+    there are merged models with it at two values.
     """
-    if context.swept is None or not list_averages(context):
-        return None
-    average = list_averages(context)[0]
-    lines = _list_lines([group for group in groups if estimates.has(group.title, average.tasks)], context.swept)
-    at_values = {value: [line.get(value, line.get("")) for line in lines] for value in context.swept.titles}
+    if context.swept is None:
+        return []
+    averages = list_averages(context)
+    tables = [_make_table(groups, average, context.swept, estimates) for average in averages]
+    return [replace(table, name=name) for name, table in zip(SWEPT, tables, strict=False) if table is not None]
+
+
+def _make_table(groups: Sequence[ResultGroup], average: Column, swept: SweptKey, estimates: Estimates) -> Table | None:
+    lines = _list_lines([group for group in groups if estimates.has(group.title, average.tasks)], swept)
+    at_values = {value: [line.get(value, line.get("")) for line in lines] for value in swept.titles}
     counts = [len(_list_merged(found)) for found in at_values.values()]
     if sum(map(bool, counts)) < 2:
         return None
     columns: list[Column] = []
     cells: list[list[Cell]] = [[] for _ in lines]
     for value, found in at_values.items():
-        title = context.swept.titles[value]
+        title = swept.titles[value]
         heading = title[:1].upper() + title[1:]
         columns.append(replace(average, key=f"{average.key}_{value}", heading=heading))
         for row, group in zip(cells, found, strict=True):
@@ -40,7 +46,7 @@ def swept_table(groups: Sequence[ResultGroup], context: Context, estimates: Esti
             for row, cell in zip(cells, list_ranks(found, average, estimates), strict=True):
                 row.append(cell)
     are_chosen = {group.first.variant == CHOSEN for line in lines for group in _list_merged(line.values())}
-    rows = [_make_row(line, row, are_chosen, context.swept) for line, row in zip(lines, cells, strict=True)]
+    rows = [_make_row(line, row, are_chosen, swept) for line, row in zip(lines, cells, strict=True)]
     strength = ", at the strength chosen on val" if are_chosen == {True} else ""
     title = f"{average.average_over.capitalize()} average of every method{strength}, at each value of the swept key"
     return Table("swept", title, tuple(columns), tuple(rows), bars=False)

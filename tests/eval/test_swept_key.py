@@ -13,7 +13,7 @@ from eval.report.assemble import assemble_report
 from eval.report.figures import draw_swept
 from eval.report.results import CHOSEN, Context, SourceResult, SweptKey, group_results
 from eval.report.standing import standing_table
-from eval.report.swept_key import swept_table, zero_shot_ratios
+from eval.report.swept_key import swept_tables, zero_shot_ratios
 from eval.report.tables import MISSING, Table
 from eval.settings import Bootstrap
 from eval.statistics import estimate_ranks, rank_values
@@ -47,7 +47,8 @@ def make_dial(seeds=(1, 2, 3), swept: SweptKey = KNOWS, methods=SWEPT) -> list[S
 
 def tabulate(results: list[SourceResult], context: Context, swept: SweptKey = KNOWS) -> Table | None:
     groups = group_results(results)
-    return swept_table(groups, dataclasses.replace(context, swept=swept), measure(groups, context))
+    tables = swept_tables(groups, dataclasses.replace(context, swept=swept), measure(groups, context))
+    return tables[0] if tables else None
 
 
 def test_a_method_is_one_row_at_its_chosen_strength_with_score_and_rank_at_every_value(context):
@@ -157,8 +158,10 @@ def test_the_report_has_a_section_with_a_figure_against_the_key(plain_context):
     assert "± the deviation over seeds" in section and "each one of these training seeds with a resample" in section
     assert "zero-shot over individual: nothing 0." in section
     assert "| Source | Knows = nothing: Seen avg | Knows = nothing: Rank |" in section
-    assert text.count("figures/swept.svg") == 1
-    assert {"tables/swept.tex", "tables/swept.csv", "figures/swept.png"} <= set(report.files)
+    assert "| Source | Knows = nothing: Unseen avg | Knows = nothing: Rank |" in section
+    for name in ("swept", "swept_unseen"):
+        assert text.count(f"figures/{name}.svg") == 1
+        assert {f"tables/{name}.tex", f"tables/{name}.csv", f"figures/{name}.png"} <= set(report.files)
     table = report.tables["swept"]
     again = draw_swept(table, KNOWS, zero_shot_ratios(table, KNOWS))
     assert (again.svg, again.png) == (report.files["figures/swept.svg"], report.files["figures/swept.png"])
