@@ -36,17 +36,23 @@ from robustmerge.stage.files import expand, write_atomically
 from robustmerge.stage.records import format_predictions, read_predictions
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, suggest
 
-SHOWN = ("report.md", "report.html", "report.json", "tables", "figures")  # of a report
+NOT_SHOWN = ("addresses.json", "gallery.html")  # of a report
 
 
 @dataclass(frozen=True)
 class Step:
-    """One experiment. about: of the paper; programs: in their order, with these words; minutes: about, on two cores."""
+    """One experiment.
+
+    about: of the paper; programs: in their order, with these words; minutes: about, on two cores. folder: of a run, in
+    which a folder of the step's name comes of it; page: in that, what to look at first.
+    """
 
     about: str
     words: tuple[str, ...]
     minutes: float
     programs: tuple[str, ...] = ("train_all", "merge_eval")
+    folder: str = "reports"
+    page: str = "report.md"
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,8 @@ def reproduce(points: Sequence[Mapping[str, Any]]) -> None:
         print(f"\n{describe_progress(list(request.chosen.values()), place, time.monotonic() - started)}", flush=True)
         for program in step.programs:
             run_program(program, name, [*step.words, *words])
-        copy_report(plan.root / "reports" / name, folder / name)
-    write_archive(plan.root, list(request.chosen), folder / "scores.tar.xz")
+        copy_report(plan.root / step.folder / name, folder / name)
+    write_archive(plan.root.parent, list(request.chosen), folder / "scores.tar.xz")
     write_atomically(folder / "README.md", format_page(plan, request, words))
     took = format_seconds(time.monotonic() - started)
     print(f"\nreproduce: {len(request.chosen)} steps in {took}; what was made: {format_path(folder / 'README.md')}")
@@ -128,37 +134,32 @@ def run_program(program: str, step: str, words: Sequence[str]) -> None:
 def copy_report(report: Path, to: Path) -> None:
     """Copy a report, in place of an earlier copy; of a sweep over models the one of all of them."""
     of_models = report.with_name(f"{report.name}-models")
-    source = of_models if of_models.is_dir() else report
     shutil.rmtree(to, ignore_errors=True)
-    to.mkdir(parents=True)
-    for name in SHOWN:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, to / name)
-        else:
-            shutil.copy2(source / name, to / name)
+    shutil.copytree(of_models if of_models.is_dir() else report, to, ignore=shutil.ignore_patterns(*NOT_SHOWN))
 
 
-def write_archive(root: Path, reports: Sequence[str], file: Path) -> None:
+def write_archive(runs: Path, reports: Sequence[str], file: Path) -> None:
     """Write every score that the reports rest on, and those answers that they show, so that no model is needed again.
 
-    The same results give the same bytes. Unpack it in the run folder.
+    The same results give the same bytes. Unpack it in the folder of all runs.
     """
-    used = {short for name in reports for short in json.loads((root / "reports" / name / "addresses.json").read_text())}
+    lists = sorted(list_file for name in reports for list_file in runs.glob(f"*/reports/{name}/addresses.json"))
+    used = {list_file.parents[2] / short for list_file in lists for short in json.loads(list_file.read_text())}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for short in sorted(used):
-            path = root / short
-            if short.startswith("scores/") and path.exists():
-                _add(archive, short, path.read_bytes())
-                manifest = path.with_suffix(".manifest.json")
-                _add(archive, manifest.relative_to(root).as_posix(), manifest.read_bytes())
-            elif short.startswith("predictions/") and not short.startswith("predictions/val/") and path.exists():
-                _add(archive, short, _keep_shown(path))
+        for path in sorted(path for path in used if path.is_file()):
+            kind, split, *_ = path.relative_to(runs).parts[1:]
+            manifest = path.with_suffix(".manifest.json")
+            if kind == "scores":
+                _add(archive, path.relative_to(runs), path.read_bytes())
+                _add(archive, manifest.relative_to(runs), manifest.read_bytes())
+            elif kind == "predictions" and split != "val":
+                _add(archive, path.relative_to(runs), _keep_shown(path))
     write_atomically(file, lzma.compress(buffer.getvalue()))
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # of no time and no owner
+def _add(archive: tarfile.TarFile, name: Path, content: bytes) -> None:
+    info = tarfile.TarInfo(name.as_posix())  # of no time and no owner
     info.size = len(content)
     archive.addfile(info, io.BytesIO(content))
 
@@ -185,7 +186,7 @@ def format_page(plan: Plan, request: Reproduction, words: Sequence[str]) -> str:
     for name, step in request.chosen.items():
         commands = [["bash", f"scripts/{program}.sh", *step.words, *words] for program in step.programs]
         typed = " && ".join(escape_code(format_command(command)) for command in commands)
-        lines.append(f"| {escape_markdown(step.about)} | [{state}]({name}/report.md) | {typed} |")
+        lines.append(f"| {escape_markdown(step.about)} | [{state}]({name}/{step.page}) | {typed} |")
     lines += [
         f"| {escape_markdown(what)} | {escape_markdown(why)} | {MISSING} |" for what, why in request.missing.items()
     ]

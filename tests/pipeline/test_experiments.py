@@ -1,0 +1,91 @@
+"""Every experiment of configs/experiment runs in its smallest form: two tasks, and two points where it holds a sweep.
+
+They share a base, data and experts, and run in this process: what a child process would do is done here.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import child, work_items
+from pipeline.plan import Plan
+from pipeline.program import CONFIGS
+from pipeline.stages import choose, predict, prepare, report, score, train
+from pipeline.sweep import make_plans
+from tests.plans import make_point
+
+ELSEWHERE = {  # which tests run them
+    "figure3": "test_inspection",
+    "figure7": "test_inspection",
+    "figure8": "test_inspection",
+    "expert_only": "test_readme, by scripts/example_task.sh",
+    "only_evaluate": "test_released",
+}
+EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml") if file.stem not in ELSEWHERE)
+TASKS = {"table3": "vqav2,rec,pope_like,mme_like,mmbench_like"}
+SMALLEST = (
+    "profile=smoke",
+    "multi_task=false",
+    "weight_search=[]",
+    "benchmark.counts={train: 8, val: 2, test: 4}",
+    "model.recipe.max_steps=1",
+    "bootstrap.draws=20",
+    "jobs=1",
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_jobs(title: str, jobs: Iterable[work_items.Job], *_: object) -> None:
+        for item in (item for job in jobs for item in job.items):
+            child.WORK[item["stage"]](item)
+
+    monkeypatch.setattr(work_items, "run_jobs", run_jobs)
+
+
+def list_points(experiment: str) -> list[list[str]]:
+    """The words of the first two values of what the experiment sweeps over; of one point without a sweep."""
+    settings = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())
+    swept = settings.get("hydra", {}).get("sweeper", {}).get("params", {})
+    values = [[f"{key}={value}" for value in str(values).split(",")[:2]] for key, values in swept.items()]
+    return [list(point) for point in zip(*values, strict=True)] or [[]]
+
+
+def run_experiment(experiment: str, runs: Path) -> Sequence[Plan]:
+    grid = [] if experiment == "strength" else ["strength_grid=null"]
+    words = [f"experiment={experiment}", *SMALLEST, *grid, f"tasks=[{TASKS.get(experiment, 'vqav2,rec')}]"]
+    plans = make_plans([make_point(runs, *words, *point) for point in list_points(experiment)])
+    prepare.prepare(plans)
+    train.train(plans)
+    choose.choose(plans)
+    evaluations = [one for plan in plans for one in plan.evaluations]
+    predict.predict(score.find_unscored(evaluations))
+    score.score(evaluations)
+    return plans
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_ends_in_a_report_of_all_its_rows(experiment: str, runs: Path) -> None:
+    plans = run_experiment(experiment, runs)
+    *_, (folder, _) = report.report(plans)
+    text = (folder / "report.md").read_text()
+    assert "first of the merged models" not in text  # whose numbers mean nothing
+    with open(folder / "tables" / "main.csv") as file:
+        rows = [row["source"] for row in csv.DictReader(file)]
+    for title in (method.title for plan in plans for method in plan.config.methods):
+        assert any(row.startswith(title) for row in rows), title
+    has_sweep = len(plans) > 1 and experiment not in ("seeds", "shared_a_init")
+    assert ("## Against `" in text) == has_sweep
+    assert ("figures/strengths.svg" in text) == (experiment == "strength")
+    if experiment == "table3":
+        assert "MMBench-like" in text and "table 3 of the paper" in text
