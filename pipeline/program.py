@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CONFIGS = REPOSITORY / "configs"
 
-SHELL_PROGRAMS = ("train_all", "merge_eval")  # these have a script of their own that sets everything up
+SHELL_PROGRAMS = ("train_all", "merge_eval", "reproduce")  # these have a script of their own that sets everything up
 
 # Keys of common.yaml that say nothing of the merged model, and those that train_all need not have either.
 NOT_OF_MERGING = ("source", "report", "out", "limit", "ids", "protocol", "other_protocol", "device", "paper_table")
@@ -155,8 +155,12 @@ def command(program: str, keep: Callable[[str], bool] = lambda word: True) -> st
     words = [word for word in sys.argv[1:] if keep(word.lstrip("+~"))]
     if not any("," in re.sub(r"\[.*?\]|\{.*?\}", "", word) for word in words):  # nothing is swept over any more
         words = [word for word in words if word not in MULTIRUN]
-    start = ["bash", f"scripts/{program}.sh"] if program in SHELL_PROGRAMS else ["python", f"scripts/{program}.py"]
-    return format_command([*start, *words])
+    return format_command([*start_of(program), *words])
+
+
+def start_of(program: str) -> list[str]:
+    """The words that a program's command begins with."""
+    return ["bash", f"scripts/{program}.sh"] if program in SHELL_PROGRAMS else ["python", f"scripts/{program}.py"]
 
 
 def train_all_command() -> str:

@@ -92,6 +92,7 @@ PRINTED = {
     r"example_task\.sh": r"\nIndividual .*[0-9]",
     r"experiment=table3": r"\nSource .* MMBench-like\n(.*\n)+RobustMerge .*\d\n",
     r"experiment=figure5b": r"\nRobustMerge: pruning by sign ",
+    r"reproduce\.sh": r"\nreproduce: 2 steps in .*/reproduced/README\.md",
 }
 
 

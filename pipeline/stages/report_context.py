@@ -94,7 +94,11 @@ def _regime_of(plan: Plan) -> Regime | None:
     """The regime of one plan's experts and base; None if their configs cannot be read."""
     try:
         model = read_json(plan.base.path / "config.json", "the config of a model")
-        configs = [read_json(one.path / CONFIG, "the config of an adapter") for one in plan.merged_experts.values()]
+        experts, trained_rank = plan.merged_experts.values(), plan.config.peft.r if plan.config.trains else None
+        configs = [
+            {"r": trained_rank} if trained_rank else read_json(one.path / CONFIG, "the config of an adapter")
+            for one in experts
+        ]
     except UserError:
         return None
     text_model = model.get("text_config", model)

@@ -28,6 +28,7 @@ from eval.report.formats import escape_code, escape_markdown
 from eval.report.sections import SMOKE
 from eval.report.tables import MISSING
 from pipeline.plan import Plan
+from pipeline.program import start_of
 from pipeline.sweep import make_plan_with
 from pipeline.terminal import format_path, format_seconds
 from pipeline.words import format_command
@@ -127,7 +128,7 @@ def run_program(program: str, step: str, words: Sequence[str]) -> None:
     """Run one program of a step. Raises UserError naming it where it fails."""
     command = [sys.executable, str(REPOSITORY / "scripts" / f"{program}.py"), *words, f"report={step}"]
     if subprocess.run(command, check=False).returncode:
-        typed = format_command(["python", f"scripts/{program}.py", *command[2:]])
+        typed = format_command([*start_of(program), *command[2:]])
         raise UserError(f"step {step} failed, as told above; the same command goes on there. It ran: {typed}")
 
 
@@ -184,11 +185,11 @@ def format_page(plan: Plan, request: Reproduction, words: Sequence[str]) -> str:
         "| --- | --- | --- |",
     ]
     for name, step in request.chosen.items():
-        commands = [["bash", f"scripts/{program}.sh", *step.words, *words] for program in step.programs]
+        commands = [[*start_of(program), *step.words, *words] for program in step.programs]
         typed = " && ".join(escape_code(format_command(command)) for command in commands)
         lines.append(f"| {escape_markdown(step.about)} | [{state}]({name}/{step.page}) | {typed} |")
     lines += [
         f"| {escape_markdown(what)} | {escape_markdown(why)} | {MISSING} |" for what, why in request.missing.items()
     ]
-    again = format_command(["bash", "scripts/reproduce.sh", *words])
+    again = format_command([*start_of("reproduce"), *words])
     return "\n".join([*lines, f"\nAll of it: {escape_code(again)}.", ""])
