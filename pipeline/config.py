@@ -72,6 +72,7 @@ class Options:
     jobs: int
     source: str | None
     report: str | None
+    pdf: bool = False
     expert_set: str = "trained"
     device: str | None = None
     merge_device: str = "cpu"

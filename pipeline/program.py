@@ -30,7 +30,18 @@ CONFIGS = REPOSITORY / "configs"
 SHELL_PROGRAMS = ("train_all", "merge_eval", "reproduce")  # these have a script of their own that sets everything up
 
 # Keys of common.yaml that say nothing of the merged model, and those that train_all need not have either.
-NOT_OF_MERGING = ("source", "report", "out", "limit", "ids", "protocol", "other_protocol", "device", "paper_table")
+NOT_OF_MERGING = (
+    "source",
+    "report",
+    "out",
+    "limit",
+    "ids",
+    "protocol",
+    "other_protocol",
+    "device",
+    "paper_table",
+    "pdf",
+)
 NOT_OF_TRAINING = (
     *NOT_OF_MERGING,
     "merge",

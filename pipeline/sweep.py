@@ -24,6 +24,7 @@ SHARED_BY_POINTS = (
     "jobs",
     "merge_device",
     "report",
+    "pdf",
     "logger",
     "bootstrap",
     "trainer",

@@ -33,7 +33,7 @@ from robustmerge.stage.text import one_line
 
 # What an earlier report may have left: removed unless it is written again.
 REPORT_FOLDERS = ("tables", "figures", "figures/examples")
-REPORT_SUFFIXES = (".tex", ".csv", ".png", ".svg")
+REPORT_SUFFIXES = (".tex", ".csv", ".png", ".svg", ".pdf")
 LARGE = 14  # rows of a main table of which the terminal shows the averages only
 
 
@@ -72,7 +72,7 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
     for name in SWEPT:
         if context.swept is not None and name in tables:
             figures.append(draw_swept(tables[name], context.swept, zero_shot_ratios(tables["swept"], context.swept)))
-    files = {**_format_tables(tables), **_list_pictures(figures, examples)}
+    files = {**_format_tables(tables), **_list_pictures(figures, examples, context.pdf)}
     if sheet is not None:
         files["figures/sheet.png"] = sheet
     files["report.json"] = format_json(tables, groups, context).encode()
@@ -112,12 +112,14 @@ def _format_tables(tables: Mapping[str, Table]) -> dict[str, bytes]:
 
 
 def _list_pictures(
-    figures: Sequence[RenderedFigure], examples: Mapping[str, Sequence[ShownQuestion]]
+    figures: Sequence[RenderedFigure], examples: Mapping[str, Sequence[ShownQuestion]], pdf: bool
 ) -> dict[str, bytes]:
     files = {}
     for figure in figures:
         files[f"figures/{figure.name}.png"] = figure.png
         files[f"figures/{figure.name}.svg"] = figure.svg
+        if pdf:
+            files[f"figures/{figure.name}.pdf"] = figure.as_pdf()
     for task, questions in examples.items():
         for number, question in enumerate(questions, start=1):
             if question.picture is not None:

@@ -153,6 +153,7 @@ class Context:
     made. bases: name and training record of each small base (`probe`, `heads`, `skills`: accuracies 0..1 by name;
     `parameters`).
     general: what lmms-eval measured. protocol: of the scores. swept: None where the points have no order.
+    pdf: whether figures are also written as PDF.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Context:
     general: tuple[GeneralResult, ...] = ()
     protocol: str = "corrected"
     swept: SweptKey | None = None
+    pdf: bool = False
 
     @property
     def seen(self) -> tuple[Task, ...]:

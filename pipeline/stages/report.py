@@ -26,7 +26,7 @@ from robustmerge.stage.records import read_score
 
 # Switches of training whose values have a title.
 FACETS = {"peft.shared_a_init": {"true": "shared A", "false": "independent A"}}
-UNNAMED = ("paths.", "logger", "jobs", "merge_device", "report", "profile", "hydra.", "benchmark=", "model=")
+UNNAMED = ("paths.", "logger", "jobs", "merge_device", "report", "pdf", "profile", "hydra.", "benchmark=", "model=")
 
 
 def report(plans: Sequence[Plan]) -> list[tuple[Path, Report]]:

@@ -45,6 +45,7 @@ def make_context(name: str, plans: Sequence[Plan]) -> Context:
         regime=_read_regime(plans),
         protocol=config.protocol,
         swept=find_ordered_key(plans),
+        pdf=config.pdf,
         **commit(),
     )
 

@@ -126,7 +126,7 @@ def describe_progress(steps: Sequence[Step], place: int, elapsed: float) -> str:
 
 def run_program(program: str, step: str, words: Sequence[str]) -> None:
     """Run one program of a step. Raises UserError naming it where it fails."""
-    command = [sys.executable, str(REPOSITORY / "scripts" / f"{program}.py"), *words, f"report={step}"]
+    command = [sys.executable, str(REPOSITORY / "scripts" / f"{program}.py"), *words, f"report={step}", "pdf=true"]
     if subprocess.run(command, check=False).returncode:
         typed = format_command([*start_of(program), *command[2:]])
         raise UserError(f"step {step} failed, as told above; the same command goes on there. It ran: {typed}")

@@ -65,3 +65,4 @@ def _draw(inspection: Inspection, folder: Path, figures: list[str]) -> None:
         picture = DRAWN[name](inspection)
         write_atomically(folder / f"{name}.png", picture.png)
         write_atomically(folder / f"{name}.svg", picture.svg)
+        write_atomically(folder / f"{name}.pdf", picture.as_pdf())

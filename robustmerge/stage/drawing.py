@@ -34,6 +34,11 @@ RC_PARAMS = {
     "legend.frameon": False,
 }
 PLAIN_TEXT = {**RC_PARAMS, "text.parse_math": False}  # a dollar in a title begins no formula
+METADATA: dict[str, dict[str, str | None]] = {  # without dates and versions
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 LONGEST_LABEL = 100  # characters
 
 
@@ -45,18 +50,23 @@ class RenderedFigure:
     alt: str
     png: bytes
     svg: bytes
+    figure: Figure
     wide: bool = False
+
+    def as_pdf(self) -> bytes:
+        """The figure as PDF, which takes as long as PNG and SVG together."""
+        return _save(self.figure, "pdf")
 
 
 def render_figure(figure: Figure, name: str, alt: str, wide: bool = False) -> RenderedFigure:
     """The figure as PNG and SVG."""
-    files = {}
-    metadata: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    for kind in metadata:
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=160, metadata=metadata[kind])
-        files[kind] = file.getvalue()
-    return RenderedFigure(name, alt, **files, wide=wide)
+    return RenderedFigure(name, alt, _save(figure, "png"), _save(figure, "svg"), figure, wide)
+
+
+def _save(figure: Figure, kind: str) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=160, metadata=METADATA[kind])
+    return file.getvalue()
 
 
 def format_label(title: str) -> str:

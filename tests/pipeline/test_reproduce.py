@@ -61,7 +61,7 @@ def test_the_page_says_of_each_step_how_it_was_made_and_what_was_not(tmp_path: P
 
 
 def test_scores_and_shown_answers_make_the_same_report_again_without_a_model(smoke: SmokeRun, tmp_path: Path) -> None:
-    words = ["profile=smoke", "logger=none", "report=whole", "bootstrap.draws=50"]
+    words = ["profile=smoke", "logger=none", "report=whole", "pdf=true", "bootstrap.draws=50"]
     (made, _) = report.report([make_plan(smoke.runs, *words)])[0]
     write_archive(smoke.root.parent, ["whole"], tmp_path / "scores.tar.xz")
     elsewhere = tmp_path / "runs"
@@ -70,7 +70,7 @@ def test_scores_and_shown_answers_make_the_same_report_again_without_a_model(smo
     shutil.copytree(smoke.root / "data", elsewhere / "smoke" / "mini-tiny" / "data")  # drawn again from its seed
     (again, _) = report.report([make_plan(elsewhere, *words)])[0]
     files = {file.relative_to(made) for file in made.rglob("*") if file.is_file() and file.name != "addresses.json"}
-    assert {file.suffix for file in files} >= {".md", ".html", ".json", ".tex", ".csv", ".svg", ".png"}
+    assert {file.suffix for file in files} >= {".md", ".html", ".json", ".tex", ".csv", ".svg", ".png", ".pdf"}
     assert files == {
         file.relative_to(again) for file in again.rglob("*") if file.is_file() and file.name != "addresses.json"
     }
