@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.report.beside_paper import describe_orders
+from eval.report.captions import CAPTIONS
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, format_examples_section
 from eval.report.formats import FormatTable, escape_code, escape_markdown
@@ -274,14 +275,17 @@ def _balance_section(
 
 
 def _figures_section(figures: Sequence[RenderedFigure]) -> str:
-    """Narrow figures side by side, wide ones below."""
-    narrow = [f"![{figure.alt}](figures/{figure.name}.svg)" for figure in figures if not figure.wide]
+    """Narrow figures side by side with their captions below, then wide ones."""
+    narrow = [figure for figure in figures if not figure.wide]
+    images = [f"![{figure.alt}](figures/{figure.name}.svg)" for figure in narrow]
+    captions = [f'\n<p class="caption">{CAPTIONS[figure.name]}</p>' for figure in narrow]
     wide = [_wide(figure) for figure in figures if figure.wide]
-    return "## Figures\n\n" + "\n".join([*narrow, *([""] if narrow and wide else []), *wide, ""])
+    return "## Figures\n\n" + "\n".join([*images, *captions, *([""] if narrow and wide else []), *wide, ""])
 
 
 def _wide(figure: RenderedFigure) -> str:
-    return f'<p><img class="wide" src="figures/{figure.name}.svg" alt="{figure.alt}"></p>\n'
+    image = f'<p><img class="wide" src="figures/{figure.name}.svg" alt="{figure.alt}"></p>'
+    return f'{image}\n\n<p class="caption">{CAPTIONS[figure.name]}</p>\n'
 
 
 def _differences_section(tables: Mapping[str, Table], format_table: FormatTable) -> str:

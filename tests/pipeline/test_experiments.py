@@ -62,8 +62,13 @@ def list_points(experiment: str) -> list[list[str]]:
 
 
 def run_experiment(experiment: str, runs: Path) -> Sequence[Plan]:
-    grid = [] if experiment == "strength" else ["strength_grid=null"]
-    words = [f"experiment={experiment}", *SMALLEST, *grid, f"tasks=[{TASKS.get(experiment, 'vqav2,rec')}]"]
+    grid = "[0.5,1.0]" if experiment == "strength" else "null"
+    words = [
+        f"experiment={experiment}",
+        *SMALLEST,
+        f"strength_grid={grid}",
+        f"tasks=[{TASKS.get(experiment, 'vqav2,rec')}]",
+    ]
     plans = make_plans([make_point(runs, *words, *point) for point in list_points(experiment)])
     prepare.prepare(plans)
     train.train(plans)
