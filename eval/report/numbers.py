@@ -9,8 +9,10 @@ from typing import Any
 
 from eval.report.results import Context, ResultGroup, SourceResult
 from eval.report.tables import Cell, Table
+from robustmerge.stage.text import plain, shorten
 
 DIGITS = 6  # after the point; of per cent
+LONGEST = 1000  # characters of a text
 
 
 def format_json(tables: Mapping[str, Table], groups: Sequence[ResultGroup], context: Context) -> str:
@@ -29,7 +31,16 @@ def format_json(tables: Mapping[str, Table], groups: Sequence[ResultGroup], cont
         "sources": [_describe_source(group) for group in groups],
     }
     whole = {"provenance": provenance, "tables": {name: _describe_table(table) for name, table in tables.items()}}
-    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(_shorten(whole), indent=1, ensure_ascii=False) + "\n"
+
+
+def _shorten(value: Any) -> Any:
+    """The same value with long texts, of other people's files, shortened."""
+    if isinstance(value, Mapping):
+        return {_shorten(key): _shorten(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shorten(one) for one in value]
+    return shorten(plain(value), LONGEST) if isinstance(value, str) else value
 
 
 def _describe_source(group: ResultGroup) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Tables, figures, the report and W&B on made-up scores whose answer is known."""
+"""Tables, figures and the report on made-up scores whose answer is known."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from matplotlib import image
 
 from eval.report.assemble import assemble_report, format_summary, write_report
+from eval.report.captions import CAPTIONS
 from eval.report.examples import EXAMPLES_A_TASK, LONGEST_SIDE
 from eval.report.figures import draw_figures
 from eval.report.page import make_page
@@ -47,6 +49,33 @@ def test_a_report_is_whole_and_its_page_needs_nothing_else(context, tmp_path):
     for name in ("seen_unseen.png", "seen_unseen.svg", "tasks.png", "tasks.svg"):
         assert (tmp_path / "report" / "figures" / name).stat().st_size > 5000
     assert "SMOKE" not in text and "None: every answer was there" in text
+
+
+def test_the_json_holds_every_number_of_the_tables_and_what_each_rests_on(sweep, plain_context):
+    report = assemble_report(sweep, plain_context)
+    read = json.loads(report.files["report.json"])
+    assert set(read["tables"]) == set(report.tables)
+    for name, table in report.tables.items():
+        for row, written in zip(table.rows, read["tables"][name]["rows"], strict=True):
+            for column, one in zip(table.columns, row.cells, strict=True):
+                number = written[column.key]
+                assert (one.value is None) == isinstance(number, str)
+                assert one.value is None or number["value"] == pytest.approx(one.value, abs=1e-6)
+    sources = {source["title"]: source["results"] for source in read["provenance"]["sources"]}
+    assert set(sources) == {row.title for row in report.tables["main"].rows}
+    chosen = sources["TIES, strength chosen (shared A)"]
+    assert [one["seed"] for one in chosen] == [1, 2, 3, 4, 5] and all(
+        one["factor"] and one["address"] for one in chosen
+    )
+    assert read["provenance"]["commit"] == "0123abc" and read["provenance"]["command"] == plain_context.command
+
+
+def test_every_figure_has_a_caption_of_its_own(sweep, plain_context):
+    text = assemble_report(sweep, plain_context).files["report.md"].decode()
+    drawn = [name for name in CAPTIONS if f"figures/{name}.svg" in text]
+    assert {"seen_unseen", "tasks", "standing", "balance", "strengths"} <= set(drawn)
+    for name in drawn:
+        assert text.count(f'<p class="caption">{CAPTIONS[name]}</p>') == 1
 
 
 def test_a_report_says_what_the_commonest_answer_would_score(plain_context, tmp_path):
