@@ -12,7 +12,7 @@ import sys
 import pytest
 from matplotlib import image
 
-from eval.report.assemble import assemble_report, format_summary, write_report
+from eval.report.assemble import Report, assemble_report, format_summary, write_report
 from eval.report.captions import CAPTIONS
 from eval.report.examples import EXAMPLES_A_TASK, LONGEST_SIDE
 from eval.report.figures import draw_figures
@@ -51,9 +51,13 @@ def test_a_report_is_whole_and_its_page_needs_nothing_else(context, tmp_path):
     assert "SMOKE" not in text and "None: every answer was there" in text
 
 
-def test_the_json_holds_every_number_of_the_tables_and_what_each_rests_on(sweep, plain_context):
-    report = assemble_report(sweep, plain_context)
-    read = json.loads(report.files["report.json"])
+@pytest.fixture(scope="module")
+def sweep_report(sweep, plain_context) -> Report:
+    return assemble_report(sweep, plain_context)
+
+
+def test_the_json_holds_every_number_of_the_tables_and_what_each_rests_on(sweep_report, plain_context):
+    report, read = sweep_report, json.loads(sweep_report.files["report.json"])
     assert set(read["tables"]) == set(report.tables)
     for name, table in report.tables.items():
         for row, written in zip(table.rows, read["tables"][name]["rows"], strict=True):
@@ -70,8 +74,8 @@ def test_the_json_holds_every_number_of_the_tables_and_what_each_rests_on(sweep,
     assert read["provenance"]["commit"] == "0123abc" and read["provenance"]["command"] == plain_context.command
 
 
-def test_every_figure_has_a_caption_of_its_own(sweep, plain_context):
-    text = assemble_report(sweep, plain_context).files["report.md"].decode()
+def test_every_figure_has_a_caption_of_its_own(sweep_report):
+    text = sweep_report.files["report.md"].decode()
     drawn = [name for name in CAPTIONS if f"figures/{name}.svg" in text]
     assert {"seen_unseen", "tasks", "standing", "balance", "strengths"} <= set(drawn)
     for name in drawn:
