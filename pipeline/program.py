@@ -1,7 +1,8 @@
 """Start of an entry point: Hydra composes the command line, and one function gets all points of a sweep at once.
 
-In a sweep (`-m`) Hydra's launcher only collects the points, so that whatever they share is done once. Hydra is
-imported inside the functions: child processes, which import this for the words of commands, do without it.
+In a sweep (`-m`) Hydra's own launcher only collects the points, so that whatever they share is done once. Another one
+(`hydra/launcher=joblib`, `submitit_slurm`) runs each point as a job. Hydra is imported inside the functions: child
+processes, which import this for the words of commands, do without it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONFIGS = REPOSITORY / "configs"
+IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 SHELL_PROGRAMS = ("train_all", "merge_eval", "reproduce")  # these have a script of their own that sets everything up
 
@@ -74,7 +76,12 @@ def _compose_and_call(program: str, main: Callable[[list[dict]], None]) -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=program)
     def collect(config: DictConfig) -> None:
-        composed.append((config, HydraConfig.get().overrides.task))
+        words = HydraConfig.get().overrides.task
+        if HydraConfig.get().launcher._target_ == IN_THIS_PROCESS:
+            composed.append((config, words))
+        else:  # in a process of the launcher: each point is a job of its own
+            sys.argv[1:] = list(words)
+            main([{**_as_mapping(config), "overrides": list(words)}])
 
     typed = sys.argv[1:]
     try:

@@ -77,6 +77,21 @@ def test_a_second_run_starts_no_process_and_rewrites_no_result(smoke, tmp_path):
     assert before == after
 
 
+def test_a_launcher_of_hydra_makes_each_point_of_a_sweep_a_job_of_its_own(smoke):
+    words = ["profile=smoke", "logger=none", "-m", "hydra/launcher=joblib", "merge=average,svd"]
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / "merge.py"), *words],
+        env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("1 result, under") == 2
+    for method in ("average", "svd"):
+        assert (next((smoke.root / "merged").glob(f"{method}-*")) / "manifest.json").exists()
+
+
 def test_the_manifest_tells_what_a_result_is_and_how_it_was_made(smoke):
     manifests = [read_manifest(file) for file in (smoke.root / "merged").glob("robustmerge-*/manifest.json")]
     (manifest,) = [m for m in manifests if m["identity"]["settings"]["strength"] == 2.0]  # not one to choose from
