@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from eval.questions import first_by_hash
-from eval.report.examples import format_question, read_picture
+from eval.report.examples import format_question, read_pixels
 from eval.report.results import Context
 from eval.settings import Task
 from robustmerge.stage.drawing import GREY, INK, PLAIN_TEXT
@@ -69,7 +69,7 @@ def _read_tiles(path: Path) -> list[Tile]:
     for example in first_by_hash(read_examples(path), PICTURES_A_TASK):
         question, expected = format_question(example)
         answer = _wrap(f"→ {expected}", ANSWER_LINES, BOLD_LETTERS)
-        tiles.append(Tile(read_picture(path.parent, example.image), _wrap(question, QUESTION_LINES, LETTERS), answer))
+        tiles.append(Tile(read_pixels(path.parent, example.image), _wrap(question, QUESTION_LINES, LETTERS), answer))
     return tiles
 
 

@@ -15,6 +15,7 @@ from eval.report.formats import escape_markdown
 from eval.report.results import CHOSEN, Context, ResultGroup, list_seeds, lower_first
 from eval.report.tables import MISSING
 from eval.settings import Task
+from robustmerge.stage.pictures import PictureError, read_picture
 from robustmerge.stage.prompts import show_choices
 from robustmerge.stage.records import Example, Prediction, read_examples, read_predictions
 from robustmerge.stage.text import shorten
@@ -103,19 +104,19 @@ def format_question(example: Example) -> tuple[str, str]:
     return text, format_expected(example)
 
 
-def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
+def read_pixels(folder: Path, name: str | None) -> np.ndarray | None:
     """Read and shrink a picture, [height, width(, channels)] in 0..1; None if unreadable: no report fails for that."""
     if name is None:
         return None
     try:
-        pixels = pictures.imread(folder / name)
-    except (OSError, ValueError, SyntaxError):  # Pillow raises SyntaxError for a broken PNG
+        picture = read_picture(folder / name)
+    except PictureError:
         return None
-    return _shrink(pixels / 255.0 if pixels.dtype == np.uint8 else pixels)
+    return _shrink(np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB")) / 255.0)
 
 
 def _make_thumbnail(folder: Path, name: str | None) -> bytes | None:
-    pixels = read_picture(folder, name)
+    pixels = read_pixels(folder, name)
     if pixels is None:
         return None
     file = io.BytesIO()

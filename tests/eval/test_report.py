@@ -9,12 +9,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from matplotlib import image
 
 from eval.report.assemble import Report, assemble_report, format_summary, write_report
 from eval.report.captions import CAPTIONS
-from eval.report.examples import EXAMPLES_A_TASK, LONGEST_SIDE
+from eval.report.examples import EXAMPLES_A_TASK, LONGEST_SIDE, read_pixels
 from eval.report.figures import draw_figures
 from eval.report.page import make_page
 from eval.report.palette import assign_styles
@@ -80,6 +81,13 @@ def test_every_figure_has_a_caption_of_its_own(sweep_report):
     assert {"seen_unseen", "tasks", "standing", "balance", "strengths"} <= set(drawn)
     for name in drawn:
         assert text.count(f'<p class="caption">{CAPTIONS[name]}</p>') == 1
+
+
+def test_a_report_reads_a_picture_by_the_rules_for_other_peoples_files(tmp_path):
+    image.imsave(tmp_path / "fits.png", np.zeros((400, 1, 3)))
+    image.imsave(tmp_path / "too_long.png", np.zeros((401, 1, 3)))
+    assert read_pixels(tmp_path, "fits.png") is not None
+    assert read_pixels(tmp_path, "too_long.png") is read_pixels(tmp_path, "gone.png") is None
 
 
 def test_a_report_says_what_the_commonest_answer_would_score(plain_context, tmp_path):
