@@ -390,6 +390,16 @@ def published_leads() -> list[float]:
     return [rows["robustmerge"][key] - max(row[key] for row in merged_rows) for key in keys]
 
 
+DIRECTIONS = ("TSV-M", "SWUDI", "CT-Merging", "Iso-C", "DC-Merge")
+ENTRIES = ("TIES", "TIES (products)", "DARE", "DARE (products)", "DARE-TIES", "DELLA", "Breadcrumbs", "SCE", "PCB")
+ENTRIES = (*ENTRIES, "Core-TIES", "KnOTS-TIES", "KnOTS-DARE-TIES", "RobustMerge", "RobustMerge (eq. 5)")
+
+
+def ranked(title: str, key: str = "seen_avg") -> float:
+    """A value of the ranking of all methods."""
+    return float(find_row("all_methods/ranking", title)[key])
+
+
 def choose_sentences() -> list[str]:
     independent = max(standing(method, "", INDEPENDENT)[0] for method in AHEAD)
     robustmerge = [seen("RobustMerge", group) for group in (INDEPENDENT, SHARED)]
@@ -406,7 +416,14 @@ def choose_sentences() -> list[str]:
     ]
     default_lengths = [merged("norm_over_mean", method, SHARED) for method in ("Task Arithmetic", "KnOTS-TIES")]
     compared = read_table("docs/choose.md", "| | default: seen")
+    searched = ranked("Task Arithmetic (products), weights searched" + CHOSEN) - ranked("TSV-M + LiNeS" + CHOSEN)
+    five, pruned = (min(map(ranked, DIRECTIONS)), max(map(ranked, ENTRIES)))
+    assert min(ranked(x + CHOSEN) for x in DIRECTIONS) < max(ranked(x + CHOSEN) for x in ENTRIES)
+    lifts = [ranked(x + CHOSEN) - ranked(x) for x in ("DO-Merging", "Task Arithmetic (products)")]
     return [
+        f"the first of all, {searched:.1f} points above `tsv_m_lines`, which three seeds do not tell",
+        f"are at defaults {five - pruned:.1f} points or more above every rule that prunes or elects entries",
+        "of DO-Merging by {:.1f} points, that of the sum of products by {:.1f}".format(*lifts),
         f"with {len(compared)} methods, {len(tasks)} tasks and {len(seeds)} training seeds",
         f"by {-independent:.1f} points or more (seen tasks)",
         f"with one it scores {robustmerge[1] - robustmerge[0]:.1f} points higher",
@@ -482,6 +499,21 @@ def test_the_scores_of_the_attempt_are_those_of_its_report():
         for group, pair in ((INDEPENDENT, cells[:2]), (SHARED, cells[2:])):
             row = find_row("attempt/main", title.removesuffix(", default"), group)
             assert pair == [with_noise(row, "seen_avg"), with_noise(row, "unseen_avg")], (title, group)
+
+
+def test_the_table_of_every_method_is_that_of_its_ranking():
+    rows = read_table("docs/choose.md", "| method | default: seen")
+    titles = [row["source"] for row in read_csv("all_methods/ranking")]
+    assert list(rows) == [title for title in titles if not title.endswith(CHOSEN)] + [
+        title.removesuffix(CHOSEN) for title in titles if "weights searched" in title
+    ]
+    for title, cells in rows.items():
+        shown = [
+            f"{ranked(title + at, key):.1f} ({ranked(title + at, f'rank_{key}'):g})" if title + at in titles else "—"
+            for at in ("", CHOSEN)
+            for key in ("seen_avg", "unseen_avg")
+        ]
+        assert cells == shown, title
 
 
 def test_what_methods_score_and_cost_is_what_was_measured():
