@@ -9,9 +9,10 @@ from pathlib import Path
 from eval.report.balance import balance_table
 from eval.report.beside_paper import beside_table
 from eval.report.contact_sheet import draw_contact_sheet
+from eval.report.curves import draw_strengths, draw_swept
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, pick_examples
-from eval.report.figures import draw_balance, draw_figures, draw_ranking, draw_standing, draw_swept
+from eval.report.figures import draw_balance, draw_figures, draw_ranking, draw_standing
 from eval.report.formats import format_csv, format_html, format_latex, format_markdown, format_text
 from eval.report.general_tables import general_tables
 from eval.report.notes import format_constants, format_partial_notice
@@ -23,7 +24,6 @@ from eval.report.results import Context, ResultGroup, SourceResult, group_result
 from eval.report.secondary_tables import further_tables
 from eval.report.sections import Content, compose
 from eval.report.standing import describe_standing, difference_table, pairs_table, standing_table
-from eval.report.strength_curves import draw_strengths
 from eval.report.swept_key import SWEPT, swept_tables, zero_shot_ratios
 from eval.report.tables import Table, main_table, seeds_table
 from robustmerge.stage.drawing import RenderedFigure

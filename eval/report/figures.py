@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from eval.report.palette import Style, assign_styles, list_panels
-from eval.report.results import SweptKey
 from eval.report.tables import Cell, Row, Table, starts_block
 from robustmerge.stage.drawing import (
     COLOURS,
@@ -61,7 +55,7 @@ def draw_seen_unseen(main: Table) -> RenderedFigure:
             if seen.value is not None and unseen.value is not None:
                 _draw_cross(axes, seen, unseen, style)
             elif row.kind == "individual" and seen.value is not None:
-                axes.axvspan(*_bounds(seen), color=style.colour, alpha=0.10, lw=0)
+                axes.axvspan(*bounds(seen), color=style.colour, alpha=0.10, lw=0)
                 axes.axvline(seen.value, color=style.colour, ls="--", lw=1.2)
             else:
                 continue
@@ -69,7 +63,7 @@ def draw_seen_unseen(main: Table) -> RenderedFigure:
         axes.set_xlabel("Average over seen tasks (%)")
         axes.margins(0.08)
     all_axes[0].set_ylabel("Average over unseen tasks (%)")
-    _add_legend(figure, main, shown, title="95 % intervals over questions")
+    add_legend(figure, main, shown, title="95 % intervals over questions")
     alt = "Average over seen against average over unseen tasks, a point a source"
     return render_figure(figure, "seen_unseen", alt, wide=len(all_axes) > 1)
 
@@ -77,7 +71,7 @@ def draw_seen_unseen(main: Table) -> RenderedFigure:
 def _start(main: Table, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Create a figure with one axes per panel, side by side, and room for the legend."""
     panels = list_panels(main.rows)
-    size = (width if len(panels) == 1 else max(12.8, 4.0 * len(panels)), height + _legend_height(main))
+    size = (width if len(panels) == 1 else max(12.8, 4.0 * len(panels)), height + legend_height(main))
     figure = Figure(figsize=size, layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (heading, _) in zip(all_axes, panels, strict=True):
@@ -88,7 +82,7 @@ def _start(main: Table, width: float, height: float) -> tuple[Figure, list[Axes]
     return figure, list(all_axes)
 
 
-def _bounds(cell: Cell) -> tuple[float, float]:
+def bounds(cell: Cell) -> tuple[float, float]:
     """The ends of the interval over questions; the value itself where there is none."""
     value = cell.value or 0.0
     return value if cell.low is None else cell.low, value if cell.high is None else cell.high
@@ -96,7 +90,7 @@ def _bounds(cell: Cell) -> tuple[float, float]:
 
 def _draw_cross(axes: Axes, seen: Cell, unseen: Cell, style: Style) -> None:
     x, y = seen.value or 0.0, unseen.value or 0.0
-    (left, right), (below, above) = _bounds(seen), _bounds(unseen)
+    (left, right), (below, above) = bounds(seen), bounds(unseen)
     axes.errorbar(
         x,
         y,
@@ -127,7 +121,7 @@ def draw_tasks(main: Table) -> RenderedFigure:
         axes.set_xlim(-2, max(102, 1.02 * _find_largest(main)))  # CIDEr can exceed 100
         axes.set_xlabel("Score (%)")
     _name_bands(all_axes[0], main, order)
-    _add_legend(figure, main, [i for i, row in enumerate(main.rows) if any(c.value is not None for c in row.cells)])
+    add_legend(figure, main, [i for i, row in enumerate(main.rows) if any(c.value is not None for c in row.cells)])
     return render_figure(figure, "tasks", "Score of every source on every task", wide=len(all_axes) > 1)
 
 
@@ -145,7 +139,7 @@ def _draw_band(axes: Axes, band: int, cells: Sequence[tuple[Cell, Style]], has_i
             continue
         height = band - 0.35 + spread * place
         if has_intervals:
-            axes.plot(_bounds(cell), [height, height], color=style.colour, lw=1.2, zorder=2)
+            axes.plot(bounds(cell), [height, height], color=style.colour, lw=1.2, zorder=2)
         axes.plot(cell.value, height, zorder=3, **style_mark(style))
 
 
@@ -186,13 +180,13 @@ def _legend_columns(main: Table) -> int:
     return 1 if len(list_panels(main.rows)) == 1 else 4
 
 
-def _legend_height(main: Table) -> float:
+def legend_height(main: Table) -> float:
     """Inches that a legend below the axes needs; one beside them needs none."""
     entries = len(_list_entries(main)) + 2 * any(row.chosen for row in main.rows)
     return 0.0 if _is_beside(main) else 0.3 + 0.21 * -(-entries // _legend_columns(main))
 
 
-def _add_legend(figure: Figure, main: Table, shown: Sequence[int], title: str | None = None) -> None:
+def add_legend(figure: Figure, main: Table, shown: Sequence[int], title: str | None = None) -> None:
     """Every source that is shown once, in the order of the rows; long titles go below, off the axes."""
     styles, labels = assign_styles(main.rows), {main.rows[index].label for index in shown}
     handles = [
@@ -257,7 +251,7 @@ def _draw_across(axes: Axes, cell: Cell, height: float, colour: str, face: str) 
     """Draw a value, if there is one, at a height, with a thick bar over questions and a thin one over seeds."""
     if cell.value is None:
         return
-    axes.plot(_bounds(cell), [height, height], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
+    axes.plot(bounds(cell), [height, height], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
     if cell.seeds_low is not None and cell.seeds_high is not None:
         axes.plot([cell.seeds_low, cell.seeds_high], [height, height], "|-", color=colour, lw=1.2, ms=7)
     axes.plot(cell.value, height, "o", ms=6, color=colour, mfc=face, zorder=3)
@@ -333,79 +327,3 @@ def draw_balance(balance: Table) -> RenderedFigure:
         _name_rows(axes, balance.rows, heights)
         alt = "What the seen tasks keep of their experts' scores, by source: mean, deviation over tasks, least task"
         return render_figure(figure, "balance", alt, wide=True)
-
-
-# A sweep over one key: scores and ranks against its values
-
-
-def draw_swept(table: Table, swept: SweptKey, ratios: Mapping[str, float]) -> RenderedFigure:
-    """Draw the table of a swept key: the score of every source and, of several methods, their ranks.
-
-    ratios: zero-shot over individual, by value. Numbers stand where they belong, words at equal distances.
-    """
-    panels = {"Score": [index for index, column in enumerate(table.columns) if column.is_average]}
-    if ranks := [index for index, column in enumerate(table.columns) if not column.is_average]:
-        panels["Rank among the methods (1 is best)"] = ranks
-    ticks = [
-        format_label(value) + (f"\nzero-shot / individual {ratios[value]:.2f}" if value in ratios else "")
-        for value in swept.titles
-    ]
-    places = _find_places(list(swept.titles))
-    with matplotlib.rc_context(PLAIN_TEXT):
-        figure = Figure(figsize=(7.6 * len(panels), 5.6 + _legend_height(table)), layout="constrained")
-        all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (title, columns) in zip(all_axes, panels.items(), strict=True):
-            _draw_lines(axes, table.rows, columns, places)
-            axes.set_title(title, loc="left", fontweight="bold", fontsize=11, color=INK)
-            axes.set_xticks(places, ticks)
-            axes.set_xlabel(format_label(swept.key))
-            axes.grid(axis="y", color=GRID_COLOUR, lw=0.8)
-            axes.set_axisbelow(True)
-        all_axes[0].set_ylabel(f"{table.columns[0].title} (%)")
-        if ranks:
-            all_axes[-1].yaxis.set_major_locator(MaxNLocator(integer=True))
-            all_axes[-1].invert_yaxis()
-        has_seeds = any(cell.seeds_low is not None for row in table.rows for cell in row.cells)
-        noise = ["Thick: 95 % over questions", *(["Thin: 95 % over seeds"] if has_seeds else [])]
-        noise += ["Of ranks: 95 % of the draws"] if ranks else []
-        _add_legend(figure, table, range(len(table.rows)), title="\n".join(noise))
-        alt = "Average over tasks of every method, and its rank, against the key that the sweep runs over"
-        return render_figure(figure, table.name, alt, wide=len(panels) > 1)
-
-
-def _find_places(values: Sequence[str]) -> list[float]:
-    """Where the values stand on the axis: numbers by themselves or by their logarithms, whichever crowds them less."""
-    try:
-        numbers = [float(value) for value in values]
-    except ValueError:
-        return [float(place) for place in range(len(values))]
-    scales = [numbers, *([list(map(math.log, numbers))] if min(numbers) > 0 else [])]
-    return max(scales, key=lambda places: min(np.diff(places), default=1.0) / max(places[-1] - places[0], 1e-9))
-
-
-def _draw_lines(axes: Axes, rows: Sequence[Row], columns: Sequence[int], places: Sequence[float]) -> None:
-    """Draw a line for each row that has values in these columns, beside each other; references are dashed.
-
-    places: of the columns.
-    """
-    room = 0.6 * min((after - place for place, after in itertools.pairwise(places)), default=1.0)
-    styles = zip(rows, assign_styles(rows), strict=True)
-    drawn = [(row, style) for row, style in styles if any(row.cells[index].value is not None for index in columns)]
-    for place, (row, style) in enumerate(drawn):
-        shift = room * ((place + 0.5) / len(drawn) - 0.5)
-        cells = [(x + shift, row.cells[index]) for x, index in zip(places, columns, strict=True)]
-        points = [(x, cell.value) for x, cell in cells if cell.value is not None]
-        dashes = "-" if row.kind == "merged" else "--"
-        axes.plot(*zip(*points, strict=True), color=style.colour, lw=1.2, ls=dashes, alpha=0.7)
-        for x, cell in cells:
-            _draw_interval(axes, x, cell, style)
-
-
-def _draw_interval(axes: Axes, x: float, cell: Cell, style: Style) -> None:
-    """Draw a value with a thick bar over questions, and a thin one over seeds."""
-    if cell.value is None:
-        return
-    axes.plot([x, x], _bounds(cell), color=style.colour, lw=5, alpha=0.35, solid_capstyle="butt")
-    if cell.seeds_low is not None and cell.seeds_high is not None:
-        axes.plot([x, x], [cell.seeds_low, cell.seeds_high], color=style.colour, lw=1.2)
-    axes.plot(x, cell.value, zorder=3, **style_mark(replace(style, marker="_") if style.marker == "|" else style))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.report.assemble import assemble_report
-from eval.report.figures import draw_swept
+from eval.report.curves import draw_swept
 from eval.report.results import CHOSEN, Context, SourceResult, SweptKey, group_results
 from eval.report.standing import standing_table
 from eval.report.swept_key import swept_tables, zero_shot_ratios
