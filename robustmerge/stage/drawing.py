@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from robustmerge.stage.text import one_line
@@ -50,7 +50,7 @@ class RenderedFigure:
     alt: str
     png: bytes
     svg: bytes
-    figure: Figure
+    figure: Figure = field(repr=False, compare=False)
     wide: bool = False
 
     def as_pdf(self) -> bytes:
