@@ -449,6 +449,20 @@ def behind_best(title: str, average: str = "seen_avg") -> list[tuple[float, bool
     return [(-minus, is_clear) for minus, is_clear in found]
 
 
+THREE = ("KnOTS-TIES", "Task Arithmetic", "RobustMerge")
+
+
+def dial_row(title: str, value: str) -> float:
+    """The seen average, strength chosen, on a base of the dial with the method of the attempt beside the five."""
+    return float(find_row("attempt/base_knows/swept", title)[f"seen_avg_{value}"])
+
+
+def dial_differences(value: str) -> list[tuple[float, bool]]:
+    """Each of the five minus the method of the attempt, strength chosen, and whether it is clear."""
+    names = [f"{title}{CHOSEN} (base knows = {value})" for title in METHODS]
+    return [difference("attempt/base_knows/differences", name, "", "seen_avg") for name in names]
+
+
 def attempt_sentences() -> list[str]:
     behind = {title: [points for points, _ in behind_best(title)] for title in ("TSV-M", "CT-Merging", "KnOTS-TIES")}
     best = [find_row("attempt/main", BEST + variant, g) for variant in ("", CHOSEN) for g in (INDEPENDENT, SHARED)]
@@ -464,8 +478,14 @@ def attempt_sentences() -> list[str]:
         title: find_row("attempt/main", title, size="small") for title in (BEST, BEST + CHOSEN, "KnOTS-TIES" + CHOSEN)
     }
     means = {title: [float(row[average]) for average in small] for title, row in rows.items()}
+    half, nothing = ([dial_row(title, value) for title in (BEST, *THREE)] for value in ("half", "nothing"))
+    assert all(is_clear and minus < 0 for minus, is_clear in dial_differences("half"))
+    assert not any(is_clear for _, is_clear in dial_differences("nothing"))
     return [
         f"it scores {means[BEST][0]:.1f} on the seen tasks at its default",
+        "{:.1f} where the base knows half".format(half[0]),
+        "(KnOTS-TIES {:.1f}, Task Arithmetic {:.1f}, RobustMerge {:.1f})".format(*half[1:]),
+        "{:.1f} where it knows nothing ({:.1f}, {:.1f}, {:.1f})".format(*nothing),
         f"by {above['seen_avg']:.1f} points or more; at chosen strengths",
         f"at chosen strengths {means[BEST + CHOSEN][0]:.1f}, which is {-knots:.1f} above KnOTS-TIES",
         f"at its default, by {above['unseen_avg']:.1f} points or more",
