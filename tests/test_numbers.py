@@ -483,7 +483,7 @@ def attempt_sentences() -> list[str]:
     assert not any(is_clear for _, is_clear in dial_differences("nothing"))
     return [
         f"it scores {means[BEST][0]:.1f} on the seen tasks at its default",
-        "{:.1f} where the base knows half".format(half[0]),
+        f"{half[0]:.1f} where the base knows half",
         "(KnOTS-TIES {:.1f}, Task Arithmetic {:.1f}, RobustMerge {:.1f})".format(*half[1:]),
         "{:.1f} where it knows nothing ({:.1f}, {:.1f}, {:.1f})".format(*nothing),
         f"by {above['seen_avg']:.1f} points or more; at chosen strengths",
