@@ -256,6 +256,9 @@ def _find_problems(config: Config) -> list[Problem]:
     if config.merge_count is not None and config.merge_count > experts:
         rule = f"there are {experts} experts to take from, got {config.merge_count}"
         problems.append(Problem(rule, "merge_count"))
+    if drawn := [task.name for task in config.tasks if task.general and config.model.base is None]:
+        rule = "these questions are drawn for the small models; scripts/general.py asks the real benchmarks"
+        problems.append(Problem(f"{rule}: {', '.join(drawn)}", "tasks"))
     problems += [*_find_ignored_keys(config), *_find_unsearchable(config)]
     names = {"benchmark.name": [config.benchmark.name], "model.name": [config.model.name]}
     names["merge.name"] = [method.name for method in config.methods]

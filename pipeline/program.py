@@ -89,8 +89,10 @@ def _compose_and_call(program: str, main: Callable[[list[dict]], None]) -> None:
         collect()
         points = [{**_as_mapping(config), "overrides": list(words)} for config, words in composed]
     except Exception as error:  # for a wrong word or file Hydra and OmegaConf let errors of many kinds through
-        is_of_the_disk = isinstance(error, OSError) and not isinstance(error, HydraException)
-        if is_of_the_disk or isinstance(error, UserError):
+        is_of_hydra = isinstance(error, HydraException)
+        is_of_a_job = any(word.startswith("hydra/launcher=") for word in typed) and not is_of_hydra
+        is_of_the_disk = isinstance(error, OSError) and not is_of_hydra
+        if is_of_a_job or is_of_the_disk or isinstance(error, UserError):
             raise
         raise UserError(_explain_composition(program, error)) from error
     finally:

@@ -69,9 +69,10 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
         figures.append(draw_balance(tables["balance"]))
     if "ranking" in tables:
         figures.append(draw_ranking(tables["ranking"]))
-    for name in SWEPT:
-        if context.swept is not None and name in tables:
-            figures.append(draw_swept(tables[name], context.swept, zero_shot_ratios(tables["swept"], context.swept)))
+    swept = [tables[name] for name in SWEPT.values() if name in tables]
+    if context.swept is not None and swept:
+        ratios = zero_shot_ratios(swept[0], context.swept)
+        figures += [draw_swept(table, context.swept, ratios) for table in swept]
     files = {**_format_tables(tables), **_list_pictures(figures, examples, context.pdf)}
     if sheet is not None:
         files["figures/sheet.png"] = sheet

@@ -16,7 +16,8 @@ from eval.report.tables import Cell, Column, Row, Table, list_averages, make_row
 def beside_table(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
     """The averages of all sources that the paper's table has, each beside the printed one.
 
-    None unless the paper prints, for two merged models, an average over the very tasks of this report.
+    Not of those at a value of a swept key, or with changed settings, which the paper does not have. None unless the
+    paper prints, for two merged models, an average over the very tasks of this report.
     """
     published = read_published(context.published, context.paper_table.name)
     averages = list_averages(context)
@@ -24,7 +25,8 @@ def beside_table(groups: Sequence[ResultGroup], context: Context, estimates: Est
     for group in groups:
         name = row_in_paper(group, context)
         printed = [published.value(name, column) for column in averages]
-        if group.first.variant != SEARCHED and not group.first.overrides and any(x is not None for x in printed):
+        first, has_value = group.first, any(x is not None for x in printed)
+        if has_value and first.variant != SEARCHED and not first.overrides and not first.swept:
             cells: list[Cell] = []
             for column, value in zip(averages, printed, strict=True):
                 has_score = estimates.has(group.title, column.tasks)

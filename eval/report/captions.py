@@ -13,8 +13,10 @@ CAPTIONS = {
         f"Score of every source on every task, a mark a source; below, the averages with {QUESTIONS}. A band reaches "
         "from the lowest source to the highest."
     ),
-    "swept": f"Averages over the seen tasks, and the ranks of the methods, against what the sweep runs over. {BARS}",
-    "swept_unseen": f"Averages over the unseen tasks, and the ranks, against what the sweep runs over. {BARS}",
+    "swept": f"Averages over the seen tasks, and ranks of several methods, against what the sweep runs over. {BARS}",
+    "swept_unseen": (
+        f"Averages over the unseen tasks, and ranks of several methods, against what the sweep runs over. {BARS}"
+    ),
     "standing": (
         "RobustMerge minus each other method in points: to the right of zero RobustMerge is better. Hollow: not told "
         f"apart. {BARS}"

@@ -27,7 +27,7 @@ from eval.statistics import FEWEST_SEEDS, Difference
 from robustmerge.stage.drawing import RenderedFigure
 
 PROBLEMS = ("empty", "unparsed", "failed")
-IN_SECTIONS = ("balance", "ranking", "standing", "strengths", *SWEPT)  # figures that stand beside their table
+IN_SECTIONS = ("balance", "ranking", "standing", "strengths", *SWEPT.values())  # figures that stand beside their table
 LONGEST_FOLDED = 120  # rows; a longer table is in its files only
 SMOKE = (
     "> **SMOKE RUN: THESE NUMBERS MEAN NOTHING.** It only shows that every stage works: "
@@ -151,16 +151,17 @@ def _swept_section(
     format_table: FormatTable,
 ) -> str:
     """The section on a sweep over one key; "" where there is none."""
-    if context.swept is None or "swept" not in tables:
+    names = [name for name in SWEPT.values() if name in tables]
+    if context.swept is None or not names:
         return ""
-    table = tables["swept"]
+    table = tables[names[0]]
     several, has_ranks = len(seeds) > 1, any(not column.is_average for column in table.columns)
     lines = [f"{table.title}.", *_explain_noise(several, has_ranks)]
     ratios = zero_shot_ratios(table, context.swept).items()
     measured = ", ".join(f"{escape_markdown(value)} {ratio:.2f}" for value, ratio in ratios)
     lines += [f"What the base knows before any expert, zero-shot over individual: {measured}."] if measured else []
     heading = f"## Against {escape_code(context.swept.key)}"
-    shown = [f"{_wide(figures[name])}\n{format_table(tables[name])}" for name in SWEPT if name in tables]
+    shown = [f"{_wide(figures[name])}\n{format_table(tables[name])}" for name in names]
     return f"{heading}\n\n{' '.join(lines)}\n\n" + "\n".join(shown)
 
 

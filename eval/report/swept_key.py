@@ -10,7 +10,7 @@ from eval.report.ranking import list_ranks, score_cell
 from eval.report.results import CHOSEN, Context, ResultGroup, SweptKey
 from eval.report.tables import Cell, Column, Row, Table, list_averages, make_row
 
-SWEPT = ("swept", "swept_unseen")  # the names of the tables: of the first average, and of the unseen one beside it
+SWEPT = {"seen": "swept", "unseen": "swept_unseen"}  # the names of the tables, by the tasks of their average
 Line = dict[str, ResultGroup]  # one source by value, at the chosen strength where it has one; "" is all values
 
 
@@ -22,9 +22,8 @@ def swept_tables(groups: Sequence[ResultGroup], context: Context, estimates: Est
     """
     if context.swept is None:
         return []
-    averages = list_averages(context)
-    tables = [_make_table(groups, average, context.swept, estimates) for average in averages]
-    return [replace(table, name=name) for name, table in zip(SWEPT, tables, strict=False) if table is not None]
+    tables = [_make_table(groups, average, context.swept, estimates) for average in list_averages(context)]
+    return [table for table in tables if table is not None]
 
 
 def _make_table(groups: Sequence[ResultGroup], average: Column, swept: SweptKey, estimates: Estimates) -> Table | None:
@@ -49,7 +48,7 @@ def _make_table(groups: Sequence[ResultGroup], average: Column, swept: SweptKey,
     rows = [_make_row(line, row, are_chosen, swept) for line, row in zip(lines, cells, strict=True)]
     strength = ", at the strength chosen on val" if are_chosen == {True} else ""
     title = f"{average.average_over.capitalize()} average of every method{strength}, at each value of the swept key"
-    return Table("swept", title, tuple(columns), tuple(rows), bars=False)
+    return Table(SWEPT[average.average_over], title, tuple(columns), tuple(rows), bars=False)
 
 
 def _list_lines(groups: Sequence[ResultGroup], swept: SweptKey) -> list[Line]:
@@ -59,7 +58,11 @@ def _list_lines(groups: Sequence[ResultGroup], swept: SweptKey) -> list[Line]:
     for group in groups:
         first = group.first
         others = sorted((name, value) for name, value in first.overrides.items() if name != key)
-        lines.setdefault(repr((first.kind, first.source, others)), {})[first.swept] = group
+        name = repr((first.kind, first.source, others))
+        taken = lines.setdefault(name, {}).get(first.swept)
+        if taken is not None and taken.first.variant == first.variant:  # only the address tells them apart
+            name = repr((name, first.address))
+        lines.setdefault(name, {})[first.swept] = group
     return list(lines.values())
 
 

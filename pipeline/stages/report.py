@@ -81,9 +81,12 @@ class _Entry:
         return self.evaluations[0].source
 
     @property
-    def seed(self) -> int | None:
-        """The seed that the experts behind it were trained with; None if it rests on no training here."""
-        return self.plan.config.seed if self.plan.config.trains and self.source.kind != "zero_shot" else None
+    def seeds(self) -> Sequence[int | None]:
+        """The seeds that the experts were trained with, or some of them drawn by; None if it rests on neither."""
+        config = self.plan.config
+        if config.merge_count is not None and self.source.kind == "merged":
+            return sorted({plan.config.seed for plan in self.plans})  # two of them may draw the same experts
+        return [config.seed if config.trains and self.source.kind != "zero_shot" else None]
 
 
 def collect_results(
@@ -101,9 +104,11 @@ def collect_results(
             key = (source.kind, source.variant, *(one.score.fingerprint for one in evaluations))
             entries.setdefault(key, _Entry(evaluations)).plans.append(plan)
     keys = {key for key in find_swept_keys(plans) if key not in ("seed", "merge")}
-    keys |= {key for plan in plans for key in plan.overrides if is_of_method(key)}  # also where they are all the same
+    # Also where they are all the same: what changes every merge.
+    keys |= {key for plan in plans for key in plan.overrides if is_of_method(key) or key == "merge_count"}
     ordered = find_ordered_key(plans)
-    return [_make_result(entry, keys, ordered) for entry in entries.values()]
+    results = [(_make_result(entry, keys, ordered), entry.seeds) for entry in entries.values()]
+    return [replace(result, seed=seed) for result, seeds in results for seed in seeds]
 
 
 def _make_result(entry: _Entry, keys: Collection[str], ordered: SweptKey | None) -> SourceResult:
@@ -112,7 +117,7 @@ def _make_result(entry: _Entry, keys: Collection[str], ordered: SweptKey | None)
     addresses = {one.source.address.path: one.source.address.short for one in entry.evaluations}
     point = _shared_point(entry.plans, keys)
     if source.method is None:
-        point = {key: value for key, value in point.items() if not is_of_method(key)}
+        point = {key: value for key, value in point.items() if not is_of_method(key) and key != "merge_count"}
     facets = {key: title for key, value in point.items() if (title := _name_facet(key, value, ordered))}
     common: dict[str, Any] = {
         "facet": ", ".join(facets.values()),
@@ -122,7 +127,6 @@ def _make_result(entry: _Entry, keys: Collection[str], ordered: SweptKey | None)
         "other_scores": {task: read_score(score.path) for task, score in others if score.is_complete()},
         "predictions": {one.task.name: one.predictions.path for one in entry.evaluations},
         "address": ", ".join(addresses.values()),
-        "seed": entry.seed,
     }
     if source.kind == "expert":  # one row: each expert on its own task
         return SourceResult("individual", "individual", "Individual", **common)

@@ -12,6 +12,7 @@ import io
 import json
 import lzma
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from robustmerge.stage.files import expand, write_atomically
 from robustmerge.stage.records import format_predictions, read_predictions
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, suggest
 
+COPIED = ("report.json", "figures.json")  # one of them is in every copy
 NOT_SHOWN = ("addresses.json", "gallery.html")  # of a report
 
 
@@ -72,21 +74,21 @@ class Reproduction:
         problems = [Problem(f"unknown step '{name}'; {suggest(name, self.steps)}", "only") for name in self.unknown]
         if problems:
             raise ConfigError(*problems)
-        for name in self.steps:
-            build(Step, self.steps[name], f"steps.{name}")
+        self.every_step  # noqa: B018  # refuses what a step has wrong
 
     @property
     def unknown(self) -> list[str]:
         return [name for name in self.only or () if name not in self.steps]
 
     @property
+    def every_step(self) -> dict[str, Step]:
+        """All steps, by name."""
+        return {name: build(Step, values, f"steps.{name}") for name, values in self.steps.items()}
+
+    @property
     def chosen(self) -> dict[str, Step]:
         """The steps to be made, by name."""
-        return {
-            name: build(Step, values, f"steps.{name}")
-            for name, values in self.steps.items()
-            if self.only is None or name in self.only
-        }
+        return {name: step for name, step in self.every_step.items() if self.only is None or name in self.only}
 
 
 def reproduce(points: Sequence[Mapping[str, Any]]) -> None:
@@ -95,15 +97,18 @@ def reproduce(points: Sequence[Mapping[str, Any]]) -> None:
         raise UserError("reproduce.py makes sweeps of its own: leave out -m")
     plan, request = make_plan_with(Reproduction, points[0])
     own = {field.name for field in dataclasses.fields(request)}
-    words = [word for word in points[0]["overrides"] if word.partition("=")[0].partition(".")[0] not in own]
+    words = [word for word in points[0]["overrides"] if re.split(r"[.=]", word.lstrip("+~"))[0] not in own]
     folder, started = find_folder(plan, request), time.monotonic()
+    for name in request.chosen:
+        check_copy(folder / name)
     for place, (name, step) in enumerate(request.chosen.items()):
         print(f"\n{describe_progress(list(request.chosen.values()), place, time.monotonic() - started)}", flush=True)
         for program in step.programs:
             run_program(program, name, [*step.words, *words])
         copy_report(plan.root / step.folder / name, folder / name)
-    write_archive(plan.root.parent, list(request.chosen), folder / "scores.tar.xz")
-    write_atomically(folder / "README.md", format_page(plan, request, words))
+    write_archive(plan.root, list(request.chosen), folder / "scores.tar.xz")
+    made = {name: step for name, step in request.every_step.items() if (folder / name).is_dir()}
+    write_atomically(folder / "README.md", format_page(plan, made, request.missing, words))
     took = format_seconds(time.monotonic() - started)
     print(f"\nreproduce: {len(request.chosen)} steps in {took}; what was made: {format_path(folder / 'README.md')}")
 
@@ -132,35 +137,65 @@ def run_program(program: str, step: str, words: Sequence[str]) -> None:
         raise UserError(f"step {step} failed, as told above; the same command goes on there. It ran: {typed}")
 
 
+def check_copy(to: Path) -> None:
+    """Raises UserError if something else than an earlier copy of a report is where a copy will be."""
+    if to.exists() and not any((to / name).is_file() for name in COPIED):
+        raise UserError(f"{to} is there and holds no report: nothing is removed; take another folder (to)")
+
+
 def copy_report(report: Path, to: Path) -> None:
-    """Copy a report, in place of an earlier copy; of a sweep over models the one of all of them."""
-    of_models = report.with_name(f"{report.name}-models")
+    """Copy a report, in place of an earlier copy; of a sweep over models the one of all of them: it is the newest."""
+    reports = [folder for folder in (report, of_all_models(report)) if folder.is_dir()]
+    newest = max(reports, key=lambda folder: folder.stat().st_mtime_ns)
     shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(of_models if of_models.is_dir() else report, to, ignore=shutil.ignore_patterns(*NOT_SHOWN))
+    shutil.copytree(newest, to, ignore=shutil.ignore_patterns(*NOT_SHOWN))
 
 
-def write_archive(runs: Path, reports: Sequence[str], file: Path) -> None:
-    """Write every score that the reports rest on, and those answers that they show, so that no model is needed again.
+def of_all_models(report: Path) -> Path:
+    """The folder of the report over all models, if the step sweeps over models."""
+    return report.with_name(f"{report.name}-models")
 
-    The same results give the same bytes. Unpack it in the folder of all runs.
+
+def write_archive(root: Path, steps: Sequence[str], file: Path) -> None:
+    """Add every score that the reports of these steps rest on, and the answers that they show, to what the file holds.
+
+    So no model is needed to make the reports again. The same results give the same bytes. Unpack it in the folder of
+    all runs. root: the run folder; a step over models rests on several.
     """
-    lists = sorted(list_file for name in reports for list_file in runs.glob(f"*/reports/{name}/addresses.json"))
-    used = {list_file.parents[2] / short for list_file in lists for short in json.loads(list_file.read_text())}
+    lists = [one for step in steps for one in _list_addresses(root, step)]
+    used = {one.parents[2] / short for one in lists for short in json.loads(one.read_text())}
+    members = _read_archive(file)
+    for path in (path for path in used if path.is_file()):
+        kind, split, *_ = path.relative_to(root.parent).parts[1:]
+        manifest = path.with_suffix(".manifest.json")
+        if kind == "scores":
+            members |= {one.relative_to(root.parent).as_posix(): one.read_bytes() for one in (path, manifest)}
+        elif kind == "predictions" and split != "val":
+            members[path.relative_to(root.parent).as_posix()] = _keep_shown(path)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for path in sorted(path for path in used if path.is_file()):
-            kind, split, *_ = path.relative_to(runs).parts[1:]
-            manifest = path.with_suffix(".manifest.json")
-            if kind == "scores":
-                _add(archive, path.relative_to(runs), path.read_bytes())
-                _add(archive, manifest.relative_to(runs), manifest.read_bytes())
-            elif kind == "predictions" and split != "val":
-                _add(archive, path.relative_to(runs), _keep_shown(path))
+        for name in sorted(members):
+            _add(archive, name, members[name])
     write_atomically(file, lzma.compress(buffer.getvalue()))
 
 
-def _add(archive: tarfile.TarFile, name: Path, content: bytes) -> None:
-    info = tarfile.TarInfo(name.as_posix())  # of no time and no owner
+def _list_addresses(root: Path, step: str) -> list[Path]:
+    """The lists of what the reports of a step rest on, one a run folder."""
+    several = of_all_models(root / "reports" / step).is_dir()
+    folders = f"{root.name.partition('-')[0]}-*" if several else root.name
+    return sorted(root.parent.glob(f"{folders}/reports/{step}/addresses.json"))
+
+
+def _read_archive(file: Path) -> dict[str, bytes]:
+    """What an earlier run has written, by name."""
+    if not file.exists():
+        return {}
+    with tarfile.open(file) as archive:
+        return {info.name: one.read() for info in archive if (one := archive.extractfile(info)) is not None}
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)  # of no time and no owner
     info.size = len(content)
     archive.addfile(info, io.BytesIO(content))
 
@@ -170,12 +205,13 @@ def _keep_shown(answers: Path) -> bytes:
     return format_predictions(first_by_hash(read_predictions(answers), EXAMPLES_A_TASK)).encode()
 
 
-def format_page(plan: Plan, request: Reproduction, words: Sequence[str]) -> str:
-    """The page on which number can be trusted for what: what was made here, by which command, and what was not."""
+def format_page(plan: Plan, made: Mapping[str, Step], missing: Mapping[str, str], words: Sequence[str]) -> str:
+    """The page on which number can be trusted for what: what was made here, by which command, and what was not.
+
+    made: the steps whose reports are there.
+    """
     config = plan.config
     size = f" of {config.model.parameters / 1e6:.1f} million parameters" if config.model.parameters else ""
-    is_papers = config.benchmark.name == "mm_mergebench" and config.model.base is None
-    state = "run with the paper's model and data" if is_papers else "made here, small model, drawn tasks"
     lines = [
         f"# What of the paper is made here: {escape_markdown(plan.root.name)}\n",
         SMOKE if config.profile == "smoke" else "",
@@ -184,12 +220,14 @@ def format_page(plan: Plan, request: Reproduction, words: Sequence[str]) -> str:
         "| of the paper | here | command |",
         "| --- | --- | --- |",
     ]
-    for name, step in request.chosen.items():
+    for name, step in made.items():
         commands = [[*start_of(program), *step.words, *words] for program in step.programs]
         typed = " && ".join(escape_code(format_command(command)) for command in commands)
-        lines.append(f"| {escape_markdown(step.about)} | [{state}]({name}/{step.page}) | {typed} |")
-    lines += [
-        f"| {escape_markdown(what)} | {escape_markdown(why)} | {MISSING} |" for what, why in request.missing.items()
-    ]
+        where = f"[made here, {escape_markdown(config.model.name)}]({name}/{step.page})"
+        lines.append(f"| {escape_markdown(step.about)} | {where} | {typed} |")
+    if config.model.base is not None:
+        large = escape_code("bash scripts/reproduce.sh model=llava15_7b benchmark=mm_mergebench")
+        lines.append(f"| Every table at 7B | not run here: it needs GPUs | {large} |")
+    lines += [f"| {escape_markdown(what)} | {escape_markdown(why)} | {MISSING} |" for what, why in missing.items()]
     again = format_command([*start_of("reproduce"), *words])
     return "\n".join([*lines, f"\nAll of it: {escape_code(again)}.", ""])

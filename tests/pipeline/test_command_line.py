@@ -19,6 +19,7 @@ from pipeline.program import compose, run
 from pipeline.sweep import make_plans
 from pipeline.words import explain_words, format_command, quote, quote_values
 from robustmerge.hub.places import split_name
+from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.terminal import protect_terminal
 from tests.merge_cases import random_experts, write_expert
@@ -178,3 +179,22 @@ def test_a_bar_shows_no_escape_sequence_either():
     with Bar(range(2), "\x1b[2J\n", file=drawn) as bar:
         list(bar)
     assert "\x1b[2J" not in drawn.getvalue() and "\\x1b[2J" in drawn.getvalue()
+
+
+def test_what_fails_in_a_job_of_a_launcher_is_no_mistake_of_the_command_line(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(
+        "from pipeline.program import run\n"
+        "def main(points):\n"
+        "    raise KeyError(points[0]['seed'])\n"
+        "run('merge_eval', main)\n"
+    )
+    words = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "seed=1,2", f"paths.runs={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, str(script), *words],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "KeyError: 1" in done.stderr and "cannot be composed" not in done.stderr

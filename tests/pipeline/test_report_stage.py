@@ -13,6 +13,7 @@ from pipeline.program import parse_overrides
 from pipeline.stages import predict, report
 from pipeline.stages.report_context import make_context
 from pipeline.sweep import find_ordered_key, make_plans
+from tests.merge_cases import random_experts, write_expert
 from tests.plans import finish, finish_score, make_point
 from tests.report_cases import make_score
 
@@ -193,6 +194,22 @@ def test_a_sweep_over_a_setting_of_one_method_is_a_curve_whose_points_are_compar
     assert [row.partition(",")[0] for row in rows] == ["Zero-shot", "Individual", "RobustMerge"]
     assert not any(group.block for group in group_results(report.collect_results(densities)))
     assert len((folder / "tables" / "pairs.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_draws_of_given_experts_are_joined_like_seeds_and_none_hides_another(tmp_path):
+    for name, pairs in random_experts("abc").items():
+        write_expert(tmp_path / name, pairs)
+    experts = ",".join(str(tmp_path / name) for name in "abc")
+    words = [f"experts=[{experts}]", "tasks=[vqav2,rec]", "methods=[ties,dare]", "strength_grid=null"]
+    points = [(seed, count) for seed in (1, 2, 3) for count in (1, 2)]
+    plans = make_plans([make_point(tmp_path, *words, f"seed={s}", f"merge_count={n}") for s, n in points])
+    for plan in plans:
+        for one in plan.evaluations:
+            finish_score(one, make_score(one.task.name, 10 * plan.config.merge_count + plan.config.seed))
+    groups = [group for group in group_results(report.collect_results(plans)) if group.kind == "merged"]
+    assert [(group.title, len(group.results)) for group in groups] == [
+        (f"{title} (merge count = {count})", 3) for count in (1, 2) for title in ("DARE", "TIES")
+    ]
 
 
 def test_a_sweep_over_models_ends_in_a_report_of_each_and_one_of_all(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 from pipeline.program import CONFIGS, compose
 from pipeline.stages import report
 from pipeline.sweep import make_plan_with
-from pipeline.tools.reproduce import Reproduction, describe_progress, format_page, write_archive
-from robustmerge.stage.settings import ConfigError
+from pipeline.tools.reproduce import Reproduction, check_copy, describe_progress, format_page, write_archive
+from robustmerge.stage.settings import ConfigError, UserError
 from tests.plans import make_plan, make_point
 from tests.smoke_run import SmokeRun
 
@@ -49,21 +50,53 @@ def test_the_time_left_follows_the_speed_so_far(tmp_path: Path) -> None:
 
 def test_the_page_says_of_each_step_how_it_was_made_and_what_was_not(tmp_path: Path) -> None:
     words = ["only=[table6,figure3]", "seed=3"]
-    page = format_page(make_plan(tmp_path), read_request(tmp_path, *words), ["seed=3"])
-    assert (
-        "[made here, small model, drawn tasks](table6/report.md) | `bash scripts/train_all.sh experiment=table6 seed=3`"
-        in page
-    )
+    request = read_request(tmp_path, *words)
+    page = format_page(make_plan(tmp_path), request.chosen, request.missing, ["seed=3"])
+    assert "[made here, tiny](table6/report.md) | `bash scripts/train_all.sh experiment=table6 seed=3`" in page
     assert "(figure3/figure3.svg) | `python scripts/inspect_adapters.py experiment=figure3 seed=3`" in page
     for missing in compose("reproduce", [])["missing"]:
         assert missing in page
     assert "table7" not in page
 
 
+def test_a_later_step_adds_to_the_archive_and_other_benchmarks_stay_out_of_it(tmp_path: Path) -> None:
+    def make_report(root: str, step: str, score: str) -> None:
+        path = tmp_path / root / "scores" / score
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(score)
+        path.with_suffix(".manifest.json").write_text("{}")
+        folder = tmp_path / root / "reports" / step
+        folder.mkdir(parents=True)
+        (folder / "addresses.json").write_text(json.dumps([f"scores/{score}"]))
+
+    root, file = tmp_path / "mini-tiny", tmp_path / "scores.tar.xz"
+    make_report("mini-tiny", "main", "a.json")
+    make_report("mini-small", "main", "b.json")
+    make_report("mini-tiny", "model_size", "c.json")
+    make_report("mini-small", "model_size", "d.json")
+    make_report("mm_mergebench-llava15_7b", "model_size", "e.json")
+    (root / "reports" / "model_size-models").mkdir()
+    write_archive(root, ["main"], file)
+    write_archive(root, ["model_size"], file)
+    with tarfile.open(file) as archive:
+        scores = [name for name in archive.getnames() if "manifest" not in name]
+    assert scores == ["mini-small/scores/d.json", "mini-tiny/scores/a.json", "mini-tiny/scores/c.json"]
+
+
+def test_a_folder_that_holds_no_report_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds no report: nothing is removed"):
+        check_copy(tmp_path / "main")
+    (tmp_path / "main" / "report.json").touch()
+    check_copy(tmp_path / "main")
+    check_copy(tmp_path / "absent")
+
+
 def test_scores_and_shown_answers_make_the_same_report_again_without_a_model(smoke: SmokeRun, tmp_path: Path) -> None:
     words = ["profile=smoke", "logger=none", "report=whole", "pdf=true", "bootstrap.draws=50"]
     (made, _) = report.report([make_plan(smoke.runs, *words)])[0]
-    write_archive(smoke.root.parent, ["whole"], tmp_path / "scores.tar.xz")
+    write_archive(smoke.root, ["whole"], tmp_path / "scores.tar.xz")
     elsewhere = tmp_path / "runs"
     with tarfile.open(tmp_path / "scores.tar.xz") as archive:
         archive.extractall(elsewhere / "smoke", filter="data")
@@ -77,5 +110,5 @@ def test_scores_and_shown_answers_make_the_same_report_again_without_a_model(smo
     for file in files:
         assert (made / file).read_bytes() == (again / file).read_bytes(), file
     assert "robust" in (again / "report.md").read_text().lower() and (again / "figures" / "examples").is_dir()
-    write_archive(smoke.root.parent, ["whole"], tmp_path / "again.tar.xz")
+    write_archive(smoke.root, ["whole"], tmp_path / "again.tar.xz")
     assert (tmp_path / "scores.tar.xz").read_bytes() == (tmp_path / "again.tar.xz").read_bytes()
