@@ -78,13 +78,18 @@ def is_of_method(key: str) -> bool:
     return key.startswith("merge.")
 
 
+def find_point_keys(plans: Sequence[Plan]) -> list[str]:
+    """The keys that tell the points apart, but for the seed and the choice of the method."""
+    return [key for key in find_swept_keys(plans) if key not in ("seed", "merge")]
+
+
 def find_ordered_key(plans: Sequence[Plan]) -> SweptKey | None:
     """The only key besides seed and method that differs between the points, if its values have an order.
 
     Numbers are in their order, words and models in that of the command line; switches, lists and choices of another
     file have none.
     """
-    keys = [key for key in find_swept_keys(plans) if key not in ("seed", "merge")]
+    keys = find_point_keys(plans)
     if len(keys) != 1 or (keys[0] in list_groups() and keys[0] != "model"):
         return None
     (key,) = keys

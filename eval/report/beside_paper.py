@@ -29,11 +29,8 @@ def beside_table(groups: Sequence[ResultGroup], context: Context, estimates: Est
         if has_value and first.variant != SEARCHED and not first.overrides and not first.swept:
             cells: list[Cell] = []
             for column, value in zip(averages, printed, strict=True):
-                has_score = estimates.has(group.title, column.tasks)
-                cells += [
-                    score_cell(estimates.interval(group.title, column.tasks)) if has_score else Cell(),
-                    Cell() if value is None else Cell(f"{value:.2f}", value),
-                ]
+                published_cell = Cell() if value is None else Cell(f"{value:.2f}", value)
+                cells += [score_cell(group, column, estimates), published_cell]
             rows.append(make_row(group, cells))
     if sum(row.kind == "merged" for row in rows) < 2:
         return None

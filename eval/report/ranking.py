@@ -50,8 +50,7 @@ def _rank_rows(
     cells: list[list[Cell]] = [[] for _ in ranked]
     for column in averages:
         for row, group, rank in zip(cells, ranked, list_ranks(ranked, column, estimates), strict=True):
-            has_score = estimates.has(group.title, column.tasks)
-            row += [score_cell(estimates.interval(group.title, column.tasks)) if has_score else Cell(), rank]
+            row += [score_cell(group, column, estimates), rank]
     return [
         make_row(group, [*row, _cost_cell(None if group.first.overrides else costs.get(group.first.method))])
         for group, row in zip(ranked, cells, strict=True)
@@ -74,8 +73,11 @@ def _rank_cell(rank: Interval) -> Cell:
     return Cell(f"{rank.value:g} ({rank.low:g}–{rank.high:g})", rank.value, rank.low, rank.high)
 
 
-def score_cell(mean: Interval) -> Cell:
-    """A mean with its intervals over questions and over seeds."""
+def score_cell(group: ResultGroup, column: Column, estimates: Estimates) -> Cell:
+    """A mean with its intervals over questions and over seeds; a missing cell without scores."""
+    if not estimates.has(group.title, column.tasks):
+        return Cell()
+    mean = estimates.interval(group.title, column.tasks)
     cell = Cell(format_interval(mean), mean.value, mean.low, mean.high)
     spread = mean.seeds
     return replace(cell, deviation=spread.deviation, seeds_low=spread.low, seeds_high=spread.high) if spread else cell

@@ -39,7 +39,7 @@ def _make_table(groups: Sequence[ResultGroup], average: Column, swept: SweptKey,
         heading = title[:1].upper() + title[1:]
         columns.append(replace(average, key=f"{average.key}_{value}", heading=heading))
         for row, group in zip(cells, found, strict=True):
-            row.append(score_cell(estimates.interval(group.title, average.tasks)) if group else Cell())
+            row.append(score_cell(group, average, estimates) if group else Cell())
         if max(counts) > 1:
             columns.append(Column(f"rank_{value}", "Rank", heading=heading))
             for row, cell in zip(cells, list_ranks(found, average, estimates), strict=True):

@@ -17,7 +17,7 @@ from pipeline.general_results import general_addresses
 from pipeline.plan import Evaluation, Plan, group_by_source
 from pipeline.sources import Source
 from pipeline.stages.report_context import make_context, read_general
-from pipeline.sweep import find_ordered_key, find_swept_keys, is_of_method
+from pipeline.sweep import find_ordered_key, find_point_keys, is_of_method
 from pipeline.terminal import format_path, format_seconds
 from pipeline.weight_search import Found
 from robustmerge.stage.address import Address, settings_in_identity
@@ -103,9 +103,8 @@ def collect_results(
             source = evaluations[0].source
             key = (source.kind, source.variant, *(one.score.fingerprint for one in evaluations))
             entries.setdefault(key, _Entry(evaluations)).plans.append(plan)
-    keys = {key for key in find_swept_keys(plans) if key not in ("seed", "merge")}
-    # Also where they are all the same: what changes every merge.
-    keys |= {key for plan in plans for key in plan.overrides if is_of_method(key) or key == "merge_count"}
+    # What changes every merge is named even where it is the same at all points.
+    keys = {*find_point_keys(plans), *(key for plan in plans for key in plan.overrides if _is_of_merges(key))}
     ordered = find_ordered_key(plans)
     results = [(_make_result(entry, keys, ordered), entry.seeds) for entry in entries.values()]
     return [replace(result, seed=seed) for result, seeds in results for seed in seeds]
@@ -117,7 +116,7 @@ def _make_result(entry: _Entry, keys: Collection[str], ordered: SweptKey | None)
     addresses = {one.source.address.path: one.source.address.short for one in entry.evaluations}
     point = _shared_point(entry.plans, keys)
     if source.method is None:
-        point = {key: value for key, value in point.items() if not is_of_method(key) and key != "merge_count"}
+        point = {key: value for key, value in point.items() if not _is_of_merges(key)}
     facets = {key: title for key, value in point.items() if (title := _name_facet(key, value, ordered))}
     common: dict[str, Any] = {
         "facet": ", ".join(facets.values()),
@@ -146,6 +145,11 @@ def _make_result(entry: _Entry, keys: Collection[str], ordered: SweptKey | None)
         search=_summarize(plan.searches[method.name]) if source.variant == SEARCHED else None,
         **common,
     )
+
+
+def _is_of_merges(key: str) -> bool:
+    """Whether a key says how experts are merged, so that it labels merged models alone."""
+    return is_of_method(key) or key == "merge_count"
 
 
 def _summarize(found: Found) -> Search:

@@ -98,19 +98,19 @@ def reproduce(points: Sequence[Mapping[str, Any]]) -> None:
     plan, request = make_plan_with(Reproduction, points[0])
     own = {field.name for field in dataclasses.fields(request)}
     words = [word for word in points[0]["overrides"] if re.split(r"[.=]", word.lstrip("+~"))[0] not in own]
-    folder, started = find_folder(plan, request), time.monotonic()
-    for name in request.chosen:
+    steps, folder, started = request.chosen, find_folder(plan, request), time.monotonic()
+    for name in steps:
         check_copy(folder / name)
-    for place, (name, step) in enumerate(request.chosen.items()):
-        print(f"\n{describe_progress(list(request.chosen.values()), place, time.monotonic() - started)}", flush=True)
+    for place, (name, step) in enumerate(steps.items()):
+        print(f"\n{describe_progress(list(steps.values()), place, time.monotonic() - started)}", flush=True)
         for program in step.programs:
             run_program(program, name, [*step.words, *words])
         copy_report(plan.root / step.folder / name, folder / name)
-    write_archive(plan.root, list(request.chosen), folder / "scores.tar.xz")
+    write_archive(plan.root, list(steps), folder / "scores.tar.xz")
     made = {name: step for name, step in request.every_step.items() if (folder / name).is_dir()}
     write_atomically(folder / "README.md", format_page(plan, made, request.missing, words))
     took = format_seconds(time.monotonic() - started)
-    print(f"\nreproduce: {len(request.chosen)} steps in {took}; what was made: {format_path(folder / 'README.md')}")
+    print(f"\nreproduce: {len(steps)} steps in {took}; what was made: {format_path(folder / 'README.md')}")
 
 
 def find_folder(plan: Plan, request: Reproduction) -> Path:

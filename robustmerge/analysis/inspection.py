@@ -103,9 +103,7 @@ def inspect_folders(
         spectra=sums.spectrum_rows(),
         pairs=sums.pair_rows(names),
         merged=sums.merged_rows(),
-        entries=[
-            {"expert": n, "matrix": x} | row for (n, x), entries in sums.entries.items() for row in entries.rows()
-        ],
+        entries=sums.entry_rows(),
         layers=sums.layers,
         density=density,
         disagreements=find_disagreements(adapters, equal_ranks=False),
