@@ -3,7 +3,8 @@
 A drawn task is one sequence over its splits in which no picture occurs twice, so the splits share no image. Every
 picture, with what is asked about it, is a function of (seed, task, split, number): the number of processes does not
 matter, and `test` does not depend on how many training examples are drawn. All six files always exist; an unseen task,
-which is only evaluated, has empty train and val splits (counts of 0).
+which is only evaluated, has empty train and val splits (counts of 0). A label task has classes.json too, a JSON list of
+the names of its classes in the order of the classifier's rows.
 """
 
 from __future__ import annotations
@@ -15,17 +16,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
+from PIL import Image
+
+from data_prep.clip.corpus import write_captions
+from data_prep.clip.tasks import LABEL_TASKS
+from data_prep.labelled_pictures import import_pictures
 from data_prep.mini.corpus import write_corpus
 from data_prep.mini.drawing import draw, encode
 from data_prep.mini.general import GENERAL
 from data_prep.mini.tasks import GENERATORS
 from data_prep.parallel import map_in_order
 from data_prep.question_files import AnswerCheck, accept_any, import_task
-from data_prep.settings import SPLITS, BaseCorpus, TaskData
+from data_prep.settings import SPLITS, BaseCorpus, CaptionCorpus, TaskData
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.files import write_atomically
-from robustmerge.stage.records import Example, write_examples
+from robustmerge.stage.records import CLASSES, Example, write_examples
 from robustmerge.stage.settings import choose
 
 CHUNK = 128
@@ -47,17 +54,25 @@ class Drawn:
 
 def draw_picture(task: TaskData, split: str, index: int, attempt: int = 0) -> Drawn:
     """Draw picture `index` of a split; another attempt gives another picture in its place."""
-    name, rng = task.generator or "", Random(f"{task.seed}/{task.generator}/{split}/{index}/{attempt}")
+    rng = Random(f"{task.seed}/{task.generator}/{split}/{index}/{attempt}")
     question_id, path = f"{task.task}-{split}-{index:05d}", f"images/{split}_{index:05d}.png"
+    picture, questions = _draw_with_questions(task.generator or "", rng, split, index)
+    several = task.generator in GENERAL
+    ids = [f"{question_id}-{number}" if several else question_id for number in range(1, len(questions) + 1)]
+    examples = tuple(Example(question_id=one, image=path, **fields) for one, fields in zip(ids, questions, strict=True))
+    return Drawn(examples, split, index, path, encode(picture), hashlib.sha256(picture.tobytes()).digest())
+
+
+def _draw_with_questions(name: str, rng: Random, split: str, index: int) -> tuple[Image.Image, list[dict[str, Any]]]:
+    """A picture of a generator, with the fields of what is asked about it."""
+    if name in LABEL_TASKS:
+        picture, label = LABEL_TASKS[name].make(rng, split, index)
+        return picture, [{"text": LABEL_TASKS[name].question, "answer": label}]
     if name in GENERAL:
         scene, questions = GENERAL[name].make(rng)
-        ids = [f"{question_id}-{number}" for number in range(1, len(questions) + 1)]
-    else:
-        scene, fields = GENERATORS[choose(name, {**GENERATORS, **GENERAL}, "generator")](rng)
-        questions, ids = [fields], [question_id]
-    examples = tuple(Example(question_id=one, image=path, **fields) for one, fields in zip(ids, questions, strict=True))
-    picture = draw(scene)
-    return Drawn(examples, split, index, path, encode(picture), hashlib.sha256(picture.tobytes()).digest())
+        return draw(scene), questions
+    scene, fields = GENERATORS[choose(name, {**GENERATORS, **GENERAL, **LABEL_TASKS}, "generator")](rng)
+    return draw(scene), [fields]
 
 
 def _count_pictures(task: TaskData, split: str) -> int:
@@ -74,7 +89,7 @@ def _draw_chunk(job: tuple[TaskData, str, int, int]) -> list[Drawn]:
 def draw_task(task: TaskData) -> dict[str, list[Drawn]]:
     """Draw all splits of a task; a picture that occurred before is replaced, in the order of the sequence.
 
-    Raises UserError for an unknown generator.
+    Raises UserError for an unknown generator, and for more pictures than there are where they are not drawn.
     """
     jobs = [
         (task, split, start, min(start + CHUNK, _count_pictures(task, split)))
@@ -125,6 +140,9 @@ def _write_drawn(folder: Path, task: TaskData) -> dict:
             (folder / drawn.path).write_bytes(drawn.image)
     examples = {name: [one for drawn in split for one in drawn.examples] for name, split in splits.items()}
     write_splits(folder, examples)
+    if task.generator in LABEL_TASKS:
+        classes = LABEL_TASKS[task.generator].classes
+        write_atomically(folder / CLASSES, json.dumps(classes, ensure_ascii=False) + "\n")
     return {"examples": {split: len(examples[split]) for split in SPLITS}}
 
 
@@ -134,23 +152,34 @@ def _write_imported(folder: Path, task: TaskData, say: Callable[[str], None], ch
     return record
 
 
+def _write_labelled(folder: Path, task: TaskData, say: Callable[[str], None]) -> dict:
+    splits, record = import_pictures(folder, task, say)
+    write_splits(folder, splits)
+    return record
+
+
 def prepare(
     address: Address, settings: TaskData, say: Callable[[str], None] = print, check: AnswerCheck = accept_any
 ) -> Path:
-    """Write one task's data, drawn or from question files, into the folder of `address`.
+    """Write one task's data, drawn, from question files or a local dataset, into the folder of `address`.
 
     An interrupted run starts over (the same bytes; drawing takes about a second). check: of the answers in question
     files; data that is prepared already is not checked again.
-    Raises UserError for an unknown generator and for faulty question files or images.
+    Raises UserError for an unknown generator and for faulty question files, datasets or images.
     """
+    if settings.dataset is not None:
+        return run_stage(address, lambda folder: _write_labelled(folder, settings, say), say)
     if settings.generator is None:
         return run_stage(address, lambda folder: _write_imported(folder, settings, say, check), say)
     return run_stage(address, lambda folder: _write_drawn(folder, settings), say)
 
 
-def prepare_corpus(address: Address, settings: BaseCorpus, say: Callable[[str], None] = print) -> Path:
-    """Draw the training corpus of the small base model into the folder of `address` (layout: `data_prep.mini.corpus`).
+def prepare_corpus(address: Address, settings: BaseCorpus | CaptionCorpus, say: Callable[[str], None] = print) -> Path:
+    """Draw the training corpus of a small base model into the folder of `address`.
 
-    An interrupted run starts over (the same bytes, in about ten seconds).
+    Its layout: `data_prep.mini.corpus`; of pictures with captions: `data_prep.clip.corpus`. An interrupted run starts
+    over (the same bytes, in about ten seconds; pictures with captions in a minute).
     """
+    if isinstance(settings, CaptionCorpus):
+        return run_stage(address, lambda folder: write_captions(folder, settings), say)
     return run_stage(address, lambda folder: write_corpus(folder, settings), say)

@@ -71,14 +71,14 @@ def import_task(
     for split, file in files.items():
         splits[split] = [_with_copied_image(settings, file, example, images) for example in splits[split]]
     if "val" not in files and splits["train"]:
-        splits["train"], splits["val"] = _cut_val(splits["train"], settings)
+        splits["train"], splits["val"] = cut_val(splits["train"], settings)
         record["val_cut_from_train"] = [example.question_id for example in splits["val"]]
         say(f"{settings.task}: no val file, {len(splits['val'])} examples of train serve as val")
     shared = _count_shared(splits)
     if shared:
         say(f"{settings.task}: {shared} images occur in more than one split")
     record |= {"examples": {split: len(splits[split]) for split in SPLITS}, "images_in_several_splits": shared}
-    for name, image in _with_progress_bar(images.items(), f"{settings.task}: copying images", len(images)):
+    for name, image in with_progress_bar(images.items(), f"{settings.task}: copying images", len(images)):
         _link_or_copy(image.path, folder / name)
     return splits, record
 
@@ -114,7 +114,7 @@ def _read_split(settings: TaskData, split: str, file: Path) -> list[Example]:
     return read_examples(file, settings.ids == "number", split != "test" or settings.annotations is None)
 
 
-def _cut_val(train: list[Example], settings: TaskData) -> tuple[list[Example], list[Example]]:
+def cut_val(train: list[Example], settings: TaskData) -> tuple[list[Example], list[Example]]:
     """Move at most counts.val examples, and at most a tenth, from train to val by the seed. Returns (train, val)."""
     number = min(settings.counts.val, max(1, len(train) // 10)) if len(train) > 1 else 0
     val = set(Random(f"{settings.seed}/{settings.task}/val").sample(range(len(train)), number))
@@ -169,7 +169,7 @@ def _check_images(
     sizes = map_in_order(_decode_size, paths.values(), jobs)
     images = {}
     for (name, path), size in zip(
-        paths.items(), _with_progress_bar(sizes, f"{settings.task}: reading images", len(paths)), strict=True
+        paths.items(), with_progress_bar(sizes, f"{settings.task}: reading images", len(paths)), strict=True
     ):
         if isinstance(size, str):
             problems[path] = size
@@ -230,7 +230,7 @@ def _decode_size(source: Path) -> tuple[int, int] | str:
         return str(error)
 
 
-def _with_progress_bar(items: Iterable[T], title: str, total: int) -> Iterable[T]:
+def with_progress_bar(items: Iterable[T], title: str, total: int) -> Iterable[T]:
     """The items, with a progress bar if they take more than two seconds."""
     return Bar(
         items,

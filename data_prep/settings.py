@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.published_layout import ADVICE, find_published
 from robustmerge.stage.files import expand
-from robustmerge.stage.settings import ConfigError, Problem, UserError, later, outside_identity, refuse, suggest
+from robustmerge.stage.settings import (
+    ConfigError,
+    Problem,
+    UserError,
+    first_few,
+    later,
+    outside_identity,
+    refuse,
+    suggest,
+)
+from robustmerge.stage.text import quote
 
 SPLITS = ("train", "val", "test")
 ID_RULES = ("file", "number")
-GENERATOR = 3  # version of everything that is drawn: raised with any change of a picture, a question or an answer
+OF_DATASETS = ("subset", "classes", "question", "val_of_test")  # keys without a meaning for other data
+GENERATOR = 3  # version of what mini and its base draw: raised with any change of a picture, a question or an answer
+LABEL_GENERATOR = 1  # the same of the label tasks and the pictures with captions (data_prep.clip)
+LABEL_PREFIX = "clip_"  # of their generators' names
+
+
+def version_of(generator: str) -> int:
+    """The version of what a generator draws."""
+    return LABEL_GENERATOR if generator.startswith(LABEL_PREFIX) else GENERATOR
 
 
 def _problems_of_counts(settings: object, names: Sequence[str], least: int) -> list[Problem]:
@@ -34,7 +54,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The data of one task: drawn by a generator of the mini benchmark, or read from question files.
+    """The data of one task: drawn by a generator of a mini benchmark, read from question files, or from a dataset of
+    labelled pictures.
 
     train, val, test: question files (LLaVA's JSON list, or JSON lines). Their paths stay outside the identity because
     their contents enter it, as inputs of the stage.
@@ -47,6 +68,11 @@ class TaskData:
     not unique.
     seed: of the drawing, and of the part of `train` that serves as `val` where there is no val file (at most
     counts.val examples, and at most a tenth).
+    dataset: a folder or `user/repo[@revision]` of the Hub with labelled pictures (data_prep.labelled_pictures); then
+    train, val and test name splits of it. subset: its folder of these splits. image_column, label_column: of its
+    parquet files. classes: their names in the classifier's order, where they are not the dataset's own. question: what
+    a person would be asked about every picture. val_of_test: the fraction of `test`, shuffled by the seed, that serves
+    as `val`.
     """
 
     task: str
@@ -60,10 +86,17 @@ class TaskData:
     annotations: str | None = outside_identity(None)
     collection: str | None = outside_identity(None)
     ids: str = later("file")
+    dataset: str | None = outside_identity(None)
+    subset: str = outside_identity("")
+    image_column: str = later("image")
+    label_column: str = later("label")
+    classes: tuple[str, ...] = later(())
+    question: str = later("")
+    val_of_test: float = later(0.0)
     jobs: int = outside_identity(1)
 
     def __post_init__(self) -> None:
-        names = (*SPLITS, "images", "annotations", "collection")
+        names = (*SPLITS, "images", "annotations", "collection", "dataset")
         files = [name for name in names if getattr(self, name) is not None]
         if self.generator is not None and files:
             raise ConfigError(
@@ -71,12 +104,40 @@ class TaskData:
             )
         if self.generator is None and self.train is None and self.test is None:
             raise ConfigError(Problem(f"{self.task}: give a generator, or a train or test question file"))
+        refuse(self._problems_of_dataset())
         if self.annotations is not None and self.test is None:
             raise ConfigError(Problem(f"{self.task}: annotations are on test questions, and there is no test file"))
         if self.ids not in ID_RULES:
             raise ConfigError(Problem(f"unknown rule '{self.ids}'; {suggest(self.ids, ID_RULES)}", "ids"))
         if self.jobs < 1:
             raise ConfigError(Problem(f"jobs must be at least 1, got {self.jobs}"))
+
+    def _problems_of_dataset(self) -> Iterator[Problem]:
+        if self.dataset is None:
+            if given := [name for name in OF_DATASETS if getattr(self, name)]:
+                yield Problem(f"this is about a dataset of labelled pictures, and none is given: {', '.join(given)}")
+            return
+        if given := [name for name in ("images", "annotations", "collection") if getattr(self, name) is not None]:
+            yield Problem(f"this is about question files, and a dataset is given: {', '.join(given)}")
+        if not self.question.strip():
+            yield Problem("a dataset of labelled pictures needs the question that its labels answer", "question")
+        if doubled := sorted(name for name, count in Counter(self.classes).items() if count > 1):
+            yield Problem(f"a class is named twice: {', '.join(first_few(doubled))}", "classes")
+        if not all(name.strip() for name in self.classes):
+            yield Problem("the name of a class is empty", "classes")
+        if not 0 <= self.val_of_test < 1:
+            yield Problem(f"val_of_test must be in [0, 1), got {self.val_of_test}", "val_of_test")
+        if self.val_of_test and (self.test is None or self.val is not None):
+            yield Problem("val_of_test needs a test split, and no val split beside it", "val_of_test")
+        for key in ("subset", *SPLITS):
+            name = getattr(self, key) or ""
+            if name and not all(re.fullmatch(r"[\w-][\w.-]*", part) for part in name.split("/")):
+                yield Problem(f"expected the name of a split or a folder in the dataset, got {quote(name)}", key)
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """The splits that there are, by what they are called in the dataset, or their question files."""
+        return {split: name for split in SPLITS if (name := getattr(self, split)) is not None}
 
     @property
     def question_files(self) -> dict[str, Path]:
@@ -129,3 +190,21 @@ class BaseCorpus:
     def __post_init__(self) -> None:
         counts = ("images", "readings", "statements", "dialogues", "habits", "held_out", "jobs")
         refuse(_problems_of_counts(self, counts, 1))
+
+
+@dataclass(frozen=True)
+class CaptionCorpus:
+    """The pictures with captions that the small CLIP is trained on (data_prep.clip.corpus).
+
+    labelled: pictures in the manner of the eight label tasks, an eighth of each; others: of other things; held_out:
+    further ones of both, in the same proportion, to measure on.
+    """
+
+    labelled: int = 42_000
+    others: int = 7_000
+    held_out: int = 1_000
+    seed: int = 0
+    jobs: int = outside_identity(2)
+
+    def __post_init__(self) -> None:
+        refuse(_problems_of_counts(self, ("labelled", "others", "held_out", "jobs"), 1))

@@ -49,7 +49,8 @@ def has_val(questions: Path, data: TaskData) -> bool:
     if questions.exists():
         return questions.stat().st_size > 0
     files = data.question_files
-    return "val" in files or data.counts.val > 0 and (data.generator is not None or "train" in files)
+    cut_from_train = data.counts.val > 0 and (data.generator is not None or "train" in files)
+    return "val" in files or data.val_of_test > 0 or cut_from_train
 
 
 def is_set_by_user(merge: Mapping[str, Any], overrides: Iterable[str]) -> bool:

@@ -28,7 +28,7 @@ Dialogue k is about picture k mod images. Arrow keeps tens of thousands of pictu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -145,10 +145,10 @@ def list_task_texts() -> list[str]:
     return sorted(texts) + edges + sorted(set(values)) + letters + list(QUESTION_WORDS) + words
 
 
-def _save_columns(folder: Path, columns: dict[str, Sequence], types: dict[str, str]) -> None:
+def save_columns(folder: Path, columns: Mapping[str, Sequence], types: Mapping[str, str]) -> None:
     """Write columns as an Arrow dataset; the fingerprint is set, so that equal columns give equal files.
 
-    types: of each column, one of bytes, int, real, texts and turns; of the last two each row has several.
+    types: of each column, one of bytes, int, real, text, texts and turns; of the last two each row has several.
     """
     import datasets
     import pyarrow
@@ -157,6 +157,7 @@ def _save_columns(folder: Path, columns: dict[str, Sequence], types: dict[str, s
         "bytes": pyarrow.binary(),
         "int": pyarrow.int8(),
         "real": pyarrow.float64(),
+        "text": pyarrow.string(),
         "texts": pyarrow.list_(pyarrow.string()),
         "turns": pyarrow.list_(pyarrow.list_(pyarrow.string())),
     }
@@ -176,7 +177,7 @@ def _save_dialogues(folder: Path, dialogues: list[Dialogue]) -> None:
         "turns": [[[turn.question, turn.answer] for turn in turns] for _, _, turns in dialogues],
         "skills": [[turn.skill for turn in turns] for _, _, turns in dialogues],
     }
-    _save_columns(folder, columns, {"image": "bytes", "turns": "turns", "skills": "texts"})
+    save_columns(folder, columns, {"image": "bytes", "turns": "turns", "skills": "texts"})
 
 
 def _save_readings(folder: Path, settings: BaseCorpus) -> None:
@@ -184,7 +185,7 @@ def _save_readings(folder: Path, settings: BaseCorpus) -> None:
         read(Random(f"read/{settings.seed}/{number}"), number / settings.readings)
         for number in range(settings.readings)
     ]
-    _save_columns(folder, {"turns": [[[turn.question, turn.answer]] for turn in turns]}, {"turns": "turns"})
+    save_columns(folder, {"turns": [[[turn.question, turn.answer]] for turn in turns]}, {"turns": "turns"})
 
 
 def _save_statements(folder: Path, settings: BaseCorpus, pictures: Sequence[Picture]) -> None:
@@ -198,7 +199,7 @@ def _save_statements(folder: Path, settings: BaseCorpus, pictures: Sequence[Pict
         "image": [pictures[picture][0] for picture, _ in questions],
         "turns": [[[turn.question, turn.answer]] for _, turn in questions],
     }
-    _save_columns(folder, columns, {"image": "bytes", "turns": "turns"})
+    save_columns(folder, columns, {"image": "bytes", "turns": "turns"})
 
 
 def _save_habits(folder: Path, meetings: list[Meeting]) -> None:
@@ -209,7 +210,7 @@ def _save_habits(folder: Path, meetings: list[Meeting]) -> None:
         "turns": [[[turn.question, turn.answer] for turn in turns] for _, _, turns in meetings],
     }
     types = {"image": "bytes", "habit": "texts", "known_from": "real", "turns": "turns"}
-    _save_columns(folder, columns, types)
+    save_columns(folder, columns, types)
 
 
 def write_corpus(folder: Path, settings: BaseCorpus) -> dict[str, int]:
@@ -226,7 +227,7 @@ def write_corpus(folder: Path, settings: BaseCorpus) -> dict[str, int]:
     habits = [one for chunk in map_in_order(_draw_habits, jobs, settings.jobs) for one in chunk]
     labels = dict(zip(HEADS, zip(*(labels for _, labels in pictures), strict=True), strict=True))
     columns: dict[str, Sequence] = {"image": [image for image, _ in pictures], **labels}
-    _save_columns(folder / "vision", columns, {"image": "bytes", **dict.fromkeys(HEADS, "int")})
+    save_columns(folder / "vision", columns, {"image": "bytes", **dict.fromkeys(HEADS, "int")})
     _save_dialogues(folder / "instruct", dialogues)
     _save_dialogues(folder / "held_out", held_out)
     _save_readings(folder / "read", settings)

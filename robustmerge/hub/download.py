@@ -37,7 +37,9 @@ def fetch_pinned(pinned: Pinned, files: Sequence[str], say: Callable[[str], None
         unchecked.touch()
     say(f"fetching {pinned}: {', '.join(files)}")
     try:
-        snapshot_download(pinned.repository, revision=pinned.revision, allow_patterns=list(files))
+        snapshot_download(
+            pinned.repository, repo_type=pinned.kind, revision=pinned.revision, allow_patterns=list(files)
+        )
     except Exception as error:  # what the network raises differs between versions of the Hub's library
         if _is_disk_full(error):
             raise UserError(
@@ -74,14 +76,15 @@ def _list_files(pinned: Pinned) -> list[str] | None:
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
-        return [file.path for file in get_cached_repo_tree(pinned.repository, revision=pinned.revision)]
+        tree = get_cached_repo_tree(pinned.repository, repo_type=pinned.kind, revision=pinned.revision)
     except CachedRepoTreeNotFoundError:
         return None
+    return [file.path for file in tree]
 
 
 def _unchecked(pinned: Pinned) -> Path:
     """The marker file that exists while files of the commit are fetched and not all are checked."""
-    return storage_folder(pinned.repository) / "unchecked" / pinned.revision
+    return storage_folder(pinned.repository, pinned.kind) / "unchecked" / pinned.revision
 
 
 def _check_digests(pinned: Pinned, files: Sequence[str]) -> None:

@@ -21,23 +21,25 @@ _NAME = r"\w(?:[\w-]|\.(?!\.))*"  # never `..`: names and revisions are folders 
 _REPOSITORY = re.compile(rf"(?P<name>{_NAME}/{_NAME})(?:@(?P<revision>{_NAME}(?:/{_NAME})*))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _SECONDS = 15  # that the Hub has to answer
+MODEL, DATASET = "model", "dataset"  # the kinds of repositories; those of a kind have names of their own
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository as the user names it. name: user/repo; revision: a branch, a tag or a commit."""
+    """A repository as the user names it. name: user/repo; revision: a branch, a tag or a commit; kind: of what."""
 
     name: str
     revision: str = "main"
+    kind: str = MODEL
 
     def __str__(self) -> str:
         return self.name if self.revision == "main" else f"{self.name}@{self.revision}"
 
 
-def parse_repository(text: str) -> Repository | None:
+def parse_repository(text: str, kind: str = MODEL) -> Repository | None:
     """The repository that `user/repo` or `user/repo@revision` names; None for any other text."""
     match = _REPOSITORY.fullmatch(text) if len(text) <= LONGEST_NAME else None
-    return Repository(match["name"], match["revision"] or "main") if match else None
+    return Repository(match["name"], match["revision"] or "main", kind) if match else None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Pinned:
 
     repository: str
     revision: str
+    kind: str = MODEL
 
     def __str__(self) -> str:
         return f"{self.repository}@{self.revision[:10]}"
@@ -54,33 +57,33 @@ class Pinned:
 def pin(repository: Repository, pins: Path | None = None) -> Pinned:
     """Look up the commit of a repository's branch or tag; a commit of 40 digits is returned as it is.
 
-    pins: the JSON file that keeps the answer, `{"user/repo@main": commit}`; what stands there is not asked again, so
-    that a later run means the same bytes. Remove its line to take what is there today. Without a network the Hub's
-    cache tells what it has.
+    pins: the JSON file that keeps the answer, `{"user/repo@main": commit}` (`datasets/user/repo@main` for a dataset);
+    what stands there is not asked again, so that a later run means the same bytes. Remove its line to take what is
+    there today. Without a network the Hub's cache tells what it has.
     Raises UserError if the repository cannot be had, with the reason.
     """
     if COMMIT.fullmatch(repository.revision):
-        return Pinned(repository.name, repository.revision)
+        return Pinned(repository.name, repository.revision, repository.kind)
     if pins is None:
-        return Pinned(repository.name, _ask(repository))
-    key = f"{repository.name}@{repository.revision}"
+        return Pinned(repository.name, _ask(repository), repository.kind)
+    key = f"{'datasets/' if repository.kind == DATASET else ''}{repository.name}@{repository.revision}"
     if key not in _read(pins):
         commit = _ask(repository)
         with _alone(pins):
             write_atomically(pins, json.dumps({key: commit} | _read(pins), indent=1, sort_keys=True) + "\n")
-    return Pinned(repository.name, _read(pins)[key])
+    return Pinned(repository.name, _read(pins)[key], repository.kind)
 
 
 def snapshot_folder(pinned: Pinned) -> Path:
     """The folder of a commit's files in the Hub's cache (HF_HOME, HF_HUB_CACHE), fetched or not; needs no network."""
-    return storage_folder(pinned.repository) / "snapshots" / pinned.revision
+    return storage_folder(pinned.repository, pinned.kind) / "snapshots" / pinned.revision
 
 
-def storage_folder(repository: str) -> Path:
+def storage_folder(repository: str, kind: str = MODEL) -> Path:
     """The folder of a repository in the Hub's cache."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE).expanduser() / f"{kind}s--{repository.replace('/', '--')}"
 
 
 def hub_error(text: str, error: Exception, repository: str, revision: str) -> UserError:
@@ -112,12 +115,13 @@ def _ask(repository: Repository) -> str:
     """Ask the Hub for the commit of a branch or tag; if it is not reached, look in its cache."""
     from huggingface_hub import HfApi
 
-    ref = storage_folder(repository.name) / "refs" / repository.revision
+    name, revision, kind = repository.name, repository.revision, repository.kind
+    ref = storage_folder(name, kind) / "refs" / revision
     try:
-        commit = HfApi().model_info(repository.name, revision=repository.revision, timeout=_SECONDS).sha
+        commit = HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=_SECONDS).sha
     except Exception as error:  # what the network raises differs between versions of the Hub's library
         if _is_answer(error) or not ref.is_file():
-            raise hub_error(str(repository), error, repository.name, repository.revision) from error
+            raise hub_error(str(repository), error, name, revision) from error
         return _check_commit(read_text(ref, "the commit of a repository").strip(), str(ref))
     with contextlib.suppress(OSError):  # a cache that cannot be written serves those who read it
         ref.parent.mkdir(parents=True, exist_ok=True)

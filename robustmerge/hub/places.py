@@ -1,4 +1,4 @@
-"""Places of adapters and models: a local folder, or a repository of the Hugging Face Hub that is fetched when needed.
+"""Places of adapters, models and datasets: a local folder, or a repository of the Hub that is fetched when needed.
 
 Importing this loads neither torch nor the Hub's library, which only a repository needs.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustmerge.hub.download import fetch_pinned
-from robustmerge.hub.pins import Repository, parse_repository, pin, snapshot_folder
+from robustmerge.hub.pins import MODEL, Repository, parse_repository, pin, snapshot_folder
 from robustmerge.stage.address import Address, address_foreign
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import quote
@@ -22,10 +22,10 @@ _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "config.json", "
 _ADAPTER_BIN = ("adapter_model.bin",)
 
 
-def find_place(text: str | Path) -> Path | Repository:
+def find_place(text: str | Path, kind: str = MODEL) -> Path | Repository:
     """Read a text as a local folder, else as a repository `user/repo` or `user/repo@revision`; needs no network.
 
-    Raises UserError that says why it is neither.
+    kind: of the repository, MODEL or DATASET. Raises UserError that says why it is neither.
     """
     if not str(text):
         raise UserError("the path is empty; give a folder, or a repository of the Hugging Face Hub")
@@ -36,7 +36,7 @@ def find_place(text: str | Path) -> Path | Repository:
         raise UserError(f"{text} is a file; give the folder that holds it")
     if folder is not None and folder.is_symlink():
         raise UserError(f"{text} is a link to {folder.readlink()}, which is not there")
-    repository = parse_repository(str(text))
+    repository = parse_repository(str(text), kind)
     if repository is None:
         raise UserError(
             f"there is no folder {folder or quote(text)}, and a repository of the Hugging Face Hub is written "
@@ -82,10 +82,17 @@ def find_address(text: str, root: Path, pins: Path) -> Address:
     pins: the file that remembers which commit a name stood for. Raises UserError if it is neither.
     """
     place = find_place(text)
-    if isinstance(place, Path):
-        return address_foreign(place, root)
-    pinned = pin(place, pins)
-    identity = {"stage": HUB, "repository": pinned.repository, "revision": pinned.revision}
+    return address_foreign(place, root) if isinstance(place, Path) else address_repository(place, root, pins)
+
+
+def address_repository(repository: Repository, root: Path, pins: Path) -> Address:
+    """The address of a repository by the commit that it stands for; nothing is fetched yet.
+
+    Raises UserError if the Hub does not tell the commit.
+    """
+    pinned = pin(repository, pins)
+    kind = {} if pinned.kind == MODEL else {"kind": pinned.kind}
+    identity = {"stage": HUB, "repository": pinned.repository, "revision": pinned.revision, **kind}
     return Address(root, snapshot_folder(pinned), identity)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="DataclassInstance")
 
 IMAGE_PLACEHOLDER = "<image>"
+CLASSES = "classes.json"  # beside the questions of a task of classes: their names in the order of a classifier's rows
 MOST_CHOICES = 26  # options have letters
 LONGEST_PATH = 1000  # characters of a picture's path
 LARGEST_SIZE = 10**6  # pixels

@@ -19,8 +19,8 @@ from pipeline.plan import Plan
 from pipeline.program import compose
 from robustmerge.experts import find_experts
 from robustmerge.hub.download import fetch_pinned, is_fetched
-from robustmerge.hub.pins import Pinned, Repository, parse_repository, pin, snapshot_folder, storage_folder
-from robustmerge.hub.places import fetch_adapter, fetch_model, find_place, name_of, split_name
+from robustmerge.hub.pins import DATASET, Pinned, Repository, parse_repository, pin, snapshot_folder, storage_folder
+from robustmerge.hub.places import fetch, fetch_adapter, fetch_model, find_place, name_of, split_name
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import ConfigError, UserError
 from tests.tiny_hub import COMMIT, OLD, TinyHub, serve, use
@@ -43,6 +43,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyHub]:
         "ann/model": {"config.json": b"{}", "pytorch_model.bin": b"large"},
         "ann/base": {"config.json": b"{}", INDEX: index, SHARDS[0]: LONG, SHARDS[1]: LONG[::-1], "flax.msgpack": b"x"},
         "ann/gated": {CONFIG: b"{}", SAFE: b"safe"},
+        "ann/pictures": {"data/train-0.parquet": b"train", "data/test-0.parquet": b"test"},
     }
     with serve(repositories) as served:
         use(monkeypatch, served.address, tmp_path / "cache")
@@ -262,6 +263,18 @@ def raise_interrupt(*_: object) -> None:
 def test_a_base_of_the_hub_has_its_weights_in_either_format(hub: TinyHub) -> None:
     assert sorted(file.name for file in fetch_model("ann/base").glob("model-*")) == list(SHARDS)
     assert [file.name for file in fetch_model("ann/model").glob("*.bin")] == ["pytorch_model.bin"]
+
+
+def test_a_dataset_is_no_model_of_its_name_and_only_what_is_wanted_is_fetched(hub: TinyHub, tmp_path: Path) -> None:
+    pins = tmp_path / "hub.json"
+    dataset = find_place("ann/pictures", DATASET)
+    folder = fetch(dataset, ["data/test-*"], pins)
+    assert [file.name for file in (folder / "data").iterdir()] == ["test-0.parquet"]
+    assert is_fetched(pin(dataset, pins), ["data/test-*"]) and not is_fetched(pin(dataset, pins), ["data/*"])
+    assert json.loads(pins.read_text()) == {"datasets/ann/pictures@main": COMMIT}
+    of_model, of_dataset = (pin(find_place("ann/pictures", kind), pins) for kind in ("model", DATASET))
+    assert of_model != of_dataset and snapshot_folder(of_model) != snapshot_folder(of_dataset) == folder
+    assert any(path.startswith("/api/datasets/ann/pictures/") for path, _ in hub.asked)
 
 
 def test_a_folder_here_comes_before_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
