@@ -205,8 +205,15 @@ def parse_box(text: str, choices: Sequence[str] = ()) -> Box | None:
 
 Parser = Callable[[str, Sequence[str]], Answer | None]
 
+
+def parse_label(text: str, choices: Sequence[str] = ()) -> str | None:
+    """The class that a classifier named first; those after it, one a line, it holds for less likely."""
+    return text.partition("\n")[0].strip() or None
+
+
 PARSERS: dict[str, Parser] = {
     "box": parse_box,
+    "label": parse_label,
     "letter": parse_letter,
     "number": parse_number,
     "raw": parse_raw,

@@ -104,7 +104,16 @@ def _judge_answers(settings: Scoring, examples: Sequence[Example], predictions: 
     parts: dict[str, float | None] = {}
     if settings.metric == "iou_at_half":
         parts["mean_iou"] = 100 * sum(best_iou(answer, accepted) for answer, accepted in pairs) / len(pairs)
+    if settings.metric == "top_1":
+        parts |= {f"top_{count}": _share_within(predictions, references, count) for count in (3, 5)}
     return states, _average(examples, values, parts)
+
+
+def _share_within(predictions: Sequence[Prediction], references: Sequence[Sequence[Answer]], count: int) -> float:
+    """How often, in per cent, the right class is among the first `count` that a classifier named."""
+    named = [{line.strip() for line in one.text.splitlines()[:count]} for one in predictions]
+    right = [not lines.isdisjoint(accepted) for lines, accepted in zip(named, references, strict=True)]
+    return 100 * sum(right) / len(right)
 
 
 def _judge_groups(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from robustmerge.stage.prompts import PLACEHOLDERS
+from robustmerge.stage.prompts import LABEL, PLACEHOLDERS
 from robustmerge.stage.settings import (
     IMAGE_MODES,
     PRECISIONS,
@@ -21,24 +21,29 @@ from robustmerge.stage.settings import (
 
 # The keys of PARSERS, ANSWER_METRICS, GROUP_METRICS, OFFICIAL_METRICS and CAPTION_METRICS, repeated because planning
 # imports none of them; tests keep them equal.
-PARSER_NAMES = ("box", "letter", "number", "raw", "table", "text", "yes_no")
-ANSWER_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "vqa_soft")
+PARSER_NAMES = ("box", "label", "letter", "number", "raw", "table", "text", "yes_no")
+ANSWER_NAMES = ("exact_match", "iou_at_half", "ngram_f1", "top_1", "vqa_soft")
 GROUP_NAMES = ("accuracy_plus", "circular", "f1_of_yes")
 METRIC_NAMES = (*ANSWER_NAMES, *GROUP_NAMES)
 OFFICIAL_NAMES = ("official_equal", "official_ocrvqa", "official_rec", "official_scienceqa", "official_substring")
 CAPTION_NAMES = ("cider", "mean_of_seven")
 BUILTIN_SUFFIX = "_builtin"  # of a caption metric whose words our own tokenizer split
 TOKENIZERS = ("", "ptb", "builtin")
-PROTOCOLS = ("corrected", "official")
+PROTOCOLS = ("corrected", "official", "joint")
 LOGGER_NAMES = ("none", "wandb")
 WANDB_MODES = ("auto", "offline", "online")
 EVALUATION_SPLITS = ("test", "val")
 _IN_BRACES = re.compile(r"\{(\w+)\}")
 
 
-def other_protocol(protocol: str) -> str:
-    """The protocol that `protocol` is not."""
-    return next(name for name in PROTOCOLS if name != protocol)
+def other_protocol(protocol: str, has_classes: bool) -> str:
+    """The protocol by which tasks are also scored.
+
+    has_classes: of the tasks. Questions have `official`, as the published scripts ask and score, beside `corrected`;
+    classes have `joint`, in which a picture may be of any class of any task.
+    """
+    second = "joint" if has_classes else "official"
+    return PROTOCOLS[0] if protocol == second else second
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ class Task:
     general: it belongs to no benchmark, seen or unseen, so that no average counts it.
     prompt: `{text}` is the question, `{choices}` its options as lines `A. red`, `{first_line}` the question's first
     line; train_prompt: of training, "" for the same; max_new_tokens: of an answer.
+    A task of classes has no question: its prompt is an ensemble of templates, one a line, each with `{label}` for the
+    name of a class (classes.json beside the question files), and an answer is no text of tokens.
     image: how a picture becomes square: `pad` it with the mean colour, or `crop` its centre.
     parse, metric: names in eval.parse.PARSERS and METRIC_NAMES; data: read by the prepare stage only.
     official: where the published script differs.
@@ -90,9 +97,9 @@ class Task:
     title: str
     seen: bool
     prompt: str
-    max_new_tokens: int
     parse: str
     metric: str
+    max_new_tokens: int = 0
     mirrors: str = ""
     image: str = "pad"
     train_prompt: str = ""
@@ -108,17 +115,25 @@ class Task:
         if self.official != Official():
             self.under("official")
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether an answer is one of the task's classes, and not a text that answers a question."""
+        return LABEL in self.prompt
+
     def _problems(self) -> list[Problem]:
+        rule = "a prompt with {label} goes with parse=label and no other"
+        parser = [] if self.has_classes == (self.parse == "label") else [Problem(f"{rule}, got parse={self.parse}")]
         return [
             *_problems_of_prompt(self.prompt),
-            *_problems_of_count("max_new_tokens", self.max_new_tokens),
+            *_problems_of_length(self.prompt, self.max_new_tokens),
             *_problems_of_choice("image", self.image, IMAGE_MODES),
             *_problems_of_scoring(self.parse, self.metric),
+            *parser,
         ]
 
     def under(self, protocol: str) -> Task:
         """The task as a protocol asks and scores it. Raises ConfigError for an official block that is wrong."""
-        if protocol == "corrected":
+        if protocol != "official":
             return self
         changed = {name: value for name, value in vars(self.official).items() if value is not None}
         return dataclasses.replace(self, **changed, official=Official())
@@ -132,9 +147,10 @@ class Task:
 class Generation:
     """Everything that changes predictions, including the batch size (through the rounding of padded batches).
 
-    template: name of the conversation template around the prompt. split: whose questions are asked; test for what is
-    reported, val for what is chosen. products: how a CPU multiplies matrices, exact or fast (llava_ext.settings.Model).
-    image: pad or crop. precision: of the weights. only: the questions that are asked.
+    template: name of the conversation template around the prompt, "" where classes are the answers. split: whose
+    questions are asked; test for what is reported, val for what is chosen. products: how a CPU multiplies matrices,
+    exact or fast. image: pad or crop. precision: of the weights. only: the questions that are asked. pooled: prompts of
+    the tasks whose classes are candidates, by task; empty for the task's own classes.
     """
 
     task: str
@@ -147,12 +163,13 @@ class Generation:
     image: str = later("pad")
     precision: str = later("fp32")
     only: Selection = later(ALL)
+    pooled: dict[str, str] = later({})
 
     def __post_init__(self) -> None:
         refuse(
             [
                 *_problems_of_prompt(self.prompt),
-                *_problems_of_count("max_new_tokens", self.max_new_tokens),
+                *_problems_of_length(self.prompt, self.max_new_tokens),
                 *_problems_of_count("batch_size", self.batch_size),
                 *_problems_of_choice("split", self.split, EVALUATION_SPLITS),
                 *_problems_of_choice("products", self.products, PRODUCTS),
@@ -234,8 +251,19 @@ def _problems_of_name(name: str) -> list[Problem]:
     return [Problem(f"a task's name is made of a-z, 0-9 and _ (it becomes a file name), got '{name}'")]
 
 
+def _problems_of_length(prompt: str, max_new_tokens: int) -> list[Problem]:
+    if LABEL not in prompt:
+        return _problems_of_count("max_new_tokens", max_new_tokens)
+    rule = "classes are not written in tokens: leave max_new_tokens out"
+    return [Problem(f"{rule}, got {max_new_tokens}")] if max_new_tokens else []
+
+
 def _problems_of_prompt(prompt: str) -> list[Problem]:
     named = _IN_BRACES.findall(prompt)
+    if LABEL in prompt:
+        odd = [line for line in prompt.splitlines() if _IN_BRACES.findall(line) != ["label"]]
+        rule = f"each line of a prompt with {LABEL} is a template that holds it once and nothing else in braces"
+        return [Problem(f"{rule}, got {odd[0]!r}")] if odd else []
     problems = [
         Problem(f"unknown placeholder '{{{name}}}' in prompt; {suggest(name, PLACEHOLDERS)}")
         for name in named
@@ -258,6 +286,8 @@ def _problems_of_scoring(parse: str, metric: str) -> list[Problem]:
         problems.append(Problem(f"parse=box and metric=iou_at_half go together, {given}"))
     if (parse == "raw") != (metric in OFFICIAL_NAMES):
         problems.append(Problem(f"parse=raw goes with the official_* metrics, {given}"))
+    if (parse == "label") != (metric == "top_1"):
+        problems.append(Problem(f"parse=label and metric=top_1 go together, {given}"))
     if metric == "f1_of_yes" and parse != "yes_no":
         problems.append(Problem(f"metric=f1_of_yes goes with parse=yes_no, got parse={parse}"))
     if metric in CAPTION_NAMES and parse != "text":

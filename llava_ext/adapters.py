@@ -1,4 +1,4 @@
-"""LoRA adapters and dense deltas of a LLaVA: creation from a seed, saving, and loading without a missing tensor."""
+"""LoRA adapters and dense deltas: creation from a seed, saving, and loading without a missing tensor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -20,26 +21,50 @@ from llava_ext.settings import Peft
 from robustmerge.formats.adapter import Adapter, move_names, open_adapter
 from robustmerge.formats.adapter_config import CONFIG, PATTERNS, WEIGHTS, anchor_patterns
 from robustmerge.formats.delta import Delta, open_delta
-from robustmerge.formats.names import LLAVA, PREFIX
+from robustmerge.formats.names import LLAVA as LLAVA_MOVES
+from robustmerge.formats.names import PREFIX, Moves
 from robustmerge.formats.tensors import all_finite
 from robustmerge.stage.files import write_atomically
 from robustmerge.stage.settings import UserError
 
 
-def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: str, float32: bool = True) -> PeftModel:
-    """Put LoRA on the language model's linears and make the projector trainable.
+class ModelParts(NamedTuple):
+    """What adapters of a kind of model have in common.
+
+    frozen: a word in the names of all modules that no adapter may change; title: what that part is called. moves: of
+    names of before to today's.
+    """
+
+    frozen: str
+    title: str
+    moves: Moves
+
+
+LLAVA = ModelParts("vision_tower", "vision tower", LLAVA_MOVES)
+
+
+def add_adapter(
+    model: nn.Module,
+    settings: Peft,
+    base: str,
+    seed: int,
+    task: str,
+    float32: bool = True,
+    parts: ModelParts = LLAVA,
+) -> PeftModel:
+    """Put LoRA on the modules of `settings.targets` and make those of `settings.modules_to_save` trainable.
 
     A of each module is drawn by the sha256 of (seed, task, module), without the task for `shared_a_init`; B is zero.
     float32: train in float32 whatever the model's dtype, as small steps vanish in bfloat16; off for DeepSpeed, which
     keeps float32 copies itself.
-    Raises UserError if the targets match nothing, or anything in the vision tower.
+    Raises UserError if the targets match nothing, or anything in the part that stays frozen.
     """
     config = LoraConfig(
         r=settings.r,
         lora_alpha=int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.targets,
-        modules_to_save=list(settings.modules_to_save),
+        modules_to_save=list(settings.modules_to_save) or None,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
         bias="none",
@@ -48,8 +73,8 @@ def add_adapter(model: nn.Module, settings: Peft, base: str, seed: int, task: st
     matched = [name for name, _ in model.named_modules() if re.fullmatch(settings.targets, name)]
     if not matched:
         raise UserError(f"no module of the model matches peft.targets '{settings.targets}'")
-    if astray := [name for name in matched if "vision_tower" in name]:
-        raise UserError(f"peft.targets must leave the vision tower alone, but matches {astray[0]}")
+    if astray := [name for name in matched if parts.frozen in name]:
+        raise UserError(f"peft.targets must leave the {parts.title} alone, but matches {astray[0]}")
     adapted = get_peft_model(model, config, autocast_adapter_dtype=float32)
     adapted.peft_config["default"].base_model_name_or_path = base
     if float32:
@@ -81,24 +106,24 @@ def hash_a(model: PeftModel) -> str:
     return digest.hexdigest()
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
+def save_adapter(model: PeftModel, folder: Path, parts: ModelParts = LLAVA) -> None:
     """Write the adapter in PEFT's format; its bytes depend on its content alone.
 
-    Raises UserError if nothing was learned or if there is LoRA in the vision tower.
+    Raises UserError if nothing was learned or if there is LoRA in the part that stays frozen.
     """
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: weight.detach().cpu().contiguous().clone() for name, weight in sorted(state.items())}
-    check_adapter(tensors)
+    check_adapter(tensors, parts)
     config = model.peft_config["default"].to_dict()
     config["inference_mode"] = True
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_atomically(folder / CONFIG, json.dumps(_plain(config), indent=2, sort_keys=True) + "\n")
 
 
-def check_adapter(tensors: dict[str, Tensor]) -> None:
-    """Check a trained adapter. Raises UserError for LoRA in the vision tower, values not finite, or B all zero."""
-    if astray := [name for name in tensors if "vision_tower" in name and "lora_" in name]:
-        raise UserError(f"there is LoRA in the vision tower: {astray[0]}")
+def check_adapter(tensors: dict[str, Tensor], parts: ModelParts = LLAVA) -> None:
+    """Check a trained adapter. Raises UserError for LoRA in the frozen part, values not finite, or B all zero."""
+    if astray := [name for name in tensors if parts.frozen in name and "lora_" in name]:
+        raise UserError(f"there is LoRA in the {parts.title}: {astray[0]}")
     if bad := [name for name, weight in tensors.items() if not torch.isfinite(weight).all()]:
         raise UserError(f"the adapter holds numbers that are not finite: {bad[0]}")
     if not any(bool(weight.any()) for name, weight in tensors.items() if "lora_B" in name):
@@ -116,19 +141,19 @@ def _plain(value: object) -> object:
     return getattr(value, "value", value)
 
 
-def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
+def load_adapter(model: nn.Module, folder: Path, parts: ModelParts = LLAVA) -> PeftModel:
     """Load an adapter as it is read for merging; no tensor may be missing or unexpected.
 
     So every spelling of its names and targets that can be merged is the same function here. peft alone would leave out
     tensors whose names it does not know. The tensors say which modules have LoRA.
-    Raises UserError also for an adapter that changes the vision tower, or holds numbers that are not finite.
+    Raises UserError also for an adapter that changes the frozen part, or holds numbers that are not finite.
     """
     if not (folder / CONFIG).exists() and (folder / "config.json").is_file():
         raise UserError(f"{folder} is no adapter folder but a full model: a base (model.checkpoint) and not a source")
-    adapter = move_names(open_adapter(folder), LLAVA)
+    adapter = move_names(open_adapter(folder), parts.moves)
     tensors = {name: adapter.file.get(stored) for name, stored in adapter.written_names.items()}
-    if astray := sorted(name for name in tensors if "vision_tower" in name):
-        raise UserError(f"the adapter {folder} must leave the vision tower alone, but holds {astray[0]}")
+    if astray := sorted(name for name in tensors if parts.frozen in name):
+        raise UserError(f"the adapter {folder} must leave the {parts.title} alone, but holds {astray[0]}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -174,16 +199,16 @@ def list_changed_weights(model: PeftModel, names: Iterable[str]) -> list[str]:
     return [name for name in names if name in changed or name.rpartition(".")[0] in changed]
 
 
-def open_fitting_delta(weights: Mapping[str, Tensor], folder: Path) -> Delta:
+def open_fitting_delta(weights: Mapping[str, Tensor], folder: Path, parts: ModelParts = LLAVA) -> Delta:
     """Open a delta folder and check that all its tensors fit the model. weights: the model's state dict.
 
-    Raises UserError for a tensor that the model lacks or has in another shape, that belongs to the vision tower, or
+    Raises UserError for a tensor that the model lacks or has in another shape, that belongs to the frozen part, or
     whose weight is tied to another one.
     """
     delta = open_delta(folder)
     shapes = dict(zip(delta.parameters, map(delta.file.shape, delta.file.names), strict=True))
-    if astray := [name for name in shapes if "vision_tower" in name]:
-        raise UserError(f"the delta {folder} must leave the vision tower alone, but holds {astray[0]}")
+    if astray := [name for name in shapes if parts.frozen in name]:
+        raise UserError(f"the delta {folder} must leave the {parts.title} alone, but holds {astray[0]}")
     if unknown := [name for name in shapes if name not in weights]:
         raise UserError(f"the delta {folder} does not fit this model: not understood {unknown[:3]}")
     if odd := [name for name, shape in shapes.items() if shape != tuple(weights[name].shape)]:

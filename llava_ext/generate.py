@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from llava_ext.adapters import add_delta, list_changed_weights, load_adapter, open_fitting_delta
+from llava_ext.adapters import LLAVA
 from llava_ext.backend import fast_matmul, quiet_libraries
 from llava_ext.data import encode_prompt, load_reader, pad
 from llava_ext.model import load_model
-from robustmerge.formats.adapter_config import DELTA_CONFIG
+from llava_ext.sources import SourceModel
 from robustmerge.stage.pictures import read_picture
 from robustmerge.stage.records import Example
-from robustmerge.stage.settings import UserError
 
 FEATURE_BUDGET = 256 * 2**20  # bytes of vision features that are cached for the next source
 
@@ -37,11 +36,8 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -
     )
 
 
-class Generator:
+class Generator(SourceModel):
     """Generates answers with a base model: alone, or with the adapter or dense deltas of a source.
-
-    These are merged into the weights, and the weights that they change are restored from a copy before the next source,
-    so the answers of a source do not depend on the sources before it.
 
     fast: on a CPU, answer with `fast_matmul`: 1.4 times the answers a second, but a near tie may fall the other way.
     """
@@ -58,56 +54,17 @@ class Generator:
         self.fast = fast and device == "cpu"
         self.reader = load_reader(base, template)
         self.base, self.device, self.dtype = base, device, dtype
-        self.model = self._load()
-        self.originals: dict[str, Tensor] = {}  # of the weights that the source in use changes
+        super().__init__(LLAVA)
         self.features: dict[tuple, Tensor] = {}
         self.prefetches = torch.device(device).type != "cpu"  # on a CPU generation itself needs the cores
         self.thread = ThreadPoolExecutor(1)
         self.prefetched: dict[tuple, Future[Tensor]] = {}
 
-    def _load(self) -> LlavaForConditionalGeneration:
+    def load(self) -> LlavaForConditionalGeneration:
         attention = "eager" if self.fast else None  # the fused CPU kernel is slow with fast products
         model = load_model(self.base, self.dtype, attention)
         model.lm_head.register_forward_pre_hook(_make_contiguous)
         return model.to(self.device).eval().requires_grad_(False)
-
-    def use(self, source: Path | None) -> None:
-        """Answer with this adapter folder or delta folder from now on; None for the base alone.
-
-        Raises UserError if the folder is neither, or not of this model.
-        """
-        self._restore()
-        if source is None:
-            return
-        merge = self._merge_delta if (Path(source) / DELTA_CONFIG).is_file() else self._merge_adapter
-        try:
-            merge(Path(source))
-        except BaseException:
-            self.model, self.originals = self._load(), {}  # a half-merged model never answers
-            raise
-        self.model.eval().requires_grad_(False)
-
-    def _merge_adapter(self, adapter: Path) -> None:
-        weights = self.model.state_dict()
-        loaded = load_adapter(self.model, adapter)
-        self.originals = {name: weights[name].clone() for name in list_changed_weights(loaded, weights)}
-        try:
-            self.model = loaded.merge_and_unload(safe_merge=True)
-        except ValueError as error:  # peft: a merged weight is not finite
-            raise UserError(f"the adapter {adapter} cannot be merged into the base: {error}") from error
-
-    def _merge_delta(self, folder: Path) -> None:
-        weights = self.model.state_dict()
-        delta = open_fitting_delta(weights, folder)
-        self.originals = {name: weights[name].clone() for name in delta.parameters}
-        add_delta(weights, delta)
-
-    @torch.no_grad()
-    def _restore(self) -> None:
-        weights = self.model.state_dict()
-        for name, weight in self.originals.items():
-            weights[name].copy_(weight)
-        self.originals = {}
 
     def __call__(
         self, examples: Sequence[Example], image_root: Path, max_new_tokens: int, image: str = "pad"

@@ -7,12 +7,19 @@ drawn at random. Here both are errors. Code that a folder brings along (`auto_ma
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from robustmerge.formats.checkpoint import find_weight_files
@@ -35,13 +42,7 @@ def open_config(folder: Path | str) -> LlavaConfig:
 
     Raises UserError if it is no LLaVA in the Hub's layout, or lacks a tokenizer or an image processor.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"the base model {folder} is no folder; {REMEDY}")
-    if not (folder / "config.json").exists():
-        raise UserError(f"the base model {folder} is incomplete: it has no config.json")
-    contents = {name: read_json(folder / name, "a file of a model") for name in OBJECTS if (folder / name).exists()}
-    config = contents["config.json"]
+    folder, config = Path(folder), read_folder(folder, REMEDY)
     kind, vision = config.get("model_type"), config.get("vision_config") or {}
     if kind == "llava_llama" or "mm_vision_tower" in config:
         raise UserError(f"{folder} is a LLaVA in the layout of the original code, not in that of the Hub; {REMEDY}")
@@ -50,13 +51,32 @@ def open_config(folder: Path | str) -> LlavaConfig:
     tower = vision.get("model_type", "clip_vision_model") if isinstance(vision, dict) else vision
     if tower != "clip_vision_model":
         raise UserError(f"the vision tower of {folder} is a {tower}; allowed: clip_vision_model")
-    for names in (TOKENIZERS, PIXELS):
-        if not any((folder / name).is_file() for name in names):
-            raise UserError(f"the base model {folder} is incomplete: it has neither {' nor '.join(names)}")
+    require_files(folder, (TOKENIZERS, PIXELS))
     with refusing_faults(f"{folder / 'config.json'} is no config of a LLaVA"):
         checked = LlavaConfig.from_pretrained(folder)
         count_image_tokens(checked)  # the library takes null for any number
     return checked
+
+
+def read_folder(folder: Path | str, remedy: str) -> dict[str, Any]:
+    """Read every JSON file that the libraries read of a base model's folder; returns config.json.
+
+    remedy: what to take instead. Raises UserError if there is no such folder, no config.json in it, or a damaged file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"the base model {folder} is no folder; {remedy}")
+    if not (folder / "config.json").exists():
+        raise UserError(f"the base model {folder} is incomplete: it has no config.json")
+    contents = {name: read_json(folder / name, "a file of a model") for name in OBJECTS if (folder / name).exists()}
+    return contents["config.json"]
+
+
+def require_files(folder: Path, alternatives: Iterable[Sequence[str]]) -> None:
+    """Raises UserError unless the folder has one file at least of each of the alternatives."""
+    for names in alternatives:
+        if not any((folder / name).is_file() for name in names):
+            raise UserError(f"the base model {folder} is incomplete: it has neither {' nor '.join(names)}")
 
 
 @contextmanager
@@ -102,13 +122,23 @@ def count_image_tokens(config: LlavaConfig) -> int:
 
 
 def load_model(folder: Path | str, dtype: torch.dtype, attention: str | None = None) -> LlavaForConditionalGeneration:
-    """Load the model in a folder in the given precision; every weight must come from its files.
+    """Load the LLaVA in a folder in the given precision; every weight must come from its files.
 
     Raises UserError if a weight is missing, of another shape, or not of a LLaVA.
     """
-    _refuse_implausible_sizes(Path(folder))  # the library draws what is missing at random
+    return load_weights(LlavaForConditionalGeneration, "a LLaVA", folder, dtype, attention)
+
+
+def load_weights(
+    kind: type[PreTrainedModel], title: str, folder: Path | str, dtype: torch.dtype, attention: str | None = None
+) -> Any:
+    """Load a model of a class of transformers, called `title`, from a folder; every weight must come from its files.
+
+    Raises UserError if a weight is missing, of another shape, or not of such a model.
+    """
+    _refuse_implausible_sizes(kind, title, Path(folder))  # the library draws what is missing at random
     with refusing_faults(f"the weights of {folder} cannot be loaded"):
-        model, report = LlavaForConditionalGeneration.from_pretrained(
+        model, report = kind.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True
         )
     mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])
@@ -117,25 +147,25 @@ def load_model(folder: Path | str, dtype: torch.dtype, attention: str | None = N
     for names, problem in (
         (mismatched, "have another shape than config.json says"),
         (missing, "are missing"),
-        (unused, "belong to no part of a LLaVA"),
+        (unused, f"belong to no part of {title}"),
     ):
         if names:
             raise UserError(f"{len(names)} weights of {folder} {problem}; the first is '{names[0]}'")
     return model
 
 
-def _refuse_implausible_sizes(folder: Path) -> None:
+def _refuse_implausible_sizes(kind: type[PreTrainedModel], title: str, folder: Path) -> None:
     """Raises UserError if config.json describes a far larger model than the weights hold, before memory is taken."""
     files = [TensorFile(path) for path in find_weight_files(folder)]
     tensors = sum(len(file.names) for file in files)
     held = sum(math.prod(file.shape(name)) for file in files for name in file.names)
-    with refusing_faults(f"{folder / 'config.json'} is no config of a LLaVA"):
-        config = LlavaConfig.from_pretrained(folder)
+    with refusing_faults(f"{folder / 'config.json'} is no config of {title}"):
+        config = kind.config_class.from_pretrained(folder)
         layers = config.text_config.num_hidden_layers + config.vision_config.num_hidden_layers
         size = 0
         if layers <= tensors and not is_deepspeed_zero3_enabled():  # it would partition what has no memory
             with torch.device("meta"):  # shapes without memory
-                size = LlavaForConditionalGeneration(config).num_parameters()
+                size = kind(config).num_parameters()
     if layers > tensors or size > 2 * held:
         described = f"{size} numbers" if size else f"{layers} layers"
         raise UserError(

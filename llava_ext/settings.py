@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from robustmerge.formats.names import LANGUAGE_LINEARS
 from robustmerge.stage.settings import (
     PRECISIONS,
-    PRODUCTS,
     ConfigError,
     Problem,
     later,
@@ -23,7 +22,8 @@ LOSSES = "losses.jsonl"  # in the folder of a trained model: loss and learning r
 TRAINING_RECORD = "training.json"  # in the folder of a trained model, and of a base that is shipped
 
 
-def _positive(owner: object, *names: str) -> list[Problem]:
+def positive(owner: object, *names: str) -> list[Problem]:
+    """Problems of those settings of a dataclass that are given and not above 0."""
     return [
         Problem(f"{name} must be above 0, got {getattr(owner, name)}", name)
         for name in names
@@ -31,7 +31,8 @@ def _positive(owner: object, *names: str) -> list[Problem]:
     ]
 
 
-def _problems_of_precision(precision: str) -> list[Problem]:
+def problems_of_precision(precision: str) -> list[Problem]:
+    """The problem of a precision of weights that is none of PRECISIONS, if so."""
     if precision in PRECISIONS:
         return []
     return [Problem(f"unknown precision '{precision}'; {suggest(precision, PRECISIONS)}", "precision")]
@@ -49,7 +50,7 @@ class Vision:
     patch_size: int = 12
 
     def __post_init__(self) -> None:
-        problems = _positive(self, "layers", "width", "mlp", "heads", "image_size", "patch_size")
+        problems = positive(self, "layers", "width", "mlp", "heads", "image_size", "patch_size")
         if not problems and self.width % self.heads:
             problems.append(Problem(f"width must be a multiple of heads, got {self.width} and {self.heads}", "width"))
         if not problems and self.image_size % self.patch_size:
@@ -67,7 +68,7 @@ class Language:
     heads: int = 5
 
     def __post_init__(self) -> None:
-        problems = _positive(self, "layers", "width", "mlp", "heads")
+        problems = positive(self, "layers", "width", "mlp", "heads")
         if not problems and self.width % (2 * self.heads):
             problems.append(Problem(f"width must be a multiple of 2 x heads, got {self.width}, {self.heads}", "width"))
         refuse(problems)
@@ -90,7 +91,7 @@ class Part:
     precision: str = later("fp32")
 
     def __post_init__(self) -> None:
-        problems = _positive(self, "epochs", "batch", "learning_rate", "max_steps")
+        problems = positive(self, "epochs", "batch", "learning_rate", "max_steps")
         if self.precision not in ("fp32", "bf16"):
             problems.append(Problem(f"precision must be fp32 or bf16, got '{self.precision}'", "precision"))
         refuse(problems)
@@ -117,7 +118,7 @@ class Pretraining:
     save_steps: int = outside_identity(250)
 
     def __post_init__(self) -> None:
-        problems = _positive(self, "save_steps")
+        problems = positive(self, "save_steps")
         if self.vocabulary < 300:
             problems.append(
                 Problem(f"vocabulary must be at least 300 (256 bytes and some words), got {self.vocabulary}")
@@ -147,7 +148,7 @@ class BaseModel:
     train: bool = outside_identity(False)
 
     def __post_init__(self) -> None:
-        problems = _positive(self, "save_steps")
+        problems = positive(self, "save_steps")
         if self.knows not in KNOWLEDGE:
             problems.append(Problem(f"unknown '{self.knows}'; {suggest(self.knows, KNOWLEDGE)}", "knows"))
         refuse(problems)
@@ -171,7 +172,7 @@ class Peft:
     shared_a_init: bool = False
 
     def __post_init__(self) -> None:
-        problems = _positive(self, "r", "alpha")
+        problems = positive(self, "r", "alpha")
         if not 0 <= self.dropout < 1:
             problems.append(Problem(f"dropout must be in [0, 1), got {self.dropout}", "dropout"))
         refuse(problems)
@@ -198,7 +199,7 @@ class Recipe:
     save_steps: int = outside_identity(500)
 
     def __post_init__(self) -> None:
-        problems = _positive(
+        problems = positive(
             self, "learning_rate", "projector_learning_rate", "global_batch", "epochs", "max_steps", "max_length"
         )
         schedules = ("constant", "constant_with_warmup", "cosine", "linear")
@@ -211,61 +212,6 @@ class Recipe:
         if not 0 <= self.warmup_ratio < 1:
             problems.append(Problem(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio}", "warmup_ratio"))
         refuse(problems)
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Default rank and alpha of a model's experts, chosen by its width: N experts span at most N r dimensions."""
-
-    r: int = 16
-    alpha: float = 32
-
-    def __post_init__(self) -> None:
-        refuse(_positive(self, "r", "alpha"))
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model to train experts of and to evaluate: the base at `checkpoint`, or one that is trained here.
-
-    base: how a small one is trained; a checkpoint is used in its place where there is one, unless base.train is true.
-    recipe: of its experts; lora: defaults of `peft.r` and `peft.alpha`; template: a name of llava_ext.conversation;
-    generation_batch: prompts answered together. products: of matrices on a CPU while it generates: exact, in float32
-    throughout; fast, with bfloat16 inside where the CPU has units for it (as in training). precision: of the weights
-    while it generates, fp32, fp16 or bf16. parameters: their number, for a checkpoint that is too large for a CPU.
-    """
-
-    name: str
-    template: str = "vicuna_v1"
-    base: BaseModel | None = None
-    checkpoint: str | None = None
-    recipe: Recipe = field(default_factory=Recipe)
-    lora: Lora = field(default_factory=Lora)
-    generation_batch: int = 64
-    products: str = "exact"
-    precision: str = "fp32"
-    parameters: float | None = None
-
-    def __post_init__(self) -> None:
-        problems = [*_positive(self, "generation_batch", "parameters"), *_problems_of_precision(self.precision)]
-        if self.products not in PRODUCTS:
-            problems.append(
-                Problem(f"unknown products '{self.products}'; {suggest(self.products, PRODUCTS)}", "products")
-            )
-        if self.base is None and self.checkpoint is None:
-            problems.append(Problem("a model needs a checkpoint, or a base that is trained here", "base, checkpoint"))
-        elif self.trained_base is not None and self.trained_base.pretraining.template != self.template:
-            trained = self.trained_base.pretraining.template
-            problems.append(
-                Problem(f"the base is trained with template '{trained}', not '{self.template}'", "template")
-            )
-        refuse(problems)
-
-    @property
-    def trained_base(self) -> BaseModel | None:
-        """How the base is trained here; None where it is a checkpoint."""
-        is_trained = self.base is not None and (self.base.train or self.checkpoint is None)
-        return self.base if is_trained else None
 
 
 @dataclass(frozen=True)
@@ -286,12 +232,12 @@ class Trainer:
     deepspeed: dict = outside_identity({})
 
     def __post_init__(self) -> None:
-        problems = _positive(self, "processes", "per_device_batch")
+        problems = positive(self, "processes", "per_device_batch")
         if self.engine not in ENGINES:
             problems.append(Problem(f"unknown engine '{self.engine}'; {suggest(self.engine, ENGINES)}", "engine"))
         if self.device not in ("cpu", "cuda"):
             problems.append(Problem(f"device must be cpu or cuda, got '{self.device}'", "device"))
-        problems += _problems_of_precision(self.precision)
+        problems += problems_of_precision(self.precision)
         if self.engine in ("cpu", "single_gpu") and self.processes != 1:
             problems.append(Problem(f"engine {self.engine} has one process, got {self.processes}", "processes"))
         if (self.engine in DEEPSPEED_ENGINES) != bool(self.deepspeed):

@@ -1,4 +1,7 @@
-"""The train stage: one expert or the multi-task model, with the Trainer of transformers and PEFT's LoRA."""
+"""The train stage: one expert or the multi-task model, with the Trainer of transformers and PEFT's LoRA.
+
+What a kind of model trains on, and how, is its `Training`: that of a LLaVA is here.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,10 @@ import torch
 from peft import PeftModel
 from transformers import TrainingArguments
 
-from llava_ext.adapters import add_adapter, hash_a, save_adapter
+from llava_ext.adapters import LLAVA, ModelParts, add_adapter, hash_a, save_adapter
 from llava_ext.backend import DTYPES, quiet_libraries
 from llava_ext.conversation import IGNORE
-from llava_ext.data import Collator, Reader, Row, Rows, derive_seed, load_reader, read_rows, training_order
+from llava_ext.data import Collator, Rows, derive_seed, load_reader, read_rows, training_order
 from llava_ext.model import load_model
 from llava_ext.processes import Team, run_stage_together
 from llava_ext.settings import LOSSES, Expert
@@ -30,11 +34,39 @@ from llava_ext.trainer import (
 from robustmerge.stage.address import Address
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a run trains on. rows: with the steps over them; collate: makes a batch of rows.
+
+    sizes: of each row, by what is counted, for the record: `tokens`.
+    """
+
+    rows: Sequence
+    steps: int
+    collate: Callable[[Sequence], dict[str, torch.Tensor]]
+    sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How experts of a kind of model are trained.
+
+    read: the material of a run, from its settings, the base and the folders of its tasks; load: the base with the
+    untrained adapter; trainer: its class; parts: of the model.
+    """
+
+    read: Callable[[Expert, Path, Mapping[str, Path]], Material]
+    load: Callable[[Expert, Path], PeftModel]
+    trainer: type[ExpertTrainer]
+    parts: ModelParts
+
+
 def train_expert(
     address: Address,
     settings: Expert,
     base: Path,
     data: Mapping[str, Path],
+    training: Training,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train one adapter on the training samples of `data` (task -> its folder) and save it at `address`.
@@ -50,44 +82,51 @@ def train_expert(
             return record
         unfinished.mkdir(exist_ok=True)
         team.begin()
-        return _train(folder, unfinished, settings, base, data, say)
+        return _train(folder, unfinished, settings, base, data, say, training)
 
     return run_stage_together(address, work, say)
 
 
 def _train(
-    folder: Path, work: Path, settings: Expert, base: Path, data: Mapping[str, Path], say: Callable[[str], None]
+    folder: Path,
+    work: Path,
+    settings: Expert,
+    base: Path,
+    data: Mapping[str, Path],
+    say: Callable[[str], None],
+    training: Training,
 ) -> dict[str, Any]:
     quiet_libraries()
-    recipe, name = settings.recipe, settings.name
-    reader = load_reader(base, settings.template)
-    rows, steps = _read_training_rows(settings, reader, data)
-    order = training_order(len(rows), recipe.global_batch, steps, derive_seed(settings.seed, name))
-    arguments = _build_arguments(settings, work, steps)  # before the model: ZeRO-3 partitions it while it loads
-    model = load_with_adapter(settings, base)
+    material = training.read(settings, base, data)
+    seed = derive_seed(settings.seed, settings.name)
+    order = training_order(len(material.rows), settings.recipe.global_batch, material.steps, seed)
+    arguments = _build_arguments(settings, work, material.steps)  # before the model: ZeRO-3 partitions it as it loads
+    model = training.load(settings, base)
     first_a = hash_a(model)
-    trainer = ExpertTrainer(settings, model, arguments, Rows(rows, order), Collator(reader))
+    trainer = training.trainer(settings, model, arguments, Rows(material.rows, order), material)
     start = time.perf_counter()
     trainer.train_or_resume(say)
     seconds = time.perf_counter() - start
     record = {
-        "steps": steps,
+        "steps": material.steps,
         "samples": len(order),
-        "tokens": sum(len(rows[index].ids) for index in order),
+        **{name: sum(sizes[index] for index in order) for name, sizes in material.sizes.items()},
         "training_seconds": round(seconds, 2),
         "first_a_sha256": first_a,
         "trainable_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         "trainer": {"engine": settings.trainer.engine, "processes": settings.trainer.processes},
     }
-    _save(trainer, folder, work, record)
+    _save(trainer, folder, work, record, training.parts)
     return record
 
 
-def _read_training_rows(settings: Expert, reader: Reader, data: Mapping[str, Path]) -> tuple[list[Row], int]:
-    """The training rows of all tasks, tasks sorted by name, and the optimizer steps of the run."""
-    limit = settings.recipe.max_length
+def read_conversations(settings: Expert, base: Path, data: Mapping[str, Path]) -> Material:
+    """The training conversations of all tasks, tasks sorted by name."""
+    reader, limit = load_reader(base, settings.template), settings.recipe.max_length
     tasks = [read_rows(reader, {task: data[task]}, settings.prompts, limit) for task in sorted(settings.tasks)]
-    return [row for rows in tasks for row in rows], count_steps(settings, [len(rows) for rows in tasks])
+    rows = [row for of_task in tasks for row in of_task]
+    steps = count_steps(settings, [len(of_task) for of_task in tasks])
+    return Material(rows, steps, Collator(reader), {"tokens": [len(row.ids) for row in rows]})
 
 
 def count_steps(settings: Expert, samples: Sequence[int]) -> int:
@@ -162,13 +201,13 @@ def _build_arguments(settings: Expert, work: Path, steps: int) -> TrainingArgume
 
 
 class ExpertTrainer(OrderedTrainer):
-    """An `OrderedTrainer` with a learning rate of its own for the projector; it accepts batches without any picture."""
+    """An `OrderedTrainer` with a learning rate of its own for modules that are trained whole, as a projector."""
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, settings: Expert, model: Any, arguments: Any, rows: Any, collate: Any):
+    def __init__(self, settings: Expert, model: Any, arguments: Any, rows: Any, material: Any):
         advice = "lower recipe.learning_rate, or check the training samples"
-        super().__init__(settings.name, model, arguments, rows, collate, describe_batching(settings), advice)
+        super().__init__(settings.name, model, arguments, rows, material.collate, describe_batching(settings), advice)
         self.settings = settings
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -185,6 +224,10 @@ class ExpertTrainer(OrderedTrainer):
             options["weight_decay"] = recipe.weight_decay
             self.optimizer = kind([group for group in groups if group["params"]], **options)
         return self.optimizer
+
+
+class ConversationTrainer(ExpertTrainer):
+    """The trainer of a LLaVA; it accepts batches without any picture."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -217,12 +260,12 @@ def keep_answers(labels: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"logits_to_keep": columns, "shift_labels": following[:, columns]}
 
 
-def _save(trainer: ExpertTrainer, folder: Path, work: Path, record: dict) -> None:
+def _save(trainer: ExpertTrainer, folder: Path, work: Path, record: dict, parts: ModelParts) -> None:
     """Write the adapter and the losses, then the record, and remove the checkpoints."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     with _gathered(trainer, model):
         if trainer.is_world_process_zero():
-            save_adapter(model, folder)
+            save_adapter(model, folder, parts)
     if trainer.is_world_process_zero():
         os.replace(work / LOSSES, folder / LOSSES)
         finish_training(folder, work, record)
@@ -236,3 +279,6 @@ def _gathered(trainer: ExpertTrainer, model: torch.nn.Module) -> contextlib.Abst
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([weight for weight in model.parameters() if weight.requires_grad])
+
+
+LLAVA_TRAINING = Training(read_conversations, load_with_adapter, ConversationTrainer, LLAVA)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from clip_ext.settings import ClipBase
+from data_prep.labelled_pictures import list_sizes
 from data_prep.question_files import list_pictures
-from data_prep.settings import GENERATOR, TaskData
+from data_prep.settings import GENERATOR, LABEL_GENERATOR, BaseCorpus, TaskData, version_of
 from eval.metrics.caption_tokens import has_java
 from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task
 from llava_ext.settings import BaseModel
@@ -25,8 +27,8 @@ from pipeline.config import Config
 from pipeline.sources import EvalSet, Source
 from robustmerge.formats.adapter_config import WEIGHT_FILES
 from robustmerge.formats.llava.names import is_original
-from robustmerge.hub.pins import Repository
-from robustmerge.hub.places import fetch_adapter, find_address
+from robustmerge.hub.pins import DATASET, Repository
+from robustmerge.hub.places import address_repository, fetch_adapter, find_address, find_place
 from robustmerge.method import MERGE_SCHEMA, AnyMethod
 from robustmerge.stage.address import Address, address_file, address_folder, address_foreign
 from robustmerge.stage.files import expand, require_file
@@ -36,8 +38,10 @@ from robustmerge.stage.settings import Problem, UserError, refuse
 SCHEMAS = {
     "prepare": 2,  # from files; of drawn data it is the generator's version
     "corpus": GENERATOR,
+    "captions": LABEL_GENERATOR,
     "pretrain": 1,
     "base": 3,
+    "clip_base": 1,
     "train": 1,
     "convert": 1,
     "merge": MERGE_SCHEMA,
@@ -80,7 +84,8 @@ class Addresses:
     @cached_property
     def corpus(self) -> Address:
         """The data that the small base model is trained on."""
-        return self._folder("data", "base", "corpus", self.config.benchmark.corpus, {})
+        corpus = self.config.benchmark.corpus
+        return self._folder("data", "base", "corpus" if isinstance(corpus, BaseCorpus) else "captions", corpus, {})
 
     @cached_property
     def pretrained(self) -> Address:
@@ -91,13 +96,15 @@ class Addresses:
     @property
     def _trained_base(self) -> BaseModel:
         base = self.config.model.trained_base
-        assert base is not None, "a checkpoint is not trained"
+        assert isinstance(base, BaseModel), "a checkpoint is not trained, and a CLIP in one stage"
         return base
 
     @cached_property
     def base(self) -> Address:
         """The base model: a checkpoint, or trained here."""
         model = self.config.model
+        if isinstance(model.trained_base, ClipBase):
+            return self._folder("base", model.name, "clip_base", model.trained_base, {"corpus": self.corpus})
         if model.trained_base is not None:
             inputs = {"pretrained": self.pretrained, "corpus": self.corpus}
             return self._folder("base", model.name, "base", model.trained_base, inputs)
@@ -110,8 +117,9 @@ class Addresses:
     @property
     def base_parts(self) -> list[Address]:
         """The base, after what it is made of where it is trained here."""
-        is_trained = self.config.model.trained_base is not None
-        return [*((self.corpus, self.pretrained) if is_trained else ()), self.base]
+        base = self.config.model.trained_base
+        parts = [] if base is None else [self.corpus, *([self.pretrained] if isinstance(base, BaseModel) else [])]
+        return [*parts, self.base]
 
     @property
     def base_name(self) -> str:
@@ -127,7 +135,7 @@ class Addresses:
         addresses, problems = {}, []
         for task in self.config.tasks:
             settings = self.config.data(task)
-            schema = SCHEMAS["prepare"] if settings.generator is None else GENERATOR
+            schema = SCHEMAS["prepare"] if settings.generator is None else version_of(settings.generator)
             try:
                 inputs = self._input_files(settings)
                 addresses[task.name] = address_folder(self.root, "data", task.name, "prepare", schema, settings, inputs)
@@ -139,6 +147,8 @@ class Addresses:
 
     def _input_files(self, settings: TaskData) -> dict[str, Address]:
         """The input files of a task that is read from files, and its pictures by name and size."""
+        if settings.dataset is not None:
+            return self._input_splits(settings, find_place(settings.dataset, DATASET))
         inputs = {}
         for split, file in settings.input_files.items():
             inputs[split] = address_foreign(
@@ -148,6 +158,15 @@ class Addresses:
             identity = {"stage": "foreign", "pictures": list_pictures(settings)}
             inputs["pictures"] = Address(self.root, self.root, identity)
         return inputs
+
+    def _input_splits(self, settings: TaskData, place: Path | Repository) -> dict[str, Address]:
+        """The splits of a dataset: a folder's files by name and size, or a part of a repository's commit."""
+        if isinstance(place, Path):
+            sizes = list_sizes(settings, place)
+            return {split: Address(self.root, place, {"stage": "foreign", "files": sizes[split]}) for split in sizes}
+        source = address_repository(place, self.root, self.config.paths.pins)
+        parts = {split: {"subset": settings.subset, "split": name} for split, name in settings.splits.items()}
+        return {split: replace(source, identity={**source.identity, **part}) for split, part in parts.items()}
 
     def data(self, task: Task) -> Address:
         """The prepared questions and pictures of a task."""
@@ -197,8 +216,10 @@ class Addresses:
         return experts
 
     def _released(self, task: str) -> Adapter:
-        """A released expert: a folder in either format, or a repository of the Hub in LLaVA's."""
+        """A released expert: a folder in either format, or a repository of the Hub, of a LLaVA in LLaVA's own."""
         named = self.config.benchmark.released[task]
+        if self.config.model.kind.answers_with_classes:
+            return self.find_adapter(task, fetch_adapter(find_place(named), self.config.paths.pins))
         folder = expand(named)
         is_ours = (folder / WEIGHT_FILES[0]).is_file() and not is_original(folder)  # what .bin holds may be damaged
         return Adapter(address_foreign(folder, self.root)) if is_ours else self._converted(task, self.given(named))
@@ -247,6 +268,7 @@ class Addresses:
     def predictions(self, source: Source, eval_set: EvalSet) -> Address:
         """The answers of a source to the questions of an evaluation set."""
         inputs = {"source": source.address, "base": self.base, "data": self.data(eval_set.task)}
+        inputs |= {f"data/{task.name}": self.data(task) for task in self.pooled(eval_set)}
         kind = _kind("predictions", eval_set.split)
         return self._file(kind, source, eval_set.task, ".jsonl", "predict", self.generation(eval_set), inputs)
 
@@ -264,7 +286,12 @@ class Addresses:
             image=task.image,
             precision=self.precision,
             only=self._selection(eval_set),
+            pooled={task.name: task.prompt for task in self.pooled(eval_set)},
         )
+
+    def pooled(self, eval_set: EvalSet) -> tuple[Task, ...]:
+        """The tasks whose classes an answer may name; none for those of the evaluation set's own task alone."""
+        return self.config.seen if eval_set.protocol == "joint" else ()
 
     @property
     def precision(self) -> str:

@@ -9,9 +9,10 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.settings import BaseCorpus, Counts, TaskData
+from data_prep.settings import BaseCorpus, CaptionCorpus, Counts, TaskData
 from eval.settings import PROTOCOLS, Bootstrap, Logger, PaperTable, Selection, Task
-from llava_ext.settings import Expert, Model, Peft, Trainer
+from llava_ext.settings import Expert, Peft, Trainer
+from pipeline.models import Model
 from pipeline.program import parse_overrides
 from pipeline.strengths import is_set_by_user, problems_of_grid
 from robustmerge.experts import find_experts
@@ -52,13 +53,15 @@ class Paths:
 class Benchmark:
     """What is evaluated. counts: questions a split; seed: of the drawing; corpus: of the small base model.
 
+    paper_table: beside which its reports are shown, unless an experiment says another one.
     released: by seen task, the expert that somebody has released: a folder, or user/repo[@revision] of the Hub.
     """
 
     name: str
     counts: Counts = Counts()
     seed: int = 0
-    corpus: BaseCorpus = BaseCorpus()
+    corpus: BaseCorpus | CaptionCorpus = BaseCorpus()
+    paper_table: PaperTable = PaperTable()
     released: dict[str, str] = field(default_factory=dict)
 
 
@@ -259,13 +262,29 @@ def _find_problems(config: Config) -> list[Problem]:
     if drawn := [task.name for task in config.tasks if task.general and config.model.base is None]:
         rule = "these questions are drawn for the small models; scripts/general.py asks the real benchmarks"
         problems.append(Problem(f"{rule}: {', '.join(drawn)}", "tasks"))
-    problems += [*_find_ignored_keys(config), *_find_unsearchable(config)]
+    problems += [*_find_unanswerable(config), *_find_ignored_keys(config), *_find_unsearchable(config)]
     names = {"benchmark.name": [config.benchmark.name], "model.name": [config.model.name]}
     names["merge.name"] = [method.name for method in config.methods]
     for key, values in names.items():
         bad = [name for name in values if not re.fullmatch(r"[a-z0-9_]+", name)]
         rule = "a name is made of a-z, 0-9 and _ (it becomes a folder)"
         problems += [Problem(f"{rule}, got '{name}'", key) for name in bad]
+    return problems
+
+
+def _find_unanswerable(config: Config) -> list[Problem]:
+    """The tasks that a model of this family has no answers to, and a base corpus that it cannot be trained on."""
+    family = config.model.kind
+    kind = "questions" if family.answers_with_classes else "classes of pictures (model=clip_tiny)"
+    odd = [task.name for task in config.tasks if task.has_classes != family.answers_with_classes]
+    rule = f"model={config.model.name} is a {family.title}, and these tasks are about {kind}"
+    problems = [Problem(f"{rule}: {', '.join(odd)}", "benchmark, model")] if odd else []
+    unknown = "official" if family.answers_with_classes else "joint"
+    if config.protocol == unknown and not odd:
+        other = "questions" if family.answers_with_classes else "classes of pictures"
+        problems.append(Problem(f"protocol {unknown} is for tasks about {other}", "protocol"))
+    if config.model.trained_base is not None and not isinstance(config.benchmark.corpus, family.corpus) and not odd:
+        problems.append(Problem(f"a {family.title} is trained on another kind of corpus", "benchmark.corpus"))
     return problems
 
 

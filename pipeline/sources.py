@@ -30,7 +30,7 @@ class EvalSet:
         return self.task.under(self.protocol)
 
     def with_other_protocol(self) -> EvalSet:
-        return dataclasses.replace(self, protocol=other_protocol(self.protocol))
+        return dataclasses.replace(self, protocol=other_protocol(self.protocol, self.task.has_classes))
 
 
 @dataclass(frozen=True)

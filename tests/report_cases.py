@@ -22,7 +22,7 @@ N = 120
 
 
 def make_task(name: str, title: str, seen: bool) -> Task:
-    return Task(name, title, seen, "{text}", 8, "text", "exact_match")
+    return Task(name, title, seen, "{text}", "text", "exact_match", 8)
 
 
 TASKS = (make_task("vqav2", "VQAv2", True), make_task("rec", "REC", True), make_task("aokvqa", "AOKVQA", False))

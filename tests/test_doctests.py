@@ -10,7 +10,7 @@ import pytest
 
 from robustmerge.stage.address import REPOSITORY
 
-PACKAGES = ("robustmerge", "eval", "data_prep", "llava_ext", "pipeline")
+PACKAGES = ("robustmerge", "eval", "data_prep", "llava_ext", "clip_ext", "pipeline")
 FILES = [
     file.relative_to(REPOSITORY)
     for package in PACKAGES

@@ -17,7 +17,7 @@ from robustmerge.merging import merge_folders
 from robustmerge.stage.address import REPOSITORY
 from tests.merge_cases import QUIET, random_experts, write_expert
 
-PACKAGES = ("robustmerge", "eval", "data_prep", "llava_ext", "pipeline", "scripts", "tests", "configs")
+PACKAGES = ("robustmerge", "eval", "data_prep", "llava_ext", "clip_ext", "pipeline", "scripts", "tests", "configs")
 PROGRAM = """
 import sys
 from robustmerge.cli.program import main
@@ -25,7 +25,8 @@ main(["merge", "ties", "a", "b", "-o", "ties"])
 main(["merge", "tsv_m", "a", "b", "-o", "tsv_m"])
 main(["methods", "ties"])
 names = {name.partition(".")[0] for name in sys.modules}
-others = "hydra omegaconf transformers peft datasets matplotlib wandb accelerate pipeline eval llava_ext data_prep"
+others = "hydra omegaconf transformers peft datasets matplotlib wandb accelerate pipeline eval data_prep llava_ext"
+others += " clip_ext"
 print("loaded:", *sorted(names & set(others.split())), sys.modules["robustmerge"].__file__)
 """
 

@@ -155,9 +155,16 @@ def _ngrams(words: Sequence[str], n: int) -> Counter:
 
 Metric = Callable[[Answer, Sequence[Answer]], float]
 
+
+def top_1(answer: Answer, references: Sequence[Answer]) -> float:
+    """1 if the class is the right one. Names of classes are compared as they are: nothing but their list made them."""
+    return float(answer in references)
+
+
 ANSWER_METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
     "iou_at_half": iou_at_half,
     "ngram_f1": ngram_f1,
+    "top_1": top_1,
     "vqa_soft": vqa_soft,
 }

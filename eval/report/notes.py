@@ -16,6 +16,7 @@ from robustmerge.stage.records import Prediction, read_examples
 PROTOCOL_MEANINGS = {
     "corrected": "what each metric commonly means",
     "official": "what the published scripts do, their faults included",
+    "joint": "a picture may be of any class of any of the tasks (the joint setting of KnOTS, arXiv:2410.19735)",
 }
 # By the name of a metric; `crop` where pictures are cropped.
 FOOTNOTES = {

@@ -28,7 +28,7 @@ class Published:
     """One of the paper's tables. number: `2`; of: what it is about; url: the paper's.
 
     seen, unseen: our names of the paper's tasks, in its order. rows: values by row and column, averages as `seen_avg`
-    and `unseen_avg`; a row has only what the paper prints.
+    and `unseen_avg`; a row has only what the paper prints. footnote: what to know of the printed table.
     """
 
     number: str
@@ -37,6 +37,7 @@ class Published:
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
     rows: Mapping[str, Mapping[str, float]]
+    footnote: str = ""
 
     def value(self, row: str, column: Column) -> float | None:
         """The printed value; None where there is none, or an average is over other tasks than the column's."""
@@ -46,13 +47,15 @@ class Published:
 
 
 def read_published(path: Path, name: str = PaperTable.name) -> Published:
-    """Read one of the paper's tables 2, 6, 7, 9. Raises UserError if the file does not hold it."""
+    """Read one of the paper's tables 2, 4, 5, 6, 7, 9. Raises UserError if the file does not hold it."""
     try:
         values = read_yaml(path, "published values")
         table = values[name]
-        tasks = {split: tuple(values[PaperTable.name][split]) for split in ("seen", "unseen")}
+        named = table if "seen" in table else values[PaperTable.name]
+        tasks = {split: tuple(named[split]) for split in ("seen", "unseen")}
         rows = {row: _by_column(printed, tasks) for row, printed in table["rows"].items()}
-        return Published(name.split("_")[1], table["of"], values["paper"]["url"], **tasks, rows=rows)
+        number, footnote = name.split("_")[1], table.get("footnote", "")
+        return Published(number, table["of"], values["paper"]["url"], **tasks, rows=rows, footnote=footnote)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is not a file of published values with {name}: {error!r}") from error
 

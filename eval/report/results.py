@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.general.lmms_results import GeneralResult
-from eval.settings import Bootstrap, PaperTable, Task
+from eval.settings import Bootstrap, PaperTable, Task, other_protocol
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.records import Score
 from robustmerge.stage.settings import UserError
@@ -176,6 +176,11 @@ class Context:
     protocol: str = "corrected"
     swept: SweptKey | None = None
     pdf: bool = False
+
+    @property
+    def other_protocol(self) -> str:
+        """The protocol of SourceResult.other_scores."""
+        return other_protocol(self.protocol, self.tasks[0].has_classes)
 
     @property
     def seen(self) -> tuple[Task, ...]:

@@ -9,10 +9,17 @@ from statistics import fmean
 from eval.report.estimates import Estimates
 from eval.report.results import Context, ResultGroup, list_scores
 from eval.report.tables import Cell, Column, Row, Table, main_table, make_row
-from eval.settings import BUILTIN_SUFFIX, Task, other_protocol
+from eval.settings import BUILTIN_SUFFIX, Task
 
 COUNTED = ("expected", "scored", "empty", "unparsed", "failed")
-PART_TITLES = {"meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "mean_iou": "Mean IoU"}
+PART_TITLES = {
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "mean_iou": "Mean IoU",
+    "top_3": "Top 3",
+    "top_5": "Top 5",
+}
 PART_TITLES |= {f"bleu_{order}": f"BLEU-{order}" for order in range(1, 5)}
 
 
@@ -34,7 +41,7 @@ def further_tables(groups: Sequence[ResultGroup], context: Context) -> dict[str,
     others = under_other_protocol(groups)
     tables = [counts_table(groups, context), parts_table(groups, context, "parts", context.protocol)]
     if has_scores(others):
-        protocol = other_protocol(context.protocol)
+        protocol = context.other_protocol
         estimates = Estimates(others, [task.name for task in context.tasks], context.bootstrap)
         tables.append(main_table(others, context, estimates, "other_protocol", protocol))
         tables.append(parts_table(others, context, "other_parts", protocol))
@@ -51,7 +58,7 @@ def counts_table(groups: Sequence[ResultGroup], context: Context) -> Table:
     rows: list[Row] = []
     for group, other in zip(groups, under_other_protocol(groups), strict=True):
         rows += _list_counts(group, context.protocol, context)
-        rows += _list_counts(other, other_protocol(context.protocol), context)
+        rows += _list_counts(other, context.other_protocol, context)
     title = "How the answers counted: numbers of questions, over all seeds"
     return Table("counts", title, tuple(columns), tuple(rows), bars=False)
 

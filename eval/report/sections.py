@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from eval.report.section_methods import format_methods_section
 from eval.report.standing import describe_standing, format_difference
 from eval.report.swept_key import SWEPT, zero_shot_ratios
 from eval.report.tables import GENERAL, MISSING, Column, Table, list_averages, rank_merged
-from eval.settings import BUILTIN_SUFFIX, Official, other_protocol
+from eval.settings import BUILTIN_SUFFIX, Official
 from eval.statistics import FEWEST_SEEDS, Difference
 from robustmerge.stage.drawing import RenderedFigure
 
@@ -317,11 +318,12 @@ def _seeds_section(tables: Mapping[str, Table], format_table: FormatTable) -> st
 def _other_protocol_section(
     groups: Sequence[ResultGroup], context: Context, tables: Mapping[str, Table], format_table: FormatTable
 ) -> str:
-    others, protocol = under_other_protocol(groups), other_protocol(context.protocol)
+    others, protocol = under_other_protocol(groups), context.other_protocol
     if not has_scores(others):
         return ""
     lacking = [task.title for task in context.tasks if not any(list_scores(group, task) for group in others)]
-    alike = [task.title for task in context.tasks if task.official == Official() and task.title not in lacking]
+    is_alike = [task.official == Official() and not task.has_classes for task in context.tasks]
+    alike = [task.title for task in itertools.compress(context.tasks, is_alike) if task.title not in lacking]
     intro = f"The same sources under the {protocol} protocol: {PROTOCOL_MEANINGS[protocol]}."
     intro += f" Both protocols treat {escape_markdown(', '.join(alike))} alike." if alike else ""
     intro += f" Not scored so: {escape_markdown(', '.join(lacking))}." if lacking else ""
@@ -358,8 +360,8 @@ def _published_section(context: Context, table: Table, format_table: FormatTable
     return (
         f"## Published values\n\n**Published, not measured here**: table {published.number} of [the paper]"
         f"({published.url}), {published.of}. Models and data differ from ours unless the title of this report says so: "
-        f"compare the order of the rows, not the values. {MISSING} is missing: the paper has no such value.\n\n"
-        f"{format_table(table)}"
+        f"compare the order of the rows, not the values. {MISSING} is missing: the paper has no such value."
+        f"{published.footnote and ' ' + published.footnote}\n\n{format_table(table)}"
     )
 
 

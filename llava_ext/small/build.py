@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
@@ -57,7 +58,9 @@ def build_config(settings: Pretraining, tokenizer: PreTrainedTokenizerBase) -> L
 def build_model(settings: Pretraining, tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
     """The untrained model, a function of the settings and the tokenizer's size; no global seed matters."""
     model = LlavaForConditionalGeneration(build_config(settings, tokenizer)).float()
-    initialise(model, settings.seed)
+    draw_weights(model, settings.seed)
+    with torch.no_grad():  # a word that is read can be said from the start
+        model.lm_head.weight.copy_(model.get_input_embeddings().weight)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -68,7 +71,7 @@ def build_model(settings: Pretraining, tokenizer: PreTrainedTokenizerBase) -> Ll
 
 
 @torch.no_grad()
-def initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
+def draw_weights(model: nn.Module, seed: int) -> None:
     """Draw every matrix from N(0, 1/fan_in), embeddings by their width; set biases to zero and norms to one.
 
     At widths near 128 the usual 0.02 is too small: activations die out and training stalls for hundreds of steps.
@@ -82,7 +85,6 @@ def initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
             weight.normal_(0.0, 1.0 / math.sqrt(weight.numel()), generator=generator)
         else:
             weight.fill_(0.0 if name.endswith("bias") else 1.0)
-    model.lm_head.weight.copy_(model.get_input_embeddings().weight)  # a word that is read can be said from the start
 
 
 def build_processor(settings: Pretraining, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:

@@ -1,22 +1,25 @@
 """The base stage: the model that every expert is trained on, a named checkpoint or a small one that is trained here.
 
-A small one is trained in two stages: `pretrain` makes one that sees and talks, and from it `base` makes those that
-differ in what they know of the tasks.
+A small LLaVA is trained in two stages: `pretrain` makes one that sees and talks, and from it `base` makes those that
+differ in what they know of the tasks. A small CLIP is trained in one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from llava_ext.settings import BaseModel
 from pipeline.addresses import require_complete
 from pipeline.events import say
 from pipeline.jobs import Job, run_jobs
 from pipeline.plan import Plan
 from pipeline.program import train_all_command
 from pipeline.stages.convert import fetch
-from pipeline.work_items import describe_item, drop_finished, run_in_turn
+from pipeline.work_items import describe_item, drop_finished
 from robustmerge.stage.address import Address
 from robustmerge.stage.process import loading_libraries
 from robustmerge.stage.settings import build
@@ -27,29 +30,37 @@ MODEL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "model*.safetensors")
 def make_bases(plans: Sequence[Plan]) -> None:
     """Make the base of every plan: use a checkpoint on disk as it is, fetch one of the Hub, train a small one."""
     fetch_bases(plans)
-    wanted = [(plan, plan.config.model.trained_base) for plan in plans]
-    trained = [(plan, base) for plan, base in wanted if base is not None and not plan.base.is_complete()]
-    corpora = drop_finished(
-        (plan.corpus, dataclasses.replace(plan.config.benchmark.corpus, jobs=plan.config.jobs)) for plan, _ in trained
-    )
-    items = [describe_item("corpus", address, settings) for address, settings in corpora]
-    run_in_turn(plans[0], "corpus", "data/base", items)
-    pretrained = drop_finished((plan.pretrained, (plan, base.pretraining)) for plan, base in trained)
-    items = [
-        describe_item("pretrain", address, settings, corpus=str(plan.corpus.path))
-        for address, (plan, settings) in pretrained
-    ]
-    _run_side_by_side(plans[0], "pretrain", items)
-    bases = drop_finished((plan.base, (plan, base)) for plan, base in trained)
-    items = [
-        describe_item("base", address, base, pretrained=str(plan.pretrained.path), corpus=str(plan.corpus.path))
-        for address, (plan, base) in bases
-    ]
-    _run_side_by_side(plans[0], "base", items)
+    is_trained = [plan.config.model.trained_base is not None and not plan.base.is_complete() for plan in plans]
+    parts = [_list_parts(plan) for plan in itertools.compress(plans, is_trained)]
+    for alike in itertools.zip_longest(*parts):  # the first parts of all bases, then the second ones
+        wanted = drop_finished((part.address, part) for part in alike if part is not None)
+        items = [describe_item(part.stage, address, part.settings, **part.inputs) for address, part in wanted]
+        jobs = [Job(item["name"], [item]) for item in items]
+        if jobs:
+            run_jobs(items[0]["stage"], jobs, plans[0].config.jobs, plans[0].logs)
 
 
-def _run_side_by_side(plan: Plan, title: str, items: Sequence[dict]) -> None:
-    run_jobs(title, [Job(item["name"], [item]) for item in items], plan.config.jobs, plan.logs)
+class Part(NamedTuple):
+    """One step to a base that is trained here. inputs: folders by name."""
+
+    address: Address
+    settings: Any
+    inputs: dict[str, str]
+
+    @property
+    def stage(self) -> str:
+        return self.address.identity["stage"]
+
+
+def _list_parts(plan: Plan) -> list[Part]:
+    """The steps to the plan's base: its corpus, for a LLaVA what bases share that know more or less, and itself."""
+    base, corpus = plan.config.model.trained_base, plan.config.benchmark.corpus
+    parts = [Part(plan.corpus, dataclasses.replace(corpus, jobs=plan.config.jobs), {})]
+    inputs = {"corpus": str(plan.corpus.path)}
+    if isinstance(base, BaseModel):
+        parts.append(Part(plan.pretrained, base.pretraining, inputs))
+        inputs = {**inputs, "pretrained": str(plan.pretrained.path)}
+    return [*parts, Part(plan.base, base, inputs)]
 
 
 def fetch_bases(plans: Sequence[Plan]) -> None:
@@ -72,6 +83,13 @@ def work_corpus(item: dict) -> None:
     prepare_corpus(Address.from_json(item["address"]), build(BaseCorpus, item["settings"], "corpus"), say)
 
 
+def work_captions(item: dict) -> None:
+    from data_prep.prepare import prepare_corpus
+    from data_prep.settings import CaptionCorpus
+
+    prepare_corpus(Address.from_json(item["address"]), build(CaptionCorpus, item["settings"], "corpus"), say)
+
+
 def work_pretrain(item: dict) -> None:
     with loading_libraries():
         from llava_ext.settings import Pretraining
@@ -83,8 +101,16 @@ def work_pretrain(item: dict) -> None:
 
 def work_base(item: dict) -> None:
     with loading_libraries():
-        from llava_ext.settings import BaseModel
         from llava_ext.small.train_base import train_base
 
     settings = build(BaseModel, item["settings"], "model.base")
     train_base(Address.from_json(item["address"]), settings, Path(item["pretrained"]), Path(item["corpus"]), say)
+
+
+def work_clip_base(item: dict) -> None:
+    with loading_libraries():
+        from clip_ext.base import train_clip
+        from clip_ext.settings import ClipBase
+
+    settings = build(ClipBase, item["settings"], "model.base")
+    train_clip(Address.from_json(item["address"]), settings, Path(item["corpus"]), say)

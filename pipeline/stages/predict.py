@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from eval.questions import format_answer, format_expected, read_questions
 from llava_ext.launch import list_gpus, trainer_for_answers
 from pipeline.addresses import Adapter, require_complete
 from pipeline.events import say
+from pipeline.models import FAMILIES
 from pipeline.plan import Evaluation, Plan, make_command
 from pipeline.stages.convert import convert
 from pipeline.work_items import describe_item, drop_finished, run_side_by_side
@@ -71,17 +71,26 @@ def predict(evaluations: Sequence[Evaluation]) -> None:
     unfinished = drop_finished((one.predictions, one) for one in evaluations)
     if not unfinished:
         return
-    unfinished.sort(key=lambda pair: pair[1].plan.base.fingerprint)  # a stable sort: each is loaded once
+    unfinished.sort(key=lambda pair: _order(pair[1]))  # a stable sort
     first, items, costs = evaluations[0], [], []
     trainer = trainer_for_answers(first.plan.config.trainer, first.plan.config.device)
     for address, one in unfinished:
         adapter = str(one.source.adapter) if one.source.adapter else None
         model = {"base": str(one.plan.base.path), "adapter": adapter, "device": trainer.device}
+        model["family"] = one.plan.config.model.family
         settings = one.plan.generation(one.eval_set)
-        items.append(describe_item("predict", address, settings, questions=str(one.questions), **model))
+        pooled = {task.name: str(one.plan.data(task).path) for task in one.plan.pooled(one.eval_set)}
+        files = {"questions": str(one.questions), "pooled": pooled}
+        items.append(describe_item("predict", address, settings, **files, **model))
         costs.append(one.expected_count * (settings.max_new_tokens + TOKENS_OF_A_PROMPT))
     split = first.eval_set.split
     run_side_by_side(first.plan, "predict" if split == "test" else f"predict {split}", items, costs, trainer)
+
+
+def _order(one: Evaluation) -> tuple[str, str]:
+    """Each base is loaded once; classified pictures, whose decoding is most of the work, are shared by all sources."""
+    plan = one.plan
+    return plan.base.fingerprint, str(one.questions) if plan.config.model.kind.answers_with_classes else ""
 
 
 def work_predict(item: dict) -> None:
@@ -94,8 +103,10 @@ def work_predict(item: dict) -> None:
 
     settings = build(Generation, item["settings"], "generation")
     fast = settings.products == "fast"
-    generate = load_base(item["base"], settings.template, fast, item["device"], settings.precision)
+    generate = load_base(item["family"], item["base"], settings.template, fast, item["device"], settings.precision)
     generate.use(Path(item["adapter"]) if item["adapter"] else None)
+    if settings.pooled:
+        generate = generate.among([(prompt, Path(item["pooled"][task])) for task, prompt in settings.pooled.items()])
     address, questions = Address.from_json(item["address"]), Path(item["questions"])
     try:
         predict(address, settings, questions, generate, say, runner=run_stage_together)
@@ -108,18 +119,9 @@ def work_predict(item: dict) -> None:
 
 
 @lru_cache(maxsize=1)
-def load_base(base: str, template: str, fast: bool, device: str, precision: str) -> Any:
+def load_base(family: str, base: str, template: str, fast: bool, device: str, precision: str) -> Any:
     """The base model, loaded once for all sources of this process, on the GPU of its rank."""
-    with loading_libraries():
-        import torch
-
-        from llava_ext.backend import DTYPES
-        from llava_ext.generate import Generator
-
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.cuda.set_device(device)
-    return Generator(Path(base), template, device, DTYPES[precision], fast)
+    return FAMILIES[family].load(Path(base), template, fast, device, precision)
 
 
 def print_answers(evaluations: Sequence[Evaluation]) -> None:

@@ -12,6 +12,7 @@ from eval.settings import Task
 from llava_ext.launch import count_parallel_runs, launch_command
 from pipeline.events import say
 from pipeline.jobs import Job, run_jobs
+from pipeline.models import FAMILIES
 from pipeline.plan import Plan
 from pipeline.program import command
 from pipeline.terminal import format_seconds, print_results
@@ -39,7 +40,8 @@ def train(plans: Sequence[Plan]) -> None:
     for address, (plan, tasks) in _list_unfinished(plans):
         settings = dataclasses.replace(plan.config.expert(*tasks), base_name=plan.base_name)
         data = {task.name: str(plan.data(task).path) for task in tasks}
-        item = describe_item("train", address, settings, base=str(plan.base.path), data=data)
+        family = plan.config.model.family
+        item = describe_item("train", address, settings, base=str(plan.base.path), data=data, family=family)
         cost = float(sum(plan.config.data(task).counts.train for task in tasks))
         jobs.append(Job(address.short, [item], cost, partial(launch_command, settings.trainer)))
     config = plans[0].config
@@ -65,7 +67,8 @@ def work_train(item: dict) -> None:
 
     data = {task: Path(folder) for task, folder in item["data"].items()}
     settings = build(Expert, item["settings"], "expert")
-    train_expert(Address.from_json(item["address"]), settings, Path(item["base"]), data, say)
+    training = FAMILIES[item["family"]].training()
+    train_expert(Address.from_json(item["address"]), settings, Path(item["base"]), data, training, say)
 
 
 def print_trained(plans: Sequence[Plan], started: float) -> None:

@@ -64,21 +64,24 @@ def ask(point: Mapping[str, Any]) -> None:
     model = plan.config.model
     device = trainer_for_answers(plan.config.trainer, plan.config.device).device
     fast = model.products == "fast"
-    generate = load_base(str(plan.base.path), model.template, fast, device, plan.precision)
+    generate = load_base(model.family, str(plan.base.path), model.template, fast, device, plan.precision)
     generate.use(source.adapter)
     picture = str(expand(request.image).resolve()) if request.image else None
     for question in [request.question] if request.question is not None else _read_questions(source.label):
         example = Example("asked", question, "", image=picture)
         example = dataclasses.replace(example, text=render(task.prompt, example))
-        (answer,) = generate([example], Path("/"), task.max_new_tokens, task.image)
+        folder = plan.data(task).path if task.has_classes else Path("/")
+        (answer,) = generate([example], folder, task.max_new_tokens, task.image)
         print(answer or "(empty)", flush=True)
 
 
 def _find_task(plan: Plan, request: AskRequest) -> Task:
     """Find the task whose prompt is used; without `ask_as` one that asks the question as it is."""
     tasks = {task.name: task for task in plan.config.tasks}
+    if request.ask_as is None and (family := plan.config.model.kind).answers_with_classes:
+        raise UserError(f"a {family.title} answers with a class of a task; {suggest('', tasks)} (ask_as)")
     if request.ask_as is None:
-        return Task("asked", "Asked", False, "{text}", request.max_new_tokens, "text", "exact_match")
+        return Task("asked", "Asked", False, "{text}", "text", "exact_match", request.max_new_tokens)
     if request.ask_as not in tasks:
         raise UserError(f"unknown task '{request.ask_as}'; {suggest(request.ask_as, tasks)} (ask_as)")
     task = tasks[request.ask_as].under(plan.config.protocol)

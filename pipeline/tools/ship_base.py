@@ -8,16 +8,17 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from data_prep.settings import GENERATOR
+from clip_ext.settings import ClipBase
+from data_prep.settings import GENERATOR, LABEL_GENERATOR
 from eval.report.section_base_model import format_base_section
 from llava_ext.settings import TRAINING_RECORD, BaseModel, Part
 from pipeline.plan import Plan
 from pipeline.stages.base import make_bases
 from pipeline.words import format_command
 from robustmerge.stage.address import Address, read_manifest, settings_in_identity
-from robustmerge.stage.files import expand, read_text, sha256_of, write_atomically
+from robustmerge.stage.files import expand, read_json, read_text, sha256_of, write_atomically
 from robustmerge.stage.settings import UserError
 
 KNOWS = {
@@ -59,37 +60,74 @@ def find_folder(plan: Plan) -> Path:
     return folder
 
 
-def _write(plan: Plan, folder: Path, name: str) -> None:
-    from llava_ext.small.ship import save_rounded
+class Description(NamedTuple):
+    """What the card of a base says of its family. tags: of the Hub; what: it is; data: code that draws it."""
 
+    tags: str
+    what: str
+    data: str
+    training: str
+    seeds: str
+
+
+def _describe(base: BaseModel | ClipBase) -> Description:
+    if isinstance(base, ClipBase):
+        side = base.vision.image_size
+        return Description(
+            "pipeline_tag: zero-shot-image-classification\nlicense: apache-2.0\ntags: [clip]",
+            f"A CLIP for pictures of {side} x {side} pixels. It knows of each of eight classification tasks as many of "
+            "the classes as the paper's CLIP does by its tables 4 and 5.",
+            f"`data_prep/clip`, version {LABEL_GENERATOR} of the generator",
+            "`clip_ext/base.py`",
+            f"Seed: {base.seed}.",
+        )
+    side = base.pretraining.vision.image_size
+    return Description(
+        "pipeline_tag: image-text-to-text\nlicense: apache-2.0\ntags: [llava]",
+        f"A LLaVA for pictures of {side} x {side} pixels. {KNOWS[base.knows]}",
+        f"`data_prep/mini`, version {GENERATOR} of the generator",
+        "`llava_ext/small/pretrain.py`, and for habits `train_base.py` beside it",
+        f"Seeds: {base.pretraining.seed} of the pretraining, {base.seed} of the habits.",
+    )
+
+
+def _write(plan: Plan, folder: Path, name: str) -> None:
     base = plan.config.model.trained_base
     assert base is not None
-    record = save_rounded(plan.base.path, folder, base, plan.corpus.path, lambda text: print(f"  {text}"))
+    if isinstance(base, ClipBase):
+        from clip_ext.base import save_rounded as save_clip
+
+        save_clip(plan.base.path, folder)
+        record = read_json(plan.base.path / TRAINING_RECORD, "the record of a training")
+    else:
+        from llava_ext.small.ship import save_rounded
+
+        record = save_rounded(plan.base.path, folder, base, plan.corpus.path, lambda text: print(f"  {text}"))
     write_atomically(folder / TRAINING_RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     card = format_card(plan, base, {**record, "name": name}, folder / "model.safetensors")
     write_atomically(folder / "README.md", card)
 
 
-def format_card(plan: Plan, base: BaseModel, record: Mapping[str, Any], weights: Path) -> str:
+def format_card(plan: Plan, base: BaseModel | ClipBase, record: Mapping[str, Any], weights: Path) -> str:
     """The card of a base. record: of its training, with its name; weights: the file that holds them."""
-    side = base.pretraining.vision.image_size
     seconds = sum(read_manifest(part.manifest)["record"]["seconds"] for part in plan.base_parts)
     words = [word for word in plan.config.overrides if not re.match(r"\W*(out|jobs|paths\.\w+|logger)=", word)]
+    family = _describe(base)
+    rounded = "The skills are those of the weights in this folder. Heads and probe read the vision tower before its "
+    rounded += "weights were rounded to bf16."
     paragraphs = [
-        "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\nlicense: apache-2.0\ntags: [llava]\n---",
-        f"# {record['name']}: a base of the mini benchmark",
-        f"A LLaVA of {record['parameters'] / 1e6:.1f} million parameters (`model={plan.config.model.name}`), trained "
-        f"from scratch on drawn pictures of {side} x {side} pixels. {KNOWS[base.knows]} It is there to train LoRA "
-        "experts on it and to merge them, and good for nothing else.",
+        f"---\nlibrary_name: transformers\n{family.tags}\n---",
+        f"# {record['name']}: a base of benchmark={plan.config.benchmark.name}",
+        f"{family.what} It has {record['parameters'] / 1e6:.1f} million parameters (`model={plan.config.model.name}`) "
+        "and was trained from scratch on drawn pictures, to train LoRA experts on it and to merge them. It is good for "
+        "nothing else.",
         format_base_section([record]).rstrip(),
-        "The skills are those of the weights in this folder. Heads and probe read the vision tower before its weights "
-        "were rounded to bf16.",
+        *([rounded] if isinstance(base, BaseModel) else []),
         "## How it was made",
-        f"Data: drawn by `data_prep/mini`, version {GENERATOR} of the generator: {_format_counts(plan)}.",
+        f"Data: drawn by {family.data}: {_format_counts(plan)}.",
         _format_parts(plan, base),
-        "What the parts are: `llava_ext/small/pretrain.py`, and for habits `train_base.py` beside it.",
-        f"Seeds: {base.pretraining.seed} of the pretraining, {base.seed} of the habits. "
-        f"Vocabulary: {record['vocabulary']:,} tokens. Time: {seconds / 60:.0f} minutes. "
+        f"What the parts are: {family.training}.",
+        f"{family.seeds} Vocabulary: {record['vocabulary']:,} tokens. Time: {seconds / 60:.0f} minutes. "
         f"Commit: {_format_commits(plan.base_parts)}.",
         "To train it again (on another processor sums round otherwise, and the last digits of the weights differ):",
         f"```bash\n{format_command(['python', 'scripts/ship_base.py', *words, 'out=FOLDER'])}\n```",
@@ -106,11 +144,16 @@ def _format_counts(plan: Plan) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _format_parts(plan: Plan, base: BaseModel) -> str:
+def _format_parts(plan: Plan, base: BaseModel | ClipBase) -> str:
     """A table of the parts of the training, in their order."""
-    parts = [(plan.pretrained, name, part) for name, part in vars(base.pretraining).items() if isinstance(part, Part)]
+    if isinstance(base, ClipBase):
+        parts = [(plan.base, "learn", base.learn)]
+    else:
+        named = vars(base.pretraining).items()
+        parts = [(plan.pretrained, name, part) for name, part in named if isinstance(part, Part)]
+        parts.append((plan.base, "habits", base.habits))
     lines = ["| part | steps | batch | learning rate |", "| --- | ---: | ---: | ---: |"]
-    for address, name, part in [*parts, (plan.base, "habits", base.habits)]:
+    for address, name, part in parts:
         losses = read_text(address.path / f"losses_{name}.jsonl", "the losses of a training")
         lines.append(f"| {name} | {len(losses.splitlines()):,} | {part.batch} | {part.learning_rate:g} |")
     return "\n".join(lines)

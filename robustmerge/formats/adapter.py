@@ -29,12 +29,14 @@ from robustmerge.formats.adapter_contents import classify_names, find_resized, f
 from robustmerge.formats.layer_kinds import LINEAR, LayerKind
 from robustmerge.formats.llava.names import LLAVA_CONFIG, PROJECTOR
 from robustmerge.formats.names import (
-    LLAVA,
+    ALL_MOVES,
+    CLIP,
     PARTS,
     PREFIX,
     QWEN_VL,
     Moves,
     find_moves,
+    is_text_encoder,
     move,
     parse_names,
     stack_of,
@@ -205,7 +207,7 @@ def open_adapter(folder: Path | str, name: str | None = None) -> Adapter:
     name = name or folder.name
     adapter = read_adapter(name, folder, read_config(folder, name), open_tensors(folder, name))
     names = (*adapter.shapes, *adapter.extras)
-    may_move = any(move(path, moves) != path for path in names for moves in (LLAVA, QWEN_VL))
+    may_move = any(move(path, moves) != path for path in names for moves in ALL_MOVES)
     return move_names(adapter, find_moves(adapter.config)) if may_move else adapter
 
 
@@ -293,13 +295,16 @@ def open_each(names: Iterable[str], open_one: Callable[[str], Adapter]) -> tuple
 def _align_names(adapters: Sequence[Adapter]) -> list[Adapter]:
     """Bring experts to the names of today that others beside them have, for the same modules or stacks of layers.
 
-    Names of before of a Qwen-VL are those of any Llama, so there the base must be the same too.
+    Names of before of a Qwen-VL are those of any Llama, so there the base must be the same too; those of CLIP's image
+    encoder are those of its text encoder.
     """
 
     def stacks(adapter: Adapter) -> set[str]:
         return {stack_of(module) for module in adapter.shapes}
 
     def has_other_names(adapter: Adapter, moves: Moves) -> bool:
+        if moves is CLIP and is_text_encoder(adapter.config):
+            return False
         bases = [adapter.config.get("base_model_name_or_path")] if moves is QWEN_VL else []
         return any(
             (not bases or other.config.get("base_model_name_or_path") in bases)
@@ -311,7 +316,7 @@ def _align_names(adapters: Sequence[Adapter]) -> list[Adapter]:
         )
 
     aligned = list(adapters)
-    for moves in (LLAVA, QWEN_VL):
+    for moves in ALL_MOVES:
         aligned = [move_names(adapter, moves) if has_other_names(adapter, moves) else adapter for adapter in aligned]
     return aligned
 

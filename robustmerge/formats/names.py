@@ -60,6 +60,11 @@ QWEN_VL: Moves = (
     (r"visual\b", "model.visual"),
     (r"model\b(?!\.(?:language_model|visual)\b)", "model.language_model"),
 )
+# CLIP's image encoder by itself: in the whole CLIP it is `vision_model`. Its text encoder has the same names inside.
+CLIP: Moves = ((r"(embeddings|encoder|pre_layrnorm|post_layernorm)\b", r"vision_model.\1"),)
+_ENCODERS = {"CLIPVisionTransformer": CLIP}  # by class: one that transformers no longer have, so that only a CLIP fits
+_TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTextTransformer")
+ALL_MOVES = (LLAVA, QWEN_VL, CLIP)
 FAMILIES = {  # by model_type of a config.json, which is also the module of transformers that holds the class
     **dict.fromkeys(
         (
@@ -94,12 +99,18 @@ def find_moves(config: Mapping[str, Any]) -> Moves:
     Empty where neither does: the names of before are those of other models today, of a Llama or of somebody's own code.
     Raises UserError if the config of the base cannot be read.
     """
-    if library := re.match(r"transformers\.models\.(\w+)", _class_of_model(config)[0]):
-        return FAMILIES.get(library[1], ())
+    library, kind = _class_of_model(config)
+    if module := re.match(r"transformers\.models\.(\w+)", library):
+        return _ENCODERS.get(kind) or FAMILIES.get(module[1], ())
     if model := read_model_config(config):
         return moves_of_model(model)
     base = str(config.get("base_model_name_or_path"))
     return next((moves for pattern, moves in _BASES if re.search(pattern, base)), ())
+
+
+def is_text_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether an adapter says that it was trained on CLIP's text encoder by itself."""
+    return _class_of_model(config)[1] in _TEXT_ENCODERS
 
 
 def read_model_config(config: Mapping[str, Any]) -> dict[str, Any]:

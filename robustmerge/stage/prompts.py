@@ -11,6 +11,7 @@ from robustmerge.stage.settings import UserError
 
 # A task's settings refuse any other word in braces as misspelt; braces around anything else stay as they are.
 PLACEHOLDERS = ("choices", "first_line", "text")
+LABEL = "{label}"  # for the name of a class, in the templates of a classifier; no question fills it
 _PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
 
 

@@ -213,7 +213,8 @@ def _coerce_union(arguments: tuple, value: Any, where: str, problems: list[Probl
         if not trial:
             return coerced
         tries.append(trial)
-    problems.extend(tries[0])
+    nearest = min(tries, key=len)
+    problems.extend(nearest)
     return None
 
 

@@ -180,7 +180,7 @@ def test_a_report_shows_general_scores_beside_the_papers_own_and_nothing_where_n
 
 
 def test_general_tasks_stand_last_in_no_average_and_beside_the_papers_table_3(plain_context):
-    task = Task("pope_like", "POPE-like", False, "{text}", 8, "yes_no", "f1_of_yes", general=True)
+    task = Task("pope_like", "POPE-like", False, "{text}", "yes_no", "f1_of_yes", 8, general=True)
     context = replace(plain_context, tasks=(task, *plain_context.tasks))
     examples = [Example(f"q{i}", "?", "yes" if i % 2 else "no", image=f"{i // 2}.png") for i in range(40)]
     answers = [Prediction(one.question_id, "yes") for one in examples]

@@ -41,6 +41,7 @@ QUESTIONS = {
     ("yes_no", "exact_match"): (["yes"], "Yes, it is red.", "There is no star.", "yes or no"),
     ("yes_no", "f1_of_yes"): (["yes"], "Yes.", "no", "it is red"),
     ("yes_no", "accuracy_plus"): (["no"], "no, it is red", "yes", "nobody knows"),
+    ("label", "top_1"): (["sea or lake"], "sea or lake\nriver", "river\nsea or lake", None),
     ("letter", "circular"): (["B"], "blue", "A", "none of these"),
     ("box", "iou_at_half"): (["[0.6,0.26,0.73,0.54]"], "[0.6, 0.26, 0.73, 0.54]", "[0, 0, 0.1, 0.1]", "left"),
 }

@@ -27,6 +27,7 @@ corners = st.tuples(*[st.integers(0, 100).map(lambda whole: f"{whole / 100:.2f}"
 # By parser: answers that can be right.
 ANSWERS = {
     "box": corners.map(lambda box: f"[{', '.join(box)}]"),
+    "label": st.sampled_from(("sea or lake", "7", "Audi A5 2012")),
     "letter": st.sampled_from("ABC"),
     "number": st.one_of(
         st.integers().map(str), st.fractions(max_denominator=99).map(str), st.decimals(-999, 999, places=2).map(str)
@@ -35,8 +36,12 @@ ANSWERS = {
     "text": st.text().filter(str.strip),
     "yes_no": st.sampled_from(("yes", "No.", "Yes, it is a star", "no, it is red")),
 }
+ALONE = (("box", "iou_at_half"), ("label", "top_1"))  # these parsers and metrics go with each other only
 PAIRS = [
-    (parser, metric) for parser in ANSWERS for metric in ANSWER_NAMES if (parser == "box") == (metric == "iou_at_half")
+    (parser, metric)
+    for parser in ANSWERS
+    for metric in ANSWER_NAMES
+    if all((parser == one) == (metric == other) for one, other in ALONE)
 ]
 
 

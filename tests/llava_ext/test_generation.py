@@ -23,7 +23,7 @@ from eval.questions import read_prompts
 from eval.settings import Generation
 from llava_ext.generate import Generator
 from llava_ext.settings import Expert, Peft, Recipe
-from llava_ext.train import train_expert
+from llava_ext.train import LLAVA_TRAINING, train_expert
 from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.stage.address import REPOSITORY, Address
 from robustmerge.stage.records import Example, Prediction, read_predictions, write_examples
@@ -41,7 +41,7 @@ def ground(tmp_path_factory):
     for seed in (0, 1):
         settings = Expert(tasks=("task",), recipe=recipe, template=TEMPLATE, peft=Peft(r=4, dropout=0.0), seed=seed)
         address = Address(root, root / f"expert{seed}", {"stage": "train", "seed": seed})
-        experts.append(train_expert(address, settings, base, {"task": task}, lambda _: None))
+        experts.append(train_expert(address, settings, base, {"task": task}, LLAVA_TRAINING, lambda _: None))
     return base, experts, task, draw_examples(root / "task", 14, seed=7)
 
 

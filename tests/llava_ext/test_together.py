@@ -44,7 +44,13 @@ def kill_half_way(ground: Path, address: Address) -> int:
         "address": address.to_json(),
         "settings": dataclasses.asdict(SETTINGS),
     }
-    item |= {"base": str(ground / "base"), "adapter": None, "device": "cpu", "questions": str(ground / "test.jsonl")}
+    item |= {
+        "base": str(ground / "base"),
+        "family": "llava",
+        "adapter": None,
+        "device": "cpu",
+        "questions": str(ground / "test.jsonl"),
+    }
     parent = {"pid": os.getpid(), "start": process_start(os.getpid())}
     job = ground / "job.json"
     job.write_text(json.dumps({"parent": parent, "items": [item]}))

@@ -23,7 +23,7 @@ from llava_ext.settings import KNOWLEDGE, BaseModel, Expert, Part, Peft, Pretrai
 from llava_ext.small.networks import measure_answers
 from llava_ext.small.pretrain import pretrain
 from llava_ext.small.train_base import read_habits, train_base
-from llava_ext.train import count_steps, keep_answers, train_expert
+from llava_ext.train import LLAVA_TRAINING, count_steps, keep_answers, train_expert
 from llava_ext.trainer import find_newest_complete, list_pickles, mark_complete, remove_other_checkpoints
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import read_examples
@@ -47,7 +47,7 @@ def settings_of(*tasks: str, **changes) -> Expert:
 def run(ground: dict, folder: Path, settings: Expert, say: Callable[[str], None] = lambda _: None) -> Path:
     data = {task: ground[task] for task in settings.tasks}
     address = Address(folder.parent, folder, {"stage": "train", "name": folder.name})
-    return train_expert(address, settings, ground["base"], data, say)
+    return train_expert(address, settings, ground["base"], data, LLAVA_TRAINING, say)
 
 
 @pytest.fixture(scope="module")

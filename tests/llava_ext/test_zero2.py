@@ -26,7 +26,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_ext.adapters import add_adapter
 from llava_ext.launch import launch_command
 from llava_ext.settings import Expert, Peft, Recipe, Trainer
-from llava_ext.train import train_expert
+from llava_ext.train import LLAVA_TRAINING, train_expert
 from llava_ext.trainer import MARKER
 from pipeline.events import read_event
 from robustmerge.stage.address import Address, run_stage
@@ -112,7 +112,7 @@ def ground(material, runs, tmp_path_factory):
     """A base, a task, the folder of an expert that two processes have trained, and of one that a plain one has."""
     base, task = material
     plain = tmp_path_factory.mktemp("plain") / "cpu"
-    train_expert(address_of(plain), settings_of(Trainer()), base, {"task": task}, lambda _: None)
+    train_expert(address_of(plain), settings_of(Trainer()), base, {"task": task}, LLAVA_TRAINING, lambda _: None)
     return base, task, runs.freed.path, plain
 
 
@@ -193,7 +193,7 @@ def run(trainer: Trainer, folder: Path, base: Path, task: Path) -> str:
 
 def start(trainer: Trainer, addresses: list[Address], base: Path, task: Path) -> subprocess.Popen:
     settings, data = dataclasses.asdict(settings_of(trainer)), {"task": str(task)}
-    item = {"stage": "train", "settings": settings, "base": str(base), "data": data}
+    item = {"stage": "train", "settings": settings, "base": str(base), "data": data, "family": "llava"}
     items = [{**item, "name": address.path.name, "address": address.to_json()} for address in addresses]
     job = addresses[-1].path.with_suffix(".job.json")
     parent = {"pid": os.getpid(), "start": process_start(os.getpid())}

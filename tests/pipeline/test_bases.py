@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from clip_ext.heads import open_tokenizer
+from clip_ext.model import load_clip
 from llava_ext.data import load_reader
 from llava_ext.model import load_model, open_config
 from llava_ext.settings import KNOWLEDGE
@@ -127,6 +129,17 @@ def test_a_shipped_base_is_what_its_configuration_and_its_card_say(folder, tmp_p
     assert base["name"] == folder.name and base["probe"] and base["skills"]
 
 
+def check_clip_sizes(folder: Path, settings) -> None:
+    """That a CLIP is in bf16 and of the settings' sizes, and can be read whole."""
+    stored, clip = TensorFile(folder / "model.safetensors"), load_clip(folder, torch.float32)
+    for sizes, made in ((settings.vision, clip.config.vision_config), (settings.text, clip.config.text_config)):
+        assert (made.num_hidden_layers, made.hidden_size) == (sizes.layers, sizes.width)
+        assert (made.intermediate_size, made.num_attention_heads) == (sizes.mlp, sizes.heads)
+    assert clip.config.projection_dim == settings.width
+    assert len(open_tokenizer(folder)) == clip.config.text_config.vocab_size <= settings.vocabulary
+    assert {stored.get(key).dtype for key in stored.names} == {torch.bfloat16}
+
+
 def check_sizes(folder: Path, settings) -> None:
     """That a base is in bf16, of the settings' sizes, and loads in float32 as it was rounded."""
     stored = TensorFile(folder / "model.safetensors")
@@ -157,6 +170,17 @@ def test_the_smallest_base_is_trained_and_shipped_once_with_a_card(tmp_path):
     assert {file.suffix for file in folder.iterdir()} == {".json", ".safetensors", ".md"}
     with pytest.raises(UserError, match="tiny-half is there already, and nothing is overwritten"):
         find_folder(plan)
+
+
+def test_the_smallest_clip_is_trained_and_shipped_with_a_card(tmp_path):
+    folder, small = tmp_path / "clip-tiny", "model.base.learn={max_steps: 2, batch: 8}"
+    words = ["benchmark=clip8_mini", "model=clip_tiny", "profile=smoke", "model.base.train=true", small]
+    words += ["benchmark.corpus={labelled: 64, others: 16, held_out: 16}", f"out={folder}"]
+    (plan,) = make_plans([make_point(tmp_path / "runs", *words, program="ship_base")])
+    assert ship([plan]) == [folder]
+    check_clip_sizes(folder, plan.config.model.base)
+    card = (folder / "README.md").read_text()
+    assert "| learn | 2 | 8 |" in card and "labelled 64, others 16" in card and "a linear probe" in card
 
 
 def test_only_a_base_that_is_trained_here_is_shipped(checkpoint, tmp_path):

@@ -47,9 +47,17 @@ def read_option(choice: str) -> str:
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])
 def test_every_option_of_every_group_becomes_its_dataclass(choice):
-    needed = ["benchmark=mm_mergebench"] if choice == "expert_set=released" else []
+    needed = {
+        "expert_set=released": ["benchmark=mm_mergebench"],
+        "model=clip_tiny": ["benchmark=clip8_mini"],
+        "benchmark=clip8_mini": ["model=clip_tiny"],
+        "benchmark=clip8": ["model=clip_vit_b_32"],
+        "model=clip_vit_b_32": ["benchmark=clip8"],
+        "model=clip_vit_l_14": ["benchmark=clip8"],
+        "peft=clip": ["benchmark=clip8_mini", "model=clip_tiny"],
+    }
     program = "inspect_adapters" if f"scripts/inspect_adapters.py {choice}\n" in read_option(choice) else "train_all"
-    point = compose(program, [choice, *needed])
+    point = compose(program, [choice, *needed.get(choice, [])])
     config = read_config(point) if program == "train_all" else read_request(point)[0].config
     is_of_one = point.get("merge") is not None
     assert (len(config.methods) == 1) == is_of_one
@@ -123,7 +131,8 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
         (
             "train_all",
             ["model=tny"],
-            "unknown model 'tny'; choose one of llava15_13b, llava15_7b, small, tiny (did you mean 'tiny'?)",
+            "unknown model 'tny'; choose one of clip_tiny, clip_vit_b_32, clip_vit_l_14, llava15_13b, llava15_7b, "
+            "small, tiny (did you mean 'tiny'?)",
         ),
         ("merge_eval", ["merge=robust"], "unknown method 'robust'; choose one of average, breadcrumbs"),
         ("merge_eval", ["methods=[tais]"], "unknown method 'tais'; choose one of average, breadcrumbs"),
@@ -201,7 +210,7 @@ def test_the_length_of_training_is_swept_over_a_quarter_of_the_usual_one_all_of_
 def test_help_shows_how_to_use_a_program_and_what_can_be_chosen(tmp_path):
     shown = answer("merge_eval", "--help", runs=tmp_path)
     assert shown.returncode == 0
-    for text in ("scripts/merge_eval.sh", "benchmark: mini", "merge: average, "):
+    for text in ("scripts/merge_eval.sh", ", mini, mm_mergebench", "merge: average, "):
         assert text in shown.stdout
 
 

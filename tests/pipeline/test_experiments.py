@@ -18,6 +18,7 @@ from pipeline.program import CONFIGS
 from pipeline.stages import choose, predict, prepare, report, score, train
 from pipeline.sweep import make_plans
 from tests.plans import make_point
+from tests.tiny_clip import write_clip
 
 ELSEWHERE = {  # which tests run them
     "figure3": "test_inspection",
@@ -27,7 +28,8 @@ ELSEWHERE = {  # which tests run them
     "only_evaluate": "test_released",
 }
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml") if file.stem not in ELSEWHERE)
-TASKS = {"table3": "vqav2,rec,pope_like,mme_like,mmbench_like"}
+OF_CLIP = ("table4", "table5")
+TASKS = {"table3": "vqav2,rec,pope_like,mme_like,mmbench_like", **dict.fromkeys(OF_CLIP, "eurosat,dtd")}
 SMALLEST = (
     "profile=smoke",
     "multi_task=false",
@@ -63,8 +65,12 @@ def list_points(experiment: str) -> list[list[str]]:
 
 def run_experiment(experiment: str, runs: Path) -> Sequence[Plan]:
     grid = "[0.5,1.0]" if experiment == "strength" else "null"
+    small_clip = ["benchmark=clip8_mini", "model=clip_tiny", f"model.checkpoint={runs / 'clip'}"]
+    if experiment in OF_CLIP and not (runs / "clip").exists():
+        write_clip(runs / "clip")
     words = [
         f"experiment={experiment}",
+        *(small_clip if experiment in OF_CLIP else ()),
         *SMALLEST,
         f"strength_grid={grid}",
         f"tasks=[{TASKS.get(experiment, 'vqav2,rec')}]",
@@ -92,5 +98,7 @@ def test_an_experiment_ends_in_a_report_of_all_its_rows(experiment: str, runs: P
     has_sweep = len(plans) > 1 and experiment not in ("seeds", "shared_a_init")
     assert ("## Against `" in text) == has_sweep
     assert ("figures/strengths.svg" in text) == (experiment == "strength")
+    if experiment in OF_CLIP:
+        assert f"table {experiment[-1]} of [the paper]" in text and "Column heads corrected" in text
     if experiment == "table3":
         assert "MMBench-like" in text and "table 3 of the paper" in text

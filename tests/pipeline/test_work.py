@@ -33,6 +33,6 @@ def test_a_batch_too_large_for_the_gpu_is_told_with_the_key_that_makes_it_smalle
     write_examples(tmp_path / "test.jsonl", [Example("q", "Why?", "so")])
     settings = dataclasses.asdict(Generation("task", "{text}", "vicuna_v1", 8, 32))
     address = Address(tmp_path, tmp_path / "found.jsonl", {"stage": "predict"}).to_json()
-    item = {"settings": settings, "address": address, "base": "", "device": "cuda", "adapter": None}
+    item = {"settings": settings, "address": address, "base": "", "family": "llava", "device": "cuda", "adapter": None}
     with pytest.raises(UserError, match=r"for batches of 32: take a smaller one, as model\.generation_batch=16"):
         predict.work_predict({**item, "questions": str(tmp_path / "test.jsonl")})

@@ -15,10 +15,17 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from robustmerge.formats.adapter import open_adapter, open_adapters
+from robustmerge.formats.adapter import LoraPair, open_adapter, open_adapters
 from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.formats.checkpoint import open_checkpoint
 from robustmerge.formats.names import FAMILIES, PREFIX, QWEN_VL, move
@@ -459,3 +466,60 @@ def test_a_pointer_of_git_lfs_is_told_as_such(file: str, tmp_path: Path) -> None
     (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 8\n")
     with pytest.raises(UserError, match=rf"expert 'a': .*{file} .* git-lfs left a pointer in its place"):
         open_adapter(folder)
+
+
+# --- the encoders of CLIP -------------------------------------------------------------------------------------------
+
+IN_CLIP = tuple(f"vision_model.encoder.layers.0.self_attn.{name}_proj" for name in ("out", "q"))
+BY_ITSELF = tuple(name.removeprefix("vision_model.") for name in IN_CLIP)
+CLIP_BASE = "openai/clip-vit-base-patch32"
+
+
+def of_class(name: str) -> dict[str, Any]:
+    """What peft notes of a model for which there is no task type."""
+    return {"auto_mapping": {"base_model_class": name, "parent_library": "transformers.models.clip.modeling_clip"}}
+
+
+def write_clip_expert(folder: Path, modules: tuple[str, ...], bin_file: bool = False, **config: Any) -> Path:
+    """An expert of width 8 of CLIP; which numbers it holds, the name of its folder says."""
+    draw = torch.Generator().manual_seed(ord(folder.name[0]))
+    pairs = {m: LoraPair(torch.randn(2, 8, generator=draw), torch.randn(8, 2, generator=draw)) for m in modules}
+    return write_expert(folder, pairs, bin_file=bin_file, base_model_name_or_path=CLIP_BASE, **config)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_experts_of_an_image_encoder_by_itself_merge_with_those_of_the_whole_clip(known: bool, tmp_path: Path) -> None:
+    config = of_class("CLIPVisionTransformer") if known else {}
+    experts = {"a": write_clip_expert(tmp_path / "a", BY_ITSELF, True, **config)}
+    experts["b"] = write_clip_expert(tmp_path / "b", IN_CLIP)
+    whole = {"a": write_clip_expert(tmp_path / "whole" / "a", IN_CLIP), "b": experts["b"]}
+    for name, folders in (("merged", experts), ("expected", whole)):
+        write_merged(tmp_path / name, SUM, folders, **QUIET)
+    merged, expected = read_back(tmp_path / "merged"), read_back(tmp_path / "expected")
+    assert merged.keys() == expected.keys() and all(torch.equal(merged[name], expected[name]) for name in merged)
+
+
+def test_experts_of_an_image_encoder_by_itself_change_the_images_of_a_whole_clip_only(tmp_path: Path) -> None:
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**size, "vocab_size": 9, "bos_token_id": 1, "eos_token_id": 2}
+    images = {**size, "image_size": 8, "patch_size": 4}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=images, projection_dim=4)).eval()
+    inputs = {"input_ids": torch.tensor([[1, 5, 2]]), "pixel_values": torch.ones(1, 3, 8, 8)}
+    before = model(**inputs)
+    of_images = of_class("CLIPVisionTransformer")
+    experts = {name: write_clip_expert(tmp_path / name, BY_ITSELF, True, **of_images) for name in "ab"}
+    write_merged(tmp_path / "merged", SUM, experts, **QUIET)
+    after = PeftModel.from_pretrained(model, tmp_path / "merged")(**inputs)
+    assert torch.equal(before.text_embeds, after.text_embeds)
+    assert not torch.allclose(before.image_embeds, after.image_embeds, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["CLIPTextModel", "CLIPTextTransformer"])
+def test_names_of_a_text_encoder_by_itself_stay(name: str, tmp_path: Path) -> None:
+    text = write_clip_expert(tmp_path / "a", BY_ITSELF, **of_class(name))
+    (a, _), _ = open_adapters({"a": text, "b": write_clip_expert(tmp_path / "b", IN_CLIP)})
+    assert a.modules == BY_ITSELF and not a.renamed
+
+
+def test_names_of_an_encoder_stay_where_nothing_says_whose_it_is(tmp_path: Path) -> None:
+    assert open_adapter(write_clip_expert(tmp_path / "a", BY_ITSELF)).modules == BY_ITSELF

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from llava_ext.generate import Generator
 from llava_ext.settings import Expert, Peft, Recipe
-from llava_ext.train import train_expert
+from llava_ext.train import LLAVA_TRAINING, train_expert
 from robustmerge.formats.adapter import open_adapter
 from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.merging import merge_folders
@@ -24,7 +24,7 @@ def test_dora_experts_are_trained_merged_and_answered_with(tmp_path):
         data = write_task(tmp_path / task, seed=seed)
         settings = Expert(tasks=(task,), template=TEMPLATE, recipe=RECIPE, peft=Peft(r=4, use_dora=True))
         address = Address(tmp_path, tmp_path / f"expert-{task}", {"stage": "train", "name": task})
-        experts[task] = train_expert(address, settings, base, {task: data}, lambda _: None)
+        experts[task] = train_expert(address, settings, base, {task: data}, LLAVA_TRAINING, lambda _: None)
     adapters = [open_adapter(folder, name) for name, folder in experts.items()]
     assert all(a.is_dora for a in adapters)
     weight = load_file(base / "model.safetensors")["language_model.model.layers.0.self_attn.q_proj.weight"]

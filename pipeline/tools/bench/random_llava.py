@@ -56,7 +56,7 @@ class RandomGenerator(Generator):
         build_config(self.shape, tokenizer).save_pretrained(folder)
         super().__init__(folder, TEMPLATE, device, dtype)
 
-    def _load(self) -> LlavaForConditionalGeneration:
+    def load(self) -> LlavaForConditionalGeneration:
         return draw_model(self.shape, self.reader.tokenizer, self.device, self.dtype)
 
 

@@ -140,6 +140,8 @@ def run_general(points: Sequence[Mapping[str, Any]]) -> None:
     """Evaluate the source of every point on all unfinished tasks, and print the scores beside the paper's."""
     planned = [GeneralPlan(*make_plan_with(GeneralRequest, point)) for point in points]
     for one in planned:
+        if (family := one.plan.config.model.kind).answers_with_classes:
+            raise UserError(f"general benchmarks ask questions, and a {family.title} answers none (model)")
         list_runs(one.plan, one.request)  # wrong keys are reported before what is missing
     predict.check_sources([one.plan for one in planned])
     predict.check_devices([one.plan for one in planned])
