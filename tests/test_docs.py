@@ -39,7 +39,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     for path in re.findall(
-        r"`((?:scripts|pipeline|robustmerge|eval|data_prep|llava_ext|tests)/[\w./]+)`", page.read_text()
+        r"`((?:scripts|pipeline|robustmerge|eval|data_prep|llava_ext|clip_ext|tests)/[\w./]+)`", page.read_text()
     ):
         assert (REPOSITORY / path).exists(), path
 
