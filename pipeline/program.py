@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -61,6 +62,7 @@ def run(program: str, main: Callable[[list[dict]], None]) -> None:
     Ends the process with a status other than 0 where `run_guarded` says so.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them ourselves
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: children end, and what to type is told
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra wants it first
     run_guarded(lambda: _compose_and_call(program, main), command(program))
 

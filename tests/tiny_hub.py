@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.hub.asked.append((path, self.headers["Range"]))
         self.hub.tokens.add((path.split("/")[1], self.headers["Authorization"]))
-        first, *parts = path.strip("/").split("/")
+        first, *parts = path.removeprefix("/datasets").strip("/").split("/")
         if first == "api" and len(parts) < 4:
             self._answer(404, b"{}")
         elif first == "api":

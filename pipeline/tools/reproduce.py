@@ -39,6 +39,7 @@ from robustmerge.stage.records import format_predictions, read_predictions
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, suggest
 
 COPIED = ("report.json", "figures.json")  # one of them is in every copy
+OF_MODELS = "-models"  # behind the name of a report over several models
 NOT_SHOWN = ("addresses.json", "gallery.html")  # of a report
 
 
@@ -101,14 +102,16 @@ def reproduce(points: Sequence[Mapping[str, Any]]) -> None:
     steps, folder, started = request.chosen, find_folder(plan, request), time.monotonic()
     for name in steps:
         check_copy(folder / name)
+    reports: list[Path] = []
     for place, (name, step) in enumerate(steps.items()):
         print(f"\n{describe_progress(list(steps.values()), place, time.monotonic() - started)}", flush=True)
         for program in step.programs:
             run_program(program, name, [*step.words, *words])
-        copy_report(plan.root / step.folder / name, folder / name)
-    write_archive(plan.root, list(steps), folder / "scores.tar.xz")
-    made = {name: step for name, step in request.every_step.items() if (folder / name).is_dir()}
-    write_atomically(folder / "README.md", format_page(plan, made, request.missing, words))
+        reports.append(find_report(plan.root.parent, name, step))
+        copy_report(reports[-1], folder / name)
+    write_archive(reports, folder / "scores.tar.xz")
+    made = [name for name in request.every_step if (folder / name).is_dir()]
+    write_atomically(folder / "README.md", format_page(plan, request, made, words))
     took = format_seconds(time.monotonic() - started)
     print(f"\nreproduce: {len(steps)} steps in {took}; what was made: {format_path(folder / 'README.md')}")
 
@@ -143,35 +146,34 @@ def check_copy(to: Path) -> None:
         raise UserError(f"{to} is there and holds no report: nothing is removed; take another folder (to)")
 
 
+def find_report(runs: Path, name: str, step: Step) -> Path:
+    """The report of a step: the newest of its name under any benchmark and model; over several models that of all."""
+    folders = [folder for end in ("", OF_MODELS) for folder in runs.glob(f"*/{step.folder}/{name}{end}")]
+    return max(folders, key=lambda folder: folder.stat().st_mtime_ns)
+
+
 def copy_report(report: Path, to: Path) -> None:
-    """Copy a report, in place of an earlier copy; of a sweep over models the one of all of them: it is the newest."""
-    reports = [folder for folder in (report, of_all_models(report)) if folder.is_dir()]
-    newest = max(reports, key=lambda folder: folder.stat().st_mtime_ns)
+    """Copy a report, in place of an earlier copy."""
     shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(newest, to, ignore=shutil.ignore_patterns(*NOT_SHOWN))
+    shutil.copytree(report, to, ignore=shutil.ignore_patterns(*NOT_SHOWN))
 
 
-def of_all_models(report: Path) -> Path:
-    """The folder of the report over all models, if the step sweeps over models."""
-    return report.with_name(f"{report.name}-models")
-
-
-def write_archive(root: Path, steps: Sequence[str], file: Path) -> None:
+def write_archive(reports: Sequence[Path], file: Path) -> None:
     """Add every score that the reports of these steps rest on, and the answers that they show, to what the file holds.
 
     So no model is needed to make the reports again. The same results give the same bytes. Unpack it in the folder of
-    all runs. root: the run folder; a step over models rests on several.
+    all runs.
     """
-    lists = [one for step in steps for one in _list_addresses(root, step)]
+    runs, lists = reports[0].parents[2], [one for report in reports for one in _list_addresses(report)]
     used = {one.parents[2] / short for one in lists for short in json.loads(one.read_text())}
     members = _read_archive(file)
     for path in (path for path in used if path.is_file()):
-        kind, split, *_ = path.relative_to(root.parent).parts[1:]
+        kind, split, *_ = path.relative_to(runs).parts[1:]
         manifest = path.with_suffix(".manifest.json")
         if kind == "scores":
-            members |= {one.relative_to(root.parent).as_posix(): one.read_bytes() for one in (path, manifest)}
+            members |= {one.relative_to(runs).as_posix(): one.read_bytes() for one in (path, manifest)}
         elif kind == "predictions" and split != "val":
-            members[path.relative_to(root.parent).as_posix()] = _keep_shown(path)
+            members[path.relative_to(runs).as_posix()] = _keep_shown(path)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in sorted(members):
@@ -179,11 +181,11 @@ def write_archive(root: Path, steps: Sequence[str], file: Path) -> None:
     write_atomically(file, lzma.compress(buffer.getvalue()))
 
 
-def _list_addresses(root: Path, step: str) -> list[Path]:
-    """The lists of what the reports of a step rest on, one a run folder."""
-    several = of_all_models(root / "reports" / step).is_dir()
-    folders = f"{root.name.partition('-')[0]}-*" if several else root.name
-    return sorted(root.parent.glob(f"{folders}/reports/{step}/addresses.json"))
+def _list_addresses(report: Path) -> list[Path]:
+    """The lists of what a report rests on, one a run folder: of all models, where it is over them."""
+    root, name = report.parents[1], report.name.removesuffix(OF_MODELS)
+    folders = f"{root.name.partition('-')[0]}-*" if name != report.name else root.name
+    return sorted(root.parent.glob(f"{folders}/reports/{name}/addresses.json"))
 
 
 def _read_archive(file: Path) -> dict[str, bytes]:
@@ -205,29 +207,31 @@ def _keep_shown(answers: Path) -> bytes:
     return format_predictions(first_by_hash(read_predictions(answers), EXAMPLES_A_TASK)).encode()
 
 
-def format_page(plan: Plan, made: Mapping[str, Step], missing: Mapping[str, str], words: Sequence[str]) -> str:
+def format_page(plan: Plan, request: Reproduction, made: Sequence[str], words: Sequence[str]) -> str:
     """The page on which number can be trusted for what: what was made here, by which command, and what was not.
 
-    made: the steps whose reports are there.
+    made: names of the steps whose reports are there.
     """
     config = plan.config
     size = f" of {config.model.parameters / 1e6:.1f} million parameters" if config.model.parameters else ""
     lines = [
         f"# What of the paper is made here: {escape_markdown(plan.root.name)}\n",
-        SMOKE if config.profile == "smoke" else "",
+        *([SMOKE] if config.profile == "smoke" else []),
         f"Model {escape_code(config.model.name)}{size}, benchmark {escape_code(config.benchmark.name)}. Every number "
         "of these reports was measured by the command beside it; published values stand apart, marked as such.\n",
         "| of the paper | here | command |",
         "| --- | --- | --- |",
     ]
-    for name, step in made.items():
+    for name, step in request.every_step.items():
         commands = [[*start_of(program), *step.words, *words] for program in step.programs]
         typed = " && ".join(escape_code(format_command(command)) for command in commands)
         where = f"[made here, {escape_markdown(config.model.name)}]({name}/{step.page})"
+        where = where if name in made else "not run"
         lines.append(f"| {escape_markdown(step.about)} | {where} | {typed} |")
     if config.model.base is not None:
         large = escape_code("bash scripts/reproduce.sh model=llava15_7b benchmark=mm_mergebench")
         lines.append(f"| Every table at 7B | not run here: it needs GPUs | {large} |")
-    lines += [f"| {escape_markdown(what)} | {escape_markdown(why)} | {MISSING} |" for what, why in missing.items()]
+    for what, why in request.missing.items():
+        lines.append(f"| {escape_markdown(what)} | {escape_markdown(why)} | {MISSING} |")
     again = format_command([*start_of("reproduce"), *words])
     return "\n".join([*lines, f"\nAll of it: {escape_code(again)}.", ""])

@@ -198,3 +198,15 @@ def test_what_fails_in_a_job_of_a_launcher_is_no_mistake_of_the_command_line(tmp
     )
     assert done.returncode == 1, done.stderr
     assert "KeyError: 1" in done.stderr and "cannot be composed" not in done.stderr
+
+
+def test_a_program_that_is_told_to_end_stops_as_by_ctrl_c():
+    action = "lambda _: (print('begun', flush=True), time.sleep(99))"
+    code = f"import time; from pipeline.program import run; run('runs', {action})"
+    started = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert started.stdout is not None and started.stdout.readline() == "begun\n"
+    started.terminate()
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 130 and "type the same command to go on (python scripts/runs.py)" in said
