@@ -202,11 +202,11 @@ def test_what_fails_in_a_job_of_a_launcher_is_no_mistake_of_the_command_line(tmp
 
 def test_a_program_that_is_told_to_end_stops_as_by_ctrl_c():
     action = "lambda _: (print('begun', flush=True), time.sleep(99))"
-    code = f"import time; from pipeline.program import run; run('runs', {action})"
+    code = f"import time; from pipeline.program import run; run('prepare', {action})"
     started = subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert started.stdout is not None and started.stdout.readline() == "begun\n"
     started.terminate()
     _, said = started.communicate(timeout=60)
-    assert started.returncode == 130 and "type the same command to go on (python scripts/runs.py)" in said
+    assert started.returncode == 130 and "type the same command to go on (python scripts/prepare.py)" in said
