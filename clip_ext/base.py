@@ -69,9 +69,7 @@ def _train(folder: Path, work: Path, settings: ClipBase, corpus: Path, say: Call
         linear = probe(read_features(model, probed, collate), read_features(model, held_out, collate), sizes)
     say(f"captions found among {AT_ONCE}, on {len(held_out):,} held-out pictures: {found:.3f}")
     say(f"linear probes on the frozen features, accuracy on the same: {format_accuracies(linear)}")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    pictures.processor.save_pretrained(folder)
+    save_clip(folder, model, tokenizer, pictures)
     os.replace(work / "learn" / LOSSES, folder / "losses_learn.jsonl")
     size = sum(weight.numel() for weight in model.parameters())
     return {"probe": linear, "found": found, "parameters": size, "vocabulary": len(tokenizer)}
@@ -201,9 +199,14 @@ def read_features(model: CLIPModel, rows: Sequence[Row], collate: CaptionCollato
     return torch.cat(features), torch.tensor([row.classes for row in rows])
 
 
+def save_clip(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, pictures: Pictures) -> None:
+    """Write a CLIP with what reads its captions and pictures, as `from_pretrained` finds them."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    pictures.processor.save_pretrained(folder)
+
+
 def save_rounded(base: Path, folder: Path) -> None:
     """Save the CLIP in `base` with its weights rounded to bfloat16 into the new folder `folder`, as it is shipped."""
     quiet_libraries()
-    load_clip(base, torch.bfloat16).save_pretrained(folder)
-    open_tokenizer(base).save_pretrained(folder)
-    Pictures.open(base).processor.save_pretrained(folder)
+    save_clip(folder, load_clip(base, torch.bfloat16), open_tokenizer(base), Pictures.open(base))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llava_ext.settings import Part, Vision
+from llava_ext.settings import Part, Vision, positive
 from robustmerge.stage.settings import Problem, outside_identity, refuse
 
 
@@ -19,8 +19,7 @@ class Text:
     longest: int = 32
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("layers", "width", "mlp", "heads", "longest")}
-        problems = [Problem(f"{name} must be above 0, got {size}", name) for name, size in sizes.items() if size < 1]
+        problems = positive(self, "layers", "width", "mlp", "heads", "longest")
         if not problems and self.width % self.heads:
             problems.append(Problem(f"width must be a multiple of heads, got {self.width} and {self.heads}", "width"))
         refuse(problems)
@@ -44,8 +43,7 @@ class ClipBase:
     train: bool = outside_identity(False)
 
     def __post_init__(self) -> None:
-        problems = []
-        for name, least in (("width", 1), ("vocabulary", 300), ("save_steps", 1)):
-            if (value := getattr(self, name)) < least:
-                problems.append(Problem(f"{name} must be at least {least}, got {value}", name))
+        problems = positive(self, "width", "save_steps")
+        if self.vocabulary < 300:
+            problems.append(Problem(f"vocabulary must be at least 300, got {self.vocabulary}", "vocabulary"))
         refuse(problems)

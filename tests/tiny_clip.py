@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from clip_ext.base import build_caption_tokenizer, build_clip, build_image_processor
+from clip_ext.base import build_caption_tokenizer, build_clip, build_image_processor, save_clip
+from clip_ext.model import Pictures
 from clip_ext.settings import ClipBase, Text
 from llava_ext.settings import Peft, Vision
 from robustmerge.stage.records import Example, write_examples
@@ -28,9 +29,7 @@ def write_clip(folder: Path) -> Path:
     """A random CLIP with its tokenizer and image processor; writes about 200 kB."""
     captions = [line.replace("{label}", colour) for line in PROMPT.splitlines() for colour in COLOURS]
     tokenizer = build_caption_tokenizer(captions, SMALL)
-    build_clip(SMALL, tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    build_image_processor(SMALL).save_pretrained(folder)
+    save_clip(folder, build_clip(SMALL, tokenizer), tokenizer, Pictures(build_image_processor(SMALL)))
     return folder
 
 

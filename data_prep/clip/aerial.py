@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 
 from data_prep.clip.canvas import (
     FINE,
+    OUTSIDE,
     Canvas,
     Colour,
     Look,
@@ -29,7 +30,6 @@ GRASS, FOREST, SOIL, WATER = (105, 140, 80), (45, 85, 50), (165, 140, 105), (45,
 ASPHALT, CONCRETE, PAINT = (95, 95, 100), (185, 182, 175), (235, 235, 230)
 ROOFS = ((165, 85, 65), (120, 110, 110), (190, 185, 180), (140, 70, 60), (95, 105, 120))
 CARS = ((235, 235, 235), (190, 40, 40), (40, 60, 130), (40, 40, 45), (160, 160, 165))
-OUTSIDE = 1.7
 
 Draw = Callable[[Random, Canvas], None]
 

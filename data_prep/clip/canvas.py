@@ -17,6 +17,8 @@ SIDE = 48
 FINE = 4  # side of a pixel in drawn pixels
 WIDE = SIDE * FINE
 
+OUTSIDE = 1.7  # in a frame: where what leaves the picture ends, however the frame is turned
+
 Colour = tuple[int, int, int]  # RGB
 Point = tuple[float, float]
 Points = Sequence[Point]

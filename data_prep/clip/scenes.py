@@ -7,13 +7,26 @@ from random import Random
 
 from PIL import Image
 
-from data_prep.clip.canvas import SIDE, Canvas, Colour, Look, Pose, any_colour, box, clouds, disc, jitter, mix, shade
+from data_prep.clip.canvas import (
+    OUTSIDE,
+    SIDE,
+    Canvas,
+    Colour,
+    Look,
+    Pose,
+    any_colour,
+    box,
+    clouds,
+    disc,
+    jitter,
+    mix,
+    shade,
+)
 
 SKIES = ((135, 185, 235), (190, 210, 225), (110, 150, 210), (230, 190, 160), (170, 175, 185))
 WATER, SAND, GRASS, SNOW, ROCK = (60, 120, 170), (220, 200, 150), (90, 145, 65), (235, 240, 245), (120, 110, 105)
 LEAVES, TRUNK, WOOD, ROAD = (45, 105, 50), (85, 60, 40), (150, 100, 60), (95, 95, 100)
 WALLS = ((225, 215, 195), (200, 210, 205), (190, 175, 160), (215, 200, 215), (165, 185, 200))
-OUTSIDE = 1.7  # where what leaves the picture ends: the frame may be turned
 
 Draw = Callable[[Random, Canvas], None]
 

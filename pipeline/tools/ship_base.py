@@ -61,7 +61,10 @@ def find_folder(plan: Plan) -> Path:
 
 
 class Description(NamedTuple):
-    """What the card of a base says of its family. tags: of the Hub; what: it is; data: code that draws it."""
+    """What the card of a base says of its family.
+
+    tags: of the Hub; what: it is; data: the code that draws it; training: the code of its parts; seeds: a sentence.
+    """
 
     tags: str
     what: str
@@ -95,9 +98,9 @@ def _write(plan: Plan, folder: Path, name: str) -> None:
     base = plan.config.model.trained_base
     assert base is not None
     if isinstance(base, ClipBase):
-        from clip_ext.base import save_rounded as save_clip
+        from clip_ext.base import save_rounded as save_rounded_clip
 
-        save_clip(plan.base.path, folder)
+        save_rounded_clip(plan.base.path, folder)
         record = read_json(plan.base.path / TRAINING_RECORD, "the record of a training")
     else:
         from llava_ext.small.ship import save_rounded
