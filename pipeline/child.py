@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.events import Event, report_error, report_progress, write_event  # noqa: E402
-from pipeline.stages.base import work_base, work_captions, work_clip_base, work_corpus, work_pretrain  # noqa: E402
+from pipeline.stages.base import work_base, work_clip_base, work_corpus, work_pretrain  # noqa: E402
 from pipeline.stages.convert import work_convert  # noqa: E402
 from pipeline.stages.merge import work_merge  # noqa: E402
 from pipeline.stages.predict import work_predict  # noqa: E402
@@ -33,7 +33,7 @@ from robustmerge.stage.settings import UserError  # noqa: E402
 WORK = {
     "prepare": work_prepare,
     "corpus": work_corpus,
-    "captions": work_captions,
+    "captions": work_corpus,
     "pretrain": work_pretrain,
     "base": work_base,
     "clip_base": work_clip_base,

@@ -78,16 +78,10 @@ def require_bases(plans: Sequence[Plan]) -> None:
 
 def work_corpus(item: dict) -> None:
     from data_prep.prepare import prepare_corpus
-    from data_prep.settings import BaseCorpus
+    from data_prep.settings import BaseCorpus, CaptionCorpus
 
-    prepare_corpus(Address.from_json(item["address"]), build(BaseCorpus, item["settings"], "corpus"), say)
-
-
-def work_captions(item: dict) -> None:
-    from data_prep.prepare import prepare_corpus
-    from data_prep.settings import CaptionCorpus
-
-    prepare_corpus(Address.from_json(item["address"]), build(CaptionCorpus, item["settings"], "corpus"), say)
+    kinds: dict[str, type[BaseCorpus | CaptionCorpus]] = {"corpus": BaseCorpus, "captions": CaptionCorpus}
+    prepare_corpus(Address.from_json(item["address"]), build(kinds[item["stage"]], item["settings"], "corpus"), say)
 
 
 def work_pretrain(item: dict) -> None:
