@@ -546,7 +546,8 @@ def _versions() -> dict[str, str]:
 def commit() -> dict[str, Any]:
     """The commit of this checkout and whether the working tree differs from it; null without git, or where installed.
 
-    An installed package may lie in a checkout of somebody else's (`.venv`), whose commit says nothing of it.
+    What runs write does not count: the folders under results/. An installed package may lie in a checkout of somebody
+    else's (`.venv`), whose commit says nothing of it.
     """
     if not (REPOSITORY / ".git").exists():
         return {"commit": None, "dirty": None}
@@ -559,5 +560,5 @@ def commit() -> dict[str, Any]:
         except (OSError, subprocess.CalledProcessError):
             return None
 
-    status = git("status", "--porcelain")
+    status = git("status", "--porcelain", "--", ".", ":(exclude)results/*/*")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -22,6 +22,7 @@ from robustmerge.stage.address import (
     address_file,
     address_folder,
     address_foreign,
+    commit,
     read_manifest,
     run_stage,
 )
@@ -401,6 +402,21 @@ def test_a_process_is_told_from_a_later_one_of_the_same_number():
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     assert process_start(ended.pid) is None
+
+
+def test_what_runs_write_into_results_is_no_change_of_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr("robustmerge.stage.address.REPOSITORY", tmp_path)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+
+    def is_changed_by(name: str) -> bool:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        return commit.__wrapped__()["dirty"]
+
+    assert not is_changed_by("results/mini-tiny/reproduced/report.md")
+    assert is_changed_by("results/paper.yaml")
+    (tmp_path / "results" / "paper.yaml").unlink()
+    assert is_changed_by("code.py")
 
 
 def test_an_address_survives_the_way_through_a_job_file(tmp_path):
