@@ -1,8 +1,10 @@
 """Everything of the paper that a laptop can make: one experiment after the other, each in processes of its own.
 
 README.md          what was made, by which command, and what was not
-scores.tar.xz      every score that the reports rest on, and the answers that they show
+scores.tar.xz      every score and spectrum that the reports rest on, and the answers that they show
 <step>/            the report of a step: report.md, report.html, report.json, tables, figures
+
+The archive is all that is needed to write the reports again (`from_scores`).
 """
 
 from __future__ import annotations
@@ -33,14 +35,17 @@ from pipeline.program import start_of
 from pipeline.sweep import make_plan_with
 from pipeline.terminal import format_path, format_seconds
 from pipeline.words import format_command
+from robustmerge.analysis.inspection_files import INSPECTION, read_inspection, write_inspection
 from robustmerge.stage.address import REPOSITORY
-from robustmerge.stage.files import expand, write_atomically
+from robustmerge.stage.files import expand, require_file, write_atomically
 from robustmerge.stage.records import format_predictions, read_predictions
 from robustmerge.stage.settings import ConfigError, Problem, UserError, build, suggest
 
 COPIED = ("report.json", "figures.json")  # one of them is in every copy
+INSPECTIONS = "inspection"  # the folder, in a run's, of figures that are drawn of adapters
 OF_MODELS = "-models"  # behind the name of a report over several models
-NOT_SHOWN = ("addresses.json", "gallery.html")  # of a report
+NOT_SHOWN = ("addresses.json", "gallery.html", INSPECTION)  # of a report
+ARCHIVE = "scores.tar.xz"
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,14 @@ class Step:
 class Reproduction:
     """The keys of reproduce.py.
 
-    steps: by name; only: a subset of them; to: the folder of the reports; missing: of the paper, why it is not made.
+    steps: by name; only: a subset of them; to: the folder of the reports; from_scores: make them of the scores there,
+    without a model; missing: of the paper, why it is not made.
     """
 
     steps: dict[str, dict[str, Any]]
     only: tuple[str, ...] | None = None
     to: str | None = None
+    from_scores: bool = False
     missing: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -102,14 +109,19 @@ def reproduce(points: Sequence[Mapping[str, Any]]) -> None:
     steps, folder, started = request.chosen, find_folder(plan, request), time.monotonic()
     for name in steps:
         check_copy(folder / name)
+    if request.from_scores:
+        unpack_archive(folder / ARCHIVE, plan.root.parent)
     reports: list[Path] = []
     for place, (name, step) in enumerate(steps.items()):
         print(f"\n{describe_progress(list(steps.values()), place, time.monotonic() - started)}", flush=True)
-        for program in step.programs:
-            run_program(program, name, [*step.words, *words])
+        if request.from_scores:
+            make_again(plan.root.parent, name, step, words)
+        else:
+            for program in step.programs:
+                run_program(program, name, [*step.words, *words])
         reports.append(find_report(plan.root.parent, name, step))
         copy_report(reports[-1], folder / name)
-    write_archive(reports, folder / "scores.tar.xz")
+    write_archive(reports, folder / ARCHIVE)
     made = [name for name in request.every_step if (folder / name).is_dir()]
     write_atomically(folder / "README.md", format_page(plan, request, made, words))
     took = format_seconds(time.monotonic() - started)
@@ -130,6 +142,16 @@ def describe_progress(steps: Sequence[Step], place: int, elapsed: float) -> str:
     minutes = left * (elapsed / 60 / done if done else 1)
     count = f"reproduce: step {place + 1} of {len(steps)}, {steps[place].about}"
     return f"{count}; {format_seconds(elapsed)} so far, about {math.ceil(minutes)} min left"
+
+
+def make_again(runs: Path, name: str, step: Step, words: Sequence[str]) -> None:
+    """Write the report of a step of scores, or its figure of spectra, that are in the folder of all runs."""
+    if step.folder == INSPECTIONS:
+        folder = find_report(runs, name, step)
+        write_inspection(read_inspection(folder / INSPECTION), folder, name)
+        return
+    run_program("prepare", name, [*step.words, *words])
+    run_program("report", name, [*step.words, *words])
 
 
 def run_program(program: str, step: str, words: Sequence[str]) -> None:
@@ -159,14 +181,15 @@ def copy_report(report: Path, to: Path) -> None:
 
 
 def write_archive(reports: Sequence[Path], file: Path) -> None:
-    """Add every score that the reports of these steps rest on, and the answers that they show, to what the file holds.
+    """Add every score that these reports rest on, the answers that they show, and the spectra of figures to the file.
 
-    So no model is needed to make the reports again. The same results give the same bytes. Unpack it in the folder of
-    all runs.
+    So no model is needed to make the reports again. The same results give the same bytes.
     """
     runs, lists = reports[0].parents[2], [one for report in reports for one in _list_addresses(report)]
     used = {one.parents[2] / short for one in lists for short in json.loads(one.read_text())}
     members = _read_archive(file)
+    spectra = [report / INSPECTION for report in reports if (report / INSPECTION).is_file()]
+    members |= {one.relative_to(runs).as_posix(): one.read_bytes() for one in spectra}
     for path in (path for path in used if path.is_file()):
         kind, split, *_ = path.relative_to(runs).parts[1:]
         manifest = path.with_suffix(".manifest.json")
@@ -179,6 +202,17 @@ def write_archive(reports: Sequence[Path], file: Path) -> None:
         for name in sorted(members):
             _add(archive, name, members[name])
     write_atomically(file, lzma.compress(buffer.getvalue()))
+
+
+def unpack_archive(file: Path, runs: Path) -> None:
+    """Put what the archive holds into the folder of all runs, where files that are there stay as they are.
+
+    Raises UserError if there is no archive.
+    """
+    with tarfile.open(require_file(file, "the scores of reports")) as archive:
+        for member in archive:
+            if not (runs / member.name).exists():
+                archive.extract(member, runs, filter="data")
 
 
 def _list_addresses(report: Path) -> list[Path]:

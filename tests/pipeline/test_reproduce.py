@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -13,9 +17,13 @@ from pipeline.program import CONFIGS, compose
 from pipeline.stages import report
 from pipeline.sweep import make_plan_with
 from pipeline.tools.reproduce import Reproduction, check_copy, describe_progress, format_page, write_archive
+from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import ConfigError, UserError
 from tests.plans import make_plan, make_point
 from tests.smoke_run import SmokeRun
+
+REMADE = ("main",)  # of the committed reports: the largest, and one that is drawn of spectra
+RENDERED = (".png", ".pdf")  # by libraries whose versions differ in them; the same pictures are compared as SVG
 
 
 def read_request(tmp_path: Path, *words: str) -> Reproduction:
@@ -112,3 +120,31 @@ def test_scores_and_shown_answers_make_the_same_report_again_without_a_model(smo
     assert "robust" in (again / "report.md").read_text().lower() and (again / "figures" / "examples").is_dir()
     write_archive([made], tmp_path / "again.tar.xz")
     assert (tmp_path / "scores.tar.xz").read_bytes() == (tmp_path / "again.tar.xz").read_bytes()
+
+
+def test_the_committed_reports_are_made_again_byte_for_byte_from_the_committed_scores(tmp_path: Path) -> None:
+    committed, again = REPOSITORY / "results" / "mini-tiny" / "reproduced", tmp_path / "again"
+    again.mkdir()
+    shutil.copy(committed / "scores.tar.xz", again)
+    subprocess.run(
+        [sys.executable, "scripts/reproduce.py", "from_scores=true", f"only=[{','.join(REMADE)}]", f"to={again}"],
+        cwd=REPOSITORY,
+        env={**os.environ, "ROBUSTMERGE_RUNS": str(tmp_path / "runs"), "WANDB_MODE": "disabled"},
+        check=True,
+    )
+    assert (again / "scores.tar.xz").read_bytes() == (committed / "scores.tar.xz").read_bytes()
+    for step in REMADE:
+        names = list_names(committed / step)
+        assert names == list_names(again / step)
+        for name in (name for name in names if name.suffix not in RENDERED):
+            assert read_without_commit(again / step / name) == read_without_commit(committed / step / name), name
+
+
+def list_names(folder: Path) -> set[Path]:
+    return {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
+
+
+def read_without_commit(file: Path) -> str:
+    """What a report says but for the commit of the code that wrote it."""
+    text = re.sub(r"\b[0-9a-f]{40}\b(`|</code>)?( \(with uncommitted changes\))?", "COMMIT", file.read_text())
+    return re.sub(r'("with_uncommitted_changes": )\w+', r"\1?", text)
