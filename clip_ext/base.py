@@ -1,6 +1,8 @@
 """The base stage of the CLIP family: a small CLIP trained from scratch on pictures with captions.
 
 Pictures and captions of a batch are matched both ways (Radford et al. 2021); captions that say the same are all right.
+Beside this the image encoder learns to tell all classes of the tasks apart, also those that captions do not name, under
+heads that are not kept: in place of the hundreds of millions of pictures by which the real one has learnt to see.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from llava_ext.data import derive_seed
 from llava_ext.pixels import read_training_picture
 from llava_ext.settings import LOSSES
 from llava_ext.small.build import draw_weights
+from llava_ext.small.networks import loss_of_heads
 from llava_ext.small.parts import PartRun, format_accuracies, train_in
 from llava_ext.small.probe import PICTURES, exact_products, probe
 from llava_ext.small.tokenizer import BOS, EOS, build_tokenizer
@@ -60,7 +63,7 @@ def _train(folder: Path, work: Path, settings: ClipBase, corpus: Path, say: Call
     seed = derive_seed(settings.seed, "learn")
     run = PartRun((1, 1), "model.base.learn", settings.learn, seed, settings.save_steps, work / "learn", say)
     with fast_matmul():
-        matching = Matching(model)
+        matching = Matching(model, list(sizes.values()), derive_seed(settings.seed, "heads"))
         run.fit(matching, train, range(len(train)), collate)
         model.eval()
         found = measure_found(matching, held_out, collate)
@@ -153,6 +156,7 @@ class CaptionCollator:
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
             "captions": torch.tensor([captions.index(caption) for caption in captions]),
+            "classes": torch.tensor([row.classes for row in rows]),
         }
 
     def pixels(self, rows: Sequence[Row]) -> Tensor:
@@ -161,23 +165,36 @@ class CaptionCollator:
 
 
 class Matching(nn.Module):
-    """A CLIP with its loss over a batch, as the Trainer of transformers expects of a model."""
+    """A CLIP with its loss over a batch, as the Trainer of transformers expects of a model.
 
-    def __init__(self, clip: CLIPModel):
+    sizes: number of classes of every task, each of which has a linear head on the image encoder's features.
+    """
+
+    def __init__(self, clip: CLIPModel, sizes: Sequence[int], seed: int):
         super().__init__()
-        self.clip = clip
+        self.clip, self.sizes = clip, tuple(sizes)
+        width = clip.config.vision_config.hidden_size
+        self.heads = nn.Linear(width, sum(sizes))
+        with torch.no_grad():
+            self.heads.weight.normal_(std=width**-0.5, generator=torch.Generator().manual_seed(seed))
+            self.heads.bias.zero_()
 
     def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, captions: Tensor
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, captions: Tensor, classes: Tensor
     ) -> dict[str, Tensor]:
-        """captions: [n], equal for pictures of equal captions, which are all right for each of them."""
+        """The loss on pictures with captions.
+
+        captions: [n], equal for pictures of equal captions, which are all right for each of them; classes: [n, tasks],
+        -1 where a picture is none of the task's.
+        """
         with torch.no_grad():
             self.clip.logit_scale.clamp_(max=math.log(LARGEST_SCALE))
         outputs = self.clip(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask)
         same = (captions[:, None] == captions[None, :]).float()
         targets, logits = same / same.sum(dim=1, keepdim=True), outputs.logits_per_image.float()
-        loss = (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
-        return {"loss": loss, "logits": logits}
+        matched = (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
+        told_apart = self.heads(outputs.vision_model_output.pooler_output).split(self.sizes, dim=1)
+        return {"loss": matched + loss_of_heads(told_apart, classes), "logits": logits}
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 ID_RULES = ("file", "number")
 OF_DATASETS = ("subset", "classes", "question", "val_of_test")  # keys without a meaning for other data
 GENERATOR = 3  # version of what mini and its base draw: raised with any change of a picture, a question or an answer
-LABEL_GENERATOR = 1  # the same of the label tasks and the pictures with captions (data_prep.clip)
+LABEL_GENERATOR = 2  # the same of the label tasks and the pictures with captions (data_prep.clip)
 LABEL_PREFIX = "clip_"  # of their generators' names
 
 

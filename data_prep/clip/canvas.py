@@ -40,14 +40,15 @@ class Look:
     hidden: float
 
 
-PHOTO = Look(plain=False, light=0.4, noise=40, blur=0.8, hidden=0.4)  # as the tasks take theirs
+PHOTO = Look(plain=False, light=0.4, noise=28, blur=0.8, hidden=0.25)  # as the tasks take theirs
 WEB = Look(plain=True, light=0.1, noise=10, blur=0.3, hidden=0.0)  # as most pictures with a caption are
 
 
 @dataclass(frozen=True)
 class Pose:
     """Where the frame of a drawing lies: x, y: its origin; unit: the length of 1, in pixels; turn: clockwise, in
-    units of pi; mirror: left and right change places; lean: x that is added for each y (italics).
+    units of pi; mirror: left and right change places; lean: x that is added for each y (italics); tall: by which heights
+    are multiplied.
     """
 
     x: float = SIDE / 2
@@ -56,13 +57,14 @@ class Pose:
     turn: float = 0.0
     mirror: bool = False
     lean: float = 0.0
+    tall: float = 1.0
 
     def place(self, points: Points) -> list[Point]:
         """Points of the frame in drawn pixels."""
         side, cosine, sine = -1 if self.mirror else 1, cos(pi * self.turn), sin(pi * self.turn)
         scale = FINE * self.unit
         placed = []
-        for across, down in points:
+        for across, down in ((across, self.tall * down) for across, down in points):
             right = side * (across + self.lean * down)
             placed.append(
                 (

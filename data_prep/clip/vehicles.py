@@ -21,6 +21,7 @@ from data_prep.clip.canvas import (
     shade,
 )
 
+TALL = 1.5  # as wide pictures are when they are made square: a vehicle fills more of the picture
 GLASS, TYRE, METAL = (150, 185, 205), (30, 30, 32), (170, 170, 175)
 PAINTS = ((200, 30, 35), (35, 70, 160), (240, 240, 240), (40, 40, 45), (150, 155, 160), (30, 110, 70), (230, 180, 40),
           (120, 80, 50))  # fmt: skip
@@ -78,10 +79,10 @@ def draw_vehicle(rng: Random, name: str, look: Look) -> Image.Image:
     vehicle = _vary(rng, VEHICLES[name])
     canvas = Canvas(jitter(rng, (228, 228, 228), 26) if look.plain else any_colour(rng, 80, 225))
     unit = rng.uniform(20, 23) if look.plain else rng.uniform(18, 22.5)
-    x, y = SIDE / 2 + rng.uniform(-3, 3), SIDE / 2 + unit * 0.42 + rng.uniform(-5, 5)
+    x, y = SIDE / 2 + rng.uniform(-3, 3), SIDE / 2 + unit * 0.42 * TALL + rng.uniform(-4, 4)
     if not look.plain:
         _draw_street(rng, canvas, y)
-    canvas.pose = Pose(x, y, unit, rng.uniform(-0.025, 0.025), rng.random() < 0.5)
+    canvas.pose = Pose(x, y, unit, rng.uniform(-0.025, 0.025), rng.random() < 0.5, tall=TALL)
     _draw_body(rng, canvas, vehicle, jitter(rng, rng.choice(PAINTS), 25))
     return canvas.take(rng, look)
 
