@@ -193,7 +193,8 @@ class Matching(nn.Module):
         same = (captions[:, None] == captions[None, :]).float()
         targets, logits = same / same.sum(dim=1, keepdim=True), outputs.logits_per_image.float()
         matched = (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
-        told_apart = self.heads(outputs.vision_model_output.pooler_output).split(self.sizes, dim=1)
+        seen = self.clip.vision_model.post_layernorm(outputs.vision_model_output.last_hidden_state[:, 0])
+        told_apart = self.heads(seen).split(self.sizes, dim=1)
         return {"loss": matched + loss_of_heads(told_apart, classes), "logits": logits}
 
 
