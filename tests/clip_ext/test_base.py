@@ -60,6 +60,4 @@ def test_the_image_encoder_tells_classes_apart_that_no_caption_names():
     features, classes = read_features(matching.clip, rows, collate)
     told = matching.heads(features)[:, : len(COLOURS)].argmax(dim=1)
     assert (told == classes[:, 0]).float().mean() > 0.95
-    encoder, projection = matching.clip.vision_model.encoder, matching.clip.visual_projection
-    assert encoder.layers[0].mlp.fc1.weight.grad.any()
-    assert not projection.weight.grad.any()  # nothing can be learnt from captions that are all the same
+    assert matching.clip.vision_model.encoder.layers[0].mlp.fc1.weight.grad.any()  # not the heads alone
