@@ -4,15 +4,15 @@ CLIP ViT-B/32 reaches 80 % of its expert's accuracy on Cars before any training 
 (`PUBLISHED`). These eight ratios say how much an expert has to change, and how much a merge can break. A task's ratio
 sets two things here, both fixed by the paper and a seed and neither by a merged score:
 
-- How many of its classes captions name. With n of N classes known and the others told apart by chance, which gets one
-  class in N right, the accuracy is (n + 1) / N; so n = ratio N - 1. The first n in an order that the seed draws (one
-  order of names, so that the digits known in SVHN are among those known in MNIST) are named in their captions. The
-  captions of the others are vague ("a photo of a vehicle") or name any one of the others: their names are common words,
-  but what they mean is left to an expert.
 - How many of its pictures are taken as the task takes them; the rest are clean and plain, as most of the web is. No
   handwritten digit is among them: digits are drawn strokes.
+- How many of its classes captions name where they are taken so. With n of N classes known and the others told apart by
+  chance, which gets one class in N right, the accuracy is (n + 1) / N; so n = ratio N - 1. The first n in an order that
+  the seed draws (one order of names, so that the digits known in SVHN are among those known in MNIST) are named. The
+  captions of the others name any one of the others. In plain pictures all classes are named: what the words mean is
+  known, and an expert learns to see it in the pictures of its task.
 
-Some captions of known classes are vague too, all have one of several wordings, and one picture in seven shows
+One caption in five is vague ("a photo of a vehicle"), all have one of several wordings, and one picture in nine shows
 something else: a shape, an icon, a book, marks.
 
 Layout of the folder:
@@ -32,7 +32,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from data_prep.clip.canvas import PHOTO, WEB
+from data_prep.clip.canvas import PHOTO, WEB, Look
 from data_prep.clip.tasks import LABEL_TASKS
 from data_prep.mini.corpus import sample_scene, save_columns
 from data_prep.mini.drawing import draw, encode
@@ -43,7 +43,7 @@ from data_prep.settings import LABEL_PREFIX, CaptionCorpus
 from robustmerge.stage.files import write_atomically
 
 CHUNK = 256
-VAGUE = {True: 0.2, False: 0.5}  # how often the caption of a class is vague, by whether the class is known
+VAGUE = 0.2  # how often a caption names no class
 Captioned = tuple[bytes, str, tuple[int, ...]]  # PNG, caption, number of its class in each task or -1
 
 # Accuracy of CLIP ViT-B/32 without training and of the expert, in per cent (tables 4 and 5 of the paper).
@@ -85,21 +85,21 @@ ANY_OPENING = ("a photo of", "a picture of", "an image of", "this is", "a close-
 
 @cache
 def known_classes(generator: str, seed: int) -> frozenset[str]:
-    """The classes of a label task that captions name."""
+    """The classes of a label task that captions name in pictures as the task takes them."""
     classes = LABEL_TASKS[generator].classes
     zero_shot, individual = PUBLISHED[generator]
     order = sorted(classes, key=lambda name: sha256(f"{seed}/{name}".encode()).digest())
     return frozenset(order[: max(1, round(zero_shot / individual * len(classes)) - 1)])
 
 
-def write_caption(rng: Random, generator: str, label: str, seed: int) -> str:
+def write_caption(rng: Random, generator: str, label: str, look: Look, seed: int) -> str:
     """A caption of a picture of a class."""
     known, wording = known_classes(generator, seed), WORDINGS[generator]
-    if rng.random() < VAGUE[label in known]:
+    if rng.random() < VAGUE:
         what = rng.choice(wording.vague)
     else:
         others = [name for name in LABEL_TASKS[generator].classes if name not in known]
-        name = label if label in known else rng.choice(others)
+        name = label if look.plain or label in known else rng.choice(others)
         what = rng.choice(wording.named).format(label=name, a_label=with_article(name))
     return _open(rng, what, OPENINGS.get(generator, ANY_OPENING))
 
@@ -134,7 +134,11 @@ def _draw_labelled(rng: Random, generator: str, seed: int) -> Captioned:
     label = rng.choice(LABEL_TASKS[generator].classes)
     number = LABEL_TASKS[generator].classes.index(label)
     numbers = tuple(number if one == generator else -1 for one in PUBLISHED)
-    return encode(LABEL_TASKS[generator].draw(rng, label, look)), write_caption(rng, generator, label, seed), numbers
+    return (
+        encode(LABEL_TASKS[generator].draw(rng, label, look)),
+        write_caption(rng, generator, label, look, seed),
+        numbers,
+    )
 
 
 def _draw_chunk(job: tuple[int, str, int, int, int]) -> list[Captioned]:
