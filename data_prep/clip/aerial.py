@@ -1,60 +1,28 @@
-"""The drawn RESISC45 and EuroSAT: pictures from above, of single structures and of the use of the land."""
+"""The drawn RESISC45: places from above, a structure in the middle, seen from any side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import cos, pi, sin
 from random import Random
 
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from data_prep.clip.canvas import (
-    FINE,
-    OUTSIDE,
-    Canvas,
-    Colour,
-    Look,
-    Point,
-    Pose,
-    any_colour,
-    box,
-    clouds,
-    disc,
-    jitter,
-    mix,
-    shade,
-    spoil,
+from data_prep.clip.canvas import OUTSIDE, Canvas, Look, Pose, any_colour, box, disc, jitter, shade
+from data_prep.clip.ground import (
+    FOREST,
+    GRASS,
+    PAINT,
+    SOIL,
+    WATER,
+    Draw,
+    bend,
+    draw_ground,
+    draw_houses,
+    draw_road,
 )
 
-GRASS, FOREST, SOIL, WATER = (105, 140, 80), (45, 85, 50), (165, 140, 105), (45, 85, 120)
-ASPHALT, CONCRETE, PAINT = (95, 95, 100), (185, 182, 175), (235, 235, 230)
-ROOFS = ((165, 85, 65), (120, 110, 110), (190, 185, 180), (140, 70, 60), (95, 105, 120))
+ASPHALT, CONCRETE = (95, 95, 100), (185, 182, 175)
 CARS = ((235, 235, 235), (190, 40, 40), (40, 60, 130), (40, 40, 45), (160, 160, 165))
-
-Draw = Callable[[Random, Canvas], None]
-
-# What several places have
-
-
-def _land(rng: Random, canvas: Canvas, colour: Colour, other: Colour | None = None) -> None:
-    """Ground everywhere, with patches of another colour (a shade of it unless given)."""
-    ground = jitter(rng, colour, 22)
-    canvas.polygon(ground, box(-OUTSIDE, -OUTSIDE, OUTSIDE, OUTSIDE))
-    patches = jitter(rng, other, 22) if other else shade(ground, rng.choice((-0.25, 0.2)))
-    canvas.cover(patches, clouds(rng, rng.randint(3, 7), 100, 190))
-
-
-def _bend(rng: Random, at: float, swing: float) -> list[Point]:
-    """A winding line from edge to edge."""
-    phase, waves = rng.uniform(0, 2 * pi), rng.uniform(0.7, 1.4)
-    steps = [-OUTSIDE + 2 * OUTSIDE * step / 16 for step in range(17)]
-    return [(x, at + swing * sin(phase + waves * pi * x)) for x in steps]
-
-
-def _road(canvas: Canvas, colour: Colour, width: float, path: list[Point], is_marked: bool = True) -> None:
-    canvas.line(colour, width, path)
-    if is_marked:
-        canvas.line(PAINT, 0.02, path)
 
 
 def _cars(rng: Random, canvas: Canvas, count: int, across: float, lane: float, is_upright: bool = False) -> None:
@@ -66,19 +34,6 @@ def _cars(rng: Random, canvas: Canvas, count: int, across: float, lane: float, i
         canvas.polygon(rng.choice(CARS), box(x - half, y - wide, x + half, y + wide))
 
 
-def _houses(rng: Random, canvas: Canvas, step: float, fill: float) -> None:
-    """Roofs on a grid; fill: how many of its places are built on."""
-    for row in range(int(2 / step) + 1):
-        for column in range(int(2 / step) + 1):
-            if rng.random() < fill:
-                x, y = (-1 + at * step + rng.uniform(-0.15, 0.15) * step for at in (column, row))
-                wide, high = (rng.uniform(0.26, 0.38) * step for _ in "xy")
-                roof = jitter(rng, rng.choice(ROOFS))
-                canvas.polygon((60, 65, 60), box(x - wide + 0.03, y - high + 0.03, x + wide + 0.03, y + high + 0.03))
-                canvas.polygon(roof, box(x - wide, y - high, x + wide, y + high))
-                canvas.polygon(shade(roof, -0.2), box(x - wide, y, x + wide, y + high))
-
-
 def _trees(rng: Random, canvas: Canvas, count: int) -> None:
     for _ in range(count):
         x, y, radius = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(0.04, 0.1)
@@ -86,11 +41,8 @@ def _trees(rng: Random, canvas: Canvas, count: int) -> None:
         canvas.polygon(jitter(rng, (60, 105, 55), 25), disc(x, y, radius))
 
 
-# RESISC45: a structure in the middle, seen from any side
-
-
 def _draw_runway(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, rng.choice((GRASS, SOIL)))
+    draw_ground(rng, canvas, rng.choice((GRASS, SOIL)))
     at, half = rng.uniform(-0.3, 0.3), rng.uniform(0.16, 0.26)
     canvas.polygon(jitter(rng, ASPHALT), box(-OUTSIDE, at - half, OUTSIDE, at + half))
     for step in range(7):
@@ -103,7 +55,7 @@ def _draw_runway(rng: Random, canvas: Canvas) -> None:
 
 
 def _draw_freeway(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, rng.choice((GRASS, SOIL, CONCRETE)))
+    draw_ground(rng, canvas, rng.choice((GRASS, SOIL, CONCRETE)))
     half = rng.uniform(0.24, 0.34)
     canvas.polygon(jitter(rng, ASPHALT), box(-OUTSIDE, -half, OUTSIDE, half))
     canvas.polygon(jitter(rng, GRASS), box(-OUTSIDE, -0.04, OUTSIDE, 0.04))
@@ -114,8 +66,8 @@ def _draw_freeway(rng: Random, canvas: Canvas) -> None:
 
 
 def _draw_intersection(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, CONCRETE)
-    _houses(rng, canvas, 0.5, 0.8)
+    draw_ground(rng, canvas, CONCRETE)
+    draw_houses(rng, canvas, 0.5, 0.8)
     road, half = jitter(rng, ASPHALT), rng.uniform(0.13, 0.2)
     canvas.polygon(road, box(-OUTSIDE, -half, OUTSIDE, half))
     canvas.polygon(road, box(-half, -OUTSIDE, half, OUTSIDE))
@@ -128,37 +80,37 @@ def _draw_intersection(rng: Random, canvas: Canvas) -> None:
 
 
 def _draw_roundabout(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, rng.choice((GRASS, CONCRETE)))
+    draw_ground(rng, canvas, rng.choice((GRASS, CONCRETE)))
     if rng.random() < 0.5:
-        _houses(rng, canvas, 0.5, 0.5)
+        draw_houses(rng, canvas, 0.5, 0.5)
     road, radius = jitter(rng, ASPHALT), rng.uniform(0.4, 0.55)
     for arm in range(rng.randint(3, 4)):
         angle = pi * (arm / 2 + rng.uniform(-0.06, 0.06))
-        _road(canvas, road, 0.24, [(0, 0), (OUTSIDE * cos(angle), OUTSIDE * sin(angle))])
+        draw_road(canvas, road, 0.24, [(0, 0), (OUTSIDE * cos(angle), OUTSIDE * sin(angle))])
     canvas.polygon(road, disc(0, 0, radius))
     canvas.polygon(jitter(rng, GRASS), disc(0, 0, radius - 0.22))
 
 
 def _draw_bridge(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, rng.choice((GRASS, SOIL)))
+    draw_ground(rng, canvas, rng.choice((GRASS, SOIL)))
     half = rng.uniform(0.35, 0.65)
     water = jitter(rng, WATER)
     canvas.polygon(water, box(-half, -OUTSIDE, half, OUTSIDE))
     y = rng.uniform(-0.25, 0.25)
     canvas.polygon(shade(water, -0.4), box(-half, y + 0.1, half, y + 0.18))
-    _road(canvas, jitter(rng, CONCRETE), 0.22, [(-OUTSIDE, y), (OUTSIDE, y)])
+    draw_road(canvas, jitter(rng, CONCRETE), 0.22, [(-OUTSIDE, y), (OUTSIDE, y)])
 
 
 def _draw_river(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, rng.choice((GRASS, SOIL, FOREST)))
-    path, width = _bend(rng, rng.uniform(-0.3, 0.3), rng.uniform(0.15, 0.4)), rng.uniform(0.2, 0.4)
+    draw_ground(rng, canvas, rng.choice((GRASS, SOIL, FOREST)))
+    path, width = bend(rng, rng.uniform(-0.3, 0.3), rng.uniform(0.15, 0.4)), rng.uniform(0.2, 0.4)
     canvas.line(jitter(rng, SOIL), width + 0.08, path)
     canvas.line(jitter(rng, WATER), width, path)
     _trees(rng, canvas, rng.randint(0, 8))
 
 
 def _draw_harbor(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, WATER)
+    draw_ground(rng, canvas, WATER)
     for row in (-0.6, 0.1, 0.8):
         y = row + rng.uniform(-0.12, 0.12)
         canvas.polygon(jitter(rng, CONCRETE), box(-OUTSIDE, y, OUTSIDE, y + 0.06))
@@ -172,7 +124,7 @@ def _draw_harbor(rng: Random, canvas: Canvas) -> None:
 
 
 def _draw_parking_lot(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, ASPHALT)
+    draw_ground(rng, canvas, ASPHALT)
     fill = rng.uniform(0.4, 0.95)
     for row in range(6):
         y = -1.1 + 0.42 * row
@@ -184,9 +136,9 @@ def _draw_parking_lot(rng: Random, canvas: Canvas) -> None:
 
 
 def _draw_dense(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, (120, 125, 105))
-    _houses(rng, canvas, rng.uniform(0.26, 0.34), 0.95)
-    _road(
+    draw_ground(rng, canvas, (120, 125, 105))
+    draw_houses(rng, canvas, rng.uniform(0.26, 0.34), 0.95)
+    draw_road(
         canvas,
         jitter(rng, ASPHALT),
         0.1,
@@ -197,14 +149,14 @@ def _draw_dense(rng: Random, canvas: Canvas) -> None:
 
 
 def _draw_sparse(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, rng.choice((GRASS, SOIL)))
-    _road(canvas, jitter(rng, CONCRETE), 0.08, _bend(rng, rng.uniform(-0.3, 0.3), 0.15), False)
-    _houses(rng, canvas, 0.6, 0.25)
+    draw_ground(rng, canvas, rng.choice((GRASS, SOIL)))
+    draw_road(canvas, jitter(rng, CONCRETE), 0.08, bend(rng, rng.uniform(-0.3, 0.3), 0.15), False)
+    draw_houses(rng, canvas, 0.6, 0.25)
     _trees(rng, canvas, rng.randint(6, 24))
 
 
 def _draw_tanks(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, rng.choice((SOIL, CONCRETE)))
+    draw_ground(rng, canvas, rng.choice((SOIL, CONCRETE)))
     step, radius = rng.uniform(0.5, 0.7), rng.uniform(0.16, 0.24)
     for row in range(-2, 3):
         for column in range(-2, 3):
@@ -216,7 +168,7 @@ def _draw_tanks(rng: Random, canvas: Canvas) -> None:
 
 
 def _draw_diamond(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, GRASS)
+    draw_ground(rng, canvas, GRASS)
     y, size = rng.uniform(0.5, 0.8), rng.uniform(1.0, 1.4)
     canvas.polygon(jitter(rng, (185, 135, 90)), [(0, y), *disc(0, y, 0.8 * size, 0.8 * size, 1.25, 1.75)])
     middle = y - 0.42 * size
@@ -228,7 +180,7 @@ def _draw_diamond(rng: Random, canvas: Canvas) -> None:
 
 
 def _draw_court(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, rng.choice((GRASS, CONCRETE)))
+    draw_ground(rng, canvas, rng.choice((GRASS, CONCRETE)))
     court, inner = any_colour(rng, 50, 160), any_colour(rng, 60, 180)
     wide, high = rng.uniform(0.38, 0.5), rng.uniform(0.65, 0.85)
     canvas.polygon(court, box(-wide - 0.15, -high - 0.15, wide + 0.15, high + 0.15))
@@ -241,7 +193,7 @@ def _draw_court(rng: Random, canvas: Canvas) -> None:
 
 
 def _draw_field(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, rng.choice((GRASS, CONCRETE)))
+    draw_ground(rng, canvas, rng.choice((GRASS, CONCRETE)))
     wide, high = rng.uniform(0.65, 0.85), rng.uniform(0.42, 0.55)
     track = [
         *disc(-wide + high, 0, high + 0.14, high + 0.14, 0.5, 1.5),
@@ -254,7 +206,7 @@ def _draw_field(rng: Random, canvas: Canvas) -> None:
 
 
 def _draw_railway(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, rng.choice((SOIL, CONCRETE, GRASS)))
+    draw_ground(rng, canvas, rng.choice((SOIL, CONCRETE, GRASS)))
     at = rng.uniform(-0.2, 0.2)
     for track in range(rng.randint(1, 3)):
         y = at + 0.24 * track
@@ -268,7 +220,7 @@ def _draw_railway(rng: Random, canvas: Canvas) -> None:
 
 
 def _draw_island(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, WATER)
+    draw_ground(rng, canvas, WATER)
     radii = [rng.uniform(0.4, 0.75) for _ in range(9)]
     for size, colour in ((1.0, (215, 205, 165)), (0.8, rng.choice((FOREST, GRASS)))):
         points = [(size * r * cos(2 * pi * k / 9), size * r * sin(2 * pi * k / 9)) for k, r in enumerate(radii)]
@@ -305,119 +257,3 @@ def draw_aerial(rng: Random, name: str, look: Look) -> Image.Image:
         canvas.pose = Pose(x, y, rng.uniform(17, 28), rng.uniform(0, 2), rng.random() < 0.5)
     PLACES[name](rng, canvas)
     return canvas.take(rng, look)
-
-
-# EuroSAT: the same kind of ground everywhere, at ten metres a pixel
-
-
-def _fields(rng: Random, canvas: Canvas, colours: tuple[Colour, ...], step: float, gap: float) -> None:
-    """Patches in rows, each of a colour."""
-    y = -OUTSIDE
-    while y < OUTSIDE:
-        high, x = step * rng.uniform(0.6, 1.4), -OUTSIDE
-        while x < OUTSIDE:
-            wide = step * rng.uniform(0.6, 1.6)
-            canvas.polygon(jitter(rng, rng.choice(colours), 16), box(x, y, x + wide - gap, y + high - gap))
-            x += wide
-        y += high
-
-
-def _draw_annual_crop(rng: Random, canvas: Canvas) -> None:
-    _fields(rng, canvas, ((150, 125, 90), (125, 135, 80), (175, 155, 110), (105, 95, 75)), 0.75, 0.03)
-
-
-def _draw_permanent_crop(rng: Random, canvas: Canvas) -> None:
-    _fields(rng, canvas, ((125, 130, 85), (150, 130, 95), (110, 115, 80)), 0.65, 0.03)
-    step, row = rng.uniform(0.14, 0.2), -OUTSIDE
-    while row < OUTSIDE:
-        canvas.line(jitter(rng, (70, 90, 55)), 0.05, [(-OUTSIDE, row), (OUTSIDE, row)])
-        row += step
-
-
-def _draw_pasture(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, (110, 140, 80), (95, 125, 75))
-    for _ in range(rng.randint(1, 4)):
-        at = rng.uniform(-1, 1)
-        canvas.line((70, 95, 60), 0.05, [(-OUTSIDE, at), (OUTSIDE, at + rng.uniform(-0.5, 0.5))])
-
-
-def _draw_brushland(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, (130, 130, 95), (95, 110, 75))
-    canvas.cover(jitter(rng, (75, 90, 60)), clouds(rng, 12, 150, 210))
-
-
-def _draw_forest(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, (45, 75, 55), (55, 90, 60))
-    canvas.cover(jitter(rng, (35, 60, 48), 10), clouds(rng, 14, 140, 220))
-
-
-def _draw_road(rng: Random, canvas: Canvas) -> None:
-    _fields(rng, canvas, ((125, 130, 90), (150, 130, 100), (95, 115, 75)), 0.9, 0.02)
-    _road(
-        canvas,
-        jitter(rng, (175, 170, 170)),
-        rng.uniform(0.1, 0.16),
-        _bend(rng, rng.uniform(-0.3, 0.3), rng.uniform(0, 0.2)),
-        False,
-    )
-    if rng.random() < 0.4:
-        canvas.line(jitter(rng, (175, 170, 170)), 0.08, [(rng.uniform(-0.5, 0.5), -OUTSIDE), (0, 0)])
-
-
-def _draw_stream(rng: Random, canvas: Canvas) -> None:
-    _fields(rng, canvas, ((105, 125, 80), (130, 125, 95), (75, 100, 65)), 0.9, 0.02)
-    canvas.line(
-        jitter(rng, (65, 90, 95)), rng.uniform(0.14, 0.4), _bend(rng, rng.uniform(-0.3, 0.3), rng.uniform(0.1, 0.35))
-    )
-
-
-def _draw_sea(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, rng.choice(((35, 60, 95), (45, 80, 95), (50, 65, 75))))
-    if rng.random() < 0.25:
-        canvas.polygon(jitter(rng, (110, 120, 85)), disc(0, 1.7, 1.4, 1.0))
-
-
-def _draw_residential(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, (125, 125, 110))
-    _houses(rng, canvas, rng.uniform(0.18, 0.26), 0.85)
-    for _ in range(rng.randint(1, 3)):
-        at = rng.uniform(-0.8, 0.8)
-        canvas.line((150, 148, 145), 0.07, [(-OUTSIDE, at), (OUTSIDE, at + rng.uniform(-0.3, 0.3))])
-
-
-def _draw_industrial(rng: Random, canvas: Canvas) -> None:
-    _land(rng, canvas, (140, 138, 132))
-    for _ in range(rng.randint(7, 12)):
-        x, y = rng.uniform(-1, 1), rng.uniform(-1, 1)
-        wide, high = rng.uniform(0.15, 0.4), rng.uniform(0.1, 0.3)
-        canvas.polygon(
-            jitter(rng, rng.choice(((205, 205, 210), (150, 165, 190), (175, 110, 95))), 22),
-            box(x - wide, y - high, x + wide, y + high),
-        )
-
-
-LANDS: dict[str, Draw] = {
-    "annual crop land": _draw_annual_crop,
-    "forest": _draw_forest,
-    "brushland or shrubland": _draw_brushland,
-    "highway or road": _draw_road,
-    "industrial buildings": _draw_industrial,
-    "pasture land": _draw_pasture,
-    "permanent crop land": _draw_permanent_crop,
-    "residential buildings": _draw_residential,
-    "river": _draw_stream,
-    "lake or sea": _draw_sea,
-}
-
-
-def draw_land(rng: Random, name: str, look: Look) -> Image.Image:
-    """Land from a satellite: through haze and with few pixels, on the web sharp and clear."""
-    canvas = Canvas(GRASS)
-    canvas.pose = Pose(turn=rng.choice((0, 0.5)) if look.plain else rng.uniform(0, 2), unit=rng.uniform(20, 30))
-    LANDS[name](rng, canvas)
-    image = canvas.image.reduce(FINE)
-    if not look.plain:
-        coarse = image.reduce(2).filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.5)))
-        haze = Image.new("RGB", coarse.size, mix((150, 170, 200), any_colour(rng, 90, 200), 0.4))
-        image = Image.blend(coarse, haze, rng.uniform(0.1, 0.5)).resize(image.size, Image.Resampling.BICUBIC)
-    return spoil(rng, image, look)

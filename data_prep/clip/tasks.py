@@ -12,9 +12,10 @@ from random import Random
 
 from PIL import Image
 
-from data_prep.clip.aerial import LANDS, PLACES, draw_aerial, draw_land
+from data_prep.clip.aerial import PLACES, draw_aerial
 from data_prep.clip.canvas import PHOTO, Look
 from data_prep.clip.digits import DIGITS, draw_mnist, draw_svhn, make_mnist, make_svhn
+from data_prep.clip.lands import LANDS, draw_land
 from data_prep.clip.scenes import SCENES, draw_scene
 from data_prep.clip.signs import SIGNS, draw_sign
 from data_prep.clip.textures import TEXTURES, draw_texture
