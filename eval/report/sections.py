@@ -6,25 +6,24 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.report.beside_paper import describe_orders
 from eval.report.captions import CAPTIONS
 from eval.report.estimates import Estimates
 from eval.report.examples import ShownQuestion, format_examples_section
 from eval.report.formats import FormatTable, escape_code, escape_markdown
 from eval.report.general_tables import DRAWN_NOTE, general_notes
+from eval.report.leaders import format_leaders_section
 from eval.report.notes import PROTOCOL_MEANINGS, format_footnotes, format_partial_notice
 from eval.report.provenance import format_provenance_section
 from eval.report.published import read_published
 from eval.report.ranking import COST
-from eval.report.results import CHOSEN, Context, ResultGroup, list_blocks, list_scores, list_seeds, lower_first
+from eval.report.results import Context, ResultGroup, list_blocks, list_scores, list_seeds
 from eval.report.secondary_tables import has_scores, under_other_protocol
 from eval.report.section_base_model import format_base_section
 from eval.report.section_methods import format_methods_section
-from eval.report.standing import describe_standing, format_difference
+from eval.report.standing import describe_standing
 from eval.report.swept_key import SWEPT, zero_shot_ratios
-from eval.report.tables import GENERAL, MISSING, Column, Table, list_averages, rank_merged
+from eval.report.tables import GENERAL, MISSING, Table
 from eval.settings import BUILTIN_SUFFIX, Official
-from eval.statistics import FEWEST_SEEDS, Difference
 from robustmerge.stage.drawing import RenderedFigure
 
 PROBLEMS = ("empty", "unparsed", "failed")
@@ -66,7 +65,7 @@ def compose(content: Content, format_table: FormatTable) -> str:
         f"# {escape_markdown(context.benchmark)} on {escape_markdown(context.model)}\n",
         SMOKE if context.profile == "smoke" else "",
         _partial_section(groups, context),
-        _finding_section(groups, context, content.estimates, tables) if context.profile != "smoke" else "",
+        format_leaders_section(groups, context, content.estimates, tables) if context.profile != "smoke" else "",
         _swept_section(context, tables, figures, list_seeds(groups), format_table),
         _scores_section(groups, context, tables, content.constants, format_table),
         _beside_section(context, tables, format_table),
@@ -83,7 +82,7 @@ def compose(content: Content, format_table: FormatTable) -> str:
         format_base_section(context.bases),
         CONTACT_SHEET if content.has_sheet else "",
         _problems_section(groups, context),
-        format_methods_section(groups, _wide(figures["strengths"]) if "strengths" in figures else ""),
+        format_methods_section(groups, _show(figures["strengths"]) if "strengths" in figures else ""),
         format_examples_section(groups, context, content.examples),
         format_provenance_section(groups, context, content.estimates),
     ]
@@ -93,55 +92,6 @@ def compose(content: Content, format_table: FormatTable) -> str:
 def _partial_section(groups: Sequence[ResultGroup], context: Context) -> str:
     notice = format_partial_notice(groups, context)
     return f"> **{escape_markdown(notice)}**\n" if notice else ""
-
-
-def _finding_section(
-    groups: Sequence[ResultGroup], context: Context, estimates: Estimates, tables: Mapping[str, Table]
-) -> str:
-    """State for each average and block which merged model is first, and whether its lead exceeds the noise.
-
-    Where strengths were chosen, of the blocks with those: the others are in the tables. Then where the order of the
-    methods is not that of the paper.
-    """
-    blocks = list_blocks(groups)
-    chosen = {block: members for block, members in blocks.items() if members[0].first.variant == CHOSEN}
-    lines = []
-    for column in list_averages(context):
-        for block, members in (chosen or blocks).items():
-            ranked = rank_merged(members, column, estimates)
-            if ranked:
-                place = f"{column.heading}, {lower_first(block)}" if block else column.heading
-                lines.append(f"- **{escape_markdown(place)}:** {_describe_first(ranked, column, estimates)}.")
-    orders = describe_orders(tables["beside"]) if "beside" in tables else []
-    lines += [f"- **Order by {lower_first(average)}:** {escape_markdown(order)}." for average, order in orders]
-    return "\n".join(lines) + "\n" if lines else ""
-
-
-def _describe_first(ranked: Sequence[ResultGroup], column: Column, estimates: Estimates) -> str:
-    best = ranked[0]
-    mean = estimates.interval(best.title, column.tasks)
-    sentence = f"{escape_markdown(best.short_title)} is first of the merged models with {mean.value:.1f} %"
-    if len(ranked) < 2:
-        return sentence
-    difference = estimates.difference(best.title, ranked[1].title, column.tasks)
-    lead = f"its lead over {escape_markdown(ranked[1].short_title)}, {format_difference(difference)}"
-    return f"{sentence}; {lead}, {_judge_lead(difference)}"
-
-
-def _judge_lead(lead: Difference) -> str:
-    """Whether a lead exceeds question noise, seed noise, both or neither."""
-    if lead.value < 0:
-        return "is **none** over the seeds that both have"
-    if lead.seeds is None:
-        verdict = "outside" if lead.is_significant else "**within**"
-        return f"is {verdict} the noise of the questions"
-    questions = "outside" if lead.is_significant_over_questions else "**within**"
-    if lead.seeds.low is None:
-        return f"is {questions} the noise of the questions; {FEWEST_SEEDS} shared seeds are needed to tell theirs"
-    seeds = "outside" if lead.seeds.is_significant else "**within**"
-    if questions == seeds:
-        return f"is {questions} the noise of the questions and that of the seeds"
-    return f"is {questions} the noise of the questions, but {seeds} that of the seeds"
 
 
 def _swept_section(
@@ -162,7 +112,7 @@ def _swept_section(
     measured = ", ".join(f"{escape_markdown(value)} {ratio:.2f}" for value, ratio in ratios)
     lines += [f"What the base knows before any expert, zero-shot over individual: {measured}."] if measured else []
     heading = f"## Against {escape_code(context.swept.key)}"
-    shown = [f"{_wide(figures[name])}\n{format_table(tables[name])}" for name in names]
+    shown = [f"{_show(figures[name])}\n{format_table(tables[name])}" for name in names]
     return f"{heading}\n\n{' '.join(lines)}\n\n" + "\n".join(shown)
 
 
@@ -205,7 +155,7 @@ def _ranking_section(
             "Cost: CPU seconds of merging eight experts of LLaVA-1.5-7B's shape by the method as in its file, measured "
             "apart from this run (docs/costs.md)."
         )
-    return f"## Ranking\n\n{' '.join(lines)}\n\n{_wide(figures['ranking'])}\n{format_table(table)}"
+    return f"## Ranking\n\n{' '.join(lines)}\n\n{_show(figures['ranking'])}\n{format_table(table)}"
 
 
 def _scores_section(
@@ -255,7 +205,7 @@ def _standing_section(
     verdicts = [
         f"- **{escape_markdown(place)}:** {escape_markdown(sentence)}" for place, sentence in describe_standing(table)
     ]
-    figure = _wide(figures["standing"]) if "standing" in figures else ""
+    figure = _show(figures["standing"]) if "standing" in figures else ""
     noise = "the 95 % interval over the questions leaves out zero"
     if len(seeds) > 1:
         noise = "both 95 % intervals leave out zero, that over the questions and that over the seeds (Student's t)"
@@ -273,7 +223,7 @@ def _balance_section(
     if "balance" not in tables:
         return ""
     table = tables["balance"]
-    return f"## How even over the tasks?\n\n{table.title}.\n\n{_wide(figures['balance'])}\n{_fold(table, format_table)}"
+    return f"## How even over the tasks?\n\n{table.title}.\n\n{_show(figures['balance'])}\n{_fold(table, format_table)}"
 
 
 def _figures_section(figures: Sequence[RenderedFigure]) -> str:
@@ -281,12 +231,14 @@ def _figures_section(figures: Sequence[RenderedFigure]) -> str:
     narrow = [figure for figure in figures if not figure.wide]
     images = [f"![{figure.alt}](figures/{figure.name}.svg)" for figure in narrow]
     captions = [f'\n<p class="caption">{CAPTIONS[figure.name]}</p>' for figure in narrow]
-    wide = [_wide(figure) for figure in figures if figure.wide]
+    wide = [_show(figure) for figure in figures if figure.wide]
     return "## Figures\n\n" + "\n".join([*images, *captions, *([""] if narrow and wide else []), *wide, ""])
 
 
-def _wide(figure: RenderedFigure) -> str:
-    image = f'<p><img class="wide" src="figures/{figure.name}.svg" alt="{figure.alt}"></p>'
+def _show(figure: RenderedFigure) -> str:
+    """A figure by itself, as wide as the page where it is drawn so, with its caption below."""
+    wide = ' class="wide"' if figure.wide else ""
+    image = f'<p><img{wide} src="figures/{figure.name}.svg" alt="{figure.alt}"></p>'
     return f'{image}\n\n<p class="caption">{CAPTIONS[figure.name]}</p>\n'
 
 

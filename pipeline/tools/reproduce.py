@@ -52,8 +52,9 @@ ARCHIVE = "scores.tar.xz"
 class Step:
     """One experiment.
 
-    about: of the paper; programs: in their order, with these words; minutes: about, on two cores. folder: of a run, in
-    which a folder of the step's name comes of it; page: in that, what to look at first.
+    about: of the paper; programs: in their order, with these words; minutes: about, on two cores; model: where the words
+    name another one. folder: of a run, in which a folder of the step's name comes of it; page: in that, what to look at
+    first.
     """
 
     about: str
@@ -62,6 +63,7 @@ class Step:
     programs: tuple[str, ...] = ("train_all", "merge_eval")
     folder: str = "reports"
     page: str = "report.md"
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ def format_page(plan: Plan, request: Reproduction, made: Sequence[str], words: S
     for name, step in request.every_step.items():
         commands = [[*start_of(program), *step.words, *words] for program in step.programs]
         typed = " && ".join(escape_code(format_command(command)) for command in commands)
-        where = f"[made here, {escape_markdown(config.model.name)}]({name}/{step.page})"
+        where = f"[made here, {escape_markdown(step.model or config.model.name)}]({name}/{step.page})"
         where = where if name in made else "not run"
         lines.append(f"| {escape_markdown(step.about)} | {where} | {typed} |")
     if config.model.base is not None:

@@ -10,7 +10,7 @@ from matplotlib import image
 from eval.report.assemble import assemble_report, format_summary
 from eval.report.contact_sheet import draw_contact_sheet
 from eval.report.examples import select_example_groups
-from eval.report.formats import format_csv, format_html, format_text
+from eval.report.formats import escape_markdown, format_csv, format_html, format_text
 from eval.report.palette import assign_styles, list_panels
 from eval.report.provenance import format_provenance_section
 from eval.report.results import CHOSEN, Choice, Regime, SourceResult, group_results
@@ -67,6 +67,22 @@ def test_the_report_of_a_sweep_is_whole(sweep, context):
         assert wanted in text, wanted
     assert {"tables/seeds.tex", "tables/standing.csv", "figures/standing.png", "figures/sheet.png"} <= set(report.files)
     assert "Unseen avg" in format_summary(report) and "VQAv2" not in format_summary(report)
+
+
+def test_of_many_blocks_one_line_says_who_is_first_where(context):
+    results = [
+        make_result(f"merged/{name}", "merged", title, both(right), facet=f"merge count = {count}")
+        for count, rights in enumerate(((60, 30), (30, 60), (60, 59), (30, 60), (60, 30)), start=1)
+        for (name, title), right in zip((("ties", "TIES"), ("robustmerge", "RobustMerge")), rights, strict=True)
+    ]
+    text = (
+        assemble_report(results, dataclasses.replace(context, bootstrap=Bootstrap(draws=200)))
+        .files["report.md"]
+        .decode()
+    )
+    said = "by merge count: TIES: 1*, 3, 5*; RobustMerge: 2*, 4* (* its lead is outside the noise)."
+    assert f"- **Seen tasks:** first of the merged models {escape_markdown(said)}" in text
+    assert "is first of the merged models with" not in text
 
 
 def test_answers_are_shown_of_one_block_with_its_references(sweep):

@@ -24,6 +24,7 @@ from robustmerge.stage.settings import UserError
 from tests.plans import make_plan, make_point
 
 BASES = sorted(path for path in (REPOSITORY / "bases").glob("*") if path.is_dir())
+CLIP = REPOSITORY / "bases" / "clip-tiny"
 LARGEST = 40e6  # bytes of all bases
 
 
@@ -118,7 +119,7 @@ def test_the_shipped_bases_are_small():
     assert sum(file.stat().st_size for base in BASES for file in base.iterdir()) <= LARGEST
 
 
-@pytest.mark.parametrize("folder", BASES, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [base for base in BASES if base != CLIP], ids=lambda folder: folder.name)
 def test_a_shipped_base_is_what_its_configuration_and_its_card_say(folder, tmp_path):
     name, _, knows = folder.name.partition("-")
     plan = make_plan(tmp_path, f"model={name}", f"model.base.knows={knows}", "source=zero_shot")
@@ -127,6 +128,15 @@ def test_a_shipped_base_is_what_its_configuration_and_its_card_say(folder, tmp_p
     check_sizes(folder, plan.config.model.base.pretraining)
     (base,) = make_context("main", [plan]).bases
     assert base["name"] == folder.name and base["probe"] and base["skills"]
+
+
+def test_the_shipped_clip_is_what_its_configuration_and_its_card_say(tmp_path):
+    plan = make_plan(tmp_path, "benchmark=clip8_mini", "model=clip_tiny", "source=zero_shot")
+    assert (plan.base.path, plan.base.short) == (CLIP, "bases/clip-tiny")
+    assert f"sha256 `{sha256_of(CLIP / 'model.safetensors')}`" in (CLIP / "README.md").read_text()
+    check_clip_sizes(CLIP, plan.config.model.base)
+    (base,) = make_context("main", [plan]).bases
+    assert base["name"] == "clip-tiny" and set(base["probe"]) == {task.name for task in plan.config.tasks}
 
 
 def check_clip_sizes(folder: Path, settings) -> None:
