@@ -19,11 +19,13 @@ def format_base_section(bases: Sequence[Mapping[str, Any]]) -> str:
         return ""
     (name, _), *others = measured
     what = f"each of {len(measured)} bases" if others else f"the base{name}"
-    blocks = [
-        f"## Can the base see and obey?\n\nMeasured on {what}, before any expert, on pictures and dialogues that "
-        "its training never had. Where a task asks only for what is unmarked here, a low zero-shot score is more "
-        "likely its convention than its pictures.\n"
-    ]
+    if any(base.get("skills") for base in bases):
+        title, met = "Can the base see and obey?", "pictures and dialogues"
+        advice = " Where a task asks only for what is unmarked here, a low zero-shot score is more likely its "
+        advice += "convention than its pictures."
+    else:
+        title, met, advice = "Can the base see?", "pictures", ""
+    blocks = [f"## {title}\n\nMeasured on {what}, before any expert, on {met} that its training never had.{advice}\n"]
     for name, parts in measured:
         blocks += [*([f"### The base{name}\n"] if others else []), *parts]
     return "\n".join(blocks)

@@ -111,6 +111,8 @@ def test_what_the_base_cannot_is_marked():
     assert "1 of 2 concepts" in text and "| Linear probe | **94.9** ▼ | 95.1 |" in text
     assert "0 of 1 skills" in text and "| Right answers | 90.0 | **50.0** ▼ |" in text
     assert "the base `tiny-paper` of 2.1 million parameters" in text
+    of_clip = format_base_section([{"probe": {"cars": 0.96}, "name": "clip-tiny"}])
+    assert "## Can the base see?" in of_clip and "dialogues" not in of_clip and "see and obey?" in text
     assert format_base_section([]) == "" == format_base_section([{"name": "tiny-paper", "seconds": 1.0}])
 
 
