@@ -52,9 +52,9 @@ ARCHIVE = "scores.tar.xz"
 class Step:
     """One experiment.
 
-    about: of the paper; programs: in their order, with these words; minutes: about, on two cores; model: where the words
-    name another one. folder: of a run, in which a folder of the step's name comes of it; page: in that, what to look at
-    first.
+    about: of the paper; programs: in their order, with these words; minutes: about, on two cores. folder: of a run, in
+    which a folder of the step's name comes of it; page: in that, what to look at first; model: where the words name
+    another one.
     """
 
     about: str

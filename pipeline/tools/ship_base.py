@@ -78,8 +78,9 @@ def _describe(base: BaseModel | ClipBase) -> Description:
         side = base.vision.image_size
         return Description(
             "pipeline_tag: zero-shot-image-classification\nlicense: apache-2.0\ntags: [clip]",
-            f"A CLIP for pictures of {side} x {side} pixels. It knows of each of eight classification tasks as many of "
-            "the classes as the paper's CLIP does by its tables 4 and 5.",
+            f"A CLIP for pictures of {side} x {side} pixels. In pictures as eight classification tasks take them, its "
+            "captions named as many classes of each task as the paper's CLIP knows by its tables 4 and 5; in plain "
+            "pictures, all of them.",
             f"`data_prep/clip`, version {LABEL_GENERATOR} of the generator",
             "`clip_ext/base.py`",
             f"Seed: {base.seed}.",
