@@ -30,8 +30,8 @@ def write_inspection(inspection: Inspection, folder: Path, figure: str | None = 
     figures = [name for name in captions if figure in (None, name)]
     drawn = {name: tabulate(inspection) for key in figures for name, tabulate in TABLES[key].items()}
     words = [f"{name}. {captions[name]}" for name in figures]
-    files = {"figures.json": drawn, INSPECTION: dataclasses.asdict(inspection)}
-    files = {name: json.dumps(content, indent=1) for name, content in files.items()}
+    contents = {"figures.json": drawn, INSPECTION: dataclasses.asdict(inspection)}
+    files = {name: json.dumps(content, indent=1) for name, content in contents.items()}
     if figure is None:
         words += [f"{name} is not drawn: {reason}." for name, reason in missing.items()]
         files["inspection.txt"] = format_inspection(inspection)
