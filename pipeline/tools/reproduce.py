@@ -70,8 +70,8 @@ class Step:
 class Reproduction:
     """The keys of reproduce.py.
 
-    steps: by name; only: a subset of them; to: the folder of the reports; from_scores: make them of the scores there,
-    without a model; missing: of the paper, why it is not made.
+    steps: by name; only: a subset of them; to: the folder of the reports; from_scores: make those that are there (or
+    `only`) again of the scores there, without a model; missing: of the paper, why it is not made.
     """
 
     steps: dict[str, dict[str, Any]]
@@ -112,6 +112,10 @@ def reproduce(points: Sequence[Mapping[str, Any]]) -> None:
     for name in steps:
         check_copy(folder / name)
     if request.from_scores:
+        if request.only is None:
+            steps = {name: step for name, step in steps.items() if (folder / name).is_dir()}
+        if not steps:
+            raise UserError(f"no report of a step is in {folder}: name those to be made again (only)")
         unpack_archive(folder / ARCHIVE, plan.root.parent)
     reports: list[Path] = []
     for place, (name, step) in enumerate(steps.items()):

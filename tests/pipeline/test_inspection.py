@@ -26,6 +26,7 @@ from robustmerge.analysis.direction_robustness import compare_directions, compar
 from robustmerge.analysis.entries import Histogram
 from robustmerge.analysis.figure_tables import tabulate_directions, tabulate_layers, tabulate_pruning, write_captions
 from robustmerge.analysis.inspection import inspect_folders
+from robustmerge.analysis.inspection_files import read_inspection, write_inspection
 from robustmerge.analysis.inspection_text import conclude, format_inspection
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.formats.adapter_config import WEIGHTS
@@ -232,7 +233,10 @@ def test_an_experiment_draws_its_figure_alone(figure: str, tmp_path: Path, capsy
     assert (out / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / f"{figure}.svg").read_text()
     assert (out / "figures.txt").read_text().removeprefix(f"{figure}. ").strip() in capsys.readouterr().out
-    assert {file.stem.partition("_")[0] for file in out.iterdir()} == {figure, "figures"}
+    assert {file.stem.partition("_")[0] for file in out.iterdir()} == {figure, "figures", "inspection"}
+    drawn = {file.name: file.read_bytes() for file in out.iterdir()}
+    write_inspection(read_inspection(out / "inspection.json"), tmp_path / "again", figure)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "again").iterdir()} == drawn
 
 
 def test_a_merge_that_a_figure_lacks_is_named_with_the_command_that_makes_it(

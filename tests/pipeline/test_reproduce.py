@@ -16,7 +16,14 @@ import pytest
 from pipeline.program import CONFIGS, compose
 from pipeline.stages import report
 from pipeline.sweep import make_plan_with
-from pipeline.tools.reproduce import Reproduction, check_copy, describe_progress, format_page, write_archive
+from pipeline.tools.reproduce import (
+    Reproduction,
+    check_copy,
+    describe_progress,
+    format_page,
+    reproduce,
+    write_archive,
+)
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import ConfigError, UserError
 from tests.plans import make_plan, make_point
@@ -65,6 +72,14 @@ def test_the_page_says_of_each_step_how_it_was_made_and_what_was_not(tmp_path: P
     for missing in compose("reproduce", [])["missing"]:
         assert missing in page
     assert "(table7/" not in page and "Table 7, what is scaled by what | not run | `bash scripts/train_all.sh" in page
+
+
+def test_nothing_is_made_again_where_nothing_was_made(tmp_path: Path) -> None:
+    point = make_point(tmp_path, "from_scores=true", f"to={tmp_path / 'empty'}", program="reproduce")
+    with pytest.raises(UserError, match=r"no report of a step is in .*/empty: name those .* \(only\)"):
+        reproduce([point])
+    with pytest.raises(UserError, match="scores.tar.xz does not exist"):
+        reproduce([make_point(tmp_path, *point["overrides"], "only=[main]", program="reproduce")])
 
 
 def test_a_later_step_adds_to_the_archive_and_other_benchmarks_stay_out_of_it(tmp_path: Path) -> None:
