@@ -29,9 +29,8 @@ from llava_ext.data import derive_seed
 from llava_ext.pixels import read_training_picture
 from llava_ext.settings import LOSSES
 from llava_ext.small.build import draw_weights
-from llava_ext.small.networks import loss_of_heads
 from llava_ext.small.parts import PartRun, format_accuracies, train_in
-from llava_ext.small.probe import PICTURES, exact_products, probe
+from llava_ext.small.probe import PICTURES, exact_products, head_entropies, probe
 from llava_ext.small.tokenizer import BOS, EOS, build_tokenizer
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.files import read_json
@@ -195,7 +194,7 @@ class Matching(nn.Module):
         matched = (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
         seen = self.clip.vision_model.post_layernorm(outputs.vision_model_output.last_hidden_state[:, 0])
         told_apart = self.heads(seen).split(self.sizes, dim=1)
-        return {"loss": matched + loss_of_heads(told_apart, classes), "logits": logits}
+        return {"loss": matched + head_entropies(told_apart, classes).mean(), "logits": logits}
 
 
 @torch.no_grad()

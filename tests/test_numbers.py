@@ -30,9 +30,14 @@ Row = dict[str, str]
 
 
 @cache
-def read_csv(name: str, size: str = "tiny") -> list[Row]:
-    with (RESULTS / f"mini-{size}" / f"{name}.csv").open(newline="") as file:
+def read_rows(name: str) -> list[Row]:
+    """The rows of a CSV file under results/."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_csv(name: str, size: str = "tiny") -> list[Row]:
+    return read_rows(f"mini-{size}/{name}")
 
 
 def find_row(name: str, title: str, group: str = "", size: str = "tiny") -> Row:
@@ -57,6 +62,11 @@ def read_table(page: str, heading: str) -> dict[str, list[str]]:
     end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start + 2 : end]]
     return {title: cells for title, *cells in rows}
+
+
+def read_page(page: str) -> str:
+    """The text of a page on one line."""
+    return " ".join((REPOSITORY / page).read_text().split())
 
 
 def with_noise(row: Row, average: str) -> str:
@@ -510,7 +520,7 @@ def attempt_sentences() -> list[str]:
     ],
 )
 def test_a_sentence_says_what_was_measured(page, sentences):
-    text = " ".join((REPOSITORY / page).read_text().split())
+    text = read_page(page)
     assert [sentence for sentence in sentences() if sentence not in text] == []
 
 

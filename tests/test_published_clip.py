@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from functools import cache
 from statistics import mean
@@ -13,7 +12,7 @@ import yaml
 
 from data_prep.clip.corpus import PUBLISHED
 from robustmerge.stage.address import REPOSITORY
-from tests.test_numbers import read_table, with_noise
+from tests.test_numbers import Row, read_page, read_rows, read_table, with_noise
 
 PAGE = "docs/clip.md"
 RANKED = "clip8_mini-clip_tiny/all_methods"
@@ -114,20 +113,19 @@ def test_the_splits_of_the_page_are_those_of_the_tasks() -> None:
             assert of_val == int((of_val + of_test) * data["val_of_test"])
 
 
-def read_csv(name: str) -> dict[str, dict[str, str]]:
-    with (REPOSITORY / "results" / name).open(newline="") as file:
-        return {row["source"]: row for row in csv.DictReader(file)}
+def by_source(name: str) -> dict[str, Row]:
+    return {row["source"]: row for row in read_rows(name)}
 
 
 def test_the_scores_of_the_small_clip_are_those_of_its_reports():
-    table4, ranked = read_csv("mini-tiny/reproduced/table4/tables/main.csv"), read_csv(f"{RANKED}/ranking.csv")
+    table4, ranked = by_source("mini-tiny/reproduced/table4/tables/main"), by_source(f"{RANKED}/ranking")
     rows = read_table(PAGE, "| measured here")
     assert len(rows) == len(table4) == 3 + 2 * 4
     for title, (*cells, average) in rows.items():
         row = table4[TITLES_HERE.get(title, title.removesuffix(", default"))]
         assert cells == [f"{float(row[task]):.1f}" for task in TASKS], title
         assert average == with_noise(row, "seen_avg"), title
-    scores = read_csv(f"{RANKED}/main.csv")
+    scores = by_source(f"{RANKED}/main")
     for title, (default, chosen, kept, _) in read_table(PAGE, "| three seeds").items():
         assert default == with_noise(ranked[title], "seen_avg"), title
         assert chosen == with_noise(ranked[f"{title}, strength chosen"], "seen_avg"), title
@@ -136,7 +134,7 @@ def test_the_scores_of_the_small_clip_are_those_of_its_reports():
 
 
 def test_what_the_small_clip_knows_is_what_its_report_and_the_paper_say():
-    zero_shot, individual = (read_csv("mini-tiny/reproduced/table4/tables/main.csv")[name] for name in REFERENCES)
+    zero_shot, individual = (by_source("mini-tiny/reproduced/table4/tables/main")[name] for name in REFERENCES)
     probe = json.loads((REPOSITORY / "bases" / "clip-tiny" / "training.json").read_text())["probe"]
     measured, here, there = read_table(PAGE, "| | Cars").values()
     assert measured == [f"{100 * probe[task]:.1f}" for task in TASKS]
@@ -144,9 +142,5 @@ def test_what_the_small_clip_knows_is_what_its_report_and_the_paper_say():
     ratios = [zero / expert for zero, expert in (PUBLISHED[f"clip_{task}"] for task in TASKS)]
     assert there == [f"{ratio:.2f}" for ratio in ratios]
     near = sum(abs(float(one) - other) <= 0.15 for one, other in zip(here, ratios, strict=True))
-    assert near == 2 and "is within 0.15 of the paper's on two tasks of eight" in read_page()
-    assert f"in {100 * min(probe.values()):.1f} % of the pictures or more" in read_page()
-
-
-def read_page() -> str:
-    return " ".join((REPOSITORY / PAGE).read_text().split())
+    assert near == 2 and "is within 0.15 of the paper's on two tasks of eight" in read_page(PAGE)
+    assert f"in {100 * min(probe.values()):.1f} % of the pictures or more" in read_page(PAGE)

@@ -64,7 +64,8 @@ class Pose:
         side, cosine, sine = -1 if self.mirror else 1, cos(pi * self.turn), sin(pi * self.turn)
         scale = FINE * self.unit
         placed = []
-        for across, down in ((across, self.tall * down) for across, down in points):
+        for across, high in points:
+            down = self.tall * high
             right = side * (across + self.lean * down)
             placed.append(
                 (

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
 from llava_ext.data import Row
-from llava_ext.small.probe import accuracies
+from llava_ext.small.probe import accuracies, head_entropies
 
 MEASURE_BATCH = 32
 Collate = Callable[[Sequence], dict[str, Tensor]]
@@ -41,7 +41,7 @@ class Heads(nn.Module):
 
 
 class TowerClassifier(nn.Module):
-    """A vision tower with attribute heads and their loss."""
+    """A vision tower with attribute heads. Loss: the mean over the heads of their cross entropies."""
 
     def __init__(self, model: LlavaForConditionalGeneration, heads: Heads):
         super().__init__()
@@ -58,19 +58,7 @@ class TowerClassifier(nn.Module):
 
     def forward(self, pixel_values: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """The loss on pictures. targets: [n, heads], -1 where a head does not apply."""
-        return {"loss": loss_of_heads(self.logits(pixel_values), targets)}
-
-
-def loss_of_heads(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
-    """The mean over heads of their cross entropies, each over the pictures to which the head applies.
-
-    logits: of every head, each [n, size]. targets: [n, heads], -1 where a head does not apply.
-    """
-    losses = [
-        functional.cross_entropy(scores, target, ignore_index=-1, reduction="sum") / (target >= 0).sum().clamp(min=1)
-        for scores, target in zip(logits, targets.unbind(1), strict=True)
-    ]
-    return torch.stack(losses).mean()
+        return {"loss": head_entropies(self.logits(pixel_values), targets).mean()}
 
 
 class AnswerModel(nn.Module):

@@ -46,17 +46,26 @@ def fit_logistic(
     def loss() -> Tensor:
         optimiser.zero_grad()
         scores = (inputs @ weights).split(list(sizes), dim=1)
-        entropies = [
-            functional.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
-            / (target >= 0).sum().clamp(min=1)
-            for logits, target in zip(scores, targets.unbind(1), strict=True)
-        ]
-        total = torch.stack(entropies).sum() + penalty / 2 * weights[:-1].square().sum()
+        total = head_entropies(scores, targets).sum() + penalty / 2 * weights[:-1].square().sum()
         total.backward()
         return total
 
     optimiser.step(loss)
     return weights.detach()
+
+
+def head_entropies(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """The cross entropy of every head, [heads], each the mean over the rows to which the head applies.
+
+    logits: of every head, each [rows, size]. targets: [rows, heads], -1 where a head does not apply.
+    """
+    return torch.stack(
+        [
+            functional.cross_entropy(scores, target, ignore_index=-1, reduction="sum")
+            / (target >= 0).sum().clamp(min=1)
+            for scores, target in zip(logits, targets.unbind(1), strict=True)
+        ]
+    )
 
 
 def predict(features: Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:

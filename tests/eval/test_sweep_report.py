@@ -75,11 +75,8 @@ def test_of_many_blocks_one_line_says_who_is_first_where(context):
         for count, rights in enumerate(((60, 30), (30, 60), (60, 59), (30, 60), (60, 30)), start=1)
         for (name, title), right in zip((("ties", "TIES"), ("robustmerge", "RobustMerge")), rights, strict=True)
     ]
-    text = (
-        assemble_report(results, dataclasses.replace(context, bootstrap=Bootstrap(draws=200)))
-        .files["report.md"]
-        .decode()
-    )
+    report = assemble_report(results, dataclasses.replace(context, bootstrap=Bootstrap(draws=200)))
+    text = report.files["report.md"].decode()
     said = "by merge count: TIES: 1*, 3, 5*; RobustMerge: 2*, 4* (* its lead is outside the noise)."
     assert f"- **Seen tasks:** first of the merged models {escape_markdown(said)}" in text
     assert "is first of the merged models with" not in text
