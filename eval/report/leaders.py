@@ -10,7 +10,7 @@ from eval.report.estimates import Estimates
 from eval.report.formats import escape_markdown
 from eval.report.results import CHOSEN, Context, ResultGroup, list_blocks, lower_first
 from eval.report.standing import format_difference
-from eval.report.tables import Column, Table, list_averages, rank_merged
+from eval.report.tables import Column, Table, find_clear_best, list_averages, rank_merged
 from eval.statistics import FEWEST_SEEDS, Difference
 
 MANY_BLOCKS = 4  # more have no line each
@@ -46,9 +46,9 @@ def _describe_firsts(ranked: Mapping[str, Sequence[ResultGroup]], column: Column
     start = os.path.commonprefix(list(ranked))
     start = start if start.endswith("= ") else ""
     places: dict[str, list[str]] = {}
-    for block, (best, *others) in ranked.items():
-        is_clear = others and estimates.difference(best.title, others[0].title, column.tasks).is_significant
-        places.setdefault(best.short_title, []).append(block.removeprefix(start) + ("*" if is_clear else ""))
+    for block, members in ranked.items():
+        mark = "*" if find_clear_best(members, column, estimates) else ""
+        places.setdefault(members[0].short_title, []).append(block.removeprefix(start) + mark)
     by = f" by {lower_first(start.removesuffix(' = '))}" if start else ""
     firsts = "; ".join(f"{title}: {', '.join(values)}" for title, values in places.items())
     note = " (* its lead is outside the noise)" if "*" in firsts else ""

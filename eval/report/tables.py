@@ -131,7 +131,7 @@ def main_table(
     }
     for block in list_blocks(groups).values():
         for index, column in enumerate(columns):
-            best = _find_significant_best(block, column, estimates)
+            best = find_clear_best(block, column, estimates)
             if best is not None:
                 rows[best] = _embolden(rows[best], index)
     under = f", {protocol} protocol" if protocol else ""
@@ -161,7 +161,8 @@ def rank_merged(groups: Sequence[ResultGroup], column: Column, estimates: Estima
     return sorted(scored, key=lambda group: -estimates.interval(group.title, column.tasks).value)
 
 
-def _find_significant_best(block: Sequence[ResultGroup], column: Column, estimates: Estimates) -> str | None:
+def find_clear_best(block: Sequence[ResultGroup], column: Column, estimates: Estimates) -> str | None:
+    """The title of the best merged model, if its lead over the second best is outside the noise."""
     ranked = rank_merged(block, column, estimates)
     if len(ranked) < 2:
         return None

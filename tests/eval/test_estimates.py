@@ -145,6 +145,22 @@ def test_a_source_ahead_only_by_seeds_that_the_other_lacks_has_no_lead(plain_con
     assert "TIES is first of the merged models with 70.0 %" in text and "is **none** over the seeds that both" in text
 
 
+def test_such_a_source_is_not_marked_as_clearly_ahead_among_many_blocks(plain_context):
+    ahead = {1: both(120), 2: both(120), 3: both(60), 4: both(60), 5: both(60)}
+    results = [
+        result
+        for block in range(5)
+        for result in (
+            *make_seeds("ties", "TIES", ahead, facet=f"merge count = {block}"),
+            *make_seeds(
+                "robustmerge", "RobustMerge", {seed: both(72) for seed in (3, 4, 5)}, facet=f"merge count = {block}"
+            ),
+        )
+    ]
+    text = assemble_report(results, plain_context).files["report.md"].decode()
+    assert "by merge count: TIES: 0, 1, 2, 3, 4." in text
+
+
 def test_the_zero_shot_base_stands_beside_every_seed(context):
     zero = make_result("zero_shot", "zero_shot", "Zero-shot", both(20))
     rows = group_results([zero, *make_seeds("dare", "DARE", {1: both(30), 2: both(40), 3: both(50)})])
