@@ -1,7 +1,8 @@
 """Parsers of answers: they extract the answer from the text that a model wrote.
 
 A parser takes the text and the question's choices and returns the answer in one canonical form, or None if the
-text holds no such answer. The references of a question go through the same parser.
+text holds no such answer. The references of a question go through the same parser. Marks of any script are read as the
+ASCII marks that they stand for; only `raw` and `label` take the text as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import string
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+
+from eval.punctuation import even_out_marks
 
 Box = tuple[float, float, float, float]
 Answer = str | Box
@@ -26,22 +29,22 @@ _ANSWER_IS = re.compile(  # "the answer is a dog" names no letter, "the answer i
     r"(?=[)\].:;]|,(?! ?(?-i:[A-HJ-Z])(?!\w))|$|(?<=[B-HJ-Z]) )",  # not of "the answer is A, B"
     re.IGNORECASE,
 )
-_EMPHASIS = re.compile(r"[*`\"“”]+|(?<!\w)_+|_+(?!\w)")
+_EMPHASIS = re.compile(r"[*`\"]+|(?<!\w)_+|_+(?!\w)")
 _LETTER_ALONE = re.compile(r"[(\[]?\s*([A-Za-z])\s*[)\].:,]?")
 _LETTER_SENTENCE = re.compile(  # the whole text: "it is option B", "option (b).", "B is the correct answer"
-    r"(?:(?:it|this|that|(?:the|my) (?:correct |right |best )?(?:answer|option|choice|one)) is:? |it[’']s |"
+    r"(?:(?:it|this|that|(?:the|my) (?:correct |right |best )?(?:answer|option|choice|one)) is:? |it's |"
     r"i (?:choose|pick) )?(?:the )?(?:option |choice |letter )?[(\[]?([A-Z])[)\]]?"
     r"(?: is (?:the )?(?:correct|right|best)(?: answer| option| choice| one)?)?[.!]?",
     re.IGNORECASE,
 )
-_OTHER_LETTER = r"(?-i:.*(?<![\w'’])(?:[A-HJ-Zb-hj-z](?![\w'’])|a\W*$))"  # of "A, B"; not of "A, I see a dog"
+_OTHER_LETTER = r"(?-i:.*(?<![\w'])(?:[A-HJ-Zb-hj-z](?![\w'])|a\W*$))"  # of "A, B"; not of "A, I see a dog"
 _LETTER_FIRST = re.compile(  # not of a list of letters, "A. B. C."
     rf"(?:option |choice )?[(\[]?([A-Z])(?:[)\].:]|,(?!{_OTHER_LETTER}))(?:$|\s(?![(\[]?(?!\1)[A-Z][)\].:](?:\s|$)))",
     re.IGNORECASE,
 )
 _LETTER_WITHIN = re.compile(r"[(\[]([A-Z])[)\]]")
 _YES_NO_FIRST = re.compile(r"\W*(yes|no)\s*[,.;:!]")
-_MINUS = str.maketrans(dict.fromkeys("\u2012\u2013\u2212\ufe63\uff0d", "-"))
+_MINUS = "\u2212"
 _NEGATIVE = re.compile(r"(?:(?:^|(?<=[=:(])) ?- ?|\b(?:minus|negative) |(?<!\w)-(?=[$€£]))[$€£]? ?(?=[\d.])")
 _FRACTIONS = re.compile("[¼-¾⅐-⅞]")
 # Words and signs beside digits that make them a part of another number: `two thirds`, `5 million`, `1,00`, `2^3`.
@@ -61,8 +64,8 @@ NUMBER_WORDS = {word: str(value) for value, word in enumerate(_COUNTED)}
 
 
 def parse_text(text: str, choices: Sequence[str] = ()) -> str | None:
-    """The text itself, white space collapsed (U+2028 and its kind included)."""
-    return " ".join(unicodedata.normalize("NFC", text).split()) or None
+    """The text itself, its marks evened out, white space collapsed (U+2028 and its kind included)."""
+    return " ".join(even_out_marks(text).split()) or None
 
 
 def parse_letter(text: str, choices: Sequence[str] = ()) -> str | None:
@@ -73,7 +76,8 @@ def parse_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     or in brackets, if that is one letter only. A letter beyond the choices is no answer, nor are several letters, nor
     the list of the options. The article of `A dog` is not taken for the option A.
     """
-    written = " ".join(text.split())
+    choices = [even_out_marks(choice) for choice in choices]
+    written = " ".join(even_out_marks(text).split())
     text = _EMPHASIS.sub("", written).strip()
     allowed = string.ascii_uppercase[: len(choices)] if choices else string.ascii_uppercase
     whole = _LETTER_ALONE.fullmatch(text) or _LETTER_SENTENCE.fullmatch(text)
@@ -103,7 +107,7 @@ def parse_number(text: str, choices: Sequence[str] = ()) -> str | None:
     Thousands separators, currency and unit signs do not matter; `zero` to `ten` count as numbers. None where the
     last digits are a part of a number that is written otherwise: `twenty one`, `5 million`, `1,00`, `10^3`.
     """
-    text = join_thousands(" ".join(text.translate(_MINUS).casefold().split()))
+    text = join_thousands(" ".join(even_out_marks(text).replace(_MINUS, "-").casefold().split()))
     text = _FRACTIONS.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]).replace("\u2044", "/"), text)
     text = re.sub(r"[a-z]+", lambda match: NUMBER_WORDS.get(match[0], match[0]), text)
     text = _NEGATIVE.sub(" -", re.sub(r"(?<=\d) ?/ ?(?=\d)", "/", text.strip()))
@@ -128,6 +132,7 @@ def parse_table(text: str, choices: Sequence[str] = ()) -> str | None:
     Source: https://github.com/lupantech/PromptPG. Published code: compares upper case only; PromptPG guesses a choice
     where none is meant.
     """
+    text, choices = even_out_marks(text), [even_out_marks(choice) for choice in choices]
     plain = _EMPHASIS.sub("", _LATEX_FRACTION.sub(r"\1/\2", " ".join(text.split()))).strip()
     stated = _STATED.fullmatch(plain)
     answer = stated[1] if stated and _fold(stated[1]) else plain
@@ -159,7 +164,7 @@ def _find_most_alike(answer: str, letters: Mapping[str, str]) -> str | None:
 
 def _fold(text: str) -> str:
     """The words of a text without case and punctuation (`p.m.` is `pm`)."""
-    return " ".join(re.findall(r"[^\W_]+", re.sub(r"['’.](?!\d)", "", text.casefold())))
+    return " ".join(re.findall(r"[^\W_]+", re.sub(r"['.](?!\d)", "", text.casefold())))
 
 
 def _read_amount(text: str) -> str | None:
@@ -174,8 +179,9 @@ def _read_amount(text: str) -> str | None:
 
 def parse_yes_no(text: str, choices: Sequence[str] = ()) -> str | None:
     """`yes` or `no`: the only one of both that the text holds, or that it begins with (`Yes, there is no doubt`)."""
-    first = _YES_NO_FIRST.match(text.casefold())
-    said = {first[1]} if first else {"yes", "no"}.intersection(re.findall(r"[^\W_]+", text.casefold()))
+    text = even_out_marks(text).casefold()
+    first = _YES_NO_FIRST.match(text)
+    said = {first[1]} if first else {"yes", "no"}.intersection(re.findall(r"[^\W_]+", text))
     return said.pop() if len(said) == 1 else None
 
 
@@ -195,6 +201,7 @@ def parse_box(text: str, choices: Sequence[str] = ()) -> Box | None:
     Corners are put in order; the unit is whatever the references use. Published code: strips the brackets and
     then two more characters, the last digit of y2 among them.
     """
+    text = even_out_marks(text)
     for part in (*_BRACKETS.findall(text), text):
         numbers = [float(number) for number in _STANDING.findall(part)]
         if len(numbers) == 4 and all(math.isfinite(number) for number in numbers):

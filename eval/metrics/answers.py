@@ -13,27 +13,33 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from eval.parse import NUMBER_WORDS, Answer, Box, join_thousands
+from eval.punctuation import even_out_marks, separate_other_marks
 
 MAX_ORDER = 4  # of n-grams
 ARTICLES = frozenset(("a", "an", "the"))
 _FULL_STOP = re.compile(r"\.(?!\d)")  # not the point of a number
 
 _JOINING = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
-_DROPPED = re.compile("['’`´]")
-_SEPARATING = re.compile('[,;:!?"“”«»()\\[\\]{}<>_*$€£|\\\\]')
+_DROPPED = re.compile("['`]")
+_SEPARATING = re.compile('[,;:!?"()\\[\\]{}<>_*$€£|\\\\]')
 
 
 def normalise(text: str) -> str:
-    """Normalise an answer so that case, punctuation, articles and number words do not matter.
+    """Normalise an answer so that case, punctuation of any script, articles and number words do not matter.
 
     `The Book.` -> `book`, `1,000` -> `1000`, `t-shirt` -> `t shirt`, `Two` -> `2`; `-5`, `3.5` and `50%` stay.
     What consists of nothing else (`A`, `?`) stays as it is, so that the option `A` does not become empty.
     """
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    spaced = _DROPPED.sub("", join_thousands(plain))
+    evened = even_out_marks(text)
+    spaced = _DROPPED.sub("", join_thousands(_without_case(separate_other_marks(evened))))
     spaced = _FULL_STOP.sub(" ", _SEPARATING.sub(" ", _JOINING.sub(" ", spaced)))
     words = [NUMBER_WORDS.get(word, word) for word in spaced.split()]
-    return " ".join(word for word in words if word not in ARTICLES) or " ".join(words) or plain
+    return " ".join(word for word in words if word not in ARTICLES) or " ".join(words) or _without_case(evened)
+
+
+def _without_case(text: str) -> str:
+    """A text without case and typographic forms (`ﬁ`, `²`), white space collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def exact_match(answer: Answer, references: Sequence[Answer]) -> float:
@@ -61,7 +67,6 @@ _CONTRACTIONS = {
     (stem + ending).replace("'", ""): stem + ending for ending, stems in _STEMS.items() for stem in stems.split()
 } | {"maam": "ma'am", "oclock": "o'clock", "twas": "'twas", "yall": "y'all", "owsat": "'ow's'at"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_APOSTROPHES = str.maketrans(dict.fromkeys("’‘´", "'"))
 _GROUPED_DIGITS = re.compile(r"\d,\d")
 
 
@@ -70,14 +75,15 @@ def normalise_vqa(text: str) -> str:
     """Normalise an answer as the VQA evaluation does.
 
     Case; `one` to `ten`, `zero` and `none` as digits; no article; contractions with their apostrophe (`dont` is
-    `don't`, but `dogs` is not `dog's`); punctuation goes, or becomes a space where it stands between two letters; a
-    full stop stays only before a digit. What consists of articles alone stays, so that the answer `A` is not empty.
+    `don't`, but `dogs` is not `dog's`); punctuation of any script goes, or becomes a space where it stands between two
+    letters; a full stop stays only before a digit. What consists of articles alone stays, so that the answer `A` is not
+    empty.
     Source: https://visualqa.org/evaluation.html
     """
-    plain = " ".join(unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).casefold().split())
-    words = _FULL_STOP.sub("", _drop_punctuation(plain)).split()
+    evened = even_out_marks(text)
+    words = _FULL_STOP.sub("", _drop_punctuation(_without_case(separate_other_marks(evened)))).split()
     kept = [_DIGITS.get(word, word) for word in words if word not in ARTICLES] or words
-    return " ".join(_CONTRACTIONS.get(word.replace("'", ""), word) for word in kept) or plain
+    return " ".join(_CONTRACTIONS.get(word.replace("'", ""), word) for word in kept) or _without_case(evened)
 
 
 def _drop_punctuation(text: str) -> str:

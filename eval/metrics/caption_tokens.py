@@ -1,7 +1,7 @@
 """Tokenizers of captions: the PTB tokenizer that caption scores are published with, and a small built-in one.
 
 The PTB tokenizer is a jar of pycocoevalcap and needs Java. `builtin` needs nothing; it differs from it in rare words,
-so figures made with it have other names (captions.py).
+and in marks beyond ASCII, which it evens out, so figures made with it have other names (captions.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from eval.punctuation import even_out_marks, separate_other_marks
 from robustmerge.stage.settings import UserError
 
 NEEDS_JAVA = "needs Java (java is not on PATH, or does not run)"
@@ -23,7 +24,7 @@ PUNCTUATION = frozenset(
 )
 _PTB = Path("tokenizer") / "stanford-corenlp-3.4.1.jar"
 
-_TYPED = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": " -- ", "—": " -- ", "…": " ... "})
+_TYPED = str.maketrans({**dict.fromkeys("‒–—―", " -- "), "…": " ... "})  # apart, as the published tokenizer does
 _BRACKETS = {"(": " -lrb- ", ")": " -rrb- ", "[": " -lsb- ", "]": " -rsb- ", "{": " -lcb- ", "}": " -rcb- "}
 _TWO_WORDS = re.compile(r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b")
 _SHORTENED = re.compile(r"(?<=[^\W\d])(n't\b)|(?<=\w)('(?:s|m|d|re|ve|ll)\b)")
@@ -96,7 +97,7 @@ def _split_by_jar(lines: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _split_builtin(line: str) -> str:
-    plain = line.lower().translate(_TYPED)
+    plain = separate_other_marks(even_out_marks(line.lower().translate(_TYPED)))
     for sign, name in _BRACKETS.items():
         plain = plain.replace(sign, name)
     plain = _TWO_WORDS.sub(lambda match: " ".join(filter(None, match.groups())), plain)
