@@ -17,6 +17,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from llava_ext.conversation import IGNORE, Encoded, build_segments, encode
 from llava_ext.model import count_image_tokens, open_config, open_tokenizer, refusing_faults
 from llava_ext.pixels import PixelReader, read_training_picture
+from llava_ext.spelling import count_pieces
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import Example, read_examples
 from robustmerge.stage.settings import UserError
@@ -85,24 +86,31 @@ class Rows(Dataset):
         return self.rows[self.order[index]]
 
 
-def read_rows(reader: Reader, tasks: Mapping[str, Path], prompts: Mapping[str, str], max_length: int) -> list[Row]:
-    """The training rows of task folders, tasks sorted by name, each question in its task's prompt.
+@dataclass(frozen=True)
+class TaskRows:
+    """The training rows of a task. pieces: how many tokens each word of its answers is."""
+
+    rows: list[Row]
+    pieces: Mapping[str, int]
+
+
+def read_rows(reader: Reader, task: str, folder: Path, prompt: str | None, max_length: int) -> TaskRows:
+    """The training rows of a task's folder, each question in the prompt, if there is one.
 
     Raises UserError for a row longer than max_length, which would lose its answer.
     """
-    rows = []
-    for task, folder in sorted(tasks.items()):
-        for example in read_examples(folder / "train.jsonl"):
-            text = render(prompts[task], example) if task in prompts else example.text
-            turns = [(text, example.answer), *example.turns]
-            ids, labels = reader.encode(turns, example.image is not None)
-            if len(ids) > max_length:
-                question = f"{task}: question {example.question_id}"
-                raise UserError(f"{question} has {len(ids)} tokens, above recipe.max_length {max_length}")
-            rows.append(Row(ids, labels, folder / example.image if example.image else None))
+    rows, answers = [], []
+    for example in read_examples(folder / "train.jsonl"):
+        turns = [(render(prompt, example) if prompt is not None else example.text, example.answer), *example.turns]
+        ids, labels = reader.encode(turns, example.image is not None)
+        if len(ids) > max_length:
+            question = f"{task}: question {example.question_id}"
+            raise UserError(f"{question} has {len(ids)} tokens, above recipe.max_length {max_length}")
+        rows.append(Row(ids, labels, folder / example.image if example.image else None))
+        answers += [answer for _, answer in turns]
     if not rows:
-        raise UserError(f"no training samples in {', '.join(sorted(tasks))}")
-    return rows
+        raise UserError(f"no training samples in {task}")
+    return TaskRows(rows, count_pieces(reader.tokenizer, answers))
 
 
 def derive_seed(*parts: object) -> int:

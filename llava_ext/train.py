@@ -6,6 +6,7 @@ What a kind of model trains on, and how, is its `Training`: that of a LLaVA is h
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from llava_ext.data import Collator, Rows, derive_seed, load_reader, read_rows, 
 from llava_ext.model import load_model
 from llava_ext.processes import Team, run_stage_together
 from llava_ext.settings import LOSSES, Expert
+from llava_ext.spelling import describe_spelled, list_spelled
 from llava_ext.trainer import (
     OrderedTrainer,
     build_arguments,
@@ -38,13 +40,15 @@ from robustmerge.stage.address import Address
 class Material:
     """What a run trains on. rows: with the steps over them; collate: makes a batch of rows.
 
-    sizes: of each row, by what is counted, for the record: `tokens`.
+    sizes: of each row, by what is counted, for the record: `tokens`. pieces: by task, how many tokens each word of its
+    answers is.
     """
 
     rows: Sequence
     steps: int
     collate: Callable[[Sequence], dict[str, torch.Tensor]]
     sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    pieces: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,13 @@ def _train(
     model = training.load(settings, base)
     first_a = hash_a(model)
     trainer = training.trainer(settings, model, arguments, Rows(material.rows, order), material)
+    if trainer.is_world_process_zero():
+        for line in filter(None, itertools.starmap(describe_spelled, material.pieces.items())):
+            say(line)
     start = time.perf_counter()
     trainer.train_or_resume(say)
     seconds = time.perf_counter() - start
+    spelled = {task: len(list_spelled(pieces)) for task, pieces in material.pieces.items()}
     record = {
         "steps": material.steps,
         "samples": len(order),
@@ -116,6 +124,8 @@ def _train(
         "trainable_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         "trainer": {"engine": settings.trainer.engine, "processes": settings.trainer.processes},
     }
+    if spelled:
+        record["words_in_pieces"] = spelled
     _save(trainer, folder, work, record, training.parts)
     return record
 
@@ -123,10 +133,13 @@ def _train(
 def read_conversations(settings: Expert, base: Path, data: Mapping[str, Path]) -> Material:
     """The training conversations of all tasks, tasks sorted by name."""
     reader, limit = load_reader(base, settings.template), settings.recipe.max_length
-    tasks = [read_rows(reader, {task: data[task]}, settings.prompts, limit) for task in sorted(settings.tasks)]
-    rows = [row for of_task in tasks for row in of_task]
-    steps = count_steps(settings, [len(of_task) for of_task in tasks])
-    return Material(rows, steps, Collator(reader), {"tokens": [len(row.ids) for row in rows]})
+    tasks = {
+        task: read_rows(reader, task, data[task], settings.prompts.get(task), limit) for task in sorted(settings.tasks)
+    }
+    rows = [row for of_task in tasks.values() for row in of_task.rows]
+    steps = count_steps(settings, [len(of_task.rows) for of_task in tasks.values()])
+    pieces = {task: of_task.pieces for task, of_task in tasks.items()}
+    return Material(rows, steps, Collator(reader), {"tokens": [len(row.ids) for row in rows]}, pieces)
 
 
 def count_steps(settings: Expert, samples: Sequence[int]) -> int:

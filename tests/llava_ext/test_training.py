@@ -26,7 +26,7 @@ from llava_ext.small.train_base import read_habits, train_base
 from llava_ext.train import LLAVA_TRAINING, count_steps, keep_answers, train_expert
 from llava_ext.trainer import find_newest_complete, list_pickles, mark_complete, remove_other_checkpoints
 from robustmerge.stage.address import Address
-from robustmerge.stage.records import read_examples
+from robustmerge.stage.records import read_examples, write_examples
 from robustmerge.stage.settings import ConfigError, UserError
 from tests.tiny_model import COLOURS, SMALL, TEMPLATE, draw_examples, write_base, write_task
 
@@ -113,6 +113,23 @@ def test_checkpoints_of_another_batching_are_named_and_removed(ground, tmp_path,
     run(ground, tmp_path / "expert", settings_of(trainer=Trainer(per_device_batch=4)), messages.append)
     written = "it was written with batch 8, now 4; accumulation 1, now 2"
     assert messages == [f"one: checkpoint-4 cannot be used and is removed: {written}"]
+
+
+def test_a_task_whose_answers_have_to_be_spelled_is_told_before_it_is_trained_on(ground, tmp_path, monkeypatch):
+    task = write_task(tmp_path / "zoo")
+    known, *others = read_examples(task / "train.jsonl")
+    write_examples(task / "train.jsonl", [known, *(dataclasses.replace(one, answer="Two giraffes") for one in others)])
+    events: list[str] = []
+    begin = trainer.Journal.on_train_begin
+    monkeypatch.setattr(
+        trainer.Journal, "on_train_begin", lambda *a, **k: events.append("training begins") or begin(*a, **k)
+    )
+    settings = settings_of("one", "zoo", recipe=dataclasses.replace(RECIPE, max_steps=1))
+    folder = run({**ground, "zoo": task}, tmp_path / "expert", settings, events.append)
+    told, *rest = events
+    assert told.startswith("zoo: 1 of 3 words of the answers are spelled in pieces") and "(giraffes: 8 pieces)" in told
+    assert rest == ["training begins"]
+    assert json.loads((folder / "manifest.json").read_text())["record"]["words_in_pieces"] == {"one": 0, "zoo": 1}
 
 
 def test_what_is_trained_and_saved_is_float32_though_the_model_is_bfloat16(ground, tmp_path, monkeypatch):
