@@ -8,128 +8,178 @@ from __future__ import annotations
 import dataclasses
 import string
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from robustmerge.stage.files import parse_json, read_text
+from robustmerge.stage.json_stream import iterate_members
 from robustmerge.stage.records import MOST_CHOICES, Example, check_asked, format_scalar
-from robustmerge.stage.settings import UserError, first_few
+from robustmerge.stage.settings import UserError
 
+T = TypeVar("T")
 FORMATS = (
     "captions in COCO's format (images, annotations with image_id and caption), VQA annotations (annotations with "
     "question_id and answers), or ScienceQA's problems (an object of question_id: {choices, answer})"
 )
+_RULE_OF_IDS = "its images must have the ids 1, 2, 3 ..., one a question in their order"
 
 
-def join_annotations(examples: Sequence[Example], path: Path) -> tuple[list[Example], str]:
-    """Add a file's references or options to the examples; returns these and the kind: captions, answers or choices.
+class Annotations:
+    """What a file says of the questions of a split. kind: `captions`, `answers` or `choices`."""
 
-    Raises UserError naming the file if it has none of the formats, or does not fit the questions.
-    """
-    try:
-        content = parse_json(read_text(path, "a file of annotations"), unique_keys=True)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    try:
-        joined, kind = _join(examples, content)
-        _refuse([problem for example in joined if (problem := _find_marker(example))])
-        return joined, kind
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); expected {FORMATS}") from error
+    kind = ""
 
+    def __init__(self, path: Path):
+        self.path = path
 
-def _find_marker(example: Example) -> str:
-    """What is wrong with what is asked now; "" if nothing."""
-    try:
-        check_asked(example)
-    except ValueError as error:
-        return f"question {example.question_id}: {error}"
-    return ""
+    def read(self, key: str, value: Any) -> None:
+        """Take up one member of the file, or one element of a list in it. Raises KeyError, TypeError, ValueError."""
 
+    def join(self, number: int, example: Example) -> Example:
+        """The example with what the file says of it. number: of its row in the question file, from 1.
 
-def _join(examples: Sequence[Example], content: Any) -> tuple[list[Example], str]:
-    records = content.get("annotations") if isinstance(content, dict) else None
-    if isinstance(records, list) and records and "caption" in records[0]:
-        return _join_captions(examples, content["images"], records), "captions"
-    if isinstance(records, list) and records and "answers" in records[0]:
-        return _join_answers(examples, records), "answers"
-    problems = content.values() if isinstance(content, dict) else ()
-    if problems and all(isinstance(problem, dict) and "choices" in problem for problem in problems):
-        return _join_problems(examples, content), "choices"
-    raise UserError(f"expected {FORMATS}")
+        Raises ValueError that says what does not fit.
+        """
+        joined = self._join(number, example)
+        check_asked(joined)
+        return joined
+
+    def _join(self, number: int, example: Example) -> Example:
+        raise NotImplementedError
+
+    def check_count(self, rows: int) -> None:
+        """Raises UserError if the file is made for another number of questions."""
 
 
-def _join_captions(examples: Sequence[Example], images: list[dict], records: list[dict]) -> list[Example]:
-    """References from COCO captions, whose images 1..n are in the order of the questions."""
-    if [image["id"] for image in images] != list(range(1, len(examples) + 1)):
-        raise UserError(f"its images must have the ids 1..{len(examples)}, one a question in their order")
-    captions: dict[int, list[str]] = defaultdict(list)
-    for record in records:
-        captions[record["image_id"]].append(format_scalar(record["caption"], "a caption"))
-    problems, joined = [], []
-    for example, image in zip(examples, images, strict=True):
-        expected, name = _base_name(example.image), _base_name(image["file_name"])
-        if expected != name:
-            problems.append(f"question {example.question_id} is on {expected}, image {image['id']} is {name}")
-        elif not captions[image["id"]]:
-            problems.append(f"image {image['id']} ({name}) has no caption")
-        joined.append(_with_references(example, captions[image["id"]]))
-    _refuse(problems)
-    return joined
+class Captions(Annotations):
+    """COCO captions, whose images 1..n are in the order of the questions."""
+
+    kind = "captions"
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.names: list[str] = []
+        self.captions: dict[int, list[str]] = defaultdict(list)
+
+    def read(self, key: str, value: Any) -> None:
+        if key == "images":
+            if value["id"] != len(self.names) + 1:
+                raise ValueError(f"{_RULE_OF_IDS}, got {value['id']} as number {len(self.names) + 1}")
+            self.names.append(PurePosixPath(value["file_name"]).name)
+        elif key == "annotations":
+            self.captions[value["image_id"]].append(format_scalar(value["caption"], "a caption"))
+
+    def check_count(self, rows: int) -> None:
+        if len(self.names) != rows:
+            raise UserError(
+                f"{self.path}: {_RULE_OF_IDS}: it has {len(self.names)} images, the question file {rows} questions"
+            )
+
+    def _join(self, number: int, example: Example) -> Example:
+        if number > len(self.names):
+            raise ValueError(f"{self.path} has captions of {len(self.names)} images only")
+        name, expected = self.names[number - 1], example.image and PurePosixPath(example.image).name
+        if name != expected:
+            raise ValueError(
+                f"question {example.question_id} is on {expected}, image {number} in {self.path} on {name}"
+            )
+        references = tuple(one for one in self.captions.get(number, ()) if one.strip())
+        if not references:
+            raise ValueError(f"image {number} ({name}) has no caption in {self.path}")
+        return _with_references(example, references)
 
 
-def _base_name(path: str | None) -> str | None:
-    return None if path is None else PurePosixPath(path).name
+class Answers(Annotations):
+    """VQA annotations, ten answers for each question."""
+
+    kind = "answers"
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.answers: dict[str, tuple[str, ...]] = {}
+
+    def read(self, key: str, value: Any) -> None:
+        if key == "annotations":
+            name = format_scalar(value["question_id"], "question_id")
+            if name in self.answers:
+                raise ValueError(f"question_id is not unique: {name}")
+            self.answers[name] = tuple(format_scalar(one["answer"], "an answer") for one in value["answers"])
+
+    def _join(self, number: int, example: Example) -> Example:
+        references = tuple(one for one in _find(self.answers, example, self.path) if one.strip())
+        if not references:
+            raise ValueError(f"question {example.question_id} has no answer in {self.path}")
+        return _with_references(example, references)
 
 
-def _join_answers(examples: Sequence[Example], records: list[dict]) -> list[Example]:
-    """References from VQA annotations, ten for each question."""
-    answers = {
-        format_scalar(record["question_id"], "question_id"): [
-            format_scalar(one["answer"], "an answer") for one in record["answers"]
-        ]
-        for record in records
-    }
-    if len(answers) < len(records):
-        raise UserError(f"question_id is not unique: {len(records)} annotations are on {len(answers)} questions")
-    _refuse_missing(examples, answers)
-    _refuse([f"question {one.question_id} has no answer" for one in examples if not answers[one.question_id]])
-    return [_with_references(example, answers[example.question_id]) for example in examples]
+class Problems(Annotations):
+    """ScienceQA's problems: options, and the letter of the right one, the only answer that its scorer reads."""
 
+    kind = "choices"
 
-def _join_problems(examples: Sequence[Example], problems: dict[str, dict]) -> list[Example]:
-    """Options from ScienceQA's problems and the letter of the right one, the only answer that its scorer reads."""
-    _refuse_missing(examples, problems)
-    joined = []
-    for example in examples:
-        problem = problems[example.question_id]
-        texts, answer = problem["choices"], problem["answer"]
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.problems: dict[str, tuple[Any, Any]] = {}
+
+    def read(self, key: str, value: Any) -> None:
+        self.problems[key] = (value["choices"], value["answer"])
+
+    def _join(self, number: int, example: Example) -> Example:
+        texts, answer = _find(self.problems, example, self.path)
+        what = f"question {example.question_id} of {self.path}"
         if not isinstance(texts, list) or len(texts) > MOST_CHOICES:
-            raise UserError(f"question {example.question_id} must have a list of at most {MOST_CHOICES} choices")
+            raise ValueError(f"{what} must have a list of at most {MOST_CHOICES} choices")
         choices = tuple(format_scalar(text, "a choice") for text in texts)
         if isinstance(answer, bool) or answer not in range(len(choices)):
-            raise UserError(f"question {example.question_id} has {len(choices)} choices but no such answer")
+            raise ValueError(f"{what} has {len(choices)} choices but no such answer")
         letter = string.ascii_uppercase[int(answer)]
         if example.choices not in ((), choices):
-            raise UserError(f"question {example.question_id} has other choices in its question file")
-        joined.append(dataclasses.replace(example, choices=choices, answer=letter, references=()))
-    return joined
+            raise ValueError(f"question {example.question_id} has other choices in its question file")
+        return dataclasses.replace(example, choices=choices, answer=letter, references=())
 
 
-def _with_references(example: Example, references: Sequence[str]) -> Example:
+def read_annotations(path: Path) -> Annotations:
+    """Read a file of annotations, element by element.
+
+    Raises UserError naming the file if it has none of the formats, or is damaged.
+    """
+    annotations, waiting, place = None, [], ""
+    try:
+        for element in iterate_members(path, "a file of annotations"):
+            place = element.place
+            if annotations is None:
+                waiting.append(element)
+                annotations = _recognise(path, element.key, element.value)
+            if annotations is not None:
+                for one in waiting or [element]:
+                    annotations.read(one.key, one.value)
+                waiting = []
+    except (AttributeError, KeyError, TypeError) as error:
+        problem = f"is damaged at {place} ({type(error).__name__}: {error})"
+        raise UserError(f"{path} {problem}; expected {FORMATS}") from error
+    except ValueError as error:
+        raise UserError(f"{path}, {place}: {error}") from error
+    if annotations is None:
+        raise UserError(f"{path}: expected {FORMATS}")
+    return annotations
+
+
+def _recognise(path: Path, key: str, value: Any) -> Annotations | None:
+    """The kind of a file by one of its elements; None if this one does not tell."""
+    if not isinstance(value, Mapping):
+        return None
+    if key == "annotations":
+        kind = Captions if "caption" in value else Answers if "answers" in value else None
+        return kind(path) if kind else None
+    return Problems(path) if "choices" in value else None
+
+
+def _find(annotated: Mapping[str, T], example: Example, path: Path) -> T:
+    if example.question_id not in annotated:
+        raise ValueError(f"question {example.question_id} is not in {path}")
+    return annotated[example.question_id]
+
+
+def _with_references(example: Example, references: tuple[str, ...]) -> Example:
     """The example with references; an answer of the question file stays, as the published scorers compare with it."""
-    return dataclasses.replace(
-        example, references=tuple(references), answer=example.answer or next(iter(references), "")
-    )
-
-
-def _refuse_missing(examples: Sequence[Example], annotated: dict[str, Any]) -> None:
-    _refuse([f"question {one.question_id} is not in it" for one in examples if one.question_id not in annotated])
-
-
-def _refuse(problems: Sequence[str]) -> None:
-    if problems:
-        raise UserError("\n  ".join([f"{len(problems)} questions do not fit:", *first_few(problems)]))
+    return dataclasses.replace(example, references=references, answer=example.answer or references[0])

@@ -16,9 +16,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_prep.parallel import map_in_order
-from data_prep.question_files import IMAGES_FOR_A_POOL, cut_val, with_progress_bar
+from data_prep.importing import IMAGES_FOR_A_POOL
+from data_prep.parallel import map_in_order, with_progress_bar
 from data_prep.settings import SPLITS, TaskData
+from data_prep.splits import draw_val
 from robustmerge.stage.files import expand, require_file, write_atomically
 from robustmerge.stage.pictures import FORMATS, PictureError, read_picture
 from robustmerge.stage.records import CLASSES, Example
@@ -101,7 +102,9 @@ def import_pictures(
             splits["val" if index in of_val else split].append(example)
     record: dict = {"classes": len(classes)}
     if "val" not in files and not settings.val_of_test and splits["train"]:
-        splits["train"], splits["val"] = cut_val(splits["train"], settings)
+        val = draw_val({example.question_id: 1 for example in splits["train"]}, settings)
+        splits["val"] = [example for example in splits["train"] if example.question_id in val]
+        splits["train"] = [example for example in splits["train"] if example.question_id not in val]
         say(f"{settings.task}: the dataset has no val split, {len(splits['val'])} pictures of train serve as val")
     if settings.val_of_test and not (splits["val"] and splits["test"]):
         raise UserError(f"{settings.task}: test has too few pictures for val_of_test={settings.val_of_test}")

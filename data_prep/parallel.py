@@ -5,14 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
 from robustmerge.stage.process import end_with_process, process_start
+from robustmerge.stage.progress import Bar
 
 J = TypeVar("J")
 R = TypeVar("R")
+AHEAD = 4  # jobs a process that wait, so that none is idle and no long list of jobs is in memory
 
 
 def _initialise_worker(parent: int, parent_start: str) -> None:
@@ -34,4 +38,24 @@ def map_in_order(work: Callable[[J], R], jobs: Iterable[J], processes: int) -> I
         initargs=(parent, process_start(parent) or ""),
     )
     with pool:
-        yield from pool.map(work, jobs)
+        running: deque[Future[R]] = deque()
+        for job in jobs:
+            running.append(pool.submit(work, job))
+            if len(running) > AHEAD * processes:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def with_progress_bar(items: Iterable[J] | None, title: str, total: int, unit: str = "image") -> Bar:
+    """The items with a progress bar if they take more than two seconds; the bar alone without items."""
+    return Bar(
+        items,
+        desc=title,
+        total=total,
+        unit=unit,
+        delay=2,
+        mininterval=0.5 if sys.stderr.isatty() else 15,
+        dynamic_ncols=True,
+        leave=False,
+    )

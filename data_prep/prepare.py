@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -22,17 +22,18 @@ from PIL import Image
 
 from data_prep.clip.corpus import write_captions
 from data_prep.clip.tasks import LABEL_TASKS
+from data_prep.importing import AnswerCheck, accept_any, import_task
 from data_prep.labelled_pictures import import_pictures
 from data_prep.mini.corpus import write_corpus
 from data_prep.mini.drawing import draw, encode
 from data_prep.mini.general import GENERAL
 from data_prep.mini.tasks import GENERATORS
 from data_prep.parallel import map_in_order
-from data_prep.question_files import AnswerCheck, accept_any, import_task
 from data_prep.settings import SPLITS, BaseCorpus, CaptionCorpus, TaskData
+from data_prep.splits import write_splits
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.files import write_atomically
-from robustmerge.stage.records import CLASSES, Example, write_examples
+from robustmerge.stage.records import CLASSES, Example
 from robustmerge.stage.settings import choose
 
 CHUNK = 128
@@ -116,21 +117,6 @@ def check_no_shared_image(splits: dict[str, list[Drawn]]) -> None:
         raise AssertionError(f"{len(digests) - len(set(digests))} pictures occur twice; the redraw is broken")
 
 
-def write_splits(folder: Path, splits: Mapping[str, Sequence[Example]]) -> None:
-    """Write every split as JSON lines and as LLaVA's question file (a JSON list)."""
-    for split in SPLITS:
-        write_examples(folder / f"{split}.jsonl", splits[split])
-        questions = [_llava_question(example) for example in splits[split]]
-        write_atomically(folder / f"{split}.json", json.dumps(questions, ensure_ascii=False, indent=1) + "\n")
-
-
-def _llava_question(example: Example) -> dict:
-    """An example in LLaVA's question format: question_id, image, text, answer, and its further fields."""
-    names = ("question_id", "image", "text", "answer", "references", "choices", "size", "turns", "category")
-    always = ("question_id", "text", "answer")
-    return {name: getattr(example, name) for name in names if name in always or getattr(example, name)}
-
-
 def _write_drawn(folder: Path, task: TaskData) -> dict:
     splits = draw_task(task)
     check_no_shared_image(splits)
@@ -144,12 +130,6 @@ def _write_drawn(folder: Path, task: TaskData) -> dict:
         classes = LABEL_TASKS[task.generator].classes
         write_atomically(folder / CLASSES, json.dumps(classes, ensure_ascii=False) + "\n")
     return {"examples": {split: len(examples[split]) for split in SPLITS}}
-
-
-def _write_imported(folder: Path, task: TaskData, say: Callable[[str], None], check: AnswerCheck) -> dict:
-    splits, record = import_task(folder, task, say, check)
-    write_splits(folder, splits)
-    return record
 
 
 def _write_labelled(folder: Path, task: TaskData, say: Callable[[str], None]) -> dict:
@@ -170,7 +150,7 @@ def prepare(
     if settings.dataset is not None:
         return run_stage(address, lambda folder: _write_labelled(folder, settings, say), say)
     if settings.generator is None:
-        return run_stage(address, lambda folder: _write_imported(folder, settings, say, check), say)
+        return run_stage(address, lambda folder: import_task(folder, settings, say, check), say)
     return run_stage(address, lambda folder: _write_drawn(folder, settings), say)
 
 

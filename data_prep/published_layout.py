@@ -10,14 +10,28 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from data_prep.origin import Download, Origin
 from robustmerge.stage.files import expand
 from robustmerge.stage.settings import UserError
 
 PREFIXES = ("", "instructions", "Seen_data", "Unseen_data", "instructions/Seen_data", "instructions/Unseen_data")
 ALIASES = (("VizWiz", "VizWiz-caption"), ("Flickr30k", "flickr30k-caption"), ("Grounding", "REC"))
-ADVICE = """The question files are on the Hub:
-hf download AuroraZengfh/MM-MergeBench --repo-type dataset --local-dir FOLDER
-then paths.mm_mergebench=FOLDER. Files from other sources, and where to put them: docs/data.md.
+QUESTION_FILES = Origin(
+    "MM-MergeBench, the authors' question files",
+    "none stated; the pictures have those of their datasets",
+    (
+        Download(
+            "instructions/{Seen_data,Unseen_data}/<task>/*.json",
+            "https://huggingface.co/datasets/AuroraZengfh/MM-MergeBench",
+            "size not known",
+            hub="AuroraZengfh/MM-MergeBench",
+        ),
+    ),
+    "all of it: names of files, ids, wordings",
+)
+ADVICE = """The question files are on the Hub; fetch=true fetches them, and says where pictures and owners' files are:
+bash scripts/prepare.sh benchmark=mm_mergebench raw=FOLDER fetch=true
+What belongs where in FOLDER: docs/data.md.
 Give a file of another name by its whole path (KEY=/PATH); leave one out with KEY=null."""
 MOST_SHOWN = 12
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from data_prep.published_layout import ADVICE, find_published
 from robustmerge.stage.files import expand
@@ -14,6 +17,7 @@ from robustmerge.stage.settings import (
     ConfigError,
     Problem,
     UserError,
+    choose,
     first_few,
     later,
     outside_identity,
@@ -24,9 +28,11 @@ from robustmerge.stage.text import quote
 
 SPLITS = ("train", "val", "test")
 ID_RULES = ("file", "number")
+SOURCES = ("questions", "release")
 OF_DATASETS = ("subset", "classes", "question", "val_of_test")  # keys without a meaning for other data
 GENERATOR = 3  # version of what mini and its base draw: raised with any change of a picture, a question or an answer
 LABEL_GENERATOR = 2  # the same of the label tasks and the pictures with captions (data_prep.clip)
+_RELEASES = "data_prep.releases"
 LABEL_PREFIX = "clip_"  # of their generators' names
 
 
@@ -53,9 +59,37 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """How many rows of each split are taken, drawn by the seed; 0: all of them."""
+
+    train: int = 0
+    val: int = 0
+    test: int = 0
+
+    def __post_init__(self) -> None:
+        refuse(_problems_of_counts(self, SPLITS, 0))
+
+
+@dataclass(frozen=True)
+class Release:
+    """A dataset as its owners publish it. name: of its converter in data_prep.releases; train, val, test: splits."""
+
+    name: str
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ConfigError(
+                Problem(f"expected the name of a file in data_prep/releases, got {quote(self.name)}", "name")
+            )
+
+
+@dataclass(frozen=True)
 class TaskData:
-    """The data of one task: drawn by a generator of a mini benchmark, read from question files, or from a dataset of
-    labelled pictures.
+    """The data of one task: drawn by a generator of a mini benchmark, read from question files, from an owner's
+    release, or from a dataset of labelled pictures.
 
     train, val, test: question files (LLaVA's JSON list, or JSON lines). Their paths stay outside the identity because
     their contents enter it, as inputs of the stage.
@@ -66,8 +100,12 @@ class TaskData:
     (data_prep.published_layout); the file names above are searched for in it, that of the annotations also in `images`.
     ids: `file` for the question ids of the file, `number` for the number of a question in it, from 1, where they are
     not unique.
-    seed: of the drawing, and of the part of `train` that serves as `val` where there is no val file (at most
-    counts.val examples, and at most a tenth).
+    source: `questions` for the files above, `release` for `release`, whose files are searched for in `collection` and
+    `images`, which its pictures are relative to.
+    sample: of so many rows instead of all. most_rejected: the share of a split's rows that may be left out because they
+    are faulty or their picture is; with more, nothing is prepared.
+    seed: of the drawing, of the sample, and of the pictures of `train` whose questions serve as `val` where there is no
+    val file (at most counts.val questions, and at most a tenth).
     dataset: a folder or `user/repo[@revision]` of the Hub with labelled pictures (data_prep.labelled_pictures); then
     train, val and test name splits of it. subset: its folder of these splits. image_column, label_column: of its
     parquet files. classes: their names in the classifier's order, where they are not the dataset's own. question: what
@@ -86,6 +124,10 @@ class TaskData:
     annotations: str | None = outside_identity(None)
     collection: str | None = outside_identity(None)
     ids: str = later("file")
+    source: str = outside_identity("questions")
+    release: Release | None = outside_identity(None)
+    sample: Sample = later(Sample())
+    most_rejected: float = outside_identity(0.0)
     dataset: str | None = outside_identity(None)
     subset: str = outside_identity("")
     image_column: str = later("image")
@@ -96,21 +138,29 @@ class TaskData:
     jobs: int = outside_identity(1)
 
     def __post_init__(self) -> None:
-        names = (*SPLITS, "images", "annotations", "collection", "dataset")
+        names = (*SPLITS, "images", "annotations", "collection", "dataset", "release")
         files = [name for name in names if getattr(self, name) is not None]
         if self.generator is not None and files:
             raise ConfigError(
                 Problem(f"{self.task}: give either a generator or files, got generator and {', '.join(files)}")
             )
-        if self.generator is None and self.train is None and self.test is None:
+        if self.generator is None and not {"train", "test"} & self.splits.keys():
             raise ConfigError(Problem(f"{self.task}: give a generator, or a train or test question file"))
-        refuse(self._problems_of_dataset())
-        if self.annotations is not None and self.test is None:
-            raise ConfigError(Problem(f"{self.task}: annotations are on test questions, and there is no test file"))
-        if self.ids not in ID_RULES:
-            raise ConfigError(Problem(f"unknown rule '{self.ids}'; {suggest(self.ids, ID_RULES)}", "ids"))
+        refuse([*self._problems_of_dataset(), *self._problems_of_files()])
         if self.jobs < 1:
             raise ConfigError(Problem(f"jobs must be at least 1, got {self.jobs}"))
+
+    def _problems_of_files(self) -> Iterator[Problem]:
+        if self.annotations is not None and self.test is None:
+            yield Problem(f"{self.task}: annotations are on test questions, and there is no test file")
+        if self.ids not in ID_RULES:
+            yield Problem(f"unknown rule '{self.ids}'; {suggest(self.ids, ID_RULES)}", "ids")
+        if self.source not in SOURCES:
+            yield Problem(f"unknown source '{self.source}'; {suggest(self.source, SOURCES)}", "source")
+        if self.source == "release" and (self.release is None or self.collection is None):
+            yield Problem("a release needs its converter and the folder of its files", "release.name, collection")
+        if not 0 <= self.most_rejected < 1:
+            yield Problem(f"most_rejected must be in [0, 1), got {self.most_rejected}", "most_rejected")
 
     def _problems_of_dataset(self) -> Iterator[Problem]:
         if self.dataset is None:
@@ -136,37 +186,58 @@ class TaskData:
 
     @property
     def splits(self) -> dict[str, str]:
-        """The splits that there are, by what they are called in the dataset, or their question files."""
-        return {split: name for split in SPLITS if (name := getattr(self, split)) is not None}
+        """The splits that there are, by what they are called in the dataset or the release, or their question files."""
+        holder = self.release if self.source == "release" else self
+        return {split: name for split in SPLITS if (name := getattr(holder, split, None)) is not None}
 
     @property
-    def question_files(self) -> dict[str, Path]:
-        """The question files by split. Raises UserError for those that a collection does not have."""
-        return self._find_files(SPLITS)
+    def input_files(self) -> dict[str, list[Path]]:
+        """The files that every split is read from, and `annotations`: what is in them enters the identity.
 
-    @property
-    def input_files(self) -> dict[str, Path]:
-        """Every file whose contents enter the identity, by its key. Raises UserError as `question_files` does."""
-        return self._find_files((*SPLITS, "annotations"))
-
-    def _find_files(self, keys: Sequence[str]) -> dict[str, Path]:
-        paths, problems = {}, []
-        for key in keys:
-            if (name := getattr(self, key)) is None:
-                continue
-            try:
-                paths[key] = self._find_file(key, name)
-            except UserError as error:
-                problems.append(f"{self.task}: {error}")
+        Raises UserError for those that a collection does not have.
+        """
+        paths: dict[str, list[Path]] = {}
+        problems = []
+        for key, names in self._list_files().items():
+            for name in names:
+                try:
+                    paths.setdefault(key, []).append(self._find_file(key, name))
+                except UserError as error:
+                    problems.append(f"{self.task}: {error}")
         if problems:
-            raise UserError("\n".join([*problems, ADVICE]))
+            raise UserError("\n".join([*dict.fromkeys(problems), self._advise()]))
         return paths
+
+    def _advise(self) -> str:
+        """Where files that are missing can be had."""
+        if self.source != "release" or self.release is None:
+            return ADVICE
+        origin = load_release(self.release.name).ORIGIN
+        downloads = [f"  {one.files}  ({one.size})\n    {one.address}" for one in origin.downloads]
+        return "\n".join([f"{origin.title} ({origin.licence}), below the raw folder (docs/data.md):", *downloads])
+
+    def _list_files(self) -> dict[str, Sequence[str]]:
+        """The names of the files that every split is read from."""
+        if self.source == "release" and self.release is not None:
+            files = load_release(self.release.name).FILES
+            for split, name in self.splits.items():
+                choose(name, files, f"split of {self.release.name} (task.{self.task}.data.release.{split})")
+            return {split: files[name] for split, name in self.splits.items()}
+        return {key: [name] for key in (*SPLITS, "annotations") if (name := getattr(self, key)) is not None}
 
     def _find_file(self, key: str, name: str) -> Path:
         if self.collection is None:
             return expand(name)
-        folders = [self.collection, self.images] if key == "annotations" and self.images else [self.collection]
-        return find_published([expand(folder) for folder in folders], name, f"task.{self.task}.data.{key}")
+        is_beside = self.images is not None and (key == "annotations" or self.source == "release")
+        folders = [self.collection, *([self.images] if is_beside else [])]
+        where = f"task.{self.task}.data.{'release' if self.source == 'release' else key}"
+        return find_published([expand(str(folder)) for folder in dict.fromkeys(folders)], name, where)
+
+
+def load_release(name: str) -> ModuleType:
+    """The converter of a release. Raises UserError if there is none of this name."""
+    names = [module.name for module in pkgutil.iter_modules(importlib.import_module(_RELEASES).__path__)]
+    return importlib.import_module(f"{_RELEASES}.{choose(name, names, 'release (data.release.name)')}")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from eval.parse import PARSERS
+from eval.parse import PARSERS, Box
 from eval.settings import ALL, Selection
+from robustmerge.stage.address import get_mapping, read_manifest
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import Example, Prediction, read_examples
 from robustmerge.stage.settings import UserError
@@ -55,16 +56,47 @@ def read_prompts(questions: Path, prompt: str, only: Selection = ALL) -> list[Ex
         raise UserError(f"{questions}: {error}") from error
 
 
+OUTSIDE = 0.02  # of the padded square: how far a box may stand out of its picture, as its sides are rounded
+
+
 def explain_unreadable(parse: str, example: Example) -> str:
     """What is wrong with the answers that a question accepts, as a task's parser reads them; "" if nothing is."""
     letters = string.ascii_uppercase[: len(example.choices)]
     advice = f"; give the letter of a choice, {letters[0]} to {letters[-1]}" if parse == "letter" and letters else ""
     for answer in example.accepted:
-        if PARSERS[parse](answer, example.choices) is None:
+        parsed = PARSERS[parse](answer, example.choices)
+        if parsed is None:
             return f"its answer {quote(answer)} cannot be read with parse={parse}{advice}"
+        if parse == "table" and example.choices and _fold(answer) not in map(_fold, example.choices):
+            return f"its answer {quote(answer)} is none of its choices {quote(list(example.choices))}"
+        if isinstance(parsed, tuple) and example.size is not None and (problem := _explain_box(parsed, example.size)):
+            return f"its box {quote(answer)} {problem}"
         if advice and _INDEX.fullmatch(answer) and int(answer) <= len(letters):
             return f"its answer {quote(answer)} may be the text of a choice or its number{advice}"
     return ""
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _explain_box(box: Box, size: tuple[int, int]) -> str:
+    """What is wrong with a box x1, y1, x2, y2 in units of the padded square, in which the picture is centred."""
+    longer = max(size)
+    if not (box[0] < box[2] and box[1] < box[3]):
+        return "has no area"
+    for low, high, side in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        margin = (longer - side) / 2 / longer - OUTSIDE
+        if low < margin or high > 1 - margin:
+            return f"stands out of the picture of {size[0]} x {size[1]} pixels, in units of the padded square"
+    return ""
+
+
+def count_left_out(questions: Path) -> int:
+    """How many questions of a prepared split are missing because they, or their pictures, could not be used."""
+    manifest = questions.parent / "manifest.json"
+    record = read_manifest(manifest)["record"] if manifest.exists() else {}
+    return sum(get_mapping(get_mapping(record, "rejected"), questions.stem).values())
 
 
 def format_expected(example: Example) -> str:

@@ -12,7 +12,7 @@ from eval.metrics.answers import ANSWER_METRICS, best_iou, exact_match
 from eval.metrics.grouped import GROUP_METRICS
 from eval.metrics.official import OFFICIAL_METRICS
 from eval.parse import PARSERS, Answer
-from eval.questions import explain_unreadable, read_questions
+from eval.questions import count_left_out, explain_unreadable, read_questions
 from eval.settings import CAPTION_NAMES, OFFICIAL_NAMES, Scoring
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.records import Example, Prediction, Score, read_examples, read_predictions, write_score
@@ -45,6 +45,8 @@ def score(
             raise UserError(f"{predictions} against {questions}: {error}") from error
         if not settings.only.is_all and (total := len(read_examples(questions))) > len(examples):
             scored = replace(scored, n_asked=total)
+        if left_out := count_left_out(questions):
+            scored = replace(scored, n_left_out=left_out)
         write_score(path, scored)
         return {"value": scored.value, "questions": scored.n_expected}
 

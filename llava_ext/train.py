@@ -108,7 +108,7 @@ def _train(
     model = training.load(settings, base)
     first_a = hash_a(model)
     trainer = training.trainer(settings, model, arguments, Rows(material.rows, order), material)
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and len(settings.tasks) == 1:  # the experts have said it before multi_task
         for line in filter(None, itertools.starmap(describe_spelled, material.pieces.items())):
             say(line)
     start = time.perf_counter()

@@ -18,8 +18,8 @@ from typing import Any
 
 from clip_ext.settings import ClipBase
 from data_prep.labelled_pictures import list_sizes
-from data_prep.question_files import list_pictures
-from data_prep.settings import GENERATOR, LABEL_GENERATOR, BaseCorpus, TaskData, version_of
+from data_prep.rows import list_pictures
+from data_prep.settings import GENERATOR, LABEL_GENERATOR, BaseCorpus, TaskData, load_release, version_of
 from eval.metrics.caption_tokens import has_java
 from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task
 from llava_ext.settings import BaseModel
@@ -36,7 +36,7 @@ from robustmerge.stage.records import read_examples
 from robustmerge.stage.settings import Problem, UserError, refuse
 
 SCHEMAS = {
-    "prepare": 2,  # from files; of drawn data it is the generator's version
+    "prepare": 3,  # from files; of drawn data it is the generator's version
     "corpus": GENERATOR,
     "captions": LABEL_GENERATOR,
     "pretrain": 1,
@@ -150,13 +150,17 @@ class Addresses:
         if settings.dataset is not None:
             return self._input_splits(settings, find_place(settings.dataset, DATASET))
         inputs = {}
-        for split, file in settings.input_files.items():
-            inputs[split] = address_foreign(
-                require_file(file, f"a file of questions (task.{settings.task}.data.{split})")
-            )
+        for split, files in settings.input_files.items():
+            for number, file in enumerate(files):
+                what = f"a file of questions (task.{settings.task}.data.{split})"
+                inputs[f"{split}/{number}" if number else split] = address_foreign(require_file(file, what))
         if inputs:
             identity = {"stage": "foreign", "pictures": list_pictures(settings)}
             inputs["pictures"] = Address(self.root, self.root, identity)
+        if settings.source == "release" and settings.release is not None:
+            identity = {"stage": "foreign", "release": settings.release.name}
+            identity |= {"version": load_release(settings.release.name).VERSION, "splits": settings.splits}
+            inputs["release"] = Address(self.root, self.root, identity)
         return inputs
 
     def _input_splits(self, settings: TaskData, place: Path | Repository) -> dict[str, Address]:

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.settings import BaseCorpus, CaptionCorpus, Counts, TaskData
+from data_prep.settings import BaseCorpus, CaptionCorpus, Counts, Sample, TaskData
 from eval.settings import PROTOCOLS, Bootstrap, Logger, PaperTable, Selection, Task
 from llava_ext.settings import Expert, Peft, Trainer
 from pipeline.models import Model
@@ -55,6 +55,7 @@ class Benchmark:
 
     paper_table: beside which its reports are shown, unless an experiment says another one.
     released: by seen task, the expert that somebody has released: a folder, or user/repo[@revision] of the Hub.
+    source, sample: of tasks that are read from files (data_prep.settings.TaskData); their own files name these.
     """
 
     name: str
@@ -63,6 +64,8 @@ class Benchmark:
     corpus: BaseCorpus | CaptionCorpus = BaseCorpus()
     paper_table: PaperTable = PaperTable()
     released: dict[str, str] = field(default_factory=dict)
+    source: str = "questions"
+    sample: Sample = Sample()
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Options:
     limit: int | None = None
     ids: tuple[str | int, ...] | None = None
     out: str | None = None
+    raw: str = ""
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -177,7 +181,9 @@ class Config(Options):
 
 def _without_training(data: dict) -> dict:
     """A task's data without the files that only training and the choice of strengths read: they need not be there."""
-    return {key: value for key, value in data.items() if key not in ("train", "val") or not data.get("test")}
+    release = data.get("release") or {}
+    kept = {"release": {**release, "train": None, "val": None}} if release.get("test") else {}
+    return {key: value for key, value in data.items() if key not in ("train", "val") or not data.get("test")} | kept
 
 
 def read_config(point: Mapping[str, Any]) -> Config:

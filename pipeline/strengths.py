@@ -48,9 +48,8 @@ def has_val(questions: Path, data: TaskData) -> bool:
     """Whether a task has val questions; before its data is prepared, whether it will have any."""
     if questions.exists():
         return questions.stat().st_size > 0
-    files = data.question_files
-    cut_from_train = data.counts.val > 0 and (data.generator is not None or "train" in files)
-    return "val" in files or data.val_of_test > 0 or cut_from_train
+    cut_from_train = data.counts.val > 0 and (data.generator is not None or "train" in data.splits)
+    return "val" in data.splits or data.val_of_test > 0 or cut_from_train
 
 
 def is_set_by_user(merge: Mapping[str, Any], overrides: Iterable[str]) -> bool:

@@ -33,7 +33,7 @@ ANSWERS: dict[str, tuple[str, str, str]] = {
     "scienceqa": ("A", "B", "B"),
     "imagenet": ("Hip", "Whippet", "Koala"),
     "vqav2": ("yes", "2", "white"),
-    "rec": ("[0.1,0.2,0.7,0.55]", "[0.0,0.0,0.5,0.65]", "[0.3,0.3,0.9,0.95]"),
+    "rec": ("[0.1,0.2,0.7,0.55]", "[0.0,0.2,0.5,0.65]", "[0.3,0.3,0.9,0.75]"),
     "ocrvqa": ("The Book", "No", "Mystery"),
     "vizwiz": ("a cat on a mat", "a can of soup", "a dark room"),
     "flickr30k": ("two dogs run", "a man sits", "a red bus"),

@@ -60,7 +60,8 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
     groups = group_results(results)
     estimates = Estimates(groups, [task.name for task in context.tasks], context.bootstrap)
     tables = _make_tables(groups, context, estimates)
-    figures, examples, sheet = draw_figures(tables["main"]), pick_examples(groups, context), draw_contact_sheet(context)
+    figures, examples = draw_figures(tables["main"]), pick_examples(groups, context)
+    sheet = draw_contact_sheet(context.question_files())
     if "standing" in tables and (len(list_seeds(groups)) > 1 or any(group.block for group in groups)):
         figures.append(draw_standing(tables["standing"]))
     if (strengths := draw_strengths(groups, tables["main"])) is not None:

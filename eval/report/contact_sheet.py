@@ -16,7 +16,6 @@ from matplotlib.patches import Rectangle
 
 from eval.questions import first_by_hash
 from eval.report.examples import format_question, read_pixels
-from eval.report.results import Context
 from eval.settings import Task
 from robustmerge.stage.drawing import GREY, INK, PLAIN_TEXT
 from robustmerge.stage.records import read_examples
@@ -44,9 +43,9 @@ class Tile:
         return PICTURE + LINE * (len(self.question) + len(self.answer)) + 0.36
 
 
-def draw_contact_sheet(context: Context) -> bytes | None:
+def draw_contact_sheet(question_files: Sequence[tuple[Task, Path]]) -> bytes | None:
     """Draw the sheet as PNG, with the questions of smallest sha256 of their id; None if no task has a question file."""
-    bands = [(task, _read_tiles(path)) for task, path in context.question_files()]
+    bands = [(task, _read_tiles(path)) for task, path in question_files]
     if not bands:
         return None
     heights = [max((tile.height for tile in tiles), default=PICTURE) for _, tiles in bands]

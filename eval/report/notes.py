@@ -56,7 +56,8 @@ def format_partial_notice(groups: Sequence[ResultGroup], context: Context) -> st
 
 def format_footnotes(groups: Sequence[ResultGroup], context: Context, protocol: str) -> str:
     """The footnotes of a table of scores, as a Markdown list; "" if there are none."""
-    lines = [*_explain_missing(groups, context), *_explain_builtin(groups, context)]
+    lines = [*_explain_missing(groups, context), *_explain_coverage(groups, context)]
+    lines += _explain_builtin(groups, context)
     lines += _explain_faults(context) if protocol == "official" else []
     return "\n".join([*lines, ""]) if lines else ""
 
@@ -98,6 +99,21 @@ def _explain_missing(groups: Sequence[ResultGroup], context: Context) -> list[st
         if score.value is None
     )
     return [f"- {MISSING} of {_join(titles)}: {escape_markdown(reason)}." for reason, titles in reasons.items()]
+
+
+def _explain_coverage(groups: Sequence[ResultGroup], context: Context) -> list[str]:
+    """Tasks of whose dataset some questions could not be asked."""
+    covered = _group_titles(
+        (f"{score.coverage:.1%} of the questions ({score.n_left_out:,} left out)", task)
+        for task in context.tasks
+        for group in groups
+        for score in list_scores(group, task)
+        if score.n_left_out
+    )
+    return [
+        f"- {_join(titles)}: scored on {share}; the others, or their pictures, could not be used (rejected.jsonl)."
+        for share, titles in covered.items()
+    ]
 
 
 def _explain_builtin(groups: Sequence[ResultGroup], context: Context) -> list[str]:

@@ -91,5 +91,6 @@ def format_score(source: str, task: str, score: Score | None) -> str:
     counts += [f"{count} {kind}{worth}" for kind, count in missed.items() if count]
     counts += [f"{score.metric}: without Java"] if score.metric.endswith(BUILTIN_SUFFIX) else []
     counts += [f"a partial evaluation: {score.n_expected} of {score.n_asked} questions"] if score.n_asked else []
+    counts += [f"{score.coverage:.1%} of the dataset's questions"] if score.n_left_out else []
     counts += [f"{name} {part:.2f}" for name, part in score.parts.items() if part is not None]
     return f"{source:<24} {task:<16} {value}  ({', '.join(counts)}{'; ' if score.reason else ''}{score.reason})"

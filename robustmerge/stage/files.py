@@ -238,7 +238,7 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_parse_unique = json.JSONDecoder(object_pairs_hook=_refuse_repeated).decode
+unique_decoder = json.JSONDecoder(object_pairs_hook=_refuse_repeated)  # refuses a key that occurs twice in an object
 
 
 def parse_json(text: str, unique_keys: bool = False) -> Any:
@@ -248,17 +248,22 @@ def parse_json(text: str, unique_keys: bool = False) -> Any:
     half of a surrogate pair (`"\\ud800"`), which could not be written again.
     """
     try:
-        value = _parse_unique(text) if unique_keys else json.loads(text)
+        value = unique_decoder.decode(text) if unique_keys else json.loads(text)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {DEPTH} levels") from None
     except (json.JSONDecodeError, _RepeatedKey):
         raise
     except ValueError:  # Python's limit on the digits of an integer
         raise ValueError("it holds a number of thousands of digits") from None
+    check_json(value, text)
+    return value
+
+
+def check_json(value: Any, text: str) -> None:
+    """Raises ValueError for what `parse_json` refuses of JSON that can be decoded. text: that `value` comes from."""
     _refuse_depth(value)
     if _SURROGATE.search(text) and _SURROGATE_VALUE.search(json.dumps(value, ensure_ascii=False)):
         raise ValueError("it holds half of a surrogate pair, which is no character")
-    return value
 
 
 def _refuse_depth(value: Any) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from robustmerge.stage.files import parse_json, read_json, read_text, require_file, write_atomically
+from robustmerge.stage.files import parse_json, read_json, require_file, write_atomically
+from robustmerge.stage.json_stream import iterate_records
 from robustmerge.stage.settings import UserError, first_few
 from robustmerge.stage.text import plain, quote, shorten
 
@@ -31,10 +32,9 @@ LARGEST_SIZE = 10**6  # pixels
 FINITE = sys.float_info.max
 WHOLE = 2**53  # up to it a float holds every whole number
 MOST_PROBLEMS = 1000  # bad records of a file, after which it is not read on
-_LIST = re.compile(r"\s*\[")
 _PICTURES = ("image", "images")
 _OTHER_MEDIA = {"video", "videos", "audio", "audios"}
-_TEXTS = {"question_id", "id", "text", "answer", "references", "choices", "turns"}
+_TEXTS = {"question_id", "id", "text", "answer", "references", "choices", "turns", "details"}
 # A value that is the name or the content of a picture, and a field's name that says so.
 _PICTURE = re.compile(
     r"[^\n]{1,1000}\.(avif|bmp|gif|hei[cf]|jfif|jp[eg2]|jpeg|pgm|png|pnm|ppm|svg|tiff?|webp)([?#]\S{0,1000})?"
@@ -64,7 +64,8 @@ class Example:
     image: path relative to the folder of the question file; None for a question without a picture.
     references: all accepted answers where there are several. choices: options in the order of their letters.
     size: width and height of the picture in pixels (boxes). turns: later turns of a training conversation.
-    category: the subtask that it belongs to, "" where there are none.
+    category: the subtask that it belongs to, "" where there are none. details: what the dataset says of the question
+    beyond what is asked, as a box in pixels or a unit; kept, never asked.
     """
 
     question_id: str
@@ -76,6 +77,7 @@ class Example:
     size: tuple[int, int] | None = None
     turns: tuple[tuple[str, str], ...] = ()
     category: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -99,7 +101,8 @@ class Score:
     value: None if it cannot be had here; reason: why. parts: further figures by name, in per cent, None alike.
     aggregate: how the value follows from the questions, a name in eval/metrics/aggregates.py. statistics: per question,
     what is summed for it, where that is not its value. clusters: the picture of each question, where several share one.
-    n_asked: questions of the whole file, where only some were to be answered (0: all were).
+    n_asked: questions of the whole file, where only some were to be answered (0: all were). n_left_out: questions of
+    the dataset that could not be prepared, as those whose picture cannot be had any more; they are in no other number.
     """
 
     task: str
@@ -117,86 +120,54 @@ class Score:
     statistics: dict[str, list[float]] = field(default_factory=dict)
     clusters: dict[str, str] = field(default_factory=dict)
     n_asked: int = 0
+    n_left_out: int = 0
+
+    @property
+    def coverage(self) -> float:
+        """The share of the dataset's questions that could be prepared."""
+        return 1 - self.n_left_out / ((self.n_asked or self.n_expected) + self.n_left_out)
 
 
-def read_examples(path: Path, number_ids: bool = False, need_answer: bool = True) -> list[Example]:
-    """Read a question file: a JSON list in LLaVA's format, or JSON lines, whichever the file holds.
+def read_examples(path: Path) -> list[Example]:
+    """Read a question file: a JSON list in LLaVA's format, or JSON lines, whichever the file holds (`parse_example`).
 
-    LLaVA's names are understood: `answer_bbox` is an answer, `conversations` is a training dialogue, `id` is a
-    question_id; so are `messages` of user and assistant, and `images` of one entry. Fields that we do not use (shuffled
-    metadata of the published files) are left out.
-    number_ids: a question's id is its number in the file, from 1, whatever the file calls it. need_answer: without,
-    a missing answer is "".
     Raises UserError naming the file, the record and what is wrong with it, for the first five bad records.
     """
     examples: list[Example] = []
     problems: list[str] = []
-    for number, (place, record) in enumerate(_read_records(Path(path)), start=1):
+    for element in iterate_records(Path(path), "a question file"):
         try:
-            numbered = {"question_id": number} if number_ids else {}
-            examples.append(_example_of(record, {} if need_answer else {"answer": ""}, numbered))
+            examples.append(parse_example(element.value))
         except (TypeError, ValueError) as error:
-            problems.append(f"{path}, {place}: {error}")
+            problems.append(f"{path}, {element.place}: {error}")
             if len(problems) == MOST_PROBLEMS:
                 break
     doubled = [name for name, count in Counter(e.question_id for e in examples).items() if count > 1]
     if doubled:
-        problems.append(
-            f"{path}: question_id is not unique: {', '.join(doubled[:5])} (data.ids=number numbers the questions)"
-        )
+        problems.append(f"{path}: question_id is not unique: {', '.join(doubled[:5])}")
     if problems:
         raise UserError("\n".join(first_few(problems)))
     return examples
 
 
-def read_images(path: Path) -> tuple[str, ...]:
-    """List the pictures that a question file names, each once, without checking the questions.
+def parse_example(record: Any, number: int | None = None, need_answer: bool = True) -> Example:
+    """The example in a record of a question file, of ours or from elsewhere.
 
-    Raises UserError if the file does not exist or is no JSON.
+    LLaVA's names are understood: `answer_bbox` is an answer, `conversations` is a training dialogue, `id` is a
+    question_id; so are `messages` of user and assistant, and `images` of one entry. Fields that we do not use (shuffled
+    metadata of the published files) are left out.
+    number: becomes the question's id, its own is kept in `details`. need_answer: without, a missing answer is "".
+    Raises TypeError or ValueError that says what is wrong.
     """
-    names: dict[str, None] = {}
-    for _, record in _read_records(Path(path)):
-        try:
-            name = _picture_of(record)
-        except (TypeError, ValueError):
-            continue
-        if name is not None:
-            names[name] = None
-    return tuple(names)
-
-
-def _read_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the records of a question file, each with its place in it: `record 3` of a list, `line 3` of lines."""
-    text = read_text(path, "a question file")
-    if path.suffix == ".json" and text.strip() or _LIST.match(text):
-        try:
-            content = parse_json(text, unique_keys=True)
-        except ValueError as error:
-            if not (isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"):  # JSON lines
-                raise UserError(f"{path} is not valid JSON: {error}") from error
-        else:
-            for number, record in enumerate(content if isinstance(content, list) else [content], start=1):
-                yield f"record {number}", _as_object(path, f"record {number}", record)
-            return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                record = parse_json(line, unique_keys=True)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number} is not valid JSON: {error}") from error
-            yield f"line {number}", _as_object(path, f"line {number}", record)
-
-
-def _as_object(path: Path, place: str, record: Any) -> Mapping[str, Any]:
-    if not isinstance(record, dict):
-        raise UserError(f"{path}, {place}: a record must be an object, got {_show(record)}")
-    return record
-
-
-def _example_of(record: Mapping[str, Any], default: Mapping[str, Any], override: Mapping[str, Any]) -> Example:
-    record = {**default, **record, **override}
+    _require(isinstance(record, dict), "a record", "an object", record)
+    record = {**({} if need_answer else {"answer": ""}), **record}
     if media := sorted(name for name in record.keys() & _OTHER_MEDIA if record[name] not in (None, "", [])):
         raise ValueError(f"field '{media[0]}' cannot be used: a question has one picture or none")
+    details = record.get("details") or {}
+    _require(isinstance(details, dict), "field 'details'", "an object", details)
+    if number is not None:
+        own = {name: record[name] for name in ("question_id", "id") if record.get(name) is not None}
+        record, details = {**record, "question_id": number}, {**own, **details}
     if "id" not in record and "question_id" not in record:
         raise ValueError(
             f"field 'question_id' is missing (data.ids=number numbers the questions); {_fields_of(record)}"
@@ -217,9 +188,18 @@ def _example_of(record: Mapping[str, Any], default: Mapping[str, Any], override:
         size=_size_of(size) if size is not None else None,
         turns=tuple(later),
         category=category if isinstance(category, str) else "",
+        details=details,
     )
     check_asked(example)
     return example
+
+
+def find_picture_name(record: Any) -> str | None:
+    """The picture that a record names, without a check of the record; None for none, or for a faulty name."""
+    try:
+        return _picture_of(record)
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def _picture_of(record: Mapping[str, Any]) -> str | None:
@@ -433,7 +413,12 @@ def _plain(record: Any) -> str:
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
     """Write examples as JSON lines, whole or not at all."""
-    write_atomically(path, "".join(_plain(example) for example in examples))
+    write_atomically(path, "".join(map(format_example, examples)))
+
+
+def format_example(example: Example) -> str:
+    """Format an example as one JSON line."""
+    return _plain(example)
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:

@@ -32,8 +32,8 @@ def digest(*parts: object) -> str:
 
 
 def fields_of(example: Example) -> dict[str, object]:
-    """The fields of a question, without a category where it has none, as the first pins were made."""
-    return {name: value for name, value in asdict(example).items() if name != "category" or value}
+    """The fields of a question, without a category or details where it has none, as the first pins were made."""
+    return {name: value for name, value in asdict(example).items() if name not in ("category", "details") or value}
 
 
 def digests_of(task: str) -> dict[str, str]:

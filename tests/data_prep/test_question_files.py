@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_prep.prepare import prepare
-from data_prep.question_files import list_pictures
+from data_prep.rows import list_pictures
 from data_prep.settings import Counts, TaskData
 from robustmerge.stage.address import Address, address_folder, address_foreign, read_manifest
 from robustmerge.stage.records import read_examples
@@ -45,7 +45,7 @@ def task(tmp_path) -> TaskData:
 
 
 def address_of(root: Path, settings: TaskData) -> Address:
-    inputs = {split: address_foreign(file) for split, file in settings.question_files.items()}
+    inputs = {split: address_foreign(file) for split, (file,) in settings.input_files.items()}
     return address_folder(root, "data", settings.task, "prepare", 1, settings, inputs)
 
 
@@ -66,7 +66,7 @@ def test_without_a_val_file_a_recorded_part_of_train_serves_as_val(task, tmp_pat
     train = [example.question_id for example in read_examples(folder / "train.jsonl")]
     assert len(val) == 3 and sorted(train + val) == sorted(f"train{index}" for index in range(30))
     assert read_manifest(address.manifest)["record"]["val_cut_from_train"] == val
-    assert any("3 examples of train serve as val" in message for message in messages)
+    assert any("3 of 30 examples of train serve as val (at most 200 and a tenth" in message for message in messages)
 
 
 def test_the_cut_depends_on_the_seed_and_is_bounded_by_the_count(task, tmp_path):
@@ -102,25 +102,27 @@ def test_missing_images_are_one_message_with_the_first_and_their_number(task, tm
     address = address_of(tmp_path / "runs", task)
     with pytest.raises(UserError) as error:
         prepare(address, task)
-    assert "mine: 20 images cannot be read" in str(error.value) and "(and 15 more)" in str(error.value)
+    assert "20 of 30 rows of train cannot be used (missing picture: 20), and none" in str(
+        error.value
+    ) and "(and 15 more)" in str(error.value)
     assert str(error.value).count("does not exist") == 5 and "10.png does not exist" in str(error.value)
     assert not address.is_complete()
 
 
 def test_a_file_that_is_no_image_is_refused(task, tmp_path):
     (tmp_path / "in/pictures/2.png").write_text("no image")
-    with pytest.raises(UserError, match="1 images cannot be read.*\n.*2.png: it is no picture"):
+    with pytest.raises(UserError, match=r"unreadable picture: 1\).*\n.*2.png: it is no picture"):
         prepare(address_of(tmp_path / "runs", task), task)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_picture_cut_short_is_refused(task, tmp_path, monkeypatch, kind, jobs):
-    monkeypatch.setattr("data_prep.question_files.IMAGES_FOR_A_POOL", 1)
+    monkeypatch.setattr("data_prep.importing.IMAGES_FOR_A_POOL", 1)
     whole = tmp_path / f"whole.{kind}"
     Image.effect_noise((64, 64), 50.0).save(whole)
     (tmp_path / "in/pictures/2.png").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"1 images cannot be read.*\n.*2\.png: .*truncated"):
+    with pytest.raises(UserError, match=r"unreadable picture: 1\).*\n.*2\.png: .*truncated"):
         settings = dataclasses.replace(task, jobs=jobs)
         prepare(address_of(tmp_path / "runs", settings), settings)
 
@@ -186,7 +188,7 @@ def test_no_name_leads_out_of_the_images_or_to_anything_but_a_file(task, tmp_pat
     (tmp_path / "in/test.json").write_text(json.dumps([record]))
     address = address_of(tmp_path / "runs", task)
     assert image in list_pictures(task)
-    with pytest.raises(UserError, match="1 images cannot be read"):
+    with pytest.raises(UserError, match="missing picture: 1"):
         prepare(address, task)
     assert not address.path.exists()
 
@@ -213,7 +215,7 @@ def test_a_refused_task_leaves_nothing_and_is_prepared_once_it_is_right(task, tm
 
 def test_answers_that_cannot_be_compared_are_refused_with_their_record(task, tmp_path):
     address = address_of(tmp_path / "runs", task)
-    with pytest.raises(UserError, match=r"test\.json, record 3 \(question test2\): no letter"):
+    with pytest.raises(UserError, match=r"test\.json, record 3: question test2: no letter"):
         prepare(address, task, check=lambda split, one: "no letter" if (split, one.answer) == ("test", "2") else "")
     assert not address.path.exists()
 

@@ -68,7 +68,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyHub]:
 
 @cache
 def compose_one_task() -> Config:
-    return read_config(compose("prepare", ["tasks=[vqav2]"]))
+    return read_config(compose("train_all", ["tasks=[vqav2]"]))
 
 
 def plan_with(runs: Path, dataset: object, **values: Any) -> Plan:
