@@ -1,0 +1,41 @@
+"""Small pictures of the fake raw folders: in their folders, or in an archive that stands in the place of one."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+
+def draw(name: str) -> bytes:
+    """The bytes of a picture, in the format that its name says."""
+    file = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(file, "PNG" if name.endswith(".png") else "JPEG")
+    return file.getvalue()
+
+
+def place(folder: Path, names: Iterable[str]) -> None:
+    """Write pictures into a folder. names: their paths from it."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(draw(name))
+
+
+def pack(archive: Path, names: Iterable[str], beside: Iterable[str] = ()) -> None:
+    """Write pictures into a zip or tar file. beside: names of members that are no pictures."""
+    contents = {name: draw(name) for name in names} | dict.fromkeys(beside, b"text")
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            for name, content in contents.items():
+                file.writestr(name, content)
+        return
+    with tarfile.open(archive, "w") as file:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
