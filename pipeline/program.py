@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 CONFIGS = REPOSITORY / "configs"
 IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
-SHELL_PROGRAMS = ("train_all", "merge_eval", "reproduce")  # these have a script of their own that sets everything up
+SHELL_PROGRAMS = (
+    "prepare",
+    "train_all",
+    "merge_eval",
+    "reproduce",
+)  # each has a script that sets everything up
 
 # Keys of common.yaml that say nothing of the merged model, and those that train_all need not have either.
 NOT_OF_MERGING = (

@@ -1,4 +1,4 @@
-"""Draw or read the data of the chosen tasks: `python scripts/prepare.py`."""
+"""Draw or read the data of the chosen tasks: `bash scripts/prepare.sh`."""
 
 import sys
 from pathlib import Path
@@ -12,8 +12,12 @@ def main(points: list[dict]) -> None:
     from pipeline.stages.prepare import prepare
     from pipeline.sweep import make_plans
     from pipeline.terminal import print_results
+    from pipeline.tools.fetch import fetch
 
+    wants = [point.pop("fetch") for point in points]
     plans = make_plans(points)
+    for plan in plans if any(wants) else ():
+        fetch(plan)
     prepare(plans)
     print_results([plan.data(task) for plan in plans for task in plan.config.tasks])
 

@@ -209,4 +209,4 @@ def test_a_program_that_is_told_to_end_stops_as_by_ctrl_c():
     assert started.stdout is not None and started.stdout.readline() == "begun\n"
     started.terminate()
     _, said = started.communicate(timeout=60)
-    assert started.returncode == 130 and "type the same command to go on (python scripts/prepare.py)" in said
+    assert started.returncode == 130 and "type the same command to go on (bash scripts/prepare.sh)" in said
