@@ -477,7 +477,7 @@ def _describe(settings: TaskData, record: Mapping[str, Any]) -> Iterator[str]:
         yield f"{sum(kinds.values()):,} rows of {split} are left out ({_count_kinds(kinds)}): {REJECTED}"
     if (cut := record.get("val_cut_from_train")) is not None:
         total = len(cut) + record["examples"]["train"]
-        rule = f"at most {settings.counts.val} and a tenth, all questions on a picture together"
+        rule = f"whole pictures with all their questions, at most {settings.counts.val} and a tenth, or one picture"
         yield f"no val file, {len(cut):,} of {total:,} examples of train serve as val ({rule})"
     if shared := record["images_in_several_splits"]:
         yield f"{shared:,} images occur in more than one split"
