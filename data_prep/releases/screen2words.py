@@ -39,7 +39,7 @@ _QUESTION = "You are given a phone UI screen. Describe the screen in one sentenc
 
 def convert(split: str, screens: Path, summaries: Path) -> Iterator[Element]:
     """Yield a question for every screen of a split. One without a summary has no answer, and is refused as such."""
-    references = defaultdict(list)
+    references: dict[str, list[str]] = defaultdict(list)
     for screen, summary in map_rows(_read_summary, iterate_lines(summaries, "summaries of Screen2Words"), summaries):
         references[screen] += [summary] if summary else []
     for line in iterate_lines(screens, "screens of Screen2Words"):

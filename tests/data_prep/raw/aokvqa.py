@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.data_prep.raw.drawn import pack, place
+from tests.data_prep.raw.wordings import LETTER
 
 CHOICES = ("toothpick", "food", "popsicle stick", "cigarette")
+QUESTION = "What is in the motorcyclist's mouth?"
 MOUTH = {
-    "text": "What is in the motorcyclist's mouth?\nA. toothpick\nB. food\nC. popsicle stick\nD. cigarette\n"
-    "Answer with the option's letter from the given choices directly.",
+    "text": f"{QUESTION}\nA. toothpick\nB. food\nC. popsicle stick\nD. cigarette\n{LETTER}",
     "answer": "D",
     "references": (),
     "choices": CHOICES,
@@ -19,11 +20,11 @@ MOUTH = {
 }
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "val2014": {
-        "22jbM6gDxdaMaunuzgrsBB": {**MOUTH, "image": "images/COCO2014/val2014/COCO_val2014_000000461751.jpg"},
+        "22jbM6gDxdaMaunuzgrsBB": MOUTH | {"image": "images/COCO2014/val2014/COCO_val2014_000000461751.jpg"},
         "2Aq5RiEn7eyfWjEbpuYy6o": {"answer": "A", "image": "images/COCO2014/val2014/COCO_val2014_000000000042.jpg"},
     },
     "val2017": {
-        "22jbM6gDxdaMaunuzgrsBB": {**MOUTH, "image": "images/COCO2017/val2017/000000461751.jpg"},
+        "22jbM6gDxdaMaunuzgrsBB": MOUTH | {"image": "images/COCO2017/val2017/000000461751.jpg"},
         "2Aq5RiEn7eyfWjEbpuYy6o": {"answer": "A", "image": "images/COCO2017/val2017/000000000042.jpg"},
     },
 }
@@ -32,9 +33,9 @@ REJECTED = {split: {3: "question beyond has an empty answer"} for split in EXPEC
 
 def write(raw: Path) -> None:
     questions = [
-        _question("22jbM6gDxdaMaunuzgrsBB", 461751, 3),
-        _question("2Aq5RiEn7eyfWjEbpuYy6o", 42, 0),
-        _question("beyond", 42, 4),
+        _question("22jbM6gDxdaMaunuzgrsBB"),
+        _question("2Aq5RiEn7eyfWjEbpuYy6o", image_id=42, correct_choice_idx=0),
+        _question("beyond", image_id=42, correct_choice_idx=4),
     ]
     (raw / "AOKVQA").mkdir(parents=True)
     (raw / "AOKVQA/aokvqa_v1p0_val.json").write_text(json.dumps(questions))
@@ -42,15 +43,15 @@ def write(raw: Path) -> None:
     place(raw / "val2017", [f"{number:012d}.jpg" for number in (461751, 42)])
 
 
-def _question(question_id: str, image_id: int, right: int) -> dict[str, Any]:
+def _question(question_id: str, **fields: Any) -> dict[str, Any]:
     return {
         "split": "val",
-        "image_id": image_id,
+        "image_id": 461751,
         "question_id": question_id,
-        "question": "What is in the motorcyclist's mouth?",
+        "question": QUESTION,
         "choices": list(CHOICES),
-        "correct_choice_idx": right,
+        "correct_choice_idx": 3,
         "direct_answers": ["cigarette"] * 10,
         "difficult_direct_answer": False,
         "rationales": ["He's smoking while riding."] * 3,
-    }
+    } | fields

@@ -26,13 +26,18 @@ def place(folder: Path, names: Iterable[str]) -> None:
 
 
 def pack(archive: Path, names: Iterable[str], beside: Iterable[str] = ()) -> None:
-    """Write pictures into a zip or tar file. beside: names of members that are no pictures."""
+    """Write pictures into a zip or tar file; a zip file that is there, as two datasets share it, gets them, too.
+
+    beside: names of members that are no pictures.
+    """
     contents = {name: draw(name) for name in names} | dict.fromkeys(beside, b"text")
     archive.parent.mkdir(parents=True, exist_ok=True)
     if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive, "w") as file:
-            for name, content in contents.items():
-                file.writestr(name, content)
+        with zipfile.ZipFile(archive, "a") as file:
+            there = file.namelist()
+            for name in contents:
+                if name not in there:
+                    file.writestr(name, contents[name])
         return
     with tarfile.open(archive, "w") as file:
         for name, content in contents.items():

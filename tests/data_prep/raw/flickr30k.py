@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.data_prep.raw.drawn import pack
+from tests.data_prep.raw.wordings import CAPTION
 
-QUESTION = "What is happening in the image?\nGenerate a brief caption for the image."
 FIVE = ("Two men, in a yard.", 'A sign says "Stop".', "Zwei Männer.", "Men\nand a hedge.", "A yard .")
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "train": {
@@ -18,7 +18,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "answer": "A boy.",
             "references": (),
             "image": "images/Flickr30k/flickr30k-images/1000092795.jpg",
-            "text": QUESTION,
+            "text": CAPTION,
         },
         "1000092795.jpg#1": {"answer": "A child, outside."},
         "10002456.jpg#0": {"answer": "Men."},
@@ -28,7 +28,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "answer": FIVE[0],
             "references": FIVE,
             "image": "images/Flickr30k/flickr30k-images/1000268201.jpg",
-            "text": QUESTION,
+            "text": CAPTION,
         },
     },
     "test": {"1007129816": {"answer": "A man.", "references": ("A man.", "A man with a hat.")}},

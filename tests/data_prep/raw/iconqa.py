@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.data_prep.raw.drawn import pack
+from tests.data_prep.raw.wordings import LETTER, SHORT
 
-LETTER = "Answer with the option's letter from the given choices directly."
-SHORT = "Answer the question using a single word or phrase."
 FOLDER = "IconQA/iconqa_data"
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "train": {"1": {"answer": "1"}, "2": {"answer": "5"}},

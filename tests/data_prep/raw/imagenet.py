@@ -7,13 +7,13 @@ from typing import Any
 
 from data_prep.releases.imagenet import CLASSES
 from tests.data_prep.raw.drawn import pack
+from tests.data_prep.raw.wordings import SHORT
 
-QUESTION = "What is the object in the image?\nAnswer the question using a single word or phrase."
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "val": {
         "ILSVRC2012_val_00000002": {
             "image": "images/ImageNet/val/ILSVRC2012_val_00000002.JPEG",
-            "text": QUESTION,
+            "text": f"What is the object in the image?\n{SHORT}",
             "answer": "Bow tie",
             "details": {"synset": "n02883205", "names": ["bow tie", "bow-tie", "bowtie"]},
         },

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.data_prep.raw.drawn import pack, place
+from tests.data_prep.raw.wordings import SHORT
 
 README = """ImageNet-R(endition) has art, cartoons and other renditions of 200 ImageNet classes.
 
@@ -16,7 +17,7 @@ PICTURES = ("n01443537/art_1.jpg", "n01443537/videogame_0.jpg", "n01484850/art_1
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "test": {
         "n01443537/art_1": {
-            "text": "What is the object in the image?\nAnswer the question using a single word or phrase.",
+            "text": f"What is the object in the image?\n{SHORT}",
             "answer": "goldfish",
             "image": "images/ImageNet-R/n01443537/art_1.jpg",
             "category": "art",

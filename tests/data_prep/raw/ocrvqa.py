@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.data_prep.raw.drawn import place
+from tests.data_prep.raw.wordings import SHORT
 
-SHORT = "Answer the question using a single word or phrase."
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "train": {"761183272-1": {"answer": "Sandra Boynton"}, "761183272-2": {"answer": "No"}},
     "val": {"1400046106-1": {"image": "images/OCR-VQA/images/1400046106.png"}},

@@ -28,11 +28,13 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "details": {"box": BOX, "dataset": "refcoco", "split": "val"},
         },
         "refcoco_val_1": {"text": f"{QUESTION}guyin blue", "answer": "[0.6,0.26,0.73,0.54]"},
-        "refcoco_testA_0": {},
-        "refcoco_testB_0": {"answer": "[0.0,0.12,1.0,0.88]", "size": (640, 480)},
-        **{f"{name}_0": {"category": name.replace("_", " ")} for name in SETS if "+_val" in name or "+_test" in name},
-        "refcocog_val_0": {},
-        "refcocog_test_0": {"category": "refcocog test"},
+        "refcoco_testA_0": {"category": "refcoco testA"},
+        "refcoco_testB_0": {"answer": "[0.0,0.12,1.0,0.88]", "size": (640, 480), "category": "refcoco testB"},
+        "refcoco+_val_0": {"category": "refcoco+ val"},
+        "refcoco+_testA_0": {"category": "refcoco+ testA"},
+        "refcoco+_testB_0": {"category": "refcoco+ testB"},
+        "refcocog_val_0": {"category": "refcocog val"},
+        "refcocog_test_0": {"category": "refcocog test", "answer": "[0.6,0.26,0.73,0.54]"},
     },
 }
 REJECTED = {

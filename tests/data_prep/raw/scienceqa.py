@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.data_prep.raw.drawn import pack, place
+from tests.data_prep.raw.wordings import LETTER
 
-LETTER = "Answer with the option's letter from the given choices directly."
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "train": {
         "1": {

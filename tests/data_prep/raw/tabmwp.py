@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.data_prep.raw.drawn import pack
+from tests.data_prep.raw.wordings import SHORT
 
-SHORT = "Answer the question using a single word or phrase."
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "test": {
         "16": {
@@ -55,8 +55,8 @@ def write(raw: Path) -> None:
     pack(raw / "TabMWP/tables.tar", [f"tables/{number}.png" for number in problems])
 
 
-def _problem(question: str, answer: str, **more: Any) -> dict[str, Any]:
-    problem = {
+def _problem(question: str, answer: str, **fields: Any) -> dict[str, Any]:
+    return {
         "question": question,
         "choices": None,
         "answer": answer,
@@ -70,5 +70,4 @@ def _problem(question: str, answer: str, **more: Any) -> dict[str, Any]:
         "ques_type": "free_text",
         "grade": 5,
         "split": "test",
-    }
-    return {**problem, **more}
+    } | fields

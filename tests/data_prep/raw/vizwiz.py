@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.data_prep.raw.drawn import pack, place
+from tests.data_prep.raw.wordings import CAPTION
 
 PRECANNED = "Quality issues are too severe to recognize visual content."
-QUESTION = "What is happening in the image?\nGenerate a brief caption for the image."
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "train": {
         "0": {
             "answer": "ITS IS A BASIL LEAVES CONTAINER.",
             "image": "images/VizWiz/train/VizWiz_train_00000000.jpg",
-            "text": QUESTION,
+            "text": CAPTION,
             "details": {"text_detected": True},
         },
         "2": {"answer": "A green jar.", "image": "images/VizWiz/train/VizWiz_train_00000000.jpg"},
@@ -26,7 +26,7 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
             "answer": "A screen, blue.",
             "references": ("A screen, blue.", "A computer screen"),
             "image": "images/VizWiz/val/VizWiz_val_00000000.jpg",
-            "text": QUESTION,
+            "text": CAPTION,
             "details": {"text_detected": True, "rejected": 2, "precanned": 1},
         },
         "23433": {"answer": "A cup.", "references": ("A cup.",), "details": {"rejected": 0, "precanned": 0}},
@@ -69,11 +69,11 @@ def write(raw: Path) -> None:
     pack(raw / "VizWiz/val.zip", [f"val/VizWiz_val_{number:08d}.jpg" for number in range(3)])
 
 
-def _picture(split: str, number: int, image_id: int, **more: bool) -> dict[str, Any]:
+def _picture(split: str, number: int, image_id: int, **fields: bool) -> dict[str, Any]:
     name = f"VizWiz_{split}_{number:08d}.jpg"
-    return {"file_name": name, "id": image_id, "vizwiz_url": f"https://vizwiz.org/{name}", **more}
+    return {"file_name": name, "id": image_id, "vizwiz_url": f"https://vizwiz.org/{name}"} | fields
 
 
-def _caption(caption_id: int, image_id: int, text: str, **more: bool) -> dict[str, Any]:
+def _caption(caption_id: int, image_id: int, text: str, **fields: bool) -> dict[str, Any]:
     caption = {"caption": text, "image_id": image_id, "is_precanned": False, "is_rejected": False, "id": caption_id}
-    return {**caption, **more}
+    return caption | fields

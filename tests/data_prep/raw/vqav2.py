@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.data_prep.raw.drawn import pack, place
+from tests.data_prep.raw.wordings import SHORT
 
-SHORT = "Answer the question using a single word or phrase."
 TEN = ("net", "net", "net", "netting", "net", "Net ", "mesh", "net", "a net", "net")
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "train2014": {"9000": {"image": "images/COCO2014/train2014/COCO_train2014_000000000009.jpg", "answer": "yes"}},
