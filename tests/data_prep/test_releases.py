@@ -147,7 +147,9 @@ def _put(value: Any, key: Any, member: Any) -> Any:
 
 
 @pytest.mark.parametrize(("name", "split", "number"), IN_JSON)
-def test_whatever_is_wrong_in_a_json_file_is_refused_by_the_reader_or_names_the_file(tmp_path, name, split, number):
+def test_whatever_is_wrong_in_a_json_file_is_refused_by_the_reader_or_names_file_and_place(
+    tmp_path, name, split, number
+):
     files = write_own(tmp_path, name, split)
     for what, broken in break_each(json.loads(files[number].read_text())):
         files[number].write_text(json.dumps(broken))
@@ -157,4 +159,5 @@ def test_whatever_is_wrong_in_a_json_file_is_refused_by_the_reader_or_names_the_
                     example = parse_example(row.value)
                     assert "None" not in example.text + example.answer, what
         except UserError as error:
-            assert str(files[number]) in str(error), what
+            of_all = "lacks problems" in str(error) or "not listed" in str(error)
+            assert f"{files[number]}{'' if of_all else ', '}" in str(error), what
