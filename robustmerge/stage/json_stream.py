@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 from robustmerge.stage.files import check_json, parse_json, require_file, unique_decoder
 from robustmerge.stage.settings import UserError
@@ -41,7 +41,9 @@ def iterate_records(path: Path, what: str) -> Iterator[Element]:
         start, first = file.tell(), _first_byte(file)
         file.seek(start)
         if first == b"[":
-            yield from (Element(f"record {one.place}", one.value) for one in _Window(path, what, file).walk_list())
+            window = _Window(path, what, file)
+            yield from window.walk_list("record")
+            window.expect_end()
         elif first == b"{" and path.suffix == ".json" and not _holds_lines(file, start):
             yield Element("record 1", _Window(path, what, file).decode_whole())
         else:
@@ -104,38 +106,40 @@ class _Window:
         self.text, self.at, self.line, self.is_whole = "", 0, 1, False
         self.decoder = codecs.getincrementaldecoder("utf-8")()
 
-    def walk_list(self, name: str = "") -> Iterator[Element]:
-        """Yield the elements of the list that begins here, each with its number, from 1, as its place."""
+    def walk_list(self, name: str) -> Iterator[Element]:
+        """Yield the elements of the list that begins here, each with the list's name and its number as its place."""
         self._expect("[")
         number = 0
         while not self._take("]"):
             if number:
                 self._expect(",")
             number += 1
-            yield Element(f"{name}{number}", self._decode(f"{name or 'record '}{number}"))
-        if not name:
-            self._expect_end()
+            place = f"{name} {number}"
+            yield Element(place, self._decode(place))
 
     def walk_object(self) -> Iterator[Element]:
+        """Yield the members of the object that is all of the file; of a member that is a list, its elements."""
         self._expect("{")
         seen: set[str] = set()
         while not self._take("}"):
             if seen:
                 self._expect(",")
             key = self._decode("a key")
-            if not isinstance(key, str) or key in seen:
-                self._fail(f"the key {key!r} occurs twice in an object" if key in seen else "a key must be text")
+            if not isinstance(key, str):
+                self._fail("a key must be text")
+            if key in seen:
+                self._fail(f"the key {key!r} occurs twice in an object")
             seen.add(key)
             self._expect(":")
             if self._peek() == "[":
-                yield from (Element(one.place, one.value, key) for one in self.walk_list(f"{key} "))
+                yield from (Element(one.place, one.value, key) for one in self.walk_list(key))
             else:
                 yield Element(repr(key), self._decode(repr(key)), key)
-        self._expect_end()
+        self.expect_end()
 
     def decode_whole(self) -> Any:
         value = self._decode("record 1")
-        self._expect_end()
+        self.expect_end()
         return value
 
     def _decode(self, place: str) -> Any:
@@ -150,8 +154,10 @@ class _Window:
             except RecursionError:
                 self._fail("it is nested too deeply", place)
             except json.JSONDecodeError as error:
-                if is_last:
+                if self.is_whole:
                     self._fail(error.msg, place, error.pos)
+                if is_last:
+                    self._fail(f"no value ends within {LARGEST_ELEMENT:,} characters", place)
             except ValueError as error:
                 self._fail(str(error), place)
             self._read()
@@ -182,7 +188,7 @@ class _Window:
             found = self._peek()
             self._fail(f"expected '{mark}', got {found!r}" if found else f"it ends where '{mark}' should come")
 
-    def _expect_end(self) -> None:
+    def expect_end(self) -> None:
         if self._peek():
             self._fail("Extra data")
 
@@ -196,7 +202,7 @@ class _Window:
             raise _no_utf8(self.path, self.what, error) from error
         self.at, self.is_whole = 0, not data
 
-    def _fail(self, problem: str, place: str = "", position: int | None = None) -> None:
+    def _fail(self, problem: str, place: str = "", position: int | None = None) -> NoReturn:
         position = self.at if position is None else position
         line = self.line + self.text.count("\n", 0, position)
         where = f"{self.path}, {place}," if place else str(self.path)

@@ -84,11 +84,19 @@ def test_what_is_no_json_is_named_with_its_place_after_what_came_before(tmp_path
         list(iterate_records(tmp_path / "bad.json", "rows"))
 
 
-@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[1]", '{"a"', '{"a": 1}}'])
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[1]", '{"a"', '{"a": 1}}', "{1: 2}", "{[1]: 2}"])
 def test_an_object_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(UserError, match=r"bad\.json.* is not valid JSON"):
         list(iterate_members(tmp_path / "bad.json", "an object"))
+
+
+def test_an_element_that_is_too_large_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_stream, "CHUNK", 8)
+    monkeypatch.setattr(json_stream, "LARGEST_ELEMENT", 32)
+    (tmp_path / "bad.json").write_text(json.dumps(["a", "b" * 100]))
+    with pytest.raises(UserError, match=r"bad\.json, record 2, .*: no value ends within 32 characters"):
+        list(iterate_records(tmp_path / "bad.json", "rows"))
 
 
 @pytest.mark.parametrize("read", [iterate_records, iterate_members])
