@@ -164,7 +164,7 @@ def convert(split: str, mapping: Path, solution: Path) -> Iterator[Element]:
                 "answer": CLASSES[synset],
                 "details": {"synset": synset, "names": names[synset]},
             }
-            yield Element(place, record)
+            yield Element(place, record, file=solution)
 
 
 def _read_names(line: Element) -> tuple[str, list[str]]:

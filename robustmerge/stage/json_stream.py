@@ -21,7 +21,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 class Element(NamedTuple):
     """An element of a file. place: `record 3`, `line 3`, `annotations 3` or `'key'`; key: of an object's member.
 
-    file: which it is in, where a reader takes several.
+    file: which it is in, where that is not the first or only one that a reader takes.
     """
 
     place: str

@@ -57,6 +57,12 @@ def test_a_fault_in_a_file_of_imagenet_names_its_line(raw, file, content, proble
         convert(raw, "imagenet", "val")
 
 
+@of("imagenet")
+def test_a_row_of_imagenet_that_is_refused_is_looked_for_in_the_file_that_has_it(raw):
+    (rejected,) = prepare_release(raw, raw / "runs", "imagenet", test="val").rejected
+    assert (rejected["file"], rejected["place"]) == ("LOC_val_solution.csv", "line 8")
+
+
 def test_the_hundred_names_of_the_prompt_stand_for_a_hundred_and_one_synsets():
     prompt, names = config_of("imagenet")["prompt"], list(CLASSES.values())
     assert list(dict.fromkeys(names)) == prompt.removesuffix(".").partition("choices below: ")[2].split(", ")
