@@ -1,4 +1,4 @@
-"""The rows of owners' files: what one function makes of each, and the place of a row that it cannot read."""
+"""What converters read owners' files with: rows, fields, lines, lists. A fault names the file and the row."""
 
 from __future__ import annotations
 
@@ -47,6 +47,20 @@ def iterate_lines(path: Path, what: str) -> Iterator[Element]:
                     yield Element(f"line {number}", line.rstrip("\r\n"))
         except UnicodeDecodeError as error:
             raise UserError(f"{path} cannot be read as {what}: it is not UTF-8 ({error.reason})") from error
+
+
+def iterate_list(path: Path, key: str, what: str) -> Iterator[Element]:
+    """Yield the elements of the list that a JSON object has under a key. what: the kind of file, for messages.
+
+    Raises UserError for a list that is missing or empty: the file is another one.
+    """
+    is_empty = True
+    for one in iterate_members(path, what):
+        if one.key == key:
+            is_empty = False
+            yield one
+    if is_empty:
+        raise UserError(f"{path} cannot be read as {what}: it has nothing under '{key}'")
 
 
 def iterate_problems(problems: Path, splits: Path, names: Collection[str]) -> Iterator[Element]:

@@ -15,6 +15,11 @@ def phrase(question: str, *below: str, above: str = "") -> str:
     return "\n".join(filter(None, (above, question, *below))) if question.strip() else ""
 
 
+def find_letter(number: int, choices: Sequence[str]) -> str:
+    """The letter of an option, numbered from 0; "" where there is no such option, so that the question is refused."""
+    return dict(zip(range(len(choices)), string.ascii_uppercase, strict=False)).get(number, "")
+
+
 def list_options(choices: Sequence[str]) -> str:
     """The options as lines `A. red`."""
     return "\n".join(f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False))

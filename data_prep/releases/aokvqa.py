@@ -7,14 +7,13 @@ letters is not known, only that its questions ask for them.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from data_prep.origin import Download, Origin
 from data_prep.release_rows import map_rows, take
-from data_prep.templates import LETTER, list_options, phrase
+from data_prep.templates import LETTER, find_letter, list_options, phrase
 from robustmerge.stage.json_stream import Element, iterate_records
 
 VERSION = 1
@@ -40,7 +39,7 @@ _PICTURES = {
     "val2017": "COCO2017/val2017/{:012d}.jpg",
 }
 FILES = dict.fromkeys(_PICTURES, ("AOKVQA/aokvqa_v1p0_val.json",))
-_KEPT = ("direct_answers", "difficult_direct_answer")  # for the owners' other metric
+_DETAILS = ("direct_answers", "difficult_direct_answer")  # for the owners' other metric
 
 
 def convert(split: str, questions: Path) -> Iterator[Element]:
@@ -51,13 +50,13 @@ def convert(split: str, questions: Path) -> Iterator[Element]:
 def _ask(split: str, row: Element) -> Element:
     """A question. One whose right option is none of the options has no answer, and is refused as such."""
     question = row.value
-    choices, right = take(question, "choices", list), take(question, "correct_choice_idx", int)
+    choices = take(question, "choices", list)
     record = {
         "question_id": question["question_id"],
         "image": _PICTURES[split].format(take(question, "image_id", int)),
         "text": phrase(take(question, "question", str), list_options(choices), LETTER),
-        "answer": string.ascii_uppercase[right] if 0 <= right < len(choices) else "",
+        "answer": find_letter(take(question, "correct_choice_idx", int), choices),
         "choices": choices,
-        "details": {name: question[name] for name in _KEPT if name in question},
+        "details": {name: question[name] for name in _DETAILS if name in question},
     }
     return Element(row.place, record)

@@ -10,8 +10,8 @@ in a mixed one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data_prep.origin import Download, Origin
 from data_prep.release_rows import iterate_problems, map_rows, take
@@ -40,10 +40,10 @@ _CHOOSE, _FILL_IN = "choose_txt", "fill_in_blank"
 def convert(split: str, problems: Path, splits: Path) -> Iterator[Element]:
     """Yield the questions of a split. One whose right option does not exist has no answer, and is refused as such."""
     listed = iterate_problems(problems, splits, [f"{kind}_{split}" for kind in (_CHOOSE, _FILL_IN)])
-    return map_rows(lambda row: Element(row.place, _ask(split, row)), listed, problems)
+    return map_rows(partial(_ask, split), listed, problems)
 
 
-def _ask(split: str, row: Element) -> dict[str, Any]:
+def _ask(split: str, row: Element) -> Element:
     problem, pid = row.value, row.key
     kind, question, answer = problem["ques_type"], take(problem, "question", str), problem["answer"]
     text, details = phrase(question, SHORT), {"grade": problem["grade"], "label": problem["label"]}
@@ -53,7 +53,7 @@ def _ask(split: str, row: Element) -> dict[str, Any]:
         answer = number if number in map(str, range(len(options))) else ""
         text = phrase(question, *(f"{number}. {option}" for number, option in enumerate(options)), LETTER)
         details["options"] = options
-    return {
+    record = {
         "question_id": pid,
         "image": f"{_FOLDER}/iconqa/{split}/{kind}/{pid}/image.png",
         "text": text,
@@ -61,3 +61,4 @@ def _ask(split: str, row: Element) -> dict[str, Any]:
         "category": kind,
         "details": details,
     }
+    return Element(row.place, record)

@@ -37,7 +37,7 @@ ORIGIN = Origin(
     "which synset the answer Crane2 stands for",
 )
 FILES = {"val": ("ImageNet/LOC_synset_mapping.txt", "ImageNet/LOC_val_solution.csv")}
-QUESTION = "What is the object in the image?"
+_QUESTION = "What is the object in the image?"
 
 # The name of each synset in the published answers, in the order of the prompt. A name is the first lemma of its synset,
 # capitalised, but for one. Two synsets are `maillot`: their pictures share an answer, and there are 101 synsets for 100
@@ -160,7 +160,7 @@ def convert(split: str, mapping: Path, solution: Path) -> Iterator[Element]:
             record = {
                 "question_id": picture,
                 "image": f"ImageNet/val/{picture}.JPEG",
-                "text": f"{QUESTION}\n{SHORT}",
+                "text": f"{_QUESTION}\n{SHORT}",
                 "answer": CLASSES[synset],
                 "details": {"synset": synset, "names": names[synset]},
             }

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.origin import Download, Origin
-from data_prep.release_rows import map_rows, take
-from robustmerge.stage.json_stream import Element, iterate_members
+from data_prep.release_rows import iterate_list, map_rows, take
+from robustmerge.stage.json_stream import Element
 
 VERSION = 1
 ORIGIN = Origin(
@@ -48,16 +48,17 @@ _SETS = {
     ),
 }
 FILES = {split: tuple(f"Grounding/finetune_{name}.json" for name in names) for split, names in _SETS.items()}
-QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: "
+_KIND = "a file of MDETR's annotations"
+_QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: "
 
 
 def convert(split: str, *files: Path) -> Iterator[Element]:
     """Yield the sentences of all sets of a split. A sentence without exactly one box, of some size, is refused."""
     for name, file in zip(_SETS[split], files, strict=True):
         boxes: dict[int, list[list[float]]] = defaultdict(list)  # by the id of their sentence
-        for sentence, box in map_rows(_read_box, _list(file, "annotations"), file):
+        for sentence, box in map_rows(_read_box, iterate_list(file, "annotations", _KIND), file):
             boxes[sentence].append(box)
-        yield from map_rows(partial(_ask, name, boxes, file), _list(file, "images"), file)
+        yield from map_rows(partial(_ask, name, boxes, file), iterate_list(file, "images", _KIND), file)
 
 
 def format_box(box: list[float], width: int, height: int) -> str:
@@ -84,7 +85,7 @@ def _ask(name: str, boxes: dict[int, list[list[float]]], file: Path, row: Elemen
     record = {
         "question_id": f"{name}_{number}",
         "image": f"COCO2014/train2014/{take(sentence, 'file_name', str)}",
-        "text": f"{QUESTION}{take(sentence, 'caption', str)}",
+        "text": f"{_QUESTION}{take(sentence, 'caption', str)}",
         "answer_bbox": format_box(own[0], *size) if is_clear else own,
         "size": list(size),
         "category": f"{dataset} {split}",
@@ -95,7 +96,3 @@ def _ask(name: str, boxes: dict[int, list[list[float]]], file: Path, row: Elemen
 
 def _read_box(row: Element) -> tuple[int, list[float]]:
     return take(row.value, "image_id", int), take(row.value, "bbox", list)
-
-
-def _list(path: Path, key: str) -> Iterator[Element]:
-    return (element for element in iterate_members(path, "a file of MDETR's annotations") if element.key == key)

@@ -7,14 +7,13 @@ is not known: no published row with one was at hand. Lectures and solutions, whi
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data_prep.origin import Download, Origin
 from data_prep.release_rows import iterate_problems, map_rows, take
-from data_prep.templates import LETTER, list_options, phrase
+from data_prep.templates import LETTER, find_letter, list_options, phrase
 from robustmerge.stage.json_stream import Element
 
 VERSION = 1
@@ -42,21 +41,21 @@ _DETAILS = ("subject", "topic", "category", "skill", "grade")
 
 def convert(split: str, problems: Path, splits: Path) -> Iterator[Element]:
     """Yield the problems of a split. One whose right option does not exist has no answer, and is refused as such."""
-    listed = iterate_problems(problems, splits, [split])
-    return map_rows(lambda row: Element(row.place, _ask(split, row)), listed, problems)
+    return map_rows(partial(_ask, split), iterate_problems(problems, splits, [split]), problems)
 
 
-def _ask(split: str, row: Element) -> dict[str, Any]:
+def _ask(split: str, row: Element) -> Element:
     problem, pid = row.value, row.key
     hint, choices = take(problem, "hint", str), take(problem, "choices", list)
     context = f"Context: {hint}" if hint.strip() else ""
-    number, picture = take(problem, "answer", int), problem["image"]
-    return {
+    picture = problem["image"]
+    record = {
         "question_id": pid,
         "image": f"ScienceQA/images/{split}/{pid}/{picture}" if picture else None,
         "text": phrase(take(problem, "question", str), list_options(choices), LETTER, above=context),
-        "answer": string.ascii_uppercase[number] if 0 <= number < len(choices) else "",
+        "answer": find_letter(take(problem, "answer", int), choices),
         "choices": choices,
         "category": problem["subject"],
         "details": {"split": split} | {name: problem[name] for name in _DETAILS},
     }
+    return Element(row.place, record)

@@ -29,7 +29,7 @@ ORIGIN = Origin(
     "the published wording of options and units, and whether the published file has the test split or its part test1k",
 )
 FILES = {split: (f"TabMWP/problems_{split}.json",) for split in ("test", "test1k")}
-_KEPT = ("unit", "ques_type", "ans_type", "grade")
+_DETAILS = ("unit", "ques_type", "ans_type", "grade")
 
 
 def convert(split: str, problems: Path) -> Iterator[Element]:
@@ -48,6 +48,6 @@ def _ask(row: Element) -> Element:
         "answer": problem["answer"],
         "choices": choices,
         "category": take(problem, "ques_type", str),
-        "details": {name: problem[name] for name in _KEPT},
+        "details": {name: problem[name] for name in _DETAILS},
     }
     return Element(row.place, record)

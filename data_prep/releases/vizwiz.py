@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.origin import Download, Origin
-from data_prep.release_rows import map_rows, take
+from data_prep.release_rows import iterate_list, map_rows, take
 from data_prep.templates import CAPTION
-from robustmerge.stage.json_stream import Element, iterate_members
+from robustmerge.stage.json_stream import Element
 from robustmerge.stage.settings import UserError, first_few
 
 VERSION = 1
@@ -42,6 +42,7 @@ ORIGIN = Origin(
 )
 # The folder stays: a published question file may lie at VizWiz/val.json.
 FILES = {split: (f"VizWiz/annotations/{split}.json",) for split in ("train", "val")}
+_KIND = "captions of VizWiz"
 
 
 class _Caption(NamedTuple):
@@ -68,7 +69,9 @@ def convert(split: str, annotations: Path) -> Iterator[Element]:
 
 
 def _iterate_captions(path: Path) -> Iterator[Element]:
-    pictures = dict(map_rows(lambda row: (take(row.value, "id", int), row.value), _list(path, "images"), path))
+    pictures = dict(
+        map_rows(lambda row: (take(row.value, "id", int), row.value), iterate_list(path, "images", _KIND), path)
+    )
 
     def ask(row: Element) -> Element | None:
         caption = _read_caption(row)
@@ -79,12 +82,12 @@ def _iterate_captions(path: Path) -> Iterator[Element]:
         question = _ask("train", caption.caption_id, pictures[caption.image_id], [caption])
         return Element(row.place, question | {"answer": caption.text})
 
-    return (row for row in map_rows(ask, _list(path, "annotations"), path) if row is not None)
+    return (row for row in map_rows(ask, iterate_list(path, "annotations", _KIND), path) if row is not None)
 
 
 def _iterate_pictures(split: str, path: Path) -> Iterator[Element]:
     captions = defaultdict(list)
-    for caption in map_rows(_read_caption, _list(path, "annotations"), path):
+    for caption in map_rows(_read_caption, iterate_list(path, "annotations", _KIND), path):
         captions[caption.image_id].append(caption)
 
     def ask(row: Element) -> Element:
@@ -97,14 +100,10 @@ def _iterate_pictures(split: str, path: Path) -> Iterator[Element]:
         references = [caption.text for caption in of_it if caption.is_usable]
         return Element(row.place, question | {"answer": next(iter(references), ""), "references": references})
 
-    yield from map_rows(ask, _list(path, "images"), path)
+    yield from map_rows(ask, iterate_list(path, "images", _KIND), path)
     if captions:
         unknown = ", ".join(first_few(list(map(str, captions))))
         raise UserError(f"{path}: captions of pictures that are not listed, with the ids {unknown}")
-
-
-def _list(path: Path, key: str) -> Iterator[Element]:
-    return (row for row in iterate_members(path, "captions of VizWiz") if row.key == key)
 
 
 def _read_caption(row: Element) -> _Caption:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.origin import Download, Origin
-from data_prep.release_rows import map_rows, take
+from data_prep.release_rows import iterate_list, map_rows, take
 from data_prep.templates import SHORT, phrase
-from robustmerge.stage.json_stream import Element, iterate_members
+from robustmerge.stage.json_stream import Element
 
 VERSION = 1
 ORIGIN = Origin(
@@ -50,7 +50,7 @@ class _Annotation(NamedTuple):
 
 def convert(split: str, questions: Path, annotations: Path) -> Iterator[Element]:
     """Yield the questions of a split. A question without an annotation has no answer, and is refused as such."""
-    rest = map_rows(_read_annotation, _list(annotations, "annotations"), annotations)
+    rest = map_rows(_read_annotation, iterate_list(annotations, "annotations", "annotations of VQAv2"), annotations)
     read: dict[int, _Annotation] = {}  # and not asked for yet: few, as both files have one order
 
     def find_annotation(question_id: int) -> _Annotation:
@@ -73,11 +73,7 @@ def convert(split: str, questions: Path, annotations: Path) -> Iterator[Element]
         }
         return Element(row.place, record)
 
-    return map_rows(ask, _list(questions, "questions"), questions)
-
-
-def _list(path: Path, key: str) -> Iterator[Element]:
-    return (element for element in iterate_members(path, "a file of VQAv2") if element.key == key)
+    return map_rows(ask, iterate_list(questions, "questions", "questions of VQAv2"), questions)
 
 
 def _read_annotation(row: Element) -> tuple[int, _Annotation]:
