@@ -12,20 +12,23 @@ from robustmerge.stage.files import cached_sha256
 from robustmerge.stage.json_stream import iterate_records
 from robustmerge.stage.records import Example, parse_example
 
-MOST_TEXTS = 50_000  # different prompts or answers that are counted; later ones are counted together
+MOST_TEXTS = 50_000  # different prompts or answers that are counted
+OTHERS = "(others)"  # as which further ones are counted together
 
 
 @dataclass
 class Summary:
     """A split in numbers.
 
-    rows: those that can be used; rejected: the others, by reason; openings: how often two words begin a question;
-    endings: how often its last line occurs, where that is not the whole question; references: how many questions accept
-    so many answers; sizes: width and height of every picture; sha256: of the split's file.
+    rows: those that are in it; rejected: those that cannot be used, by reason; serving_as_val: those cut from train;
+    openings: how often two words begin a question; endings: how often its last line occurs, where that is not the whole
+    question; references: how many questions accept so many answers; sizes: width and height of every picture; sha256:
+    of the split's file.
     """
 
     rows: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
+    serving_as_val: int = 0
     without_picture: int = 0
     dialogues: int = 0
     openings: Counter[str] = field(default_factory=Counter)
@@ -42,10 +45,19 @@ class Summary:
         return Counter(PurePosixPath(name).suffix.lower() or "(no ending)" for name in self.sizes)
 
     @property
+    def left_out(self) -> int:
+        """The rows that cannot be used."""
+        return sum(self.rejected.values())
+
+    @property
+    def found(self) -> int:
+        """The rows that its file or release has: used, left out, or serving as val."""
+        return self.rows + self.left_out + self.serving_as_val
+
+    @property
     def coverage(self) -> float:
         """The share of the rows that can be used."""
-        total = self.rows + sum(self.rejected.values())
-        return self.rows / total if total else 1.0
+        return 1 - self.left_out / self.found if self.found else 1.0
 
     def describe_sizes(self) -> str:
         """The pictures' sizes in words, as far as their rows say them."""
@@ -75,14 +87,16 @@ class Summary:
 
 
 def _count(counts: Counter[str], text: str) -> None:
-    counts[text if len(counts) < MOST_TEXTS or text in counts else "(others)"] += 1
+    counts[text if len(counts) < MOST_TEXTS or text in counts else OTHERS] += 1
 
 
 def summarise(folder: Path, split: str) -> Summary:
     """Count what is in a split of a task's prepared folder. Raises UserError if it is not complete."""
     file = folder / f"{split}.jsonl"
-    rejected = read_manifest(folder / "manifest.json")["record"].get("rejected", {}).get(split, {})
-    summary = Summary(rejected=rejected, sha256=cached_sha256(file))
+    record = read_manifest(folder / "manifest.json")["record"]
+    val = record.get("val_cut_from_train", []) if split == "train" else []
+    rejected = record.get("rejected", {}).get(split, {})
+    summary = Summary(rejected=rejected, serving_as_val=len(val), sha256=cached_sha256(file))
     for element in iterate_records(file, "a prepared split"):
         summary._add(parse_example(element.value))
     return summary

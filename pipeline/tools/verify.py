@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.settings import SPLITS, TaskData
-from data_prep.summary import Summary, summarise
+from data_prep.summary import MOST_TEXTS, OTHERS, Summary, summarise
 from eval.report.contact_sheet import draw_contact_sheet
 from eval.settings import Task
 from pipeline.plan import Plan
@@ -114,15 +114,21 @@ def _find_expected(settings: TaskData, split: str) -> Mapping[str, Any]:
 
 
 def _format_split(split: str, summary: Summary, expected: Mapping[str, Any]) -> list[str]:
-    rejected = sum(summary.rejected.values())
     source = f"{expected['from']}{'' if expected['verified'] else ' (not verified)'}" if expected else ""
-    return [split, f"{summary.rows:,}", f"{rejected:,}", _compare(summary, expected), source, summary.sha256[:12]]
+    return [
+        split,
+        f"{summary.rows:,}",
+        f"{summary.left_out:,}",
+        _compare(summary, expected),
+        source,
+        summary.sha256[:12],
+    ]
 
 
 def _compare(summary: Summary, expected: Mapping[str, Any]) -> str:
     if not expected:
         return "not known"
-    difference = summary.rows + sum(summary.rejected.values()) - expected["rows"]
+    difference = summary.found - expected["rows"]
     return f"{expected['rows']:,}: {'as many' if not difference else f'{difference:+,}'}"
 
 
@@ -133,7 +139,8 @@ def _describe_split(summary: Summary) -> Iterator[str]:
     yield f"questions begin with: {_list_common(summary.openings, summary.rows)}"
     if any(summary.endings):
         yield f"questions end in a line: {_list_common(summary.endings, summary.rows, '(none)')}"
-    yield f"answers: {_list_common(summary.answers, summary.rows)}; {len(summary.answers):,} different"
+    different = f"more than {MOST_TEXTS:,}" if OTHERS in summary.answers else f"{len(summary.answers):,}"
+    yield f"answers: {_list_common(summary.answers, summary.rows)}; {different} different"
     if len(summary.references) > 1 or 1 not in summary.references:
         counts = ", ".join(f"{number} ({rows:,} rows)" for number, rows in sorted(summary.references.items()))
         yield f"accepted answers a question: {counts}"

@@ -82,6 +82,7 @@ def test_bad_rows_are_left_out_and_listed_as_far_as_that_is_allowed(task, tmp_pa
     assert not {"3", "7", "27", "28", "29"} & {*ids_of(folder, "train"), *ids_of(folder, "val")}
     assert any("6 rows of train are left out" in message for message in said)
     assert read_manifest(address.manifest)["record"]["rejected"]["train"] == Counter(one["kind"] for one in rejected)
+    assert summarise(folder, "train").found == ROWS and summarise(folder, "train").coverage == pytest.approx(0.9)
     assert summarise(folder, "test").coverage == 1 and count_left_out(folder / "test.jsonl") == 0
 
 
