@@ -141,10 +141,10 @@ def _write_labelled(folder: Path, task: TaskData, say: Callable[[str], None]) ->
 def prepare(
     address: Address, settings: TaskData, say: Callable[[str], None] = print, check: AnswerCheck = accept_any
 ) -> Path:
-    """Write one task's data, drawn, from question files or a local dataset, into the folder of `address`.
+    """Write one task's data, drawn or read from files, into the folder of `address`.
 
-    An interrupted run starts over (the same bytes; drawing takes about a second). check: of the answers in question
-    files; data that is prepared already is not checked again.
+    An interrupted drawing starts over (the same bytes, in about a second), an interrupted import goes on. check: of the
+    answers in question files and releases; data that is prepared already is not checked again.
     Raises UserError for an unknown generator and for faulty question files, datasets or images.
     """
     if settings.dataset is not None:

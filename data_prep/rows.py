@@ -19,17 +19,15 @@ def iterate_rows(settings: TaskData, split: str, files: Sequence[Path]) -> Itera
 
     Raises UserError, perhaps in the middle, for a file that cannot be read.
     """
-    release = settings.release if settings.source == "release" else None
-    return _iterate(release, settings.splits[split], tuple(files))
+    return _iterate(settings.release_in_use, settings.splits[split], tuple(files))
 
 
 def find_image_root(settings: TaskData, files: Sequence[Path]) -> Path:
     """The folder that the pictures of a split are relative to."""
-    return expand(settings.images or settings.collection) if _has_root(settings) else files[0].parent  # type: ignore[arg-type]
-
-
-def _has_root(settings: TaskData) -> bool:
-    return settings.images is not None or settings.source == "release"
+    folder = settings.images
+    if folder is None and settings.release_in_use is not None:
+        folder = settings.collection
+    return files[0].parent if folder is None else expand(folder)
 
 
 def list_pictures(settings: TaskData) -> dict[str, int]:
@@ -38,13 +36,12 @@ def list_pictures(settings: TaskData) -> dict[str, int]:
     Sizes and not digests: they are read at every start, and a collection may hold a hundred thousand pictures.
     """
     sizes = {}
-    release = settings.release if settings.source == "release" else None
     inputs = settings.input_files
     for split, name in settings.splits.items():
         files = inputs[split]
         versions = tuple((stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in files if file.exists()))
         root = find_image_root(settings, files)
-        for picture in _list_names(release, name, tuple(files), versions):
+        for picture in _list_names(settings.release_in_use, name, tuple(files), versions):
             sizes[picture] = _size_of(root, picture)
     return sizes
 

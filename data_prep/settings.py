@@ -72,7 +72,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Release:
-    """A dataset as its owners publish it. name: of its converter in data_prep.releases; train, val, test: splits."""
+    """A dataset as its owners publish it.
+
+    name: of its converter in data_prep.releases; train, val, test: its split that serves as this one.
+    """
 
     name: str
     train: str | None = None
@@ -185,10 +188,15 @@ class TaskData:
                 yield Problem(f"expected the name of a split or a folder in the dataset, got {quote(name)}", key)
 
     @property
+    def release_in_use(self) -> Release | None:
+        """The release that rows are read from; None where they are from question files, or drawn."""
+        return self.release if self.source == "release" else None
+
+    @property
     def splits(self) -> dict[str, str]:
         """The splits that there are, by what they are called in the dataset or the release, or their question files."""
-        holder = self.release if self.source == "release" else self
-        return {split: name for split in SPLITS if (name := getattr(holder, split, None)) is not None}
+        holder = self.release_in_use or self
+        return {split: name for split in SPLITS if (name := getattr(holder, split)) is not None}
 
     @property
     def input_files(self) -> dict[str, list[Path]]:
@@ -210,27 +218,28 @@ class TaskData:
 
     def _advise(self) -> str:
         """Where files that are missing can be had."""
-        if self.source != "release" or self.release is None:
+        if self.release_in_use is None:
             return ADVICE
-        origin = load_release(self.release.name).ORIGIN
+        origin = load_release(self.release_in_use.name).ORIGIN
         downloads = [f"  {one.files}  ({one.size})\n    {one.address}" for one in origin.downloads]
         return "\n".join([f"{origin.title} ({origin.licence}), below the raw folder (docs/data.md):", *downloads])
 
     def _list_files(self) -> dict[str, Sequence[str]]:
         """The names of the files that every split is read from."""
-        if self.source == "release" and self.release is not None:
-            files = load_release(self.release.name).FILES
+        if (release := self.release_in_use) is not None:
+            files = load_release(release.name).FILES
             for split, name in self.splits.items():
-                choose(name, files, f"split of {self.release.name} (task.{self.task}.data.release.{split})")
+                choose(name, files, f"split of {release.name} (task.{self.task}.data.release.{split})")
             return {split: files[name] for split, name in self.splits.items()}
         return {key: [name] for key in (*SPLITS, "annotations") if (name := getattr(self, key)) is not None}
 
     def _find_file(self, key: str, name: str) -> Path:
         if self.collection is None:
             return expand(name)
-        is_beside = self.images is not None and (key == "annotations" or self.source == "release")
+        is_release = self.release_in_use is not None
+        is_beside = self.images is not None and (key == "annotations" or is_release)
         folders = [self.collection, *([self.images] if is_beside else [])]
-        where = f"task.{self.task}.data.{'release' if self.source == 'release' else key}"
+        where = f"task.{self.task}.data.{'release' if is_release else key}"
         return find_published([expand(str(folder)) for folder in dict.fromkeys(folders)], name, where)
 
 

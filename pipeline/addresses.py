@@ -157,9 +157,9 @@ class Addresses:
         if inputs:
             identity = {"stage": "foreign", "pictures": list_pictures(settings)}
             inputs["pictures"] = Address(self.root, self.root, identity)
-        if settings.source == "release" and settings.release is not None:
-            identity = {"stage": "foreign", "release": settings.release.name}
-            identity |= {"version": load_release(settings.release.name).VERSION, "splits": settings.splits}
+        if (release := settings.release_in_use) is not None:
+            identity = {"stage": "foreign", "release": release.name}
+            identity |= {"version": load_release(release.name).VERSION, "splits": settings.splits}
             inputs["release"] = Address(self.root, self.root, identity)
         return inputs
 
