@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.settings import TaskData
+from data_prep.settings import TaskData, load_release
 from pipeline.config import read_config
 from pipeline.program import compose, list_options
 from robustmerge.mergekit import read_mergekit
@@ -69,6 +69,32 @@ def test_the_recipes_of_the_page_are_understood() -> None:
     for one in (recipe, translated):
         assert read_method(one.method, **one.settings).space == "delta"
     assert set(translated.experts) == {"vqav2", "rec"} and set(recipe.experts) == {"vqa", "rec"}
+
+
+# docs/data.md
+
+
+def test_the_tables_of_releases_say_what_their_converters_say() -> None:
+    downloads, unseen = [], []
+    for task in read_config(compose("merge_eval", ["benchmark=mm_mergebench"])).tasks:
+        origin = load_release(task.data["release"]["name"]).ORIGIN
+        heads = [f"{origin.title}: {origin.licence}", *[""] * (len(origin.downloads) - 1)]
+        downloads += [
+            [head, one.files, one.address, one.size] for head, one in zip(heads, origin.downloads, strict=True)
+        ]
+        unseen.append([origin.title, origin.unseen])
+    tables: dict[str, list[list[str]]] = {"": []}
+    title = ""
+    for line in (REPOSITORY / "docs" / "data.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")]
+        if not line.startswith("|"):
+            title = ""
+        elif not title:
+            tables[title := cells[-1]] = []
+        elif cells[0] != "---":
+            tables[title].append(cells)
+    assert tables["size"] == downloads
+    assert tables["taken from documentation, not seen on real files"] == unseen
 
 
 # docs/evaluation.md and docs/tasks.md
