@@ -16,7 +16,7 @@ def main(points: list[dict]) -> None:
 
     started = time.monotonic()
     plans = make_plans(points)
-    train.check_trainer(plans)
+    train.check_training(plans)
     prepare.prepare(plans)
     base.make_bases(plans)
     train.train(plans)

@@ -19,15 +19,29 @@ from pipeline.terminal import format_seconds, print_results
 from pipeline.work_items import describe_item, drop_finished, run_side_by_side
 from robustmerge.stage.address import Address
 from robustmerge.stage.process import loading_libraries
-from robustmerge.stage.settings import build
+from robustmerge.stage.settings import UserError, build
 
 Training = tuple[Address, tuple[Plan, tuple[Task, ...]]]  # the plan that asks for it, and the tasks trained on
 
 
-def check_trainer(plans: Sequence[Plan]) -> None:
-    """Raises UserError early if there is something to train and no device for it."""
-    if _list_unfinished(plans):
+def check_training(plans: Sequence[Plan]) -> None:
+    """Raises UserError early if there is something to train and no rows or no device for it."""
+    if unfinished := _list_unfinished(plans):
+        _refuse_without_rows([(plan, task) for _, (plan, tasks) in unfinished for task in tasks])
         count_parallel_runs(plans[0].config.trainer, plans[0].config.jobs)
+
+
+def _refuse_without_rows(trained: Sequence[tuple[Plan, Task]]) -> None:
+    """Raises UserError if a task that is read from files has none for training."""
+    lacking: dict[str, str] = {}  # what to give, by task
+    for plan, task in trained:
+        settings = plan.config.data(task)
+        if settings.generator is None and "train" not in settings.splits:
+            release = f", or task.{task.name}.data.source=questions" if settings.release_in_use else ""
+            lacking[task.name] = f"task.{task.name}.data.{'release.' if release else ''}train{release}"
+    if lacking:
+        ways = "; ".join(lacking.values())
+        raise UserError(f"no rows to train on: {', '.join(lacking)} (give {ways}; or other tasks: 'tasks=[...]')")
 
 
 def train(plans: Sequence[Plan]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from data_prep.origin import Download, Origin
 from data_prep.settings import load_release
 from pipeline.program import CONFIGS, compose
+from pipeline.stages.train import check_training
 from pipeline.sweep import make_plans
 from pipeline.tools import fetch
 from pipeline.tools.verify import EXPECTED
@@ -22,6 +22,7 @@ from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.records import read_score
 from robustmerge.stage.settings import UserError
 from robustmerge.stage.yaml_files import read_yaml
+from tests.data_prep.release_folder import raw_of
 from tests.data_prep.test_published_data import plan_of
 from tests.published_folder import write_published
 from tests.tiny_hub import TinyHub, serve, use
@@ -62,7 +63,7 @@ def run(tmp_path_factory) -> Iterator[Run]:
         if name in WITHOUT_TRAIN:
             words.append(f"task.{name}.data.source=questions")
             continue
-        importlib.import_module(f"tests.data_prep.raw.{name}").write(root / name)
+        raw_of(name).write(root / name)
         words += [f"task.{name}.data.{key}={root / name}" for key in ("collection", "images")]
         words.append(f"task.{name}.data.most_rejected=0.9")
     yield Run(root, tuple(words))
@@ -129,6 +130,13 @@ def test_a_missing_file_of_a_release_is_said_with_where_to_get_it(tmp_path):
         plan.data(plan.config.tasks[0])
     for part in ("no VizWiz/annotations/val.json", "VizWiz-Captions (CC BY 4.0)", "https://vizwiz", "docs/data.md"):
         assert part in str(error.value)
+
+
+def test_a_release_without_training_rows_is_refused_before_anything_is_prepared(tmp_path):
+    raw_of("rec").write(tmp_path)
+    plan = plan_of(tmp_path, tmp_path, tmp_path / "runs", "rec", overrides=("benchmark.source=release",))
+    with pytest.raises(UserError, match=r"no rows to train on: rec .*task\.rec\.data\.source=questions"):
+        check_training([plan])
 
 
 @pytest.fixture
