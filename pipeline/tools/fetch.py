@@ -11,6 +11,7 @@ from data_prep.settings import load_release
 from pipeline.plan import Plan
 from pipeline.terminal import format_path
 from robustmerge.hub.pins import DATASET, hub_error
+from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.files import expand
 from robustmerge.stage.settings import UserError
 
@@ -20,15 +21,13 @@ def fetch(plan: Plan) -> None:
 
     Raises UserError if a task is not read from question files or a release, or the Hub does not give a repository.
     """
-    origins = list(_find_origins(plan))
-    folder = expand(plan.config.raw)
-    downloads = list(dict.fromkeys(one for origin in origins for one in origin.downloads))
+    folder, origins = REPOSITORY / expand(plan.config.raw), list(_find_origins(plan))  # where the tasks look
     for origin in origins:
         print(f"{origin.title}: {origin.licence}")
         for one in origin.downloads:
             print(f"  {one.files}  ({one.size})\n    {one.address}")
     print(f"\neverything belongs below {format_path(folder)}; where exactly, and what was not verified: docs/data.md")
-    for one in downloads:
+    for one in dict.fromkeys(one for origin in origins for one in origin.downloads):
         if one.hub:
             _fetch(one, folder)
 

@@ -13,6 +13,7 @@ import pytest
 
 from data_prep.origin import Download, Origin
 from data_prep.settings import load_release
+from pipeline.plan import Plan
 from pipeline.program import CONFIGS, compose
 from pipeline.stages.train import check_training
 from pipeline.sweep import make_plans
@@ -147,12 +148,13 @@ def hub(tmp_path, monkeypatch) -> Iterator[TinyHub]:
         yield served
 
 
-def fetch_from(one: Download, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fetch_from(one: Download, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Fetch for A-OKVQA, with this download in place of the question files'."""
     monkeypatch.setattr(fetch, "QUESTION_FILES", Origin("Questions", "a licence", (one,), ""))
     words = ["benchmark=mm_mergebench", "tasks=[aokvqa]", f"raw={folder}"]
     (plan,) = make_plans([compose("train_all", words)])
     fetch.fetch(plan)
+    return plan
 
 
 def test_what_the_hub_has_is_fetched_into_the_raw_folder_after_its_licence_is_said(hub, tmp_path, monkeypatch, capsys):
@@ -162,6 +164,13 @@ def test_what_the_hub_has_is_fetched_into_the_raw_folder_after_its_licence_is_sa
     assert said.index("Questions: a licence") < said.index("A-OKVQA: Apache-2.0") < said.index("fetching ann/questions")
     fetched = {path.relative_to(tmp_path / "raw/below").as_posix() for path in (tmp_path / "raw/below").rglob("*.*")}
     assert {name for name in fetched if ".cache" not in name} == {"instructions/Unseen_data/AOKVQA/val.json"}
+
+
+def test_a_relative_raw_folder_starts_where_the_tasks_look_for_it(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "REPOSITORY", tmp_path)
+    plan = fetch_from(Download("x", hub.address, "1 kB", "ann/questions"), Path("raw"), monkeypatch)
+    assert (tmp_path / "raw/README.md").read_bytes() == b"card"
+    assert plan.config.data(plan.config.tasks[0]).collection == str(REPOSITORY / "raw")
 
 
 def test_a_repository_that_is_not_there_is_named(hub, tmp_path, monkeypatch):
