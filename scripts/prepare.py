@@ -12,12 +12,13 @@ def main(points: list[dict]) -> None:
     from pipeline.stages.prepare import prepare
     from pipeline.sweep import make_plans
     from pipeline.terminal import print_results
-    from pipeline.tools.fetch import fetch
+    from pipeline.tools.fetch import fetch, wants_fetch
 
-    wants = [point.pop("fetch") for point in points]
+    is_wanted = [wants_fetch(point) for point in points]
     plans = make_plans(points)
-    for plan in plans if any(wants) else ():
-        fetch(plan)
+    for plan, wanted in zip(plans, is_wanted, strict=True):
+        if wanted:
+            fetch(plan)
     prepare(plans)
     print_results([plan.data(task) for plan in plans for task in plan.config.tasks])
 

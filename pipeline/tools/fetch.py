@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data_prep.origin import Download, Origin
 from data_prep.published_layout import QUESTION_FILES
@@ -13,7 +14,16 @@ from pipeline.terminal import format_path
 from robustmerge.hub.pins import DATASET, hub_error
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.files import expand
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.settings import ConfigError, Problem, UserError
+from robustmerge.stage.text import quote
+
+
+def wants_fetch(point: dict[str, Any]) -> bool:
+    """Take the key `fetch` out of a composed config. Raises ConfigError if it is neither true nor false."""
+    wanted = point.pop("fetch")
+    if not isinstance(wanted, bool):
+        raise ConfigError(Problem(f"expected true or false, got {quote(wanted)}", "fetch"))
+    return wanted
 
 
 def fetch(plan: Plan) -> None:

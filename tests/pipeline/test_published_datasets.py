@@ -179,6 +179,12 @@ def test_a_repository_that_is_not_there_is_named(hub, tmp_path, monkeypatch):
         fetch_from(one, tmp_path / "raw", monkeypatch)
 
 
+def test_fetch_is_true_or_false():
+    assert fetch.wants_fetch({"fetch": True}) and not fetch.wants_fetch({"fetch": False})
+    with pytest.raises(UserError, match="expected true or false, got 'flase'"):
+        fetch.wants_fetch({"fetch": "flase"})
+
+
 def test_drawn_tasks_have_nothing_to_fetch():
     (plan,) = make_plans([compose("train_all", ["tasks=[vqav2]"])])
     with pytest.raises(UserError, match="fetch=true is for tasks of published datasets"):
