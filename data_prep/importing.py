@@ -29,7 +29,7 @@ from data_prep.parallel import map_in_order, with_progress_bar
 from data_prep.picture_places import Place, find_place
 from data_prep.rows import find_image_root, iterate_rows
 from data_prep.settings import SPLITS, TaskData
-from data_prep.splits import SplitWriter, draw_val
+from data_prep.splits import draw_val, open_split
 from robustmerge.stage.address import UNFINISHED
 from robustmerge.stage.files import BESIDE, WholeFile, remove
 from robustmerge.stage.json_stream import Element
@@ -442,7 +442,7 @@ def _publish(
     counts, rejected = Counter[str](), {split: Counter[str]() for split in settings.splits}
     with contextlib.ExitStack() as opened:
         refused = opened.enter_context(WholeFile(folder / REJECTED)).file
-        writers = {split: opened.enter_context(SplitWriter(folder, split)) for split in SPLITS}
+        writers = {split: opened.enter_context(open_split(folder, split)) for split in SPLITS}
         for split in settings.splits:
             for line in _read_journal(journals / f"{split}.jsonl"):
                 if line["fault"]:

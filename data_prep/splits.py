@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import BinaryIO
 
 from data_prep.settings import SPLITS, TaskData
 from robustmerge.stage.files import WholeFile
@@ -18,41 +18,35 @@ _FIELDS = ("question_id", "image", "text", "answer", "references", "choices", "s
 
 
 class SplitWriter:
-    """Context manager that writes one split example by example: as JSON lines, and as LLaVA's question file, a list.
+    """Writes one split example by example: as JSON lines, and as LLaVA's question file, a list."""
 
-    Both files appear when the block ends without an error, otherwise neither.
-    """
-
-    def __init__(self, folder: Path, split: str):
-        self._lines, self._list = WholeFile(folder / f"{split}.jsonl"), WholeFile(folder / f"{split}.json")
+    def __init__(self, lines: BinaryIO, questions: BinaryIO):
+        self._lines, self._questions = lines, questions
         self._is_empty = True
 
-    def __enter__(self) -> Self:
-        self._lines.__enter__()
-        self._list.__enter__()
-        return self
-
     def write(self, example: Example) -> None:
-        self._lines.file.write(format_example(example).encode())
+        self._lines.write(format_example(example).encode())
         question = json.dumps(_llava_question(example), ensure_ascii=False, indent=1).replace("\n", "\n ")
-        self._list.file.write(f"{'[' if self._is_empty else ','}\n {question}".encode())
+        self._questions.write(f"{'[' if self._is_empty else ','}\n {question}".encode())
         self._is_empty = False
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._list.file.write(b"[]\n" if self._is_empty else b"\n]\n")
-        try:
-            self._lines.__exit__(kind, error, trace)
-        finally:
-            self._list.__exit__(kind, error, trace)
+    def end(self) -> None:
+        self._questions.write(b"[]\n" if self._is_empty else b"\n]\n")
+
+
+@contextlib.contextmanager
+def open_split(folder: Path, split: str) -> Iterator[SplitWriter]:
+    """Context manager of a split that is written: its files appear when the block ends without an error."""
+    with WholeFile(folder / f"{split}.jsonl") as lines, WholeFile(folder / f"{split}.json") as questions:
+        writer = SplitWriter(lines.file, questions.file)
+        yield writer
+        writer.end()
 
 
 def write_splits(folder: Path, splits: Mapping[str, Sequence[Example]]) -> None:
     """Write all splits of a task."""
     for split in SPLITS:
-        with SplitWriter(folder, split) as writer:
+        with open_split(folder, split) as writer:
             for example in splits[split]:
                 writer.write(example)
 
