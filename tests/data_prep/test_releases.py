@@ -29,8 +29,12 @@ FILES = {
     for name, split in reversed(SPLITS)
     for number, file in enumerate(load_release(name).FILES[split])
 }
-# Of many files of one kind, the first two.
-IN_JSON = [place for file, place in FILES.items() if file.endswith(".json") and place[2] < 2]
+# One split of each release, but of VizWiz, which reads its two in different ways; of REC's many files two.
+IN_JSON = {
+    (name, number, split if name == "vizwiz" else ""): (name, split, number)
+    for file, (name, split, number) in FILES.items()
+    if file.endswith(".json") and number < 2
+}
 TRAINED = [name for name in NAMES if "train" in config_of(name)["data"]["release"]]
 
 
@@ -146,7 +150,7 @@ def _put(value: Any, key: Any, member: Any) -> Any:
     return changed
 
 
-@pytest.mark.parametrize(("name", "split", "number"), IN_JSON)
+@pytest.mark.parametrize(("name", "split", "number"), IN_JSON.values())
 def test_whatever_is_wrong_in_a_json_file_is_refused_by_the_reader_or_names_file_and_place(
     tmp_path, name, split, number
 ):
