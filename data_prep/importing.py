@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 import json
 import os
-import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,10 +35,12 @@ from robustmerge.stage.json_stream import Element
 from robustmerge.stage.pictures import PictureError, read_picture
 from robustmerge.stage.records import LONGEST_PATH, Example, format_example, parse_example
 from robustmerge.stage.settings import UserError, first_few
+from robustmerge.stage.text import shorten
 
 AnswerCheck = Callable[[str, Example], str]  # of a split's example: what is wrong with its answers, "" if nothing
 IMAGES_FOR_A_POOL = 2000  # from this number on, several processes decode sooner than one
 BATCH = 64  # rows whose pictures a process takes at a time
+LONGEST_PART = 255  # bytes of a file's name
 REJECTED = "rejected.jsonl"
 FAULTY, NO_PICTURE, BAD_PICTURE = "faulty row", "missing picture", "unreadable picture"
 
@@ -349,6 +350,8 @@ def _name_in_stage(root: Path, image: str) -> str:
     if any(part.startswith(".") and part.endswith(BESIDE) for part in Path(inside).parts):
         raise ValueError(f"{image} has a name of unfinished files (.*{BESIDE}), which are removed; rename it")
     name = Path("images", inside).as_posix()
+    if any(len(os.fsencode(part)) > LONGEST_PART for part in Path(inside).parts):
+        raise ValueError(f"{shorten(image)} has a name of more than {LONGEST_PART} bytes, which no file may have")
     if len(name) > LONGEST_PATH:
         raise ValueError(f"{image} is too long: {name[:7]} and the path may have {LONGEST_PATH} characters")
     return name
@@ -370,39 +373,33 @@ def _take_pictures(folder: Path, pictures: Sequence[tuple[str, Place]]) -> dict[
 
 
 def _take_picture(target: Path, place: Place) -> tuple[int, int] | str:
-    try:
-        if not place.member:
-            size = read_picture(Path(place.path)).size
-            _link_or_copy(Path(place.path), target)
-            return size
-        data = place.read()
-        try:
-            size = read_picture(data).size
-        except PictureError as error:
-            return f"{place}: {error}"
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            beside = target.with_name(f".copy.{os.getpid()}{BESIDE}")
-            beside.write_bytes(data)
-            os.replace(beside, target)
-        return size
-    except PictureError as error:
-        return str(error)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file that nobody may write to, copy any other."""
-    if target.exists():
-        return
+    with contextlib.suppress(PictureError):  # if it is there already; a crash of the machine may have emptied it
+        return read_picture(target).size
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".copy.{os.getpid()}{BESIDE}")
     beside.unlink(missing_ok=True)
-    if not source.stat().st_mode & 0o222:
-        with contextlib.suppress(OSError):  # another file system, or one without links
+    try:
+        if not place.member and _link_if_read_only(Path(place.path), beside):
+            size = read_picture(Path(place.path)).size
+        else:
+            data = place.read()  # once: what is decoded is what is written
+            size = read_picture(data, f"the picture {place}").size
+            beside.write_bytes(data)
+        os.replace(beside, target)
+        return size
+    except PictureError as error:
+        return str(error)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _link_if_read_only(source: Path, beside: Path) -> bool:
+    """Hard-link a file that nobody may write to. Returns whether it is linked."""
+    with contextlib.suppress(OSError):  # another file system, or one without links
+        if not source.stat().st_mode & 0o222:
             os.link(source.resolve(), beside)
-    if not beside.exists():
-        shutil.copyfile(source, beside)
-    os.replace(beside, target)
+            return True
+    return False
 
 
 # --- the journal ---------------------------------------------------------------------------------------------------

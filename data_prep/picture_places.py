@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustmerge.stage.files import require_file
-from robustmerge.stage.settings import UserError
+from robustmerge.stage.pictures import PictureError
+from robustmerge.stage.settings import UserError, first_few
 
 # The names that folders of pictures go by in published question files, in scripts, and in the owners' archives.
 FOLDERS = (
@@ -51,20 +53,26 @@ class Place(NamedTuple):
         return f"{self.path}:{self.member}" if self.member else self.path
 
     def read(self) -> bytes:
-        """Raises OSError, or UserError of an archive that cannot be read."""
+        """Raises PictureError that says why the bytes cannot be had."""
         if self.size > LARGEST_PICTURE:
-            raise OSError(f"{self} has {self.size} bytes; a picture may have {LARGEST_PICTURE}")
-        if not self.member:
-            return Path(self.path).read_bytes()
-        if self.path.casefold().endswith(".zip"):
-            try:
-                with _open_zip(self.path).open(self.member) as file:
-                    return file.read(self.size + 1)
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # or encrypted
-                raise OSError(f"{self} cannot be taken out of its archive: {error}") from error
-        with open(self.path, "rb") as file:
+            raise PictureError(f"{self} has {self.size} bytes; a picture may have {LARGEST_PICTURE}")
+        try:
+            data = self._read(require_file(Path(self.path), "a picture"))
+        except UserError as error:
+            raise PictureError(str(error)) from error
+        except Exception as error:  # zipfile and its decompressors raise errors of their own, RuntimeError if encrypted
+            raise PictureError(f"cannot read {self}: {error or type(error).__name__}") from error
+        if len(data) != self.size:
+            raise PictureError(f"cannot read {self}: it has {len(data)} bytes where {self.size} should be")
+        return data
+
+    def _read(self, path: Path) -> bytes:
+        if self.member and path.name.casefold().endswith(".zip"):
+            with _open_zip(self.path, path.stat().st_mtime_ns).open(self.member) as member:
+                return member.read(self.size + 1)
+        with open(path, "rb") as file:
             file.seek(self.offset)
-            return file.read(self.size)
+            return file.read(self.size if self.member else self.size + 1)
 
 
 def find_place(root: Path, name: str) -> Place:
@@ -76,10 +84,15 @@ def find_place(root: Path, name: str) -> Place:
     exact = root / name
     if _is_file(exact):
         return _file_place(exact)
+    refused: list[UserError] = []
     for prefix in PREFIXES:
         for start in _follow(root, Path(prefix).parts):
-            for place in _search(start, parts):
-                return place
+            for found in _search(start, parts):
+                if isinstance(found, Place):
+                    return found
+                refused.append(found)
+    if refused:
+        raise refused[0]
     require_file(exact, "a picture")  # says what is there instead
     raise UserError(f"{exact} does not exist; it should be a picture")
 
@@ -96,22 +109,31 @@ def _file_place(path: Path) -> Place:
     return Place(str(path), path.stat().st_size)
 
 
-def _search(folder: Path, parts: Sequence[str]) -> Iterator[Place]:
-    """Yield the places that a path from a folder may mean, the likeliest first."""
+def _search(folder: Path, parts: Sequence[str]) -> Iterator[Place | UserError]:
+    """Yield the places that a path from a folder may mean, the likeliest first, and what could not be looked into."""
     first, *rest = parts
     for name in _spell(first):
         if name == "." and rest:
             yield from _search(folder, rest)
-            continue
-        for entry in _find_entries(folder, name):
-            path = folder / entry
-            if rest and path.is_dir():
-                yield from _search(path, rest)
-            elif not rest and path.is_file():
-                yield _file_place(path)
-        for suffix in (*ARCHIVES, *COMPRESSED) if rest else ():
-            for entry in _find_entries(folder, name + suffix):
-                yield from _search_archive(folder / entry, first, rest)
+        elif not rest:
+            yield from _search_file(folder, name)
+        else:
+            for entry in _find_entries(folder, name):
+                if (folder / entry).is_dir():
+                    yield from _search(folder / entry, rest)
+            for suffix in (*ARCHIVES, *COMPRESSED):
+                for entry in _find_entries(folder, name + suffix):
+                    if (folder / entry).is_file():
+                        yield from _search_archive(folder / entry, first, rest)
+
+
+def _search_file(folder: Path, name: str) -> Iterator[Place | UserError]:
+    """Yield the file of a folder that is called so, in any case if there is one such file only."""
+    files = [entry for entry in _find_entries(folder, name) if (folder / entry).is_file()]
+    if len(files) == 1 or name in files:
+        yield _file_place(folder / files[0])
+    elif files:
+        yield UserError(f"{folder / name} may be any of {', '.join(files)}: name one as it is written")
 
 
 def _follow(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
@@ -130,56 +152,85 @@ def _spell(name: str) -> list[str]:
 
 
 def _find_entries(folder: Path, name: str) -> Sequence[str]:
-    """The entries of a folder that are called so, in any case."""
+    """The entries of a folder that are called so, in any case, the one of just this name first."""
     try:
-        return _list_entries(folder, folder.stat().st_mtime_ns).get(name.casefold(), ())
+        entries = _list_entries(folder, folder.stat().st_mtime_ns).get(_fold(name), ())
     except OSError:
         return ()
+    return sorted(entries, key=lambda entry: entry != name)
 
 
 @lru_cache(maxsize=1024)
 def _list_entries(folder: Path, version: int) -> dict[str, list[str]]:
-    """The entries of a version of a folder by their lower case."""
+    """The entries of a version of a folder by their folded names."""
     entries: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):
-        entries.setdefault(name.casefold(), []).append(name)
+        entries.setdefault(_fold(name), []).append(name)
     return entries
+
+
+def _fold(name: str) -> str:
+    """A name without case; a letter with its accent is one character, which macOS writes as two."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 # --- archives ------------------------------------------------------------------------------------------------------
 
 
-def _search_archive(path: Path, name: str, rest: Sequence[str]) -> Iterator[Place]:
+def _search_archive(path: Path, name: str, rest: Sequence[str]) -> Iterator[Place | UserError]:
     """Yield the member of an archive that stands for the folder `name`; its own folders may be called otherwise."""
     if path.name.casefold().endswith(COMPRESSED):
-        raise UserError(f"{path} is compressed as a whole, so that no picture can be taken out alone: unpack it there")
-    named, lower, tops = _list_members(str(path), path.stat().st_mtime_ns)
-    ends = ("/".join(rest), f"{name}/{'/'.join(rest)}")
-    for candidate in (*ends, *(f"{top}/{ends[0]}" for top in tops)):
-        if place := named.get(candidate) or lower.get(candidate.casefold()):
-            yield place
+        yield UserError(f"{path} is compressed as a whole, so that no picture can be taken out alone: unpack it there")
+        return
+    members = _list_members(str(path), path.stat().st_mtime_ns)
+    if isinstance(members, UserError):
+        yield members
+        return
+    end = "/".join(rest)
+    of_this_name = [top for top in members.second if _fold(top).endswith(f"/{_fold(name)}/")]
+    for tops in ([""], [f"{name}/"], members.first, of_this_name, members.second):
+        found = {place.member: place for top in tops if (place := members.get(top + end))}
+        if len(found) > 1:
+            yield UserError(f"{path} has {end} in several folders: {', '.join(first_few(list(found)))}; unpack it")
+        yield from list(found.values())[: len(found) == 1]
+        if found:
             return
 
 
-@lru_cache(maxsize=256)
-def _list_members(path: str, version: int) -> tuple[dict[str, Place], dict[str, Place], list[str]]:
-    """The files in a version of an archive, by name and by its lower case where one file has it; its topmost folders.
+class _Members(NamedTuple):
+    """The files in an archive, by name, and by the folded name where one file has it.
 
-    Raises UserError for a damaged archive.
+    first, second: its topmost folders, and those in them, with a slash at the end.
     """
+
+    named: dict[str, Place]
+    folded: dict[str, Place]
+    first: list[str]
+    second: list[str]
+
+    def get(self, name: str) -> Place | None:
+        return self.named.get(name) or self.folded.get(_fold(name))
+
+
+@lru_cache(maxsize=256)
+def _list_members(path: str, version: int) -> _Members | UserError:
+    """The files in a version of an archive, or that it is damaged, which may take a while to find out."""
     try:
-        found = list(_list_zip(path) if path.casefold().endswith(".zip") else _list_tar(path))
-    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as an archive of pictures: {error}") from error
+        found = list(_list_zip(path, version) if path.casefold().endswith(".zip") else _list_tar(path))
+    except (OSError, zipfile.BadZipFile, NotImplementedError, tarfile.TarError, EOFError, ValueError) as error:
+        return UserError(f"{path} cannot be read as an archive of pictures: {error}")
     named = {place.member.removeprefix("./"): place for place in found}
-    spellings = Counter(name.casefold() for name in named)
-    lower = {name.casefold(): place for name, place in named.items() if spellings[name.casefold()] == 1}
-    tops = {"/".join(name.split("/")[:depth]) for name in named for depth in (1, 2) if name.count("/") >= depth}
-    return named, lower, sorted(tops, key=lambda top: (top.count("/"), top))
+    spellings = Counter(map(_fold, named))
+    folded = {_fold(name): place for name, place in named.items() if spellings[_fold(name)] == 1}
+    first, second = (
+        sorted({"/".join(name.split("/")[:depth]) + "/" for name in named if name.count("/") >= depth})
+        for depth in (1, 2)
+    )
+    return _Members(named, folded, first, second)
 
 
-def _list_zip(path: str) -> Iterator[Place]:
-    for one in _open_zip(path).infolist():
+def _list_zip(path: str, version: int) -> Iterator[Place]:
+    for one in _open_zip(path, version).infolist():
         if not one.is_dir():
             yield Place(path, one.file_size, one.filename)
 
@@ -187,10 +238,12 @@ def _list_zip(path: str) -> Iterator[Place]:
 def _list_tar(path: str) -> Iterator[Place]:
     with tarfile.open(path, "r:") as archive:
         for one in archive:
+            if one.issparse():
+                raise tarfile.TarError(f"{one.name} is stored without its zeros; unpack the archive")
             if one.isreg():  # never a link
                 yield Place(path, one.size, one.name, one.offset_data)
 
 
 @lru_cache(maxsize=64)
-def _open_zip(path: str) -> zipfile.ZipFile:
+def _open_zip(path: str, version: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)

@@ -27,14 +27,15 @@ class PictureError(OSError):
     """Raised for a picture that cannot be read; fails only its own question. errno: of the system's error, if any."""
 
 
-def read_picture(source: Path | bytes) -> Image.Image:
+def read_picture(source: Path | bytes, name: str = "a picture of the corpus") -> Image.Image:
     """Read a picture from a file or from its bytes; grey of 16 bits becomes 8 bits by their upper half.
 
+    name: what messages call one of which the bytes are given.
     Raises PictureError for whatever is no file, none of FORMATS, damaged, or of an excessive size.
     """
     from PIL import Image, UnidentifiedImageError
 
-    name = f"the picture {source}" if isinstance(source, Path) else "a picture of the corpus"
+    name = f"the picture {source}" if isinstance(source, Path) else name
     try:
         file = BytesIO(source) if isinstance(source, bytes) else require_file(source, "a picture")
         with Image.open(file, formats=FORMATS) as picture:
@@ -86,7 +87,8 @@ def _count_scans(picture: Image.Image) -> int:
 def _reduce_to_8_bits(picture: Image.Image) -> Image.Image:
     """The picture with at most 8 bits a channel. Pillow alone would clip 16 bits: whatever is not black is white.
 
-    Raises ValueError for grey of 32 bits, which has no range that everybody agrees on.
+    Raises ValueError for grey of 32 bits, which has no range that everybody agrees on, and for L*a*b*, which Pillow
+    alone cannot turn into colours.
     """
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
         from PIL import ImageOps
@@ -97,4 +99,6 @@ def _reduce_to_8_bits(picture: Image.Image) -> Image.Image:
         return ImageOps.invert(grey) if tags.get(_PHOTOMETRIC) == 0 else grey  # 0: white is zero
     if picture.mode in ("I", "F"):
         raise ValueError("its pixels are numbers of no agreed range; save it with 8 or 16 bits")
+    if picture.mode == "LAB":
+        raise ValueError("its colours are L*a*b*; save it as RGB")
     return picture

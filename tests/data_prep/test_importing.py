@@ -173,6 +173,21 @@ def test_pictures_come_out_of_an_archive_one_by_one(task, tmp_path, monkeypatch,
     assert not list(tmp_path.rglob("evil.png"))
 
 
+def test_a_member_that_cannot_be_unpacked_is_one_row_that_cannot_be_used(task, tmp_path):
+    with zipfile.ZipFile(tmp_path / "in/pictures.zip", "w") as archive:
+        archive.write(tmp_path / "in/0.png", "0.png")
+        archive.write(tmp_path / "in/1.png", "1.png")
+        archive.writestr(f"{'x' * 300}.png", b"no file may be called so")
+    damaged = (tmp_path / "in/pictures.zip").read_bytes().replace(b"IDAT", b"IDOT", 1)
+    (tmp_path / "in/pictures.zip").write_bytes(damaged)
+    names = ("0.png", "1.png", f"{'x' * 300}.png")
+    write_rows(Path(task.test), [row(number, f"pictures/{name}") for number, name in enumerate(names)])
+    settings = dataclasses.replace(task, train=None, most_rejected=0.9)
+    folder = prepare(address_of(tmp_path / "runs", settings), settings)
+    first, second = (json.loads(line)["text"] for line in (folder / "rejected.jsonl").read_text().splitlines())
+    assert ids_of(folder, "test") == ["1"] and "Bad CRC-32" in first and "more than 255 bytes" in second
+
+
 @pytest.mark.parametrize(
     ("save", "problem"),
     [
@@ -182,6 +197,7 @@ def test_pictures_come_out_of_an_archive_one_by_one(task, tmp_path, monkeypatch,
         ({"format": "PNG", "cut": 30}, "cannot read the picture"),
         ({"format": "PNG", "cut": 0}, "no picture of a known format"),
         ({"format": "PNG", "size": (9500, 1)}, "at most 9400 a side"),
+        ({"format": "TIFF", "mode": "LAB"}, r"colours are L\*a\*b\*"),
     ],
 )  # fmt: skip
 def test_pictures_of_all_kinds_are_taken_as_they_are_and_broken_ones_refused(task, tmp_path, save, problem):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from data_prep.picture_places import find_place
+from robustmerge.stage.pictures import PictureError
 from robustmerge.stage.settings import UserError
 
 NAME = "COCO2014/val2014/COCO_val2014_000000000042.jpg"
@@ -118,3 +122,75 @@ def test_a_member_of_gigabytes_is_not_taken_out(tmp_path, monkeypatch):
     monkeypatch.setattr("data_prep.picture_places.LARGEST_PICTURE", 1000)
     with pytest.raises(OSError, match="has 2000 bytes; a picture may have 1000"):
         find_place(tmp_path, "a/x.png").read()
+
+
+def test_a_picture_whose_place_in_an_archive_is_not_certain_is_refused(tmp_path):
+    write_zip(tmp_path / "a.zip", {"train/1/x.png": b"train", "test/1/x.png": b"test", "b/train/y.png": b"y"})
+    with pytest.raises(UserError, match=r"a\.zip has 1/x.png in several folders: test/1/x.png, train/1/x.png"):
+        find_place(tmp_path, "a/1/x.png")
+    write_zip(tmp_path / "val.zip", {"b/val/x.png": b"val", "b/train/x.png": b"train"})
+    assert find_place(tmp_path, "val/x.png").read() == b"val"
+
+
+def test_files_of_a_folder_that_differ_in_case_alone_are_not_guessed(tmp_path):
+    for name in ("x.PNG", "X.png"):
+        write_file(tmp_path / name, name.encode())
+    with pytest.raises(UserError, match=r"x\.png may be any of X\.png, x\.PNG"):
+        find_place(tmp_path, "x.png")
+    assert find_place(tmp_path, "x.PNG").read() == b"x.PNG"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_are_found_however_a_system_writes_them(tmp_path, form):
+    name = unicodedata.normalize(form, "café.png")
+    write_file(tmp_path / name, b"file")
+    write_zip(tmp_path / "a.zip", {name: b"packed"})
+    assert find_place(tmp_path, "caf\u00e9.png").read() == b"file"
+    assert find_place(tmp_path, "a/cafe\u0301.png").read() == b"packed"
+
+
+@pytest.mark.parametrize("left", ["COCO2014.zip", "COCO2014.tar", "COCO2014.tar.gz"])
+def test_an_archive_that_cannot_be_read_hides_no_folder_of_another_name(tmp_path, left):
+    write_file(tmp_path / left, b"a download that was broken off")
+    write_file(tmp_path / "mscoco/x.png", b"here")
+    assert find_place(tmp_path, "COCO2014/x.png").read() == b"here"
+
+
+def test_what_is_called_like_an_archive_and_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.zip")  # opening it would wait for ever
+    (tmp_path / "a.tar").mkdir()
+    with pytest.raises(UserError, match=r"a/x\.png does not exist"):
+        find_place(tmp_path, "a/x.png")
+
+
+def test_a_tar_that_leaves_zeros_out_is_to_be_unpacked(tmp_path):
+    with open(tmp_path / "x.bmp", "wb") as file:
+        file.write(b"a" * 4096)
+        file.seek(2**20)
+        file.write(b"b")
+    subprocess.run(["tar", "-cSf", "a.tar", "x.bmp"], cwd=tmp_path, check=True)
+    with pytest.raises(UserError, match=r"x\.bmp is stored without its zeros; unpack"):
+        find_place(tmp_path, "a/x.bmp")
+
+
+@pytest.mark.parametrize(
+    ("offsets", "value", "problem"),
+    [((6, 8), 1, "encrypted"), ((8, 10), 1, "compression method"), ((8, 10), 12, "Invalid"), ((14, 16), 9, "CRC")],
+)
+def test_a_member_that_cannot_be_unpacked_fails_alone(tmp_path, offsets, value, problem):
+    write_zip(tmp_path / "a.zip", {"x.png": b"x" * 99})
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    for magic, offset in zip((b"PK\3\4", b"PK\1\2"), offsets, strict=True):
+        data[data.find(magic) + offset] = value
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(PictureError, match=f"cannot read .*x.png: .*{problem}"):
+        find_place(tmp_path, "a/x.png").read()
+
+
+def test_a_picture_that_changes_after_it_was_found_is_refused(tmp_path):
+    write_file(tmp_path / "x.png", b"before")
+    place = find_place(tmp_path, "x.png")
+    for content in (b"longer than before", b"less"):
+        write_file(tmp_path / "x.png", content)
+        with pytest.raises(PictureError, match="bytes where 6 should be"):
+            place.read()
