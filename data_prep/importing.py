@@ -35,7 +35,7 @@ from robustmerge.stage.json_stream import Element
 from robustmerge.stage.pictures import PictureError, read_picture
 from robustmerge.stage.records import LONGEST_PATH, Example, format_example, parse_example
 from robustmerge.stage.settings import UserError, first_few
-from robustmerge.stage.text import shorten
+from robustmerge.stage.text import is_blank, shorten
 
 AnswerCheck = Callable[[str, Example], str]  # of a split's example: what is wrong with its answers, "" if nothing
 IMAGES_FOR_A_POOL = 2000  # from this number on, several processes decode sooner than one
@@ -244,11 +244,17 @@ class _Reader:
         example = parse_example(element.value, by_number, need_answer=annotations is None)
         if annotations is not None:
             example = annotations.join(number, example)
-        if not example.text.strip():
+        texts = {
+            "an empty answer": (example.answer, *example.references, *(answer for _, answer in example.turns)),
+            "an empty option": example.choices,
+            "an empty later question": [question for question, _ in example.turns],
+        }
+        if is_blank(example.question_id):
+            raise ValueError("field 'question_id' is empty")
+        if is_blank(example.text):
             raise ValueError(f"question {example.question_id} is empty")
-        answers = (example.answer, *example.references, *(answer for _, answer in example.turns))
-        if not all(answer.strip() for answer in answers):
-            raise ValueError(f"question {example.question_id} has an empty answer")
+        if empty := next((what for what, shown in texts.items() if any(map(is_blank, shown))), None):
+            raise ValueError(f"question {example.question_id} has {empty}")
         if problem := self.check(split, example):
             raise ValueError(f"question {example.question_id}: {problem}")
         return example
@@ -329,8 +335,11 @@ class _Reader:
         size = sizes[example.image]
         if isinstance(size, str):
             return self._refuse(BAD_PICTURE, size, split, row.element, example.question_id)
-        example = dataclasses.replace(example, size=example.size or size)
-        if problem := self.check(split, example):
+        said, example = example.size, dataclasses.replace(example, size=size)
+        problem = self.check(split, example)
+        if said not in (None, size):
+            problem = f"field 'size' is {list(said)}, its picture has {size[0]} x {size[1]} pixels"
+        if problem:
             problem = f"question {example.question_id}: {problem}"
             return self._refuse(FAULTY, problem, split, row.element, example.question_id)
         return example

@@ -43,11 +43,22 @@ _PICTURE = re.compile(
 )
 _MEDIUM = re.compile(r"(?<![a-z])(image|img|picture|photo|video|audio)s?(?![a-z])", re.IGNORECASE)
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-# How other formats mark the place of a picture; a picture of HTML or Markdown is a text.
+# How other formats mark the place of a picture; a picture of HTML or Markdown is a text, but for a tag without its
+# source where a marker stands.
 _FOREIGN_MARKER = re.compile(
-    r"</?image[\s_-]?\w*\s?/?>|</img>|<\|(image|img|vision)\w*\|>|<im_(start|end|patch)>|\[(image|img)[\s_-]?\d*\]",
+    r"<\s?[/|]?\s?(\w{1,30}[_-])?image[\s_-]?\w*\s?[/|]?>|&lt;image\s?&gt;|</img>|<im_(start|end|patch)>"
+    r"|<\|(img|vision|video|audio)\w*\|>|<(img|vision|video|audio)[_-]\w+>|\[(image|img)[\s_-]?\d*\]"
+    r"|\A\s*<(img|video|audio)>|<(img|video|audio)>\s*\Z",
     re.IGNORECASE,
 )
+# Names of a further picture beside the one that is asked about.
+_FURTHER_PICTURE = re.compile(
+    r"(image|img|picture|photo)s?[_-]?\d+|(left|right|before|after|first|second)[_-](image|img|picture|photo)",
+    re.IGNORECASE,
+)
+_OPTIONS = re.compile(r"(\w+_)?(options?|choices?|candidates)", re.IGNORECASE)  # names that choices have elsewhere
+_LETTER = re.compile(r"\(?[A-Za-z]\)?\.?|\d")  # an answer that means nothing without the choices
+_BESIDE_DIALOGUES = ("system", "tools", "history")  # what other formats ask with a dialogue
 # The keys of a message (who speaks, and what) and the two speakers, by the field of the dialogue.
 _DIALOGUES = {
     "conversations": ("from", "value", ("human", "gpt")),
@@ -176,6 +187,9 @@ def parse_example(record: Any, number: int | None = None, need_answer: bool = Tr
     image, choices, size = _picture_of(record), _scalars(record, "choices"), record.get("size")
     category = record.get("category")
     _check_placeholder(record, text, image)
+    _check_further(record, image)
+    if need_answer and not choices:
+        _check_options(record, text, answer)
     if len(choices) > MOST_CHOICES:
         raise ValueError(f"field 'choices' has {len(choices)} options; there are letters for {MOST_CHOICES}")
     example = Example(
@@ -243,11 +257,43 @@ def _check_placeholder(record: Mapping[str, Any], text: str, image: str | None) 
         )
 
 
+def _check_further(record: Mapping[str, Any], image: str | None) -> None:
+    """Raises ValueError if a field of another format says more than would be asked."""
+    for name, value in record.items():
+        is_further = _FURTHER_PICTURE.fullmatch(name) and value != image
+        if image is not None and is_further and not _is_empty(value):
+            raise ValueError(
+                f"field {quote(name)} ({quote(value)}) seems to name a further picture: a question has one"
+            )
+    for name in _BESIDE_DIALOGUES if record.keys() & _DIALOGUES.keys() else ():
+        if not _is_empty(record.get(name)):
+            raise ValueError(f"field '{name}' would not be asked: write it into the first question, or remove it")
+
+
+def _check_options(record: Mapping[str, Any], text: str, answer: str) -> None:
+    """Raises ValueError if the answer is the letter of an option that the question does not show."""
+    named = {name: value for name, value in record.items() if _OPTIONS.fullmatch(name)}
+    if isinstance(record.get("A"), str) and isinstance(record.get("B"), str):
+        named["A"] = [record["A"], record["B"]]
+    for name, value in named.items() if _LETTER.fullmatch(answer.strip()) else ():
+        options = [*value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else []
+        if any(isinstance(option, str) and option.strip() not in text for option in options):
+            raise ValueError(
+                f"the options in field '{name}' would not be asked: as a list they belong into field 'choices'"
+            )
+
+
 _ONE_PLACEHOLDER = f"{IMAGE_PLACEHOLDER} must stand once at most, in the first question: a question has one picture"
 
 
 def check_asked(example: Example) -> None:
-    """Raises ValueError if a question or an option still marks the place of a picture, in LLaVA's or another way."""
+    """Raises ValueError if a question or an option still marks the place of a picture, in LLaVA's or another way.
+
+    LLaVA's marker in an answer would be trained as a further picture.
+    """
+    for answer in (example.answer, *(answer for _, answer in example.turns)):
+        if IMAGE_PLACEHOLDER in answer:
+            raise ValueError(f"an answer has {IMAGE_PLACEHOLDER}: {quote(answer)}")
     for text in (example.text, *(question for question, _ in example.turns), *example.choices):
         if IMAGE_PLACEHOLDER in text:
             raise ValueError(_ONE_PLACEHOLDER)

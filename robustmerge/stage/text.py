@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 LINE = 900  # bytes of a line of a message; the middle of a longer one is left out
 MESSAGE = 1900  # bytes of a whole message; lines in the middle of a longer one are left out
 # Control characters (a terminal obeys them) but not the line's end and the tab; those that turn the reading direction;
 # halves of surrogate pairs, which no file and no terminal can encode.
 _UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # categories of characters that show nothing
+_EMPTY = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # and letters that show nothing
+
+
+def is_blank(text: str) -> bool:
+    r"""Whether a text shows nothing: no character at all, spaces, or characters without width.
+
+    >>> is_blank(" \u200b\ufeff"), is_blank(" 0")
+    (True, False)
+    """
+    return not text.strip() or all(unicodedata.category(one) in _INVISIBLE or one in _EMPTY for one in text)
 
 
 def plain(text: str) -> str:

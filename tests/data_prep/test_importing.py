@@ -86,6 +86,25 @@ def test_bad_rows_are_left_out_and_listed_as_far_as_that_is_allowed(task, tmp_pa
     assert summarise(folder, "test").coverage == 1 and count_left_out(folder / "test.jsonl") == 0
 
 
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"text": "\u200b"}, "question 0 is empty"),
+        ({"text": "<image>\u2800"}, "question 0 is empty"),
+        ({"answer": "\ufeff"}, "question 0 has an empty answer"),
+        ({"choices": ["red", ""]}, "question 0 has an empty option"),
+        ({"turns": [[" ", "x"]]}, "question 0 has an empty later question"),
+        ({"question_id": ""}, "field 'question_id' is empty"),
+        ({"size": [4, 6]}, r"field 'size' is \[4, 6\], its picture has 6 x 4 pixels"),
+    ],
+)
+def test_what_shows_nothing_and_a_size_that_is_not_the_pictures_are_refused(task, tmp_path, fields, problem):
+    write_rows(Path(task.test), [row(0, "0.png", **fields)])
+    settings = dataclasses.replace(task, train=None)
+    with pytest.raises(UserError, match=rf"test\.json, record 1: .*{problem}"):
+        prepare(address_of(tmp_path / "runs", settings), settings)
+
+
 def test_a_long_list_of_faults_is_in_a_file_that_the_message_names(task, tmp_path):
     write_rows(Path(task.test), [row(number, f"{number}.gif") for number in range(9)])
     with pytest.raises(UserError, match=r"9 of 9 rows of test .*; all of them: (\S+)\n") as error:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
 
+SIZE = (6, 4)
 
-def draw(name: str) -> bytes:
+
+def draw(name: str, size: tuple[int, int] = SIZE) -> bytes:
     """The bytes of a picture, in the format that its name says."""
     file = io.BytesIO()
-    Image.new("RGB", (6, 4)).save(file, "PNG" if name.endswith(".png") else "JPEG")
+    Image.new("RGB", size).save(file, "PNG" if name.endswith(".png") else "JPEG")
     return file.getvalue()
 
 
@@ -25,12 +27,17 @@ def place(folder: Path, names: Iterable[str]) -> None:
         (folder / name).write_bytes(draw(name))
 
 
-def pack(archive: Path, names: Iterable[str], beside: Iterable[str] = ()) -> None:
+def pack(
+    archive: Path,
+    names: Iterable[str],
+    beside: Iterable[str] = (),
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+) -> None:
     """Write pictures into a zip or tar file; a zip file that is there, as two datasets share it, gets them, too.
 
-    beside: names of members that are no pictures.
+    beside: names of members that are no pictures; sizes: where not SIZE.
     """
-    contents = {name: draw(name) for name in names} | dict.fromkeys(beside, b"text")
+    contents = {name: draw(name, (sizes or {}).get(name, SIZE)) for name in names} | dict.fromkeys(beside, b"text")
     archive.parent.mkdir(parents=True, exist_ok=True)
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "a") as file:

@@ -9,7 +9,7 @@ from typing import Any
 from tests.data_prep.raw.drawn import pack
 
 QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: "
-PICTURE = "COCO_train2014_000000581857.jpg"
+PICTURE, WIDE = "COCO_train2014_000000581857.jpg", "COCO_train2014_000000131074.jpg"
 BOX = [280.45, 165.39, 81.98, 182.65]
 SETS = (
     *("refcoco_train", "refcoco_val", "refcoco_testA", "refcoco_testB"),
@@ -62,10 +62,11 @@ def write(raw: Path) -> None:
         if name == "refcoco_val":
             _write(raw, name, [one, *odd], boxes)
         elif name == "refcoco_testB":
-            _write(raw, name, [one | {"width": 640, "height": 480}], [[[0, 0, 640, 480]]])
+            _write(raw, name, [one | {"file_name": WIDE, "width": 640, "height": 480}], [[[0, 0, 640, 480]]])
         else:
             _write(raw, name, [one], [[BOX]])
-    pack(raw / "COCO2014/train2014.zip", [f"train2014/{PICTURE}"])
+    sizes = {f"train2014/{PICTURE}": (427, 640), f"train2014/{WIDE}": (640, 480)}
+    pack(raw / "COCO2014/train2014.zip", sizes, sizes=sizes)
 
 
 def _sentence(caption: str) -> dict[str, Any]:

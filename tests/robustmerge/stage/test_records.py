@@ -215,7 +215,8 @@ def test_texts_that_end_as_pictures_do_and_what_is_empty_name_no_picture(tmp_pat
 @pytest.mark.parametrize(
     "marker",
     ["<img>a.png</img>", "<Image>", "<IMAGE>", "<image/>", "<image_1>", "<image 1>", "<|image_1|>",
-     "<|image_pad|>", "<|vision_start|>", "<ImageHere>", "[IMG]", "<ima<image>ge_1>"],
+     "<|image_pad|>", "<|vision_start|>", "<ImageHere>", "[IMG]", "<ima<image>ge_1>", "< image >", "<start_of_image>",
+     "<fake_token_around_image>", "<IMG_CONTEXT>", "<video>", "<img>\n", "&lt;image&gt;"],
 )  # fmt: skip
 @pytest.mark.parametrize("image", [None, "a.png"])
 def test_a_marker_of_another_format_is_refused_wherever_it_would_be_asked(tmp_path, marker, image):
@@ -227,6 +228,42 @@ def test_a_marker_of_another_format_is_refused_wherever_it_would_be_asked(tmp_pa
             read_examples(tmp_path / "bad.json")
     (tmp_path / "test.json").write_text(json.dumps([{**record, "text": "What does <img> do?"}]))
     assert read_examples(tmp_path / "test.json")
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"image_2": "b.png"}, r"'image_2' \('b.png'\) seems to name a further picture"),
+        ({"right_image": "b.png"}, "'right_image' .* seems to name a further picture"),
+        ({"answer": "see <image>"}, "an answer has <image>"),
+        ({"answer": "B", "options": ["red", "blue"]}, "options in field 'options' would not be asked"),
+        ({"answer": "B", "options": {"A": "red", "B": "blue"}}, "options in field 'options' would not be asked"),
+        ({"answer": 1, "candidates": ["red", "blue"]}, "options in field 'candidates' would not be asked"),
+        ({"answer": "B", "A": "red", "B": "blue", "C": None}, "options in field 'A' would not be asked"),
+    ],
+)
+def test_what_another_format_says_beyond_what_would_be_asked_is_refused(tmp_path, fields, problem):
+    (tmp_path / "bad.json").write_text(json.dumps([{**CAT, "image": "a.png", **fields}]))
+    with pytest.raises(UserError, match=f"record 1: .*{problem}"):
+        read_examples(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("field", ["system", "tools", "history"])
+def test_what_would_be_asked_beside_a_dialogue_is_refused(tmp_path, field):
+    said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "cat"}]
+    (tmp_path / "bad.json").write_text(json.dumps([{"id": 1, "conversations": said, field: "Answer in French."}]))
+    with pytest.raises(UserError, match=f"field '{field}' would not be asked"):
+        read_examples(tmp_path / "bad.json")
+    (tmp_path / "test.json").write_text(json.dumps([{"id": 1, "conversations": said, field: ""}]))
+    assert read_examples(tmp_path / "test.json")
+
+
+def test_fields_that_say_no_more_than_the_question_are_left_out(tmp_path):
+    shown = {"text": "What?\nA. red\nB. blue", "answer": "B", "options": ["red", "blue"]}
+    open_ended = {"question_id": 2, "answer": "blue", "options": ["red", "blue"]}
+    again = {"question_id": 3, "image": "a.png", "image_1": "a.png", "image_2": None}
+    (tmp_path / "test.json").write_text(json.dumps([{**CAT, **more} for more in (shown, open_ended, again)]))
+    assert [example.choices for example in read_examples(tmp_path / "test.json")] == [()] * 3
 
 
 def test_a_whole_number_has_no_decimals_however_it_was_written(tmp_path):
