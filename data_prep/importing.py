@@ -116,7 +116,12 @@ def import_task(folder: Path, settings: TaskData, say: Callable[[str], None], ch
     journals.mkdir(parents=True, exist_ok=True)
     for split in settings.splits:
         reader.take(folder, journals / f"{split}.jsonl", split, survey)
-        _refuse_too_many(folder, settings, split, survey)
+        try:
+            _refuse_too_many(folder, settings, split, survey)
+        except UserError:  # whose pictures may be mended until the next run
+            for _ in _keep_while(journals / f"{split}.jsonl", _is_usable):
+                pass
+            raise
     record = _publish(folder, journals, settings, survey, say)
     remove(journals)
     return record | ({"annotations": annotations.kind} if annotations else {})
@@ -307,9 +312,19 @@ class _Reader:
             raise UserError(f"{self.settings.task}: {source} and a folder of {below} {rule}")
 
     def _go_on(self, journal: Path, split: str, survey: Survey) -> int:
-        """Take up the faults in a journal; returns the number of its last row."""
+        """Take up a journal as far as it says what would be found today; returns the number of its last row.
+
+        The task's parser, of which the address knows nothing, may have changed since an earlier run.
+        """
+
+        def holds(line: dict) -> bool:
+            known, fault = survey.faults[split].get(line["row"]), line["fault"]
+            if fault:
+                return known.text == fault[1] if known else not _is_usable(line)
+            return known is None and not self.check(split, parse_example(line["example"]))
+
         done = 0
-        for line in _read_journal(journal) if _mend(journal) else ():
+        for line in _keep_while(journal, holds):
             done = line["row"]
             if line["fault"]:
                 survey.faults[split][done] = Fault(*line["fault"])
@@ -419,13 +434,23 @@ def _append(file: IO[str], number: int, result: Example | Fault) -> None:
     file.write(f'{{"row": {number}, "fault": {json.dumps(fault)}, "example": {line}}}\n')
 
 
-def _mend(journal: Path) -> bool:
-    """Remove a line at the end that a kill has cut. Returns whether there is a journal."""
+def _keep_while(journal: Path, holds: Callable[[dict], bool]) -> Iterator[dict]:
+    """Yield the lines of a journal up to the first that does not hold, or that a kill has cut, and remove the rest."""
     if not journal.exists():
-        return False
+        return
+    size = 0
     with open(journal, "r+b") as file:
-        file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
-    return True
+        for line in file:
+            if not line.endswith(b"\n") or not holds(read := json.loads(line)):
+                break
+            size += len(line)
+            yield read
+        file.truncate(size)
+
+
+def _is_usable(line: Mapping[str, Any]) -> bool:
+    """Whether a journal's line says nothing against the picture."""
+    return not line["fault"] or line["fault"][0] != BAD_PICTURE
 
 
 def _read_journal(journal: Path) -> Iterator[dict]:

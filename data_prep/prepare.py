@@ -31,10 +31,10 @@ from data_prep.mini.tasks import GENERATORS
 from data_prep.parallel import map_in_order
 from data_prep.settings import SPLITS, BaseCorpus, CaptionCorpus, TaskData
 from data_prep.splits import write_splits
-from robustmerge.stage.address import Address, run_stage
-from robustmerge.stage.files import write_atomically
+from robustmerge.stage.address import UNFINISHED, Address, address_foreign, run_stage
+from robustmerge.stage.files import remove, write_atomically
 from robustmerge.stage.records import CLASSES, Example
-from robustmerge.stage.settings import choose
+from robustmerge.stage.settings import UserError, choose
 
 CHUNK = 128
 CHUNKS_PER_PROCESS = 32  # fewer do not repay the start of one more process
@@ -138,6 +138,26 @@ def _write_labelled(folder: Path, task: TaskData, say: Callable[[str], None]) ->
     return record
 
 
+def _import(folder: Path, address: Address, settings: TaskData, say: Callable[[str], None], check: AnswerCheck) -> dict:
+    """Raises UserError, whatever came of it, if a file is not, or no longer, the one that the address is of."""
+    _refuse_changed(address, settings)
+    try:
+        return import_task(folder, settings, say, check)
+    finally:
+        try:
+            _refuse_changed(address, settings)
+        except UserError:
+            remove(folder / UNFINISHED)
+            raise
+
+
+def _refuse_changed(address: Address, settings: TaskData) -> None:
+    known = address.identity["inputs"]
+    for name, file in settings.named_files.items():
+        if name in known and known[name] != address_foreign(file).fingerprint:
+            raise UserError(f"{file} has changed since the command was started; type the same command again")
+
+
 def prepare(
     address: Address, settings: TaskData, say: Callable[[str], None] = print, check: AnswerCheck = accept_any
 ) -> Path:
@@ -150,7 +170,7 @@ def prepare(
     if settings.dataset is not None:
         return run_stage(address, lambda folder: _write_labelled(folder, settings, say), say)
     if settings.generator is None:
-        return run_stage(address, lambda folder: import_task(folder, settings, say, check), say)
+        return run_stage(address, lambda folder: _import(folder, address, settings, say, check), say)
     return run_stage(address, lambda folder: _write_drawn(folder, settings), say)
 
 

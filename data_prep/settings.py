@@ -216,6 +216,15 @@ class TaskData:
             raise UserError("\n".join([*dict.fromkeys(problems), self._advise()]))
         return paths
 
+    @property
+    def named_files(self) -> dict[str, Path]:
+        """The input files by their names in the identity."""
+        return {
+            f"{key}/{number}" if number else key: file
+            for key, files in self.input_files.items()
+            for number, file in enumerate(files)
+        }
+
     def _advise(self) -> str:
         """Where files that are missing can be had."""
         if self.release_in_use is None:

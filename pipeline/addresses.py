@@ -150,10 +150,9 @@ class Addresses:
         if settings.dataset is not None:
             return self._input_splits(settings, find_place(settings.dataset, DATASET))
         inputs = {}
-        for split, files in settings.input_files.items():
-            for number, file in enumerate(files):
-                what = f"a file of questions (task.{settings.task}.data.{split})"
-                inputs[f"{split}/{number}" if number else split] = address_foreign(require_file(file, what))
+        for name, file in settings.named_files.items():
+            what = f"a file of questions (task.{settings.task}.data.{name.partition('/')[0]})"
+            inputs[name] = address_foreign(require_file(file, what))
         if inputs:
             identity = {"stage": "foreign", "pictures": list_pictures(settings)}
             inputs["pictures"] = Address(self.root, self.root, identity)

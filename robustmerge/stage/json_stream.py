@@ -83,7 +83,9 @@ def _holds_lines(file: IO[bytes], start: int) -> bool:
 
 
 def _iterate_lines(path: Path, what: str, file: IO[bytes]) -> Iterator[Element]:
-    for number, line in enumerate(iter(file.readline, b""), start=1):
+    for number, line in enumerate(iter(lambda: file.readline(LARGEST_ELEMENT), b""), start=1):
+        if len(line) == LARGEST_ELEMENT:
+            raise UserError(f"{path}, line {number} is not valid JSON: it is longer than {LARGEST_ELEMENT} bytes")
         if not line.strip():
             continue
         try:

@@ -176,6 +176,58 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(task, tmp_path, monkeyp
     assert len(decoded) == (9 - after) + 1 and not (folder / "unfinished").exists()
 
 
+def test_a_picture_that_is_mended_after_a_refusal_is_taken_by_the_same_command(task, tmp_path):
+    whole = (tmp_path / "in/7.png").read_bytes()
+    (tmp_path / "in/7.png").write_bytes(bytes(len(whole)))
+    address = address_of(tmp_path / "runs", task)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"7\.png: it is no picture"):
+            prepare(address, task)
+    (tmp_path / "in/7.png").write_bytes(whole)
+    assert {"21", "22", "23"} <= {*ids_of(prepare(address, task), "train"), *ids_of(address.path, "val")}
+
+
+def test_a_killed_run_goes_on_with_the_answers_that_its_parser_reads_now(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(importing, "BATCH", 7)
+    settings = dataclasses.replace(task, most_rejected=0.5)
+    address, take = address_of(tmp_path / "runs", settings), importing._take_pictures
+
+    def take_and_die(folder, pictures):
+        if (folder / "images/4.png").exists():
+            raise Killed
+        return take(folder, pictures)
+
+    def refuse(number):
+        return lambda split, one: "unread" if one.question_id == number else ""
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(importing, "_take_pictures", take_and_die)
+        prepare(address, settings, check=refuse("2"))
+    folder = prepare(address, settings, check=refuse("5"))
+    (rejected,) = map(json.loads, (folder / "rejected.jsonl").read_text().splitlines())
+    assert rejected["row"] == 6 and "2" in ids_of(folder, "train") + ids_of(folder, "val")
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_question_file_that_is_replaced_while_it_is_read_is_not_taken(task, tmp_path, monkeypatch, when):
+    address, take = address_of(tmp_path / "runs", task), importing._take_pictures
+    before = Path(task.test).read_text()
+
+    def replace(*job):
+        write_rows(Path(task.test), [row(0, text=5, answer=None)])
+        return take(*job)
+
+    if when == "before":
+        replace(tmp_path, [])
+    monkeypatch.setattr(importing, "_take_pictures", replace)
+    with pytest.raises(UserError, match=r"test\.json has changed since the command was started"):
+        prepare(address, task)
+    assert not address.is_complete()
+    monkeypatch.setattr(importing, "_take_pictures", take)
+    Path(task.test).write_text(before)
+    assert len(ids_of(prepare(address, task), "test")) == 5
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_pictures_come_out_of_an_archive_one_by_one(task, tmp_path, monkeypatch, jobs):
     monkeypatch.setattr(importing, "IMAGES_FOR_A_POOL", 1)

@@ -288,6 +288,13 @@ def test_one_picture_is_read_under_either_name_alone_or_in_a_list(tmp_path, name
     assert {find_picture_name(record) for record in records} == {"a.png"}
 
 
+def test_a_line_of_gigabytes_is_not_read_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("robustmerge.stage.json_stream.LARGEST_ELEMENT", 100)
+    (tmp_path / "test.jsonl").write_text(json.dumps(CAT) + "\n" + json.dumps({**CAT, "text": "x" * 100}))
+    with pytest.raises(UserError, match=r"test\.jsonl, line 2 is not valid JSON: it is longer than 100 bytes"):
+        read_examples(tmp_path / "test.jsonl")
+
+
 RECORDS = [CAT, {**CAT, "question_id": "2", "answer": "dé"}]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
 FILES = [LINES, json.dumps(RECORDS, indent=1), LINES.replace("\n", "\r\n\r\n"), "\ufeff" + LINES]
