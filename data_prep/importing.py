@@ -33,7 +33,7 @@ from robustmerge.stage.address import UNFINISHED
 from robustmerge.stage.files import BESIDE, WholeFile, remove
 from robustmerge.stage.json_stream import Element
 from robustmerge.stage.pictures import PictureError, read_picture
-from robustmerge.stage.records import LONGEST_PATH, Example, format_example, parse_example
+from robustmerge.stage.records import LONGEST_PATH, Example, format_example, format_scalar, parse_example
 from robustmerge.stage.settings import UserError, first_few
 from robustmerge.stage.text import is_blank, shorten
 
@@ -89,6 +89,12 @@ class Survey:
     def count(self, split: str) -> int:
         """How many rows of a split are to be used."""
         return len(self.drawn[split]) if split in self.drawn else self.rows[split]
+
+
+def _own_id(record: Mapping[str, Any], example: Example) -> str:
+    """The id that a question has in its file, also where data.ids=number gives it another: annotations go by it."""
+    name = next((name for name in ("question_id", "id") if record.get(name) is not None), None)
+    return format_scalar(record[name], f"field '{name}'") if name else f"(row {example.question_id}, without an id)"
 
 
 def accept_any(split: str, example: Example) -> str:
@@ -248,7 +254,8 @@ class _Reader:
         by_number = number if self.settings.ids == "number" else None
         example = parse_example(element.value, by_number, need_answer=annotations is None)
         if annotations is not None:
-            example = annotations.join(number, example)
+            own = dataclasses.replace(example, question_id=_own_id(element.value, example))
+            example = dataclasses.replace(annotations.join(number, own), question_id=example.question_id)
         texts = {
             "an empty answer": (example.answer, *example.references, *(answer for _, answer in example.turns)),
             "an empty option": example.choices,

@@ -105,6 +105,19 @@ def test_what_shows_nothing_and_a_size_that_is_not_the_pictures_are_refused(task
         prepare(address_of(tmp_path / "runs", settings), settings)
 
 
+def test_annotations_are_joined_by_the_ids_of_the_file_also_where_the_questions_are_numbered(task, tmp_path):
+    answers = [{"question_id": number, "answers": [{"answer": f"of {number}"}]} for number in (1, 2, 7)]
+    (tmp_path / "answers.json").write_text(json.dumps({"annotations": answers}))
+    write_rows(Path(task.test), [row(7, "0.png"), {**row(0, "0.png"), "question_id": None}, row(1, "0.png")])
+    settings = dataclasses.replace(
+        task, train=None, annotations=str(tmp_path / "answers.json"), ids="number", most_rejected=0.5
+    )
+    folder = prepare(address_of(tmp_path / "runs", settings), settings)
+    examples = read_examples(folder / "test.jsonl")
+    assert [(one.question_id, one.references) for one in examples] == [("1", ("of 7",)), ("3", ("of 1",))]
+    assert "without an id" in (folder / "rejected.jsonl").read_text()
+
+
 def test_a_long_list_of_faults_is_in_a_file_that_the_message_names(task, tmp_path):
     write_rows(Path(task.test), [row(number, f"{number}.gif") for number in range(9)])
     with pytest.raises(UserError, match=r"9 of 9 rows of test .*; all of them: (\S+)\n") as error:
