@@ -124,12 +124,12 @@ def test_a_task_whose_answers_have_to_be_spelled_is_told_before_it_is_trained_on
     monkeypatch.setattr(
         trainer.Journal, "on_train_begin", lambda *a, **k: events.append("training begins") or begin(*a, **k)
     )
-    settings = settings_of("one", "zoo", recipe=dataclasses.replace(RECIPE, max_steps=1))
+    settings = settings_of("zoo", recipe=dataclasses.replace(RECIPE, max_steps=1))
     folder = run({**ground, "zoo": task}, tmp_path / "expert", settings, events.append)
     told, *rest = events
     assert told.startswith("zoo: 1 of 3 words of the answers are spelled in pieces") and "(giraffes: 8 pieces)" in told
     assert rest == ["training begins"]
-    assert json.loads((folder / "manifest.json").read_text())["record"]["words_in_pieces"] == {"one": 0, "zoo": 1}
+    assert json.loads((folder / "manifest.json").read_text())["record"]["words_in_pieces"] == {"zoo": 1}
 
 
 def test_what_is_trained_and_saved_is_float32_though_the_model_is_bfloat16(ground, tmp_path, monkeypatch):
