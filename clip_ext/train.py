@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import PeftModel
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -24,12 +25,17 @@ from robustmerge.stage.records import read_examples
 from robustmerge.stage.settings import UserError
 
 
-class Row(NamedTuple):
-    """A training row. task: the number of its head; label: of a row of the head."""
+@dataclass(frozen=True)
+class Row:
+    """A training row. task: the number of its head; label: of a row of the head; name: in messages.
 
-    picture: Path
+    picture: as a path, or read already.
+    """
+
+    picture: Path | Image.Image
     task: int
     label: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class LabelledPictures(Material):
 def read_labelled(settings: Expert, base: Path, data: Mapping[str, Path]) -> LabelledPictures:
     """The training pictures of all tasks, tasks sorted by name. Raises UserError for a task without one."""
     tasks = sorted(settings.tasks)
-    rows = [_read_task(data[task], number) for number, task in enumerate(tasks)]
+    rows = [_read_task(task, data[task], number) for number, task in enumerate(tasks)]
     clip, tokenizer = load_clip(base, torch.float32).eval(), open_tokenizer(base)
     heads = [build_head(clip, tokenizer, settings.prompts[task], read_classes(data[task])) for task in tasks]
     steps = count_steps(settings, [len(of_task) for of_task in rows])
@@ -50,7 +56,7 @@ def read_labelled(settings: Expert, base: Path, data: Mapping[str, Path]) -> Lab
     return LabelledPictures([row for of_task in rows for row in of_task], steps, collate, heads=tuple(heads))
 
 
-def _read_task(folder: Path, number: int) -> list[Row]:
+def _read_task(task: str, folder: Path, number: int) -> list[Row]:
     places = {name: index for index, name in enumerate(read_classes(folder))}
     file = folder / "train.jsonl"
     examples = read_examples(file)
@@ -60,11 +66,14 @@ def _read_task(folder: Path, number: int) -> list[Row]:
         if example.image is None or example.answer not in places:
             wanted = "a picture and one of the task's classes as its answer"
             raise UserError(f"{file}: question {example.question_id} must have {wanted}, got {example.answer!r}")
-    return [Row(folder / str(example.image), number, places[example.answer]) for example in examples]
+    return [
+        Row(folder / str(one.image), number, places[one.answer], f"{task}: question {one.question_id}")
+        for one in examples
+    ]
 
 
 def _collate(pictures: Pictures, rows: Sequence[Row]) -> dict[str, Tensor]:
-    pixels = pictures.resize([read_training_picture(row.picture) for row in rows])
+    pixels = pictures.resize([read_training_picture(row.picture, row.name) for row in rows])
     return {
         "pixel_values": pictures.normalise(pixels),
         "tasks": torch.tensor([row.task for row in rows]),

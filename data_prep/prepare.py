@@ -152,7 +152,7 @@ def _import(folder: Path, address: Address, settings: TaskData, say: Callable[[s
 
 
 def _refuse_changed(address: Address, settings: TaskData) -> None:
-    known = address.identity["inputs"]
+    known = address.identity.get("inputs", {})
     for name, file in settings.named_files.items():
         if name in known and known[name] != address_foreign(file).fingerprint:
             raise UserError(f"{file} has changed since the command was started; type the same command again")

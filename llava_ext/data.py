@@ -6,17 +6,18 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from llava_ext.conversation import IGNORE, Encoded, build_segments, encode
+from llava_ext.conversation import IGNORE, Encoded, build_segments, check_template, encode
 from llava_ext.model import count_image_tokens, open_config, open_tokenizer, refusing_faults
-from llava_ext.pixels import PixelReader, read_training_picture
+from llava_ext.pixels import PixelReader, open_image_processor, read_training_picture
+from llava_ext.settings import Recipe
 from llava_ext.spelling import count_pieces
 from robustmerge.stage.prompts import render
 from robustmerge.stage.records import Example, read_examples
@@ -27,7 +28,8 @@ from robustmerge.stage.settings import UserError
 class Reader:
     """Converts texts and pictures to a model's input, by tokenizer, pixel readers and a picture's placeholder ids.
 
-    pixels: for pictures padded to a square with the mean colour; cropped: for the centre of pictures, in answers only.
+    pixels: for pictures padded to a square with the mean colour; cropped: in answers only, for the centre of pictures,
+    or for whole ones made square where the model's processor crops nothing.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -44,19 +46,19 @@ class Reader:
 def load_reader(base: Path | str, template: str) -> Reader:
     """Load the reader of a base model's folder; whether pictures are padded or cropped does not depend on the folder.
 
-    Raises UserError if the folder is no complete LLaVA, or its parts do not fit each other.
+    Raises UserError if the folder is no complete LLaVA, or its parts do not fit each other or the template.
     """
     config = open_config(base)
     with refusing_faults(f"the image processor of {base} cannot be loaded"):
-        pixels, cropped = (
-            PixelReader(LlavaImageProcessorPil.from_pretrained(base, do_pad=do_pad)) for do_pad in (True, False)
-        )
+        pixels, cropped = (PixelReader(open_image_processor(base, pads)) for pads in (True, False))
     side = config.vision_config.image_size
     if pixels.size != (side, side):
         size = f"{pixels.size[0]} x {pixels.size[1]}"
         raise UserError(f"{base}: pictures become {size} pixels (crop_size), the vision tower takes {side} x {side}")
+    tokenizer = open_tokenizer(base, config)
+    check_template(template, tokenizer, base)
     return Reader(
-        tokenizer=open_tokenizer(base, config),
+        tokenizer=tokenizer,
         pixels=pixels,
         cropped=cropped,
         image_ids=(config.image_token_id,) * count_image_tokens(config),
@@ -64,13 +66,28 @@ def load_reader(base: Path | str, template: str) -> Reader:
     )
 
 
+class Shape(NamedTuple):
+    """What decides on the batch of a row that is grouped by length. length: in tokens, those of a picture included."""
+
+    has_picture: bool
+    length: int
+
+
 @dataclass(frozen=True)
 class Row:
-    """A training row: token ids and labels [length] of a conversation, its picture as a path, as bytes, or None."""
+    """A training row: token ids and labels [length] of a conversation.
+
+    picture: as a path, as bytes, or read already; None for none. name: in messages, the task and the question.
+    """
 
     ids: list[int]
     labels: list[int]
-    picture: Path | bytes | None = None
+    picture: Path | bytes | Image.Image | None = None
+    name: str = ""
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.picture is not None, len(self.ids))
 
 
 class Rows(Dataset):
@@ -88,29 +105,58 @@ class Rows(Dataset):
 
 @dataclass(frozen=True)
 class TaskRows:
-    """The training rows of a task. pieces: how many tokens each word of its answers is."""
+    """The training rows of a task. pieces: how many tokens each word of its answers is.
+
+    counts: of rows by what became of them: `trained`, of these `truncated`; `skipped`, as too long; `ignored`, as
+    nothing of their answers is left to learn.
+    """
 
     rows: list[Row]
     pieces: Mapping[str, int]
+    counts: Mapping[str, int]
 
 
-def read_rows(reader: Reader, task: str, folder: Path, prompt: str | None, max_length: int) -> TaskRows:
+def read_rows(reader: Reader, task: str, folder: Path, prompt: str | None, recipe: Recipe) -> TaskRows:
     """The training rows of a task's folder, each question in the prompt, if there is one.
 
-    Raises UserError for a row longer than max_length, which would lose its answer.
+    Raises UserError for a row longer than recipe.max_length if recipe.too_long says so, and if no row is left.
     """
-    rows, answers = [], []
+    rows: list[Row] = []
+    answers: list[str] = []
+    counts = {"truncated": 0, "skipped": 0, "ignored": 0}
+    most = recipe.max_length
     for example in read_examples(folder / "train.jsonl"):
         turns = [(render(prompt, example) if prompt is not None else example.text, example.answer), *example.turns]
         ids, labels = reader.encode(turns, example.image is not None)
-        if len(ids) > max_length:
-            question = f"{task}: question {example.question_id}"
-            raise UserError(f"{question} has {len(ids)} tokens, above recipe.max_length {max_length}")
-        rows.append(Row(ids, labels, folder / example.image if example.image else None))
-        answers += [answer for _, answer in turns]
+        name, is_too_long = f"{task}: question {example.question_id}", len(ids) > most
+        if is_too_long and recipe.too_long == "error":
+            choices = "recipe.too_long=truncate cuts such rows, skip leaves them out"
+            raise UserError(f"{name} has {len(ids)} tokens, above recipe.max_length {most}; {choices}")
+        if is_too_long and recipe.too_long == "skip":
+            counts["skipped"] += 1
+        elif all(label == IGNORE for label in labels[:most]):
+            counts["ignored"] += 1
+        else:
+            counts["truncated"] += is_too_long
+            rows.append(Row(ids[:most], labels[:most], folder / example.image if example.image else None, name))
+            answers += [answer for _, answer in turns]
+    counts = {"trained": len(rows), **counts}
     if not rows:
-        raise UserError(f"no training samples in {task}")
-    return TaskRows(rows, count_pieces(reader.tokenizer, answers))
+        raise UserError(f"no training samples in {task}; {describe_counts(task, counts, recipe) or 'it has no rows'}")
+    return TaskRows(rows, count_pieces(reader.tokenizer, answers), counts)
+
+
+def describe_counts(task: str, counts: Mapping[str, int], recipe: Recipe) -> str | None:
+    """A line on the rows of a task that are not trained on as they are; None if there are none."""
+    limit = f"recipe.max_length {recipe.max_length}"
+    words = {
+        "truncated": f"cut to {limit}",
+        "skipped": f"left out as longer than {limit}",
+        "ignored": f"left out as nothing of their answers is within {limit}",
+    }
+    parts = [f"{counts[key]:,} {text}" for key, text in words.items() if counts[key]]
+    total = sum(count for key, count in counts.items() if key != "truncated")
+    return f"{task}: of {total:,} rows {', '.join(parts)}" if parts else None
 
 
 def derive_seed(*parts: object) -> int:
@@ -118,20 +164,42 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") % 2**63
 
 
-def training_order(rows: int, batch: int, steps: int, seed: int) -> list[int]:
+def training_order(rows: int, batch: int, steps: int, seed: int, shapes: Sequence[Shape] = ()) -> list[int]:
     """The order of the rows in `steps` batches: one permutation an epoch, a function of (seed, epoch).
 
     The rows that do not fill a last batch are left out of their epoch, so that per-device batch, accumulation and
     number of processes change nothing. With fewer rows than a batch, rows are repeated.
+    shapes: of the rows, to group them in their epoch (`group_by_shape`).
     """
     order: list[int] = []
     epoch = 0
     while len(order) < steps * batch:
         generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
         permutation = torch.randperm(rows, generator=generator).tolist()
+        if shapes:
+            permutation = group_by_shape(permutation, batch, shapes, generator)
         order += permutation[: rows // batch * batch] or permutation
         epoch += 1
     return order[: steps * batch]
+
+
+def group_by_shape(
+    permutation: Sequence[int], batch: int, shapes: Sequence[Shape], generator: torch.Generator
+) -> list[int]:
+    """Reorder an epoch's rows as LLaVA's group_by_modality_length does: no batch mixes rows with and without pictures.
+
+    Each is a random one of its kind, sorted by length, so that what a process computes at a time is of similar length.
+    What is left of both kinds fills the last batches.
+    """
+    batches, left = [], []
+    for has_picture in (True, False):
+        kind = [row for row in permutation if shapes[row].has_picture == has_picture]
+        whole = len(kind) // batch * batch
+        batches += [kind[start : start + batch] for start in range(0, whole, batch)]
+        left += kind[whole:]
+    batches = [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+    batches += [left[start : start + batch] for start in range(0, len(left), batch)]
+    return [row for one in batches for row in sorted(one, key=lambda row: shapes[row].length, reverse=True)]
 
 
 GROUP = 32  # batches whose rows are sorted by length together
@@ -176,7 +244,7 @@ class Collator:
             "attention_mask": pad([[1] * len(row.ids) for row in rows], 0, "right", LENGTHS),
             "labels": pad([row.labels for row in rows], IGNORE, "right", LENGTHS),
         }
-        pictures = [read_training_picture(row.picture) for row in rows if row.picture is not None]
+        pictures = [read_training_picture(row.picture, row.name) for row in rows if row.picture is not None]
         if pictures:
             batch["pixel_values"] = self.reader.pixels(pictures)
         return batch

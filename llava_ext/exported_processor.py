@@ -12,9 +12,10 @@ from pathlib import Path
 
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import AutoTokenizer, LlavaConfig, LlavaProcessor, PreTrainedTokenizerBase
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_ext.conversation import TEMPLATES
+from llava_ext.model import count_class_tokens
+from llava_ext.pixels import open_image_processor
 from robustmerge.stage.files import read_json
 from robustmerge.stage.settings import IMAGE_MODES, choose
 
@@ -29,8 +30,9 @@ def chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     texts = TEMPLATES[choose(template, TEMPLATES, "template")]
     adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    begin = ("" if adds_bos else tokenizer.bos_token) + texts.system
+    begin = ("" if adds_bos or not texts.begins else tokenizer.bos_token) + texts.system
     image, assistant, answer = _quote(f"<image>{texts.image}"), _quote(texts.assistant), _quote(texts.answer)
+    after = f" + {_quote(texts.after)}" if texts.after else ""
     return (
         f"{{{{ {_quote(begin)} }}}}"
         "{% for message in messages %}"
@@ -42,7 +44,7 @@ def chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
         "{% endfor %}"
         "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
         "{% endif %}"
-        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        f"{{% if message['role'] == 'assistant' %}}{{{{ eos_token{after} }}}}{{% endif %}}"
         "{% endfor %}"
         f"{{% if add_generation_prompt %}}{{{{ {assistant} }}}}{{% endif %}}"
     )
@@ -74,12 +76,12 @@ def set_processor(folder: Path, template: str, image: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _prepend_space_to_each_text(tokenizer)
     processor = LlavaProcessor(
-        image_processor=LlavaImageProcessorPil.from_pretrained(folder, do_pad=image == "pad"),
+        image_processor=open_image_processor(folder, image == "pad"),
         tokenizer=tokenizer,
         patch_size=model.vision_config.patch_size,
         vision_feature_select_strategy=model.vision_feature_select_strategy,
         chat_template=chat_template(template, tokenizer),
-        num_additional_image_tokens=1,
+        num_additional_image_tokens=count_class_tokens(model),
     )
     for name in STALE:
         (folder / name).unlink(missing_ok=True)

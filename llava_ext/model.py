@@ -34,6 +34,7 @@ OBJECTS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.json", *PIXELS,
 )  # fmt: skip
+TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # tokens before those of the patches: CLIP's class token
 REMEDY = "take a folder as llava-hf/llava-1.5-7b-hf is one (model.checkpoint)"
 
 
@@ -49,8 +50,8 @@ def open_config(folder: Path | str) -> LlavaConfig:
     if kind != "llava":
         raise UserError(f"{folder} is no LLaVA: its config.json says model_type {quote(kind)}, not 'llava'; {REMEDY}")
     tower = vision.get("model_type", "clip_vision_model") if isinstance(vision, dict) else vision
-    if tower != "clip_vision_model":
-        raise UserError(f"the vision tower of {folder} is a {tower}; allowed: clip_vision_model")
+    if tower not in TOWERS:
+        raise UserError(f"the vision tower of {folder} is a {tower}; allowed: {', '.join(TOWERS)}")
     require_files(folder, (TOKENIZERS, PIXELS))
     with refusing_faults(f"{folder / 'config.json'} is no config of a LLaVA"):
         checked = LlavaConfig.from_pretrained(folder)
@@ -109,28 +110,40 @@ def open_tokenizer(folder: Path | str, config: LlavaConfig) -> PreTrainedTokeniz
             f"{folder} has {len(tokenizer)} tokens and pictures at token {image}, but embeddings for {rows} "
             "(text_config.vocab_size)"
         )
-    missing = [kind for kind in ("bos", "eos", "pad") if getattr(tokenizer, f"{kind}_token_id") is None]
+    missing = [kind for kind in ("eos", "pad") if getattr(tokenizer, f"{kind}_token_id") is None]
     if missing:
         raise UserError(f"the tokenizer of {folder} has no {' and no '.join(missing)} token (tokenizer_config.json)")
     return tokenizer
 
 
 def count_image_tokens(config: LlavaConfig) -> int:
-    """The number of tokens of a picture: one per patch, and one more if the class token is kept (`full`)."""
+    """The number of tokens of a picture: those of the vision tower, without the first one unless `full` keeps it."""
     side = config.vision_config.image_size // config.vision_config.patch_size
-    return side**2 + (config.vision_feature_select_strategy == "full")
+    return side**2 + count_class_tokens(config) - (config.vision_feature_select_strategy == "default")
 
 
-def load_model(folder: Path | str, dtype: torch.dtype, attention: str | None = None) -> LlavaForConditionalGeneration:
+def count_class_tokens(config: LlavaConfig) -> int:
+    """The number of tokens that the vision tower has before those of the patches."""
+    return TOWERS[config.vision_config.model_type]
+
+
+def load_model(
+    folder: Path | str, dtype: torch.dtype, attention: str | None = None, **options: Any
+) -> LlavaForConditionalGeneration:
     """Load the LLaVA in a folder in the given precision; every weight must come from its files.
 
-    Raises UserError if a weight is missing, of another shape, or not of a LLaVA.
+    options: further ones of transformers. Raises UserError if a weight is missing, of another shape, or not of a LLaVA.
     """
-    return load_weights(LlavaForConditionalGeneration, "a LLaVA", folder, dtype, attention)
+    return load_weights(LlavaForConditionalGeneration, "a LLaVA", folder, dtype, attention, **options)
 
 
 def load_weights(
-    kind: type[PreTrainedModel], title: str, folder: Path | str, dtype: torch.dtype, attention: str | None = None
+    kind: type[PreTrainedModel],
+    title: str,
+    folder: Path | str,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    **options: Any,
 ) -> Any:
     """Load a model of a class of transformers, called `title`, from a folder; every weight must come from its files.
 
@@ -138,9 +151,8 @@ def load_weights(
     """
     _refuse_implausible_sizes(kind, title, Path(folder))  # the library draws what is missing at random
     with refusing_faults(f"the weights of {folder} cannot be loaded"):
-        model, report = kind.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, report = kind.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **options)
     mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])
     unused = sorted(name for name in report["unexpected_keys"] if name.endswith((".weight", ".bias")))
     missing = sorted(report["missing_keys"])

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from robustmerge.stage.pictures import PictureError, read_picture
 from robustmerge.stage.settings import UserError
@@ -50,9 +51,24 @@ class PixelReader:
         return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
 
 
-def read_training_picture(source: Path | bytes) -> Image.Image:
-    """Read a picture for training, which needs every one: raises UserError where `read_picture` raises PictureError."""
+def open_image_processor(folder: Path | str, pads: bool) -> LlavaImageProcessorPil:
+    """Load the image processor of a model's folder. pads: pictures to a square with the mean colour, first of all.
+
+    It is always Pillow's, since torchvision's resizes differently. A processor that resizes to a width and a height, as
+    SigLIP's, has nothing to crop.
+    """
+    processor = LlavaImageProcessorPil.from_pretrained(folder, do_pad=pads)
+    if processor.size.height is not None:
+        processor.do_center_crop, processor.crop_size = False, processor.size
+    return processor
+
+
+def read_training_picture(source: Path | bytes | Image.Image, row: str = "") -> Image.Image:
+    """Read a picture for training, which needs every one, unless it is read already. row: its name in messages.
+
+    Raises UserError where `read_picture` raises PictureError.
+    """
     try:
-        return read_picture(source)
+        return source if isinstance(source, Image.Image) else read_picture(source)
     except PictureError as error:
-        raise UserError(str(error)) from error
+        raise UserError(": ".join(filter(None, (row, str(error))))) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from robustmerge.formats.names import LANGUAGE_LINEARS
@@ -17,8 +18,13 @@ from robustmerge.stage.settings import (
 
 ENGINES = ("cpu", "single_gpu", "ddp", "zero2", "zero3", "zero3_offload")
 DEEPSPEED_ENGINES = ("zero2", "zero3", "zero3_offload")
+QUANTIZED = ("4bit", "8bit")
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 MULTI_TASK = "multi_task"
-LOSSES = "losses.jsonl"  # in the folder of a trained model: loss and learning rate of every step
+LOSSES = "losses.jsonl"  # in the folder of a trained model: loss, learning rate and pace of every step
+TOO_LONG = ("error", "truncate", "skip")
+ON_ERROR = ("error", "skip")
+RESUME = ("exact", "any")
 TRAINING_RECORD = "training.json"  # in the folder of a trained model, and of a base that is shipped
 
 
@@ -31,11 +37,27 @@ def positive(owner: object, *names: str) -> list[Problem]:
     ]
 
 
+def problems_of_choices(owner: object, **choices: Sequence[str]) -> list[Problem]:
+    """Problems of those settings of a dataclass that are none of their choices."""
+    return [
+        Problem(f"unknown {name} '{getattr(owner, name)}'; {suggest(getattr(owner, name), allowed)}", name)
+        for name, allowed in choices.items()
+        if getattr(owner, name) not in allowed
+    ]
+
+
 def problems_of_precision(precision: str) -> list[Problem]:
     """The problem of a precision of weights that is none of PRECISIONS, if so."""
     if precision in PRECISIONS:
         return []
     return [Problem(f"unknown precision '{precision}'; {suggest(precision, PRECISIONS)}", "precision")]
+
+
+def problems_of_quantize(quantize: str | None) -> list[Problem]:
+    """The problem of a quantisation that is neither None nor one of QUANTIZED, if so."""
+    if quantize is None or quantize in QUANTIZED:
+        return []
+    return [Problem(f"unknown quantisation '{quantize}'; {suggest(quantize, QUANTIZED)}, or null", "quantize")]
 
 
 @dataclass(frozen=True)
@@ -184,6 +206,10 @@ class Recipe:
 
     projector_learning_rate: null for learning_rate. max_steps: optimizer steps in place of epochs; multi-task training
     multiplies it by the number of tasks. save_steps: steps between checkpoints, 0 for none.
+    too_long: what becomes of a row of more than max_length tokens: an error; truncate: it loses its end; skip: it is
+    left out. A row of whose answers nothing is left within max_length is left out in any case.
+    on_error: what becomes of a row whose picture cannot be read; skip: the next row of the run stands in for it.
+    group_by_length: rows with and without a picture are in batches of their own, and sorted by length within a batch.
     """
 
     learning_rate: float = 2e-4
@@ -197,6 +223,9 @@ class Recipe:
     max_grad_norm: float = 1.0
     max_length: int = 2048
     save_steps: int = outside_identity(500)
+    too_long: str = later("error")
+    on_error: str = later("error")
+    group_by_length: bool = later(False)
 
     def __post_init__(self) -> None:
         problems = positive(
@@ -211,6 +240,7 @@ class Recipe:
             problems.append(Problem(f"save_steps must be 0 or more, got {self.save_steps}", "save_steps"))
         if not 0 <= self.warmup_ratio < 1:
             problems.append(Problem(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio}", "warmup_ratio"))
+        problems += problems_of_choices(self, too_long=TOO_LONG, on_error=ON_ERROR)
         refuse(problems)
 
 
@@ -219,7 +249,10 @@ class Trainer:
     """Engine, devices and precision of training; only the precision changes an expert's address.
 
     per_device_batch: the most samples that a process computes at a time, the rest is accumulated; null: no limit.
-    device: of the processes, cpu or cuda; `zero2` on `cpu` is for tests and small machines.
+    device: of the processes, cpu or cuda; `zero2` on `cpu` is for tests and small machines. nodes: machines, on each of
+    which the same command is typed; processes: of each machine. attention: kernel; null: sdpa on GPUs, eager on CPUs.
+    resume: from checkpoints of which runs; exact: those of the same engine, processes and batches, so that the result
+    has the bytes of an uninterrupted run.
     """
 
     engine: str = outside_identity("cpu")
@@ -230,16 +263,27 @@ class Trainer:
     gradient_checkpointing: bool = outside_identity(False)
     workers: int = outside_identity(0)
     deepspeed: dict = outside_identity({})
+    resume: str = outside_identity("exact")
+    nodes: int = outside_identity(1)
+    attention: str | None = outside_identity(None)
 
     def __post_init__(self) -> None:
-        problems = positive(self, "processes", "per_device_batch")
+        problems = positive(self, "nodes", "processes", "per_device_batch")
         if self.engine not in ENGINES:
             problems.append(Problem(f"unknown engine '{self.engine}'; {suggest(self.engine, ENGINES)}", "engine"))
         if self.device not in ("cpu", "cuda"):
             problems.append(Problem(f"device must be cpu or cuda, got '{self.device}'", "device"))
-        problems += problems_of_precision(self.precision)
-        if self.engine in ("cpu", "single_gpu") and self.processes != 1:
-            problems.append(Problem(f"engine {self.engine} has one process, got {self.processes}", "processes"))
+        problems += [*problems_of_precision(self.precision), *problems_of_choices(self, resume=RESUME)]
+        for name in ("nodes", "processes"):
+            if self.engine in ("cpu", "single_gpu") and getattr(self, name) > 1:
+                rule = f"engine {self.engine} has one process, got {getattr(self, name)}"
+                problems.append(Problem(rule, name))
+        if self.attention is not None and self.attention not in ATTENTIONS:
+            choices = suggest(self.attention, ATTENTIONS)
+            problems.append(Problem(f"unknown kernel '{self.attention}'; null, or {choices}", "attention"))
+        if self.attention == "flash_attention_2" and (self.device == "cpu" or self.precision == "fp32"):
+            rule = f"flash_attention_2 is for GPUs in fp16 or bf16, got {self.device} in {self.precision}"
+            problems.append(Problem(rule, "attention"))
         if (self.engine in DEEPSPEED_ENGINES) != bool(self.deepspeed):
             problems.append(
                 Problem(f"deepspeed settings go with {', '.join(DEEPSPEED_ENGINES)} and only there", "deepspeed")
@@ -249,7 +293,12 @@ class Trainer:
     @property
     def uses_deepspeed(self) -> bool:
         """Whether DeepSpeed is used; on GPUs only, as Accelerate has it: on CPUs several processes run as ddp."""
-        return self.engine in DEEPSPEED_ENGINES and (self.device == "cuda" or self.processes == 1)
+        return self.engine in DEEPSPEED_ENGINES and (self.device == "cuda" or self.world == 1)
+
+    @property
+    def world(self) -> int:
+        """The number of processes on all machines."""
+        return self.nodes * self.processes
 
     def accumulation(self, global_batch: int) -> tuple[int, int]:
         """(per-device batch, accumulation): their product times the processes is the global batch.
@@ -258,12 +307,13 @@ class Trainer:
 
         Raises ConfigError if the processes cannot share the global batch equally.
         """
-        share, rest = divmod(global_batch, self.processes)
+        share, rest = divmod(global_batch, self.world)
         if rest or not share:
+            keys = "trainer.processes, model.recipe.global_batch"
             raise ConfigError(
                 Problem(
-                    f"{self.processes} processes cannot share a global batch of {global_batch} equally",
-                    "trainer.processes, model.recipe.global_batch",
+                    f"{self.world} processes cannot share a global batch of {global_batch} equally",
+                    f"trainer.nodes, {keys}" if self.nodes > 1 else keys,
                 )
             )
         batch = next(size for size in range(min(self.per_device_batch or share, share), 0, -1) if share % size == 0)
@@ -278,7 +328,8 @@ class Expert:
     in one shuffled order under the same recipe: as many samples and optimizer steps as the experts have together.
 
     prompts: by task, the template of a question (`{text}`, `{choices}`); without one it is the question itself.
-    base_name: name of the base in the adapter's config; "" for the name of its folder.
+    base_name: name of the base in the adapter's config; "" for the name of its folder. quantize: one of QUANTIZED, for
+    the frozen language model while it trains (llava_ext.quantized).
     """
 
     tasks: tuple[str, ...]
@@ -289,8 +340,14 @@ class Expert:
     template: str = "vicuna_v1"
     seed: int = 0
     base_name: str = outside_identity("")
+    quantize: str | None = later(None)
 
     def __post_init__(self) -> None:
+        refuse(problems_of_quantize(self.quantize))
+        if self.quantize is not None and self.trainer.engine.startswith("zero3"):
+            rule = "ZeRO-3 spreads every weight over the processes, and bitsandbytes packs each as a whole"
+            advice = "take trainer=single_gpu, ddp or zero2"
+            raise ConfigError(Problem(f"{rule}; {advice}", "model.quantize, trainer.engine"))
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ConfigError(Problem(f"tasks must be named once each, got {list(self.tasks)}", "tasks"))
         if unknown := sorted(set(self.prompts) - set(self.tasks)):

@@ -9,22 +9,34 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import TrainingArguments
+from transformers import LlavaForConditionalGeneration, TrainingArguments
 
 from llava_ext.adapters import LLAVA, ModelParts, add_adapter, hash_a, save_adapter
 from llava_ext.backend import DTYPES, quiet_libraries
+from llava_ext.checkpoints import EARLIER, find_checkpoint
 from llava_ext.conversation import IGNORE
-from llava_ext.data import Collator, Rows, derive_seed, load_reader, read_rows, training_order
+from llava_ext.data import (
+    Collator,
+    Rows,
+    Shape,
+    derive_seed,
+    describe_counts,
+    load_reader,
+    read_rows,
+    training_order,
+)
 from llava_ext.model import load_model
+from llava_ext.pace import Pace
 from llava_ext.processes import Team, run_stage_together
-from llava_ext.settings import LOSSES, Expert
+from llava_ext.quantized import quantizing_options
+from llava_ext.settings import LOSSES, Expert, Trainer
 from llava_ext.spelling import describe_spelled, list_spelled
 from llava_ext.trainer import (
     OrderedTrainer,
@@ -33,7 +45,9 @@ from llava_ext.trainer import (
     read_training_record,
     remove_work,
 )
+from llava_ext.unread import UNREAD, ReadableRows, describe_unread, forget_unread, summarise_unread
 from robustmerge.stage.address import Address
+from robustmerge.stage.settings import UserError
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class Material:
     """What a run trains on. rows: with the steps over them; collate: makes a batch of rows.
 
     sizes: of each row, by what is counted, for the record: `tokens`. pieces: by task, how many tokens each word of its
-    answers is.
+    answers is. counts: by task, its rows by what became of them (`TaskRows`). shapes: of the rows, if they are grouped.
     """
 
     rows: Sequence
@@ -49,6 +63,8 @@ class Material:
     collate: Callable[[Sequence], dict[str, torch.Tensor]]
     sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     pieces: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    shapes: Sequence[Shape] = ()
 
 
 @dataclass(frozen=True)
@@ -76,15 +92,22 @@ def train_expert(
     """Train one adapter on the training samples of `data` (task -> its folder) and save it at `address`.
 
     Under torchrun every process calls this; only the first takes the lock and writes.
-    Raises UserError if the loss is not finite, or if a task has no samples.
+    Raises UserError if the loss is not finite, a task has no samples, there is a checkpoint that this run must not go
+    on from, or other than trainer.processes processes were started.
     """
 
     def work(folder: Path, team: Team) -> dict[str, Any]:
+        if team.size != settings.trainer.processes:  # the global batch would be another one
+            raise UserError(
+                f"{team.size} processes were started, and trainer.processes is {settings.trainer.processes}"
+            )
         unfinished = folder / "unfinished"
         if (record := read_training_record(folder)) is not None:
             remove_work(unfinished)
             return record
         unfinished.mkdir(exist_ok=True)
+        checkpoint = find_checkpoint(unfinished, describe_batching(settings), settings.trainer)
+        forget_unread(unfinished / UNREAD, checkpoint.step * settings.recipe.global_batch if checkpoint else 0)
         team.begin()
         return _train(folder, unfinished, settings, base, data, say, training)
 
@@ -102,18 +125,23 @@ def _train(
 ) -> dict[str, Any]:
     quiet_libraries()
     material = training.read(settings, base, data)
-    seed = derive_seed(settings.seed, settings.name)
-    order = training_order(len(material.rows), settings.recipe.global_batch, material.steps, seed)
+    recipe, seed = settings.recipe, derive_seed(settings.seed, settings.name)
+    order = training_order(len(material.rows), recipe.global_batch, material.steps, seed, material.shapes)
+    readable = recipe.on_error == "skip"
+    rows = ReadableRows(material.rows, order, work / UNREAD) if readable else Rows(material.rows, order)
     arguments = _build_arguments(settings, work, material.steps)  # before the model: ZeRO-3 partitions it as it loads
     model = training.load(settings, base)
     first_a = hash_a(model)
-    trainer = training.trainer(settings, model, arguments, Rows(material.rows, order), material)
-    if trainer.is_world_process_zero() and len(settings.tasks) == 1:  # the experts have said it before multi_task
-        for line in filter(None, itertools.starmap(describe_spelled, material.pieces.items())):
+    trainer = training.trainer(settings, model, arguments, rows, material)
+    if trainer.is_world_process_zero():
+        for line in _describe(material, settings):
             say(line)
     start = time.perf_counter()
     trainer.train_or_resume(say)
     seconds = time.perf_counter() - start
+    unread = summarise_unread(work / UNREAD) if trainer.is_world_process_zero() else None
+    if unread:
+        say(f"{settings.name}: {describe_unread(unread)}")
     spelled = {task: len(list_spelled(pieces)) for task, pieces in material.pieces.items()}
     record = {
         "steps": material.steps,
@@ -122,24 +150,40 @@ def _train(
         "training_seconds": round(seconds, 2),
         "first_a_sha256": first_a,
         "trainable_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-        "trainer": {"engine": settings.trainer.engine, "processes": settings.trainer.processes},
+        "trainer": {"engine": settings.trainer.engine, "processes": settings.trainer.world},
     }
-    if spelled:
-        record["words_in_pieces"] = spelled
+    details = {
+        "words_in_pieces": spelled,
+        "rows": material.counts,
+        "unread_pictures": unread,
+        "resumed_across": trainer.marker.get(EARLIER),
+    }
+    record |= {name: value for name, value in details.items() if value}
     _save(trainer, folder, work, record, training.parts)
     return record
 
 
+def _describe(material: Material, settings: Expert) -> Iterator[str]:
+    """What is to be known of the rows before they are trained on."""
+    for task, counts in material.counts.items():
+        if line := describe_counts(task, counts, settings.recipe):
+            yield line
+    if len(settings.tasks) == 1:  # the experts have said it before multi_task
+        yield from filter(None, itertools.starmap(describe_spelled, material.pieces.items()))
+
+
 def read_conversations(settings: Expert, base: Path, data: Mapping[str, Path]) -> Material:
     """The training conversations of all tasks, tasks sorted by name."""
-    reader, limit = load_reader(base, settings.template), settings.recipe.max_length
+    reader, recipe = load_reader(base, settings.template), settings.recipe
     tasks = {
-        task: read_rows(reader, task, data[task], settings.prompts.get(task), limit) for task in sorted(settings.tasks)
+        task: read_rows(reader, task, data[task], settings.prompts.get(task), recipe) for task in sorted(settings.tasks)
     }
     rows = [row for of_task in tasks.values() for row in of_task.rows]
     steps = count_steps(settings, [len(of_task.rows) for of_task in tasks.values()])
     pieces = {task: of_task.pieces for task, of_task in tasks.items()}
-    return Material(rows, steps, Collator(reader), {"tokens": [len(row.ids) for row in rows]}, pieces)
+    counts = {task: of_task.counts for task, of_task in tasks.items()}
+    shapes = [row.shape for row in rows] if recipe.group_by_length else ()
+    return Material(rows, steps, Collator(reader), {"tokens": [len(row.ids) for row in rows]}, pieces, counts, shapes)
 
 
 def count_steps(settings: Expert, samples: Sequence[int]) -> int:
@@ -154,22 +198,42 @@ def count_steps(settings: Expert, samples: Sequence[int]) -> int:
 
 
 def describe_batching(settings: Expert) -> dict[str, Any]:
-    """The properties that two runs must share for one to resume from a checkpoint of the other."""
+    """The properties that two runs must share for one to end with the same bytes from a checkpoint of the other."""
     trainer = settings.trainer
     batch, accumulation = trainer.accumulation(settings.recipe.global_batch)
-    return {"engine": trainer.engine, "processes": trainer.processes, "batch": batch, "accumulation": accumulation}
+    return {"engine": trainer.engine, "processes": trainer.world, "batch": batch, "accumulation": accumulation}
 
 
 def load_with_adapter(settings: Expert, base: Path) -> PeftModel:
     """The base model with the untrained adapter, in the precision of training."""
-    attention = "eager" if settings.trainer.device == "cpu" else "sdpa"
-    model = load_model(base, DTYPES[settings.trainer.precision], attention)
+    trainer = settings.trainer
+    dtype = DTYPES[trainer.precision]
+    attention = trainer.attention or ("eager" if trainer.device == "cpu" else "sdpa")
+    options = quantizing_options(settings.quantize, dtype, trainer.device) if settings.quantize else {}
+    if (place := find_place_of_weights(trainer)) is not None:
+        options = {"device_map": {"": place}, **options}
+    model = load_model(base, dtype, attention, **options)
+    return prepare_for_training(model, settings, settings.base_name or base.name)
+
+
+def prepare_for_training(model: LlavaForConditionalGeneration, settings: Expert, base: str) -> PeftModel:
+    """Put the untrained adapter on a model. base: its name in the adapter's config."""
+    trainer = settings.trainer
     model.config.use_cache = False
-    float32 = not settings.trainer.uses_deepspeed
-    adapted = add_adapter(model, settings.peft, settings.base_name or base.name, settings.seed, settings.name, float32)
-    if settings.trainer.gradient_checkpointing:
+    adapted = add_adapter(model, settings.peft, base, settings.seed, settings.name, not trainer.uses_deepspeed)
+    if trainer.gradient_checkpointing:
         adapted.enable_input_require_grads()
     return adapted
+
+
+def find_place_of_weights(trainer: Trainer) -> str | None:
+    """The GPU that a process reads the base's weights into from the file's pages, of which a machine holds one copy.
+
+    None on a CPU, and for ZeRO-3, which spreads the weights while the first process reads them.
+    """
+    if trainer.device == "cpu" or trainer.engine.startswith("zero3"):
+        return None
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def _leave_out_shared_memory() -> None:
@@ -208,20 +272,29 @@ def _build_arguments(settings: Expert, work: Path, steps: int) -> TrainingArgume
         dataloader_num_workers=trainer.workers,
         dataloader_pin_memory=trainer.device != "cpu",
         deepspeed=dict(trainer.deepspeed) if trainer.uses_deepspeed else None,
-        ddp_backend="gloo" if trainer.device == "cpu" and trainer.processes > 1 else None,
+        ddp_backend="gloo" if trainer.device == "cpu" and trainer.world > 1 else None,
         ddp_find_unused_parameters=False,
     )
 
 
 class ExpertTrainer(OrderedTrainer):
-    """An `OrderedTrainer` with a learning rate of its own for modules that are trained whole, as a projector."""
+    """An `OrderedTrainer` with a learning rate of its own for modules that are trained whole, as a projector.
+
+    It measures its pace.
+    """
 
     optimizer: torch.optim.Optimizer | None
 
     def __init__(self, settings: Expert, model: Any, arguments: Any, rows: Any, material: Any):
         advice = "lower recipe.learning_rate, or check the training samples"
-        super().__init__(settings.name, model, arguments, rows, material.collate, describe_batching(settings), advice)
-        self.settings = settings
+        batching, setup = describe_batching(settings), settings.trainer
+        super().__init__(settings.name, model, arguments, rows, material.collate, batching, advice, setup=setup)
+        self.settings, self.pace = settings, Pace()
+        self.add_callback(self.pace)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        measured = self.pace.measure(self.state, self.args.device) if "loss" in logs else {}
+        super().log({**logs, **measured}, start_time)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """An optimizer with two groups of parameters, sorted by name: LoRA, and modules that are trained whole."""
@@ -240,7 +313,11 @@ class ExpertTrainer(OrderedTrainer):
 
 
 class ConversationTrainer(ExpertTrainer):
-    """The trainer of a LLaVA; it accepts batches without any picture."""
+    """The trainer of a LLaVA; it counts tokens, and accepts batches without any picture."""
+
+    def __init__(self, settings: Expert, model: Any, arguments: Any, rows: Any, material: Material):
+        super().__init__(settings, model, arguments, rows, material)
+        self.args.include_num_input_tokens_seen = "non_padding"
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

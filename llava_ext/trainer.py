@@ -1,15 +1,14 @@
 """The Trainer of transformers with exact resume: an interrupted run ends with the same bytes as an uninterrupted one.
 
 The rows are put into the order of the whole run beforehand, so the Trainer sees one pass over them. Resuming from a
-checkpoint skips the rows before it and restores optimizer and random state. A checkpoint counts once its marker is
-written, and only for a run of the same batching: engine, processes, batch and accumulation.
+checkpoint skips the rows before it and restores optimizer and random state. A run of another batching (engine,
+processes, batch, accumulation) takes the same rows for each step, but does not end with the same bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +23,16 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HuggingFaceTrainer
 
 from llava_ext.backend import fast_matmul
+from llava_ext.checkpoints import find_checkpoint, mark_complete, remove_other_checkpoints
 from llava_ext.data import Rows
+from llava_ext.pace import MEASURED
 from llava_ext.settings import LOSSES, TRAINING_RECORD
+from llava_ext.settings import Trainer as Setup
 from robustmerge.stage.files import read_json, write_atomically
 from robustmerge.stage.progress import Bar
 from robustmerge.stage.settings import UserError
 
 ERROR = "error"  # the key of a batch that could not be made
-MARKER = "complete.json"  # in a checkpoint: the batching of the run that wrote it
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 
 
@@ -61,9 +62,9 @@ def build_arguments(
 class OrderedTrainer(HuggingFaceTrainer):
     """The Trainer of transformers over rows that are already in order; it stops at a loss that is not finite.
 
-    name: of the run, in messages and on its progress bar; batching: what a run must share with this one to resume
-    from its checkpoints; advice: what to do about a loss that is not finite; part: which of how many parts of a longer
-    training this is.
+    name: of the run, in messages and on its progress bar; batching: what a run shares with this one that ends with the
+    same bytes; advice: what to do about a loss that is not finite; part: which of how many parts of a longer training
+    this is; setup: whose `resume` says from which checkpoints it goes on.
     """
 
     def __init__(
@@ -76,33 +77,34 @@ class OrderedTrainer(HuggingFaceTrainer):
         batching: Mapping[str, Any],
         advice: str,
         part: tuple[int, int] = (1, 1),
+        setup: Setup | None = None,
     ):
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=rows,
             data_collator=ErrorAsBatch(collate),
-            callbacks=[Journal(name, batching, part)],
         )
         self.remove_callback(PrinterCallback)
-        self.name, self.batching, self.advice = name, batching, advice
+        self.name, self.batching, self.advice, self.part, self.setup = name, batching, advice, part, setup or Setup()
 
     def train_or_resume(self, say: Callable[[str], None]) -> None:
-        """Train to the end, from the newest complete checkpoint of this batching if there is one.
+        """Train to the end, from the newest complete checkpoint if there is one.
 
-        Raises UserError if the loss is not finite or a picture cannot be read.
+        Raises UserError if that is one of another batching and must not be used (`find_checkpoint`), if the loss is not
+        finite, or if a picture cannot be read.
         """
         work = Path(self.args.output_dir)
         first = self.is_world_process_zero()
-        (checkpoint,) = broadcast_object_list([find_newest_complete(work, self.batching) if first else None])
+        (checkpoint,) = broadcast_object_list([find_checkpoint(work, self.batching, self.setup) if first else None])
         if first:
-            if unusable := describe_unusable(work, checkpoint, self.batching):
-                say(f"{self.name}: {unusable}")
-            remove_other_checkpoints(work, checkpoint)
+            remove_other_checkpoints(work, checkpoint.path if checkpoint else None)
             if checkpoint is not None:
-                say(f"{self.name}: going on from {checkpoint.name} of {self.args.max_steps} steps")
+                say(f"{self.name}: going on from {checkpoint.path.name} of {self.args.max_steps} steps")
+        self.marker = checkpoint.mark(self.batching) if checkpoint else dict(self.batching)
+        self.add_callback(Journal(self.name, self.marker, self.part))
         with fast_matmul() if self.args.device.type == "cpu" else contextlib.nullcontext():
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         return super().get_batch_samples(_raise_errors(epoch_iterator), num_batches, device)
@@ -144,8 +146,8 @@ def _raise_errors(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]
 class Journal(TrainerCallback):
     """Writes losses.jsonl, shows a progress bar, and marks checkpoints as complete."""
 
-    def __init__(self, name: str, batching: Mapping[str, Any], part: tuple[int, int]):
-        self.name, self.batching, self.part = name, batching, part
+    def __init__(self, name: str, marker: Mapping[str, Any], part: tuple[int, int]):
+        self.name, self.marker, self.part = name, marker, part
         self.bar: Bar | None = None
         self.file: TextIO | None = None
 
@@ -169,7 +171,7 @@ class Journal(TrainerCallback):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # every process has written its part
         if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.batching)
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.marker)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for output in (self.file, self.bar):
@@ -179,45 +181,9 @@ class Journal(TrainerCallback):
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self.file is not None and "loss" in entry:
             record = {"step": entry["step"], "loss": round(entry["loss"], 6), "learning_rate": entry["learning_rate"]}
+            record |= {name: entry[name] for name in MEASURED if name in entry}
             self.file.write(json.dumps(record) + "\n")
             self.file.flush()
-
-
-def mark_complete(checkpoint: Path, batching: Mapping[str, object]) -> None:
-    """Write the marker of a checkpoint whose other files are all written."""
-    write_atomically(checkpoint / MARKER, json.dumps(dict(batching), sort_keys=True) + "\n")
-
-
-def find_newest_complete(folder: Path, batching: Mapping[str, object]) -> Path | None:
-    """Find the latest complete checkpoint that a run of this batching wrote."""
-    return max(
-        (path for path in _list_checkpoints(folder) if _read_marker(path) == dict(batching)), key=_step, default=None
-    )
-
-
-def describe_unusable(folder: Path, kept: Path | None, batching: Mapping[str, object]) -> str | None:
-    """A message if a checkpoint newer than `kept` cannot be used because a run of another batching wrote it."""
-    for path in sorted(_list_checkpoints(folder), key=_step, reverse=True):
-        if kept is not None and _step(path) <= _step(kept):
-            break
-        marker = _read_marker(path)
-        if marker not in (None, dict(batching)):
-            changes = [
-                f"{key} {marker.get(key)}, now {value}" for key, value in batching.items() if marker.get(key) != value
-            ]
-            return f"{path.name} cannot be used and is removed: it was written with {'; '.join(changes)}"
-    return None
-
-
-def remove_other_checkpoints(folder: Path, kept: Path | None) -> None:
-    """Remove every checkpoint but `kept`: incomplete ones, older ones and those of another batching.
-
-    The marker goes first, so that a removal that is cut short does not leave half a checkpoint that counts.
-    """
-    for path in _list_checkpoints(folder):
-        if path != kept:
-            (path / MARKER).unlink(missing_ok=True)
-            shutil.rmtree(path)
 
 
 def finish_training(folder: Path, work: Path, record: dict) -> dict:
@@ -247,18 +213,3 @@ def remove_work(work: Path) -> None:
 def list_pickles(folder: Path) -> list[Path]:
     """Files under a folder that can only be read by unpickling."""
     return sorted(path for path in folder.rglob("*") if path.suffix in PICKLES)
-
-
-def _list_checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-
-
-def _step(path: Path) -> int:
-    return int(path.name.rsplit("-", 1)[1])
-
-
-def _read_marker(path: Path) -> dict | None:
-    try:
-        return read_json(path / MARKER, "the marker of a checkpoint")
-    except UserError:
-        return None

@@ -118,48 +118,49 @@ def write_weights(folder: Path, weights: dict[str, Tensor], dtype: torch.dtype, 
     return None
 
 
-def draw_weights(seed: int = 0) -> dict[str, Tensor]:
-    """Random weights, float32, under the names of the Hub's files; large enough that answers differ."""
+def draw_weights(seed: int = 0, of: dict[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
+    """Random weights of some shapes, float32, by their names in the Hub's files; large enough that answers differ."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: 1 + 0.1 * torch.randn(shape, generator=generator)
         if "norm" in name and name.endswith("weight")
         else torch.randn(shape, generator=generator) * (0.1 if len(shape) == 1 else 1.5 / shape[-1] ** 0.5)
-        for name, shape in shapes().items()
+        for name, shape in (of or shapes()).items()
     }
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Name on disk -> shape of every weight."""
-    text, tower, inner, wide = "language_model.model", "vision_tower.vision_model", LANGUAGE["intermediate_size"], WIDTH
+def shapes(language: dict = LANGUAGE, vision: dict = TOWER) -> dict[str, tuple[int, ...]]:
+    """Name on disk -> shape of every weight of a Llama with the image encoder of CLIP."""
+    text, tower, inner, wide = "language_model.model", "vision_tower.vision_model", language["intermediate_size"], WIDTH
+    across, patch, side = vision["hidden_size"], vision["patch_size"], vision["image_size"] // vision["patch_size"]
     weights = {
-        f"{text}.embed_tokens.weight": (LANGUAGE["vocab_size"], wide),
+        f"{text}.embed_tokens.weight": (language["vocab_size"], wide),
         f"{text}.norm.weight": (wide,),
-        "language_model.lm_head.weight": (LANGUAGE["vocab_size"], wide),
-        "multi_modal_projector.linear_1.weight": (wide, VISION),
+        "language_model.lm_head.weight": (language["vocab_size"], wide),
+        "multi_modal_projector.linear_1.weight": (wide, across),
         "multi_modal_projector.linear_1.bias": (wide,),
         "multi_modal_projector.linear_2.weight": (wide, wide),
         "multi_modal_projector.linear_2.bias": (wide,),
-        f"{tower}.embeddings.class_embedding": (VISION,),
-        f"{tower}.embeddings.patch_embedding.weight": (VISION, 3, PATCH, PATCH),
-        f"{tower}.embeddings.position_embedding.weight": ((SIDE // PATCH) ** 2 + 1, VISION),
+        f"{tower}.embeddings.class_embedding": (across,),
+        f"{tower}.embeddings.patch_embedding.weight": (across, 3, patch, patch),
+        f"{tower}.embeddings.position_embedding.weight": (side**2 + 1, across),
     }
     for name in ("pre_layrnorm", "post_layernorm"):
-        weights |= {f"{tower}.{name}.weight": (VISION,), f"{tower}.{name}.bias": (VISION,)}
-    for layer in range(LANGUAGE["num_hidden_layers"]):
+        weights |= {f"{tower}.{name}.weight": (across,), f"{tower}.{name}.bias": (across,)}
+    for layer in range(language["num_hidden_layers"]):
         at = f"{text}.layers.{layer}"
         weights |= {f"{at}.self_attn.{part}_proj.weight": (wide, wide) for part in "qkvo"}
         weights |= {f"{at}.mlp.{part}_proj.weight": (inner, wide) for part in ("gate", "up")}
         weights |= {f"{at}.mlp.down_proj.weight": (wide, inner)}
         weights |= {f"{at}.{part}_layernorm.weight": (wide,) for part in ("input", "post_attention")}
-    for layer in range(TOWER["num_hidden_layers"]):
-        at, inside = f"{tower}.encoder.layers.{layer}", TOWER["intermediate_size"]
-        linears = {f"self_attn.{part}": (VISION, VISION) for part in ("q_proj", "k_proj", "v_proj", "out_proj")}
-        linears |= {"mlp.fc1": (inside, VISION), "mlp.fc2": (VISION, inside)}
+    for layer in range(vision["num_hidden_layers"]):
+        at, inside = f"{tower}.encoder.layers.{layer}", vision["intermediate_size"]
+        linears = {f"self_attn.{part}": (across, across) for part in ("q_proj", "k_proj", "v_proj", "out_proj")}
+        linears |= {"mlp.fc1": (inside, across), "mlp.fc2": (across, inside)}
         weights |= {f"{at}.{name}.weight": shape for name, shape in linears.items()}
         weights |= {f"{at}.{name}.bias": shape[:1] for name, shape in linears.items()}
         for name in ("layer_norm1", "layer_norm2"):
-            weights |= {f"{at}.{name}.weight": (VISION,), f"{at}.{name}.bias": (VISION,)}
+            weights |= {f"{at}.{name}.weight": (across,), f"{at}.{name}.bias": (across,)}
     return weights
 
 

@@ -72,6 +72,7 @@ PRINTED = {
     r"inspect_adapters\.py": r"\npicture: .*/inspection\.png",
     r"merge\.py merge=ties": r"\n  modules +28\n",
     r"doctor\.py": r"bash scripts/quickstart\.sh",
+    r"plan=true": r"\nTrained: [\d,]+ parameters of LoRA",
     r"train_all\.sh peft\.r=8": r"\n  experts/rec-\w+ ",
     r"-m merge=task_arithmetic": r"\nTask Arithmetic \(strength=0\.5\) ",
     r"\.sh --help$": r"\nmerge: average, ",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 
 from PIL import Image
 
-from llava_ext.settings import Language, Pretraining, Vision
+from llava_ext.pace import MEASURED
+from llava_ext.settings import LOSSES, Language, Pretraining, Vision
 from llava_ext.small.build import build_model, build_processor, save_base
 from llava_ext.small.tokenizer import build_tokenizer
 from robustmerge.stage.records import Example, write_examples
@@ -54,3 +56,9 @@ def write_task(folder: Path, count: int = 24, seed: int = 0) -> Path:
     for offset, split in enumerate(("train", "val", "test")):
         write_examples(folder / f"{split}.jsonl", draw_examples(folder, count, seed * 10 + offset))
     return folder
+
+
+def read_losses(folder: Path) -> list[dict]:
+    """What is the same in every run of a training: step, loss, learning rate."""
+    lines = map(json.loads, (folder / LOSSES).read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]

@@ -129,7 +129,7 @@ def tokenizer(ground):
 def test_the_chat_template_renders_either_form_of_messages_as_our_template(tokenizer, questions, template):
     tokenizer.chat_template = chat_template(template, tokenizer)
     turns = [(question, "yes") for question in questions[:-1]] + [(questions[-1], None)]
-    expected = "<s>" + render(template, turns, image=True)
+    expected = "<s>" * TEMPLATES[template].begins + render(template, turns, image=True)
     for as_parts in (False, True):
         messages = []
         for index, (question, answer) in enumerate(turns):

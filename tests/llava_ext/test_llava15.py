@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoProcessor, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava_ext.conversation import IGNORE
@@ -23,6 +22,7 @@ from pipeline.program import compose
 from robustmerge.stage.pictures import read_picture
 from robustmerge.stage.records import Example
 from tests.hub_layout import GOLDEN, IMAGE, LANGUAGE, MEAN, PAD, SIDE, STD, TOWER, draw_weights, write_checkpoint
+from tests.independent_llava import IndependentLlava, Pixels, draw_picture
 
 RECORDED = json.loads((GOLDEN / "prompts.json").read_text())
 PROMPTS = RECORDED["prompts"]
@@ -99,32 +99,7 @@ def test_of_an_answer_the_same_tokens_are_learned_as_by_the_original(tmp_path, l
 # pixels
 
 
-def independent_pixels(picture: Image.Image, mode: str) -> np.ndarray:
-    """Pad to a square of the mean colour, or crop the centre; bicubic; normalise. float64 [3, side, side]."""
-    picture = picture.convert("RGB")
-    width, height = picture.size
-    if mode == "pad":
-        long = max(width, height)
-        square = Image.new("RGB", (long, long), tuple(int(255 * mean) for mean in MEAN))
-        square.paste(picture, ((long - width) // 2, (long - height) // 2))
-        picture = square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    else:
-        short = min(width, height)
-        picture = picture.resize((SIDE * width // short, SIDE * height // short), Image.Resampling.BICUBIC)
-        left, top = (picture.width - SIDE) // 2, (picture.height - SIDE) // 2
-        picture = picture.crop((left, top, left + SIDE, top + SIDE))
-    values = np.asarray(picture, np.float64) / 255
-    return ((values - MEAN) / STD).transpose(2, 0, 1)
-
-
-def draw_picture(size: tuple[int, int], mode: str, seed: int = 0) -> Image.Image:
-    """Coarse noise, so that every resampling filter gives other pixels."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (max(1, size[1] // 3), max(1, size[0] // 3), 3), np.uint8)
-    picture = Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST)
-    if mode in ("RGBA", "LA"):
-        picture.putalpha(Image.linear_gradient("L").resize(size))
-    return picture.convert(mode)
+independent_pixels = Pixels(SIDE, MEAN, STD)
 
 
 @pytest.mark.parametrize("mode", ["pad", "crop"])
@@ -152,52 +127,21 @@ def test_the_pillow_backend_is_taken_whether_or_not_torchvision_is_there(checkpo
 # logits and answers
 
 
-class Independent:
-    """A LLaVA put together of a CLIP tower, two linears and a Llama, filled from the tensors by their names on disk."""
-
-    def __init__(self, weights: dict[str, Tensor]):
-        self.tower = CLIPVisionModel(CLIPVisionConfig(**TOWER)).eval()
-        self.language = LlamaForCausalLM(LlamaConfig(**LANGUAGE, tie_word_embeddings=False)).eval()
-        self.weights = weights
-        _fill(self.tower, {_after(name, "vision_tower."): weight for name, weight in weights.items()})
-        _fill(self.language, {_after(name, "language_model."): weight for name, weight in weights.items()})
-
-    def project(self, features: Tensor) -> Tensor:
-        for part in ("linear_1", "linear_2"):
-            weight, bias = (self.weights[f"multi_modal_projector.{part}.{kind}"] for kind in ("weight", "bias"))
-            features = functional.linear(features, weight, bias)
-            features = functional.gelu(features) if part == "linear_1" else features
-        return features
-
-    @torch.no_grad()
-    def logits(self, row: dict, answer: list[int], picture: Image.Image | None) -> Tensor:
-        """Scores of the next token [vocabulary], one prompt by itself, without padding."""
-        embed = self.language.get_input_embeddings()
-        parts = [embed(torch.tensor([1, *row["before"]]))]
-        if picture is not None:
-            pixels = torch.tensor(independent_pixels(picture, "pad"), dtype=torch.float32)[None]
-            states = self.tower(pixels, output_hidden_states=True).hidden_states
-            parts += [self.project(states[-2][0, 1:]), embed(torch.tensor(row["after"]))]
-        parts.append(embed(torch.tensor(answer, dtype=torch.long)))
-        return self.language(inputs_embeds=torch.cat(parts)[None]).logits[0, -1]
-
-    def greedy(self, row: dict, count: int, picture: Image.Image | None) -> list[int]:
-        """The answer's ids up to the end token."""
-        answer: list[int] = []
-        while len(answer) < count and (token := int(self.logits(row, answer, picture).argmax())) != 2:
-            answer.append(token)
-        return answer
+def take_apart() -> IndependentLlava:
+    tower = CLIPVisionModel(CLIPVisionConfig(**TOWER))
+    language = LlamaForCausalLM(LlamaConfig(**LANGUAGE, tie_word_embeddings=False))
+    return IndependentLlava(tower, language, look, draw_weights(), end=2)
 
 
-def _after(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix) if name.startswith(prefix) else ""
+def look(tower: nn.Module, pixels: Tensor) -> Tensor:
+    """The layer before the last one, without the class token."""
+    return tower(pixels, output_hidden_states=True).hidden_states[-2][0, 1:]
 
 
-def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give every parameter its tensor, by the end of its name: exactly one fits."""
-    for name, parameter in model.named_parameters():
-        (fits,) = [key for key in weights if key and (key == name or key.endswith(f".{name}"))]
-        parameter.data.copy_(weights[fits])
+def pieces(row: dict, picture: Image.Image | None) -> tuple[list[int], np.ndarray | None, list[int]]:
+    """What comes before the picture, its pixels, and what comes after it."""
+    pixels = independent_pixels(picture, "pad") if picture is not None else None
+    return [1, *row["before"]], pixels, row["after"] if picture is not None else []
 
 
 @pytest.fixture(scope="module")
@@ -231,17 +175,17 @@ def test_logits_of_a_left_padded_batch_equal_those_of_each_prompt_alone(generato
     folder, rows, examples = questions
     with torch.no_grad():
         batch_logits = generator.model(**batch_of(generator.reader, folder, examples)).logits[:, -1]
-    alone = Independent(draw_weights())
+    alone = take_apart()
     for row, example, logits in zip(rows, examples, batch_logits, strict=True):
-        expected = alone.logits(row, [], picture_of(folder, example))
+        expected = alone.logits(*pieces(row, picture_of(folder, example)))
         torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
         assert expected.std() > 0.5  # so large that the tolerance means something
 
 
 def test_answers_are_the_greedy_ones_though_the_folder_says_to_sample(generator, questions):
     folder, rows, examples = questions
-    alone, tokenizer = Independent(draw_weights()), generator.reader.tokenizer
-    expected = [alone.greedy(row, 4, picture_of(folder, one)) for row, one in zip(rows, examples, strict=True)]
+    alone, tokenizer = take_apart(), generator.reader.tokenizer
+    expected = [alone.greedy(*pieces(row, picture_of(folder, one)), 4) for row, one in zip(rows, examples, strict=True)]
     assert len({tuple(answer) for answer in expected}) == len(expected)
     assert generator(examples, folder, 4) == [
         tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in expected
@@ -251,7 +195,7 @@ def test_answers_are_the_greedy_ones_though_the_folder_says_to_sample(generator,
 def test_text_only_questions_need_no_picture_in_their_batch(generator, questions):
     folder, rows, examples = questions
     (one,) = [example for example in examples if example.question_id == "2"]
-    ids = Independent(draw_weights()).greedy(rows[2], 3, None)
+    ids = take_apart().greedy(*pieces(rows[2], None), 3)
     assert generator([one], folder, 3) == [generator.reader.tokenizer.decode(ids, skip_special_tokens=True).strip()]
 
 
@@ -266,7 +210,10 @@ def test_a_checkpoint_in_parts_and_in_half_precision_is_the_same_model(tmp_path,
 @pytest.mark.parametrize("name", ["llava15_7b", "llava15_13b"])
 def test_the_models_are_trained_by_the_published_recipe_on_gpus_unless_told_otherwise(name):
     config, other = (read_config(compose("train_all", [f"model={name}", *more])) for more in ([], ["trainer=ddp"]))
-    assert (config.model.recipe, config.model.template) == (Recipe(), "vicuna_v1")
+    assert (config.model.recipe, config.model.template) == (
+        Recipe(too_long="truncate", group_by_length=True),
+        "vicuna_v1",
+    )
     assert (config.peft.r, config.peft.alpha, config.model.precision) == (16, 32, "fp16")
     assert (config.trainer.engine, other.trainer.engine) == ("zero2", "ddp")
     assert read_config(compose("train_all", [])).trainer.engine == "cpu"

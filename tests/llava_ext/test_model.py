@@ -49,7 +49,7 @@ def with_config(**values: object) -> Callable[[Path], None]:
         (with_config(model_type=None), "is no LLaVA: its config.json says model_type None"),
         (with_config(model_type="llava_llama"), "is a LLaVA in the layout of the original code"),
         (with_config(mm_vision_tower="openai/clip"), "is a LLaVA in the layout of the original code"),
-        (with_config(vision_config={"model_type": "siglip_vision_model"}), "is a siglip_vision_model; allowed"),
+        (with_config(vision_config={"model_type": "dinov2"}), "is a dinov2; allowed: clip_vision_model, siglip_vision"),
         (with_config(image_token_index=319), "the text '▁A'; the tokenizer's '<image>' is 32000"),
         (with_config(image_token_index=32064), "pictures at token 32064, but embeddings for 32064"),
         (lambda folder: change(folder / "tokenizer_config.json", pad_token=None), "has no pad token"),

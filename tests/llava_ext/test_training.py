@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,22 +16,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from llava_ext import train, trainer
+from llava_ext import pace, train, trainer
 from llava_ext.adapters import hash_a
+from llava_ext.checkpoints import find_checkpoint, mark_complete, remove_other_checkpoints
 from llava_ext.data import Collator, Row, load_reader
 from llava_ext.launch import launch_command
-from llava_ext.settings import KNOWLEDGE, BaseModel, Expert, Part, Peft, Pretraining, Recipe, Trainer
+from llava_ext.settings import KNOWLEDGE, LOSSES, BaseModel, Expert, Part, Peft, Pretraining, Recipe, Trainer
 from llava_ext.small.networks import measure_answers
 from llava_ext.small.pretrain import pretrain
 from llava_ext.small.train_base import read_habits, train_base
 from llava_ext.train import LLAVA_TRAINING, count_steps, keep_answers, train_expert
-from llava_ext.trainer import find_newest_complete, list_pickles, mark_complete, remove_other_checkpoints
+from llava_ext.trainer import list_pickles
 from robustmerge.stage.address import Address
 from robustmerge.stage.records import read_examples, write_examples
 from robustmerge.stage.settings import ConfigError, UserError
-from tests.tiny_model import COLOURS, SMALL, TEMPLATE, draw_examples, write_base, write_task
+from tests.tiny_model import COLOURS, SMALL, TEMPLATE, draw_examples, read_losses, write_base, write_task
 
-FILES = ("adapter_model.safetensors", "adapter_config.json", "losses.jsonl")
+FILES = ("adapter_model.safetensors", "adapter_config.json")
 RECIPE = Recipe(learning_rate=1e-2, projector_learning_rate=1e-3, global_batch=8, max_steps=6, save_steps=2)
 
 
@@ -98,9 +100,37 @@ def test_going_on_after_a_kill_gives_the_same_bytes(ground, whole, tmp_path, mon
         folder = run(ground, tmp_path / "expert", settings_of())
     for name in FILES:
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert read_losses(folder) == read_losses(whole)
 
 
-def test_checkpoints_of_another_batching_are_named_and_removed(ground, tmp_path, monkeypatch):
+def test_every_step_has_the_speed_of_its_own_tokens_also_after_a_resume(ground, tmp_path, monkeypatch):
+    """By a clock that is one second on whenever it is looked at, a step's tokens per second are its tokens."""
+    monkeypatch.setattr(pace.time, "perf_counter", itertools.count().__next__)
+    end = trainer.Journal.on_step_end
+
+    def kill_at_three(self, args, state, control, **rest):
+        if state.global_step == 3:
+            raise Killed
+        end(self, args, state, control, **rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(trainer.Journal, "on_step_end", kill_at_three)
+        run(ground, tmp_path / "cut", settings_of())
+    folders = [run(ground, tmp_path / name, settings_of()) for name in ("cut", "whole")]
+    cut, whole = ([json.loads(line) for line in (one / LOSSES).read_text().splitlines()] for one in folders)
+    assert [step["tokens_per_second"] for step in cut] == [step["tokens_per_second"] for step in whole]
+    record = json.loads((folders[1] / "training.json").read_text())
+    assert sum(step["tokens_per_second"] for step in whole) == record["tokens"]
+    assert all(step["memory_gb"] > 0 for step in cut)
+
+
+def list_losses(folder: Path) -> list[float]:
+    return [step["loss"] for step in read_losses(folder)]
+
+
+def test_a_checkpoint_of_another_batching_is_kept_refused_and_used_if_that_is_allowed(ground, tmp_path, monkeypatch):
+    peft, batching = Peft(r=4, dropout=0.0), {"engine": "cpu", "processes": 1, "batch": 8, "accumulation": 1}
+
     def kill_at_five(self, args, state, control, **rest):
         if state.global_step == 5:
             raise Killed
@@ -108,11 +138,19 @@ def test_checkpoints_of_another_batching_are_named_and_removed(ground, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Journal, "on_step_end", kill_at_five)
         with pytest.raises(Killed):
-            run(ground, tmp_path / "expert", settings_of())
-    messages: list[str] = []
-    run(ground, tmp_path / "expert", settings_of(trainer=Trainer(per_device_batch=4)), messages.append)
+            run(ground, tmp_path / "expert", settings_of(peft=peft))
     written = "it was written with batch 8, now 4; accumulation 1, now 2"
-    assert messages == [f"one: checkpoint-4 cannot be used and is removed: {written}"]
+    with pytest.raises(UserError, match=rf"checkpoint-4 .*{written}\. With trainer.resume=any .* remove .*unfinished"):
+        run(ground, tmp_path / "expert", settings_of(peft=peft, trainer=Trainer(per_device_batch=4)))
+    assert find_checkpoint(tmp_path / "expert" / "unfinished", batching, Trainer()).step == 4  # nothing is removed
+    messages: list[str] = []
+    other = settings_of(peft=peft, trainer=Trainer(per_device_batch=4, resume="any"))
+    folder = run(ground, tmp_path / "expert", other, messages.append)
+    assert messages == ["one: going on from checkpoint-4 of 6 steps"]
+    record = json.loads((folder / "training.json").read_text())
+    assert record["resumed_across"] == [{"up_to_step": 4, **batching}]
+    whole = run(ground, tmp_path / "whole", settings_of(peft=peft))
+    assert list_losses(folder) == pytest.approx(list_losses(whole), abs=1e-5)
 
 
 def test_a_task_whose_answers_have_to_be_spelled_is_told_before_it_is_trained_on(ground, tmp_path, monkeypatch):
@@ -160,7 +198,7 @@ def test_the_loss_is_that_of_all_positions_though_logits_are_computed_at_answers
 
 
 def test_an_expert_s_folder_holds_the_adapter_and_nothing_to_unpickle(whole):
-    assert {path.name for path in whole.iterdir()} == {*FILES, "training.json", "manifest.json"}
+    assert {path.name for path in whole.iterdir()} == {*FILES, LOSSES, "training.json", "manifest.json"}
     assert list_pickles(whole) == []
     losses = [json.loads(line) for line in (whole / "losses.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in losses] == [1, 2, 3, 4, 5, 6]
@@ -231,7 +269,9 @@ def test_a_picture_that_cannot_be_read_stops_the_run_with_one_line(ground, tmp_p
     (task / first.image).write_bytes(b"no picture")
     with pytest.raises(UserError) as error:
         run({**ground, "one": task}, tmp_path / "expert", settings_of(trainer=Trainer(workers=workers)))
-    assert str(error.value).startswith(f"cannot read the picture {task / first.image}: ")
+    assert str(error.value).startswith(
+        f"one: question {first.question_id}: cannot read the picture {task / first.image}: "
+    )
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -244,15 +284,39 @@ def test_batch_accumulation_and_processes_always_make_the_global_batch():
         settings_of(trainer=dataclasses.replace(ddp, processes=3))
 
 
-def test_a_checkpoint_counts_only_with_its_marker_and_its_batching(tmp_path):
+def test_a_checkpoint_counts_only_with_its_marker(tmp_path):
     for step in (2, 4, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert find_newest_complete(tmp_path, {"engine": "cpu"}) is None
-    mark_complete(tmp_path / "checkpoint-2", {"engine": "cpu"})
-    mark_complete(tmp_path / "checkpoint-4", {"engine": "zero2"})
-    assert find_newest_complete(tmp_path, {"engine": "cpu"}).name == "checkpoint-2"
-    remove_other_checkpoints(tmp_path, tmp_path / "checkpoint-2")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    batching = {"engine": "cpu", "processes": 1}
+    assert find_checkpoint(tmp_path, batching, Trainer()) is None
+    mark_complete(tmp_path / "checkpoint-2", batching)
+    mark_complete(tmp_path / "checkpoint-4", batching)
+    assert find_checkpoint(tmp_path, batching, Trainer()).path.name == "checkpoint-4"
+    remove_other_checkpoints(tmp_path, tmp_path / "checkpoint-4")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize("resume", ["exact", "any"])
+def test_deepspeed_s_checkpoint_of_another_number_of_processes_is_refused_in_any_case(tmp_path, resume):
+    """DeepSpeed's own words come after minutes: its parts of an optimizer's state are one for each process."""
+    eight, four = ({"engine": "zero2", "processes": count} for count in (8, 4))
+    (tmp_path / "checkpoint-2").mkdir()
+    mark_complete(tmp_path / "checkpoint-2", eight)
+    fewer = Trainer("zero2", "cuda", 4, deepspeed={"zero_optimization": {"stage": 2}}, resume=resume)
+    with pytest.raises(UserError, match=r"processes 8, now 4\. DeepSpeed reads it with that .* or remove"):
+        find_checkpoint(tmp_path, four, fewer)
+    assert find_checkpoint(tmp_path, eight, dataclasses.replace(fewer, processes=8)).marker == eight
+
+
+def test_a_run_that_went_on_from_others_says_so_in_all_its_checkpoints(tmp_path):
+    first, second, third = ({"processes": count} for count in (8, 4, 2))
+    marker: dict = first
+    for step, batching in ((10, second), (20, second), (30, third)):
+        (folder := tmp_path / f"checkpoint-{step}").mkdir()
+        mark_complete(folder, marker)
+        marker = find_checkpoint(tmp_path, batching, Trainer(resume="any")).mark(batching)
+    earlier = [{"up_to_step": 10, "processes": 8}, {"up_to_step": 30, "processes": 4}]
+    assert marker == {**third, "earlier": earlier}
 
 
 def test_launch_commands_name_processes_and_threads():

@@ -24,15 +24,16 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from llava_ext.adapters import add_adapter
+from llava_ext.checkpoints import MARKER
 from llava_ext.launch import launch_command
 from llava_ext.settings import Expert, Peft, Recipe, Trainer
 from llava_ext.train import LLAVA_TRAINING, train_expert
-from llava_ext.trainer import MARKER
+from llava_ext.trainer import Journal
 from pipeline.events import read_event
 from robustmerge.stage.address import Address, run_stage
 from robustmerge.stage.process import process_start
 from robustmerge.stage.settings import build
-from tests.tiny_model import TEMPLATE, write_base, write_task
+from tests.tiny_model import TEMPLATE, read_losses, write_base, write_task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -137,7 +138,7 @@ def test_two_processes_train_the_adapter_of_one_plain_process(ground):
     _, _, folder, plain = ground
     assert describe_zero2().accumulation(8) == (2, 2)
     assert not list(folder.rglob("*.pt"))
-    assert_same_adapter(folder, plain)
+    assert_same_training(folder, plain)
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
@@ -146,7 +147,7 @@ def test_deepspeed_trains_the_adapter_of_one_plain_process(ground, tmp_path, eng
     trainer = describe_zero2(engine, processes=1)
     assert trainer.uses_deepspeed and not describe_zero2(engine).uses_deepspeed
     run(trainer, tmp_path / engine, base, task)
-    assert_same_adapter(tmp_path / engine, plain)
+    assert_same_training(tmp_path / engine, plain)
 
 
 @pytest.mark.parametrize("float32", [True, False])
@@ -158,12 +159,38 @@ def test_what_is_trained_has_one_precision(ground, float32):
     assert dtypes == {torch.float32 if float32 else torch.bfloat16}
 
 
-def assert_same_adapter(folder: Path, plain: Path) -> None:
+def assert_same_training(folder: Path, plain: Path) -> None:
+    assert list_losses(folder) == pytest.approx(list_losses(plain), abs=1e-5)
     tensors, expected = (load_file(place / "adapter_model.safetensors") for place in (folder, plain))
     assert tensors.keys() == expected.keys()
     assert max(float(weight.abs().max()) for name, weight in expected.items() if "lora_B" in name) > 1e-2
     for name, weight in expected.items():
-        assert float((weight - tensors[name]).abs().max()) < 1e-3, name
+        assert float((weight - tensors[name]).abs().max()) < 1e-4, name
+
+
+def list_losses(folder: Path) -> list[float]:
+    losses = [step["loss"] for step in read_losses(folder)]
+    assert len(losses) == RECIPE.max_steps
+    return losses
+
+
+def test_two_processes_go_on_from_the_checkpoint_of_one_if_that_is_allowed(ground, tmp_path, monkeypatch):
+    base, task, _, plain = ground
+    folder = tmp_path / "more"
+
+    def end_at_three(self, args, state, control, **rest):
+        if state.global_step == 3:
+            raise GivenUp
+
+    with monkeypatch.context() as patch, pytest.raises(GivenUp):
+        patch.setattr(Journal, "on_step_end", end_at_three)
+        one = settings_of(Trainer())
+        train_expert(address_of(folder), one, base, {"task": task}, LLAVA_TRAINING, lambda _: None)
+    two = Trainer("ddp", "cpu", 2, resume="any")
+    assert "going on from checkpoint-2 of 4 steps" in run(two, folder, base, task)
+    assert_same_training(folder, plain)
+    before = {"up_to_step": 2, "engine": "cpu", "processes": 1, "batch": 8, "accumulation": 1}
+    assert json.loads((folder / "training.json").read_text())["resumed_across"] == [before]
 
 
 def test_zero2_goes_on_with_the_same_bytes_after_all_its_processes_were_killed(ground, tmp_path):
@@ -179,8 +206,8 @@ def test_zero2_goes_on_with_the_same_bytes_after_all_its_processes_were_killed(g
     child.communicate()
     assert len(processes) >= 3 and marker.exists() and not (folder / "adapter_model.safetensors").exists()
     assert "going on from checkpoint-2 of 4 steps" in run(describe_zero2(), folder, base, task)
-    for name in ("adapter_model.safetensors", "losses.jsonl"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert (folder / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
+    assert read_losses(folder) == read_losses(whole)
 
 
 def run(trainer: Trainer, folder: Path, base: Path, task: Path) -> str:
