@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -29,6 +30,9 @@ from robustmerge.stage.failures import run_guarded  # noqa: E402
 from robustmerge.stage.process import end_with_process  # noqa: E402
 from robustmerge.stage.progress import Bar  # noqa: E402
 from robustmerge.stage.settings import UserError  # noqa: E402
+
+if TYPE_CHECKING:
+    from llava_ext.heartbeat import Heartbeat
 
 WORK = {
     "prepare": work_prepare,
@@ -64,20 +68,33 @@ def main(job: Path) -> None:
         raise UserError("\n".join(refused))
 
 
+def begin_heartbeat() -> Heartbeat | None:
+    """Begin the signs of life of this machine, if others work on the same job."""
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        return None
+    from llava_ext.heartbeat import Heartbeat
+
+    return Heartbeat(report_error).begin()
+
+
 def run_and_exit(action: Callable[[], None]) -> None:
     """Run `action` and end the process at once with its status, everything flushed.
 
     Python's usual end is left out: threads of the libraries (gloo's, for one) may abort a process that is being torn
     down, and torchrun would then end the other processes while they still write.
     """
-    status = 0
+    status, heartbeat = 0, begin_heartbeat()
     try:
         action()
+        if heartbeat:
+            heartbeat.end()
     except SystemExit as end:
         status = int(end.code or 0)
     except BaseException:
         traceback.print_exc()
         status = 1
+        if heartbeat:
+            heartbeat.fail()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.settings import BaseCorpus, CaptionCorpus, Counts, Sample, TaskData
 from eval.settings import PROTOCOLS, Bootstrap, Logger, PaperTable, Selection, Task
-from llava_ext.settings import Expert, Peft, Trainer
+from llava_ext.settings import Expert, Peft, Trainer, positive
 from pipeline.models import Model
 from pipeline.program import parse_overrides
 from pipeline.strengths import is_set_by_user, problems_of_grid
@@ -92,6 +92,8 @@ class Options:
     ids: tuple[str | int, ...] | None = None
     out: str | None = None
     raw: str = ""
+    plan: bool = False
+    tokens_per_second: float | None = None
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -110,6 +112,7 @@ class Options:
             raise ConfigError(Problem(f"search_budget must be at least 1, got {self.search_budget}", "search_budget"))
         if self.merge_count is not None and self.merge_count < 1:
             raise ConfigError(Problem(f"merge_count must be at least 1, got {self.merge_count}", "merge_count"))
+        refuse(positive(self, "tokens_per_second"))
         self.only  # noqa: B018  # refuses what limit and ids have wrong
 
     @property
@@ -176,6 +179,7 @@ class Config(Options):
             trainer=self.trainer,
             template=self.model.template,
             seed=self.seed,
+            quantize=self.model.quantize,
         )
 
 

@@ -108,9 +108,10 @@ class RunningJob:
         self.fraction = max(self.fraction, min((self.finished_items + fraction) / len(self.job.items), 1.0))
 
 
-def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> None:
+def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path, in_step: bool = False) -> None:
     """Run all jobs, `side_by_side` at a time.
 
+    in_step: other machines run the same jobs together with this one, so that none begins after one has failed.
     Raises UserError after all have ended if any failed, with each one's message and log.
     """
     if not jobs:
@@ -132,6 +133,8 @@ def run_jobs(title: str, jobs: Sequence[Job], side_by_side: int, logs: Path) -> 
                     _close(ended)
                     failure = _describe_failure(ended)
                     failures += [failure] if failure else []
+                    if failure and in_step:
+                        waiting.clear()
                     display.finish(ended, failure is None)
                 display.show(running)
         finally:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_ext.settings import ClipBase
 from data_prep.settings import BaseCorpus, CaptionCorpus
-from llava_ext.settings import BaseModel, Recipe, positive, problems_of_precision
+from llava_ext.settings import BaseModel, Recipe, positive, problems_of_precision, problems_of_quantize
 from robustmerge.stage.process import loading_libraries
 from robustmerge.stage.settings import PRODUCTS, Problem, refuse, suggest
 
@@ -40,8 +40,9 @@ class Model:
     unless base.train is true. recipe: of its experts; lora: defaults of `peft.r` and `peft.alpha`; template: a name of
     llava_ext.conversation, "" where nobody converses; generation_batch: questions answered together. products: of
     matrices on a CPU while it answers: exact, in float32 throughout; fast, with bfloat16 inside where the CPU has units
-    for it (as in training). precision: of the weights while it answers, fp32, fp16 or bf16. parameters: their number,
-    for a checkpoint that is too large for a CPU.
+    for it (as in training). precision: of the weights while it answers, fp32, fp16 or bf16. quantize: of the
+    frozen language model while experts are trained, 4bit or 8bit (QLoRA). parameters: their number, for a checkpoint
+    that is too large for a CPU.
     """
 
     name: str
@@ -54,13 +55,19 @@ class Model:
     generation_batch: int = 64
     products: str = "exact"
     precision: str = "fp32"
+    quantize: str | None = None
     parameters: float | None = None
 
     def __post_init__(self) -> None:
         problems = [*positive(self, "generation_batch", "parameters"), *problems_of_precision(self.precision)]
+        problems += problems_of_quantize(self.quantize)
+        if self.quantize is not None and self.family != "llava":
+            problems.append(Problem("only the language model of a LLaVA is quantised; take null", "quantize"))
         for key, choices in (("products", PRODUCTS), ("family", FAMILIES)):
             if (name := getattr(self, key)) not in choices:
                 problems.append(Problem(f"unknown {key} '{name}'; {suggest(name, choices)}", key))
+        if self.recipe.group_by_length and self.family in FAMILIES and self.kind.answers_with_classes:
+            problems.append(Problem("pictures without a question are all of one length", "recipe.group_by_length"))
         if self.base is None and self.checkpoint is None:
             problems.append(Problem("a model needs a checkpoint, or a base that is trained here", "base, checkpoint"))
         if self.base is not None and self.family in FAMILIES and not isinstance(self.base, self.kind.base):

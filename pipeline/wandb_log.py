@@ -1,12 +1,14 @@
 """Results at Weights & Biases: a group for each line, a run for each result. The only module that imports wandb.
 
 A line is what one configuration makes of one set of experts. A run's id comes from the identity of its result, so that
-no result has two runs. Only the parent process logs, at the end of a program, from what the stages have written. A
-failure is a warning: a marker in the run folder tells what was logged, and the next such program logs the rest.
+no result has two runs. Only the parent process logs, at the end of a program, from what the stages have written; what a
+training writes it logs earlier, too (`wandb_live`). A failure is a warning: a marker in the run folder tells what was
+logged, and the next such program logs the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -30,6 +32,8 @@ from robustmerge.stage.records import read_score
 from robustmerge.stage.text import one_line
 
 if TYPE_CHECKING:
+    import wandb
+
     from eval.report.assemble import Report  # loads matplotlib, which training does without
     from eval.report.tables import Table
 
@@ -59,13 +63,18 @@ class Run:
 def log_results(plans: Sequence[Plan], reports: Sequence[tuple[Path, Report]] = ()) -> None:
     """Log what is trained, and with reports what is merged and scored, too, as far as it is not logged already."""
     logger = plans[0].config.logger
-    if logger.name == "none" or os.environ.get("WANDB_MODE") == "disabled":
+    if not is_wanted(logger):
         return
     for root in dict.fromkeys(plan.root for plan in plans):
         alike = [plan for plan in plans if plan.root == root]
         runs = [run for plan in alike for run in _list_runs(plan, with_scores=bool(reports))]
         runs += [_describe_report(alike, folder, report) for folder, report in reports if root in folder.parents]
         _log_missing(list({run.id: run for run in runs}.values()), logger, root)
+
+
+def is_wanted(logger: Logger) -> bool:
+    """Whether anything is logged at all."""
+    return logger.name != "none" and os.environ.get("WANDB_MODE") != "disabled"
 
 
 def _list_runs(plan: Plan, with_scores: bool) -> Iterator[Run]:
@@ -77,7 +86,11 @@ def _list_runs(plan: Plan, with_scores: bool) -> Iterator[Run]:
 
 
 def _describe_result(plan: Plan, address: Address) -> Run:
-    record = read_manifest(address.manifest)["record"]
+    return describe_run(plan, address, read_manifest(address.manifest)["record"])
+
+
+def describe_run(plan: Plan, address: Address, record: Mapping[str, Any]) -> Run:
+    """The run of what is trained or merged. record: of its manifest, or what is known before there is one."""
     config = {**_describe_line([plan]), **_describe_address(address), "commit": record.get("commit")}
     read = partial(_read_result, address.path / LOSSES, record)
     group, run_id = _name_group([plan]), address.fingerprint[:ID_LENGTH]
@@ -217,7 +230,33 @@ def _log_missing(runs: Sequence[Run], logger: Logger, root: Path) -> None:
 
 
 def _log(run: Run, logger: Logger, root: Path) -> str | None:
-    """Log a run anew, whatever an earlier try has left; return the address of its project, None if offline."""
+    """Log a run whole, whatever is there of it; return the address of its project, None if offline."""
+    history, summary = run.read()
+    with begin_run(run, logger, root) as started:
+        for values in history:
+            step = values.pop("step", None)
+            if step is None or step >= started.starting_step:  # the steps before are there, logged while it trained
+                started.log(values, step=step)
+        started.summary.update(summary)
+        if logger.artifacts and run.adapter is not None:
+            import wandb
+
+            artifact = wandb.Artifact(run.adapter.name, type="adapter")
+            artifact.add_dir(str(run.adapter), policy="immutable")
+            started.log_artifact(artifact)
+        return None if started.offline else started.project_url
+
+
+def end_service() -> None:
+    """End W&B's own process after a failure: a run that it could not begin or end would stay in use there."""
+    import wandb
+
+    with contextlib.suppress(Exception):  # it may have ended by itself
+        wandb.teardown()
+
+
+def begin_run(run: Run, logger: Logger, root: Path) -> wandb.Run:
+    """Begin a run, or online go on with it; what an earlier try has left offline is removed."""
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
@@ -230,8 +269,7 @@ def _log(run: Run, logger: Logger, root: Path) -> str | None:
     for earlier in folder.glob(f"*-{run.id}"):
         shutil.rmtree(earlier)
     os.environ["WANDB_DATA_DIR"] = str(folder / f"data-{run.id}")  # of pictures in tables, not sent yet
-    history, summary = run.read()
-    with wandb.init(
+    return wandb.init(
         project=logger.project,
         entity=logger.entity,
         id=run.id,
@@ -242,6 +280,7 @@ def _log(run: Run, logger: Logger, root: Path) -> str | None:
         dir=str(root),
         mode=mode,
         resume="allow" if mode == "online" else None,
+        reinit="create_new",  # several experts train side by side
         settings=wandb.Settings(
             silent=True,
             console="off",
@@ -254,13 +293,4 @@ def _log(run: Run, logger: Logger, root: Path) -> str | None:
             x_disable_machine_info=True,
             x_save_requirements=False,  # takes longer than all the rest; manifests hold the versions
         ),
-    ) as started:
-        for values in history:
-            step = values.pop("step", None)
-            started.log(values, step=step)
-        started.summary.update(summary)
-        if logger.artifacts and run.adapter is not None:
-            artifact = wandb.Artifact(run.adapter.name, type="adapter")
-            artifact.add_dir(str(run.adapter), policy="immutable")
-            started.log_artifact(artifact)
-        return started.project_url if mode == "online" else None
+    )

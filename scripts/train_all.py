@@ -16,12 +16,16 @@ def main(points: list[dict]) -> None:
 
     started = time.monotonic()
     plans = make_plans(points)
+    if any(plan.config.plan for plan in plans):
+        train.show_plans(plans)
+        return
     train.check_training(plans)
     prepare.prepare(plans)
     base.make_bases(plans)
     train.train(plans)
     train.print_trained(plans, started)
-    log_results(plans)
+    if train.is_first_machine(plans):
+        log_results(plans)
 
 
 if __name__ == "__main__":

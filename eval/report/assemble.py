@@ -15,6 +15,7 @@ from eval.report.examples import ShownQuestion, pick_examples
 from eval.report.figures import draw_balance, draw_figures, draw_ranking, draw_standing
 from eval.report.formats import format_csv, format_html, format_latex, format_markdown, format_text
 from eval.report.general_tables import general_tables
+from eval.report.loss_curves import draw_losses
 from eval.report.notes import format_constants, format_partial_notice
 from eval.report.numbers import format_json
 from eval.report.page import make_page
@@ -22,6 +23,7 @@ from eval.report.published import published_table
 from eval.report.ranking import ranking_table
 from eval.report.results import Context, ResultGroup, SourceResult, group_results, list_seeds
 from eval.report.secondary_tables import further_tables
+from eval.report.section_training import list_trained, training_table
 from eval.report.sections import Content, compose
 from eval.report.standing import describe_standing, difference_table, pairs_table, standing_table
 from eval.report.swept_key import SWEPT, swept_tables, zero_shot_ratios
@@ -70,6 +72,9 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
         figures.append(draw_balance(tables["balance"]))
     if "ranking" in tables:
         figures.append(draw_ranking(tables["ranking"]))
+    if trained := list_trained(groups, context):
+        tables["training"] = training_table(trained)
+        figures.append(draw_losses(trained))
     swept = [tables[name] for name in SWEPT.values() if name in tables]
     if context.swept is not None and swept:
         ratios = zero_shot_ratios(swept[0], context.swept)
@@ -79,7 +84,7 @@ def assemble_report(results: Sequence[SourceResult], context: Context) -> Report
         files["figures/sheet.png"] = sheet
     files["report.json"] = format_json(tables, groups, context).encode()
     constants = format_constants(context)
-    content = Content(groups, context, estimates, tables, figures, examples, sheet is not None, constants)
+    content = Content(groups, context, estimates, tables, figures, examples, sheet is not None, constants, trained)
     files["report.md"] = compose(content, format_markdown).encode()
     files["report.html"] = make_page(compose(content, format_html), context, files).encode()
     return Report(tables, files, format_partial_notice(groups, context), examples)

@@ -31,4 +31,9 @@ CAPTIONS = {
         "Mean score on the val questions of the seen tasks against the multiple of each method's default update. "
         "Lines: means over training seeds; bands: from the lowest seed to the highest; circles: each seed's choice."
     ),
+    "losses": (
+        "Loss of every training over its steps: points are single steps, lines means over a twentieth of the run; "
+        "below, the learning rates. Losses of different tasks do not compare: their answers differ in length and "
+        "difficulty."
+    ),
 }

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from eval.general.lmms_results import GeneralResult
@@ -55,6 +56,38 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How one expert or the multi-task model was trained.
+
+    samples: in all of its steps. left_out: rows that it was not trained on, as too long or without a readable picture.
+    """
+
+    samples: int
+    losses: tuple[float, ...]
+    learning_rates: tuple[float, ...]
+    left_out: int = 0
+
+    @property
+    def first(self) -> float:
+        """The mean loss of the first tenth of the steps."""
+        return fmean(self.losses[: self._tenth])
+
+    @property
+    def last(self) -> float:
+        """The mean loss of the last tenth of the steps."""
+        return fmean(self.losses[-self._tenth :])
+
+    @property
+    def fell_by(self) -> float:
+        """How much lower the last tenth is than the first, in per cent of it; not above 0 where nothing was learned."""
+        return 100 * (1 - self.last / self.first) if self.first else 0.0
+
+    @property
+    def _tenth(self) -> int:
+        return max(1, len(self.losses) // 10)
+
+
+@dataclass(frozen=True)
 class SourceResult:
     """The scores of one source, trained with one seed.
 
@@ -86,6 +119,7 @@ class SourceResult:
     choice: Choice | None = None
     search: Search | None = None
     other_scores: Mapping[str, Score] = field(default_factory=dict)
+    trainings: Mapping[str, Training] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from eval.report.results import Context, ResultGroup, list_blocks, list_scores, 
 from eval.report.secondary_tables import has_scores, under_other_protocol
 from eval.report.section_base_model import format_base_section
 from eval.report.section_methods import format_methods_section
+from eval.report.section_training import Trained, format_training_section
 from eval.report.standing import describe_standing
 from eval.report.swept_key import SWEPT, zero_shot_ratios
 from eval.report.tables import GENERAL, MISSING, Table
@@ -27,7 +28,14 @@ from eval.settings import BUILTIN_SUFFIX, Official
 from robustmerge.stage.drawing import RenderedFigure
 
 PROBLEMS = ("empty", "unparsed", "failed")
-IN_SECTIONS = ("balance", "ranking", "standing", "strengths", *SWEPT.values())  # figures that stand beside their table
+IN_SECTIONS = (
+    "balance",
+    "losses",
+    "ranking",
+    "standing",
+    "strengths",
+    *SWEPT.values(),
+)  # figures that stand beside their table
 LONGEST_FOLDED = 120  # rows; a longer table is in its files only
 SMOKE = (
     "> **SMOKE RUN: THESE NUMBERS MEAN NOTHING.** It only shows that every stage works: "
@@ -55,6 +63,7 @@ class Content:
     examples: Mapping[str, Sequence[ShownQuestion]]
     has_sheet: bool
     constants: str
+    trained: Sequence[Trained]
 
 
 def compose(content: Content, format_table: FormatTable) -> str:
@@ -80,6 +89,9 @@ def compose(content: Content, format_table: FormatTable) -> str:
         _general_section(context, tables, format_table),
         _published_section(context, tables["published"], format_table),
         format_base_section(context.bases),
+        format_training_section(
+            content.trained, tables, _show(figures["losses"]) if "losses" in figures else "", format_table
+        ),
         CONTACT_SHEET if content.has_sheet else "",
         _problems_section(groups, context),
         format_methods_section(groups, _show(figures["strengths"]) if "strengths" in figures else ""),

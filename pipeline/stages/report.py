@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.assemble import Report, assemble_report, format_summary, write_report
-from eval.report.results import CHOSEN, SEARCHED, Search, SourceResult, SweptKey
+from eval.report.results import CHOSEN, SEARCHED, Search, SourceResult, SweptKey, Training
 from pipeline.general_results import general_addresses
+from pipeline.losses import read_training
 from pipeline.plan import Evaluation, Plan, group_by_source
 from pipeline.sources import Source
 from pipeline.stages.report_context import make_context, read_general
@@ -126,6 +127,7 @@ def _make_result(entry: _Entry, keys: Collection[str], ordered: SweptKey | None)
         "other_scores": {task: read_score(score.path) for task, score in others if score.is_complete()},
         "predictions": {one.task.name: one.predictions.path for one in entry.evaluations},
         "address": ", ".join(addresses.values()),
+        "trainings": _read_trainings(entry),
     }
     if source.kind == "expert":  # one row: each expert on its own task
         return SourceResult("individual", "individual", "Individual", **common)
@@ -145,6 +147,13 @@ def _make_result(entry: _Entry, keys: Collection[str], ordered: SweptKey | None)
         search=_summarize(plan.searches[method.name]) if source.variant == SEARCHED else None,
         **common,
     )
+
+
+def _read_trainings(entry: _Entry) -> dict[str, Training]:
+    """The trainings of an entry's experts by task, or that of the multi-task model, whose losses are at hand."""
+    of_experts = entry.source.kind == "expert"
+    models = {one.task.name if of_experts else one.source.name: one.source.address for one in entry.evaluations}
+    return {name: training for name, address in models.items() if (training := read_training(address)) is not None}
 
 
 def _is_of_merges(key: str) -> bool:

@@ -1,7 +1,7 @@
 """Everything of the paper that a laptop can make: one experiment after the other, each in processes of its own.
 
 README.md          what was made, by which command, and what was not
-scores.tar.xz      every score and spectrum that the reports rest on, and the answers that they show
+scores.tar.xz      every score, spectrum and loss that the reports rest on, and the answers that they show
 <step>/            the report of a step: report.md, report.html, report.json, tables, figures
 
 The archive is all that is needed to write the reports again (`from_scores`).
@@ -30,6 +30,7 @@ from eval.report.examples import EXAMPLES_A_TASK
 from eval.report.formats import escape_code, escape_markdown
 from eval.report.sections import SMOKE
 from eval.report.tables import MISSING
+from llava_ext.settings import LOSSES
 from pipeline.plan import Plan
 from pipeline.program import start_of
 from pipeline.sweep import make_plan_with
@@ -187,19 +188,22 @@ def copy_report(report: Path, to: Path) -> None:
 
 
 def write_archive(reports: Sequence[Path], file: Path) -> None:
-    """Add every score that these reports rest on, the answers that they show, and the spectra of figures to the file.
+    """Add to the file every score that these reports rest on, losses, shown answers, and the spectra of figures.
 
     So no model is needed to make the reports again. The same results give the same bytes.
     """
     runs, lists = reports[0].parents[2], [one for report in reports for one in _list_addresses(report)]
     used = {one.parents[2] / short for one in lists for short in json.loads(one.read_text())}
+    used |= {folder / LOSSES for folder in used if folder.parent.name == "experts"}
     members = _read_archive(file)
     spectra = [report / INSPECTION for report in reports if (report / INSPECTION).is_file()]
     members |= {one.relative_to(runs).as_posix(): one.read_bytes() for one in spectra}
     for path in (path for path in used if path.is_file()):
         kind, split, *_ = path.relative_to(runs).parts[1:]
         manifest = path.with_suffix(".manifest.json")
-        if kind == "scores":
+        if path.name == LOSSES:
+            members[path.relative_to(runs).as_posix()] = path.read_bytes()
+        elif kind == "scores":
             members |= {one.relative_to(runs).as_posix(): one.read_bytes() for one in (path, manifest)}
         elif kind == "predictions" and split != "val":
             members[path.relative_to(runs).as_posix()] = _keep_shown(path)

@@ -56,7 +56,7 @@ def _describe(task: Task, settings: TaskData, address: Address) -> Iterator[str]
     """What the data of a task holds, line by line."""
     summaries = {split: summarise(address.path, split) for split in SPLITS}
     yield f"{task.title}  ({address.short}, {_name_source(settings)})"
-    rows = [_format_split(split, summary, _find_expected(settings, split)) for split, summary in summaries.items()]
+    rows = [_format_split(split, summary, find_expected(settings, split)) for split, summary in summaries.items()]
     yield from (f"  {line}" for line in format_columns(TITLES, rows, text=(0, 3, 4, 5)))
     for split in ("train", "test"):
         if summaries[split].rows:
@@ -101,7 +101,7 @@ def _name_source(settings: TaskData) -> str:
     return "from the owners' release" if settings.source == "release" else "from question files"
 
 
-def _find_expected(settings: TaskData, split: str) -> Mapping[str, Any]:
+def find_expected(settings: TaskData, split: str) -> Mapping[str, Any]:
     """What is known of the number of rows. None of it holds for drawn data, or for a sample."""
     if settings.generator is not None or getattr(settings.sample, split):
         return {}

@@ -59,7 +59,13 @@ def run(tmp_path_factory) -> Iterator[Run]:
     root = tmp_path_factory.mktemp("owners")
     collection, images = write_published(root / "published")
     words = ["benchmark=mm_mergebench", "benchmark.source=release", f"raw={collection}", *SHORT, "multi_task=false"]
-    words += [f"paths.mm_mergebench_images={images}", "methods=[task_arithmetic]", "strength_grid=null", "logger=none"]
+    words += [
+        f"paths.mm_mergebench_images={images}",
+        "methods=[task_arithmetic]",
+        "strength_grid=null",
+        "logger=none",
+        "jobs=1",
+    ]
     for name in TASKS:
         if name in WITHOUT_TRAIN:
             words.append(f"task.{name}.data.source=questions")

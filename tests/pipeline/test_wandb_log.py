@@ -6,7 +6,11 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +23,9 @@ from eval.settings import LOGGER_NAMES, Logger
 from llava_ext.settings import LOSSES
 from pipeline.plan import Plan
 from pipeline.stages import report
+from pipeline.wandb_live import show_losses
 from pipeline.wandb_log import log_results
-from robustmerge.stage.address import REPOSITORY
+from robustmerge.stage.address import REPOSITORY, UNFINISHED
 from robustmerge.stage.records import Example, Prediction, write_examples, write_predictions
 from robustmerge.stage.settings import build
 from tests.plans import finish, finish_score, make_plan
@@ -181,3 +186,90 @@ def test_without_a_logger_wandb_is_not_even_imported(line, tmp_path, monkeypatch
     plan = with_logger(line.plan, Logger("none"), tmp_path)
     log_results([plan])
     assert capsys.readouterr().out == "" and not (plan.root / "wandb").exists()
+
+
+# While experts train
+
+
+def start_training(plan: Plan) -> tuple[Path, subprocess.Popen]:
+    """The folder in which an expert of the plan keeps its losses, and the process that holds its lock."""
+    expert = plan.trained_models[0]
+    work = expert.path / UNFINISHED
+    work.mkdir(parents=True)
+    holder = subprocess.Popen(["sleep", "60"])
+    expert.lock.write_text(json.dumps({"pid": holder.pid}))
+    return work, holder
+
+
+def write_losses(work: Path, *steps: int) -> None:
+    lines = [json.dumps({"step": step, "loss": 1 / step, "learning_rate": 0.1}) + "\n" for step in steps]
+    (work / LOSSES).write_text("".join(lines) + '{"step": ')  # the next one is being written
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert is_so()
+
+
+def test_losses_are_logged_as_they_come_and_in_the_end_it_is_one_run(tmp_path):
+    plan = make_plan(tmp_path, *WORDS, "logger=wandb", "logger.mode=offline")
+    (work, holder), expert = start_training(plan), plan.trained_models[0]
+    write_losses(work, 1, 2, 3, 4)
+    os.utime(work / LOSSES, (1, 1))  # left by a run that was killed
+    with holder, show_losses([(expert, plan)], every=0.02):
+        folder = plan.root / "wandb"
+        time.sleep(0.1)
+        assert not folder.exists()
+        write_losses(work, 1, 2)
+        wait_for(lambda: list(folder.glob(f"offline-run-*-{expert.fingerprint[:16]}/*.wandb")))
+        write_losses(work, 1, 2, 3)
+        (work / LOSSES).rename(expert.path / LOSSES)
+        finish(expert)
+        holder.kill()
+    (expert.path / LOSSES).write_text((expert.path / LOSSES).read_text().removesuffix('{"step": '))
+    runs = []
+    for _ in range(2):
+        (file,) = folder.glob("offline-run-*/*.wandb")
+        records = read_records(file)
+        shown = [
+            json.loads(item.value_json)
+            for record in records
+            for item in record.history.item
+            if "/".join(item.nested_key) == "_step"
+        ]
+        assert shown == [1, 2, 3]
+        runs += [{(one.run.run_id, one.run.display_name) for one in records if one.HasField("run")}]
+        log_results([plan])
+    assert runs == [{(expert.fingerprint[:16], expert.short)}] * 2
+
+
+def test_what_another_program_trains_is_left_to_it(tmp_path):
+    plan = make_plan(tmp_path, *WORDS, "logger=wandb", "logger.mode=offline")
+    work, holder = start_training(plan)
+    plan.trained_models[0].lock.write_text(json.dumps({"pid": 1}))
+    with holder, show_losses([(plan.trained_models[0], plan)], every=0.02):
+        write_losses(work, 1, 2)
+        time.sleep(0.1)
+        holder.kill()
+    assert not (plan.root / "wandb").exists()
+
+
+def test_a_network_that_fails_is_one_warning_and_stops_no_training(tmp_path, monkeypatch, capsys):
+    def refuse(**_):
+        raise ConnectionError("no route")
+
+    ended: list[bool] = []
+    services = {"login": lambda **_: True, "teardown": lambda: ended.append(True)}
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse, Settings=dict, **services))
+    plan = make_plan(tmp_path, *WORDS, "logger=wandb")
+    work, holder = start_training(plan)
+    with holder, show_losses([(plan.trained_models[0], plan)], every=0.02):
+        write_losses(work, 1)
+        time.sleep(0.1)
+        write_losses(work, 1, 2)
+        holder.kill()
+    warning = f"warning: {plan.trained_models[0].short} is not shown at W&B while it trains: ConnectionError: no route"
+    assert capsys.readouterr().out.split("\n") == [f"  {warning}", ""]
+    assert ended, "a run that could not be begun would stay in use"

@@ -51,13 +51,19 @@ class RandomGenerator(Generator):
 
     def __init__(self, folder: Path, shape: str, device: str, dtype: torch.dtype):
         self.shape = SHAPES[shape]
-        tokenizer = build_tokenizer([" ".join(make_words(self.shape.vocabulary))], self.shape.vocabulary)
-        build_processor(self.shape, tokenizer).save_pretrained(folder)
-        build_config(self.shape, tokenizer).save_pretrained(folder)
+        write_layout(folder, self.shape)
         super().__init__(folder, TEMPLATE, device, dtype)
 
     def load(self) -> LlavaForConditionalGeneration:
         return draw_model(self.shape, self.reader.tokenizer, self.device, self.dtype)
+
+
+def write_layout(folder: Path, shape: Pretraining) -> PreTrainedTokenizerBase:
+    """Write all files of a base of this shape but its weights. Returns its tokenizer."""
+    tokenizer = build_tokenizer([" ".join(make_words(shape.vocabulary))], shape.vocabulary)
+    build_processor(shape, tokenizer).save_pretrained(folder)
+    build_config(shape, tokenizer).save_pretrained(folder)
+    return tokenizer
 
 
 def draw_model(
