@@ -27,7 +27,7 @@ from robustmerge.stage.yaml_files import read_yaml
 
 EXPECTED = REPOSITORY / "data_prep" / "expected.yaml"
 MOST_SHOWN = 5  # wordings, answers and categories
-LETTERS = 48  # of each
+LETTERS = 72  # of each
 TITLES = ("split", "rows", "left out", "expected", "where the expected number is from", "sha256")
 
 
