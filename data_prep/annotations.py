@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import string
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ FORMATS = (
 _RULE_OF_IDS = "its images must have the ids 1, 2, 3 ..., one a question in their order"
 
 
-class Annotations:
+class Annotations(ABC):
     """What a file says of the questions of a split. kind: `captions`, `answers` or `choices`."""
 
     kind = ""
@@ -32,6 +33,7 @@ class Annotations:
     def __init__(self, path: Path):
         self.path = path
 
+    @abstractmethod
     def read(self, key: str, value: Any) -> None:
         """Take up one member of the file, or one element of a list in it. Raises KeyError, TypeError, ValueError."""
 
@@ -44,10 +46,10 @@ class Annotations:
         check_asked(joined)
         return joined
 
-    def _join(self, number: int, example: Example) -> Example:
-        raise NotImplementedError
+    @abstractmethod
+    def _join(self, number: int, example: Example) -> Example: ...
 
-    def check_count(self, rows: int) -> None:
+    def check_count(self, rows: int) -> None:  # noqa: B027  (most kinds fit any number)
         """Raises UserError if the file is made for another number of questions."""
 
 
@@ -83,10 +85,8 @@ class Captions(Annotations):
             raise ValueError(
                 f"question {example.question_id} is on {expected}, image {number} in {self.path} on {name}"
             )
-        references = tuple(one for one in self.captions.get(number, ()) if one.strip())
-        if not references:
-            raise ValueError(f"image {number} ({name}) has no caption in {self.path}")
-        return _with_references(example, references)
+        captions = self.captions.get(number, ())
+        return _with_references(example, captions, f"image {number} ({name}) has no caption in {self.path}")
 
 
 class Answers(Annotations):
@@ -106,10 +106,8 @@ class Answers(Annotations):
             self.answers[name] = tuple(format_scalar(one["answer"], "an answer") for one in value["answers"])
 
     def _join(self, number: int, example: Example) -> Example:
-        references = tuple(one for one in _find(self.answers, example, self.path) if one.strip())
-        if not references:
-            raise ValueError(f"question {example.question_id} has no answer in {self.path}")
-        return _with_references(example, references)
+        answers = _find(self.answers, example, self.path)
+        return _with_references(example, answers, f"question {example.question_id} has no answer in {self.path}")
 
 
 class Problems(Annotations):
@@ -180,6 +178,12 @@ def _find(annotated: Mapping[str, T], example: Example, path: Path) -> T:
     return annotated[example.question_id]
 
 
-def _with_references(example: Example, references: tuple[str, ...]) -> Example:
-    """The example with references; an answer of the question file stays, as the published scorers compare with it."""
+def _with_references(example: Example, texts: Iterable[str], problem: str) -> Example:
+    """The example with those references that are not blank. Raises ValueError with the problem if there is none.
+
+    An answer of the question file stays, as the published scorers compare with it.
+    """
+    references = tuple(text for text in texts if text.strip())
+    if not references:
+        raise ValueError(problem)
     return dataclasses.replace(example, references=references, answer=example.answer or references[0])

@@ -19,6 +19,7 @@ from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import quote
 
 T = TypeVar("T", Example, Prediction)
+OUTSIDE = 0.02  # of the padded square: how far a box may stand out of its picture, as its sides are rounded
 _INDEX = re.compile(r"\d{1,2}")
 
 
@@ -56,9 +57,6 @@ def read_prompts(questions: Path, prompt: str, only: Selection = ALL) -> list[Ex
         raise UserError(f"{questions}: {error}") from error
 
 
-OUTSIDE = 0.02  # of the padded square: how far a box may stand out of its picture, as its sides are rounded
-
-
 def explain_unreadable(parse: str, example: Example) -> str:
     """What is wrong with the answers that a question accepts, as a task's parser reads them; "" if nothing is."""
     letters = string.ascii_uppercase[: len(example.choices)]
@@ -77,6 +75,7 @@ def explain_unreadable(parse: str, example: Example) -> str:
 
 
 def _fold(text: str) -> str:
+    """An option's text without case and further spaces, as `parse_letter` compares it."""
     return " ".join(text.split()).casefold()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from eval.report.formats import escape_code, escape_markdown
 from eval.report.results import Context, ResultGroup, list_metrics, list_scores
@@ -11,7 +11,7 @@ from eval.report.secondary_tables import format_part
 from eval.report.tables import MISSING
 from eval.score import score_predictions
 from eval.settings import BUILTIN_SUFFIX, CAPTION_NAMES, Task
-from robustmerge.stage.records import Prediction, read_examples
+from robustmerge.stage.records import Prediction, Score, read_examples
 
 PROTOCOL_MEANINGS = {
     "corrected": "what each metric commonly means",
@@ -40,9 +40,7 @@ def format_partial_notice(groups: Sequence[ResultGroup], context: Context) -> st
     """A warning if only some of the questions were asked; "" otherwise."""
     counts = _group_titles(
         (f"{score.n_expected:,} of {score.n_asked:,} questions", task)
-        for task in context.tasks
-        for group in groups
-        for score in list_scores(group, task)
+        for score, task in _iterate_scores(groups, context)
         if score.n_asked
     )
     if not counts:
@@ -76,6 +74,11 @@ def format_constants(context: Context) -> str:
     return f"The commonest answer of a task, given to all of its questions: {', '.join(scored)}.\n" if scored else ""
 
 
+def _iterate_scores(groups: Sequence[ResultGroup], context: Context) -> Iterator[tuple[Score, Task]]:
+    """Every score of the tables with its task, task by task."""
+    return ((score, task) for task in context.tasks for group in groups for score in list_scores(group, task))
+
+
 def _group_titles(pairs: Iterable[tuple[str, Task]]) -> dict[str, list[str]]:
     """The titles of the tasks that share a text, each title once."""
     grouped: dict[str, list[str]] = {}
@@ -93,9 +96,7 @@ def _explain_missing(groups: Sequence[ResultGroup], context: Context) -> list[st
     """Why scores are missing although the questions were answered."""
     reasons = _group_titles(
         (score.reason or "no reason is recorded", task)
-        for task in context.tasks
-        for group in groups
-        for score in list_scores(group, task)
+        for score, task in _iterate_scores(groups, context)
         if score.value is None
     )
     return [f"- {MISSING} of {_join(titles)}: {escape_markdown(reason)}." for reason, titles in reasons.items()]
@@ -105,9 +106,7 @@ def _explain_coverage(groups: Sequence[ResultGroup], context: Context) -> list[s
     """Tasks of whose dataset some questions could not be asked."""
     covered = _group_titles(
         (f"{score.coverage:.1%} of the questions ({score.n_left_out:,} left out)", task)
-        for task in context.tasks
-        for group in groups
-        for score in list_scores(group, task)
+        for score, task in _iterate_scores(groups, context)
         if score.n_left_out
     )
     return [

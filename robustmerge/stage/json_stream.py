@@ -37,8 +37,8 @@ def iterate_records(path: Path, what: str) -> Iterator[Element]:
     """
     path = require_file(path, what)
     with open(path, "rb") as file:
-        file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
-        start, first = file.tell(), _first_byte(file)
+        start = _skip_mark(file)
+        first = _first_byte(file)
         file.seek(start)
         if first == b"[":
             window = _Window(path, what, file)
@@ -58,8 +58,14 @@ def iterate_members(path: Path, what: str) -> Iterator[Element]:
     """
     path = require_file(path, what)
     with open(path, "rb") as file:
-        file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
+        _skip_mark(file)
         yield from _Window(path, what, file).walk_object()
+
+
+def _skip_mark(file: IO[bytes]) -> int:
+    """Go behind a byte order mark, if the file begins with one. Returns the position."""
+    mark = codecs.BOM_UTF8
+    return file.seek(len(mark) if file.read(len(mark)) == mark else 0)
 
 
 def _first_byte(file: IO[bytes]) -> bytes:
