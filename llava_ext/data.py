@@ -126,8 +126,7 @@ def read_rows(reader: Reader, task: str, folder: Path, prompt: str | None, recip
     counts = {"truncated": 0, "skipped": 0, "ignored": 0}
     most = recipe.max_length
     for example in read_examples(folder / "train.jsonl"):
-        turns = [(render(prompt, example) if prompt is not None else example.text, example.answer), *example.turns]
-        ids, labels = reader.encode(turns, example.image is not None)
+        ids, labels = encode_example(reader, example, prompt)
         name, is_too_long = f"{task}: question {example.question_id}", len(ids) > most
         if is_too_long and recipe.too_long == "error":
             choices = "recipe.too_long=truncate cuts such rows, skip leaves them out"
@@ -139,11 +138,17 @@ def read_rows(reader: Reader, task: str, folder: Path, prompt: str | None, recip
         else:
             counts["truncated"] += is_too_long
             rows.append(Row(ids[:most], labels[:most], folder / example.image if example.image else None, name))
-            answers += [answer for _, answer in turns]
+            answers += [example.answer, *(answer for _, answer in example.turns)]
     counts = {"trained": len(rows), **counts}
     if not rows:
         raise UserError(f"no training samples in {task}; {describe_counts(task, counts, recipe) or 'it has no rows'}")
     return TaskRows(rows, count_pieces(reader.tokenizer, answers), counts)
+
+
+def encode_example(reader: Reader, example: Example, prompt: str | None) -> Encoded:
+    """Token ids and labels of a training example, its question in the prompt if there is one."""
+    text = render(prompt, example) if prompt is not None else example.text
+    return reader.encode([(text, example.answer), *example.turns], example.image is not None)
 
 
 def describe_counts(task: str, counts: Mapping[str, int], recipe: Recipe) -> str | None:

@@ -17,10 +17,9 @@ from llava_ext.settings import MULTI_TASK, Expert, Trainer
 from pipeline.plan import Plan
 from pipeline.program import train_all_command
 from pipeline.terminal import format_seconds
-from pipeline.tools.verify import find_expected
+from pipeline.tools.verify import find_expected, name_expected
 from robustmerge.stage.files import expand
 from robustmerge.stage.process import loading_libraries
-from robustmerge.stage.prompts import render
 from robustmerge.stage.records import read_examples
 from robustmerge.stage.settings import ConfigError, UserError
 from robustmerge.stage.tables import format_columns, format_size
@@ -130,7 +129,7 @@ def find_material(plan: Plan, task: Task, base: Path | None) -> Material:
     if settings.generator is not None:
         return Material(settings.counts.train, "the configuration")
     if expected := find_expected(settings, "train"):
-        return Material(expected["rows"], f"{expected['from']}{'' if expected['verified'] else ' (not verified)'}")
+        return Material(expected["rows"], name_expected(expected))
     return Material(settings.sample.train or None, "the configuration" if settings.sample.train else "nothing yet")
 
 
@@ -139,14 +138,11 @@ def count_tokens(plan: Plan, task: Task, folder: Path, base: Path, rows: int) ->
     if plan.config.model.kind.answers_with_classes:
         return []
     with loading_libraries():
-        from llava_ext.data import load_reader
+        from llava_ext.data import encode_example, load_reader
 
     reader, prompt = load_reader(base, plan.config.model.template), task.train_prompt or task.prompt
-    lengths = []
-    for example in itertools.islice(read_examples(folder / "train.jsonl"), 0, None, -(-rows // SAMPLED)):
-        turns = [(render(prompt, example), example.answer), *example.turns]
-        lengths.append(len(reader.encode(turns, example.image is not None).ids))
-    return lengths
+    examples = itertools.islice(read_examples(folder / "train.jsonl"), 0, None, -(-rows // SAMPLED))
+    return [len(encode_example(reader, example, prompt).ids) for example in examples]
 
 
 def list_runs(plan: Plan, materials: Mapping[str, Material], usual: int | None) -> Iterator[Run]:

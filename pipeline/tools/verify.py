@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,22 +106,26 @@ def find_expected(settings: TaskData, split: str) -> Mapping[str, Any]:
     """What is known of the number of rows. None of it holds for drawn data, or for a sample."""
     if settings.generator is not None or getattr(settings.sample, split):
         return {}
-    return (
-        read_yaml(EXPECTED, "the expected numbers of rows")
-        .get(settings.source, {})
-        .get(settings.task, {})
-        .get(split, {})
-    )
+    return _read_expected().get(settings.source, {}).get(settings.task, {}).get(split, {})
+
+
+@cache
+def _read_expected() -> dict[str, Any]:
+    return read_yaml(EXPECTED, "the expected numbers of rows")
+
+
+def name_expected(expected: Mapping[str, Any]) -> str:
+    """Where an expected number is from, and whether anybody has counted it; "" without one."""
+    return f"{expected['from']}{'' if expected['verified'] else ' (not verified)'}" if expected else ""
 
 
 def _format_split(split: str, summary: Summary, expected: Mapping[str, Any]) -> list[str]:
-    source = f"{expected['from']}{'' if expected['verified'] else ' (not verified)'}" if expected else ""
     return [
         split,
         f"{summary.rows:,}",
         f"{summary.left_out:,}",
         _compare(summary, expected),
-        source,
+        name_expected(expected),
         summary.sha256[:12],
     ]
 
