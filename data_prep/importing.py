@@ -3,9 +3,6 @@
 All rows are read twice. First their texts are checked and their pictures looked for, before anything is written. Then
 each picture is decoded and copied, and the row goes to a journal, from which a killed run goes on. Rows that cannot be
 used are listed with the reason in rejected.jsonl. What is kept in memory of a row is its id and its picture's name.
-
-Pictures are copied, so that editing one later changes nothing that is prepared. Read-only pictures, which nobody edits
-in place, are hard-linked where the file system can: `chmod -R a-w` on a large collection saves its size on disk.
 """
 
 from __future__ import annotations
@@ -16,31 +13,30 @@ import itertools
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import IO, Any, NamedTuple
 
 from data_prep.annotations import Annotations, read_annotations
 from data_prep.parallel import map_in_order, with_progress_bar
+from data_prep.picture_copies import copy_pictures, find_link_out, name_in_stage
 from data_prep.picture_places import Place, find_place
 from data_prep.rows import find_image_root, iterate_rows
 from data_prep.settings import SPLITS, TaskData
 from data_prep.splits import draw_val, open_split
 from robustmerge.stage.address import UNFINISHED
-from robustmerge.stage.files import BESIDE, WholeFile, remove
+from robustmerge.stage.files import WholeFile, remove
 from robustmerge.stage.json_stream import Element
-from robustmerge.stage.pictures import PictureError, read_picture
-from robustmerge.stage.records import LONGEST_PATH, Example, format_example, format_scalar, parse_example
+from robustmerge.stage.records import Example, format_example, format_scalar, parse_example
 from robustmerge.stage.settings import UserError, first_few
-from robustmerge.stage.text import is_blank, shorten
+from robustmerge.stage.text import is_blank
 
 AnswerCheck = Callable[[str, Example], str]  # of a split's example: what is wrong with its answers, "" if nothing
 IMAGES_FOR_A_POOL = 2000  # from this number on, several processes decode sooner than one
 BATCH = 64  # rows whose pictures a process takes at a time
-LONGEST_PART = 255  # bytes of a file's name
 REJECTED = "rejected.jsonl"
 FAULTY, NO_PICTURE, BAD_PICTURE = "faulty row", "missing picture", "unreadable picture"
 
@@ -121,7 +117,7 @@ def import_task(folder: Path, settings: TaskData, say: Callable[[str], None], ch
     journals = folder / UNFINISHED
     journals.mkdir(parents=True, exist_ok=True)
     for split in settings.splits:
-        reader.take(folder, journals / f"{split}.jsonl", split, survey)
+        reader.copy(folder, journals / f"{split}.jsonl", split, survey)
         try:
             _refuse_too_many(folder, settings, split, survey)
         except UserError:  # whose pictures may be mended until the next run
@@ -201,7 +197,7 @@ class _Reader:
         self._check_folders(survey)
         return survey
 
-    def take(self, folder: Path, journal: Path, split: str, survey: Survey) -> None:
+    def copy(self, folder: Path, journal: Path, split: str, survey: Survey) -> None:
         """Copy the pictures of a split, and write its rows into the journal from where an earlier run has stopped."""
         done = self._go_on(journal, split, survey)
         jobs = self.settings.jobs if len(survey.places) >= IMAGES_FOR_A_POOL else 1
@@ -223,7 +219,7 @@ class _Reader:
             open(journal, "a", encoding="utf-8") as file,
             with_progress_bar(None, title, survey.rows[split], "row") as bar,
         ):
-            for taken in map_in_order(partial(_take_pictures, folder), batches(), jobs):
+            for taken in map_in_order(partial(copy_pictures, folder), batches(), jobs):
                 sizes |= taken
                 for row in waiting.popleft():
                     result = self._finish(split, row, sizes)
@@ -293,14 +289,14 @@ class _Reader:
         Raises OSError, ValueError or UserError if there is no such picture.
         """
         root = self.roots[split]
-        name = _name_in_stage(root, image)
+        name = name_in_stage(root, image)
         known = survey.places.get(name)
         if known is None or len(set(self.roots.values())) > 1:
             place = find_place(root, Path(name).relative_to("images").as_posix())
             if known is not None and known != place and not os.path.samefile(known.path, place.path):
                 raise ValueError(f"{place} and {known} have the same name; give data.images")
             survey.places.setdefault(name, place)
-            if target := _find_link_out(root, place):
+            if target := find_link_out(root, place):
                 survey.links[place.path] = target
         survey.splits[name] = survey.splits.get(name, 0) | 1 << SPLITS.index(split)
         return dataclasses.replace(example, image=name)
@@ -346,7 +342,7 @@ class _Reader:
 
     def _parse_again(self, split: str, number: int, element: Element) -> Example:
         example = self._parse(split, number, element)
-        name = None if example.image is None else _name_in_stage(self.roots[split], example.image)
+        name = None if example.image is None else name_in_stage(self.roots[split], example.image)
         return dataclasses.replace(example, image=name)
 
     def _finish(self, split: str, row: Row, sizes: Mapping[str, tuple[int, int] | str]) -> Example | Fault:
@@ -365,72 +361,6 @@ class _Reader:
             problem = f"question {example.question_id}: {problem}"
             return self._refuse(FAULTY, problem, split, row.element, example.question_id)
         return example
-
-
-# --- pictures ------------------------------------------------------------------------------------------------------
-
-
-def _name_in_stage(root: Path, image: str) -> str:
-    """The path of a picture's copy in the stage's folder.
-
-    Raises ValueError if the picture lies outside its root, or the path could not be kept or read again.
-    """
-    inside = os.path.normpath(os.path.relpath(root / image, root))
-    if inside in (os.curdir, os.pardir) or inside.startswith(os.pardir + os.sep):
-        raise ValueError(f"{image} lies outside {root}")
-    if any(part.startswith(".") and part.endswith(BESIDE) for part in Path(inside).parts):
-        raise ValueError(f"{image} has a name of unfinished files (.*{BESIDE}), which are removed; rename it")
-    name = Path("images", inside).as_posix()
-    if any(len(os.fsencode(part)) > LONGEST_PART for part in Path(inside).parts):
-        raise ValueError(f"{shorten(image)} has a name of more than {LONGEST_PART} bytes, which no file may have")
-    if len(name) > LONGEST_PATH:
-        raise ValueError(f"{image} is too long: {name[:7]} and the path may have {LONGEST_PATH} characters")
-    return name
-
-
-_follow = lru_cache(os.path.realpath)  # of folders, which hold many pictures
-
-
-def _find_link_out(root: Path, place: Place) -> str | None:
-    """What a link leads to that leads out of the folder of the pictures; None if there is none."""
-    path = Path(place.path)
-    target = os.path.realpath(path) if path.is_symlink() else os.path.join(_follow(path.parent), path.name)
-    return None if target.startswith(_follow(root) + os.sep) else target
-
-
-def _take_pictures(folder: Path, pictures: Sequence[tuple[str, Place]]) -> dict[str, tuple[int, int] | str]:
-    """Decode pictures and copy them. Returns the size of each in pixels, or why it cannot be used."""
-    return {name: _take_picture(folder / name, place) for name, place in pictures}
-
-
-def _take_picture(target: Path, place: Place) -> tuple[int, int] | str:
-    with contextlib.suppress(PictureError):  # if it is there already; a crash of the machine may have emptied it
-        return read_picture(target).size
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".copy.{os.getpid()}{BESIDE}")
-    beside.unlink(missing_ok=True)
-    try:
-        if not place.member and _link_if_read_only(Path(place.path), beside):
-            size = read_picture(Path(place.path)).size
-        else:
-            data = place.read()  # once: what is decoded is what is written
-            size = read_picture(data, f"the picture {place}").size
-            beside.write_bytes(data)
-        os.replace(beside, target)
-        return size
-    except PictureError as error:
-        return str(error)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _link_if_read_only(source: Path, beside: Path) -> bool:
-    """Hard-link a file that nobody may write to. Returns whether it is linked."""
-    with contextlib.suppress(OSError):  # another file system, or one without links
-        if not source.stat().st_mode & 0o222:
-            os.link(source.resolve(), beside)
-            return True
-    return False
 
 
 # --- the journal ---------------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ class Killed(BaseException):
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(task, tmp_path, monkeypatch, after):
     monkeypatch.setattr(importing, "BATCH", 7)
     whole = prepare(address_of(tmp_path / "whole", task), task)
-    take, taken = importing._take_pictures, []
+    take, taken = importing.copy_pictures, []
 
     def take_and_die(folder, pictures):
         if len(taken) == after:
@@ -176,13 +176,13 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(task, tmp_path, monkeyp
 
     address = address_of(tmp_path / "killed", task)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(importing, "_take_pictures", take_and_die)
+        patch.setattr(importing, "copy_pictures", take_and_die)
         prepare(address, task)
     journal = address.path / "unfinished/train.jsonl"
     with open(journal, "ab") as file:  # a line that the kill has cut
         file.write(b'{"row": 99')
     decoded = []
-    monkeypatch.setattr(importing, "_take_pictures", lambda *job: decoded.append(job) or take(*job))
+    monkeypatch.setattr(importing, "copy_pictures", lambda *job: decoded.append(job) or take(*job))
     folder = prepare(address, task)
     for name in ("train.jsonl", "val.jsonl", "test.jsonl", "train.json", "rejected.jsonl"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
@@ -203,7 +203,7 @@ def test_a_picture_that_is_mended_after_a_refusal_is_taken_by_the_same_command(t
 def test_a_killed_run_goes_on_with_the_answers_that_its_parser_reads_now(task, tmp_path, monkeypatch):
     monkeypatch.setattr(importing, "BATCH", 7)
     settings = dataclasses.replace(task, most_rejected=0.5)
-    address, take = address_of(tmp_path / "runs", settings), importing._take_pictures
+    address, take = address_of(tmp_path / "runs", settings), importing.copy_pictures
 
     def take_and_die(folder, pictures):
         if (folder / "images/4.png").exists():
@@ -214,7 +214,7 @@ def test_a_killed_run_goes_on_with_the_answers_that_its_parser_reads_now(task, t
         return lambda split, one: "unread" if one.question_id == number else ""
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(importing, "_take_pictures", take_and_die)
+        patch.setattr(importing, "copy_pictures", take_and_die)
         prepare(address, settings, check=refuse("2"))
     folder = prepare(address, settings, check=refuse("5"))
     (rejected,) = map(json.loads, (folder / "rejected.jsonl").read_text().splitlines())
@@ -223,7 +223,7 @@ def test_a_killed_run_goes_on_with_the_answers_that_its_parser_reads_now(task, t
 
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_a_question_file_that_is_replaced_while_it_is_read_is_not_taken(task, tmp_path, monkeypatch, when):
-    address, take = address_of(tmp_path / "runs", task), importing._take_pictures
+    address, take = address_of(tmp_path / "runs", task), importing.copy_pictures
     before = Path(task.test).read_text()
 
     def replace(*job):
@@ -232,11 +232,11 @@ def test_a_question_file_that_is_replaced_while_it_is_read_is_not_taken(task, tm
 
     if when == "before":
         replace(tmp_path, [])
-    monkeypatch.setattr(importing, "_take_pictures", replace)
+    monkeypatch.setattr(importing, "copy_pictures", replace)
     with pytest.raises(UserError, match=r"test\.json has changed since the command was started"):
         prepare(address, task)
     assert not address.is_complete()
-    monkeypatch.setattr(importing, "_take_pictures", take)
+    monkeypatch.setattr(importing, "copy_pictures", take)
     Path(task.test).write_text(before)
     assert len(ids_of(prepare(address, task), "test")) == 5
 
