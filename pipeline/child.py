@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.events import Event, report_error, report_progress, write_event  # noqa: E402
-from pipeline.stages.base import work_base, work_clip_base, work_corpus, work_pretrain  # noqa: E402
+from pipeline.stages.base import work_align, work_base, work_clip_base, work_corpus, work_join, work_pretrain  # noqa: E402
 from pipeline.stages.convert import work_convert  # noqa: E402
 from pipeline.stages.merge import work_merge  # noqa: E402
 from pipeline.stages.predict import work_predict  # noqa: E402
@@ -40,6 +40,8 @@ WORK = {
     "captions": work_corpus,
     "pretrain": work_pretrain,
     "base": work_base,
+    "align": work_align,
+    "join": work_join,
     "clip_base": work_clip_base,
     "train": work_train,
     "convert": work_convert,

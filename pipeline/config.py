@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.settings import BaseCorpus, CaptionCorpus, Counts, Sample, TaskData
 from eval.settings import PROTOCOLS, Bootstrap, Logger, PaperTable, Selection, Task
-from llava_ext.settings import Expert, Peft, Trainer, positive
+from llava_ext.settings import AlignedBase, Expert, Peft, Trainer, positive
 from pipeline.models import Model
 from pipeline.program import parse_overrides
 from pipeline.strengths import is_set_by_user, problems_of_grid
@@ -317,12 +317,14 @@ def _find_ignored_keys(config: Config) -> list[Problem]:
     model, keys = config.model, parse_overrides(config.overrides)
     if model.base is None:
         return []
-    if model.trained_base is not None:
-        is_ignored = model.checkpoint is not None and "model.checkpoint" in keys
+    is_joined = isinstance(model.trained_base, AlignedBase)
+    if model.base.train or (model.trained_base is not None and not is_joined):
+        shipped = {"model.checkpoint": model.checkpoint, "model.base.alignment": getattr(model.base, "alignment", None)}
         rule = "model.base.train=true trains the base here, so that no checkpoint is used"
-        return [Problem(rule, "model.checkpoint")] if is_ignored else []
+        return [Problem(rule, key) for key, value in shipped.items() if key in keys and value is not None]
     of_training = [key for key in keys if f"{key}.".startswith(("model.base.", "benchmark.corpus."))]
-    of_training = [key for key in of_training if key not in ("model.base.knows", "model.base.train")]
+    of_others = ("knows", "train", *(("language", "alignment") if is_joined else ()))
+    of_training = [key for key in of_training if key.removeprefix("model.base.") not in of_others]
     rule = "this says how a base is trained, and the one in use is shipped; add model.base.train=true to train it"
     problems = [Problem(rule, key) for key in of_training]
     if {"model.checkpoint", "model.base.knows"} <= keys.keys():

@@ -44,9 +44,12 @@ LONGEST_LINE = 2**16  # bytes of a child's output without a line's end after whi
 Launch = Callable[[Path, Path, int], tuple[list[str], dict[str, str]]]
 
 
-def launch_plain(script: Path, job: Path, slot: int) -> tuple[list[str], dict[str, str]]:
-    """Launch command of a plain process with one thread, so that its bytes do not depend on what runs beside it."""
-    return [sys.executable, str(script), str(job)], {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+def launch_plain(script: Path, job: Path, slot: int, threads: int = 1) -> tuple[list[str], dict[str, str]]:
+    """Launch command of a plain process.
+
+    With one thread its bytes do not depend on what runs beside it; more are for a large model that is trained alone.
+    """
+    return [sys.executable, str(script), str(job)], dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
 
 
 @dataclass(frozen=True)

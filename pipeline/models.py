@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_ext.settings import ClipBase
 from data_prep.settings import BaseCorpus, CaptionCorpus
-from llava_ext.settings import BaseModel, Recipe, positive, problems_of_precision, problems_of_quantize
+from llava_ext.settings import AlignedBase, BaseModel, Recipe, positive, problems_of_precision, problems_of_quantize
 from robustmerge.stage.process import loading_libraries
 from robustmerge.stage.settings import PRODUCTS, Problem, refuse, suggest
 
@@ -48,7 +48,7 @@ class Model:
     name: str
     family: str = "llava"
     template: str = "vicuna_v1"
-    base: BaseModel | ClipBase | None = None
+    base: BaseModel | AlignedBase | ClipBase | None = None
     checkpoint: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     lora: Lora = field(default_factory=Lora)
@@ -70,10 +70,10 @@ class Model:
             problems.append(Problem("pictures without a question are all of one length", "recipe.group_by_length"))
         if self.base is None and self.checkpoint is None:
             problems.append(Problem("a model needs a checkpoint, or a base that is trained here", "base, checkpoint"))
-        if self.base is not None and self.family in FAMILIES and not isinstance(self.base, self.kind.base):
+        if self.base is not None and self.family in FAMILIES and not isinstance(self.base, self.kind.bases):
             problems.append(Problem(f"these are no settings of a base of family '{self.family}'", "base"))
-        elif isinstance(base := self.trained_base, BaseModel) and base.pretraining.template != self.template:
-            trained = base.pretraining.template
+        elif isinstance(base := self.trained_base, BaseModel | AlignedBase) and base.template != self.template:
+            trained = base.template
             problems.append(
                 Problem(f"the base is trained with template '{trained}', not '{self.template}'", "template")
             )
@@ -85,8 +85,8 @@ class Model:
         return FAMILIES[self.family]
 
     @property
-    def trained_base(self) -> BaseModel | ClipBase | None:
-        """How the base is trained here; None where it is a checkpoint."""
+    def trained_base(self) -> BaseModel | AlignedBase | ClipBase | None:
+        """How the base is made here, trained or put together; None where it is a checkpoint."""
         is_trained = self.base is not None and (self.base.train or self.checkpoint is None)
         return self.base if is_trained else None
 
@@ -95,14 +95,14 @@ class Model:
 class Family:
     """A kind of model.
 
-    title: as a sentence names it; base, corpus: classes of the settings of a base that is trained here, and of what it
+    title: as a sentence names it; bases, corpus: classes of the settings of a base that is made here, and of what it
     is trained on. answers_with_classes: whether it names the class of a picture, and does not write an answer.
     training: how its experts are trained. load: a base that answers (eval.predict.AnswerModel), with the `use` of
     llava_ext.sources; takes its folder, template, whether a CPU may multiply fast, device and precision.
     """
 
     title: str
-    base: type
+    bases: tuple[type, ...]
     corpus: type
     answers_with_classes: bool
     training: Callable[[], Training]
@@ -147,6 +147,6 @@ def choose_gpu(device: str) -> str:
 
 
 FAMILIES = {
-    "llava": Family("LLaVA", BaseModel, BaseCorpus, False, _train_llava, _load_llava),
-    "clip": Family("CLIP", ClipBase, CaptionCorpus, True, _train_clip, _load_clip),
+    "llava": Family("LLaVA", (BaseModel, AlignedBase), BaseCorpus, False, _train_llava, _load_llava),
+    "clip": Family("CLIP", (ClipBase,), CaptionCorpus, True, _train_clip, _load_clip),
 }

@@ -7,6 +7,7 @@ embeddings, the vision tower, a SigLIP without a class token, and the tokenizer,
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -144,7 +145,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return weights
 
 
-def build_tokenizer() -> Tokenizer:
+def build_tokenizer(special: Iterable[str] = tuple(SPECIAL)) -> Tokenizer:
     """A small tokenizer of Qwen's kind: the bytes and some words, and the special tokens behind them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -155,5 +156,5 @@ def build_tokenizer() -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=PIECES, initial_alphabet=sorted(alphabet), show_progress=False)
     tokenizer.train_from_iterator(WORDS.splitlines() * 9, trainer)
     assert tokenizer.get_vocab_size() == PIECES
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in special])
     return tokenizer

@@ -31,7 +31,7 @@ def write_base(folder: Path, seed: int = 0) -> Path:
     tokenizer = build_tokenizer(lines, SMALL.vocabulary)
     settings = dataclasses.replace(SMALL, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
-    save_base(folder, build_model(settings, tokenizer), build_processor(settings, tokenizer))
+    save_base(folder, build_model(settings, tokenizer), build_processor(settings.vision, tokenizer))
     return folder
 
 

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_ext.data import derive_seed
-from llava_ext.settings import Pretraining
+from llava_ext.settings import Pretraining, Vision
 from llava_ext.small.tokenizer import IMAGE
 
 
@@ -87,19 +87,20 @@ def draw_weights(model: nn.Module, seed: int) -> None:
             weight.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
-def build_processor(settings: Pretraining, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
-    """The processor of the model: it pads pictures to a square with the mean colour and never crops.
+def build_processor(vision: Vision | CLIPVisionConfig, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
+    """The processor of a model with a vision tower of these sizes.
 
+    It pads pictures to a square with the mean colour and never crops.
     The Pillow backend is pinned by class: torchvision resizes with other code and gives other pixels.
     """
-    side = settings.vision.image_size
+    side = vision.image_size
     images = LlavaImageProcessorPil(
         do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_convert_rgb=True
     )
     return LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
-        patch_size=settings.vision.patch_size,
+        patch_size=vision.patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )

@@ -66,7 +66,7 @@ def _train(folder: Path, work: Path, settings: Pretraining, corpus: Path, say: C
     lines = (corpus / "tokenizer_corpus.txt").read_text(encoding="utf-8").split("\n")
     template = render(settings.template, [("", "")], image=False)  # its words become one token each, too
     tokenizer = build_tokenizer([*lines, template], settings.vocabulary)
-    model, processor = build_model(settings, tokenizer), build_processor(settings, tokenizer)
+    model, processor = build_model(settings, tokenizer), build_processor(settings.vision, tokenizer)
     config = model.config
     pixels = PixelReader(processor.image_processor)  # pictures have the model's size: nothing is padded or cropped
     image_ids = (config.image_token_id,) * config.image_seq_length

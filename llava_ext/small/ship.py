@@ -23,7 +23,7 @@ def save_rounded(base: Path, folder: Path, settings: BaseModel, corpus: Path, sa
     """
     quiet_libraries()
     rounded, reader = load_model(base, DTYPES["bf16"]), load_reader(base, settings.pretraining.template)
-    save_base(folder, rounded, build_processor(settings.pretraining, reader.tokenizer))
+    save_base(folder, rounded, build_processor(settings.pretraining.vision, reader.tokenizer))
     model = load_model(folder, DTYPES["fp32"]).eval()
     with fast_matmul(), eager_attention(model):
         skills = measure_skills(AnswerModel(model), reader, corpus, Collator(reader), say)

@@ -69,7 +69,7 @@ def _train(
         run.fit(answer_model, rows, range(len(rows)), collate, MICRO_BATCH)
         model.eval()
         skills = measure_skills(answer_model, reader, corpus, collate, say)
-    save_base(folder, model, build_processor(settings.pretraining, reader.tokenizer))
+    save_base(folder, model, build_processor(settings.pretraining.vision, reader.tokenizer))
     os.replace(work / NAME / LOSSES, folder / f"losses_{NAME}.jsonl")
     return {**(read_training_record(pretrained) or {}), "skills": skills}
 

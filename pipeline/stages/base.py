@@ -1,7 +1,8 @@
 """The base stage: the model that every expert is trained on, a named checkpoint or a small one that is trained here.
 
 A small LLaVA is trained in two stages: `pretrain` makes one that sees and talks, and from it `base` makes those that
-differ in what they know of the tasks. A small CLIP is trained in one.
+differ in what they know of the tasks. A small CLIP is trained in one. The base of a pretrained language model is put
+together by `join`, with an alignment that is shipped or that `align` trains.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava_ext.settings import BaseModel
+from llava_ext.settings import AlignedBase, BaseModel
 from pipeline.addresses import require_complete
 from pipeline.events import say
-from pipeline.jobs import Job, run_jobs
+from pipeline.jobs import Job, launch_plain, run_jobs
 from pipeline.plan import Plan
 from pipeline.program import train_all_command
 from pipeline.stages.convert import fetch
@@ -35,9 +37,11 @@ def make_bases(plans: Sequence[Plan]) -> None:
     for alike in itertools.zip_longest(*parts):  # the first parts of all bases, then the second ones
         wanted = drop_finished((part.address, part) for part in alike if part is not None)
         items = [describe_item(part.stage, address, part.settings, **part.inputs) for address, part in wanted]
-        jobs = [Job(item["name"], [item]) for item in items]
-        if jobs:
-            run_jobs(items[0]["stage"], jobs, plans[0].config.jobs, plans[0].logs)
+        if not items:
+            continue
+        cores = plans[0].config.jobs
+        launch = partial(launch_plain, threads=max(1, cores // len(items)) if items[0]["stage"] == "align" else 1)
+        run_jobs(items[0]["stage"], [Job(item["name"], [item], launch=launch) for item in items], cores, plans[0].logs)
 
 
 class Part(NamedTuple):
@@ -55,18 +59,32 @@ class Part(NamedTuple):
 def _list_parts(plan: Plan) -> list[Part]:
     """The steps to the plan's base: its corpus, for a LLaVA what bases share that know more or less, and itself."""
     base, corpus = plan.config.model.trained_base, plan.config.benchmark.corpus
+    if isinstance(base, AlignedBase) and not base.train:
+        return [_join(plan)]
     parts = [Part(plan.corpus, dataclasses.replace(corpus, jobs=plan.config.jobs), {})]
     inputs = {"corpus": str(plan.corpus.path)}
+    if isinstance(base, AlignedBase):
+        inputs |= {"language": str(plan.language.path), "tower": str(plan.tower.path)}
+        return [*parts, Part(plan.alignment, base, inputs), _join(plan)]
     if isinstance(base, BaseModel):
         parts.append(Part(plan.pretrained, base.pretraining, inputs))
         inputs = {**inputs, "pretrained": str(plan.pretrained.path)}
     return [*parts, Part(plan.base, base, inputs)]
 
 
+def _join(plan: Plan) -> Part:
+    """The last step to a base of a pretrained language model."""
+    return Part(plan.base, {}, {"language": str(plan.language.path), "alignment": str(plan.alignment.path)})
+
+
 def fetch_bases(plans: Sequence[Plan]) -> None:
-    """Fetch the bases that are checkpoints of the Hub."""
-    for address in {plan.base.path: plan.base for plan in plans if plan.config.model.trained_base is None}.values():
-        fetch(address, MODEL_FILES)
+    """Fetch the bases that are checkpoints of the Hub, and the language models of those that are put together."""
+    for plan in plans:
+        base = plan.config.model.trained_base
+        if base is None:
+            fetch(plan.base, MODEL_FILES)
+        elif isinstance(base, AlignedBase) and not plan.base.is_complete():
+            fetch(plan.language, MODEL_FILES)
 
 
 def require_bases(plans: Sequence[Plan]) -> None:
@@ -99,6 +117,23 @@ def work_base(item: dict) -> None:
 
     settings = build(BaseModel, item["settings"], "model.base")
     train_base(Address.from_json(item["address"]), settings, Path(item["pretrained"]), Path(item["corpus"]), say)
+
+
+def work_align(item: dict) -> None:
+    with loading_libraries():
+        from llava_ext.settings import AlignedBase
+        from llava_ext.small.align import align
+
+    settings = build(AlignedBase, item["settings"], "model.base")
+    language, tower, corpus = (Path(item[name]) for name in ("language", "tower", "corpus"))
+    align(Address.from_json(item["address"]), settings, language, tower, corpus, say)
+
+
+def work_join(item: dict) -> None:
+    with loading_libraries():
+        from llava_ext.small.join import join_base
+
+    join_base(Address.from_json(item["address"]), Path(item["language"]), Path(item["alignment"]), say)
 
 
 def work_clip_base(item: dict) -> None:

@@ -31,12 +31,16 @@ UNNAMED = ("paths.", "logger", "jobs", "merge_device", "report", "pdf", "profile
 
 
 def report(plans: Sequence[Plan]) -> list[tuple[Path, Report]]:
-    """Write the report of every run folder, and one of all models of a benchmark; returns folders and contents."""
+    """Write the reports of a sweep; returns folders and contents."""
+    return [_report_one(root, alike) for root, alike in group_by_report(plans)]
+
+
+def group_by_report(plans: Sequence[Plan]) -> list[tuple[Path, Sequence[Plan]]]:
+    """The points of each report, with the run folder it lies in: one a run folder, and one of all models."""
     roots = {plan.root: [other for other in plans if other.root == plan.root] for plan in plans}
-    reports = [_report_one(root, alike) for root, alike in roots.items()]
-    if len(roots) > 1 and len({plan.config.benchmark.name for plan in plans}) == 1:
-        reports.append(_report_one(plans[0].root, plans))
-    return reports
+    groups: list[tuple[Path, Sequence[Plan]]] = list(roots.items())
+    is_one_benchmark = len({plan.config.benchmark.name for plan in plans}) == 1
+    return [*groups, (plans[0].root, plans)] if len(roots) > 1 and is_one_benchmark else groups
 
 
 def _report_one(root: Path, plans: Sequence[Plan]) -> tuple[Path, Report]:

@@ -82,9 +82,9 @@ def _defaults(root: Path) -> Mapping[str, dict]:
     chosen = [f"benchmark={benchmark}", f"model={model}", f"profile={profile}", "methods=all"]
     try:
         (plan,) = make_plans([compose("train_all", chosen)])
-    except UserError:  # a benchmark or model whose file is gone
+        addresses = [*_list_trained_base(plan), *plan.experts.values(), *map(plan.data, plan.config.tasks)]
+    except UserError:  # a benchmark, a model or a package that is gone
         return {}
-    addresses = [*_list_trained_base(plan), *plan.experts.values(), *(plan.data(task) for task in plan.config.tasks)]
     addresses += [address for address in [plan.multi_task] if address]
     addresses += [plan.merged(method) for method in plan.config.methods]
     return {address.short.rpartition("-")[0]: address.identity for address in addresses}

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 from clip_ext.settings import ClipBase
 from data_prep.settings import GENERATOR, LABEL_GENERATOR
 from eval.report.section_base_model import format_base_section
-from llava_ext.settings import TRAINING_RECORD, BaseModel, Part
+from llava_ext.packaged import PACKAGES
+from llava_ext.settings import TRAINING_RECORD, AlignedBase, BaseModel, Part
 from pipeline.plan import Plan
 from pipeline.stages.base import make_bases
 from pipeline.words import format_command
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.stage.address import Address, read_manifest, settings_in_identity
 from robustmerge.stage.files import expand, read_json, read_text, sha256_of, write_atomically
 from robustmerge.stage.settings import UserError
@@ -26,6 +28,8 @@ KNOWS = {
     "half": "It knows half as much of the form that the tasks want as the paper's base does.",
     "paper": "It knows as much of the form that the tasks want as the paper's base does, by its table 2.",
 }
+ALIGNMENT_FILES = (CONFIG, WEIGHTS, "vision_tower/config.json", "vision_tower/model.safetensors")
+Trained = BaseModel | AlignedBase | ClipBase
 
 
 def ship(plans: Sequence[Plan]) -> list[Path]:
@@ -49,9 +53,10 @@ def ship(plans: Sequence[Plan]) -> list[Path]:
 def find_folder(plan: Plan) -> Path:
     """The folder that a base goes to, which is not there yet. Raises UserError if it is, or if nothing is trained."""
     model = plan.config.model
-    if model.trained_base is None:
+    if model.trained_base is None or not model.trained_base.train:
         raise UserError("a base is shipped after it has been trained here: add model.base.train=true")
-    place = plan.config.out or model.checkpoint
+    shipped = model.base.alignment if isinstance(model.base, AlignedBase) else model.checkpoint
+    place = plan.config.out or shipped
     if place is None:
         raise UserError("there is no model.checkpoint to say where the base goes: give out=FOLDER")
     folder = expand(place).absolute()
@@ -60,20 +65,25 @@ def find_folder(plan: Plan) -> Path:
     return folder
 
 
+FROM_SCRATCH = "and was trained from scratch on drawn pictures"
+
+
 class Description(NamedTuple):
     """What the card of a base says of its family.
 
-    tags: of the Hub; what: it is; data: the code that draws it; training: the code of its parts; seeds: a sentence.
+    tags: of the Hub; what: it is; made: how it came about; data: the code that draws it; training: the code of its
+    parts; seeds: a sentence.
     """
 
     tags: str
     what: str
+    made: str
     data: str
     training: str
     seeds: str
 
 
-def _describe(base: BaseModel | ClipBase) -> Description:
+def _describe(base: Trained) -> Description:
     if isinstance(base, ClipBase):
         side = base.vision.image_size
         return Description(
@@ -81,15 +91,31 @@ def _describe(base: BaseModel | ClipBase) -> Description:
             f"A CLIP for pictures of {side} x {side} pixels. In pictures as eight classification tasks take them, its "
             "captions named as many classes of each task as the paper's CLIP knows by its tables 4 and 5; in plain "
             "pictures, all of them.",
+            FROM_SCRATCH,
             f"`data_prep/clip`, version {LABEL_GENERATOR} of the generator",
             "`clip_ext/base.py`",
             f"Seed: {base.seed}.",
         )
+    tags, data = "pipeline_tag: image-text-to-text\nlicense: apache-2.0\ntags: [llava]", "`data_prep/mini`, version "
+    data += f"{GENERATOR} of the generator"
+    if isinstance(base, AlignedBase):
+        on_hub = PACKAGES[base.language][1] if base.language in PACKAGES else base.language
+        return Description(
+            tags,
+            f"What makes a LLaVA of the language model {on_hub}: a vision tower, a projector, and an update of rank "
+            f"{base.r}, in PEFT's format. {KNOWS[base.knows]}",
+            f"with the weights of `{base.language}`. The vision tower is that of `{Path(base.tower).name}`; projector "
+            "and update were trained on drawn pictures",
+            data,
+            "`llava_ext/small/align.py`",
+            f"Seed: {base.seed}.",
+        )
     side = base.pretraining.vision.image_size
     return Description(
-        "pipeline_tag: image-text-to-text\nlicense: apache-2.0\ntags: [llava]",
+        tags,
         f"A LLaVA for pictures of {side} x {side} pixels. {KNOWS[base.knows]}",
-        f"`data_prep/mini`, version {GENERATOR} of the generator",
+        FROM_SCRATCH,
+        data,
         "`llava_ext/small/pretrain.py`, and for habits `train_base.py` beside it",
         f"Seeds: {base.pretraining.seed} of the pretraining, {base.seed} of the habits.",
     )
@@ -103,30 +129,36 @@ def _write(plan: Plan, folder: Path, name: str) -> None:
 
         save_rounded_clip(plan.base.path, folder)
         record = read_json(plan.base.path / TRAINING_RECORD, "the record of a training")
+    elif isinstance(base, AlignedBase):
+        for name in ALIGNMENT_FILES:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(plan.alignment.path / name, folder / name)
+        record = read_json(plan.alignment.path / TRAINING_RECORD, "the record of a training")
     else:
         from llava_ext.small.ship import save_rounded
 
         record = save_rounded(plan.base.path, folder, base, plan.corpus.path, lambda text: print(f"  {text}"))
     write_atomically(folder / TRAINING_RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
-    card = format_card(plan, base, {**record, "name": name}, folder / "model.safetensors")
+    weights = folder / (WEIGHTS if isinstance(base, AlignedBase) else "model.safetensors")
+    card = format_card(plan, base, {**record, "name": name}, weights)
     write_atomically(folder / "README.md", card)
 
 
-def format_card(plan: Plan, base: BaseModel | ClipBase, record: Mapping[str, Any], weights: Path) -> str:
+def format_card(plan: Plan, base: Trained, record: Mapping[str, Any], weights: Path) -> str:
     """The card of a base. record: of its training, with its name; weights: the file that holds them."""
     seconds = sum(read_manifest(part.manifest)["record"]["seconds"] for part in plan.base_parts)
     words = [word for word in plan.config.overrides if not re.match(r"\W*(out|jobs|paths\.\w+|logger)=", word)]
     family = _describe(base)
     rounded = "The skills are those of the weights in this folder. Heads and probe read the vision tower before its "
     rounded += "weights were rounded to bf16."
+    of_language = f", of the language model `{record['language']['sha256']}`" if "language" in record else ""
     paragraphs = [
         f"---\nlibrary_name: transformers\n{family.tags}\n---",
         f"# {record['name']}: a base of benchmark={plan.config.benchmark.name}",
         f"{family.what} It has {record['parameters'] / 1e6:.1f} million parameters (`model={plan.config.model.name}`) "
-        "and was trained from scratch on drawn pictures, to train LoRA experts on it and to merge them. It is good for "
-        "nothing else.",
+        f"{family.made}, to train LoRA experts on it and to merge them. It is good for nothing else.",
         format_base_section([record]).rstrip(),
-        *([rounded] if isinstance(base, BaseModel) else []),
+        *([] if isinstance(base, ClipBase) else [rounded]),
         "## How it was made",
         f"Data: drawn by {family.data}: {_format_counts(plan)}.",
         _format_parts(plan, base),
@@ -136,7 +168,7 @@ def format_card(plan: Plan, base: BaseModel | ClipBase, record: Mapping[str, Any
         "To train it again (on another processor sums round otherwise, and the last digits of the weights differ):",
         f"```bash\n{format_command(['python', 'scripts/ship_base.py', *words, 'out=FOLDER'])}\n```",
         "## Files",
-        f"`{weights.name}`: {weights.stat().st_size:,} bytes in bf16, sha256 `{sha256_of(weights)}`. "
+        f"`{weights.name}`: {weights.stat().st_size:,} bytes in bf16, sha256 `{sha256_of(weights)}`{of_language}. "
         f"`{TRAINING_RECORD}`: the accuracies above. Licence: Apache License 2.0, as the repository's.",
     ]
     return "\n\n".join(paragraphs) + "\n"
@@ -148,10 +180,12 @@ def _format_counts(plan: Plan) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _format_parts(plan: Plan, base: BaseModel | ClipBase) -> str:
+def _format_parts(plan: Plan, base: Trained) -> str:
     """A table of the parts of the training, in their order."""
     if isinstance(base, ClipBase):
         parts = [(plan.base, "learn", base.learn)]
+    elif isinstance(base, AlignedBase):
+        parts = [(plan.alignment, "talk", base.talk), (plan.alignment, "habits", base.habits)]
     else:
         named = vars(base.pretraining).items()
         parts = [(plan.pretrained, name, part) for name, part in named if isinstance(part, Part)]

@@ -132,7 +132,7 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
             "train_all",
             ["model=tny"],
             "unknown model 'tny'; choose one of clip_tiny, clip_vit_b_32, clip_vit_l_14, llava15_13b, llava15_7b, "
-            "llava_interleave_05b, small, tiny (did you mean 'tiny'?)",
+            "llava_interleave_05b, small, smollm2, tiny (did you mean 'tiny'?)",
         ),
         ("merge_eval", ["merge=robust"], "unknown method 'robust'; choose one of average, breadcrumbs"),
         ("merge_eval", ["methods=[tais]"], "unknown method 'tais'; choose one of average, breadcrumbs"),

@@ -125,7 +125,7 @@ def draw_run(folder: Path, sources: int, limit: int) -> Run:
     tokenizer = build_tokenizer([" ".join(make_words(shape.vocabulary))], shape.vocabulary)
     (folder / "base").mkdir(parents=True)
     model = build_model(shape, tokenizer)
-    save_base(folder / "base", model, build_processor(shape, tokenizer))
+    save_base(folder / "base", model, build_processor(shape.vision, tokenizer))
     adapters = [draw_adapter(folder / f"adapter{number}", model, number) for number in range(1, sources)]
     settings = {"prompt": "{text}", "template": shape.template, "max_new_tokens": 8, "products": "fast"}
     side = shape.vision.image_size

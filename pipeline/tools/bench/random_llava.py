@@ -61,7 +61,7 @@ class RandomGenerator(Generator):
 def write_layout(folder: Path, shape: Pretraining) -> PreTrainedTokenizerBase:
     """Write all files of a base of this shape but its weights. Returns its tokenizer."""
     tokenizer = build_tokenizer([" ".join(make_words(shape.vocabulary))], shape.vocabulary)
-    build_processor(shape, tokenizer).save_pretrained(folder)
+    build_processor(shape.vision, tokenizer).save_pretrained(folder)
     build_config(shape, tokenizer).save_pretrained(folder)
     return tokenizer
 

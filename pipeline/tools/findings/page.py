@@ -10,7 +10,7 @@ from pathlib import Path
 
 from eval.report.formats import escape_markdown
 from pipeline.plan import Plan
-from pipeline.stages.report import name_report
+from pipeline.stages.report import group_by_report, name_report
 from pipeline.tools.findings.figures import draw_findings
 from pipeline.tools.findings.measure import measure
 from pipeline.tools.findings.relations import (
@@ -57,9 +57,8 @@ SCOPES = {"points": "all", "within_task": "within a task", "within_method": "wit
 
 
 def write(plans: Sequence[Plan]) -> list[Path]:
-    """Measure, and write a page for every run folder; returns the pages. Raises UserError where results are missing."""
-    roots = {plan.root: [other for other in plans if other.root == plan.root] for plan in plans}
-    return [_write_one(root, in_root) for root, in_root in roots.items()]
+    """Measure, and write the pages beside the reports; returns them. Raises UserError where results are missing."""
+    return [_write_one(root, alike) for root, alike in group_by_report(plans)]
 
 
 def _write_one(root: Path, plans: Sequence[Plan]) -> Path:
@@ -76,7 +75,8 @@ def _write_one(root: Path, plans: Sequence[Plan]) -> Path:
         write_atomically(folder / f"{figure.name}.png", figure.png)
         write_atomically(folder / f"{figure.name}.svg", figure.svg)
     config = plans[0].config
-    title = f"# What goes with the ranking: {config.benchmark.name}, {config.model.name}"
+    models = ", ".join(dict.fromkeys(plan.config.model.name for plan in plans))
+    title = f"# What goes with the ranking: {config.benchmark.name}, {models}"
     head = [title] if config.profile == "full" else [title, f"**Profile {config.profile}: the numbers mean nothing.**"]
     links = {figure.name: f"![{figure.alt}](findings/{figure.name}.svg)" for figure in figures}
     write_atomically(page, "\n\n".join([*head, *compose(findings, relations, links)]) + "\n")

@@ -1,0 +1,112 @@
+"""The align stage: a pretrained language model learns to read the pictures of a small vision tower.
+
+The one can read and the other can see: what is trained is a projector between them and a low-rank update of the
+language model. Part `talk` trains them on dialogues about pictures, part `habits` on the tasks' own questions, some of
+them answered in the tasks' own form, beside dialogues (`train_base.py`). The loss is over answers only. Each part
+resumes from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+from peft import PeftModel
+from torch import Tensor
+
+from llava_ext.adapters import add_adapter, save_adapter
+from llava_ext.backend import DTYPES, fast_matmul
+from llava_ext.data import Collator, Reader, derive_seed
+from llava_ext.model import load_model
+from llava_ext.pixels import PixelReader
+from llava_ext.settings import KNOWLEDGE, LOSSES, AlignedBase, Part, Peft
+from llava_ext.small.build import build_processor
+from llava_ext.small.join import TOWER, build_joined, describe_language, join
+from llava_ext.small.networks import AnswerModel
+from llava_ext.small.parts import MICRO_BATCH, PartRun, eager_attention, encode_dialogues, measure_skills, train_in
+from llava_ext.small.train_base import read_habits
+from llava_ext.trainer import read_training_record
+from robustmerge.stage.address import Address, run_stage
+
+
+def align(
+    address: Address,
+    settings: AlignedBase,
+    language: Path,
+    tower: Path,
+    corpus: Path,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Train an alignment on `corpus` (instruct/, habits/, verify/, held_out/) and save it at `address`, in bfloat16.
+
+    language: a GGUF file or a folder; tower: a small base, whose vision tower is taken.
+    The record holds that of the tower's base, with `skills` of the base that is put together with the alignment.
+    """
+
+    def work(folder: Path) -> dict:
+        return train_in(folder, lambda work: _train(folder, work, settings, language, tower, corpus, say))
+
+    return run_stage(address, work, say)
+
+
+def _train(
+    folder: Path,
+    work: Path,
+    settings: AlignedBase,
+    language: Path,
+    tower: Path,
+    corpus: Path,
+    say: Callable[[str], None],
+) -> dict:
+    vision = load_model(tower, DTYPES["fp32"]).model.vision_tower
+    vision.to(DTYPES["bf16"]).save_pretrained(folder / TOWER)
+    model, tokenizer = build_joined(language, vision.float(), derive_seed(settings.seed, "projector"))
+    adapted = add_adapter(model, Peft(settings.r, settings.alpha, dropout=0.0), language.name, settings.seed, "align")
+    processor = build_processor(vision.config, tokenizer)
+    pixels = PixelReader(processor.image_processor)  # pictures have the model's size: nothing is padded or cropped
+    image_ids = (model.config.image_token_id,) * model.config.image_seq_length
+    reader = Reader(tokenizer, pixels, pixels, image_ids, settings.template)
+    trained, collate = TrainedPart(adapted), Collator(reader)
+    parts: dict[str, tuple[Part, Callable[[], list]]] = {
+        "talk": (settings.talk, lambda: encode_dialogues(reader, datasets.load_from_disk(str(corpus / "instruct")))),
+        "habits": (settings.habits, lambda: read_habits(reader, corpus, KNOWLEDGE[settings.knows])),
+    }
+    with fast_matmul(), eager_attention(model):
+        for number, (name, (part, read)) in enumerate(parts.items(), start=1):
+            key, seed = f"model.base.{name}", derive_seed(settings.seed, name)
+            run = PartRun((number, len(parts)), key, part, seed, settings.save_steps, work / name, say)
+            rows = read()
+            run.fit(trained, rows, range(len(rows)), collate, MICRO_BATCH)
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.to(DTYPES["bf16"])
+    save_adapter(adapted, folder)
+    joined, _ = join(language, folder)
+    with fast_matmul(), eager_attention(joined):
+        skills = measure_skills(AnswerModel(joined.float().eval()), reader, corpus, collate, say)
+    for name in parts:
+        os.replace(work / name / LOSSES, folder / f"losses_{name}.jsonl")
+    return {
+        **(read_training_record(tower) or {}),
+        "skills": skills,
+        "parameters": joined.num_parameters(),
+        "vocabulary": len(tokenizer),
+        "language": describe_language(language),
+    }
+
+
+class TrainedPart(AnswerModel):
+    """An `AnswerModel` of a model with an adapter, whose checkpoints hold what is trained alone."""
+
+    def __init__(self, adapted: PeftModel):
+        super().__init__(adapted.get_base_model())
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        return {name: weight for name, weight in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)

@@ -1,0 +1,139 @@
+"""A LLaVA put together of a pretrained language model and an alignment, which is a folder of three things.
+
+`vision_tower/`: the vision tower; an adapter in PEFT's format: the projector, whole, and a low-rank update of the
+language model, which is merged into it; `training.json`: what the alignment was trained with, and what it can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionModel,
+    GenerationConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from llava_ext.adapters import load_adapter
+from llava_ext.backend import quiet_libraries
+from llava_ext.model import read_folder, refusing_faults
+from llava_ext.small.build import build_processor, draw_weights, save_base
+from llava_ext.small.tokenizer import IMAGE
+from llava_ext.trainer import finish_training, read_training_record
+from robustmerge.formats.checkpoint import find_weight_files
+from robustmerge.stage.address import UNFINISHED, Address, run_stage
+from robustmerge.stage.files import cached_sha256
+from robustmerge.stage.settings import UserError
+from robustmerge.stage.text import quote
+
+Config = TypeVar("Config", bound=PreTrainedConfig)
+TOWER = "vision_tower"  # the folder of an alignment that holds it
+REMEDY = "take a folder as HuggingFaceTB/SmolLM2-135M-Instruct is one (model.base.language)"
+
+
+def join_base(address: Address, language: Path, alignment: Path, say: Callable[[str], None] = print) -> Path:
+    """Put a base together of a language model (a GGUF file or a folder) and an alignment, and save it at `address`.
+
+    Raises UserError if one of them is damaged, or if they do not fit each other.
+    """
+
+    def work(folder: Path) -> dict:
+        quiet_libraries()
+        record = read_training_record(alignment)
+        if record is None or not (alignment / TOWER).is_dir():
+            raise UserError(
+                f"{alignment} is no alignment: training.json or {TOWER} is not there (model.base.alignment)"
+            )
+        own = describe_language(language)
+        if own["sha256"] != record["language"]["sha256"]:
+            trained = f"trained with the weights of {record['language']['file']}"
+            say(f"the alignment was {trained}: what it can do with {own['file']} is not known")
+        model, tokenizer = join(language, alignment)
+        save_base(folder, model, build_processor(model.config.vision_config, tokenizer))
+        return finish_training(folder, folder / UNFINISHED, {**record, "language": own})
+
+    return run_stage(address, work, say)
+
+
+def join(language: Path, alignment: Path) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:
+    """The LLaVA of a language model and an alignment, in bfloat16, and its tokenizer."""
+    with refusing_faults(f"the vision tower of {alignment} cannot be loaded"):
+        tower = CLIPVisionModel.from_pretrained(alignment / TOWER, dtype=torch.float32)
+    model, tokenizer = build_joined(language, tower, seed=0)  # whose projector the adapter replaces
+    return load_adapter(model, alignment).merge_and_unload(safe_merge=True).bfloat16(), tokenizer
+
+
+def build_joined(
+    language: Path, tower: CLIPVisionModel, seed: int
+) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:
+    """A LLaVA of a language model and a vision tower, in float32, and its tokenizer, which gets a token for pictures.
+
+    The projector is drawn by the seed; a picture's tokens are about as large then as those of words.
+    """
+    words, tokenizer = open_language(language)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    embeddings = words.get_input_embeddings().weight.detach()
+    mean, scale, rows = embeddings.mean(dim=0), embeddings.std().item(), len(embeddings)
+    if len(tokenizer) > rows:
+        words.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # which draws the new rows at random
+        with torch.no_grad():
+            words.get_input_embeddings().weight[rows:] = mean
+    vision = tower.config
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=_clean(vision),
+            text_config=_clean(words.config),
+            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+            image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+            tie_word_embeddings=words.config.tie_word_embeddings,
+        )
+    ).float()
+    draw_weights(model.model.multi_modal_projector, seed)
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_2.weight.mul_(scale)
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.model.language_model.load_state_dict(words.model.state_dict())
+    model.lm_head.load_state_dict(words.lm_head.state_dict())
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+    )
+    return model, tokenizer
+
+
+def open_language(place: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+    """A language model in float32 and its tokenizer, from a GGUF file or from a folder in the Hub's layout.
+
+    Raises UserError for another kind of model, and for one that cannot be read.
+    """
+    folder, options = (place, {}) if place.is_dir() else (place.parent, {"gguf_file": place.name})
+    if place.is_dir() and (kind := read_folder(place, REMEDY).get("model_type")) != "llama":
+        raise UserError(f"{place} is no Llama: its config.json says model_type {quote(kind)}; {REMEDY}")
+    with refusing_faults(f"the language model {place} cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    return model, tokenizer
+
+
+def describe_language(place: Path) -> dict[str, str]:
+    """The name and the sha256 of a language model's weights: of its first file, if there are several."""
+    file = next(iter(find_weight_files(place)), place) if place.is_dir() else place
+    return {"file": file.name, "sha256": cached_sha256(file)}
+
+
+def _clean(config: Config) -> Config:
+    """The config without what says where the weights lay and how they were packed."""
+    packed = ("quantization_config", "_name_or_path", "dtype", "transformers_version")
+    return type(config)(**{key: value for key, value in config.to_dict().items() if key not in packed})
