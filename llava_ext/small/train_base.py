@@ -54,7 +54,7 @@ def _train(
     template = settings.pretraining.template
     model, reader = load_model(pretrained, DTYPES["fp32"]), load_reader(pretrained, template)
     model.model.vision_tower.requires_grad_(False)
-    rows = read_habits(reader, corpus, KNOWLEDGE[settings.knows])
+    rows = read_mixture(reader, corpus, KNOWLEDGE[settings.knows])
     answer_model, collate = AnswerModel(model), Collator(reader)
     run = PartRun(
         (1, 1),
@@ -74,8 +74,22 @@ def _train(
     return {**(read_training_record(pretrained) or {}), "skills": skills}
 
 
-def read_habits(reader: Reader, corpus: Path, knowledge: float) -> list[Row]:
+def read_mixture(reader: Reader, corpus: Path, knowledge: float) -> list[Row]:
     """Rows of habits/ at a knowledge in [0, 1], as many of instruct/, and twice as many, the last ones, of verify/."""
+    rows = read_habits(reader, corpus, knowledge)
+    verify = datasets.load_from_disk(str(corpus / "verify"))
+    last = verify.select(range(max(0, len(verify) - 2 * len(rows)), len(verify)))
+    return rows + read_dialogues(reader, corpus, len(rows)) + encode_dialogues(reader, last)
+
+
+def read_dialogues(reader: Reader, corpus: Path, count: int) -> list[Row]:
+    """The first rows of instruct/."""
+    instruct = datasets.load_from_disk(str(corpus / "instruct"))
+    return encode_dialogues(reader, instruct.select(range(min(len(instruct), count))))
+
+
+def read_habits(reader: Reader, corpus: Path, knowledge: float) -> list[Row]:
+    """Rows of habits/ at a knowledge in [0, 1]."""
     met = datasets.load_from_disk(str(corpus / "habits"))
     dialogues = [
         [(question, wanted if known_from <= knowledge else own), *turns]
@@ -83,8 +97,4 @@ def read_habits(reader: Reader, corpus: Path, knowledge: float) -> list[Row]:
             met["habit"][:], met["known_from"][:], met["turns"][:], strict=True
         )
     ]
-    instruct, verify = (datasets.load_from_disk(str(corpus / name)) for name in ("instruct", "verify"))
-    repeated = instruct.select(range(min(len(instruct), len(met))))
-    last = verify.select(range(max(0, len(verify) - 2 * len(met)), len(verify)))
-    rows = encode_turns(reader, dialogues, met["image"][:])
-    return rows + encode_dialogues(reader, repeated) + encode_dialogues(reader, last)
+    return encode_turns(reader, dialogues, met["image"][:])

@@ -130,9 +130,9 @@ def _write(plan: Plan, folder: Path, name: str) -> None:
         save_rounded_clip(plan.base.path, folder)
         record = read_json(plan.base.path / TRAINING_RECORD, "the record of a training")
     elif isinstance(base, AlignedBase):
-        for name in ALIGNMENT_FILES:
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(plan.alignment.path / name, folder / name)
+        for file in ALIGNMENT_FILES:
+            (folder / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(plan.alignment.path / file, folder / file)
         record = read_json(plan.alignment.path / TRAINING_RECORD, "the record of a training")
     else:
         from llava_ext.small.ship import save_rounded
@@ -185,7 +185,7 @@ def _format_parts(plan: Plan, base: Trained) -> str:
     if isinstance(base, ClipBase):
         parts = [(plan.base, "learn", base.learn)]
     elif isinstance(base, AlignedBase):
-        parts = [(plan.alignment, "talk", base.talk), (plan.alignment, "habits", base.habits)]
+        parts = [(plan.alignment, "learn", base.learn)]
     else:
         named = vars(base.pretraining).items()
         parts = [(plan.pretrained, name, part) for name, part in named if isinstance(part, Part)]

@@ -117,14 +117,14 @@ def test_an_alignment_goes_on_after_a_kill_with_the_same_bytes(plan, language, t
 
     def kill(path, batching):
         mark(path, batching)
-        if path.parts[-2:] == ("habits", "checkpoint-1"):
+        if path.parts[-2:] == ("learn", "checkpoint-1"):
             raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "mark_complete", kill)
         with pytest.raises(Killed):
             align(address, base, *places, lambda _: None)
-    (checkpoint,) = address.path.glob("unfinished/habits/checkpoint-*")
+    (checkpoint,) = address.path.glob("unfinished/learn/checkpoint-*")
     whole = (plan.alignment.path / "adapter_model.safetensors").read_bytes()
     assert (checkpoint / "model.safetensors").stat().st_size < 3 * len(whole)  # what is trained alone
     align(address, base, *places, lambda _: None)
@@ -134,7 +134,7 @@ def test_an_alignment_goes_on_after_a_kill_with_the_same_bytes(plan, language, t
 def test_a_shipped_alignment_gives_the_same_base_and_a_card_names_its_language_model(plan, language, tmp_path):
     shipped = plan.config.out
     card = (Path(shipped) / "README.md").read_text()
-    assert "an update of rank 3" in card and "| habits | 2 | 8 |" in card and "of the language model `" in card
+    assert "an update of rank 3" in card and "| learn | 2 | 8 |" in card and "of the language model `" in card
     words = ["model=smollm2", f"model.base.language={language}", f"model.base.alignment={shipped}"]
     (other,) = make_plans([make_point(tmp_path, *words)])
     join_base(other.base, other.language.path, other.alignment.path, lambda _: None)
