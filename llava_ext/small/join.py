@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import (
@@ -19,6 +19,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -65,8 +66,7 @@ def join_base(address: Address, language: Path, alignment: Path, say: Callable[[
 
 def join(language: Path, alignment: Path) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:
     """The LLaVA of a language model and an alignment, in bfloat16, and its tokenizer."""
-    with refusing_faults(f"the vision tower of {alignment} cannot be loaded"):
-        tower = CLIPVisionModel.from_pretrained(alignment / TOWER, dtype=torch.float32)
+    tower = _load(CLIPVisionModel, f"the vision tower of {alignment}", alignment / TOWER)
     model, tokenizer = build_joined(language, tower, seed=0)  # whose projector the adapter replaces
     return load_adapter(model, alignment).merge_and_unload(safe_merge=True).bfloat16(), tokenizer
 
@@ -121,10 +121,18 @@ def open_language(place: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBas
     folder, options = (place, {}) if place.is_dir() else (place.parent, {"gguf_file": place.name})
     if place.is_dir() and (kind := read_folder(place, REMEDY).get("model_type")) != "llama":
         raise UserError(f"{place} is no Llama: its config.json says model_type {quote(kind)}; {REMEDY}")
-    with refusing_faults(f"the language model {place} cannot be loaded"):
+    with refusing_faults(f"the tokenizer of {place} cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
-    return model, tokenizer
+    return _load(LlamaForCausalLM, f"the language model {place}", folder, **options), tokenizer
+
+
+def _load(kind: type[PreTrainedModel], title: str, folder: Path, **options: str) -> Any:
+    """A model in float32. Raises UserError if it cannot be read, or lacks weights, which the library would draw."""
+    with refusing_faults(f"{title} cannot be loaded"):
+        model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{title} is incomplete: {len(missing)} weights are missing; the first is '{missing[0]}'")
+    return model
 
 
 def describe_language(place: Path) -> dict[str, str]:

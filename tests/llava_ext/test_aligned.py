@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava_ext import packaged, trainer
@@ -178,6 +179,15 @@ def test_another_kind_of_language_model_is_refused(tmp_path):
     write_base(tmp_path / "llava")
     with pytest.raises(UserError, match=r"is no Llama: its config.json says model_type 'llava'.*model.base.language"):
         open_language(tmp_path / "llava")
+
+
+def test_a_language_model_that_lacks_a_weight_is_refused_and_not_drawn_at_random(language, tmp_path):
+    folder = shutil.copytree(language, tmp_path / "torn")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"torn is incomplete: 1 weights are missing; the first is .*layers.1.mlp.up_"):
+        open_language(folder)
 
 
 def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
