@@ -29,7 +29,7 @@ from robustmerge.stage.settings import ConfigError, UserError
 from tests.plans import make_plan, make_point
 from tests.smoke_run import SmokeRun
 
-REMADE = ("main", "figure3")  # of the committed reports: the largest, and one that is drawn of spectra
+REMADE = ("table6", "figure3")  # of the committed reports: a table, and one that is drawn of spectra
 RENDERED = (".png", ".pdf")  # by libraries whose versions differ in them; the same pictures are compared as SVG
 
 
@@ -150,14 +150,18 @@ def test_the_committed_reports_are_made_again_byte_for_byte_from_the_committed_s
         names = list_names(committed / step)
         assert names == list_names(again / step)
         for name in (name for name in names if name.suffix not in RENDERED):
-            assert read_without_commit(again / step / name) == read_without_commit(committed / step / name), name
+            assert read_comparable(again / step / name) == read_comparable(committed / step / name), name
 
 
 def list_names(folder: Path) -> set[Path]:
     return {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
 
 
-def read_without_commit(file: Path) -> str:
-    """What a report says but for the commit of the code that wrote it."""
+def read_comparable(file: Path) -> str:
+    """What a report says but for the commit of the code that wrote it, and the last digits of its drawings."""
     text = re.sub(r"\b[0-9a-f]{40}\b(`|</code>)?( \(with uncommitted changes\))?", "COMMIT", file.read_text())
+    text = re.sub(r"data:image/svg\+xml;base64,[^\"]+", "a figure that has a file of its own", text)
+    if file.suffix == ".svg":  # another processor places a line a millionth of a point further
+        text = re.sub(r"\d+\.\d{4,}", lambda number: f"{float(number[0]):.2f}", text)
+        text = re.sub(r"\bp[0-9a-f]{10}\b", "a path that is named by where it lies", text)
     return re.sub(r'("with_uncommitted_changes": )\w+', r"\1?", text)
