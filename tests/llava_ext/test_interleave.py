@@ -117,7 +117,7 @@ def test_labels_cover_exactly_the_answers_and_their_end_tokens(turns, image):
 
 
 def test_a_template_is_refused_for_a_base_whose_tokenizer_lacks_its_special_tokens(checkpoint, tmp_path):
-    with pytest.raises(UserError, match=r"no beginning-of-sequence token, .*'vicuna_v1' needs; .*: qwen_1_5$"):
+    with pytest.raises(UserError, match=r"no beginning-of-sequence token, .*'vicuna_v1' needs; .*: qwen_1_5, chatml$"):
         load_reader(checkpoint, "vicuna_v1")
     with pytest.raises(UserError, match=r"no <\|im_start\|> and no <\|im_end\|>, .*: vicuna_v1, vicuna_v1_short$"):
         load_reader(hub_layout.write_checkpoint(tmp_path), TEMPLATE)
