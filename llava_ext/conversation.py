@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -61,30 +61,23 @@ class Template:
         return [Segment("token" if piece in self.tokens else "text", piece) for piece in pieces if piece]
 
 
+CHATML = Template(
+    "",
+    user="<|im_start|>user\n",
+    assistant="<|im_end|>\n<|im_start|>assistant\n",
+    answer="",
+    after="\n",
+    tokens=("<|im_start|>", "<|im_end|>"),
+    begins=False,
+)
 TEMPLATES = {
     "vicuna_v1": Template(
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
         "detailed, and polite answers to the user's questions. "
     ),
     "vicuna_v1_short": Template(""),  # without the system sentence, which costs a small model half of its tokens
-    "qwen_1_5": Template(
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
-        user="<|im_start|>user\n",
-        assistant="<|im_end|>\n<|im_start|>assistant\n",
-        answer="",
-        after="\n",
-        tokens=("<|im_start|>", "<|im_end|>"),
-        begins=False,
-    ),
-    "chatml": Template(  # that of qwen_1_5 and SmolLM2 without the system sentence
-        "",
-        user="<|im_start|>user\n",
-        assistant="<|im_end|>\n<|im_start|>assistant\n",
-        answer="",
-        after="\n",
-        tokens=("<|im_start|>", "<|im_end|>"),
-        begins=False,
-    ),
+    "qwen_1_5": replace(CHATML, system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"),
+    "chatml": CHATML,  # SmolLM2's, too, without its system sentence
 }
 
 
