@@ -40,8 +40,10 @@ def make_bases(plans: Sequence[Plan]) -> None:
         if not items:
             continue
         cores = plans[0].config.jobs
-        launch = partial(launch_plain, threads=max(1, cores // len(items)) if items[0]["stage"] == "align" else 1)
-        run_jobs(items[0]["stage"], [Job(item["name"], [item], launch=launch) for item in items], cores, plans[0].logs)
+        threads = {"align": max(1, cores // len(items))}  # a large model; all others have one each
+        launches = [partial(launch_plain, threads=threads.get(item["stage"], 1)) for item in items]
+        jobs = [Job(item["name"], [item], launch=launch) for item, launch in zip(items, launches, strict=True)]
+        run_jobs(items[0]["stage"], jobs, cores, plans[0].logs)
 
 
 class Part(NamedTuple):
