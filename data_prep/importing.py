@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +17,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from data_prep import import_journal
 from data_prep.annotations import Annotations, read_annotations
+from data_prep.faults import BAD_PICTURE, FAULTY, NO_PICTURE, REJECTED, Fault, format_kinds, format_rejected
+from data_prep.import_journal import Entry
 from data_prep.parallel import map_in_order, with_progress_bar
 from data_prep.picture_copies import copy_pictures, find_link_out, name_in_stage
 from data_prep.picture_places import Place, find_place
@@ -30,28 +32,13 @@ from data_prep.splits import draw_val, open_split
 from robustmerge.stage.address import UNFINISHED
 from robustmerge.stage.files import WholeFile, remove
 from robustmerge.stage.json_stream import Element
-from robustmerge.stage.records import Example, format_example, format_scalar, parse_example
+from robustmerge.stage.records import Example, format_scalar, parse_example
 from robustmerge.stage.settings import UserError, first_few
 from robustmerge.stage.text import is_blank
 
 AnswerCheck = Callable[[str, Example], str]  # of a split's example: what is wrong with its answers, "" if nothing
 IMAGES_FOR_A_POOL = 2000  # from this number on, several processes decode sooner than one
 BATCH = 64  # rows whose pictures a process takes at a time
-REJECTED = "rejected.jsonl"
-FAULTY, NO_PICTURE, BAD_PICTURE = "faulty row", "missing picture", "unreadable picture"
-
-
-class Fault(NamedTuple):
-    """Why a row cannot be used. kind: one of the three above; file, place: where the row is."""
-
-    kind: str
-    text: str
-    file: str
-    place: str
-    question_id: str = ""
-
-    def __str__(self) -> str:
-        return self.text if self.kind == BAD_PICTURE else f"{self.file}, {self.place}: {self.text}"
 
 
 class Row(NamedTuple):
@@ -121,7 +108,7 @@ def import_task(folder: Path, settings: TaskData, say: Callable[[str], None], ch
         try:
             _refuse_too_many(folder, settings, split, survey)
         except UserError:  # whose pictures may be mended until the next run
-            for _ in _keep_while(journals / f"{split}.jsonl", _is_usable):
+            for _ in import_journal.keep_while(journals / f"{split}.jsonl", _has_usable_picture):
                 pass
             raise
     record = _publish(folder, journals, settings, survey, say)
@@ -141,9 +128,9 @@ def _refuse_too_many(folder: Path, settings: TaskData, split: str, survey: Surve
         (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
         list_of_all = folder / UNFINISHED / REJECTED
         with WholeFile(list_of_all) as whole:
-            whole.file.writelines(_format_rejected(split, number, fault) for number, fault in faults.items())
+            whole.file.writelines(format_rejected(split, number, fault) for number, fault in faults.items())
         where = f"; all of them: {list_of_all}"
-    counts = _count_kinds(Counter(fault.kind for fault in faults.values()))
+    counts = format_kinds(Counter(fault.kind for fault in faults.values()))
     raise UserError(
         "\n  ".join(
             [
@@ -153,15 +140,6 @@ def _refuse_too_many(folder: Path, settings: TaskData, split: str, survey: Surve
             ]
         )
     )
-
-
-def _count_kinds(kinds: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind}: {count:,}" for kind, count in kinds.items())
-
-
-def _format_rejected(split: str, number: int, fault: Fault) -> bytes:
-    entry = {"split": split, "row": number, **fault._asdict(), "file": os.path.basename(fault.file)}
-    return (json.dumps(entry, ensure_ascii=False) + "\n").encode()
 
 
 class _Reader:
@@ -225,7 +203,7 @@ class _Reader:
                     result = self._finish(split, row, sizes)
                     if isinstance(result, Fault):
                         survey.faults[split][row.number] = result
-                    _append(file, row.number, result)
+                    import_journal.append(file, Entry(row.number, result))
                     bar.update(row.number - bar.n)
                 file.flush()
 
@@ -320,17 +298,17 @@ class _Reader:
         The task's parser, of which the address knows nothing, may have changed since an earlier run.
         """
 
-        def holds(line: dict) -> bool:
-            known, fault = survey.faults[split].get(line["row"]), line["fault"]
-            if fault:
-                return known.text == fault[1] if known else not _is_usable(line)
-            return known is None and not self.check(split, parse_example(line["example"]))
+        def holds(entry: Entry) -> bool:
+            known, result = survey.faults[split].get(entry.number), entry.result
+            if isinstance(result, Fault):
+                return known.text == result.text if known else not _has_usable_picture(entry)
+            return known is None and not self.check(split, result)
 
         done = 0
-        for line in _keep_while(journal, holds):
-            done = line["row"]
-            if line["fault"]:
-                survey.faults[split][done] = Fault(*line["fault"])
+        for entry in import_journal.keep_while(journal, holds):
+            done = entry.number
+            if isinstance(entry.result, Fault):
+                survey.faults[split][done] = entry.result
         return done
 
     def _iterate_wanted(self, split: str, survey: Survey, done: int) -> Iterator[Row]:
@@ -363,36 +341,9 @@ class _Reader:
         return example
 
 
-# --- the journal ---------------------------------------------------------------------------------------------------
-
-
-def _append(file: IO[str], number: int, result: Example | Fault) -> None:
-    fault, line = (result, "null") if isinstance(result, Fault) else (None, format_example(result).strip())
-    file.write(f'{{"row": {number}, "fault": {json.dumps(fault)}, "example": {line}}}\n')
-
-
-def _keep_while(journal: Path, holds: Callable[[dict], bool]) -> Iterator[dict]:
-    """Yield the lines of a journal up to the first that does not hold, or that a kill has cut, and remove the rest."""
-    if not journal.exists():
-        return
-    size = 0
-    with open(journal, "r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n") or not holds(read := json.loads(line)):
-                break
-            size += len(line)
-            yield read
-        file.truncate(size)
-
-
-def _is_usable(line: Mapping[str, Any]) -> bool:
-    """Whether a journal's line says nothing against the picture."""
-    return not line["fault"] or line["fault"][0] != BAD_PICTURE
-
-
-def _read_journal(journal: Path) -> Iterator[dict]:
-    with open(journal, encoding="utf-8", newline="\n") as file:
-        yield from map(json.loads, file)
+def _has_usable_picture(entry: Entry) -> bool:
+    """Whether nothing is known against the picture of a row."""
+    return not (isinstance(entry.result, Fault) and entry.result.kind == BAD_PICTURE)
 
 
 def _group_of(example: Example) -> str:
@@ -412,16 +363,14 @@ def _publish(
         refused = opened.enter_context(WholeFile(folder / REJECTED)).file
         writers = {split: opened.enter_context(open_split(folder, split)) for split in SPLITS}
         for split in settings.splits:
-            for line in _read_journal(journals / f"{split}.jsonl"):
-                if line["fault"]:
-                    fault = Fault(*line["fault"])
-                    rejected[split][fault.kind] += 1
-                    refused.write(_format_rejected(split, line["row"], fault))
+            for number, result in import_journal.read(journals / f"{split}.jsonl"):
+                if isinstance(result, Fault):
+                    rejected[split][result.kind] += 1
+                    refused.write(format_rejected(split, number, result))
                     continue
-                example = parse_example(line["example"])
-                to = "val" if split == "train" and _group_of(example) in val else split
-                cut += [example.question_id] if to != split else []
-                writers[to].write(example)
+                to = "val" if split == "train" and _group_of(result) in val else split
+                cut += [result.question_id] if to != split else []
+                writers[to].write(result)
                 counts[to] += 1
     shared = sum(1 for bits in survey.splits.values() if bits.bit_count() > 1)
     record: dict[str, Any] = {
@@ -442,7 +391,7 @@ def _publish(
 def _describe(settings: TaskData, record: Mapping[str, Any]) -> Iterator[str]:
     """What the user should know of the splits."""
     for split, kinds in record.get("rejected", {}).items():
-        yield f"{sum(kinds.values()):,} rows of {split} are left out ({_count_kinds(kinds)}): {REJECTED}"
+        yield f"{sum(kinds.values()):,} rows of {split} are left out ({format_kinds(kinds)}): {REJECTED}"
     if (cut := record.get("val_cut_from_train")) is not None:
         total = len(cut) + record["examples"]["train"]
         rule = f"whole pictures with all their questions, at most {settings.counts.val} and a tenth, or one picture"

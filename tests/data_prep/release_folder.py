@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from data_prep.importing import REJECTED
+from data_prep.faults import REJECTED
 from data_prep.prepare import prepare
 from data_prep.rows import iterate_rows
 from data_prep.settings import Release, TaskData
