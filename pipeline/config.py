@@ -312,23 +312,27 @@ def _find_unsearchable(config: Config) -> Iterator[Problem]:
             yield Problem(f"{rule}: {name}", "weight_search")
 
 
+NAMED = "this chooses a shipped base, and {} names another"
+
+
 def _find_ignored_keys(config: Config) -> list[Problem]:
     """The keys of the command line that are about a base other than the one which is used."""
     model, keys = config.model, parse_overrides(config.overrides)
     if model.base is None:
         return []
-    is_joined = isinstance(model.trained_base, AlignedBase)
-    if model.base.train or (model.trained_base is not None and not is_joined):
+    is_aligned = isinstance(model.base, AlignedBase)
+    if model.base.train or (model.trained_base is not None and not is_aligned):
         shipped = {"model.checkpoint": model.checkpoint, "model.base.alignment": getattr(model.base, "alignment", None)}
-        rule = "model.base.train=true trains the base here, so that no checkpoint is used"
+        rule = "model.base.train=true trains the base here, so that nothing shipped is used"
         return [Problem(rule, key) for key, value in shipped.items() if key in keys and value is not None]
-    of_training = [key for key in keys if f"{key}.".startswith(("model.base.", "benchmark.corpus."))]
-    of_others = ("knows", "train", *(("language", "alignment") if is_joined else ()))
-    of_training = [key for key in of_training if key.removeprefix("model.base.") not in of_others]
+    of_base = [key for key in keys if f"{key}.".startswith(("model.base.", "benchmark.corpus."))]
+    choosing = ["model.base.knows", *(["model.base.alignment", "model.base.language"] if is_aligned else [])]
     rule = "this says how a base is trained, and the one in use is shipped; add model.base.train=true to train it"
-    problems = [Problem(rule, key) for key in of_training]
-    if {"model.checkpoint", "model.base.knows"} <= keys.keys():
-        problems.append(Problem("this chooses a shipped base, and model.checkpoint names another", "model.base.knows"))
+    problems = [Problem(rule, key) for key in of_base if key not in (*choosing, "model.base.train")]
+    if "model.checkpoint" in keys:
+        problems += [Problem(NAMED.format("model.checkpoint"), key) for key in choosing if key in keys]
+    elif is_aligned and {"model.base.alignment", "model.base.knows"} <= keys.keys():
+        problems.append(Problem(NAMED.format("model.base.alignment"), "model.base.knows"))
     return problems
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,9 +19,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_language(folder: Path, seed: int = 0) -> Path:
-    """A random Llama of SmolLM2's architecture: grouped queries, one matrix for both embeddings, no `<image>` token."""
-    rows = SPECIAL[END] + 1
+def write_language(
+    folder: Path, seed: int = 0, tied: bool = True, spare: int = 0, special: Sequence[str] = (END_OF_TEXT, START, END)
+) -> Path:
+    """A random Llama of SmolLM2's architecture: grouped queries, one matrix for both embeddings, no `<image>` token.
+
+    tied: False for two matrices. spare: rows of embeddings that stand for no token. special: the tokenizer's tokens.
+    """
+    rows = SPECIAL[END] + 1 + spare
     config = LlamaConfig(
         vocab_size=rows,
         hidden_size=48,
@@ -28,7 +34,7 @@ def write_language(folder: Path, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=3,
         num_key_value_heads=1,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_theta": 100000.0, "rope_type": "default"},
         bos_token_id=SPECIAL[START],
@@ -38,8 +44,8 @@ def write_language(folder: Path, seed: int = 0) -> Path:
     model = LlamaForCausalLM(config)
     draw_weights(model, seed)
     model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer = build_tokenizer([END_OF_TEXT, START, END])
+    tokenizer = build_tokenizer([*special])
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=END, chat_template=CHAT_TEMPLATE
+        tokenizer_object=tokenizer, bos_token=special[1], eos_token=END, pad_token=END, chat_template=CHAT_TEMPLATE
     ).save_pretrained(folder)
     return folder

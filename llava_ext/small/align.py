@@ -18,12 +18,13 @@ from torch import Tensor
 
 from llava_ext.adapters import add_adapter, save_adapter
 from llava_ext.backend import DTYPES, fast_matmul
+from llava_ext.conversation import check_template
 from llava_ext.data import Collator, Reader, derive_seed
 from llava_ext.model import load_model
 from llava_ext.pixels import PixelReader
 from llava_ext.settings import KNOWLEDGE, LOSSES, AlignedBase, Peft
 from llava_ext.small.build import build_processor
-from llava_ext.small.join import TOWER, build_joined, describe_language, join
+from llava_ext.small.join import TOWER, build_joined, describe_language, merge_rounded
 from llava_ext.small.networks import AnswerModel
 from llava_ext.small.parts import MICRO_BATCH, PartRun, eager_attention, measure_skills, train_in
 from llava_ext.small.train_base import read_dialogues, read_habits
@@ -65,6 +66,7 @@ def _train(
     vision = load_model(tower, DTYPES["fp32"]).model.vision_tower
     vision.to(DTYPES["bf16"]).save_pretrained(folder / TOWER)
     model, tokenizer = build_joined(language, vision.float(), derive_seed(settings.seed, "projector"))
+    check_template(settings.template, tokenizer, language)
     adapted = add_adapter(model, Peft(settings.r, settings.alpha, dropout=0.0), language.name, settings.seed, "align")
     processor = build_processor(vision.config, tokenizer)
     pixels = PixelReader(processor.image_processor)  # pictures have the model's size: nothing is padded or cropped
@@ -81,7 +83,7 @@ def _train(
         if weight.requires_grad:
             weight.data = weight.data.to(DTYPES["bf16"])
     save_adapter(adapted, folder)
-    joined, _ = join(language, folder)
+    joined = merge_rounded(adapted)  # what `join` makes of the files
     with fast_matmul(), eager_attention(joined):
         skills = measure_skills(AnswerModel(joined.float().eval()), reader, corpus, collate, say)
     os.replace(work / NAME / LOSSES, folder / f"losses_{NAME}.jsonl")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from peft import PeftModel
 from transformers import (
     AutoTokenizer,
     CLIPVisionModel,
@@ -23,9 +24,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llava_ext.adapters import load_adapter
+from llava_ext.adapters import list_changed_weights, load_adapter
 from llava_ext.backend import quiet_libraries
-from llava_ext.model import read_folder, refusing_faults
+from llava_ext.model import read_folder, refuse_lacking_tokens, refusing_faults
 from llava_ext.small.build import build_processor, draw_weights, save_base
 from llava_ext.small.tokenizer import IMAGE
 from llava_ext.trainer import finish_training, read_training_record
@@ -37,6 +38,7 @@ from robustmerge.stage.text import quote
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 TOWER = "vision_tower"  # the folder of an alignment that holds it
+KEY = "model.base.alignment"
 REMEDY = "take a folder as HuggingFaceTB/SmolLM2-135M-Instruct is one (model.base.language)"
 
 
@@ -48,15 +50,12 @@ def join_base(address: Address, language: Path, alignment: Path, say: Callable[[
 
     def work(folder: Path) -> dict:
         quiet_libraries()
-        record = read_training_record(alignment)
-        if record is None or not (alignment / TOWER).is_dir():
-            raise UserError(
-                f"{alignment} is no alignment: training.json or {TOWER} is not there (model.base.alignment)"
-            )
-        own = describe_language(language)
-        if own["sha256"] != record["language"]["sha256"]:
-            trained = f"trained with the weights of {record['language']['file']}"
+        record = _read_record(alignment)
+        own, met = describe_language(language), record["language"]
+        if own["sha256"] != met["sha256"]:
+            trained = f"trained with the weights of {met['file']}"
             say(f"the alignment was {trained}: what it can do with {own['file']} is not known")
+            record.pop("skills", None)
         model, tokenizer = join(language, alignment)
         save_base(folder, model, build_processor(model.config.vision_config, tokenizer))
         return finish_training(folder, folder / UNFINISHED, {**record, "language": own})
@@ -64,11 +63,41 @@ def join_base(address: Address, language: Path, alignment: Path, say: Callable[[
     return run_stage(address, work, say)
 
 
+def _read_record(alignment: Path) -> dict:
+    """What an alignment was trained with. Raises UserError for a folder that is none."""
+    record = read_training_record(alignment) or {}
+    language = record.get("language")
+    if not (isinstance(language, dict) and {"file", "sha256"} <= language.keys()):
+        raise UserError(f"{alignment} is no alignment: no training.json names its language model ({KEY})")
+    if not (alignment / TOWER).is_dir():
+        raise UserError(f"{alignment} is no alignment: {TOWER} is not there ({KEY})")
+    return record
+
+
 def join(language: Path, alignment: Path) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:
-    """The LLaVA of a language model and an alignment, in bfloat16, and its tokenizer."""
+    """The LLaVA of a language model and an alignment, in bfloat16, and its tokenizer.
+
+    Raises UserError if one of them is damaged, or if they do not fit each other.
+    """
     tower = _load(CLIPVisionModel, f"the vision tower of {alignment}", alignment / TOWER)
-    model, tokenizer = build_joined(language, tower, seed=0)  # whose projector the adapter replaces
-    return load_adapter(model, alignment).merge_and_unload(safe_merge=True).bfloat16(), tokenizer
+    model, tokenizer = build_joined(language, tower, seed=0)
+    projector = [name for name, _ in model.named_parameters() if "multi_modal_projector" in name]
+    adapted = load_adapter(model, alignment)
+    if missing := sorted({*projector} - {*list_changed_weights(adapted, projector)}):
+        raise UserError(f"{alignment} is no alignment: its adapter has no {missing[0]} ({KEY})")
+    return merge_rounded(adapted), tokenizer
+
+
+def merge_rounded(adapted: PeftModel) -> LlavaForConditionalGeneration:
+    """Merge an alignment in float32 and round all weights to bfloat16.
+
+    Only the weights: `bfloat16()` of the whole model would also round the frequencies of its rotary embeddings, which
+    are in no file.
+    """
+    model = adapted.float().merge_and_unload(safe_merge=True)
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16()
+    return model
 
 
 def build_joined(
@@ -79,19 +108,21 @@ def build_joined(
     The projector is drawn by the seed; a picture's tokens are about as large then as those of words.
     """
     words, tokenizer = open_language(language)
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
-    embeddings = words.get_input_embeddings().weight.detach()
-    mean, scale, rows = embeddings.mean(dim=0), embeddings.std().item(), len(embeddings)
-    if len(tokenizer) > rows:
+    scale = words.get_input_embeddings().weight.std().item()
+    is_new = bool(tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}))
+    image = tokenizer.convert_tokens_to_ids(IMAGE)
+    if len(tokenizer) > words.config.vocab_size:
         words.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # which draws the new rows at random
-        with torch.no_grad():
-            words.get_input_embeddings().weight[rows:] = mean
+    if is_new:
+        with torch.no_grad():  # the mean is never the likeliest
+            for side in (words.get_input_embeddings(), words.get_output_embeddings()):
+                side.weight[image:] = side.weight[:image].mean(dim=0)
     vision = tower.config
     model = LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=_clean(vision),
             text_config=_clean(words.config),
-            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+            image_token_index=image,
             image_seq_length=(vision.image_size // vision.patch_size) ** 2,
             vision_feature_layer=-1,
             vision_feature_select_strategy="default",
@@ -123,6 +154,7 @@ def open_language(place: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBas
         raise UserError(f"{place} is no Llama: its config.json says model_type {quote(kind)}; {REMEDY}")
     with refusing_faults(f"the tokenizer of {place} cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    refuse_lacking_tokens(tokenizer, place)
     return _load(LlamaForCausalLM, f"the language model {place}", folder, **options), tokenizer
 
 

@@ -7,15 +7,13 @@ together by `join`, with an alignment that is shipped or that `align` trains.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from llava_ext.settings import AlignedBase, BaseModel
-from pipeline.addresses import require_complete
+from llava_ext.settings import ALIGNMENT_FILES, BaseModel
+from pipeline.addresses import BasePart, require_complete
 from pipeline.events import say
 from pipeline.jobs import Job, launch_plain, run_jobs
 from pipeline.plan import Plan
@@ -30,13 +28,15 @@ MODEL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "model*.safetensors")
 
 
 def make_bases(plans: Sequence[Plan]) -> None:
-    """Make the base of every plan: use a checkpoint on disk as it is, fetch one of the Hub, train a small one."""
+    """Make the base of every plan: a checkpoint on disk is used as it is, one of the Hub fetched, a small one trained.
+
+    That of a pretrained language model is put together, after its alignment is trained where none is shipped.
+    """
     fetch_bases(plans)
-    is_trained = [plan.config.model.trained_base is not None and not plan.base.is_complete() for plan in plans]
-    parts = [_list_parts(plan) for plan in itertools.compress(plans, is_trained)]
+    parts = [plan.base_parts for plan in plans if not plan.base.is_complete()]
     for alike in itertools.zip_longest(*parts):  # the first parts of all bases, then the second ones
         wanted = drop_finished((part.address, part) for part in alike if part is not None)
-        items = [describe_item(part.stage, address, part.settings, **part.inputs) for address, part in wanted]
+        items = [_describe(part) for _, part in wanted]
         if not items:
             continue
         cores = plans[0].config.jobs
@@ -46,47 +46,18 @@ def make_bases(plans: Sequence[Plan]) -> None:
         run_jobs(items[0]["stage"], jobs, cores, plans[0].logs)
 
 
-class Part(NamedTuple):
-    """One step to a base that is trained here. inputs: folders by name."""
-
-    address: Address
-    settings: Any
-    inputs: dict[str, str]
-
-    @property
-    def stage(self) -> str:
-        return self.address.identity["stage"]
-
-
-def _list_parts(plan: Plan) -> list[Part]:
-    """The steps to the plan's base: its corpus, for a LLaVA what bases share that know more or less, and itself."""
-    base, corpus = plan.config.model.trained_base, plan.config.benchmark.corpus
-    if isinstance(base, AlignedBase) and not base.train:
-        return [_join(plan)]
-    parts = [Part(plan.corpus, dataclasses.replace(corpus, jobs=plan.config.jobs), {})]
-    inputs = {"corpus": str(plan.corpus.path)}
-    if isinstance(base, AlignedBase):
-        inputs |= {"language": str(plan.language.path), "tower": str(plan.tower.path)}
-        return [*parts, Part(plan.alignment, base, inputs), _join(plan)]
-    if isinstance(base, BaseModel):
-        parts.append(Part(plan.pretrained, base.pretraining, inputs))
-        inputs = {**inputs, "pretrained": str(plan.pretrained.path)}
-    return [*parts, Part(plan.base, base, inputs)]
-
-
-def _join(plan: Plan) -> Part:
-    """The last step to a base of a pretrained language model."""
-    return Part(plan.base, {}, {"language": str(plan.language.path), "alignment": str(plan.alignment.path)})
+def _describe(part: BasePart) -> dict:
+    inputs = {name: str(address.path) for name, address in part.inputs.items()}
+    return describe_item(part.stage, part.address, part.settings, **inputs)
 
 
 def fetch_bases(plans: Sequence[Plan]) -> None:
-    """Fetch the bases that are checkpoints of the Hub, and the language models of those that are put together."""
+    """Fetch the bases that are checkpoints of the Hub, and what others are put together of that is there."""
     for plan in plans:
-        base = plan.config.model.trained_base
-        if base is None:
-            fetch(plan.base, MODEL_FILES)
-        elif isinstance(base, AlignedBase) and not plan.base.is_complete():
-            fetch(plan.language, MODEL_FILES)
+        fetch(plan.base, MODEL_FILES)
+        if not plan.base.is_complete():
+            for address in (address for part in plan.base_parts for address in part.inputs.values()):
+                fetch(address, (*MODEL_FILES, *ALIGNMENT_FILES))
 
 
 def require_bases(plans: Sequence[Plan]) -> None:

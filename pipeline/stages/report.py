@@ -184,7 +184,7 @@ def _name_facet(key: str, value: str, ordered: SweptKey | None) -> str:
 
 def _addresses(plan: Plan) -> Iterator[Address]:
     """The addresses of all results that a report rests on."""
-    yield from plan.base_parts
+    yield from plan.base_addresses
     yield from (plan.data(task) for task in plan.config.tasks)
     yield from plan.experts.values()
     yield from plan.choosing_addresses()

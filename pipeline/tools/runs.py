@@ -95,7 +95,8 @@ def _list_trained_base(plan: Plan) -> list[Address]:
     model = plan.config.model
     if model.base is None:
         return []
-    return Plan(dataclasses.replace(plan.config, model=dataclasses.replace(model, checkpoint=None))).base_parts
+    trained = dataclasses.replace(model, checkpoint=None, base=dataclasses.replace(model.base, train=True))
+    return Plan(dataclasses.replace(plan.config, model=trained)).base_addresses
 
 
 def describe(result: Result) -> str:

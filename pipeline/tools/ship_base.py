@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,11 @@ from clip_ext.settings import ClipBase
 from data_prep.settings import GENERATOR, LABEL_GENERATOR
 from eval.report.section_base_model import format_base_section
 from llava_ext.packaged import PACKAGES
-from llava_ext.settings import TRAINING_RECORD, AlignedBase, BaseModel, Part
+from llava_ext.settings import ALIGNMENT_FILES, TRAINING_RECORD, AlignedBase, BaseModel, Part
 from pipeline.plan import Plan
 from pipeline.stages.base import make_bases
 from pipeline.words import format_command
-from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
+from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.stage.address import Address, read_manifest, settings_in_identity
 from robustmerge.stage.files import expand, read_json, read_text, sha256_of, write_atomically
 from robustmerge.stage.settings import UserError
@@ -28,7 +29,6 @@ KNOWS = {
     "half": "It knows half as much of the form that the tasks want as the paper's base does.",
     "paper": "It knows as much of the form that the tasks want as the paper's base does, by its table 2.",
 }
-ALIGNMENT_FILES = (CONFIG, WEIGHTS, "vision_tower/config.json", "vision_tower/model.safetensors")
 Trained = BaseModel | AlignedBase | ClipBase
 
 
@@ -39,7 +39,7 @@ def ship(plans: Sequence[Plan]) -> list[Path]:
     """
     folders = [find_folder(plan) for plan in plans]
     if len(set(folders)) < len(folders):
-        raise UserError("points of the sweep share one folder (model.checkpoint or out); ship them one by one")
+        raise UserError("points of the sweep share one folder; ship them one by one, each with out=FOLDER")
     make_bases(plans)
     for plan, folder in zip(plans, folders, strict=True):
         draft = folder.with_name(f".{folder.name}.draft")
@@ -55,10 +55,12 @@ def find_folder(plan: Plan) -> Path:
     model = plan.config.model
     if model.trained_base is None or not model.trained_base.train:
         raise UserError("a base is shipped after it has been trained here: add model.base.train=true")
-    shipped = model.base.alignment if isinstance(model.base, AlignedBase) else model.checkpoint
+    key, shipped = "model.checkpoint", model.checkpoint
+    if isinstance(model.base, AlignedBase):
+        key, shipped = "model.base.alignment", model.base.alignment
     place = plan.config.out or shipped
     if place is None:
-        raise UserError("there is no model.checkpoint to say where the base goes: give out=FOLDER")
+        raise UserError(f"there is no {key} to say where the base goes: give out=FOLDER")
     folder = expand(place).absolute()
     if folder.exists():
         raise UserError(f"{folder} is there already, and nothing is overwritten: move it away, or give out=FOLDER")
@@ -130,10 +132,11 @@ def _write(plan: Plan, folder: Path, name: str) -> None:
         save_rounded_clip(plan.base.path, folder)
         record = read_json(plan.base.path / TRAINING_RECORD, "the record of a training")
     elif isinstance(base, AlignedBase):
+        alignment = plan.base_parts[-1].inputs["alignment"].path
         for file in ALIGNMENT_FILES:
             (folder / file).parent.mkdir(exist_ok=True)
-            shutil.copyfile(plan.alignment.path / file, folder / file)
-        record = read_json(plan.alignment.path / TRAINING_RECORD, "the record of a training")
+            shutil.copyfile(alignment / file, folder / file)
+        record = read_json(alignment / TRAINING_RECORD, "the record of a training")
     else:
         from llava_ext.small.ship import save_rounded
 
@@ -146,12 +149,14 @@ def _write(plan: Plan, folder: Path, name: str) -> None:
 
 def format_card(plan: Plan, base: Trained, record: Mapping[str, Any], weights: Path) -> str:
     """The card of a base. record: of its training, with its name; weights: the file that holds them."""
-    seconds = sum(read_manifest(part.manifest)["record"]["seconds"] for part in plan.base_parts)
+    seconds = sum(read_manifest(part.manifest)["record"]["seconds"] for part in plan.base_addresses)
     words = [word for word in plan.config.overrides if not re.match(r"\W*(out|jobs|paths\.\w+|logger)=", word)]
     family = _describe(base)
-    rounded = "The skills are those of the weights in this folder. Heads and probe read the vision tower before its "
-    rounded += "weights were rounded to bf16."
-    of_language = f", of the language model `{record['language']['sha256']}`" if "language" in record else ""
+    of_which = "base put together with the language model below" if "language" in record else "weights in this folder"
+    rounded = f"The skills are those of the {of_which}. Heads and probe read the vision tower before its weights were "
+    rounded += "rounded to bf16."
+    language = record.get("language", {})
+    met = f" Trained with the weights in `{language['file']}`, sha256 `{language['sha256']}`." if language else ""
     paragraphs = [
         f"---\nlibrary_name: transformers\n{family.tags}\n---",
         f"# {record['name']}: a base of benchmark={plan.config.benchmark.name}",
@@ -161,14 +166,14 @@ def format_card(plan: Plan, base: Trained, record: Mapping[str, Any], weights: P
         *([] if isinstance(base, ClipBase) else [rounded]),
         "## How it was made",
         f"Data: drawn by {family.data}: {_format_counts(plan)}.",
-        _format_parts(plan, base),
+        _format_parts(plan),
         f"What the parts are: {family.training}.",
         f"{family.seeds} Vocabulary: {record['vocabulary']:,} tokens. Time: {seconds / 60:.0f} minutes. "
-        f"Commit: {_format_commits(plan.base_parts)}.",
+        f"Commit: {_format_commits(plan.base_addresses)}.",
         "To train it again (on another processor sums round otherwise, and the last digits of the weights differ):",
         f"```bash\n{format_command(['python', 'scripts/ship_base.py', *words, 'out=FOLDER'])}\n```",
         "## Files",
-        f"`{weights.name}`: {weights.stat().st_size:,} bytes in bf16, sha256 `{sha256_of(weights)}`{of_language}. "
+        f"`{weights.name}`: {weights.stat().st_size:,} bytes in bf16, sha256 `{sha256_of(weights)}`.{met} "
         f"`{TRAINING_RECORD}`: the accuracies above. Licence: Apache License 2.0, as the repository's.",
     ]
     return "\n\n".join(paragraphs) + "\n"
@@ -180,20 +185,15 @@ def _format_counts(plan: Plan) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _format_parts(plan: Plan, base: Trained) -> str:
+def _format_parts(plan: Plan) -> str:
     """A table of the parts of the training, in their order."""
-    if isinstance(base, ClipBase):
-        parts = [(plan.base, "learn", base.learn)]
-    elif isinstance(base, AlignedBase):
-        parts = [(plan.alignment, "learn", base.learn)]
-    else:
-        named = vars(base.pretraining).items()
-        parts = [(plan.pretrained, name, part) for name, part in named if isinstance(part, Part)]
-        parts.append((plan.base, "habits", base.habits))
     lines = ["| part | steps | batch | learning rate |", "| --- | ---: | ---: | ---: |"]
-    for address, name, part in parts:
-        losses = read_text(address.path / f"losses_{name}.jsonl", "the losses of a training")
-        lines.append(f"| {name} | {len(losses.splitlines()):,} | {part.batch} | {part.learning_rate:g} |")
+    for made in plan.base_parts:
+        named = vars(made.settings) if is_dataclass(made.settings) else {}
+        for name, part in named.items():
+            if isinstance(part, Part):
+                losses = read_text(made.address.path / f"losses_{name}.jsonl", "the losses of a training")
+                lines.append(f"| {name} | {len(losses.splitlines()):,} | {part.batch} | {part.learning_rate:g} |")
     return "\n".join(lines)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.settings import Task
-from llava_ext.settings import MULTI_TASK, Expert, Trainer
+from llava_ext.packaged import PACKAGES
+from llava_ext.settings import MULTI_TASK, AlignedBase, Expert, Trainer
 from pipeline.plan import Plan
 from pipeline.program import train_all_command
 from pipeline.terminal import format_seconds
@@ -101,9 +102,13 @@ def describe(plan: Plan) -> Iterator[str]:
 
 def find_base(plan: Plan) -> Path | None:
     """The folder of the base, if it is on this machine; the Hub is not asked."""
-    checkpoint = plan.config.model.checkpoint
-    is_known = plan.config.model.trained_base is not None or expand(str(checkpoint)).is_dir()
-    if not (is_known or plan.config.paths.pins.exists()):
+    model = plan.config.model
+    base = model.trained_base
+    places = [model.checkpoint] if base is None else []
+    if isinstance(base, AlignedBase):
+        places = [base.language, base.tower] if base.train else [base.language, base.alignment]
+    is_local = all(place in PACKAGES or expand(str(place)).is_dir() for place in places)
+    if not (is_local or plan.config.paths.pins.exists()):
         return None
     try:
         folder = plan.base.path

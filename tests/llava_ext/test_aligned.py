@@ -5,6 +5,7 @@ Here that is a Llama of two layers in SmolLM2's layout; the real one is read whe
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from llava_ext.conversation import build_segments, encode, render
 from llava_ext.generate import Generator
 from llava_ext.model import load_model
 from llava_ext.packaged import find_packaged
+from llava_ext.small import align as alignment
 from llava_ext.small.align import align
-from llava_ext.small.join import TOWER, join_base, open_language
+from llava_ext.small.join import TOWER, build_joined, join_base, open_language
 from llava_ext.trainer import read_training_record
 from pipeline.sweep import make_plans
 from pipeline.tools.ship_base import ship
 from robustmerge.formats.tensors import TensorFile
-from robustmerge.stage.address import Address
+from robustmerge.stage.address import REPOSITORY, Address
 from robustmerge.stage.records import Example
 from robustmerge.stage.settings import UserError
 from tests.plans import make_point
@@ -32,6 +34,7 @@ from tests.smollm2_layout import write_language
 from tests.tiny_model import write_base
 
 RANK = 3
+TINY = REPOSITORY / "bases" / "tiny-paper"
 WORDS = ("profile=smoke", "model=smollm2", "model.base.train=true", f"model.base.r={RANK}", "jobs=1")
 
 
@@ -52,6 +55,11 @@ def plan(language, tmp_path_factory):
     (plan,) = make_plans([make_point(runs, *words, program="ship_base")])
     ship([plan])
     return plan
+
+
+def find_alignment(plan) -> Path:
+    """The folder of the alignment that the plan's base is put together with."""
+    return plan.base_parts[-1].inputs["alignment"].path
 
 
 def relate(plan, language: Path) -> tuple[dict, dict]:
@@ -77,7 +85,7 @@ def test_the_base_is_the_language_model_and_a_low_rank_update_of_its_linears_alo
 
 def test_vision_tower_and_projector_are_those_of_the_alignment(plan):
     base = load_model(plan.base.path, torch.float32).state_dict()
-    tower, adapter = (TensorFile(plan.alignment.path / name) for name in
+    tower, adapter = (TensorFile(find_alignment(plan) / name) for name in
                       (f"{TOWER}/model.safetensors", "adapter_model.safetensors"))  # fmt: skip
     for name in tower.names:
         assert torch.equal(base[f"model.vision_tower.{name}"], tower.get(name).float())
@@ -85,6 +93,19 @@ def test_vision_tower_and_projector_are_those_of_the_alignment(plan):
     assert len(projector) == 4
     for name in projector:
         assert torch.equal(base[name.removeprefix("base_model.model.")], adapter.get(name).float())
+
+
+@pytest.mark.parametrize("layout", [{}, {"tied": False}, {"spare": 5}], ids=["tied", "untied", "with spare rows"])
+def test_the_token_of_pictures_is_like_no_word_whatever_the_layout(plan, tmp_path, layout):
+    tower = load_model(plan.base.path, torch.float32).model.vision_tower
+    place = write_language(tmp_path / "language", **layout)
+    model, tokenizer = build_joined(place, tower, seed=0)
+    again, _ = build_joined(place, tower, seed=0)
+    assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
+    words = len(AutoTokenizer.from_pretrained(place))
+    assert tokenizer.convert_tokens_to_ids("<image>") == words
+    for side in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert torch.allclose(side.weight[words], side.weight[:words].mean(dim=0))
 
 
 def test_one_token_is_added_for_pictures_and_no_answer_begins_with_it(plan, language):
@@ -111,9 +132,10 @@ def test_a_prompt_is_that_of_the_models_own_chat_template_without_its_system_sen
 
 
 def test_an_alignment_goes_on_after_a_kill_with_the_same_bytes(plan, language, tmp_path, monkeypatch):
+    """Its skills are measured on the very base that is put together with it."""
     base = plan.config.model.trained_base
     address = Address(tmp_path, tmp_path / "alignment", {"stage": "align"})
-    places = (language, plan.tower.path, plan.corpus.path)
+    places = (language, Path(base.tower), plan.corpus.path)
     mark = trainer.mark_complete
 
     def kill(path, batching):
@@ -126,19 +148,24 @@ def test_an_alignment_goes_on_after_a_kill_with_the_same_bytes(plan, language, t
         with pytest.raises(Killed):
             align(address, base, *places, lambda _: None)
     (checkpoint,) = address.path.glob("unfinished/learn/checkpoint-*")
-    whole = (plan.alignment.path / "adapter_model.safetensors").read_bytes()
+    whole = (find_alignment(plan) / "adapter_model.safetensors").read_bytes()
     assert (checkpoint / "model.safetensors").stat().st_size < 3 * len(whole)  # what is trained alone
+    measured = []
+    monkeypatch.setattr(alignment, "measure_skills", lambda answers, *_: measured.append(answers.model) or {})
     align(address, base, *places, lambda _: None)
     assert (address.path / "adapter_model.safetensors").read_bytes() == whole
+    (model,), used = measured, load_model(plan.base.path, torch.float32)
+    one, other = ({**found.state_dict(), **dict(found.named_buffers())} for found in (model, used))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_shipped_alignment_gives_the_same_base_and_a_card_names_its_language_model(plan, language, tmp_path):
     shipped = plan.config.out
     card = (Path(shipped) / "README.md").read_text()
-    assert "an update of rank 3" in card and "| learn | 2 | 8 |" in card and "of the language model `" in card
+    assert "an update of rank 3" in card and "| learn | 2 | 8 |" in card and "Trained with the weights in `" in card
     words = ["model=smollm2", f"model.base.language={language}", f"model.base.alignment={shipped}"]
     (other,) = make_plans([make_point(tmp_path, *words)])
-    join_base(other.base, other.language.path, other.alignment.path, lambda _: None)
+    join_base(other.base, other.language.path, find_alignment(other), lambda _: None)
     names = [path.name for path in other.base.path.iterdir() if path.name != "manifest.json"]
     for name in names:
         assert (other.base.path / name).read_bytes() == (plan.base.path / name).read_bytes(), name
@@ -146,9 +173,10 @@ def test_a_shipped_alignment_gives_the_same_base_and_a_card_names_its_language_m
 
 def test_other_weights_than_those_of_the_training_are_taken_and_said(plan, tmp_path):
     other, said = write_language(tmp_path / "other", seed=1), []
-    join_base(Address(tmp_path, tmp_path / "base", {"stage": "join"}), other, plan.alignment.path, said.append)
+    join_base(Address(tmp_path, tmp_path / "base", {"stage": "join"}), other, find_alignment(plan), said.append)
     assert any("trained with the weights of model.safetensors: what it can do with" in line for line in said)
-    assert read_training_record(tmp_path / "base")["language"] != read_training_record(plan.base.path)["language"]
+    record, usual = read_training_record(tmp_path / "base"), read_training_record(plan.base.path)
+    assert record["language"] != usual["language"] and "skills" in usual and "skills" not in record
 
 
 def test_the_base_answers_about_pictures(plan, tmp_path):
@@ -162,17 +190,37 @@ def test_the_base_answers_about_pictures(plan, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: shutil.rmtree(folder / TOWER), "is no alignment: training.json or vision_tower is not there"),
-        (lambda folder: (folder / "training.json").unlink(), "is no alignment"),
+        (lambda folder: shutil.rmtree(folder / TOWER), "is no alignment: vision_tower is not there"),
+        (lambda folder: (folder / "training.json").unlink(), "no training.json names its language model"),
+        (
+            lambda folder: (folder / "training.json").write_text("{}"),
+            "is no alignment: no training.json names its lang",
+        ),
+        (lambda folder: remove_projector(folder), "is no alignment: its adapter has no .*multi_modal_projector"),
         (lambda folder: (folder / TOWER / "config.json").write_text("{}"), "vision tower .* cannot be loaded|fit"),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\0" * 20), "cannot read"),
     ],
 )
 def test_a_damaged_alignment_is_refused_by_name(plan, language, tmp_path, damage, message):
-    folder = shutil.copytree(plan.alignment.path, tmp_path / "damaged", ignore=shutil.ignore_patterns("manifest.json"))
+    folder = shutil.copytree(find_alignment(plan), tmp_path / "damaged", ignore=shutil.ignore_patterns("manifest.json"))
     damage(folder)
     with pytest.raises(UserError, match=message):
         join_base(Address(tmp_path, tmp_path / "base", {"stage": "join"}), language, folder, lambda _: None)
+
+
+def remove_projector(folder: Path) -> None:
+    """Take the projector out of an adapter, and out of its config."""
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    rest = {name: weight for name, weight in load_file(weights).items() if "multi_modal_projector" not in name}
+    save_file(rest, weights, metadata={"format": "pt"})
+    config.write_text(json.dumps({**json.loads(config.read_text()), "modules_to_save": None}))
+
+
+def test_a_tokenizer_without_the_templates_tokens_is_refused_before_anything_is_trained(plan, tmp_path):
+    place = write_language(tmp_path / "language", special=["<|endoftext|>", "<|start|>", "<|im_end|>"])
+    address, base = Address(tmp_path, tmp_path / "alignment", {"stage": "align"}), plan.config.model.trained_base
+    with pytest.raises(UserError, match=r"language has no <\|im_start\|>, which .*template 'chatml' needs"):
+        align(address, base, place, Path(base.tower), plan.corpus.path, lambda _: None)
 
 
 def test_another_kind_of_language_model_is_refused(tmp_path):
@@ -204,13 +252,21 @@ def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs
             ["model.base.alignment=null"],
             r"name the folder of an alignment, or take train=true \(model.base.alignment\)",
         ),
-        (["model.base.train=true", "model.base.alignment=x"], r"no checkpoint is used \(model.base.alignment\)"),
+        (["model.base.train=true", "model.base.alignment=x"], r"nothing shipped is used \(model.base.alignment\)"),
+        (
+            ["model.base.alignment=x", "model.base.knows=half"],
+            r"alignment names another \(model.base.knows\)",
+        ),
+        (["model.checkpoint=x", "model.base.language=y"], r"model.checkpoint names another \(model.base.language\)"),
+        (["model.base.language=nowhere", f"model.base.alignment={TINY}"], r"\(model.base.language\)"),
+        (["model.base.train=true", "model.base.tower=nowhere"], r"\(model.base.tower\)"),
         (["template=vicuna_v1"], "template"),
     ],
 )
 def test_settings_that_would_reach_nothing_are_refused(tmp_path, words, message):
     with pytest.raises(UserError, match=message):
-        make_plans([make_point(tmp_path, "model=smollm2", *words)])
+        (plan,) = make_plans([make_point(tmp_path, "model=smollm2", *words)])
+        _ = plan.base
 
 
 def test_the_packaged_model_speaks_and_becomes_a_llava():

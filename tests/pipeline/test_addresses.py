@@ -48,7 +48,7 @@ def list_addresses(plan: Plan) -> dict[str, list[str]]:
     evaluations += reversed(first.values())
     return {
         "data": [plan.data(task).short for task in plan.config.tasks],
-        "base": [address.hash8 for address in plan.base_parts],
+        "base": [address.hash8 for address in plan.base_addresses],
         "experts": [address.short for address in (*plan.experts.values(), plan.multi_task)],
         "merged": [plan.merged(method).short for method in plan.config.methods],
         "predictions": [one.predictions.short for one in evaluations],

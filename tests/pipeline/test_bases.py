@@ -22,10 +22,12 @@ from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.files import sha256_of
 from robustmerge.stage.settings import UserError
 from tests.plans import make_plan, make_point
+from tests.smollm2_layout import write_language
 
 BASES = sorted(path for path in (REPOSITORY / "bases").glob("*") if path.is_dir())
 CLIP = REPOSITORY / "bases" / "clip-tiny"
-LARGEST = 40e6  # bytes of all bases
+LLAVAS = [folder for folder in BASES if folder != CLIP]
+LARGEST = 60e6  # bytes of all bases
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_a_base_on_disk_is_what_its_files_are_wherever_it_lies(checkpoint, tmp_p
     moved = shutil.copytree(checkpoint, tmp_path / "elsewhere" / "tiny-mine")
     (moved / "README.md").write_text("an edited card")
     (other,) = make_plans([compose("merge_eval", [f"paths.runs={tmp_path}", f"model.checkpoint={moved}"])])
-    assert (usual.base.path, usual.base_name, usual.base_parts) == (checkpoint, "tiny-mine", [usual.base])
+    assert (usual.base.path, usual.base_name, usual.base_addresses) == (checkpoint, "tiny-mine", [usual.base])
     assert other.experts == usual.experts and other.base_name == "tiny-mine"
     (moved / "model.safetensors").write_text("other weights")
     (changed,) = make_plans([compose("merge_eval", [f"paths.runs={tmp_path}", f"model.checkpoint={moved}"])])
@@ -56,8 +58,8 @@ def test_a_base_on_disk_is_what_its_files_are_wherever_it_lies(checkpoint, tmp_p
 def test_bases_that_differ_in_what_they_know_are_trained_from_one(tmp_path):
     plans = [make_plan(tmp_path, "model.base.train=true", f"model.base.knows={knows}") for knows in KNOWLEDGE]
     assert len({plan.base.path for plan in plans}) == len(KNOWLEDGE)
-    assert len({(plan.corpus.path, plan.pretrained.path) for plan in plans}) == 1
-    names = [address.short.rpartition("-")[0] for address in plans[0].base_parts]
+    assert len({tuple(made.path for made in plan.base_addresses[:2]) for plan in plans}) == 1
+    names = [address.short.rpartition("-")[0] for address in plans[0].base_addresses]
     assert names == ["data/base", "base/tiny_pretrained", "base/tiny"]
 
 
@@ -74,8 +76,30 @@ def test_bases_that_differ_in_what_they_know_are_trained_from_one(tmp_path):
 )
 def test_a_setting_of_the_training_reaches_its_part_and_what_follows(tmp_path, word, parts):
     usual, other = (make_plan(tmp_path, "model.base.train=true", *words) for words in ([], [word]))
-    changed = [name for name in ("corpus", "pretrained", "base") if getattr(usual, name) != getattr(other, name)]
+    names = ("corpus", "pretrained", "base")
+    both = zip(names, usual.base_addresses, other.base_addresses, strict=True)
+    changed = [name for name, one, another in both if one != another]
     assert " ".join(changed) == parts
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("model.base.r=8", "alignment base"),
+        ("model.base.learn.epochs=1", "alignment base"),
+        ("model.base.knows=half", "alignment base"),
+        ("model.base.seed=1", "alignment base"),
+        (f"model.base.tower={REPOSITORY / 'bases' / 'tiny-half'}", "alignment base"),
+        ("benchmark.corpus.images=100", "corpus alignment base"),
+        ("+model.base.save_steps=7", ""),
+    ],
+)
+def test_a_setting_of_an_alignment_reaches_it_and_the_base(tmp_path, word, parts):
+    language = write_language(tmp_path / "language")
+    words = ["model=smollm2", "model.base.train=true", f"model.base.language={language}"]
+    usual, other = (make_plan(tmp_path, *words, *more).base_addresses for more in ([], [word]))
+    both = zip(("corpus", "alignment", "base"), usual, other, strict=True)
+    assert " ".join(name for name, one, another in both if one != another) == parts
 
 
 @pytest.mark.parametrize(
@@ -87,7 +111,7 @@ def test_a_setting_of_the_training_reaches_its_part_and_what_follows(tmp_path, w
             r"add model.base.train=true to train it \(benchmark.corpus.images\)",
         ),
         (["model.base.knows=half", "model.checkpoint=OWN"], r"model.checkpoint names another \(model.base.knows\)"),
-        (["model.base.train=true", "model.checkpoint=OWN"], r"no checkpoint is used \(model.checkpoint\)"),
+        (["model.base.train=true", "model.checkpoint=OWN"], r"nothing shipped is used \(model.checkpoint\)"),
         (["model.base.knows=all"], r"choose one of half, nothing, paper \(model.base.knows\)"),
     ],
 )
@@ -116,10 +140,10 @@ def test_a_base_that_is_not_shipped_can_be_trained(tmp_path):
 
 
 def test_the_shipped_bases_are_small():
-    assert sum(file.stat().st_size for base in BASES for file in base.iterdir()) <= LARGEST
+    assert sum(file.stat().st_size for base in BASES for file in base.rglob("*")) <= LARGEST
 
 
-@pytest.mark.parametrize("folder", [base for base in BASES if base != CLIP], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", LLAVAS, ids=lambda folder: folder.name)
 def test_a_shipped_base_is_what_its_configuration_and_its_card_say(folder, tmp_path):
     name, _, knows = folder.name.partition("-")
     plan = make_plan(tmp_path, f"model={name}", f"model.base.knows={knows}", "source=zero_shot")
@@ -171,7 +195,7 @@ def test_the_smallest_base_is_trained_and_shipped_once_with_a_card(tmp_path):
     folder, runs = tmp_path / "tiny-half", tmp_path / "runs"
     (plan,) = make_plans([make_point(runs, *words, program="ship_base")])
     assert ship([plan]) == [folder]
-    assert all(part.is_complete() for part in plan.base_parts)
+    assert all(part.is_complete() for part in plan.base_addresses)
     check_sizes(folder, plan.config.model.base.pretraining)
     card = (folder / "README.md").read_text()
     assert f"sha256 `{sha256_of(folder / 'model.safetensors')}`" in card and str(tmp_path) not in card
