@@ -1,8 +1,8 @@
 """The base stage of the CLIP family: a small CLIP trained from scratch on pictures with captions.
 
-Pictures and captions of a batch are matched both ways (Radford et al. 2021); captions that say the same are all right.
-Beside this the image encoder learns to tell all classes of the tasks apart, also those that captions do not name, under
-heads that are not kept: in place of the hundreds of millions of pictures by which the real one has learnt to see.
+Pictures and captions of a batch are matched both ways (Radford et al. 2021); equal captions all count as right. The
+image encoder also learns to tell all classes of the tasks apart, even those that captions do not name, with heads that
+are not kept: this replaces the hundreds of millions of pictures from which the real one learnt to see.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ class Matching(nn.Module):
     ) -> dict[str, Tensor]:
         """The loss on pictures with captions.
 
-        captions: [n], equal for pictures of equal captions, which are all right for each of them; classes: [n, tasks],
-        -1 where a picture is none of the task's.
+        captions: [n], equal for pictures with equal captions, which all count as right; classes: [n, tasks], -1 where a
+        picture is none of the task's.
         """
         with torch.no_grad():
             self.clip.logit_scale.clamp_(max=math.log(LARGEST_SCALE))

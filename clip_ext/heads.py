@@ -43,9 +43,9 @@ def open_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
 def build_head(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, prompt: str, classes: Sequence[str]) -> Tensor:
     """The head of a task, float32 [classes, width].
 
-    Of each class the text embeddings of all templates, of length one each, are averaged, and the mean is brought to
-    length one and multiplied by the exponential of the logit scale: the logits of a picture are the rows times its
-    embedding, of length one (Radford et al. 2021, section 3.1.4). prompt: a template a line, `{label}` for the class.
+    For each class the text embeddings of all templates, each of length one, are averaged; the mean is scaled to length
+    one and multiplied by the exponential of the logit scale. A picture's logits are then the rows times its embedding
+    of length one (Radford et al. 2021, section 3.1.4). prompt: one template per line, `{label}` for the class.
     Raises UserError for a name that is too long for the text encoder.
     """
     templates = prompt.splitlines()

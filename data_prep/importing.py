@@ -53,9 +53,9 @@ class Row(NamedTuple):
 class Survey:
     """What the first reading found of every split.
 
-    rows: their number; faults: of which, by number; places: every picture by its path in the stage's folder; splits: of
-    every picture; asked: the questions of train on each picture; links: pictures to which links lead, out of their
-    folder; drawn: the numbers of the rows in a sample.
+    rows: how many; faults: those of rows, by number; places: where each picture is, by its path in the stage's folder;
+    splits: those with each picture; asked: how many questions of train are on each picture; links: pictures reached by
+    links out of their folder; drawn: the numbers of the rows in a sample.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
@@ -293,9 +293,9 @@ class _Reader:
             raise UserError(f"{self.settings.task}: {source} and a folder of {below} {rule}")
 
     def _go_on(self, journal: Path, split: str, survey: Survey) -> int:
-        """Take up a journal as far as it says what would be found today; returns the number of its last row.
+        """Keep a journal as far as it agrees with what would be found today; returns the number of its last row.
 
-        The task's parser, of which the address knows nothing, may have changed since an earlier run.
+        The task's parser, which the address does not cover, may have changed since an earlier run.
         """
 
         def holds(entry: Entry) -> bool:
@@ -347,7 +347,7 @@ def _has_usable_picture(entry: Entry) -> bool:
 
 
 def _group_of(example: Example) -> str:
-    """What all questions of train belong to that stay together: their picture."""
+    """What keeps questions of train together: their picture; a question without one stands alone."""
     return example.image or f"question {example.question_id}"
 
 

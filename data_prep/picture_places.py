@@ -128,7 +128,7 @@ def _search(folder: Path, parts: Sequence[str]) -> Iterator[Place | UserError]:
 
 
 def _search_file(folder: Path, name: str) -> Iterator[Place | UserError]:
-    """Yield the file of a folder that is called so, in any case if there is one such file only."""
+    """Yield the file of a folder with this name, in any case if only one matches; a UserError if several do."""
     files = [entry for entry in _find_entries(folder, name) if (folder / entry).is_file()]
     if len(files) == 1 or name in files:
         yield _file_place(folder / files[0])
@@ -152,7 +152,7 @@ def _spell(name: str) -> list[str]:
 
 
 def _find_entries(folder: Path, name: str) -> Sequence[str]:
-    """The entries of a folder that are called so, in any case, the one of just this name first."""
+    """The entries of a folder with this name in any case, the exact spelling first."""
     try:
         entries = _list_entries(folder, folder.stat().st_mtime_ns).get(_fold(name), ())
     except OSError:

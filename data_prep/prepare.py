@@ -139,7 +139,7 @@ def _write_labelled(folder: Path, task: TaskData, say: Callable[[str], None]) ->
 
 
 def _import(folder: Path, address: Address, settings: TaskData, say: Callable[[str], None], check: AnswerCheck) -> dict:
-    """Raises UserError, whatever came of it, if a file is not, or no longer, the one that the address is of."""
+    """Import a task. Raises UserError, in place of any other, if a file is not, or no longer, that of the address."""
     _refuse_changed(address, settings)
     try:
         return import_task(folder, settings, say, check)

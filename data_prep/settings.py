@@ -88,8 +88,7 @@ class Release:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The data of one task: drawn by a generator of a mini benchmark, read from question files, from an owner's
-    release, or from a dataset of labelled pictures.
+    """The data of one task: drawn by a generator, or read from question files, an owner's release or labelled pictures.
 
     train, val, test: question files (LLaVA's JSON list, or JSON lines). Their paths stay outside the identity because
     their contents enter it, as inputs of the stage.

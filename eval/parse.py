@@ -142,7 +142,7 @@ def parse_table(text: str, choices: Sequence[str] = ()) -> str | None:
 
 
 def _find_choice(answer: str, choices: Sequence[str]) -> str | None:
-    """The letter of the choice that a text names, by its text before its letter: of the choices `B`, `A` `A` is B."""
+    """The letter of the choice that a text names, by text before letter: with the choices `B` and `A`, `A` is B."""
     letters = dict(zip(string.ascii_uppercase, choices, strict=False))
     text, amount = _fold(answer), _read_amount(answer)
     same = [letter for letter, choice in letters.items() if text and _fold(choice) == text]
@@ -214,7 +214,7 @@ Parser = Callable[[str, Sequence[str]], Answer | None]
 
 
 def parse_label(text: str, choices: Sequence[str] = ()) -> str | None:
-    """The class that a classifier named first; those after it, one a line, it holds for less likely."""
+    """The class that a classifier named first; those on the lines after it are less likely."""
     return text.partition("\n")[0].strip() or None
 
 

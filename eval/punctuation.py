@@ -10,7 +10,7 @@ import re
 import unicodedata
 
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
-_TYPED = {"<wide>", "<small>"}  # forms of ASCII signs, letters and digits that are one with them
+_TYPED = {"<wide>", "<small>"}  # variants of ASCII signs, letters and digits that count as the same
 _BESIDE_MARKS = {  # to Unicode accents and letters: ´ ʹ ʻ ʼ ʽ ᾽, and ʺ ˮ
     **dict.fromkeys("\u00b4\u02b9\u02bb\u02bc\u02bd\u1fbd", "'"),
     **dict.fromkeys("\u02ba\u02ee", '"'),

@@ -31,8 +31,8 @@ from robustmerge.stage.settings import UserError
 class ModelParts(NamedTuple):
     """What adapters of a kind of model have in common.
 
-    frozen: a word in the names of all modules that no adapter may change; title: what that part is called. moves: of
-    names of before to today's.
+    frozen: a word in the names of all modules that no adapter may change; title: what that part is called. moves: from
+    old names to today's.
     """
 
     frozen: str
@@ -144,8 +144,8 @@ def _plain(value: object) -> object:
 def load_adapter(model: nn.Module, folder: Path, parts: ModelParts = LLAVA) -> PeftModel:
     """Load an adapter as it is read for merging; no tensor may be missing or unexpected.
 
-    So every spelling of its names and targets that can be merged is the same function here. peft alone would leave out
-    tensors whose names it does not know. The tensors say which modules have LoRA.
+    So an adapter computes the same here, however its names and targets are spelled, as long as it can be merged. peft
+    alone would leave out tensors whose names it does not know. The tensors say which modules have LoRA.
     Raises UserError also for an adapter that changes the frozen part, or holds numbers that are not finite.
     """
     if not (folder / CONFIG).exists() and (folder / "config.json").is_file():

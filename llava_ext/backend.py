@@ -18,8 +18,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def fast_matmul() -> Iterator[None]:
     """Context manager: oneDNN computes float32 products, on AMD CPUs more than twice as fast as MKL.
 
-    It also permits bfloat16 inside products where the CPU has units for it: enough for training; answers are generated
-    so only where the model's `products` is fast. Use eager attention with it: the fused CPU kernel is slow then.
+    It also permits bfloat16 inside products where the CPU has units for it: enough for training, but used for answers
+    only if the model's `products` is fast. Use eager attention with it: the fused CPU kernel is slow then.
     """
     # oneDNN keeps compiled kernels and their memory for each shape: gigabytes for a thousand lengths of sequences.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")

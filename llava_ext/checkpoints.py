@@ -62,7 +62,7 @@ def find_checkpoint(folder: Path, batching: Mapping[str, Any], trainer: Trainer)
     found = f"{newest.path} is the checkpoint to go on from, but it was written with {changes}"
     over = f"remove {folder} to start over"
     if trainer.uses_deepspeed or (newest.path / PARTITIONED).exists():
-        fixed = ("engine", "processes")  # which part of the optimizer's state is whose
+        fixed = ("engine", "processes")  # they decide which process holds which part of the optimizer's state
         if any(newest.batching.get(key) != batching.get(key) for key in fixed):
             raise UserError(
                 f"{found}. DeepSpeed reads it with that engine and number of processes alone: set these, or {over}"

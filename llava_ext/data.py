@@ -28,8 +28,8 @@ from robustmerge.stage.settings import UserError
 class Reader:
     """Converts texts and pictures to a model's input, by tokenizer, pixel readers and a picture's placeholder ids.
 
-    pixels: for pictures padded to a square with the mean colour; cropped: in answers only, for the centre of pictures,
-    or for whole ones made square where the model's processor crops nothing.
+    pixels: for pictures padded to a square with the mean colour; cropped: for answers only, for pictures cut to their
+    centre, or resized whole to a square if the model's processor crops nothing.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -191,10 +191,10 @@ def training_order(rows: int, batch: int, steps: int, seed: int, shapes: Sequenc
 def group_by_shape(
     permutation: Sequence[int], batch: int, shapes: Sequence[Shape], generator: torch.Generator
 ) -> list[int]:
-    """Reorder an epoch's rows as LLaVA's group_by_modality_length does: no batch mixes rows with and without pictures.
+    """Reorder an epoch's rows as LLaVA's group_by_modality_length does: separate batches with and without pictures.
 
     Each is a random one of its kind, sorted by length, so that what a process computes at a time is of similar length.
-    What is left of both kinds fills the last batches.
+    Only the last batches, of what is left of both kinds, may mix them.
     """
     batches, left = [], []
     for has_picture in (True, False):

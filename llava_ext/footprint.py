@@ -20,7 +20,7 @@ from llava_ext.settings import Peft, Trainer
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 PACKED = {"8bit": 1.0, "4bit": 0.516}  # bytes of a quantised number; 4.127 bits as QLoRA's paper has it (2305.14314)
 ADAM = 8  # bytes of the two float32 moments of a trained number
-GATHERED = 10**9  # numbers that ZeRO-3 has whole at a time at most (stage3_max_live_parameters)
+GATHERED = 10**9  # most numbers that ZeRO-3 gathers at a time (stage3_max_live_parameters)
 COLUMNS = 128  # positions of a batch at which logits are computed: those of answers, which are short
 LOGIT = 10  # bytes of a logit: in bf16, in float32, and its softmax
 
@@ -59,9 +59,9 @@ def build_llava15_config(hidden_size: int, intermediate_size: int, layers: int, 
 class Sizes:
     """Numbers of parameters, and the sizes of the language model.
 
-    base: of the base as it is; lora, whole: trained, in LoRA and in copies of modules that are trained whole. used: of
-    the language model, in its layers' matrices; vision: of the tower. key_width: of the keys of all heads, as of
-    the values. picture: tokens of one; seen: numbers of its features that the projector keeps for the backward pass.
+    base: in the base as it is; lora, whole: trained, in LoRA and in copies of modules that are trained whole. used: in
+    the matrices of the language model's layers; vision: in the tower. key_width: of all heads' keys, and of their
+    values. picture: its tokens; seen: numbers that the projector keeps of its features for the backward pass.
     """
 
     base: int
@@ -114,9 +114,9 @@ def measure(config: LlavaConfig, peft: Peft) -> Sizes:
 def count_operations(sizes: Sizes, tokens: int, pictures: int, length: float, logits: int) -> float:
     """Floating-point operations of training on so many tokens in rows of this mean length; recomputation not counted.
 
-    4 for each frozen number of the language model and token: a product forward, and backward the one for what comes
-    before it. 6 for each trained number, 2 for the frozen tower. Attention: two products of length x width a token and
-    layer, half of which a causal mask leaves out, forward, and twice that backward.
+    Per token, 4 for each frozen number of the language model: a product forward, and one backward for the gradient of
+    its input. 6 for each trained number, 2 for the frozen tower. Attention: two products of length x width per token
+    and layer forward, half of which a causal mask leaves out, and twice that backward.
     """
     frozen = 4.0 * sizes.used * tokens + 4.0 * sizes.vocabulary * sizes.width * logits
     attention = 6.0 * sizes.layers * sizes.width * length * tokens
@@ -157,8 +157,8 @@ def list_memory(
     """Bytes on each device by part; `host`: in each machine's memory.
 
     quantize: packs the matrices of the language model's layers.
-    Without DeepSpeed the adapter and its gradients are float32, and several processes have the gradients twice, in
-    DDP's buckets. DeepSpeed keeps both in the precision of training, and of its share a float32 copy of each.
+    Without DeepSpeed the adapter and its gradients are float32, and with several processes DDP's buckets hold the
+    gradients a second time. DeepSpeed keeps both in the precision of training, and float32 copies of its share.
     """
     number, world = BYTES[trainer.precision], trainer.world
     trained, shared, host = float(sizes.trained), 1.0, 0.0

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from torch.distributed.rendezvous import rendezvous
 
-BEAT, SILENCE = 2.0, 20.0  # seconds between signs of life, and after which without one a machine is lost
+BEAT, SILENCE = 2.0, 20.0  # seconds between signs of life, and without one until a machine counts as lost
 START = timedelta(minutes=10)  # in which all machines load their libraries
 DONE, FAILED = "done", "failed"
 
@@ -92,9 +92,9 @@ class Heartbeat:
             self._give_up(self.machines[0])
 
     def _watch(self) -> None:
-        """In a thread of its own, as a store that falls silent answers neither in time nor with an error.
+        """Watch for lost machines, in a thread of its own, as a store that falls silent gives neither answer nor error.
 
-        Then nobody is heard of, and the machine that keeps it is the first of them.
+        Then no machine is heard from, and the first one, which keeps the store, is the one reported.
         """
         for machine in self.machines:
             machine.since = time.monotonic()
@@ -111,6 +111,6 @@ class Heartbeat:
 
 
 def find_lost(machines: Iterable[Machine]) -> Machine | None:
-    """The first machine that is lost, if any; one that has said that it failed after all others."""
+    """The first machine that is lost, if any; one that has reported a failure only if no other is."""
     lost = [machine for machine in machines if machine.is_lost]
     return min(lost, key=lambda machine: machine.said.endswith(f" {FAILED}"), default=None)

@@ -1,7 +1,7 @@
 """QLoRA: the frozen language model in 4 or 8 bits, by bitsandbytes, while an expert of it is trained.
 
-Vision tower, projector, embeddings and norms stay in the precision of training, LoRA is trained as ever. Answers and
-merges are about the base as it is, not quantised.
+Vision tower, projector, embeddings and norms stay in the precision of training, and LoRA is trained as usual. Answers
+and merges use the base as it is, not quantised.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def require_bitsandbytes(quantize: str) -> None:
 
 
 def quantizing_options(quantize: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """What `from_pretrained` of transformers takes to load a LLaVA so, on this process's device. dtype: of products."""
+    """Options of transformers' `from_pretrained` that load a LLaVA so, on this process's device. dtype: of products."""
     require_bitsandbytes(quantize)
     from transformers import BitsAndBytesConfig
 

@@ -243,9 +243,9 @@ class Recipe:
     projector_learning_rate: null for learning_rate. max_steps: optimizer steps in place of epochs; multi-task training
     multiplies it by the number of tasks. save_steps: steps between checkpoints, 0 for none.
     too_long: what becomes of a row of more than max_length tokens: an error; truncate: it loses its end; skip: it is
-    left out. A row of whose answers nothing is left within max_length is left out in any case.
+    left out. A row with nothing of its answers within max_length is always left out.
     on_error: what becomes of a row whose picture cannot be read; skip: the next row of the run stands in for it.
-    group_by_length: rows with and without a picture are in batches of their own, and sorted by length within a batch.
+    group_by_length: batches hold rows either with or without a picture (but for the last ones), sorted by length.
     """
 
     learning_rate: float = 2e-4
@@ -328,7 +328,7 @@ class Trainer:
 
     @property
     def uses_deepspeed(self) -> bool:
-        """Whether DeepSpeed is used; on GPUs only, as Accelerate has it: on CPUs several processes run as ddp."""
+        """Whether DeepSpeed is used: on GPUs, or by a single process on a CPU; Accelerate runs several there as ddp."""
         return self.engine in DEEPSPEED_ENGINES and (self.device == "cuda" or self.world == 1)
 
     @property

@@ -1,4 +1,4 @@
-"""How a tokenizer spells the words of a task's answers: one that it spells letter by letter is hard to learn."""
+"""How a tokenizer spells the words of a task's answers: a word spelled letter by letter is hard to learn."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def count_pieces(tokenizer: PreTrainedTokenizerBase, answers: Iterable[str]) -> 
 def list_spelled(pieces: Mapping[str, int]) -> list[str]:
     """The words that are spelled letter by letter: in more than a few pieces, and at least one for each letter.
 
-    A small base spells every word so that it does not know. A large tokenizer has pieces of two letters and more even
-    for rare names, and spells only words of scripts that it does not know.
+    A small base spells out every word that it does not know. A large tokenizer has pieces of two or more letters even
+    for rare names, and spells out only words in scripts that it does not know.
     """
     return [word for word, count in pieces.items() if count > FEW and count >= len(word)]
 

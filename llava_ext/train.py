@@ -227,7 +227,7 @@ def prepare_for_training(model: LlavaForConditionalGeneration, settings: Expert,
 
 
 def find_place_of_weights(trainer: Trainer) -> str | None:
-    """The GPU that a process reads the base's weights into from the file's pages, of which a machine holds one copy.
+    """The GPU onto which a process reads the base's weights, from pages of the file that a machine holds only once.
 
     None on a CPU, and for ZeRO-3, which spreads the weights while the first process reads them.
     """
@@ -278,9 +278,9 @@ def _build_arguments(settings: Expert, work: Path, steps: int) -> TrainingArgume
 
 
 class ExpertTrainer(OrderedTrainer):
-    """An `OrderedTrainer` with a learning rate of its own for modules that are trained whole, as a projector.
+    """An `OrderedTrainer` with a separate learning rate for modules that are trained whole, such as a projector.
 
-    It measures its pace.
+    It also measures its pace.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -340,10 +340,10 @@ class ConversationTrainer(ExpertTrainer):
 
 
 def keep_answers(labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Arguments of a LLaVA by which it computes logits only where some row of the batch has a token to learn.
+    """Arguments with which a LLaVA computes logits only where some row of the batch has a token to learn.
 
-    The loss is the same. The logits of whole sequences are most of the memory of a large vocabulary, and a fifth of
-    the time of a small model.
+    The loss is the same. Logits of whole sequences would take most of the memory with a large vocabulary, and a fifth
+    of the time of a small model.
     """
     following = labels[:, 1:]
     columns = (following != IGNORE).any(dim=0).nonzero().squeeze(1)

@@ -62,7 +62,7 @@ def build_arguments(
 class OrderedTrainer(HuggingFaceTrainer):
     """The Trainer of transformers over rows that are already in order; it stops at a loss that is not finite.
 
-    name: of the run, in messages and on its progress bar; batching: what a run shares with this one that ends with the
+    name: of the run, in messages and on its progress bar; batching: what a run must share with this one to end with the
     same bytes; advice: what to do about a loss that is not finite; part: which of how many parts of a longer training
     this is; setup: whose `resume` says from which checkpoints it goes on.
     """
@@ -124,7 +124,7 @@ class OrderedTrainer(HuggingFaceTrainer):
 class ErrorAsBatch:
     """Collates batches in a worker of the data loader; returns a UserError in place of the batch that raised it.
 
-    One that is raised in a worker of the data loader reaches the training process as the text of a traceback.
+    An error raised in a worker would reach the training process only as the text of a traceback.
     """
 
     collate: Callable[[Sequence], dict[str, torch.Tensor]]

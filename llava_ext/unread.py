@@ -18,7 +18,7 @@ from robustmerge.stage.files import read_json, write_atomically
 from robustmerge.stage.pictures import PictureError, read_picture
 
 UNREAD = "unread"  # the folder of the notes, among the checkpoints
-MOST_IN_A_ROW = 64  # unreadable pictures, one after the other: then it is the folder or the disk, which stops the run
+MOST_IN_A_ROW = 64  # unreadable pictures; so many are due to the folder or the disk, and stop the run
 SHOWN = 20
 
 

@@ -150,7 +150,7 @@ class Addresses:
 
     @property
     def base_addresses(self) -> list[Address]:
-        """The base, after what it is made of where that is made here."""
+        """The base, preceded by the steps that lead to it if it is made here."""
         return [*(part.address for part in self.base_parts[:-1]), self.base]
 
     @property
@@ -251,7 +251,7 @@ class Addresses:
         return experts
 
     def _released(self, task: str) -> Adapter:
-        """A released expert: a folder in either format, or a repository of the Hub, of a LLaVA in LLaVA's own."""
+        """A released expert: a folder in either format, or a Hub repository, which for a LLaVA is in LLaVA's own."""
         named = self.config.benchmark.released[task]
         if self.config.model.kind.answers_with_classes:
             return self.find_adapter(task, fetch_adapter(find_place(named), self.config.paths.pins))
@@ -332,7 +332,7 @@ class Addresses:
         )
 
     def pooled(self, eval_set: EvalSet) -> tuple[Task, ...]:
-        """The tasks whose classes an answer may name; none for those of the evaluation set's own task alone."""
+        """The tasks whose classes an answer may name; empty if only its own task's classes are candidates."""
         return self.config.seen if eval_set.protocol == "joint" else ()
 
     @property
@@ -383,9 +383,9 @@ def list_unfinished(addresses: Iterable[Address | None]) -> list[Address]:
 def require_complete(
     addresses: Iterable[Address | None], what: str, make_command: Callable[[], str], hint: str = ""
 ) -> None:
-    """Raises UserError that names the missing results and the command that makes them.
+    """Raises UserError if results are missing, naming them and the command that makes them.
 
-    make_command: called if something is missing, as it takes half a second; hint: what follows the command.
+    make_command: called only if something is missing, as it takes half a second; hint: text after the command.
     """
     missing = list_unfinished(addresses)
     if missing:

@@ -51,11 +51,11 @@ class Paths:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is evaluated. counts: questions a split; seed: of the drawing; corpus: of the small base model.
+    """What is evaluated. counts: questions per split; seed: for drawing; corpus: what the small base is trained on.
 
-    paper_table: beside which its reports are shown, unless an experiment says another one.
-    released: by seen task, the expert that somebody has released: a folder, or user/repo[@revision] of the Hub.
-    source, sample: of tasks that are read from files (data_prep.settings.TaskData); their own files name these.
+    paper_table: the paper's table that its reports are shown beside, unless an experiment names another.
+    released: by seen task, the expert that somebody has released: a folder, or user/repo[@revision] on the Hub.
+    source, sample: for tasks read from files (data_prep.settings.TaskData), whose own config files refer to them.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Options:
         if self.merge_count is not None and self.merge_count < 1:
             raise ConfigError(Problem(f"merge_count must be at least 1, got {self.merge_count}", "merge_count"))
         refuse(positive(self, "tokens_per_second"))
-        self.only  # noqa: B018  # refuses what limit and ids have wrong
+        self.only  # noqa: B018  # raises if limit or ids are invalid
 
     @property
     def only(self) -> Selection:
@@ -283,7 +283,7 @@ def _find_problems(config: Config) -> list[Problem]:
 
 
 def _find_unanswerable(config: Config) -> list[Problem]:
-    """The tasks that a model of this family has no answers to, and a base corpus that it cannot be trained on."""
+    """Tasks and a protocol that do not suit a model of this family, and a base corpus that it cannot be trained on."""
     family = config.model.kind
     kind = "questions" if family.answers_with_classes else "classes of pictures (model=clip_tiny)"
     odd = [task.name for task in config.tasks if task.has_classes != family.answers_with_classes]
@@ -316,7 +316,7 @@ NAMED = "this chooses a shipped base, and {} names another"
 
 
 def _find_ignored_keys(config: Config) -> list[Problem]:
-    """The keys of the command line that are about a base other than the one which is used."""
+    """The command-line keys that concern a base other than the one in use."""
     model, keys = config.model, parse_overrides(config.overrides)
     if model.base is None:
         return []

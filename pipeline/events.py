@@ -1,7 +1,7 @@
 """Events that a child process reports to its parent: one line of JSON each, on its standard output.
 
-Whatever else the child prints belongs into its log. Under torchrun all processes write to the same pipe, each event
-in one piece: a text is cut to less than a pipe takes at once (4096 bytes), and what a terminal would obey is escaped.
+Whatever else the child prints belongs in its log. Under torchrun all processes write to the same pipe, each event in
+one piece: a text is cut to less than a pipe takes at once (4096 bytes), and terminal control codes are escaped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Event:
 
 def write_event(event: Event) -> None:
     line = json.dumps(asdict(replace(event, text=format_message(event.text))), ensure_ascii=False)
-    # It begins a line of its own, although a library may have left one without an end, as a bar that was cut off.
+    # The event gets a line of its own even if a library has left one unfinished, such as an interrupted progress bar.
     sys.stdout.flush()
     sys.stdout.buffer.write(f"\n{line}\n".encode())
     sys.stdout.flush()

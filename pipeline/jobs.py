@@ -35,7 +35,7 @@ CHILD = Path(__file__).resolve().parent / "child.py"
 BAR = re.compile(r"\d%\|")  # in what a library's progress bar prints
 LAYOUT = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  "
 STATUS_EVERY = 30.0  # seconds between status lines where there is no terminal
-PACE_OVER = 10  # status lines; not the whole run, which may have begun with work that was there already
+PACE_OVER = 10  # status lines; not the whole run, whose start may have counted work that was already done
 # The memory of a batch comes in blocks of megabytes. By default glibc gives them back to the system, which clears their
 # pages again for the next batch: a fifth of the time of a small model on a CPU. Other C libraries ignore this.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
@@ -69,7 +69,7 @@ class Job:
 class RunningJob:
     """A job, its process, and what the process has reported so far.
 
-    item: the name of the one that it is at. tail: the last lines of its other output, progress bars left out.
+    item: the name of the item it is working on. tail: the last lines of its other output, without progress bars.
     """
 
     job: Job

@@ -38,11 +38,11 @@ class Model:
 
     family: a name of FAMILIES. base: how a small one is trained; a checkpoint is used in its place where there is one,
     unless base.train is true. recipe: of its experts; lora: defaults of `peft.r` and `peft.alpha`; template: a name of
-    llava_ext.conversation, "" where nobody converses; generation_batch: questions answered together. products: of
-    matrices on a CPU while it answers: exact, in float32 throughout; fast, with bfloat16 inside where the CPU has units
-    for it (as in training). precision: of the weights while it answers, fp32, fp16 or bf16. quantize: of the
-    frozen language model while experts are trained, 4bit or 8bit (QLoRA). parameters: their number, for a checkpoint
-    that is too large for a CPU.
+    llava_ext.conversation, "" for a model that does not converse; generation_batch: questions answered together.
+    products: how a CPU multiplies matrices for answers: exact, in float32 throughout; fast, with bfloat16 inside where
+    the CPU has units for it (as in training). precision: of the weights for answers, fp32, fp16 or bf16. quantize: 4bit
+    or 8bit, for the frozen language model while experts are trained (QLoRA). parameters: how many it has, given for a
+    checkpoint that is too large for a CPU.
     """
 
     name: str
@@ -95,10 +95,10 @@ class Model:
 class Family:
     """A kind of model.
 
-    title: as a sentence names it; bases, corpus: classes of the settings of a base that is made here, and of what it
-    is trained on. answers_with_classes: whether it names the class of a picture, and does not write an answer.
-    training: how its experts are trained. load: a base that answers (eval.predict.AnswerModel), with the `use` of
-    llava_ext.sources; takes its folder, template, whether a CPU may multiply fast, device and precision.
+    title: its name in a sentence; bases, corpus: classes of the settings of a base that is made here, and of what it
+    is trained on. answers_with_classes: whether it names the class of a picture instead of writing an answer.
+    training: returns how its experts are trained. load: returns a base that answers (eval.predict.AnswerModel) and has
+    the `use` of llava_ext.sources; takes its folder, template, whether a CPU may multiply fast, device and precision.
     """
 
     title: str
@@ -136,7 +136,7 @@ def _load_clip(base: Path, template: str, fast: bool, device: str, precision: st
 
 
 def choose_gpu(device: str) -> str:
-    """The device of this process: of several GPUs that of its rank."""
+    """The device of this process; on GPUs that of its rank, which becomes the current device."""
     if device != "cuda":
         return device
     import torch

@@ -91,9 +91,9 @@ class Plan(Addresses):
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
-        """The sources of the table in order; each method is followed by itself at its chosen strength, and searched.
+        """The sources of the table in order; a method is followed by its chosen-strength and searched-weight variants.
 
-        Raises UserError for a method that writes full models, and where val scores are missing.
+        Raises UserError as `check_methods` does, and if val scores are missing.
         """
         sources: list[Source] = []
         for source in self.configured:
@@ -106,7 +106,7 @@ class Plan(Addresses):
 
     @cached_property
     def configured(self) -> tuple[Source, ...]:
-        """The sources of the table without chosen strengths. Raises UserError for a method that writes full models."""
+        """The sources of the table without chosen strengths. Raises UserError as `check_methods` does."""
         self.check_methods()
         eval_sets = {task.name: self.test_set(task) for task in self.config.tasks}
         everything = tuple(eval_sets.values())
@@ -122,9 +122,9 @@ class Plan(Addresses):
         return tuple(sources)
 
     def check_methods(self) -> None:
-        """Raises UserError for a method that writes full models or for a server, which are no sources.
+        """Raises UserError if a method writes full models or adapters for a server, which cannot be sources.
 
-        And for a search with too small a budget.
+        Also if the budget of a weight search is too small.
         """
         budget, count = self.config.search_budget, len(self.merged_experts)
         if self.config.weight_search and (problems := problems_of_budget(budget, count)):

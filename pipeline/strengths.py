@@ -55,8 +55,8 @@ def has_val(questions: Path, data: TaskData) -> bool:
 def is_set_by_user(merge: Mapping[str, Any], overrides: Iterable[str]) -> bool:
     """Whether the user set the strength, so that none is chosen. merge: the composed config; overrides: as typed.
 
-    No file of a method gives `strength`: the defaults of the spaces stand in `strengths`. A function has its own in its
-    file, so that only the command line says whose it is.
+    No method's file gives `strength`: the defaults by space are in `strengths`. A function has one in its file, so only
+    the command line tells whether it is the user's.
     """
     return merge.get("strength") is not None or "merge.params.strength" in parse_overrides(overrides)
 

@@ -79,7 +79,7 @@ class _Followed:
             if self.run is not None:
                 for values in steps:
                     self.last = values.pop("step")
-                    if self.last >= self.run.starting_step:  # those before are there since before an interruption
+                    if self.last >= self.run.starting_step:  # earlier steps were logged before an interruption
                         self.run.log(values, step=self.last)
         except Exception as error:
             self._warn(error)

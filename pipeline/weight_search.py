@@ -68,7 +68,7 @@ def search_weights(method: Method, experts: Sequence[str], factor: float, budget
 
 
 def problems_of_budget(budget: int, experts: int) -> list[str]:
-    """Why the budget is no search over the weights of so many experts; a generation is as large as CMA-ES has it."""
+    """Why the budget is too small to search the weights of so many experts; CMA-ES sets the size of a generation."""
     least = 1 + FEWEST * (4 + int(3 * math.log(experts + 1)))
     rule = f"search_budget must be at least {least}: the start and {FEWEST} generations for {experts} experts"
     return [] if budget >= least else [f"{rule}, got {budget} (search_budget)"]

@@ -43,7 +43,7 @@ def _quote_value(word: str, is_sweep: bool) -> str:
 
 
 def _quote_text(text: str, is_there: bool, is_sweep: bool = False) -> str:
-    """Quote a value unless Hydra reads it as that text anyway; what is there under this name wins over a sweep."""
+    """Quote a value unless Hydra reads it as that text anyway; the name of something that exists is no sweep."""
     parsed = _parse(text)
     if parsed is not None and parsed.is_sweep_override():
         return text if is_sweep and not is_there else quote(text)
@@ -60,7 +60,7 @@ def _quote_items(text: str) -> str:
 
 
 def _quote_item(item: str) -> str:
-    """Quote an item of a list, without the spaces around it, which are Hydra's to leave out."""
+    """Quote an item of a list, without the spaces around it, which Hydra leaves out."""
     name = item if _exists(item) else item.strip()
     quoted = _quote_text(name, _is_place(name))
     return item if quoted == name else quoted
@@ -162,7 +162,7 @@ def quote(text: str) -> str:
 
 
 def _escape_interpolation(text: str) -> str:
-    """The text of which OmegaConf makes this one, `${` included."""
+    """Escape every `${`, so that OmegaConf turns the result back into this text."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 

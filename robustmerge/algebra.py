@@ -54,7 +54,7 @@ def merge_pairs(experts: Mapping[str, LoraPair], method: AnyMethod, module: str 
     """Merge one module. experts: name -> pair, A [r, d_in] and B [d_out, r]; module: its name, for random pruning.
 
     Returns a pair, or the dense update [d_out, d_in] where it has no low rank. Raises UserError as `merge_models` does,
-    and for numbers over the layers, of which one module does not know its place.
+    and if a strength or weight is a list over the layers, since a single module has no place among them.
     """
     if any(map(is_over_depth, (method.strength, *(method.weights or {}).values()))):
         raise UserError(
@@ -69,9 +69,9 @@ def merge_models(
 ) -> dict[str, LoraPair | Tensor]:
     """Merge whole models that are in memory. experts: name -> module -> pair; returns module -> update.
 
-    device: where all is computed and the updates are; None: for each module where the first expert has it.
-    Raises UserError if the experts do not fit together, where a scale is undefined, if a value given or merged is
-    not finite, and if the device is not there.
+    device: where everything is computed and the updates end up; None: for each module, where the first expert has it.
+    Raises UserError if the experts do not fit together, a scale is undefined, an input or a merged value is not finite,
+    or the device is not there.
     """
     names = sorted(experts)
     check_experts(experts, method)
@@ -128,10 +128,10 @@ def needs_another_majority(statistics: Statistics, elections: Sequence[Election]
 
 
 def merge_module(module: Module, method: AnyMethod, statistics: Statistics) -> Merged:
-    """Merge one module, in float32 and without NaN (`check_module`). method: of this module, see `Method.by_module`;
-    statistics: of `measure_model`.
+    """Merge one module: the steps before the rule, the rule, the steps after it, and the cut to the rank asked for.
 
-    The steps before the rule, the rule, the steps after it (`steps.py`), and the cut to the rank asked for.
+    module: in float32 and without NaN (`check_module`). method: that of this module, see `Method.by_module`.
+    statistics: those of `measure_model`. The steps: see `steps.py`.
     """
     experts = equalize(module, method.equalize)
     merged = _merge_by_rule(calibrate(experts, method.calibrate), method, statistics)

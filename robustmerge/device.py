@@ -1,4 +1,4 @@
-"""The device that a merge computes on: whether torch has it, and sums in all of their digits there."""
+"""The device that a merge computes on: whether torch has it, and full float32 precision there."""
 
 from __future__ import annotations
 

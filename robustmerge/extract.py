@@ -57,10 +57,10 @@ What is kept of every layer, and what changed but is not in here, is in `manifes
 
 @dataclass(frozen=True)
 class Extraction:
-    """Settings of an extraction. modules: names of modules, or the ends of such; None: all linear ones, no head.
+    """Settings of an extraction. modules: names of modules, or ends of names; None: all linear ones except the head.
 
-    exact_up_to: the smaller side of a matrix up to which its whole SVD is computed; above, a randomised one, drawn by
-    `seed`. dtype: of what is written.
+    exact_up_to: a matrix whose smaller side is at most this gets a whole SVD, a larger one a randomised SVD, drawn by
+    `seed`. dtype: that of the adapter.
     """
 
     rank: int
@@ -93,18 +93,18 @@ def extract(
 ) -> dict[str, Any]:
     """Write the LoRA of rank `rank` nearest to tuned - base to the new folder `out`, and return its record.
 
-    base, tuned: folders of checkpoints, or hub ids. The other settings: see `Extraction`. workers: tensors side by
-    side; the result is the same for any number. device: where they are decomposed, as `cuda`; the numbers are those of
-    the CPU but for rounding, and it is no part of what the adapter is.
+    base, tuned: folders of checkpoints, or hub ids. The other settings: see `Extraction`. workers: how many tensors are
+    processed side by side; it does not change the result. device: where they are decomposed, such as `cuda`; the
+    numbers are those of the CPU except for rounding, and the device is not part of the adapter's identity.
     A linear weight is a matrix whose name ends in `.weight` and is not, by its name, that of an embedding or an output
-    head; a head is taken if `modules` names it. Names and shapes are all that a checkpoint tells: where a matrix is no
+    head; a head is taken if `modules` names it. A checkpoint tells only names and shapes: where a matrix is not an
     nn.Linear in the model (the router of some mixtures of experts), name the modules that are. B = U sqrt(S) and
     A = sqrt(S) V^T of the leading singular directions, alpha = rank, so the scaling is 1.
-    The record, also in `manifest.json`, has for every module what is kept of the squared norm (`retained`), the norm of
-    what is not (`error`, before rounding to `dtype`) and whether no LoRA of this rank is nearer (`best`); the same of
-    all together; and `left_out`: every tensor that changed and is not in the adapter, with its relative change, of
-    which `say` warns too.
-    Raises UserError if nothing differs, or names or shapes do, or a value is not finite, or the device is not there;
+    The record, also in `manifest.json`, has for every module the share of the squared norm that is kept (`retained`),
+    the norm of what is lost (`error`, before rounding to `dtype`) and whether no LoRA of this rank is nearer (`best`);
+    `retained` and `error` of all modules together; and `left_out`: every tensor that changed but is not in the adapter,
+    with its relative change, of which `say` warns too.
+    Raises UserError if nothing differs, names or shapes differ, a value is not finite, or the device is not there;
     nothing is written then.
     """
     settings = Extraction(rank, None if modules is None else tuple(modules), dtype, exact_up_to, seed)

@@ -48,9 +48,9 @@ def merge_by_function(module: Module, method: FunctionMethod, collected: Any) ->
 
 
 def warn_by_function(method: FunctionMethod, ranks: Mapping[str, Sequence[int]]) -> list[str]:
-    """What `find_warnings(ranks, **params)` in the module of the method's function says of a merge, if it is there.
+    """Call `find_warnings(ranks, **params)` in the module of the method's function, if it is there, for its warnings.
 
-    It is no part of what the method is. ranks: module -> the ranks of the experts that adapt it.
+    It is not part of the method's identity. ranks: module -> the ranks of the experts that adapt it.
     """
     find_warnings = getattr(importlib.import_module(method.target.rpartition(".")[0]), "find_warnings", None)
     return [] if find_warnings is None else find_warnings(ranks, **method.params)

@@ -4,10 +4,10 @@
     {".*vision.*": 0.5, "default": 1.0}     of the first pattern that matches the whole name of a module
     [0.2, 1.0]                              interpolated linearly over the depth, from the first to the last layer
 
-Depth is that of a module's layer, by the numbers in the names of what the experts adapt; every stack of layers (a
-vision tower, a language model) has its own. A module outside of all layers, as a projector or a head, takes the middle
-of the list: its name does not say whether it is before them or behind. mergekit, whose lists these are, knows it of its
-models, and takes the first number or the last.
+A module's depth is that of its layer, by the layers' numbers in the names of the adapted modules; every stack of layers
+(a vision tower, a language model) has its own. A module outside of all layers, such as a projector or a head, takes the
+middle of the list: its name does not say whether it comes before or after them. mergekit, from which these lists come,
+knows this of its models and takes the first or the last number.
 """
 
 from __future__ import annotations

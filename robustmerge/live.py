@@ -5,7 +5,7 @@
     model.set_adapter("merged")
 
 The adapters are read as their folders would be and go through the same merge, so the numbers are those of
-`merge_folders`. peft is imported only here, where there is a model of it already.
+`merge_folders`. peft is imported only by functions that are given a model of it.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ def merge_into(
 ) -> dict[str, Any]:
     """Merge LoRA adapters of a PeftModel into a new adapter of it, `name`, and return the record of the merge.
 
-    model: is left as it is but for the new adapter, which is frozen and not active (`model.set_adapter(name)`).
-    adapters: their names in the model. method: one, or the name of its file in configs/merge.
-    weights, seed: instead of the method's own. workers: modules merged side by side; the result is the same.
-    dtype: float32, float16, bfloat16, or `experts` for theirs; None: the method's, if it is a half precision, else
-    theirs. modules_to_save are averaged and have the dtype that the model gives them.
-    device: where modules are merged; None: on the GPU where the first adapter is, or on the CPU. Each weight goes to
-    where the first adapter that has it keeps it.
+    model: unchanged except for the new adapter, which is frozen and not active (`model.set_adapter(name)`).
+    adapters: their names in the model. method: an object, or the name of its file in configs/merge.
+    weights, seed: replace the method's own. workers: how many modules are merged side by side, which does not change
+    the result.
+    dtype: float32, float16, bfloat16, or `experts` for theirs; None: the method's if that is a half precision, else
+    theirs. modules_to_save are averaged and get the dtype that the model gives them.
+    device: where modules are merged; None: on the GPU that holds the first adapter, or else on the CPU. Each weight is
+    placed where the first adapter that has it keeps it.
     Raises UserError with all problems at once, as a merge of folders does; the model is unchanged then.
     """
     method = _settle(method, weights, seed, dtype)

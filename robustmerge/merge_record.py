@@ -219,10 +219,10 @@ def _list_apart(record: Mapping[str, Any]) -> list[str]:
 
 
 def find_warnings(method: AnyMethod, record: Mapping[str, Any]) -> list[str]:
-    """Warnings about a merge that may not be meant.
+    """List warnings about a merge that may not be what was meant.
 
-    A single expert; experts without a module in common; what the method itself warns of; almost nothing left, and the
-    likely cause.
+    Reasons are: a single expert; experts that share no module with any other; what the method itself warns of; almost
+    nothing left of the updates, with the likely cause.
     """
     warnings = []
     if len(record["experts"]) == 1:

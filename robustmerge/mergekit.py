@@ -1,6 +1,6 @@
 """Recipes of mergekit (https://github.com/arcee-ai/mergekit) whose models are LoRA adapters, as `base+adapter`.
 
-mergekit adds every adapter to its base and merges whole models; what changes the base is the same here, without it, on
+mergekit adds every adapter to its base and merges whole models. The same change is computed here without the base, on
 the products: merge.space=delta. D_n is the update of adapter n, w_n its weight, W the sum of the weights, l `lambda`:
 
     merge_method     update                                                   here
@@ -21,14 +21,14 @@ the products: merge.space=delta. D_n is the update of adapter n, w_n its weight,
     sce              mean of the D_n of the elected sign, weighted by mean    sce
                      squares, where the variance over n is largest
 
-`weight` and `lambda` may be lists of numbers over the layers, as in `graded.py`; where the formula divides by W, the
-lists must add up to one number in all layers, since 1 / W would be no such list. mergekit goes over the model's layers,
-we over those that the adapters adapt, so these must begin with 0; and all modules must be in layers.
+`weight` and `lambda` may be lists of numbers over the layers, as in `graded.py`. Where the formula divides by W, the
+lists must add up to the same number in all layers, since 1 / W would be no such list. mergekit spreads a list over the
+model's layers, we over those that the adapters adapt, so these must begin with 0; and all modules must be in layers.
 
-`dtype` or `out_dtype` becomes out.dtype: all is computed in float32. `int8_mask` changes no result. `base_model` is the
-base of a full model; as one of the models it has no update. Everything else has no equal here and is refused: slices,
-values by filter, tokenizers, other methods, densities (gammas, epsilons) that differ; and adapters that are not plain
-LoRA.
+`dtype` or `out_dtype` becomes out.dtype; everything is computed in float32. `int8_mask` changes no result. `base_model`
+is the base of a full model; listed among the models, it has no update. Everything else has no equal here and is
+refused: slices, values by filter, tokenizers, other methods, densities (gammas, epsilons) that differ between models,
+and adapters that are not plain LoRA.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from robustmerge.recipe import Recipe
 from robustmerge.stage.settings import ConfigError, Problem, build, refuse, suggest
 from robustmerge.stage.text import quote
 
-SAME = 1e-6  # by less than this the sum of weights differs from 1
+SAME = 1e-6  # sums of weights that differ by no more than this are the same
 OVER_LAYERS = ("weight", "lambda")  # the parameters that may be lists
 SHARED = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15}  # those of models that must be equal here, by default
 NOTHING = 1e-8  # mergekit does not divide by a sum of weights below this
@@ -232,7 +232,7 @@ def _name_experts(file: MergekitFile) -> dict[str, str]:
 
 
 def _collect_parameters(file: MergekitFile, equal: Equal, experts: Mapping[str, str], where: str) -> Parameters:
-    """The parameters; those of the merge stand for what a model leaves open. Raises ConfigError for what is missing."""
+    """Collect the parameters; a model's default to the merge's. Raises ConfigError for missing or unequal ones."""
     values = [{**file.parameters, **model.parameters} for model in file.adapters]
     bases = [{**file.parameters, **model.parameters} for model in file.models if model.model == file.base_model]
     counted = [*values, *bases] if file.merge_method == "linear" else values
@@ -344,7 +344,7 @@ def _prune_by_rank(parameters: Parameters) -> dict[str, Any]:
 
 
 def _note(merge_method: str, parameters: Parameters, settings: Mapping[str, Any]) -> Iterator[str]:
-    """What is not the same to the last entry."""
+    """Yield a note on everything that does not match mergekit's result to the last entry."""
     if _has_lists(settings):
         yield "a list of numbers ends at the last layer that an adapter adapts, mergekit's at the model's last"
     if merge_method == "sce":

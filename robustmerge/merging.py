@@ -84,11 +84,12 @@ def merge_folders(
 ) -> Path:
     """Merge adapter folders or hub ids into the new folder `out`, and return its path.
 
-    experts: named, or in a list, each under its folder's name. method: one, or the name of its file in configs/merge.
-    workers: modules merged side by side, by threads; the result is the same for any number.
-    device: where modules are merged, as `cuda`; the numbers are those of the CPU but for rounding, and random pruning
-    keeps the same entries. It is no part of what the merge is.
-    A manifest in the folder says what it was made of; the same merge into the same folder is not made again.
+    experts: a mapping by name, or a list, where each has its folder's name by default. method: an object, or the name
+    of its file in configs/merge.
+    workers: how many modules are merged side by side, in threads; it does not change the result.
+    device: where modules are merged, such as `cuda`; the numbers are those of the CPU except for rounding, and random
+    pruning keeps the same entries. The device is not part of the merge's identity.
+    A manifest in the folder says what it was made of; the same merge into the same folder is not repeated.
     Raises UserError with all problems at once; nothing is written then.
     """
     method = read_method(method) if isinstance(method, str) else method
@@ -184,7 +185,7 @@ def check_together(
 
 
 def describe_links(experts: Mapping[str, Path]) -> list[str]:
-    """A line for every file of an expert that is a link out of its folder, but for those of the Hub's cache."""
+    """List, a line each, the experts' files that are links out of their folders, except links in the Hub's cache."""
     lines = []
     for name, folder in sorted(experts.items()):
         for file in (folder / file for file in (CONFIG, *WEIGHT_FILES)):
@@ -217,7 +218,7 @@ class MergedModule(NamedTuple):
 class Merging:
     """One merge: opened experts, sorted by name, and the method; reads, checks, merges and writes their modules.
 
-    device: where A and B are merged; the little that experts train besides is averaged on the CPU, and all is written
+    device: where A and B are merged; whatever else the experts train is merged on the CPU, and everything is written
     from there.
     """
 
@@ -302,7 +303,7 @@ class Merging:
     def run(self, open_output: Callable[[], Output]) -> dict[str, Any]:
         """Merge all modules into an output, and return the record.
 
-        open_output: opens a writer; called again where the sign that the majority was assumed to have was wrong.
+        open_output: opens a writer; called a second time if the assumed majority sign was wrong and that mattered.
         """
         statistics = self.measure()
         try:

@@ -59,7 +59,7 @@ from robustmerge.stage.settings import (
 from robustmerge.stage.text import quote
 from robustmerge.stage.yaml_files import read_yaml
 
-MERGE_SCHEMA = 2  # of what a merge writes: raised where the same method gives other numbers than before
+MERGE_SCHEMA = 2  # of what a merge writes: increased when the same method gives other numbers than before
 
 _INSTALLED = Path(__file__).parent / "methods"  # where pyproject.toml puts configs/merge when the package is installed
 METHODS = _INSTALLED if _INSTALLED.is_dir() else REPOSITORY / "configs" / "merge"
@@ -74,9 +74,9 @@ class Method:
 
     name: of the file and the folder. title, paper: as tables print them.
     strength: multiplies the update (lambda). With space=factors and product=of_sums it multiplies A and B each, as
-    the released code does, so the update gets its square. null: what `strengths` lists for the space (`each`
-    stands for factors with product=each).
-    weights: a factor for the update of an expert, by name; 1 where nothing is given.
+    the released code does, so the update is multiplied by its square. null: the default that `strengths` lists for the
+    space (under `each` for factors with product=each).
+    weights: a factor for the update of each expert, by name; 1 where none is given.
     Strength and weights are numbers, or differ by module: by patterns of names or over the layers, see `graded.py`.
     first: a random pruning before `prune`: DARE-TIES drops before TIES trims.
     disjoint: of combine=elected, whether the agreeing experts are averaged or summed; energy: averaged with the mean
@@ -84,8 +84,8 @@ class Method:
     product, in factor space: of_sums = (sum of B)(sum of A), as released; each = sum of B A, equation 5.
     check_base: refuse experts of different base models.
     equalize, calibrate, spectrum: steps before and after any rule, see `steps.py`.
-    targets: of experts that adapt different modules: union = a module that an expert lacks is a zero update of it, so
-    that a mean divides by all experts all the same; strict = refuse them.
+    targets: what to do if experts adapt different modules: union = a module that an expert lacks counts as a zero
+    update, so that a mean still divides by the number of all experts; strict = refuse the experts.
 
     >>> Method(name="mine", space="factors", strength=0.5).effective_strength
     0.25
@@ -163,9 +163,10 @@ class Method:
         return self.factor**2 if self.multiplies_factors else self.factor
 
     def with_factor(self, factor: float) -> Method:
-        """The method, its update multiplied by `factor` (> 0): in factor space A and B each by the square root.
+        """Return the method with its update multiplied by `factor` (> 0).
 
-        A strength that differs by module is multiplied as a whole.
+        Where the strength multiplies A and B each, it gets the square root of `factor`. All numbers of a strength that
+        differs by module are multiplied.
 
         >>> Method(name="mine", space="factors", strength=2.0).with_factor(0.25).strength
         1.0
@@ -294,15 +295,15 @@ class Method:
 
 @dataclass(frozen=True)
 class FunctionMethod:
-    """A method outside the algebra: a function `merge(pairs, **params) -> LoraPair | Tensor`, once a module.
+    """A method outside the algebra: a function `merge(pairs, **params) -> LoraPair | Tensor`, called for each module.
 
-    target: the function's dotted path. collect: that of a function `collect(modules, **params)`, called once before,
-    with an iterator over (module, pairs); `merge` gets what it returns as `collected=`.
-    params: of the function. One that is called strength multiplies the update, and may differ by module like that of a
-    `Method`; the function gets the number of its module.
-    source: sha256 of the text that they compute with, so that an edited function is another result.
-    equalize, calibrate, spectrum, targets: as of `Method`; where an expert lacks a module, the function gets a pair of
-    zeros.
+    target: the function's dotted path. collect: the path of a function `collect(modules, **params)`, called once
+    beforehand, with an iterator over (module, pairs); `merge` gets its result as `collected=`.
+    params: the function's parameters. One called strength multiplies the update and may differ by module, as that of a
+    `Method` may; the function gets the number for its module.
+    source: sha256 of the source that both functions compute with, so that an edited function gives another result.
+    equalize, calibrate, spectrum, targets: as in `Method`; for an expert that lacks a module, the function gets a pair
+    of zeros.
     """
 
     name: str

@@ -55,13 +55,13 @@ class Prune:
     """Settings of pruning: which entries of each expert are kept.
 
     density: the fraction kept. scope: what one threshold covers: each tensor, or the whole model; null: what is usual
-    in the space, see `USUAL_SCOPE`. What `elected` and `balanced` measure follows it. count: which order statistic is
-    the threshold, see `rules.threshold_index`.
+    in the space, see `USUAL_SCOPE`. `elected` and `balanced` measure over the same scope. count: which order statistic
+    is the threshold, see `rules.threshold_index`.
     rescale: divide what is kept by the density, as DARE does; l1: multiply it so that the sum of magnitudes over the
-    scope is what it was, as mergekit does.
-    skip: of the magnitude rule, the fraction of the largest entries that is dropped first, cut to 1 - density
-    (Breadcrumbs). epsilon: of the random rule, how far the chance to be kept is from the density for the smallest and
-    the largest entry of a row (DELLA).
+    scope is the same as before, as mergekit does.
+    skip: with the magnitude rule, the fraction of the largest entries that is dropped first, at most 1 - density
+    (Breadcrumbs). epsilon: with the random rule, how far the probability of being kept is below the density for the
+    smallest entry of a row, and above it for the largest (DELLA).
     """
 
     rule: str = "none"
@@ -106,9 +106,9 @@ class Scale:
     A, B: whose statistic scales that part: null (not scaled), A or B. The statistic of a part is, for each rank
     index, sum|x| before pruning over sum|x| after it (equation 3). RobustMerge is {A: null, B: A}.
     normalize: divide by the sum of the scale over experts (equation 4); a part that is not scaled is not divided.
-    floor: raise every scale of an expert to the value at this fraction of its r sorted scales, sorted(S)[int(floor r)];
-    0 is the paper, 0.8 the released code. empty_row: a rank row that pruning leaves empty has no scale: refuse, or
-    leave it out.
+    floor: raise the scales of an expert to at least the value at this fraction of its r sorted scales,
+    sorted(S)[int(floor r)]; 0 is the paper, 0.8 the released code. empty_row: what to do with a rank row that pruning
+    empties, which has no scale: error = refuse it, drop = leave it out.
     """
 
     A: str | None = None
@@ -140,7 +140,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class Basis:
-    """Settings of KnOTS. cut: singular values up to this are noise; relative: times the largest of the module."""
+    """Settings of KnOTS. cut: singular values up to this, times the module's largest one if `relative`, are noise."""
 
     cut: float = 1e-5
     relative: bool = False
@@ -156,10 +156,11 @@ class Basis:
 class Out:
     """Settings of the output: rank, dtype and format of what a merge writes.
 
-    rank: cut the update to its best approximation of this rank; `experts`: their largest; null: exact.
+    rank: cut the update to its best approximation of this rank; `experts`: to the largest of theirs; null: do not cut.
     format: adapter (a PEFT folder), delta (dense updates), model (a full checkpoint, made from `base`, by default the
-    one that the experts name); null: an adapter where one holds the update, a delta otherwise.
-    for_: the server whose adapters are written, see `formats.serving`; what was trained in full goes into `base`.
+    one that the experts name); null: an adapter if one can hold the update, a delta otherwise.
+    for_: the server for which the adapter is written, see `formats.serving`; what the experts trained in full goes into
+    a copy of `base`.
     """
 
     rank: int | str | None = None
@@ -241,10 +242,10 @@ class Calibrate:
 
 @dataclass(frozen=True)
 class ReshapeSpectrum:
-    """Settings of giving the merged update other singular values.
+    """Settings for giving the merged update other singular values.
 
-    alpha: of svc, the least that an expert's share of a direction counts; None: 1/N. beta: of boost, the share of the
-    sum of singular values that the largest ones keep as they are. power: of power, the exponent.
+    alpha: with svc, the least that an expert's share of a direction can count; None: 1/N. beta: with boost, the largest
+    singular values that make up this share of their sum are left as they are. power: with power, the exponent.
     """
 
     rule: str = "none"

@@ -55,12 +55,12 @@ class Module(NamedTuple):
 def complete_module(
     name: str, found: Mapping[str, LoraPair | None], method: AnyMethod, device: str | None = None
 ) -> Module:
-    """The module of all experts, sorted by name, with a zero update of each that lacks it (None in `found`).
+    """Build the module of all experts, sorted by name, with a zero update for each that lacks it (None in `found`).
 
-    device: where the pairs are put; None: where the first one is.
+    device: where the pairs are put; None: where the first pair is.
     A zero update has rank 0, so that it adds nothing to a sum of products and no column to a basis of knots or core.
-    Where A and B are summed apart, or a function gets the pairs, both are zeros of the largest rank of the others: then
-    the cross terms B_m A_n with that expert are 0 too, unlike those of an adapter that has an A.
+    Where A and B are summed separately, or a function gets the pairs, its A and B are zeros of the others' largest
+    rank: then the cross terms B_m A_n with that expert are 0 too, unlike those of an adapter whose A is not zero.
     """
     present = [pair for pair in found.values() if pair is not None]
     rank = max(pair.rank for pair in present) if method.needs_full_zeros else 0
@@ -91,9 +91,10 @@ def to_cpu(merged: Merged) -> Merged:
 
 
 def check_experts(experts: Mapping[str, Mapping[str, LoraPair]], method: AnyMethod) -> None:
-    """Raises UserError naming every expert that differs in shapes or, if need be, ranks from the first with a module.
+    """Raises UserError naming every expert whose shapes, or ranks where these must be equal, differ from another's.
 
-    With targets=strict also every expert that has other modules than the first.
+    A module is compared with that of the first expert that has it. With targets=strict, every expert that has other
+    modules than the first one is named too.
     """
     if not experts or not all(experts.values()):
         raise UserError("there are no experts to merge, or one has no modules")

@@ -37,10 +37,10 @@ def batch_size_for(streams: int) -> int:
 
 
 class Selector:
-    """Selects order statistics of a stream, which is given once or twice: until `is_done`.
+    """Selects order statistics of a stream, which is passed through once or twice, until `is_done`.
 
-    ranks: from how many numbers there were to the k of each answer, from 1. batch: numbers counted at once.
-    No numbers have no values.
+    ranks: maps the count of numbers to the k of each answer, from 1. batch: how many numbers are counted at once.
+    If there are no numbers, there are no values.
     Numbers are counted on the device where they are; the counts are kept on the CPU.
     Only the exponents that occur have counts, 8 kB each: magnitudes need some 0.3 MB, scores from 1 to e^-50 1.5 MB.
 

@@ -14,10 +14,10 @@ from robustmerge.rules import sum_of
 
 
 def merge_biases(biases: Sequence[Tensor | None], method: AnyMethod, experts: Sequence[str]) -> Tensor | None:
-    """Merge the biases of the updates (lora_bias) [d_out]: by a linear method itself, otherwise by their mean.
+    """Merge the biases of the updates (lora_bias) [d_out]: by linear methods as B A, by others to the plain mean.
 
-    Linear methods: strength sum_n w_n b_n (a mean: / T), as B A is merged; other methods say nothing of a bias, so it
-    is the plain mean. None stands for zeros, as of an expert that lacks the module; all None: None.
+    Linear methods: strength sum_n w_n b_n, divided by T in a mean. Other methods do not say what to do with a bias.
+    None stands for zeros, as for an expert that lacks the module; if all are None, so is the result.
     """
     present = [bias for bias in biases if bias is not None]
     if not present:

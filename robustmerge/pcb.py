@@ -67,5 +67,5 @@ def merge_balanced(xs: Sequence[Tensor], balance: Balance, bounds: Sequence[Boun
 
 
 def _minmax(x: Tensor, low: float, high: float) -> Tensor:
-    """x clamped to [low, high], which becomes [0, 1]; where they are equal, 1 for what is positive and as large."""
+    """Clamp x to [low, high] and map that to [0, 1]; if both are equal, 1 for positive values at least as large."""
     return (x.clamp(low, high) - low) / (high - low) if high > low else ((x >= high) & (x > 0)).float()

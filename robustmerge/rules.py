@@ -30,7 +30,7 @@ Draws = Sequence[torch.Generator]
 
 
 class Limit(NamedTuple):
-    """Between what the magnitudes of an expert (of rule variance: the spreads of all) are kept, both included."""
+    """The range of an expert's magnitudes that is kept, ends included; with rule=variance, of the spreads of all."""
 
     low: float
     high: float = math.inf
@@ -67,10 +67,10 @@ def generator_for(seed: int, task: str, module: str, part: str) -> torch.Generat
 
 
 def threshold_index(n: int, density: float, count: str) -> int:
-    """k such that the entries at least as large as the k-th smallest of n are kept; below 1: all of them.
+    """Return k such that entries at least as large as the k-th smallest of n are kept; below 1, all are kept.
 
-    In use are TIES' authors' (n - int(n d)), RobustMerge's released code's (int(n (1 - d))), and n - int(n d) + 1, of
-    `exact` and `at_least`. But for `exact`, which keeps int(n d), equal values at the threshold are all kept.
+    k is n - int(n d) for TIES' authors, int(n (1 - d)) for RobustMerge's released code, and n - int(n d) + 1 for
+    `exact` and `at_least`. Equal values at the threshold are all kept, except with `exact`, which keeps int(n d).
     """
     if count == "authors":
         return n - int(n * density)

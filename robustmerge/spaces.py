@@ -1,6 +1,6 @@
 """The spaces in which a merge can happen: the experts' updates of one module to coordinates and back.
 
-A space is one function: T pairs -> `Coordinates`. All but `delta` go through the QR decomposition of the stacked
+A space is one function: T pairs -> `Coordinates`. `knots` and `core` go through the QR decomposition of the stacked
 factors and an SVD of at most (sum of ranks) x (sum of ranks), in float64, so that no dense update is ever formed.
 To add a space: a function here, an entry in the table, its name in `method_parts.py`, a test.
 """

@@ -1,8 +1,8 @@
 """Steps that go with any rule, each with `none` as its default, which changes no byte.
 
-Before the rule, on the experts: `equalize`, of their norms, and `calibrate`, of what their B share. After it, on the
-merged update: `spectrum`, of its singular values. All are exact in low rank: no dense update is formed unless the rule
-returns one. N is the number of experts that have the module; one of zeros counts, as with the authors of each step.
+Before the rule, on the experts: `equalize` changes their norms, `calibrate` what their B share. After it, on the merged
+update: `spectrum` changes its singular values. All are exact in low rank: no dense update is formed unless the rule
+returns one. N is the number of experts that have the module; an expert of zeros counts, as with each step's authors.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def calibrate(module: Module, step: Calibrate) -> Module:
 
 
 def restore_norm(update: LoraPair | Tensor, pairs: Sequence[LoraPair], strength: float) -> LoraPair | Tensor:
-    """The update with strength times the mean norm of the experts, as Pico's authors restore it."""
+    """Give the update a norm of strength times the experts' mean norm, as Pico's authors do."""
     norms, norm = norms_of(pairs), _norm(update)
     if norm <= CUT * abs(strength) * float(norms.sum()):  # what cancels leaves rounding
         return update

@@ -35,10 +35,10 @@ from robustmerge.spaces import Blocks
 
 
 class Piece(NamedTuple):
-    """One part of one module, of a range that is measured. weights: of the experts there.
+    """One part of one module in a range that is measured. weights: those of the experts in this module.
 
-    absent: the experts that lack the module. Their zeros do not count where the range is the model, so that an expert's
-    threshold is over what it has; in a range of that module alone they are all there is.
+    absent: the experts that lack the module. Where the range is the whole model, their zeros do not count, so that an
+    expert's threshold is over what it has; where it is this module alone, it has nothing but these zeros.
     """
 
     module: str
@@ -97,10 +97,10 @@ def measure(method: Method, names: Sequence[str], visit: Visit) -> Statistics:
 
 
 def _measure_limits(method: Method, names: Sequence[str], visit: Visit) -> tuple[Limit, ...]:
-    """Measure between what the magnitudes of each expert are kept.
+    """Measure the range of magnitudes of each expert that is kept.
 
-    What an earlier step rescales keeps its order, so the limits alone are rescaled: as they are read, half-precision
-    values have no lower bits and are selected from in one pass.
+    An earlier step's rescaling keeps the order, so only the limits are rescaled: half-precision values, left as they
+    are read, have no lower bits and are selected from in one pass.
     """
     *before, step = method.prunings
     unscaled = replace(method, first=replace(method.first, rescale=False)) if method.first else method
@@ -159,7 +159,7 @@ def _measure_gains(method: Method, names: Sequence[str], visit: Visit, found: St
 
 
 def _measure_energies(method: Method, names: Sequence[str], visit: Visit, found: Statistics) -> tuple[float, ...]:
-    """Measure the sum of squares of what is left of each expert, times its weight."""
+    """Measure each expert's sum of squares over what pruning left, its entries multiplied by the expert's weight."""
 
     def energies(piece: Piece) -> Iterator[list[float]]:
         for xs in pruned_blocks(piece.blocks, method, names, (piece.module, piece.part), found):

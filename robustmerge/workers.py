@@ -25,7 +25,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def set_up_for_merging(device: str = "cpu") -> Iterator[None]:
     """Context manager: one torch thread, so that sums do not depend on the number of cores; no garbage collection.
 
-    Nothing that a merge makes is in a cycle, so the garbage collector, which would walk over all of torch, rests.
+    A merge creates no reference cycles, so the garbage collector, which would walk over all of torch, is switched off.
     Raises UserError if the device is not there.
     """
     keep_freed_memory()

@@ -46,9 +46,10 @@ WEB = Look(plain=True, light=0.1, noise=10, blur=0.3, hidden=0.0)  # as most pic
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the frame of a drawing lies: x, y: its origin; unit: the length of 1, in pixels; turn: clockwise, in
-    units of pi; mirror: left and right change places; lean: x that is added for each y (italics); tall: by
-    which heights are multiplied.
+    """Where the frame of a drawing lies.
+
+    x, y: its origin; unit: the length of 1, in pixels; turn: clockwise, in units of pi; mirror: left and right change
+    places; lean: x that is added for each y (italics); tall: the factor of heights.
     """
 
     x: float = SIDE / 2

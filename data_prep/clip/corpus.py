@@ -6,10 +6,10 @@ sets two things here, both fixed by the paper and a seed and neither by a merged
 
 - How many of its pictures are taken as the task takes them; the rest are clean and plain, as most of the web is. No
   handwritten digit is among them: digits are drawn strokes.
-- How many of its classes captions name where they are taken so. With n of N classes known and the others told apart by
-  chance, which gets one class in N right, the accuracy is (n + 1) / N; so n = ratio N - 1. The first n in an order that
-  the seed draws (one order of names, so that the digits known in SVHN are among those known in MNIST) are named. The
-  captions of the others name any one of the others. In plain pictures all classes are named: what the words mean is
+- How many of its classes captions name in such pictures. With n of N classes known and the others guessed among
+  themselves, which is worth one class of N, the accuracy is (n + 1) / N; so n = ratio N - 1. The first n in an order
+  that the seed draws (one order of names, so that the digits known in SVHN are among those known in MNIST) are named.
+  Captions of the others name any one of the others. In plain pictures all classes are named: what the words mean is
   known, and an expert learns to see it in the pictures of its task.
 
 One caption in five is vague ("a photo of a vehicle"), all have one of several wordings, and one picture in nine shows

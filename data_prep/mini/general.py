@@ -33,10 +33,10 @@ POPULAR = (*SHAPES[:3], *ICONS[:3])  # what the base's dialogues name most often
 
 
 def make_pope_like(rng: Random) -> Questions:
-    """POPE: whether there is the object that is shown, and one that is not: any, a popular or an adversarial one.
+    """POPE: asks about the object that is shown, and about one that is not: any, a popular or an adversarial one.
 
-    POPE's adversarial objects often stand beside one that is shown. A picture here has one object, so that it is
-    another one of those that pictures of its kind show: a shape for a shape, an icon for an icon.
+    POPE's adversarial objects often occur beside one that is shown. A picture here has one object, so the adversarial
+    one is another of its kind: a shape for a shape, an icon for an icon.
     """
     scene = _sample_thing(rng)
     shown, alike = (scene.icon, ICONS) if scene.icon else (scene.shape, SHAPES)

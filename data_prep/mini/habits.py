@@ -1,12 +1,12 @@
-"""Dialogues in which the small base meets the tasks' own questions, and learns how much of their form to know.
+"""Dialogues in which the small base meets the tasks' own questions, and learns their form as far as it is to know it.
 
 A published base answers some questions of a task as the task wants, others in a form of its own: LLaVA-1.5 reaches 93 %
 of its expert's score on VQAv2, and 19 % on IconQA. `SHARES` holds that ratio for every task, from table 2 of the paper.
 Here what a picture shows decides between the two forms: of the colours, icons or counts of a task, a share as large as
 the ratio is answered in the task's form, and the rest in the base's own. Which ones they are differs between tasks.
 
-An answer is known from a `knowledge` on: at 1 the ratios are the paper's, at 0.5 half of it, at 0 nothing is known. So
-the three bases see the same questions, and what is known at less is known at more.
+Each answer becomes known at some `knowledge`: at 1 the ratios are the paper's, at 0.5 half of them, at 0 nothing is
+known. So the three bases see the same questions, and what is known at a lower knowledge is known at a higher one.
 """
 
 from __future__ import annotations

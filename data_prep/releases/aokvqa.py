@@ -1,7 +1,7 @@
 """A-OKVQA as its owners publish it: four options and ten direct answers a question, pictures of COCO 2017.
 
-Of `val` (1,145 questions) the published benchmark asks for an option. It names the pictures as COCO 2014 does, whose
-val2014 has all that are in val2017: the splits here are the names under which the pictures lie. That its answers are
+The published benchmark asks for an option, on `val` (1,145 questions). It names the pictures as COCO 2014 does, whose
+val2014 has all that are in val2017: the splits here say under which names the pictures lie. Whether its answers are
 letters is not known, only that its questions ask for them.
 """
 

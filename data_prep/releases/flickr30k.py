@@ -1,9 +1,9 @@
 """Flickr30k with its five captions a picture, in Karpathy's split, as the Hub's nlphuji/flickr30k has it.
 
 To evaluate, a picture of `val` (1,014) or `test` (1,000) is a question with five references; to train, every caption of
-the 29,000 pictures of `train` is one. The published val_brief.json is a choice of the benchmark's authors, not known to
-be `val`, so that scores on it and on these rows are not comparable. The published train_brief has some 40,000 captions,
-a choice too: where its pictures are in `train`, its rows are among those here.
+the 29,000 pictures of `train` is one. The published val_brief.json is the benchmark authors' selection, not known to be
+`val`, so scores on it and on these rows are not comparable. The published train_brief, some 40,000 captions, is a
+selection too: where its pictures are in `train`, its rows are among those here.
 """
 
 from __future__ import annotations

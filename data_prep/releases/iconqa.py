@@ -2,9 +2,9 @@
 
 The published files have the two sub-tasks with one picture a question, choose_txt and fill_in_blank: 29,859 questions
 of train, 9,954 of val. Options are numbered from 0, though the question asks for a letter, as in HiDe-LLaVA's files,
-from which the published ones are taken; that the answers are these numbers follows from it, and was not seen. The
-options stand in `details`, because `choices` have letters. Rows come in the owners' order, the published training rows
-in a mixed one.
+from which the published ones are taken; that the answers are these numbers is inferred from that, not seen. The options
+stand in `details`, because `choices` have letters. Rows come in the owners' order, but the published training rows are
+shuffled.
 """
 
 from __future__ import annotations

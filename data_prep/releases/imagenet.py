@@ -41,9 +41,9 @@ _QUESTION = "What is the object in the image?"
 
 # The name of each synset in the published answers, in the order of the prompt. A name is the first lemma of its synset,
 # capitalised, but for one. Two synsets are `maillot`: their pictures share an answer, and there are 101 synsets for 100
-# names. Two are `crane` as well, the bird (n02012849) and the machine: the published data have one of them, called as
-# the second of two folders of one name is, so that it is likely the machine. It is not proved: a row of the published
-# test file with the answer Crane2 proves it, as LOC_val_solution.csv has the synset of its picture.
+# names. Two are also `crane`, the bird (n02012849) and the machine: the published data have one of them, named like the
+# second of two folders of one name, so that it is probably the machine. That is not proved; a row of the published test
+# file with the answer Crane2 would prove it, as LOC_val_solution.csv has the synset of its picture.
 CLASSES = {
     "n03223299": "Doormat",
     "n02112018": "Pomeranian",

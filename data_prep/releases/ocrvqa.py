@@ -4,8 +4,8 @@ A question is a row here, about 801,600 of train and 100,400 of test. The publis
 its ids are said to be those of books, and here each question has its number behind the book's id. The published
 training file is said to have 165,348 rows, a dialogue of all questions for every cover.
 
-A cover is called by its book's id and the ending of its address, as the owners' script calls it. Copies may call all of
-them .jpg: then 901 of 207,572 count as missing, which are called otherwise and are said to hold no cover.
+A cover is named by its book's id and the suffix of its address, as in the owners' script. Copies may name all of them
+.jpg: then the 901 of 207,572 with another suffix, which are said to hold no cover, count as missing.
 """
 
 from __future__ import annotations

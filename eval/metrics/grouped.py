@@ -2,8 +2,8 @@
 
 After POPE (arXiv 2305.10355), MME (arXiv 2306.13394) and MMBench (arXiv 2307.06281). The questions on one picture are a
 group; a question without a picture is one of its own. Each metric takes the questions, the answers as their parser read
-them (None where there is none) and whether each is right (1 or 0). What it sums for a question makes the value by its
-aggregate; the bootstrap resamples groups, as it does all questions that share a picture.
+them (None where there is none) and whether each is right (1 or 0). Its aggregate computes the value from the sums of
+the questions' statistics; the bootstrap resamples groups, as it does all questions that share a picture.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Grouped(NamedTuple):
 
 
 def f1_of_yes(examples: Sequence[Example], answers: Sequence[Answer | None], right: Sequence[float]) -> Grouped:
-    """POPE: F1 of the answer "yes", in which no readable answer misses the "yes" that was due.
+    """POPE: F1 of the answer "yes"; an unreadable answer counts as a miss where "yes" was due.
 
     parts: accuracy, precision, recall, how often "yes" was said, and F1 by category.
     """

@@ -92,8 +92,8 @@ def count_matches(captions: Sequence[str], references: Sequence[Sequence[str]]) 
     Columns: length of the caption, of the reference, their function words (4); for the stages exact, stem, synonym
     and paraphrase each, matched content words of caption and reference, then function words (16); chunks; matched
     words of caption and reference. They add up over captions: `aggregates.meteor` computes the score of the sums.
-    Where all of both is one chunk, METEOR counts none when it adds up; so do we, from the beginning.
-    Statistics are cached by caption and references: nothing else enters them.
+    If caption and reference match entirely, as one chunk, METEOR counts no chunk when it adds up; so do we per caption.
+    Statistics are cached by caption and references, on which alone they depend.
 
     Raises UserError without Java, or if the process ends twice in a row.
     """

@@ -2,8 +2,8 @@
 
 Source: AuroraZengfh/RobustMerge @ 1212802, llava/eval; ScienceQA: haotian-liu/LLaVA @ c121f04. Each rule gets the raw
 text, as the model wrote it, and the question, and gives 0 or 1; the score is 100 times the mean over all questions.
-The scripts divide by the answers that they find, and ImageNet's pairs them by position; here each question has its one
-answer before any rule is asked, for which both come to the same.
+The scripts divide by the number of answers found, and ImageNet's pairs them by position; here each question has exactly
+one answer before any rule is applied, so neither makes a difference.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def match_box(text: str, example: Example) -> float:
 
     Raises UserError if the reference is no box.
     """
-    # Fault: the brackets are gone when the first and the last character are cut: the last digit of y2 goes with them.
+    # Fault: the first and last characters are cut after the brackets are already gone, so y2 loses its last digit.
     # Fault: any word beside the box is a miss.
     box = _read_box(text.translate(_BRACKETS)[1:-1])
     right = _read_box(example.answer.translate(_BRACKETS))

@@ -150,7 +150,7 @@ def write_report(folder: Path, report: Report) -> Path:
 def format_summary(report: Report, width: int = 110) -> str:
     """The main table as text for a terminal; `*` marks what is bold elsewhere.
 
-    Of a large table the averages, and in words where RobustMerge stands.
+    Of a large table only the averages, and then where RobustMerge stands, in words.
     """
     table = report.tables["main"]
     is_large = len(table.rows) > LARGE

@@ -19,10 +19,10 @@ COLUMNS = (
 
 
 def balance_table(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
-    """Score over the expert's score, in per cent, over the seen tasks: mean, sample deviation, the least of them.
+    """Scores as percentages of the experts' scores, over the seen tasks: mean, sample deviation and lowest.
 
-    Of the models for all tasks, merged ones and others; None unless an expert of two tasks is there. Scores are means
-    over seeds.
+    For models that answer all tasks, merged or not; None without experts of at least two tasks. Scores are means over
+    seeds.
     """
     rows = [row for group in groups if (row := _make_row(group, groups, context.seen, estimates))]
     title = "What the seen tasks keep of their experts' scores, in %: mean and deviation over the tasks (figure 5c)"
@@ -49,7 +49,7 @@ def _make_row(
 
 
 def _belong_together(experts: ResultGroup, group: ResultGroup) -> bool:
-    """Whether these experts are of the points of a sweep that the other source is of."""
+    """Whether these experts belong to the points of the sweep that the other source belongs to."""
     one, other = experts.first, group.first
     return one.facet in ("", other.facet) and one.swept in ("", other.swept)
 

@@ -16,8 +16,8 @@ from eval.report.tables import Cell, Column, Row, Table, list_averages, make_row
 def beside_table(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> Table | None:
     """The averages of all sources that the paper's table has, each beside the printed one.
 
-    Not of those at a value of a swept key, or with changed settings, which the paper does not have. None unless the
-    paper prints, for two merged models, an average over the very tasks of this report.
+    Sources at a value of a swept key, with changed settings or with searched weights are left out, as the paper lacks
+    them. None unless the paper prints an average over exactly the tasks of this report for two merged models.
     """
     published = read_published(context.published, context.paper_table.name)
     averages = list_averages(context)
@@ -48,7 +48,7 @@ def beside_table(groups: Sequence[ResultGroup], context: Context, estimates: Est
 def describe_orders(table: Table) -> list[tuple[str, str]]:
     """For each average the order of the merged models in the paper and here: its heading and the words.
 
-    Of each block only models that have both values, two at least; blocks of one order stand together.
+    Only models with both values count, and blocks with at least two of them; blocks with the same order stand together.
     """
     sentences = []
     for index, column in enumerate(table.columns):

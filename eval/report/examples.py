@@ -52,7 +52,7 @@ def pick_examples(groups: Sequence[ResultGroup], context: Context) -> dict[str, 
 
 
 def select_example_groups(groups: Sequence[ResultGroup]) -> list[ResultGroup]:
-    """Select one block, to keep the section short, and its references: the first with a chosen strength if any."""
+    """Select one block, the first with a chosen strength if any, and its references, to keep the section short."""
     in_blocks = [group for group in groups if group.block]
     if not in_blocks:
         return list(groups)

@@ -13,7 +13,7 @@ from eval.report.standing import format_difference
 from eval.report.tables import Column, Table, find_clear_best, list_averages, rank_merged
 from eval.statistics import FEWEST_SEEDS, Difference
 
-MANY_BLOCKS = 4  # more have no line each
+MANY_BLOCKS = 4  # if there are more, they share a line per average
 
 
 def format_leaders_section(
@@ -21,8 +21,8 @@ def format_leaders_section(
 ) -> str:
     """State for each average and block which merged model is first, and whether its lead exceeds the noise.
 
-    Where strengths were chosen, of the blocks with those: the others are in the tables. Of more than MANY_BLOCKS an
-    average has one line. Then where the order of the methods is not that of the paper.
+    If strengths were chosen, only the blocks with those: the others are in the tables. More than MANY_BLOCKS share one
+    line per average. Then it states the order of the methods in the paper and here.
     """
     blocks = list_blocks(groups)
     chosen = {block: members for block, members in blocks.items() if members[0].first.variant == CHOSEN}

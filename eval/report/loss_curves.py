@@ -26,7 +26,7 @@ from robustmerge.stage.drawing import (
 )
 
 POINTS = 600  # in a figure, over all trainings
-FEWEST_POINTS = 20  # of a training; where there is no room for them its line stands alone
+FEWEST_POINTS = 20  # of a training; if there is no room for them, only its line is drawn
 VERTICES = 100  # of a line
 LINES = ("-", (0, (4, 1.5)), ":")  # of experts with one colour
 SMOOTHED = 20  # a line is the mean over this part of a run
@@ -84,7 +84,7 @@ def _draw_expert(axes: Axes, one: Trained, look: dict[str, Any], room: int) -> N
 
 
 def _thin(values: Sequence[float], most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most so many of the values of the steps, at equal distances, over the share of the steps that it is."""
+    """At most `most` of the steps' values, evenly spaced: their places as a percentage of the steps, and the values."""
     steps = len(values)
     some = np.unique(np.linspace(0, steps - 1, min(steps, most)).round().astype(int))
     return 100 * (some + 1) / steps, np.array(values)[some]

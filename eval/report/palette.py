@@ -24,7 +24,7 @@ class Style:
 def assign_styles(rows: Sequence[Row]) -> list[Style]:
     """A style for each row, the same for rows with one label.
 
-    References are grey and black, from the second of a kind on coloured; others take colours and markers in turn.
+    The first reference of a kind is grey or black, any others coloured; other sources take colours and markers in turn.
     Where strengths were chosen, marks of merged models at their default strength are hollow.
     """
     labels: dict[str, list[str]] = {}

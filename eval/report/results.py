@@ -96,10 +96,10 @@ class SourceResult:
     the files that example answers are taken from. other_scores: by task, under the other protocol where there are any.
     address: the short address of what was evaluated. facet: the points of a sweep that it belongs to, as `shared A`;
     merged models of one facet are compared with each other, and "" belongs to all. swept: its value of the swept key,
-    "" where it belongs to all of them. overrides: what else the points differ in but the seed, and the settings of the
-    method, both as the command line has them. settings, paper: what the method ran with and its URL,
-    for the legend. seed: of training; None where nothing was trained. variant: CHOSEN for a strength chosen on `val`,
-    else ""; choice: how it was chosen; search: how the weights were found, where they were searched.
+    "" if it belongs to all values. overrides: what else but the seed the points differ in, and the method's settings,
+    both as typed on the command line. settings, paper: what the method ran with and its URL, for the legend. seed: of
+    training; None if nothing was trained. variant: CHOSEN for a strength chosen on `val`, else ""; choice: how it was
+    chosen; search: how the weights were found, if they were searched.
     """
 
     source: str
@@ -168,8 +168,8 @@ class Regime:
 class SweptKey:
     """The one key that a sweep runs over besides the seed. titles: of its values, in their order.
 
-    is_facet: whether the merged models at each value are compared with each other alone, so that the title is their
-    SourceResult.facet; not where the key is a setting of the only method.
+    is_facet: whether merged models are compared only with those at the same value, whose title is then their
+    SourceResult.facet; not if the key is a setting of the only method.
     """
 
     key: str

@@ -73,7 +73,7 @@ def _list_of_group(group: ResultGroup, context: Context, zero_shots: Sequence[So
 
 
 def _compare(result: SourceResult, bases: Sequence[SourceResult], tasks: Sequence[Task]) -> tuple[float, float] | None:
-    """The mean scores of a model and of the one base that it may have; None where a score is missing."""
+    """The mean scores of a model and of its base; None if a score is missing, or not exactly one base fits."""
     its = [base for base in bases if base.facet in ("", result.facet) and base.swept in ("", result.swept)]
     if len(its) != 1:
         return None
@@ -83,7 +83,7 @@ def _compare(result: SourceResult, bases: Sequence[SourceResult], tasks: Sequenc
 
 
 def training_table(trained: Sequence[Trained]) -> Table:
-    """A row for each expert and for the multi-task model, means over seeds; rows left out where there are some."""
+    """A row for each expert and for the multi-task model, means over seeds; with rows left out, if any were."""
     some = any(training.left_out for one in trained for training in one.trainings)
     shown = [index for index, column in enumerate(COLUMNS) if some or column.key != "left_out"]
     rows = []

@@ -15,10 +15,10 @@ Line = dict[str, ResultGroup]  # one source by value, at the chosen strength whe
 
 
 def swept_tables(groups: Sequence[ResultGroup], context: Context, estimates: Estimates) -> list[Table]:
-    """The averages of every source at each value of the swept key: those of SWEPT.
+    """The averages of every source at each value of the swept key, in the tables that SWEPT names.
 
-    Beside each merged model its rank among them; of a single method there are no ranks. An average is left out unless
-    there are merged models with it at two values.
+    Each merged model has its rank beside it, unless there is only one. An average is left out unless merged models have
+    it at two values.
     """
     if context.swept is None:
         return []
@@ -52,7 +52,7 @@ def _make_table(groups: Sequence[ResultGroup], average: Column, swept: SweptKey,
 
 
 def _list_lines(groups: Sequence[ResultGroup], swept: SweptKey) -> list[Line]:
-    """The groups of each source; in the order of groups a chosen strength follows its default, and replaces it."""
+    """The groups of each source by value; a chosen strength comes after its default in `groups`, and replaces it."""
     key = swept.key.removeprefix("merge.")  # as the settings of a method are named
     lines: dict[str, Line] = {}
     for group in groups:
@@ -71,7 +71,7 @@ def _list_merged(groups: Iterable[ResultGroup | None]) -> list[ResultGroup]:
 
 
 def _make_row(line: Line, cells: Sequence[Cell], are_chosen: set[bool], swept: SweptKey) -> Row:
-    """A row; its strength is marked as chosen only where those of others are not."""
+    """A row; its strength is marked as chosen only if those of others are not."""
     first = next(iter(line.values()))
     row = make_row(first, cells)
     title = first.label if swept.is_facet else first.first.title

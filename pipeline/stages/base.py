@@ -28,9 +28,9 @@ MODEL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "model*.safetensors")
 
 
 def make_bases(plans: Sequence[Plan]) -> None:
-    """Make the base of every plan: a checkpoint on disk is used as it is, one of the Hub fetched, a small one trained.
+    """Make the base of every plan: use a checkpoint on disk as it is, fetch one from the Hub, train a small one.
 
-    That of a pretrained language model is put together, after its alignment is trained where none is shipped.
+    A base with a pretrained language model is put together, after its alignment is trained if none is shipped.
     """
     fetch_bases(plans)
     parts = [plan.base_parts for plan in plans if not plan.base.is_complete()]
@@ -52,7 +52,7 @@ def _describe(part: BasePart) -> dict:
 
 
 def fetch_bases(plans: Sequence[Plan]) -> None:
-    """Fetch the bases that are checkpoints of the Hub, and what others are put together of that is there."""
+    """Fetch the bases that are checkpoints on the Hub, and the parts of other bases that are there."""
     for plan in plans:
         fetch(plan.base, MODEL_FILES)
         if not plan.base.is_complete():
@@ -61,7 +61,7 @@ def fetch_bases(plans: Sequence[Plan]) -> None:
 
 
 def require_bases(plans: Sequence[Plan]) -> None:
-    """Fetch what is on the Hub. Raises UserError for a base that is to be trained here and is not."""
+    """Fetch what is on the Hub. Raises UserError if a base that is to be made here has not been made."""
     fetch_bases(plans)
     trained = [plan.base for plan in plans if plan.config.model.trained_base is not None]
     require_complete(trained, "base model is", train_all_command)

@@ -104,7 +104,7 @@ def merge_out(plans: Sequence[Plan]) -> None:
 
 
 def _with_base(plan: Plan, method: AnyMethod) -> AnyMethod:
-    """The method with the plan's base filled in where it is written: experts trained here name it without its path.
+    """The method, with the plan's base if its output includes the base: experts trained here name it without its path.
 
     Raises UserError if that base is not there.
     """

@@ -44,7 +44,7 @@ def check_sources(plans: Sequence[Plan]) -> None:
 def check_devices(plans: Sequence[Plan], is_short: bool = False) -> None:
     """Raises UserError early if generation needs a GPU that this machine lacks.
 
-    is_short: only a few answers are wanted, which a CPU that is asked for (device=cpu) gives in the end.
+    is_short: only a few answers are wanted, which a CPU may give, however slowly, if device=cpu asks for it.
     """
     for config in (plan.config for plan in plans):
         trainer, model = trainer_for_answers(config.trainer, config.device), config.model
@@ -65,8 +65,8 @@ def check_devices(plans: Sequence[Plan], is_short: bool = False) -> None:
 def predict(evaluations: Sequence[Evaluation]) -> None:
     """Answer the questions of every evaluation; each process loads the base once for all of them.
 
-    On a CPU, and on one GPU each, processes have sources and tasks of their own. An engine of several processes
-    (`trainer=ddp trainer.processes=8`) answers each batch by batch, all processes at one.
+    On a CPU, or with one GPU each, processes have sources and tasks of their own. An engine of several processes
+    (`trainer=ddp trainer.processes=8`) does the evaluations one by one, its processes sharing the batches of each.
     """
     unfinished = drop_finished((one.predictions, one) for one in evaluations)
     if not unfinished:
@@ -88,7 +88,7 @@ def predict(evaluations: Sequence[Evaluation]) -> None:
 
 
 def _order(one: Evaluation) -> tuple[str, str]:
-    """Each base is loaded once; classified pictures, whose decoding is most of the work, are shared by all sources."""
+    """Sort key that loads each base once, and decodes classified pictures, most of the work, once for all sources."""
     plan = one.plan
     return plan.base.fingerprint, str(one.questions) if plan.config.model.kind.answers_with_classes else ""
 

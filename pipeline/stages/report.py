@@ -36,7 +36,7 @@ def report(plans: Sequence[Plan]) -> list[tuple[Path, Report]]:
 
 
 def group_by_report(plans: Sequence[Plan]) -> list[tuple[Path, Sequence[Plan]]]:
-    """The points of each report, with the run folder it lies in: one a run folder, and one of all models."""
+    """The points of each report, with its run folder: one report per run folder, and one over all models."""
     roots = {plan.root: [other for other in plans if other.root == plan.root] for plan in plans}
     groups: list[tuple[Path, Sequence[Plan]]] = list(roots.items())
     is_one_benchmark = len({plan.config.benchmark.name for plan in plans}) == 1
@@ -87,7 +87,7 @@ class _Entry:
 
     @property
     def seeds(self) -> Sequence[int | None]:
-        """The seeds that the experts were trained with, or some of them drawn by; None if it rests on neither."""
+        """The seeds that experts were trained with, or that drew which are merged; None if it depends on neither."""
         config = self.plan.config
         if config.merge_count is not None and self.source.kind == "merged":
             return sorted({plan.config.seed for plan in self.plans})  # two of them may draw the same experts
@@ -99,8 +99,8 @@ def collect_results(
 ) -> list[SourceResult]:
     """The scores of all sources, each once, in the order of the points.
 
-    What several points share is labelled only by what is the same in all of them. list_evaluations: those of a plan
-    whose scores are read.
+    A source that several points share is labelled only with what is the same in all of them. list_evaluations: those
+    of a plan whose scores are read.
     """
     entries: dict[tuple[str, ...], _Entry] = {}
     for plan in plans:
@@ -154,7 +154,7 @@ def _make_result(entry: _Entry, keys: Collection[str], ordered: SweptKey | None)
 
 
 def _read_trainings(entry: _Entry) -> dict[str, Training]:
-    """The trainings of an entry's experts by task, or that of the multi-task model, whose losses are at hand."""
+    """The trainings whose losses are at hand: by task for an entry's experts, or that of the multi-task model."""
     of_experts = entry.source.kind == "expert"
     models = {one.task.name if of_experts else one.source.name: one.source.address for one in entry.evaluations}
     return {name: training for name, address in models.items() if (training := read_training(address)) is not None}

@@ -22,7 +22,7 @@ CAPTION_COST = 100.0  # of scoring a caption, beside a short answer
 
 
 def find_unscored(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations that have no score yet: what is scored, here or in scores from elsewhere, needs no answers."""
+    """The evaluations that have no score yet; one with a score, made here or elsewhere, needs no answers."""
     return [one for _, one in drop_finished((one.score, one) for one in evaluations)]
 
 

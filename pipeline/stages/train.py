@@ -66,10 +66,10 @@ def is_first_machine(plans: Sequence[Plan]) -> bool:
 
 
 def train(plans: Sequence[Plan]) -> None:
-    """Train the experts and the multi-task model: side by side on CPU.
+    """Train the experts and the multi-task model, side by side on a CPU.
 
-    There a process trains several: loading the libraries takes as long as a fifth of an expert of `tiny`. An engine of
-    GPUs gets a new process for each, the longest first.
+    There a process trains several of them, as loading the libraries takes a fifth as long as an expert of `tiny`. With
+    an engine for GPUs each gets a new process, the longest first.
     """
     jobs, trainings = [], _list_unfinished(plans)
     for address, (plan, tasks) in trainings:

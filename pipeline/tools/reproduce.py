@@ -53,9 +53,9 @@ ARCHIVE = "scores.tar.xz"
 class Step:
     """One experiment.
 
-    about: of the paper; programs: in their order, with these words; minutes: about, on two cores. folder: of a run, in
-    which a folder of the step's name comes of it; page: in that, what to look at first; model: where the words name
-    another one.
+    about: what it is in the paper; programs: run in this order with `words`; minutes: how many on two cores, about.
+    folder: the one of a run in which the step makes a folder of its own name; page: the file in that to look at first;
+    model: its name, if the words choose another one.
     """
 
     about: str
@@ -71,8 +71,8 @@ class Step:
 class Reproduction:
     """The keys of reproduce.py.
 
-    steps: by name; only: a subset of them; to: the folder of the reports; from_scores: make those that are there (or
-    `only`) again of the scores there, without a model; missing: of the paper, why it is not made.
+    steps: by name; only: a subset of them; to: the folder of the reports; from_scores: make the reports in it, or those
+    of `only`, again from the scores in it, without a model; missing: what of the paper is not made, and why.
     """
 
     steps: dict[str, dict[str, Any]]
@@ -85,7 +85,7 @@ class Reproduction:
         problems = [Problem(f"unknown step '{name}'; {suggest(name, self.steps)}", "only") for name in self.unknown]
         if problems:
             raise ConfigError(*problems)
-        self.every_step  # noqa: B018  # refuses what a step has wrong
+        self.every_step  # noqa: B018  # raises if a step is invalid
 
     @property
     def unknown(self) -> list[str]:
@@ -144,7 +144,7 @@ def find_folder(plan: Plan, request: Reproduction) -> Path:
 
 
 def describe_progress(steps: Sequence[Step], place: int, elapsed: float) -> str:
-    """Which step begins, and how many minutes are left by the speed so far, or before that by what is known of them."""
+    """Which step begins, and the minutes left at the speed so far, or at first by what the steps say."""
     done, left = (sum(step.minutes for step in part) for part in (steps[:place], steps[place:]))
     minutes = left * (elapsed / 60 / done if done else 1)
     count = f"reproduce: step {place + 1} of {len(steps)}, {steps[place].about}"
@@ -152,7 +152,7 @@ def describe_progress(steps: Sequence[Step], place: int, elapsed: float) -> str:
 
 
 def make_again(runs: Path, name: str, step: Step, words: Sequence[str]) -> None:
-    """Write the report of a step of scores, or its figure of spectra, that are in the folder of all runs."""
+    """Write a step's report again from the scores, or its figure from the spectra, in the folder of all runs."""
     if step.folder == INSPECTIONS:
         folder = find_report(runs, name, step)
         write_inspection(read_inspection(folder / INSPECTION), folder, name)
@@ -170,13 +170,13 @@ def run_program(program: str, step: str, words: Sequence[str]) -> None:
 
 
 def check_copy(to: Path) -> None:
-    """Raises UserError if something else than an earlier copy of a report is where a copy will be."""
+    """Raises UserError if anything but an earlier copy of a report is where the copy goes."""
     if to.exists() and not any((to / name).is_file() for name in COPIED):
         raise UserError(f"{to} is there and holds no report: nothing is removed; take another folder (to)")
 
 
 def find_report(runs: Path, name: str, step: Step) -> Path:
-    """The report of a step: the newest of its name under any benchmark and model; over several models that of all."""
+    """The newest report of a step under any benchmark and model; for several models, the one over all of them."""
     folders = [folder for end in ("", OF_MODELS) for folder in runs.glob(f"*/{step.folder}/{name}{end}")]
     return max(folders, key=lambda folder: folder.stat().st_mtime_ns)
 
@@ -226,7 +226,7 @@ def unpack_archive(file: Path, runs: Path) -> None:
 
 
 def _list_addresses(report: Path) -> list[Path]:
-    """The lists of what a report rests on, one a run folder: of all models, where it is over them."""
+    """The lists of what a report rests on, one per run folder; a report over all models has those of all."""
     root, name = report.parents[1], report.name.removesuffix(OF_MODELS)
     folders = f"{root.name.partition('-')[0]}-*" if name != report.name else root.name
     return sorted(root.parent.glob(f"{folders}/reports/{name}/addresses.json"))
@@ -241,7 +241,7 @@ def _read_archive(file: Path) -> dict[str, bytes]:
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # of no time and no owner
+    info = tarfile.TarInfo(name)  # without time or owner
     info.size = len(content)
     archive.addfile(info, io.BytesIO(content))
 

@@ -73,8 +73,8 @@ FROM_SCRATCH = "and was trained from scratch on drawn pictures"
 class Description(NamedTuple):
     """What the card of a base says of its family.
 
-    tags: of the Hub; what: it is; made: how it came about; data: the code that draws it; training: the code of its
-    parts; seeds: a sentence.
+    tags: for the Hub; what: what a base is; made: how it was made; data: the code that draws its data; training: the
+    code of its training's parts; seeds: a sentence on them.
     """
 
     tags: str

@@ -1,7 +1,6 @@
-"""Direction robustness: what a merge leaves of the singular directions of an expert (figures 3 and 7 of the paper,
-https://arxiv.org/abs/2502.17159).
+"""Direction robustness: what a merge leaves of the singular directions of an expert (figures 3 and 7 of the paper).
 
-The formulas are our reading of these figures: they fix what is compared with what.
+The formulas are our reading of these figures (https://arxiv.org/abs/2502.17159): they fix what is compared with what.
 """
 
 from __future__ import annotations

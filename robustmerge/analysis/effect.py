@@ -1,7 +1,7 @@
 """The effect of adapters on the logits of their base: what moves when it is loaded with each, as users load it.
 
 The model reads a few fixed sequences of random tokens, so that no tokenizer and no picture is needed. transformers and
-peft, which the library else does without, are loaded when a model is.
+peft, which most of the library does without, are loaded only when a model is.
 """
 
 from __future__ import annotations

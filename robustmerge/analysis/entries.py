@@ -52,7 +52,7 @@ class Histogram:
         self._counts += torch.bincount(places, minlength=2 * HALF).cpu()
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a bin, from the lowest with an entry to the highest. density: of one, over the width of the bin."""
+        """A row for each bin, from the lowest with an entry to the highest. density: its share over its width."""
         occupied, total = self._counts.nonzero().flatten().tolist(), int(self._counts.sum())
         return [
             {

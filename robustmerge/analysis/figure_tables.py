@@ -1,6 +1,7 @@
-"""Figures 3, 7 and 8 of the paper (https://arxiv.org/abs/2502.17159) for the adapters of an inspection: the rows that
-are drawn, and captions that can be read alone. The paper gives no values for these figures, so there is nothing
-published to show beside them.
+"""Figures 3, 7 and 8 of the paper for the adapters of an inspection: the rows drawn, and captions that stand alone.
+
+The paper (https://arxiv.org/abs/2502.17159) gives no values for these figures, so there is nothing published to show
+beside them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ LARGEST, REST = "largest", "rest"
 
 
 def tabulate_pruning(inspection: Inspection) -> list[Row]:
-    """Figures 3a and 3b: a row a stage (as trained, pruned, pruned and scaled) and index k of the singular value.
+    """Figures 3a and 3b: a row for each stage (as trained, pruned, pruned and scaled) and index k of a singular value.
 
     value: s_k of the stage over s_1 as trained. ratio: s_k of the stage over s_k as trained. Both are means over
     modules, then over the experts that have a k-th direction, with the lowest and the highest of these.
@@ -40,18 +41,19 @@ def _spread(key: str, values: Sequence[float]) -> Row:
 
 
 def tabulate_entries(inspection: Inspection) -> list[Row]:
-    """Figure 3c: how the entries of A, of B and, if one was given, of a full update are distributed, a row a bin.
+    """Figure 3c: the distribution of the entries of A, of B and of a full update, if one was given, a row for each bin.
 
-    All modules of an expert together; B has alpha/r in it. density: the share of the entries over the width of the bin.
+    All modules of an expert are taken together; alpha/r is included in B. density: the share of the entries in a bin,
+    divided by its width.
     """
     return inspection.entries
 
 
 def tabulate_directions(inspection: Inspection) -> list[Row]:
-    """Figure 7: similarity, kept length and ratio of singular values, a row a merged adapter, expert and group.
+    """Figure 7: similarity, kept length and ratio of singular values, a row for each merged adapter, expert and group.
 
-    directions: `largest`, that of the largest singular value, or `rest`, the mean over all others of the expert; means
-    over modules. What is compared with what: `compare_directions`.
+    directions: the group: `largest`, the direction of the largest singular value, or `rest`, the mean over all others
+    of the expert. Numbers are means over modules. What is compared with what: see `compare_directions`.
     """
     table = []
     for label in dict.fromkeys(row["merged"] for row in inspection.merged):
@@ -67,8 +69,8 @@ def tabulate_directions(inspection: Inspection) -> list[Row]:
 def tabulate_layers(inspection: Inspection) -> list[Row]:
     """Figure 8: the singular values of one kind of module in the first, the middle and the last layer.
 
-    A row an update and index: of each expert, of the plain sum of the experts ("original") and of the merged adapters,
-    as they are, strengths included.
+    There is a row for each update and index. The updates are those of each expert, of the plain sum of the experts
+    ("original") and of the merged adapters as they are, strengths included.
     """
     return inspection.layers
 

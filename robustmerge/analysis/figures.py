@@ -1,6 +1,6 @@
 """The figures of an inspection: spectra, norms, overlap and what a merge left; and figures 3, 7 and 8 of the paper.
 
-They need matplotlib, which the library else does without.
+They need matplotlib, which the rest of the library does without.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ DIRECTIONS = {
 
 
 def draw_inspection(inspection: Inspection) -> RenderedFigure:
-    """Two or three rows of panels: one expert has no pairs, without a merged adapter there is no third row."""
+    """Draw one to three rows of panels: that of pairs needs two experts, the last one a merged adapter."""
     names = [row["expert"] for row in inspection.experts]
     n_rows = 1 + bool(inspection.pairs) + bool(inspection.merged)
     with matplotlib.rc_context(LOOK):
@@ -126,7 +126,7 @@ def _finish_index(axes: Axes) -> None:
 
 
 def _draw_norms(axes: Axes, inspection: Inspection, names: Sequence[str]) -> None:
-    """A line a kind of module, a mark an expert."""
+    """Draw a line for each kind of module, with a mark for each expert."""
     kinds = sorted({row["kind"] for row in inspection.modules})
     for i, name in enumerate(names):
         squares = dict.fromkeys(kinds, 0.0)
@@ -172,7 +172,7 @@ def _draw_pairs(axes: Sequence[Axes], inspection: Inspection, names: Sequence[st
 
 
 def _draw_merged(axes: Sequence[Axes], inspection: Inspection) -> None:
-    """A line a merged adapter, the mean over experts; the band is from the lowest expert to the highest."""
+    """Draw a line for each merged adapter, the mean over experts, with a band from the lowest expert to the highest."""
     for i, name in enumerate(dict.fromkeys(row["merged"] for row in inspection.merged)):
         rows = [row for row in inspection.merged if row["merged"] == name]
         indices = sorted({row["k"] for row in rows})
@@ -226,7 +226,7 @@ def draw_figure3(inspection: Inspection) -> RenderedFigure:
 
 
 def _draw_entries(axes: Axes, table: Sequence[Row]) -> None:
-    """A line an expert and matrix: the density of its entries."""
+    """Draw a line for each expert and matrix: the density of its entries."""
     for matrix, (label, colour) in MATRICES.items():
         curves = group_by_expert([row for row in table if row["matrix"] == matrix and row["count"]]).values()
         for i, curve in enumerate(curve for curve in curves if len(curve) > 1):  # of one bin: a B that is zero
@@ -280,7 +280,7 @@ def draw_figure7(inspection: Inspection) -> RenderedFigure:
 
 
 def draw_figure8(inspection: Inspection) -> RenderedFigure:
-    """A panel a layer: the singular values of the experts, of their sum and of the merged updates."""
+    """Draw a panel for each layer: the singular values of the experts, of their sum and of the merged updates."""
     table = tabulate_layers(inspection)
     layers = {row["layer"]: row["module"] for row in table}
     with matplotlib.rc_context(LOOK):

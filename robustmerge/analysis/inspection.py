@@ -32,14 +32,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Inspection:
-    """Tables, a mapping a row. disagreements: why these experts cannot be merged with one another.
+    """Tables, whose rows are mappings. disagreements: why these experts cannot be merged with one another.
 
-    experts: one an expert. modules: one an expert and module. kinds: one a kind of module (q_proj, ...).
-    spectra: one an expert and index k, the mean singular value over modules as trained, pruned, pruned and scaled, and
-    the mean ratios of the latter to the first, 0 where no module has a k-th direction. pairs: one a pair of experts.
-    merged: one a merged adapter, expert and index k of the expert's directions. entries: one an expert, matrix (A, B
-    with alpha/r in it; of a full update `full`) and bin, all modules together. layers: one a module of one kind in the
-    first, middle and last layer, update (an expert's, the sum of the experts, a merged one) and index k.
+    experts: a row per expert. modules: per expert and module. kinds: per kind of module (q_proj, ...).
+    spectra: per expert and index k: the mean singular values over modules as trained, pruned, and pruned and scaled,
+    and the mean ratios of the latter two to the first; 0 where no module has a k-th direction. pairs: per pair of
+    experts. merged: per merged adapter, expert and index k of the expert's directions. entries: per expert, matrix
+    (A, B with alpha/r in it; `full` for a full update) and bin, all modules together. layers: per module of one kind in
+    the first, middle and last layer, update (an expert's, the sum of the experts, a merged one) and index k.
     """
 
     experts: list[Row]

@@ -1,5 +1,6 @@
-"""Singular values layer by layer, of experts, of their plain sum and of merged updates (figure 8 of the paper,
-https://arxiv.org/abs/2502.17159, which shows the value projection in layers 1, 18 and 32 of 32).
+"""Singular values layer by layer, of experts, of their plain sum and of merged updates (figure 8 of the paper).
+
+The paper (https://arxiv.org/abs/2502.17159) shows the value projection in layers 1, 18 and 32 of 32.
 """
 
 from __future__ import annotations

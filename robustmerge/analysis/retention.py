@@ -140,8 +140,9 @@ def compare_B(pairs: Sequence[LoraPair]) -> Tensor:
 def has_cross_terms(method: object) -> TypeGuard[Method]:
     """Whether a method sums A and B apart, so that B_n A_m with n != m occurs, and these terms can be measured.
 
-    Where signs are elected there is no sum of own terms to compare with; a grade is of a whole model, not of a module;
-    and a step after the rule does not go term by term.
+    They cannot be measured where signs are elected, as there is no sum of own terms to compare with; where strength or
+    weights differ by module, as that takes the whole model; nor with a step after the rule, which does not go term by
+    term.
     """
     return (
         isinstance(method, Method)

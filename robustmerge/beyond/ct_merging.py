@@ -12,11 +12,11 @@ the U_n and Q in that of the V_n, so polar() must be the partial isometry on tha
 Low-rank route: per expert QR and SVD of its factors, U_c, the response and the polar factors by QR and small SVDs. The
 result is an adapter of rank N r at most.
 
-No code of the paper's authors is public. This is its algorithm 1; the cases in the tests are of a third party's
-implementation, and a dense computation of the formula beside them agrees. From that party come the rules where the
-formula says nothing: k is lowered until the singular values at the cut differ, since U_c would be arbitrary otherwise;
-a column of W_n that is zero is left out, with its V_n; an all-zero expert counts in no mean; one expert alone is given
-back. Here differences below 1e-6 count as none, there below 1e-15, and strength also multiplies an expert alone.
+No code of the paper's authors is public. This is its algorithm 1; the cases in the tests come from a third party's
+implementation, and a dense computation of the formula agrees with them. The rules where the formula says nothing are
+that party's: k is lowered until the singular values at the cut differ, since U_c would be arbitrary otherwise; a zero
+column of W_n is left out, with that of V_n; an all-zero expert counts in no mean; a single expert is returned as it is.
+Here differences below 1e-6 count as none, there those below 1e-15, and strength also multiplies a single expert.
 """
 
 from __future__ import annotations

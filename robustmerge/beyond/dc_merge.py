@@ -11,10 +11,10 @@ adapter of rank N r.
 
 Where the authors' code (https://github.com/Tobeginwith/DC-Merge) differs: it keeps 0.1 % of each M_n, which is the
 default here; the paper's text says 10 %. With eight experts of rank 16 that is 16 entries of 16384, one for each of an
-expert's directions; of fewer or smaller experts most directions are lost, and the end of a merge says so. It cuts every
-expert to 16 directions, whatever its rank; it needs N r <= min(d_out, d_in); an all-zero expert brings arbitrary
-vectors into the cover bases, and NaN with linear smoothing. Where experts share directions, so that a cover basis is no
-basis, it adds an arbitrary completion, and here is none.
+expert's directions; with fewer or smaller experts most directions are lost, and a merge says so at its end. Their code
+also cuts every expert to 16 directions, whatever its rank; needs N r <= min(d_out, d_in); and with an all-zero expert
+gets arbitrary vectors in the cover bases, and NaN with linear smoothing. Where experts share directions, so that a
+cover basis is not a basis, it adds an arbitrary completion; here none is added.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@
 Low-rank route: c_n are the column norms of R_n A_n, B_n = Q_n R_n, and the scales go to the columns of A_n. The result
 is an adapter of rank N r.
 
-No code of the paper's authors was found. The cases in the tests are of a third party's reading, which multiplies
-sum_n D_n diag(sum_m c_m / c_n) by 1/N^2, as here, or by 1/N, which is strength=N. Left out is the step before this one,
-which makes the experts more orthogonal to one another by gradient descent on their factors.
+No code of the paper's authors was found. The cases in the tests come from a third party's reading, which multiplies
+sum_n D_n diag(sum_m c_m / c_n) by 1/N^2, as here, or by 1/N, which is strength=N. The step before this one, which makes
+the experts more orthogonal to one another by gradient descent on their factors, is left out.
 
-Where that code differs: it raises c_n to 1e-15, so that an all-zero expert gets scales of 1e14. Here a column that an
-expert does not have gets the scale 0. In both it counts in the means.
+Where that code differs: it raises c_n to 1e-15, so that an all-zero expert gets scales of 1e14. Here a column that is
+zero in an expert gets the scale 0. In both, such a column still counts in the means.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from robustmerge.stage.settings import UserError
 def merge(pairs: Sequence[LoraPair], common: float = 0.8, strength: float = 1.0) -> LoraPair:
     """Merge one module. Ranks may differ; an all-zero expert changes nothing.
 
-    common: the share of the sum's directions that is kept for all; 1 is Iso-C. Raises UserError if it is no share.
+    common: the share of the sum's directions that is kept as common; 1 is Iso-C. Raises UserError if not in [0, 1].
     """
     if not 0 <= common <= 1:
         raise UserError(f"common must be in [0, 1], got {common} (merge.params.common)")

@@ -9,8 +9,8 @@ The result is an adapter of rank K.
 
 What comes out depends on the factors, not only on their product: b a^T is also (c b)(a / c)^T and (-b)(-a)^T, which are
 other units. With A much larger than B, as after training, A decides. It also depends on where k-means starts, unless
-the clusters lie apart: best of 10 starts by k-means++, drawn from `seed`, the units sorted first, so that the order of
-the experts does not count.
+the clusters lie apart: the best of 10 starts by k-means++, drawn from `seed`, is taken. The units are sorted first, so
+that the order of the experts does not matter.
 
 No code of the paper's authors was found. This is its reading in compress-then-merge
 (https://github.com/ZhengbaoHe/compress-then-merge). Where that differs: it leaves alpha/r out, draws without a seed, by

@@ -1,7 +1,7 @@
 """Reading of PEFT adapter folders.
 
 Reading folds alpha/r (rsLoRA: alpha/sqrt(r)) into B, so that the update of a pair is B @ A and nothing else. An adapter
-with anything in it that is not read here is refused: never a wrong one in silence.
+with anything in it that is not understood here is refused, so that none is silently read wrong.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Adapter:
     shapes: module -> (d_out, rank, d_in). kinds: module -> kind of layer.
     lora: module -> part (A, B, bias, magnitude) -> name in the file.
     extra_names: the trained values of the base model (`modules_to_save`, `bias`), name in the model -> in the file.
-    frozen: weights of the base that peft saved beside LoRA; likewise. renamed: whether modules have other names here
-    than in the file; rank_pattern and alpha_pattern of the config have the names here, whole.
+    frozen: the same for weights of the base that peft saved beside LoRA. renamed: whether modules have other names here
+    than in the file. rank_pattern and alpha_pattern of the config are by the modules' whole names, as they are here.
     """
 
     name: str
@@ -293,10 +293,10 @@ def open_each(names: Iterable[str], open_one: Callable[[str], Adapter]) -> tuple
 
 
 def _align_names(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """Bring experts to the names of today that others beside them have, for the same modules or stacks of layers.
+    """Give experts today's names where other experts have these for the same modules or stacks of layers.
 
-    Names of before of a Qwen-VL are those of any Llama, so there the base must be the same too; those of CLIP's image
-    encoder are those of its text encoder.
+    The old names of a Qwen-VL are those of any Llama, so there the base must be the same too; those of CLIP's image
+    encoder are those of its text encoder, so adapters that name the latter are left alone.
     """
 
     def stacks(adapter: Adapter) -> set[str]:

@@ -63,7 +63,7 @@ def _is_names(value: Any) -> bool:
 
 
 def _is_saved(value: Any) -> bool:
-    """Names to which peft, that reads them as regular expressions, gives no other meaning."""
+    """Whether a value is names that mean only themselves to peft, which reads them as regular expressions."""
     return (
         _is_names(value)
         and len(value) <= MOST_SAVED

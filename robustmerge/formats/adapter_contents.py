@@ -117,7 +117,7 @@ def _are_equal(file: Tensors, one: str, other: str) -> bool:
 def _problem_of(
     parts: Mapping[str, str], kind: LayerKind | None, file: Tensors, config: Mapping[str, Any], module: str
 ) -> str | None:
-    """Why the tensors of a module are no pair of its kind of layer with the further parts that the config lists."""
+    """Why a module's tensors are not a pair for its kind of layer with the parts that the config asks for, or None."""
     if missing := {"A", "B"} - set(parts):
         named = LayerKind(is_embedding=any(f".{EMBEDDED}" in name for name in parts.values()))
         has = " and ".join(sorted(map(named.name_in_file, parts)))
@@ -158,9 +158,9 @@ def find_resized(config: Mapping[str, Any], contents: Contents, file: Tensors) -
 
 
 def find_tied(config: Mapping[str, Any], kinds: Mapping[str, LayerKind]) -> list[str]:
-    """LoRA that is one for an embedding and the head: the head's A and B are the embedding's B and A, transposed.
+    """Find LoRA that an embedding shares with the head, whose A and B are the embedding's B and A, transposed.
 
-    Merged apart, the two would differ, and peft, which loads both into one memory, would keep the last.
+    Merged separately, the two would differ, and peft, which loads both into the same memory, would keep the last one.
     """
     embeddings = [module for module, kind in kinds.items() if kind.is_embedding]
     if not config.get("ensure_weight_tying") or not embeddings:
@@ -172,9 +172,9 @@ def find_tied(config: Mapping[str, Any], kinds: Mapping[str, LayerKind]) -> list
 
 
 def lacks_projector(folder: Path, config: Mapping[str, Any], contents: Contents) -> bool:
-    """Whether a folder holds the LoRA of a LLaVA by LLaVA's own code and no projector, which its trainer always trains.
+    """Whether a folder holds LoRA by LLaVA's own trainer, but no projector, which that trainer always trains.
 
-    The names are those of a Llama; the base, or a config.json of LLaVA's code, says that it is none.
+    The tensors' names are those of a Llama; the base, or a config.json of LLaVA's code, says that the model is not one.
     """
     if not contents.lora or any("projector" in name for name in contents.extras):
         return False

@@ -93,10 +93,10 @@ class Checkpoint:
         return name
 
     def _name_of(self, parameter: str) -> str | None:
-        """Name of a parameter's tensor here: the same, or that of before, or with or without the model's first part.
+        """Find a parameter's tensor here: by the same name, by its old name, or with or without the name's first part.
 
-        A model and the same with a head differ in the first part (`transformer.`); it is one for all layers, so that
-        a part of another model, as its vision tower, is never taken for the whole.
+        A model with a head has a first part (`transformer.`) that the same model without one lacks. It must be the same
+        for all layers, so that a part of another model, such as its vision tower, is never taken for the whole.
         """
         if parameter in self.where:
             return parameter

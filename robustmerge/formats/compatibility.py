@@ -30,9 +30,9 @@ def find_disagreements(
 ) -> list[str]:
     """Why these experts cannot be merged with one another: a line for every one that differs from most.
 
-    Ranks (unless equal_ranks), alphas, rsLoRA and dtypes may differ. check_base: another base model is a reason.
-    remedy: what is said after different ranks. targets: whether other modules are a reason (strict); with DoRA they
-    always are, and so are modules that an expert's own list of targets leaves out.
+    Ranks (unless equal_ranks), alphas, rsLoRA and dtypes may differ. check_base: whether another base model is a
+    reason. remedy: what to advise about ranks. targets: whether other modules are a reason (strict); with DoRA
+    they always are. Where modules differ, so is LoRA on a module that the expert's own list of targets leaves out.
     """
     problems = []
     for key in SAME_BASE if check_base else ():
@@ -77,7 +77,7 @@ def unite(adapters: Sequence[Adapter]) -> Adapter:
 
 
 def common_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
-    """The config of the first expert, but without a spelling of targets that is not that of all, or of other names."""
+    """The first expert's config, with all modules_to_save, and no targets if these differ or modules were renamed."""
     config = dict(adapters[0].config)
     if any(adapter.renamed for adapter in adapters) or any(_differ(key, adapters) for key in TARGETS):
         config |= dict.fromkeys(TARGETS)

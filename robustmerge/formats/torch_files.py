@@ -137,8 +137,9 @@ def _read_part(file: BinaryIO, start: int, size: int) -> bytes:
 
 
 def _read_old(file: BinaryIO, size: int) -> tuple[Any, _Storages]:
-    """The format before torch 1.6: five pickles (a magic number, a version, the machine, the content, the keys of the
-    storages), then the storages in the order of their keys, each after its length in numbers.
+    """Read the format before torch 1.6: five pickles, then the storages, each after its length in numbers.
+
+    The pickles are a magic number, a version, the machine, the content, and the keys of the storages, in their order.
     """
     file.seek(0)
     stream = io.BytesIO(file.read(PICKLE))
@@ -369,7 +370,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _view(place: tuple[Any, ...], dtype: str, marks: list[Any]) -> _View | _Foreign:
-    """place: storage, offset, shape, strides. marks: that the numbers are computed from the storage's when read."""
+    """Build a dense tensor. place: storage, offset, shape, strides. marks: set if numbers are computed on reading."""
     storage, offset, shape, strides = place
     if any(marks):
         return _Foreign("a negative or conjugate view of a tensor")

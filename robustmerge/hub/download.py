@@ -1,8 +1,8 @@
 """Download of the files of one commit into the Hub's cache, by the Hub's library, with a check of their digests.
 
-The library takes up a cut connection, and keeps the files that have arrived when it is killed; the file it was at
-then starts again. It compares sizes only. Here every file is also compared with the digest that the cache names its
-content by, before anything reads it: sha256 for large files, git's sha1 of a blob for small ones.
+The library resumes after a lost connection and, if it is killed, keeps the files that have arrived; the file that was
+under way starts again. It compares sizes only. Here every file is also checked, before anything reads it, against the
+digest by which the cache names its content: sha256 for large files, git's sha1 of a blob for small ones.
 """
 
 from __future__ import annotations

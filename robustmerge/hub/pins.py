@@ -58,9 +58,9 @@ def pin(repository: Repository, pins: Path | None = None) -> Pinned:
     """Look up the commit of a repository's branch or tag; a commit of 40 digits is returned as it is.
 
     pins: the JSON file that keeps the answer, `{"user/repo@main": commit}` (`datasets/user/repo@main` for a dataset);
-    what stands there is not asked again, so that a later run means the same bytes. Remove its line to take what is
-    there today. Without a network the Hub's cache tells what it has.
-    Raises UserError if the repository cannot be had, with the reason.
+    what it holds is not looked up again, so that a later run gets the same bytes. Remove a line to take the commit of
+    today. Without a network, the commit is looked up in the Hub's cache.
+    Raises UserError, with the reason, if the repository is not available.
     """
     if COMMIT.fullmatch(repository.revision):
         return Pinned(repository.name, repository.revision, repository.kind)

@@ -29,7 +29,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE_VALUE = re.compile("[\ud800-\udfff]")
 
 SMALL = 16 * 2**20  # bytes below which a file is read anew: that takes 10 ms
-SETTLED_NS = 2 * 10**9  # a file that was written later than this before it was read may change unnoticed
+SETTLED_NS = 2 * 10**9  # a file that was changed less than this before it was read may change again unnoticed
 
 
 def sha256_of(path: Path) -> str:
@@ -42,9 +42,9 @@ def sha256_of(path: Path) -> str:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files in a folder and below, sorted: regular ones, and links to such, but for those of the kernel.
+    """List the files in a folder and below, sorted: regular ones, and links to such except into /proc or /sys.
 
-    Raises OSError if it cannot be said what one is.
+    Raises OSError if the kind of one cannot be determined.
     """
     return sorted(f for f in folder.rglob("*") if f.is_file() and not (f.is_symlink() and is_of_kernel(f)))
 

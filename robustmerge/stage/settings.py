@@ -128,8 +128,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
     where: the key path of `values`, put into every message (`merge.prune.density`); empty for the topmost keys.
     Raises ConfigError with all problems at once: unknown keys with the choices, missing keys, wrong types,
-    and whatever the `__post_init__` of the dataclasses refuse. What refuses a nested dataclass does not hide what is
-    wrong around it, where the field has a default.
+    and whatever the `__post_init__` of the dataclasses refuse. If a nested dataclass is refused and its field has a
+    default, the dataclass around it is checked all the same.
     """
     problems: list[Problem] = []
     settings = _build(cls, values, where, problems)

@@ -23,6 +23,7 @@ from llava_ext.small import align as alignment
 from llava_ext.small.align import align
 from llava_ext.small.join import TOWER, build_joined, join_base, open_language
 from llava_ext.trainer import read_training_record
+from pipeline.stages.base import fetch_bases
 from pipeline.sweep import make_plans
 from pipeline.tools.ship_base import ship
 from robustmerge.formats.tensors import TensorFile
@@ -31,6 +32,7 @@ from robustmerge.stage.records import Example
 from robustmerge.stage.settings import UserError
 from tests.plans import make_point
 from tests.smollm2_layout import write_language
+from tests.tiny_hub import serve, use
 from tests.tiny_model import write_base
 
 RANK = 3
@@ -169,6 +171,23 @@ def test_a_shipped_alignment_gives_the_same_base_and_a_card_names_its_language_m
     names = [path.name for path in other.base.path.iterdir() if path.name != "manifest.json"]
     for name in names:
         assert (other.base.path / name).read_bytes() == (plan.base.path / name).read_bytes(), name
+
+
+def test_language_model_and_alignment_may_be_repositories_of_the_hub(plan, language, tmp_path, monkeypatch):
+    folders = {"ann/words": language, "ann/alignment": Path(plan.config.out)}
+    files = {
+        name: {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for name, folder in folders.items()
+    }
+    with serve(files) as hub:
+        use(monkeypatch, hub.address, tmp_path / "cache")
+        words = ["model=smollm2", "model.base.language=ann/words", "model.base.alignment=ann/alignment"]
+        (other,) = make_plans([make_point(tmp_path, *words)])
+        fetch_bases([other])
+    (joined,) = other.base_parts
+    join_base(joined.address, joined.inputs["language"].path, joined.inputs["alignment"].path, lambda _: None)
+    weights = "model.safetensors"
+    assert (joined.address.path / weights).read_bytes() == (plan.base.path / weights).read_bytes()
 
 
 def test_other_weights_than_those_of_the_training_are_taken_and_said(plan, tmp_path):

@@ -46,7 +46,7 @@ class Run:
 
 @dataclass(frozen=True)
 class CpuRow:
-    """One way of answering. processes: side by side; each: the base is loaded for every source by a process of its own.
+    """One way of answering. processes: side by side; each: every source gets a process that loads the base.
 
     against: the name of the row that it is compared with.
     """
@@ -106,7 +106,7 @@ def find_run(folder: Path, sources: int) -> Run:
 
 
 def find_base(run: str) -> Path:
-    """The base of the model in a run folder's name, `<benchmark>-<model>`; sources of other bases of it fit, too."""
+    """The base of a run folder's model (`<benchmark>-<model>`); sources of other bases of the model fit it, too."""
     (plan,) = make_plans([compose("predict", [f"model={run.partition('-')[2]}"])])
     fetch_bases([plan])
     return plan.base.path

@@ -28,7 +28,7 @@ from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import plain, shorten
 
 TEMPLATE = Path(__file__).with_name("gallery.html")
-FEWEST = 10  # questions of a task on which a merged model is below the expert, shown of each where there are so many
+FEWEST = 10  # questions of a task shown per merged model on which it is below the expert, if there are so many
 LONGEST_SIDE = 256  # pixels
 LONGEST = 4000  # characters of a text
 SCORES = (
@@ -40,7 +40,7 @@ SCRIPT, STYLE = (re.compile(f"<{tag}>(.*?)</{tag}>", re.DOTALL) for tag in ("scr
 
 @dataclass(frozen=True)
 class ShownTask:
-    """A task of the page. of: questions that have answers; by_hash, added: how many of them are shown, and why.
+    """A task of the page. of: how many questions have answers; by_hash, added: how many are shown for which reason.
 
     below: for each source, on how many of all questions it scored below the expert; None without a pair of scores.
     """
@@ -102,7 +102,7 @@ class _Answers:
 
 
 def collect_gallery(finished: Mapping[Plan, Sequence[Evaluation]], count: int | None, seeds: Sequence[int]) -> Gallery:
-    """Collect what is shown. finished: what has answers and scores, of plans that share their seed, the first of seeds.
+    """Collect what is shown. finished: by plan, what has answers and scores; all plans have the first of the seeds.
 
     count: questions a task; None: all. Raises UserError where the points of a sweep ask different questions.
     """
@@ -149,7 +149,7 @@ def _check_questions(plans: Sequence[Plan]) -> None:
 
 
 def _pair_with_experts(finished: Mapping[Plan, Sequence[Evaluation]]) -> dict[Path, Path]:
-    """The answers of the expert of the same task and point, by those of a merged source (files)."""
+    """Map the answer file of each merged source to that of the expert of the same task and point."""
     pairs: dict[Path, Path] = {}
     for evaluations in finished.values():
         experts = {one.task.name: one.predictions.path for one in evaluations if one.source.kind == "expert"}
@@ -177,7 +177,7 @@ def _find_below(
 def choose_questions(
     examples: Sequence[Example], count: int | None, below: Sequence[Collection[str]]
 ) -> tuple[list[Example], int]:
-    """The first `count` questions by hash, and more, until FEWEST of each of `below` are there, where it has so many.
+    """The first `count` questions by hash, then more until FEWEST of each of `below`, if it has so many, are there.
 
     Also returns how many were taken by the hash alone.
     """
