@@ -18,11 +18,14 @@ KIND = "general"
 def find_scores(root: Path, source: Source, base: Address, usual: GeneralRun) -> dict[str, Score]:
     """Find a source's finished general scores over all questions, by title: the task, and how its run differs.
 
+    The newest of several with one title, as after a change of the task's own files.
     base: that it belongs to; an adapter folder fits several. usual: how tasks are asked by this configuration.
     """
     scores = {}
-    for manifest in sorted((root / KIND / source.folder).glob("*/manifest.json")):
-        identity = read_manifest(manifest)["identity"]
+    files = sorted((root / KIND / source.folder).glob("*/manifest.json"))
+    found = [(read_manifest(file), file) for file in files]
+    for contents, manifest in sorted(found, key=lambda pair: pair[0]["record"].get("time", "")):
+        identity = contents["identity"]
         inputs, settings = (identity.get(key) or {} for key in ("inputs", "settings"))
         is_of_base = isinstance(inputs, dict) and inputs.get("base") == base.fingerprint
         if identity.get("stage") == KIND and is_of_base:

@@ -144,8 +144,8 @@ class Plan(Addresses):
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """The evaluations of all sources of the table on the test questions."""
-        return self._evaluations(self.sources)
+        """The evaluations of all sources of the table on the test questions; with `ids`, of the tasks that have one."""
+        return self._that_ask(self._evaluations(self.sources))
 
     def _evaluations(self, sources: Iterable[Source]) -> list[Evaluation]:
         return [Evaluation(self, source, eval_set) for source in sources for eval_set in source.eval_sets]
@@ -262,11 +262,14 @@ class Plan(Addresses):
         return self.list_evaluations(self.selected)
 
     def list_evaluations(self, source: Source) -> list[Evaluation]:
-        """The evaluations of a source on the test questions; with `ids`, of the tasks that have one of them.
+        """The evaluations of a source on the test questions; with `ids`, of the tasks that have one of them."""
+        return self._that_ask(self._evaluations([source]))
 
-        All of its tasks while some are not prepared. Raises UserError for an id that no task has.
+    def _that_ask(self, evaluations: list[Evaluation]) -> list[Evaluation]:
+        """Those of the evaluations that ask one of `ids`; all of them without `ids`, or while data are not prepared.
+
+        Raises UserError for an id that no task has.
         """
-        evaluations = self._evaluations([source])
         prepared = [one for one in evaluations if self.config.only.ids and one.questions.exists()]
         if len(prepared) < len(evaluations) or not prepared:
             return evaluations

@@ -49,7 +49,19 @@ def make_plans(points: Sequence[Mapping[str, Any]]) -> list[Plan]:
     for key in SHARED_BY_POINTS:
         if len({repr(getattr(plan.config, key)) for plan in plans}) > 1:
             raise UserError(f"a sweep cannot run over {key}: all its points are made together and end in one report")
+    _refuse_other_questions(plans)
     return plans
+
+
+def _refuse_other_questions(plans: Sequence[Plan]) -> None:
+    """Raises UserError for points that would be compared with each other on different test questions."""
+    counts = {(plan.config.benchmark.name, plan.config.benchmark.counts.test) for plan in plans}
+    seeds = {(plan.config.benchmark.name, plan.config.benchmark.seed) for plan in plans}
+    names = {plan.config.benchmark.name for plan in plans}
+    if len(counts) > len(names):
+        raise UserError("a sweep cannot run over benchmark.counts.test: its points are scored on the same questions")
+    if len(seeds) > len(names) and find_point_keys(plans) != ["benchmark.seed"]:
+        raise UserError("a sweep over benchmark.seed, which draws other questions, cannot run over another key as well")
 
 
 def make_plan_with(settings: type[T], point: Mapping[str, Any]) -> tuple[Plan, T]:

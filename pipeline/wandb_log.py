@@ -122,7 +122,7 @@ def _read_scores(evaluations: Sequence[Evaluation]) -> tuple[list[dict[str, Any]
     scores = [(one.task, read_score(one.score.path).value) for one in evaluations]
     summary = {task.name: value for task, value in scores if value is not None}
     for average, seen in (("seen_avg", True), ("unseen_avg", False)):
-        names = [task.name for task, _ in scores if task.seen == seen]
+        names = [task.name for task, _ in scores if task.seen == seen and not task.general]
         if names and summary.keys() >= set(names):
             summary[average] = fmean(summary[name] for name in names)
     return [], summary

@@ -9,7 +9,7 @@ from dataclasses import replace
 from eval.report.estimates import Estimates
 from eval.report.published import read_published, row_in_paper
 from eval.report.ranking import score_cell
-from eval.report.results import SEARCHED, Context, ResultGroup, lower_first
+from eval.report.results import Context, ResultGroup, lower_first
 from eval.report.tables import Cell, Column, Row, Table, list_averages, make_row
 
 
@@ -26,7 +26,7 @@ def beside_table(groups: Sequence[ResultGroup], context: Context, estimates: Est
         name = row_in_paper(group, context)
         printed = [published.value(name, column) for column in averages]
         first, has_value = group.first, any(x is not None for x in printed)
-        if has_value and first.variant != SEARCHED and not first.overrides and not first.swept:
+        if has_value and not first.overrides and not first.swept:
             cells: list[Cell] = []
             for column, value in zip(averages, printed, strict=True):
                 published_cell = Cell() if value is None else Cell(f"{value:.2f}", value)

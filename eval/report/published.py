@@ -88,8 +88,9 @@ def published_table(groups: Sequence[ResultGroup], context: Context) -> Table:
 
 
 def row_in_paper(group: ResultGroup, context: Context) -> str:
-    """The name that a source has as a row of the paper's table, if the paper has it."""
-    name = group.first.method or group.kind
+    """The name that a source has as a row of the paper's table, if the paper has it; searched weights it has not."""
+    first = group.first
+    name = first.source if first.search else first.method or group.kind
     return context.paper_table.rows.get(name, name)
 
 

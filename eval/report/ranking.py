@@ -90,4 +90,4 @@ def _cost_cell(seconds: float | None) -> Cell:
 def read_costs() -> dict[str, float]:
     """CPU seconds of a merge by each method as in its file, with one worker; see docs/costs.md."""
     rows = json.loads(COSTS.read_text())["rows"] if COSTS.exists() else []
-    return {row["name"]: row["cpu"] for row in rows if not row["changes"] and row["workers"] == 1}
+    return {row["name"]: row["cpu"] for row in rows if "cpu" in row and not row["changes"] and row["workers"] == 1}

@@ -57,7 +57,7 @@ def standing_table(groups: Sequence[ResultGroup], context: Context, estimates: E
     averages = list_averages(context)
     rows: list[Row] = []
     for members in list_blocks(groups).values():
-        ours = [group for group in members if group.first.method == ROBUSTMERGE]
+        ours = [group for group in members if group.first.method == ROBUSTMERGE and not group.first.search]
         if len(ours) == 1:  # several are points of a sweep over RobustMerge itself: none of them is the one
             others = [group for group in members if group is not ours[0]]
             rows += [make_row(group, _list_differences(ours[0], group, averages, estimates)) for group in others]

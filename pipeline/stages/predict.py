@@ -127,7 +127,7 @@ def load_base(family: str, base: str, template: str, fast: bool, device: str, pr
 def print_answers(evaluations: Sequence[Evaluation]) -> None:
     """Print the first questions with their answers if only some are asked (`limit` or `ids`)."""
     for one in (one for one in evaluations if not one.plan.config.only.is_all):
-        examples = read_questions(one.questions, one.plan.config.only)
+        examples = read_questions(one.questions, one.plan.generation(one.eval_set).only)
         answers = {answer.question_id: answer for answer in read_predictions(one.predictions.path)}
         print(f"\n{one.source.label} on {one.task.name}:")
         for example in examples[:SHOWN]:

@@ -39,12 +39,13 @@ def _fetch(plan: Plan, task: Task) -> TaskData:
 
 
 def _list_parsers(plan: Plan, task: Task) -> dict[str, list[str]]:
-    """The parsers by which the answers in a split will be compared with those of a model."""
-    other = other_protocol(plan.config.protocol, task.has_classes)
-    protocols = [plan.config.protocol, *([other] if plan.config.other_protocol else [])]
+    """The parsers by which the answers in a split are compared with those of a model, by either protocol.
+
+    All of them, whatever is scored now, as the data do not depend on that.
+    """
+    protocols = (plan.config.protocol, other_protocol(plan.config.protocol, task.has_classes))
     scored = [task.under(protocol) for protocol in protocols]
-    parsers = sorted({one.parse for one in scored if one.metric in METRIC_NAMES})
-    return dict.fromkeys(("test", *(["val"] if plan.config.reads_val else [])), parsers)
+    return dict.fromkeys(("test", "val"), sorted({one.parse for one in scored if one.metric in METRIC_NAMES}))
 
 
 def work_prepare(item: dict) -> None:

@@ -24,7 +24,8 @@ from robustmerge.stage.text import quote
 def make_context(name: str, plans: Sequence[Plan]) -> Context:
     """Build the context that the points of a report share, without general benchmarks (`read_general`)."""
     config = plans[0].config
-    seeds = {"benchmark": config.benchmark.seed, "bootstrap": config.bootstrap.seed}
+    is_one_drawing = len({plan.config.benchmark.seed for plan in plans}) == 1
+    seeds = {**({"benchmark": config.benchmark.seed} if is_one_drawing else {}), "bootstrap": config.bootstrap.seed}
     of_bases = {base.seed for plan in plans if (base := plan.config.model.trained_base)}
     if len(of_bases) == 1:
         seeds["base"] = of_bases.pop()
@@ -36,7 +37,9 @@ def make_context(name: str, plans: Sequence[Plan]) -> Context:
         model=" and ".join(dict.fromkeys(plan.config.model.name for plan in plans)),
         profile=config.profile,
         tasks=tuple({task.name: task for plan in plans for task in plan.config.tasks}.values()),
-        questions={task.name: plan.questions(plan.test_set(task)) for plan in plans for task in plan.config.tasks},
+        questions={
+            task.name: plan.questions(plan.test_set(task)) for plan in reversed(plans) for task in plan.config.tasks
+        },  # of the first point that has the task
         seeds=seeds,
         command=command("merge_eval", lambda word: not word.startswith("jobs=")),
         bootstrap=config.bootstrap,

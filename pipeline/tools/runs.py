@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 
 from eval.settings import OFFICIAL_NAMES
 from pipeline.plan import Plan
@@ -117,7 +118,7 @@ def describe(result: Result) -> str:
 
 
 def format_score(result: Result) -> str:
-    """Format the score of a score file, or for a source the mean over its scored tasks."""
+    """Format the score of a score file, or for a source the mean over its scored tasks, if each has one score."""
     if result.kind in ("scores", "general"):
         file = result.path if result.kind == "scores" else result.path / "score.json"
         value = read_score(file).value if file.exists() else None
@@ -128,15 +129,29 @@ def format_score(result: Result) -> str:
     folder = name if stem == "multi_task" else folders.get(result.kind)
     if folder is None:
         return ""
-    files = (result.root / "scores" / folder).glob("*.json")
-    scores = [read_score(file) for file in files if not file.name.endswith(".manifest.json")]
-    values = [score.value for score in scores if score.value is not None and _is_corrected(score)]
-    return f"{sum(values) / len(values):.2f} ({len(values)})" if values else ""
+    joint = _find_joint(result.root, folder)
+    scores = [
+        read_score(file.with_name(file.name.replace(".manifest", "")))
+        for file in (result.root / "scores" / folder).glob("*.manifest.json")
+        if get_mapping(read_manifest(file)["identity"], "inputs").get("predictions") not in joint
+    ]
+    values = [(score.task, score.value) for score in scores if score.value is not None and _is_corrected(score)]
+    if len(dict(values)) < len(values):
+        return "several"
+    return f"{fmean(dict(values).values()):.2f} ({len(values)})" if values else ""
 
 
 def _is_corrected(score: Score) -> bool:
     """Whether it is a score of all questions, and not by the metric of a published script."""
     return not score.n_asked and score.metric not in (*OFFICIAL_NAMES, "mean_of_seven")
+
+
+def _find_joint(root: Path, folder: str) -> set[str]:
+    """Fingerprints of a source's answers that could be a class of any task (protocol=joint)."""
+    files = (root / "predictions" / folder).glob("*.manifest.json")
+    identities = [read_manifest(file)["identity"] for file in files]
+    chosen = [identity for identity in identities if get_mapping(identity, "settings").get("pooled")]
+    return {Address(root, root, identity).fingerprint for identity in chosen}
 
 
 def print_results(roots: Sequence[Path], kinds: Sequence[str]) -> None:

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from eval.report.beside_paper import beside_table, describe_orders
-from eval.report.results import PUBLISHED, Context, SourceResult, group_results
+from eval.report.published import name_rows
+from eval.report.results import CHOSEN, PUBLISHED, Context, Search, SourceResult, group_results
+from eval.report.standing import standing_table
 from eval.report.tables import MISSING, Table
 from eval.settings import PaperTable
 from robustmerge.stage.settings import UserError
@@ -60,6 +62,18 @@ def test_an_average_over_other_tasks_than_the_papers_is_never_set_beside_it(twel
 def test_a_changed_method_is_not_the_papers(twelve):
     results = [merged("ties", 50, overrides={"prune.density": "0.5"}), merged("dare", 40), merged("robustmerge", 30)]
     assert {row.title for row in make_table(twelve, *results).rows} == {"Dare", "Robustmerge"}
+
+
+def test_searched_weights_are_not_the_papers_method(twelve):
+    search = Search({"rec": 1.0}, 1.0, 60.0, 50.0, tried=21)
+    best = [merged(name, 70, variant=CHOSEN, search=search) for name in ("ties", "robustmerge")]
+    searched = [dataclasses.replace(one, source=f"{one.source}@searched", title="X") for one in best]
+    groups = group_results([*(merged(name, 50, variant=CHOSEN) for name in MERGED), *searched])
+    estimates = measure(groups, twelve)
+    titles = {f"{name.title()}, strength chosen" for name in MERGED}
+    assert {row.title for row in beside_table(groups, twelve, estimates).rows} == titles
+    assert {name: name_rows(groups, twelve)[name] for name in MERGED} == {name: name.title() for name in MERGED}
+    assert standing_table(groups, twelve, estimates) is not None
 
 
 def test_the_orders_are_told_and_blocks_of_one_order_stand_together(twelve):

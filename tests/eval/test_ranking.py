@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+from eval.report import ranking
 from eval.report.assemble import assemble_report
 from eval.report.ranking import MANY, ranking_table, read_costs
 from eval.report.results import group_results
@@ -30,6 +33,13 @@ def test_many_merged_models_are_ranked_by_their_seen_average_and_stand_beside_th
         assert cells["rank_seen_avg"].low <= place == cells["rank_seen_avg"].value <= cells["rank_seen_avg"].high
         assert cells["cpu"].value == costs.get(name)
         assert cells["seen_avg"].low < cells["seen_avg"].value < cells["seen_avg"].high
+
+
+def test_a_row_of_the_costs_that_failed_has_none(tmp_path, monkeypatch):
+    measured = {"name": "ties", "cpu": 3.0, "changes": {}, "workers": 1}
+    (tmp_path / "table.json").write_text(json.dumps({"rows": [measured, {"name": "mine", "failed": "it ran out"}]}))
+    monkeypatch.setattr(ranking, "COSTS", tmp_path / "table.json")
+    assert read_costs() == {"ties": 3.0}
 
 
 def test_a_changed_method_has_no_cost(plain_context):

@@ -256,6 +256,8 @@ def test_points_that_differ_in_the_seed_are_one_group(plans, tmp_path):
     assert name_groups(plans) == ["independent A"] * 2 + ["shared A"] * 2
     wider = [compose_plan(tmp_path, f"peft.r={rank}", "seed=1") for rank in (4, 8)]
     assert name_groups(wider) == ["independent A, peft.r=4", "independent A, peft.r=8"]
+    released = ["benchmark=mm_mergebench", "model=llava15_7b", "expert_set=released"]
+    assert name_groups([compose_plan(tmp_path, *released)]) == ["experts given"]
 
 
 def test_a_shared_initial_A_is_seen_in_the_cosines_and_cross_terms(findings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -18,8 +19,10 @@ from pipeline.tools.general import run_lmms
 from pipeline.tools.general.command import run_general
 from pipeline.tools.general.run_lmms import DTYPES, LOCK, find_environment, lmms_arguments
 from robustmerge.stage.address import address_foreign
+from robustmerge.stage.records import write_score
 from robustmerge.stage.settings import PRECISIONS, ConfigError, UserError
 from tests.eval.test_general import GOLDEN, edit, lay_out
+from tests.report_cases import make_score
 from tests.robustmerge.test_delta_sources import save_llava_expert
 from tests.tiny_model import TEMPLATE, write_base
 
@@ -125,6 +128,18 @@ def test_a_source_is_exported_asked_and_shown_once(ground, ask, tmp_path):
     assert list(find_scores(root, asked, base, GeneralRun("any", TEMPLATE))) == ["pope_local"]
     assert list(find_scores(root, asked, base, GeneralRun("any", TEMPLATE, "crop"))) == ["pope_local (image=pad)"]
     assert find_scores(root, asked, source, GeneralRun("any", TEMPLATE)) == {}, "of another base"
+
+
+def test_of_scores_of_one_task_the_newest_is_found(ground, tmp_path):
+    base, source = map(address_foreign, ground)
+    asked, run = Source(*name_source(source), source, ()), GeneralRun("mytask", TEMPLATE)
+    for name, day, value in (("mytask-1", "2026-01-02", 20.0), ("mytask-2", "2026-01-01", 10.0)):
+        folder = tmp_path / "general" / asked.folder / name
+        folder.mkdir(parents=True)
+        identity = {"stage": "general", "inputs": {"base": base.fingerprint, "include": name}, "settings": vars(run)}
+        (folder / "manifest.json").write_text(json.dumps({"identity": identity, "record": {"time": day}}))
+        write_score(folder / "score.json", dataclasses.replace(make_score("mytask", 1), value=value))
+    assert {title: score.value for title, score in find_scores(tmp_path, asked, base, run).items()} == {"mytask": 20.0}
 
 
 def test_a_look_is_not_a_result_and_a_checkpoint_may_stay(ground, ask, tmp_path):

@@ -31,7 +31,8 @@ from robustmerge.stage.settings import build
 from tests.plans import finish, finish_score, make_plan
 from tests.report_cases import make_score
 
-WORDS = ("tasks=[vqav2,rec]", "methods=[ties]", "strength_grid=null", "multi_task=false", "report=main")
+TASKS = ("+task/mini_general=pope_like", "tasks=[vqav2,rec,pope_like]")  # the last is in no average
+WORDS = (*TASKS, "methods=[ties]", "strength_grid=null", "multi_task=false", "report=main")
 LEARNING_RATES = (0.2, 0.1)
 
 
@@ -116,7 +117,11 @@ def line(tmp_path_factory) -> SimpleNamespace:
             if record.HasField("history")
         ]
         artifacts = {record.artifact.name: record.artifact for record in records if record.HasField("artifact")}
-        runs[started.run_id] = SimpleNamespace(run=started, config=config, steps=steps, artifacts=artifacts)
+        items = [item for record in records if record.HasField("summary") for item in record.summary.update]
+        summary = {"/".join(item.nested_key) or item.key for item in items}
+        runs[started.run_id] = SimpleNamespace(
+            run=started, config=config, steps=steps, artifacts=artifacts, summary=summary
+        )
     return SimpleNamespace(plan=plan, printed=printed, begun=begun, runs=runs)
 
 
@@ -140,6 +145,12 @@ def test_a_result_is_a_run_named_by_its_hash_in_the_group_of_its_line(line):
         logged = line.runs[address.fingerprint[:16]]
         assert logged.run.display_name == address.short and address.hash8 in logged.run.run_id
         assert logged.config[address.identity["stage"]] == address.identity["settings"]
+
+
+def test_an_average_is_of_the_tasks_that_the_reports_average_over(line):
+    scored = [one.summary for one in line.runs.values() if one.run.job_type == "score"]
+    assert any({"vqav2", "rec", "pope_like", "seen_avg"} <= summary for summary in scored)
+    assert not any("unseen_avg" in summary for summary in scored)
 
 
 def test_an_expert_shows_its_training_a_source_its_scores_and_the_report_tables_and_pictures(line):

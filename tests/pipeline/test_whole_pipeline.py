@@ -271,12 +271,12 @@ def type_python(program: str, *words: str, runs: Path) -> str:
 
 def test_ids_are_asked_of_the_task_that_has_them_and_an_unknown_one_is_refused(smoke):
     words = ["profile=smoke", "logger=none", "source=merged/ties"]
-    (data,) = (smoke.root / "data").glob("rec-*")
-    ids = [example.question_id for example in read_examples(data / "test.jsonl")[:2]]
+    (rec,), (iconqa,) = ((smoke.root / "data").glob(f"{task}-*") for task in ("rec", "iconqa"))
+    ids = [read_examples(data / "test.jsonl")[0].question_id for data in (rec, iconqa)]
     shown = type_python("predict.py", *words, f"ids=[{','.join(ids)}]", runs=smoke.runs)
-    assert "merged/ties on rec:" in shown and all(f"  {name}: " in shown for name in ids)
+    assert all(f"merged/ties on {name.partition('-')[0]}:\n  {name}: " in shown for name in ids)
     assert " on vqav2:" not in shown
-    assert "a partial evaluation: 2 of 24" in type_python("score.py", *words, f"ids=[{','.join(ids)}]", runs=smoke.runs)
+    assert "a partial evaluation: 1 of 24" in type_python("score.py", *words, f"ids=[{','.join(ids)}]", runs=smoke.runs)
     command = [sys.executable, str(REPOSITORY / "scripts" / "predict.py"), *words, f"ids=[{ids[0]},nobody]"]
     refused = subprocess.run(
         command, env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs)}, capture_output=True, text=True

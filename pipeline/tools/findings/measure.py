@@ -67,7 +67,7 @@ def measure(plans: Sequence[Plan]) -> Findings:
 def name_groups(plans: Sequence[Plan]) -> list[str]:
     """The group of each point: `shared A` or `independent A`, and all other swept settings of the experts."""
     keys = find_swept_keys(plans, ignored=("seed", "merge", "peft.shared_a_init"))
-    starts = ["experts given" if p.config.experts is not None else A_INIT[p.config.peft.shared_a_init] for p in plans]
+    starts = [A_INIT[p.config.peft.shared_a_init] if p.config.trains else "experts given" for p in plans]
     points = [describe_point(plan, keys) for plan in plans]
     return [f"{start}, {point}" if point else start for start, point in zip(starts, points, strict=True)]
 
