@@ -212,8 +212,8 @@ def _prune_and_scale(module: Module, method: Method, statistics: Statistics) -> 
         dropped[source] = int(undefined.sum())
         if method.scale.empty_row == "error" and dropped[source]:
             rows = find_empty_rows(module, source, full[source], list(undefined), method.prune.count)
-            # With `skip` no density is sure to help.
-            raise EmptyRowsError(rows, "" if method.prune.skip else method.prune.rule)
+            is_known = method.prune.scope != "model" and method.first is None and not method.prune.skip
+            raise EmptyRowsError(rows, method.prune.rule if is_known else "")  # else no density is sure to help
         scales[part] = rank_scales(before * gain, after, method.scale)
     for part, scale in scales.items():
         axis = RANK_AXIS[part]

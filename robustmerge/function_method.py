@@ -8,6 +8,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -33,6 +34,7 @@ def collect_over_model(method: FunctionMethod, modules: Iterable[tuple[str, Sequ
 def merge_by_function(module: Module, method: FunctionMethod, collected: Any) -> LoraPair | Tensor:
     """Merge one module with the method's function. Raises UserError if it returns no update of the module's shape."""
     function = find_function(method.target, "_target_")
+    _refuse_edited(function, method)
     others = {} if method.collect is None else {"collected": collected}
     with _note_on_errors(f"{method.target}, module '{module.name}'"):
         update = function(module.pairs, **method.params, **others)
@@ -45,6 +47,18 @@ def merge_by_function(module: Module, method: FunctionMethod, collected: Any) ->
         f"module '{module.name}': {method.target} returned {returned}; it must return a LoraPair or a Tensor of shape "
         f"{list(module.shape)}"
     )
+
+
+_sources: WeakKeyDictionary[Callable[..., Any], dict[str | None, str]] = WeakKeyDictionary()
+
+
+def _refuse_edited(function: Callable[..., Any], method: FunctionMethod) -> None:
+    """Raises UserError if the source that identifies the method is no longer that of the imported function."""
+    if _sources.setdefault(function, {}).setdefault(method.collect, method.source) != method.source:
+        raise UserError(
+            f"{method.target} was edited after this process imported it, and would run as it was before: start a new "
+            "process, or restart the notebook's kernel"
+        )
 
 
 def warn_by_function(method: FunctionMethod, ranks: Mapping[str, Sequence[int]]) -> list[str]:

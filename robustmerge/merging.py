@@ -174,11 +174,11 @@ def check_together(
         )
         problems += problems_of_format(method.output_format, adapters)
         problems += problems_of_serving(method.out.for_, adapters, method.out.base)
+        try:
+            method.by_module(list_modules(adapters))
+        except UserError as error:
+            problems.append(str(error))
     problems += problems_of_weights(method.weights, experts)
-    try:
-        method.by_module(list_modules(adapters))
-    except UserError as error:
-        problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
     return adapters

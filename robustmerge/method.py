@@ -275,7 +275,7 @@ class Method:
             "prune.epsilon": self.prune.rule == "random",
             "scale.normalize": is_scaled,
             "scale.floor": is_scaled and bool(rules),  # without pruning all scales are 1, and no row is emptied
-            "scale.empty_row": is_scaled and bool(rules),
+            "scale.empty_row": is_scaled,
             "disjoint": self.combine == "elected",
             "balance.density": is_balanced,
             "balance.variant": is_balanced,
@@ -580,9 +580,13 @@ def build_method(values: Mapping[str, Any], where: str = "merge") -> AnyMethod:
 def _refuse_keys_of_the_algebra(values: Mapping[str, Any], where: str) -> None:
     """Raises ConfigError for keys that methods of the algebra have and a function has not, as `weights`."""
     own, others = ({key_of(field) for field in fields(cls)} for cls in (FunctionMethod, Method))
-    params = ", ".join(f"params.{name}" for name in values.get("params") or {}) or "none"
+    given = values.get("params")
+    params = ", ".join(f"params.{name}" for name in (given if isinstance(given, Mapping) else {})) or "none"
     refuse(
-        Problem(f"{values.get('name')} is a function, which has no {key}; its settings are {params}", f"{where}.{key}")
+        Problem(
+            f"{values.get('name')} is a function, which has no {key}; its settings are {params}",
+            f"{where}.{key}",
+        )
         for key in values
         if key in others - own
     )

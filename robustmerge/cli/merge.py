@@ -112,6 +112,8 @@ def _build_method(recipe: Recipe, options: Namespace) -> AnyMethod:
         settings = overlay(settings, {"seed": options.seed})
     rank = None if options.rank is None else parse_value(options.rank)
     out = {"format": options.format, "rank": rank, "dtype": options.dtype, "base": options.base, "for": options.server}
+    if not isinstance(settings.get("out", {}), Mapping | None):
+        raise UserError(f"out holds settings of its own, as out.format, got {quote(str(settings['out']))} (merge.out)")
     settings = overlay(settings, {"out": {key: value for key, value in out.items() if value is not None}})
     needs_base = settings["out"].get("format") == "model" or settings["out"].get("for") is not None
     if needs_base and recipe.base is not None:

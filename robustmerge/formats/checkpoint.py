@@ -130,6 +130,12 @@ def ties_embeddings(config: Mapping[str, Any]) -> bool:
     return any(isinstance(part, Mapping) and bool(part.get("tie_word_embeddings")) for part in parts)
 
 
+def says_ties(config: Mapping[str, Any]) -> bool:
+    """Whether a model's config.json tells if head and embeddings are one weight; each kind of model has its default."""
+    parts = (config, config.get("text_config"))
+    return any(isinstance(part, Mapping) and part.get("tie_word_embeddings") is not None for part in parts)
+
+
 def explain_unknown_layout(
     fan_in_fan_out: bool, shapes: Mapping[str, tuple[int, int, int]], config: Mapping[str, Any]
 ) -> str | None:

@@ -36,7 +36,10 @@ def find_disagreements(
     """
     problems = []
     for key in SAME_BASE if check_base else ():
-        odd = _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})
+        values = {a.name: _comparable(a.config.get(key)) for a in adapters}
+        if key == "revision":  # the tip, which is what no revision means
+            values = {name: "none" if value == "main" else value for name, value in values.items()}
+        odd = _odd_ones(key, values)
         problems += [f"{problem}; merge.check_base=false merges them all the same" for problem in odd]
     for key in SAME_KIND:
         problems += _odd_ones(key, {a.name: _comparable(a.config.get(key)) for a in adapters})

@@ -16,7 +16,7 @@ from torch import Tensor
 from robustmerge.formats.adapter import Adapter, common_dtype
 from robustmerge.formats.adapter_config import CONFIG, SAME_BASE
 from robustmerge.formats.adapter_writer import AdapterInMemory, AdapterWriter
-from robustmerge.formats.checkpoint import TIED, explain_unknown_layout, ties_embeddings
+from robustmerge.formats.checkpoint import TIED, explain_unknown_layout, says_ties, ties_embeddings
 from robustmerge.formats.compatibility import unite
 from robustmerge.formats.delta import DeltaWriter, explain_delta_limit
 from robustmerge.formats.full_model import ModelWriter
@@ -157,11 +157,11 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
             f"'{tied[0]}' is one weight with another in the base (tie_word_embeddings), and a delta would change both; "
             "take merge.out.format=adapter"
         )
-    elif not model and (embeddings := [module for module, kind in like.kinds.items() if kind.is_embedding]):
+    elif tied and not says_ties(model):
         base = like.config.get("base_model_name_or_path")
         problems.append(
-            f"'{min(embeddings)}' is an embedding, and the base {base} is no folder whose config.json says whether the "
-            "output head is the same weight, which a delta would change too; take merge.out.format=adapter or model"
+            f"'{tied[0]}' may be one weight with another in the base {base}, which no config.json there tells "
+            "(tie_word_embeddings), and a delta would change both; take merge.out.format=adapter or model"
         )
     module, (d_out, _, d_in) = max(like.shapes.items(), key=lambda item: item[1][0] * item[1][2])
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

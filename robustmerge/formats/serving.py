@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from robustmerge.formats.adapter_config import TARGETS, attaches
@@ -56,7 +57,8 @@ def serve_command(server: str, base: str, rank: int, folder: str, name: str) -> 
     >>> print(serve_command("vllm", "user/base@v1", 16, "path/to/merged", "merged"))
     vllm serve user/base --revision v1 --enable-lora --max-lora-rank 16 --lora-modules merged=path/to/merged
     """
-    place, _, revision = base.partition("@") if base.count("/") == 1 else (base, "", "")
+    is_on_hub = base.count("/") == 1 and not Path(base).exists()
+    place, _, revision = base.partition("@") if is_on_hub else (base, "", "")
     model = [place, *(["--revision", revision] if revision else [])]
     if server == "vllm":
         words = ["vllm", "serve", *model, "--enable-lora", "--max-lora-rank", str(rank)]

@@ -73,7 +73,8 @@ def _card_of_training(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 def _name_base(text: str, base: str | None) -> str:
     """The base in the line `Base model:`, and, where it is one of the Hub's, among the front matter."""
-    text = re.sub(r"^Base model: `[^`]*`", lambda _: f"Base model: `{one_line(str(base))}`", text, flags=re.M)
+    if base is not None:
+        text = re.sub(r"^Base model: `[^`]*`", lambda _: f"Base model: `{one_line(base)}`", text, flags=re.M)
     front = FRONT.match(text)
     fields, rest = (front[1], text[front.end() :]) if front else ("tags: [model-merging]\n", f"\n{text}")
     if base and REPOSITORY.fullmatch(base) and not re.search(r"^base_model:", fields, re.M):

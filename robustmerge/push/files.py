@@ -21,7 +21,7 @@ from robustmerge.stage.settings import UserError
 
 UPLOADED = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")
 PICKLES = re.compile(r"(adapter_model|non_lora_trainables|pytorch_model.*)\.bin")  # weights; not training_args.bin
-RECORDS = ("conversion.json", "training.json")  # how an adapter was made, beside the manifest
+RECORDS = ("conversion.json", "training.json", "config.json", "tokenizer_config.json")  # may name folders
 REWRITTEN = ("README.md", "manifest.json", *SOURCE_FILES, *RECORDS)  # of these a copy is made
 BASE = "base_model_name_or_path"
 
@@ -42,14 +42,20 @@ class UploadedFile:
 def collect_files(folder: Path, base: str | None) -> tuple[list[UploadedFile], Card, list[str]]:
     """Collect the files to upload, their card, and the names of those left out.
 
-    Raises UserError if a file is not what the manifest says, or there is no weight to upload.
+    Raises UserError if a file is not what the manifest says, if there is no weight to upload, or if the adapter is for
+    the base beside it.
     """
+    if (folder / "base").is_dir():
+        raise UserError(
+            f"the adapter in {folder} is for the base beside it, which holds what the experts trained in full: push "
+            f"{folder / 'base'} first, as a repository of its own, move it away, and name it here as the base"
+        )
     manifest = read_manifest(folder / "manifest.json") if (folder / "manifest.json").is_file() else None
     _refuse_changed(folder, manifest)
     config_name = next((name for name in SOURCE_FILES if (folder / name).is_file()), None)
     config = read_json(folder / config_name, "a JSON file of an adapter") if config_name else {}
     base = base or _without_folders(config.get(BASE))
-    card = make_card(folder, manifest, base)
+    card = make_card(folder, _without_folders(manifest), base)
     files = [UploadedFile("README.md", card.text.encode(), f"the card; it says: {', '.join(card.says)}")]
     if config_name:
         content = _dump({**_without_folders(config), BASE: base})

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -327,6 +328,25 @@ def test_what_is_not_to_be_uploaded_is_refused_before_the_hub_is_asked(hub: Hub,
     with pytest.raises(ConfigError, match=r"a repository of the Hub is written user/name, got x \(repo\)"):
         push(merged, "x")
     assert not hub.asked
+
+
+def test_an_adapter_for_the_base_beside_it_is_not_uploaded_without_that(hub: Hub, merged: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(merged, tmp_path / "served")
+    (folder / "base").mkdir()
+    with pytest.raises(UserError, match="is for the base beside it, .*: push .*served/base first"):
+        push(folder, base="ann/original")
+    assert not hub.asked
+
+
+def test_no_folder_of_this_machine_is_in_settings_or_in_the_config_of_a_model(merged: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(merged, tmp_path / "merged")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["identity"]["settings"]["out"] = {"base": "/users/ann/secret/base"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "config.json").write_text('{"_name_or_path": "/users/ann/secret/base"}')
+    files, card, _ = collect_files(folder, None)
+    assert "base: base" in card.text
+    assert not any(b"/users/ann" in (file.content if isinstance(file.content, bytes) else b"") for file in files)
 
 
 def test_a_trained_expert_gets_a_card_of_its_manifest(tmp_path: Path) -> None:

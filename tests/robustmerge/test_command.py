@@ -110,6 +110,11 @@ def test_a_recipe_is_the_same_as_its_words(folder: Path) -> None:
         ),
         ("experts: [a]\nmethod: ties", "where to? give the new folder: -o FOLDER"),
         ("experts: 3\nmethod: ties", "expected a mapping, got 3 (recipe.yaml.experts)"),
+        (
+            "experts: [a]\nmethod: {name: ties, out: foo}\nout: o",
+            "out holds settings of its own, as out.for",
+        ),
+        ("experts: [a]\nmethod: {name: tsv_m, params: 3}\nout: o", "expected a mapping, got 3"),
         ("method: ties", "missing value (recipe.yaml.experts)"),
         ("experts: [a]\nmethod: ties\nout: {for: vllm}", "out is the new folder, as in `out: path/to/merged`; what"),
     ],

@@ -38,6 +38,12 @@ def test_another_base_model_is_refused_unless_it_is_not_to_be_checked(tmp_path: 
         "all the same"
     ]
     assert find_disagreements(adapters, equal_ranks=True, check_base=False) == []
+    tips = [
+        open_adapter(write_expert(tmp_path / f"tip{n}", pairs, revision=revision))
+        for n, revision in enumerate([None, "main", "v1"])
+    ]
+    assert find_disagreements(tips[:2], equal_ranks=True) == []
+    assert "has revision v1" in find_disagreements(tips, equal_ranks=True)[0]
     (tmp_path / "base").mkdir()
     monkeypatch.chdir(tmp_path)
     here = [

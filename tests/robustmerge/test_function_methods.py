@@ -51,6 +51,8 @@ def test_a_function_of_ones_own_is_a_method(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "my_methods.py").write_text(MINE.replace("pairs[:1], [times]", "pairs[1:2], [times]"))
     edited = build_method({"name": "first", "_target_": "my_methods.first", "params": {"times": 3.0}})
     assert address_of(tmp_path, edited, folders).path != before.path
+    with pytest.raises(UserError, match="my_methods.first was edited after this process imported it"):
+        write_merged(tmp_path / "no", edited, folders, **QUIET)
 
 
 def test_what_a_function_collects_over_the_model_is_the_same_in_memory_and_in_folders(

@@ -19,7 +19,7 @@ from robustmerge.algebra import merge_models, merge_pairs
 from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.formats.adapter_config import WEIGHTS
 from robustmerge.merging import merge_folders, write_merged
-from robustmerge.method import Method
+from robustmerge.method import Method, read_method
 from robustmerge.method_parts import Out
 from robustmerge.module import EmptyRowsError
 from robustmerge.stage.address import DRAFT
@@ -69,6 +69,24 @@ def test_the_smallest_density_that_works_works_and_nothing_below_it_does() -> No
         with pytest.raises(EmptyRowsError):
             below = round(density - 1e-4, 4)
             merge_pairs(pairs, method_of("robustmerge", prune__count=count, prune__density=below))
+
+
+@pytest.mark.parametrize("name", ["tsv_m_lines", "task_arithmetic"])
+def test_an_expert_that_does_not_open_brings_no_other_error(tmp_path: Path, name: str) -> None:
+    for expert, modules in random_experts("ab").items():
+        (write_expert(tmp_path / expert, modules) / WEIGHTS).unlink()
+    strength = {} if name == "tsv_m_lines" else {"strength": {".*vision.*": 1.0, "default": 0.5}}
+    with pytest.raises(UserError) as refused:
+        merge_folders([tmp_path / "a", tmp_path / "b"], read_method(name, **strength), tmp_path / "merged", **QUIET)
+    assert len(str(refused.value).splitlines()) == 2 and "strength" not in str(refused.value)
+
+
+def test_with_one_threshold_over_the_model_no_density_is_told() -> None:
+    experts = random_experts("ab")
+    experts["b"]["layers.0.q"].A[2] *= 1e-3
+    with pytest.raises(EmptyRowsError) as refused:
+        merge_models(experts, method_of("robustmerge", prune__scope="model", prune__density=0.2))
+    assert "smallest density" not in str(refused.value)
 
 
 def test_every_module_with_an_empty_row_counts_in_the_density_that_is_told(tmp_path: Path) -> None:

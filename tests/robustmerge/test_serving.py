@@ -13,7 +13,7 @@ from robustmerge.cli.program import main
 from robustmerge.formats.adapter import open_adapter
 from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.formats.output import open_writer
-from robustmerge.formats.serving import SERVED_RANKS
+from robustmerge.formats.serving import SERVED_RANKS, serve_command
 from robustmerge.low_rank import concatenate
 from robustmerge.merging import merge_folders
 from robustmerge.method import read_method
@@ -164,3 +164,11 @@ def test_an_error_leaves_neither_adapter_nor_base(tmp_path: Path) -> None:
 def test_a_merge_for_no_server_has_the_identity_that_it_had() -> None:
     assert settings_in_identity(Out()) == {"rank": None, "dtype": "float32"}
     assert settings_in_identity(Out(for_="vllm"))["for"] == "vllm"
+
+
+def test_a_folder_with_an_at_sign_is_served_as_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "merged@v1" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert serve_command("vllm", "merged@v1/base", 16, "merged@v1", "m").startswith(
+        "vllm serve merged@v1/base --enable"
+    )

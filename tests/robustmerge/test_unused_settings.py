@@ -34,7 +34,7 @@ UNUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # method, what mak
     ("average", {}, {"prune__skip": 0.1, "prune__epsilon": 0.1}),
     ("ties", {"prune__density": 1.0}, {"prune__skip": 0.1, "prune__epsilon": 0.1}),
     ("sce", {}, {"prune__skip": 0.1, "prune__epsilon": 0.1, "prune__count": "exact"}),
-    ("robustmerge", {"prune": NONE, "scale__floor": 0.0}, {"scale__floor": 0.5, "scale__empty_row": "drop"}),
+    ("robustmerge", {"prune": NONE, "scale__floor": 0.0}, {"scale__floor": 0.5}),
     ("robustmerge", {"scale": {"B": None, "normalize": False, "floor": 0.0}},
      {"scale__normalize": True, "scale__floor": 0.5, "scale__empty_row": "drop"}),
     ("svd", {"out__format": "model"}, {"out__dtype": "float16"}),
