@@ -181,9 +181,8 @@ def training_order(rows: int, batch: int, steps: int, seed: int, shapes: Sequenc
     while len(order) < steps * batch:
         generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
         permutation = torch.randperm(rows, generator=generator).tolist()
-        if shapes:
-            permutation = group_by_shape(permutation, batch, shapes, generator)
-        order += permutation[: rows // batch * batch] or permutation
+        permutation = permutation[: rows // batch * batch] or permutation  # before grouping: the rest is of any shape
+        order += group_by_shape(permutation, batch, shapes, generator) if shapes else permutation
         epoch += 1
     return order[: steps * batch]
 

@@ -41,7 +41,8 @@ class PixelReader:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixel values, float32 [n, 3, height, width], of pictures of the model's size, uint8 [n, height, width, 3]."""
-        return (pixels.permute(0, 3, 1, 2).float() / 255.0 - self.mean) / self.std
+        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
+        return (pixels.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
 
     def raw(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Pictures of the model's size as uint8 [n, height, width, 3]. Raises UserError for another size."""

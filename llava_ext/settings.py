@@ -18,6 +18,7 @@ from robustmerge.stage.settings import (
 )
 
 ENGINES = ("cpu", "single_gpu", "ddp", "zero2", "zero3", "zero3_offload")
+DEVICES = {"cpu": "cpu", "single_gpu": "cuda"}  # of engines that run on one kind alone
 DEEPSPEED_ENGINES = ("zero2", "zero3", "zero3_offload")
 QUANTIZED = ("4bit", "8bit")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
@@ -309,6 +310,9 @@ class Trainer:
             problems.append(Problem(f"unknown engine '{self.engine}'; {suggest(self.engine, ENGINES)}", "engine"))
         if self.device not in ("cpu", "cuda"):
             problems.append(Problem(f"device must be cpu or cuda, got '{self.device}'", "device"))
+        elif self.device != DEVICES.get(self.engine, self.device):
+            rule = f"engine {self.engine} runs on {DEVICES[self.engine]}, got {self.device}"
+            problems.append(Problem(rule, "device"))
         problems += [*problems_of_precision(self.precision), *problems_of_choices(self, resume=RESUME)]
         for name in ("nodes", "processes"):
             if self.engine in ("cpu", "single_gpu") and getattr(self, name) > 1:
@@ -360,8 +364,9 @@ class Trainer:
 class Expert:
     """One training run: one task gives an expert, several give the multi-task model.
 
-    Several tasks are trained on the union of their training samples, each sample as often as in its expert's training,
-    in one shuffled order under the same recipe: as many samples and optimizer steps as the experts have together.
+    Several tasks are trained on the union of their training samples, in one shuffled order under the same recipe, with
+    as many samples and optimizer steps as the experts have together. Each sample comes as often as in its expert's
+    training; where the recipe counts steps (max_steps), all samples come equally often, so tasks count by their size.
 
     prompts: by task, the template of a question (`{text}`, `{choices}`); without one it is the question itself.
     base_name: name of the base in the adapter's config; "" for the name of its folder. quantize: one of QUANTIZED, for

@@ -93,14 +93,14 @@ def train_expert(
 
     Under torchrun every process calls this; only the first takes the lock and writes.
     Raises UserError if the loss is not finite, a task has no samples, there is a checkpoint that this run must not go
-    on from, or other than trainer.processes processes were started.
+    on from, or another number of processes was started than the trainer has.
     """
 
     def work(folder: Path, team: Team) -> dict[str, Any]:
-        if team.size != settings.trainer.processes:  # the global batch would be another one
-            raise UserError(
-                f"{team.size} processes were started, and trainer.processes is {settings.trainer.processes}"
-            )
+        nodes, processes = settings.trainer.nodes, settings.trainer.processes
+        if team.size != settings.trainer.world:  # the global batch would be another one
+            of_all = f" on each of {nodes} machines (trainer.nodes)" if nodes > 1 else ""
+            raise UserError(f"{team.size} processes were started, and trainer.processes is {processes}{of_all}")
         unfinished = folder / "unfinished"
         if (record := read_training_record(folder)) is not None:
             remove_work(unfinished)
@@ -149,7 +149,7 @@ def _train(
         **{name: sum(sizes[index] for index in order) for name, sizes in material.sizes.items()},
         "training_seconds": round(seconds, 2),
         "first_a_sha256": first_a,
-        "trainable_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "trainable_parameters": sum(map(_count, (one for one in model.parameters() if one.requires_grad))),
         "trainer": {"engine": settings.trainer.engine, "processes": settings.trainer.world},
     }
     details = {
@@ -322,21 +322,37 @@ class ConversationTrainer(ExpertTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss, outputs = super().compute_loss(
-            model, {**inputs, **keep_answers(inputs["labels"])}, True, num_items_in_batch
-        )
-        if "pixel_values" not in inputs:
-            loss = loss + self._zero_through_projector()
-        return (loss, outputs) if return_outputs else loss
+        inputs = {**inputs, **keep_answers(inputs["labels"])}
+        base = self.accelerator.unwrap_model(self.model).get_base_model()
+        with contextlib.nullcontext() if "pixel_values" in inputs else through_projector(base):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def _zero_through_projector(self) -> torch.Tensor:
-        """Zero, computed through the projector, so that each process has a gradient for it even in batches of text."""
-        model = self.accelerator.unwrap_model(self.model).get_base_model()
-        side = model.config.vision_config.image_size
-        blank = torch.zeros(1, 3, side, side, dtype=model.dtype, device=self.args.device)
-        with self.accelerator.autocast():  # the projector is float32 whatever the tower is
-            images = model.get_image_features(blank).pooler_output
-        return 0.0 * sum(features.sum() for features in images).float()
+
+@contextlib.contextmanager
+def through_projector(model: LlavaForConditionalGeneration) -> Iterator[None]:
+    """Add to the language model's input, where pictures would enter, a zero that a blank picture gives.
+
+    So every process has a gradient for the projector even in batches of text, and computes in the same order as those
+    with pictures: ZeRO-2 adds up gradients, and ZeRO-3 gathers weights, in the order in which they come.
+    """
+
+    def add(_: Any, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        embeddings, side = options["inputs_embeds"], model.config.vision_config.image_size
+        blank = torch.zeros(1, 3, side, side, dtype=model.dtype, device=embeddings.device)
+        images = model.get_image_features(blank).pooler_output
+        zero = 0.0 * sum(features.sum() for features in images)
+        return arguments, {**options, "inputs_embeds": embeddings + zero.to(embeddings.dtype)}
+
+    handle = model.model.language_model.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _count(weight: torch.Tensor) -> int:
+    """The numbers of a weight, also of one that ZeRO-3 has partitioned."""
+    return getattr(weight, "ds_numel", weight.numel())
 
 
 def keep_answers(labels: torch.Tensor) -> dict[str, torch.Tensor]:

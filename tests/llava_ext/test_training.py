@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -195,6 +196,22 @@ def test_the_loss_is_that_of_all_positions_though_logits_are_computed_at_answers
     full, kept = model(**batch), model(**batch, **keep_answers(batch["labels"]))
     torch.testing.assert_close(kept.loss, full.loss)
     assert kept.logits.shape[1] < full.logits.shape[1]
+
+
+def test_gradients_come_in_one_order_with_pictures_and_without(ground):
+    """As several processes need that have both, since ZeRO-2 adds gradients up in the order in which they come."""
+    reader, model = load_reader(ground["base"], TEMPLATE), train.load_with_adapter(settings_of(), ground["base"])
+    came: list[str] = []
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weight.register_post_accumulate_grad_hook(lambda _, name=name: came.append(name))
+    side = model.config.vision_config.image_size
+    for picture in (Image.new("RGB", (side, side)), None):
+        ids, labels = reader.encode([("what is it", "red")], picture is not None)
+        with contextlib.nullcontext() if picture else train.through_projector(model.get_base_model()):
+            model(**Collator(reader)([Row(ids, labels, picture)])).loss.backward()
+    half = len(came) // 2
+    assert came[:half] == came[half:] and any("projector" in name for name in came)
 
 
 def test_an_expert_s_folder_holds_the_adapter_and_nothing_to_unpickle(whole):
