@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from clip_ext.model import load_clip
 from llava_ext.data import load_reader
 from llava_ext.model import load_model, open_config
 from llava_ext.settings import KNOWLEDGE
+from llava_ext.trainer import read_training_record
 from pipeline.program import compose
 from pipeline.stages.report_context import make_context
 from pipeline.sweep import make_plans
@@ -26,7 +29,8 @@ from tests.smollm2_layout import write_language
 
 BASES = sorted(path for path in (REPOSITORY / "bases").glob("*") if path.is_dir())
 CLIP = REPOSITORY / "bases" / "clip-tiny"
-LLAVAS = [folder for folder in BASES if folder != CLIP]
+ALIGNMENT = REPOSITORY / "bases" / "smollm2-paper"
+LLAVAS = [folder for folder in BASES if folder not in (CLIP, ALIGNMENT)]
 LARGEST = 60e6  # bytes of all bases
 
 
@@ -161,6 +165,26 @@ def test_the_shipped_clip_is_what_its_configuration_and_its_card_say(tmp_path):
     check_clip_sizes(CLIP, plan.config.model.base)
     (base,) = make_context("main", [plan]).bases
     assert base["name"] == "clip-tiny" and set(base["probe"]) == {task.name for task in plan.config.tasks}
+
+
+def test_the_shipped_alignment_is_what_its_configuration_and_its_card_say(tmp_path):
+    language = write_language(tmp_path / "language")  # in place of the package, which may not be installed
+    plan = make_plan(tmp_path, "model=smollm2", f"model.base.language={language}")
+    settings, card = plan.config.model.base, (ALIGNMENT / "README.md").read_text()
+    assert plan.base_parts[-1].inputs["alignment"].path == ALIGNMENT
+    config = json.loads((ALIGNMENT / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (settings.r, settings.alpha)
+    learn = settings.learn
+    assert re.search(rf"\| learn \| [\d,]+ \| {learn.batch} \| {learn.learning_rate:g} \|", card)
+    assert f"sha256 `{sha256_of(ALIGNMENT / 'adapter_model.safetensors')}`" in card
+    record = read_training_record(ALIGNMENT)
+    assert record["skills"] and f"sha256 `{record['language']['sha256']}`" in card
+    adapter = TensorFile(ALIGNMENT / "adapter_model.safetensors")
+    assert {adapter.get(key).dtype for key in adapter.names} == {torch.bfloat16}
+    places = (ALIGNMENT / "vision_tower", Path(settings.tower))
+    tower, base = (TensorFile(place / "model.safetensors") for place in places)
+    for key in tower.names:
+        assert torch.equal(tower.get(key), base.get(f"model.vision_tower.{key}")), key
 
 
 def check_clip_sizes(folder: Path, settings) -> None:
