@@ -184,7 +184,7 @@ def test_the_shipped_alignment_is_what_its_configuration_and_its_card_say(tmp_pa
     places = (ALIGNMENT / "vision_tower", Path(settings.tower))
     tower, base = (TensorFile(place / "model.safetensors") for place in places)
     for key in tower.names:
-        assert torch.equal(tower.get(key), base.get(f"model.vision_tower.{key}")), key
+        assert torch.equal(tower.get(key), base.get(f"vision_tower.{key}")), key
 
 
 def check_clip_sizes(folder: Path, settings) -> None:
