@@ -83,8 +83,7 @@ def _collate(pictures: Pictures, rows: Sequence[Row]) -> dict[str, Tensor]:
 
 def load_with_adapter(settings: Expert, base: Path) -> PeftModel:
     """The image encoder with the untrained adapter, in the precision of training."""
-    attention = settings.trainer.attention or ("eager" if settings.trainer.device == "cpu" else "sdpa")
-    encoder = take_image_encoder(load_clip(base, DTYPES[settings.trainer.precision], attention))
+    encoder = take_image_encoder(load_clip(base, DTYPES[settings.trainer.precision], settings.trainer.kernel))
     float32, name = not settings.trainer.uses_deepspeed, settings.base_name or base.name
     adapted = add_adapter(encoder, settings.peft, name, settings.seed, settings.name, float32, CLIP)
     if settings.trainer.gradient_checkpointing:

@@ -144,7 +144,7 @@ def count_activation_bytes(sizes: Sizes, peft: Peft, trainer: Trainer, rows: int
 
     With gradient checkpointing a layer's input is kept of every layer, and all else of one layer at a time.
     """
-    kernel = trainer.attention or ("eager" if trainer.device == "cpu" else "sdpa")
+    kernel = trainer.kernel
     layer = count_layer_bytes(sizes, peft, kernel, length)
     kept = 2 * sizes.width * sizes.layers + layer if trainer.gradient_checkpointing else layer * sizes.layers
     in_sixteen_bits = rows * (length * kept + 2 * sizes.seen)

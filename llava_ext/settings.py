@@ -315,7 +315,7 @@ class Trainer:
             problems.append(Problem(rule, "device"))
         problems += [*problems_of_precision(self.precision), *problems_of_choices(self, resume=RESUME)]
         for name in ("nodes", "processes"):
-            if self.engine in ("cpu", "single_gpu") and getattr(self, name) > 1:
+            if self.engine in DEVICES and getattr(self, name) > 1:
                 rule = f"engine {self.engine} has one process, got {getattr(self, name)}"
                 problems.append(Problem(rule, name))
         if self.attention is not None and self.attention not in ATTENTIONS:
@@ -334,6 +334,11 @@ class Trainer:
     def uses_deepspeed(self) -> bool:
         """Whether DeepSpeed is used: on GPUs, or by a single process on a CPU; Accelerate runs several there as ddp."""
         return self.engine in DEEPSPEED_ENGINES and (self.device == "cuda" or self.world == 1)
+
+    @property
+    def kernel(self) -> str:
+        """The attention kernel: the one asked for, or what suits the device."""
+        return self.attention or ("eager" if self.device == "cpu" else "sdpa")
 
     @property
     def world(self) -> int:

@@ -208,7 +208,7 @@ def load_with_adapter(settings: Expert, base: Path) -> PeftModel:
     """The base model with the untrained adapter, in the precision of training."""
     trainer = settings.trainer
     dtype = DTYPES[trainer.precision]
-    attention = trainer.attention or ("eager" if trainer.device == "cpu" else "sdpa")
+    attention = trainer.kernel
     options = quantizing_options(settings.quantize, dtype, trainer.device) if settings.quantize else {}
     if (place := find_place_of_weights(trainer)) is not None:
         options = {"device_map": {"": place}, **options}

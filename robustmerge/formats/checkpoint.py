@@ -62,7 +62,7 @@ class Checkpoint:
     @cached_property
     def is_tied(self) -> bool:
         """Whether output head and embeddings are one weight; older checkpoints say so by leaving the head out."""
-        return ties_embeddings(self.config) or not any(name in self.today for name in HEADS)
+        return bool(ties_embeddings(self.config)) or not any(name in self.today for name in HEADS)
 
     def get(self, name: str) -> Tensor:
         return self.files[self.where[name]].get(name)
@@ -124,16 +124,14 @@ class Checkpoint:
         return difflib.get_close_matches(parameter, alike[:200], n=1, cutoff=0)[0]
 
 
-def ties_embeddings(config: Mapping[str, Any]) -> bool:
-    """Whether a model's config.json says that its output head and its embeddings are one weight."""
-    parts = (config, config.get("text_config"))
-    return any(isinstance(part, Mapping) and bool(part.get("tie_word_embeddings")) for part in parts)
+def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
+    """Whether output head and embeddings are one weight by a model's config.json; None if it does not say.
 
-
-def says_ties(config: Mapping[str, Any]) -> bool:
-    """Whether a model's config.json tells if head and embeddings are one weight; each kind of model has its default."""
-    parts = (config, config.get("text_config"))
-    return any(isinstance(part, Mapping) and part.get("tie_word_embeddings") is not None for part in parts)
+    Each kind of model has a default of its own.
+    """
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    said = [part["tie_word_embeddings"] for part in parts if part.get("tie_word_embeddings") is not None]
+    return any(said) if said else None
 
 
 def explain_unknown_layout(

@@ -16,7 +16,7 @@ from torch import Tensor
 from robustmerge.formats.adapter import Adapter, common_dtype
 from robustmerge.formats.adapter_config import CONFIG, SAME_BASE
 from robustmerge.formats.adapter_writer import AdapterInMemory, AdapterWriter
-from robustmerge.formats.checkpoint import TIED, explain_unknown_layout, says_ties, ties_embeddings
+from robustmerge.formats.checkpoint import TIED, explain_unknown_layout, ties_embeddings
 from robustmerge.formats.compatibility import unite
 from robustmerge.formats.delta import DeltaWriter, explain_delta_limit
 from robustmerge.formats.full_model import ModelWriter
@@ -157,7 +157,7 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
             f"'{tied[0]}' is one weight with another in the base (tie_word_embeddings), and a delta would change both; "
             "take merge.out.format=adapter"
         )
-    elif tied and not says_ties(model):
+    elif tied and ties_embeddings(model) is None:
         base = like.config.get("base_model_name_or_path")
         problems.append(
             f"'{tied[0]}' may be one weight with another in the base {base}, which no config.json there tells "

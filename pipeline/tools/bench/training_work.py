@@ -90,8 +90,8 @@ def train(
 
 
 def describe_trainer(engine: str, device: str, precision: str, batch: int, checkpointing: bool) -> Trainer:
-    """The trainer of configs/trainer with one process; the plain loop has the settings of single_gpu."""
-    name = "single_gpu" if engine == "plain" else engine
+    """The trainer of configs/trainer with one process; the plain loop has the settings of the device's own."""
+    name = {"cpu": "cpu", "cuda": "single_gpu"}[device] if engine == "plain" else engine
     here = {"device": device, "processes": 1, "precision": precision, "per_device_batch": batch}
     here |= {"gradient_checkpointing": checkpointing, "workers": 0 if device == "cpu" else 4}
     return build(Trainer, {**read_yaml(REPOSITORY / f"configs/trainer/{name}.yaml", "a trainer"), **here}, "trainer")
@@ -112,8 +112,7 @@ def draw_base(settings: Expert, base: Path) -> LlavaForConditionalGeneration:
     trainer, config = settings.trainer, open_config(base)
     config.vision_feature_layer = -2  # as LLaVA-1.5 has it
     torch.manual_seed(0)
-    attention = trainer.attention or ("eager" if trainer.device == "cpu" else "sdpa")
-    options = {"dtype": DTYPES[trainer.precision], "attn_implementation": attention}
+    options = {"dtype": DTYPES[trainer.precision], "attn_implementation": trainer.kernel}
     if trainer.uses_deepspeed:  # ZeRO-3 spreads what is drawn
         return LlavaForConditionalGeneration._from_config(config, **options)
     with torch.device(trainer.device):
