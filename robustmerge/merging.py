@@ -26,7 +26,8 @@ from robustmerge.formats.adapter_writer import AdapterInMemory, AdapterWriter
 from robustmerge.formats.compatibility import find_disagreements, list_modules
 from robustmerge.formats.delta import DeltaWriter
 from robustmerge.formats.full_model import ModelWriter
-from robustmerge.formats.output import open_writer, problems_of_format, problems_of_serving
+from robustmerge.formats.output import base_of, open_writer, problems_of_format, problems_of_serving
+from robustmerge.hub.places import fetch_model
 from robustmerge.merge_record import Norms, print_merge, record_merge, summarize_merge, write_card
 from robustmerge.method import MERGE_SCHEMA, AnyMethod, problems_of_weights, read_method
 from robustmerge.module import (
@@ -49,6 +50,7 @@ from robustmerge.stage.settings import UserError
 from robustmerge.stage.text import plain
 from robustmerge.workers import map_in_threads, set_up_for_merging
 
+BASE_KEY = "merge.out.base"  # among the inputs of a merge; experts have the others
 Say = Callable[[str], None]
 Output = AdapterWriter | AdapterInMemory | DeltaWriter | ModelWriter
 R = TypeVar("R")
@@ -128,7 +130,23 @@ def merge_with_summary(
 def address_at(out: Path, method: AnyMethod, experts: Mapping[str, Path]) -> Address:
     """The address of a merge into a folder of the user's choice. Raises UserError if something else is there."""
     inputs = {name: address_foreign(folder) for name, folder in experts.items()}
-    return address_chosen(out, "merge", MERGE_SCHEMA, method, inputs, "experts")
+    base = find_written_base(method, experts)
+    if base is None:
+        return address_chosen(out, "merge", MERGE_SCHEMA, method, inputs, "experts")
+    return address_chosen(
+        out, "merge", MERGE_SCHEMA, method, {**inputs, BASE_KEY: address_foreign(base)}, "experts, base"
+    )
+
+
+def find_written_base(method: AnyMethod, experts: Mapping[str, Path]) -> Path | None:
+    """The base of which the merge writes a changed copy; None if it writes none, or if an expert does not open."""
+    if method.output_format != "model" and method.out.for_ is None:
+        return None
+    adapters, problems = open_adapters(experts)
+    if problems or not (method.output_format == "model" or adapters[0].extras):
+        return None
+    base = method.out.base or base_of(adapters[0])
+    return fetch_model(base) if base else None
 
 
 def write_merged(

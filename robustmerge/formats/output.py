@@ -135,8 +135,11 @@ def open_in_memory(adapters: Sequence[Adapter], dtype: str) -> AdapterInMemory:
 
 
 def find_dtype(name: str, adapters: Sequence[Adapter]) -> torch.dtype:
-    """The dtype of a name; `experts`: the smallest that holds all of theirs."""
-    return common_dtype(a.dtype for a in adapters) if name == "experts" else getattr(torch, name)
+    """The dtype of a name; `experts`: the smallest that holds all that they trained, whole layers included."""
+    if name != "experts":
+        return getattr(torch, name)
+    trained = (a.file.dtype(key) for a in adapters for key in a.written_names.values())
+    return common_dtype(dtype for dtype in trained if dtype.is_floating_point)
 
 
 def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:

@@ -12,7 +12,7 @@ from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.merging import write_merged
 from robustmerge.method import Method
 from robustmerge.method_parts import Out
-from tests.merge_cases import QUIET, method_of, read_back, save_expert, write_expert
+from tests.merge_cases import QUIET, method_of, read_back, rewrite_tensors, save_expert, write_expert
 
 WEIGHTS = {"a": 0.5, "c": -2.0}
 
@@ -78,3 +78,15 @@ def test_the_dtype_of_the_experts_is_the_smallest_that_holds_all_of_theirs(tmp_p
     write_merged(tmp_path / "one", method_of("average", out__dtype="experts"), {"b": folders["b"]}, **QUIET)
     assert {x.dtype for x in read_back(tmp_path / "both").values()} == {torch.float32}
     assert {x.dtype for x in read_back(tmp_path / "one").values()} == {torch.bfloat16}
+
+
+def test_a_layer_that_was_trained_in_float32_keeps_it_beside_half_precision_lora(tmp_path: Path) -> None:
+    save_expert(tmp_path / "expert", modules_to_save=["projector"])
+    rewrite_tensors(
+        tmp_path / "expert",
+        lambda tensors: {name: x.bfloat16() if "lora" in name else x for name, x in tensors.items()},
+    )
+    write_merged(tmp_path / "out", method_of("average", out__dtype="experts"), {"e": tmp_path / "expert"}, **QUIET)
+    trained, merged = open_adapter(tmp_path / "expert"), open_adapter(tmp_path / "out")
+    assert trained.dtype == torch.bfloat16
+    assert all(torch.equal(trained.extra(name), merged.extra(name)) for name in trained.extras)

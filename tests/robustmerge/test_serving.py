@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from robustmerge.cli.program import main
 from robustmerge.formats.adapter import open_adapter
@@ -104,6 +104,18 @@ def test_what_was_trained_in_full_is_in_a_base_beside_the_adapter(tmp_path: Path
     command = f"vllm serve {tmp_path}/out/base --enable-lora --max-lora-rank 8 --lora-modules out={tmp_path}/out\n"
     assert f"\nserve it:\n\n    {command}" in capsys.readouterr().out
     assert "vllm serve path/of/this/folder/base --enable-lora" in (exact / "README.md").read_text()
+
+
+@pytest.mark.parametrize("out", [{"out__for": "vllm"}, {"out__format": "model"}])
+def test_a_merge_into_a_base_is_another_one_once_the_weights_of_the_base_are_others(tmp_path: Path, out: dict) -> None:
+    save_expert(tmp_path / "expert", modules_to_save=["projector"])
+    base = save_model(tmp_path / "base")
+    method = read_method("average", out__base=str(base), **out)
+    for _ in range(2):
+        merge_folders([tmp_path / "expert"], method, tmp_path / "out", **QUIET)
+    save_file({name: x + 1 for name, x in load_file(base / "model.safetensors").items()}, base / "model.safetensors")
+    with pytest.raises(UserError, match="was made of other experts, base or settings"):
+        merge_folders([tmp_path / "expert"], method, tmp_path / "out", **QUIET)
 
 
 def test_the_command_names_the_base_of_the_experts(tmp_path: Path, capsys) -> None:
