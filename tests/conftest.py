@@ -14,7 +14,7 @@ import pytest  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 from tests.report_cases import context, plain_context, sweep  # noqa: E402, F401  (fixtures of the tests of reports)
-from tests.smoke_run import SmokeRun, run_smoke  # noqa: E402
+from tests.smoke_run import SmokeRun, in_this_process, run_smoke, type_here  # noqa: E402, F401  (fixtures)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,22 @@
-"""One smoke-sized run of the whole pipeline, once a test session, shared by all tests that read its results."""
+"""Programs at smoke size, as typed or in this process; and one run of the whole pipeline that many tests read."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from pipeline import child, work_items
+from pipeline.jobs import Job
+from pipeline.program import run
+from pipeline.stages import base, train
 from robustmerge.stage.address import REPOSITORY
 
 
@@ -23,6 +31,33 @@ def type_command(program: str, *words: str, runs: Path, check: bool = True) -> s
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What child processes would do is done here: each would load the libraries anew, which takes seconds."""
+
+    def run_jobs(title: str, jobs: Iterable[Job], *_: object, **__: object) -> None:
+        for item in (item for job in jobs for item in job.items):
+            child.WORK[item["stage"]](json.loads(json.dumps(item)))
+
+    for module in (base, train, work_items):
+        monkeypatch.setattr(module, "run_jobs", run_jobs)
+
+
+@pytest.fixture
+def type_here(
+    in_this_process: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What `python scripts/<program>.py profile=smoke ...` prints, in this process."""
+
+    def type_words(program: str, *words: str, runs: Path) -> str:
+        monkeypatch.setenv("ROBUSTMERGE_RUNS", str(runs))
+        monkeypatch.setattr(sys, "argv", [f"scripts/{program}.py", *words, "profile=smoke", "logger=none"])
+        run(program, importlib.import_module(f"scripts.{program}").main)
+        return capsys.readouterr().out
+
+    return type_words
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,13 @@ def parse_value(text: str) -> Any:
         return text
 
 
+@lru_cache(maxsize=64)  # a sweep reads the same files of methods for every point
+def _load(text: str) -> Any:
+    content = yaml.load(text, _PlainLoader)
+    json.dumps(content, default=str, ensure_ascii=False).encode()  # a date or a lone surrogate is refused here
+    return content
+
+
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """Read the mapping in a YAML file. what: the kind of file, for messages, as in `a method file`.
 
@@ -52,8 +61,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     if len(text) > LARGEST:
         raise UserError(f"{path} cannot be read as {what}: it has {len(text)} characters, more than {LARGEST}")
     try:
-        content = yaml.load(text, _PlainLoader)
-        json.dumps(content, default=str, ensure_ascii=False).encode()
+        content = deepcopy(_load(text))
     except RecursionError:
         raise UserError(f"{path} cannot be read as {what}: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # no YAML, or no date, number or character

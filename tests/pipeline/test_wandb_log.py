@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ import pytest
 import yaml
 from matplotlib import image
 
+from eval.report.assemble import Report
 from eval.settings import LOGGER_NAMES, Logger
 from llava_ext.settings import LOSSES
 from pipeline.plan import Plan
@@ -64,10 +65,10 @@ def make_finished_plan(runs: Path, *words: str) -> Plan:
     return plan
 
 
-def log(plan: Plan) -> str:
-    """Write the report and log all; returns what is printed of W&B."""
+def log(plan: Plan, reports: Sequence[tuple[Path, Report]]) -> str:
+    """Log all; returns what is printed of W&B."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        log_results([plan], report.report([plan]))
+        log_results([plan], reports)
     return printed.getvalue()
 
 
@@ -95,6 +96,7 @@ def line(tmp_path_factory) -> SimpleNamespace:
     import wandb
 
     plan = make_finished_plan(tmp_path_factory.mktemp("runs"), "logger.mode=offline", "logger.artifacts=true")
+    reports = report.report([plan])
     begin, begun = wandb.init, []
 
     def fail_in_the_end(**settings):
@@ -105,7 +107,7 @@ def line(tmp_path_factory) -> SimpleNamespace:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wandb, "init", fail_in_the_end)
-        printed = [log(plan), log(plan), log(plan)]
+        printed = [log(plan, reports) for _ in range(3)]
     runs = {}
     for file in (plan.root / "wandb").glob("offline-run-*/*.wandb"):
         records = read_records(file)

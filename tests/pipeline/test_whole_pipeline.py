@@ -69,12 +69,12 @@ def test_a_second_run_starts_no_process_and_rewrites_no_result(smoke, tmp_path):
     shutil.move(answers, tmp_path)
     try:
         before = {path: path.stat().st_mtime_ns for path in smoke.root.rglob("*") if "reports" not in path.parts}
-        type_command("train_all", runs=smoke.runs)
-        type_command("merge_eval", runs=smoke.runs)
+        printed = type_command("quickstart", runs=smoke.runs).stdout
         after = {path: path.stat().st_mtime_ns for path in smoke.root.rglob("*") if "reports" not in path.parts}
     finally:
         shutil.move(tmp_path / answers.name, answers.parent)
     assert before == after
+    assert "\nreport: " in printed
 
 
 def test_a_launcher_of_hydra_makes_each_point_of_a_sweep_a_job_of_its_own(smoke):
@@ -100,21 +100,21 @@ def test_the_manifest_tells_what_a_result_is_and_how_it_was_made(smoke):
     assert {"commit", "dirty", "versions", "host", "seconds", "outputs"} <= set(manifest["record"])
 
 
-def test_a_sweep_shares_one_table_and_dense_deltas_are_a_row_of_it(smoke):
-    subset = ["tasks=[vqav2,rec]", "multi_task=false", "strength_grid=null", "report=sweep", "jobs=1"]
-    type_command("merge_eval", "-m", "merge=ties", "merge.space=delta,core", *subset, runs=smoke.runs)
+def test_a_sweep_shares_one_table_and_dense_deltas_are_a_row_of_it(smoke, type_here):
+    subset = ["tasks=[vqav2,rec]", "multi_task=false", "strength_grid=null", "report=sweep"]
+    type_here("merge_eval", "-m", "merge=ties", "merge.space=delta,core", *subset, runs=smoke.runs)
     report = (smoke.root / "reports" / "sweep" / "report.md").read_text()
     assert "space=delta" in report
     assert "space=core" in report
     assert len(list((smoke.root / "merged").glob("ties-*/delta.safetensors"))) == 1
 
 
-def test_any_adapter_folder_is_a_source_and_can_be_merged(smoke):
+def test_any_adapter_folder_is_a_source_and_can_be_merged(smoke, type_here):
     (adapter,) = (smoke.root / "experts").glob("vqav2-*")
     (other,) = (smoke.root / "experts").glob("rec-*")
     experts = f"experts=[mine:{adapter},yours:{other}]"
-    words = ["tasks=[vqav2]", "merge=robustmerge", "report=mine", "jobs=1"]
-    type_command("merge_eval", experts, *words, runs=smoke.runs)
+    words = ["tasks=[vqav2]", "merge=robustmerge", "report=mine"]
+    type_here("merge_eval", experts, *words, runs=smoke.runs)
     assert "RobustMerge" in (smoke.root / "reports" / "mine" / "report.md").read_text()
 
 
@@ -129,7 +129,7 @@ metric: ngram_f1
 """
 
 
-def test_a_task_of_ones_own_is_trained_answered_and_scored(smoke, tmp_path):
+def test_a_task_of_ones_own_is_trained_answered_and_scored(smoke, type_here, tmp_path):
     (data,) = (smoke.root / "data").glob("vqav2-*")
     questions = [
         {
@@ -143,22 +143,22 @@ def test_a_task_of_ones_own_is_trained_answered_and_scored(smoke, tmp_path):
     (tmp_path / "questions.json").write_text(json.dumps(questions))
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "mine.yaml").write_text(OWN_TASK.format(folder=tmp_path, images=data / "images"))
-    words = ["--config-dir", str(tmp_path), "+task=mine", "tasks=[mine]", "profile=smoke", "logger=none"]
-    type_python("train.py", *words, runs=smoke.runs)
-    type_python("predict.py", *words, "source=expert/mine", runs=smoke.runs)
-    assert "(32 of 32 scored)" in type_python("score.py", *words, "source=expert/mine", runs=smoke.runs)
+    words = ["--config-dir", str(tmp_path), "+task=mine", "tasks=[mine]"]
+    type_here("train", *words, runs=smoke.runs)
+    type_here("predict", *words, "source=expert/mine", runs=smoke.runs)
+    assert "(32 of 32 scored)" in type_here("score", *words, "source=expert/mine", runs=smoke.runs)
 
 
-def test_a_strength_chosen_on_val_is_a_row_of_its_own_and_a_source(smoke):
+def test_a_strength_chosen_on_val_is_a_row_of_its_own_and_a_source(smoke, type_here):
     """Two experts have three numbers to search, which CMA-ES does in generations of seven."""
     words = ["methods=[ties]", "strength_grid=[0.5]", "tasks=[vqav2,rec,tabmwp]", "multi_task=false", "report=chosen"]
     words += ["weight_search=[ties]", "search_budget=15"]
-    printed = type_command("merge_eval", *words, "jobs=1", runs=smoke.runs).stdout
+    printed = type_here("merge_eval", *words, runs=smoke.runs)
     assert "TIES: strength 0.707 (0.5 x the default's update) chosen on val: " in printed
     assert re.search(r"TIES: weights rec .*, vqav2 .* searched on val: .*, 15 merges tried", printed)
     assert "TIES, weights searched" in (smoke.root / "reports" / "chosen" / "report.md").read_text()
     for source in ("merged/ties@chosen", "merged/ties@searched"):
-        scores = type_python("score.py", *words, "profile=smoke", f"source={source}", runs=smoke.runs)
+        scores = type_here("score", *words, f"source={source}", runs=smoke.runs)
         assert [line.split()[0] for line in scores.splitlines()] == [source] * 3
     evaluated = {path.name.rpartition("-")[0] for path in (smoke.root / "predictions" / "val").rglob("*.jsonl")}
     assert evaluated == set(SEEN), "no unseen task is evaluated before the choice"
@@ -187,25 +187,25 @@ def test_kills_at_any_moment_change_no_byte(smoke, tmp_path):
     All other results are those of the smoke run. The killed run has one process at a time, the other one had two.
     The moment within a stage is drawn; KILL_SEED draws others. A base's training is cut in tests/llava_ext.
     """
-    killed = tmp_path / "smoke" / smoke.root.name
+    killed, dare = tmp_path / "smoke" / smoke.root.name, ("methods=[dare]", "strength_grid=null")
     shutil.copytree(smoke.root, killed)
-    again = ("experts/rec-*", "experts/vqav2-*", "merged/dare-*", "*/merged/dare-*", "*/val/merged/dare-*")
+    again = ("experts/rec-*", "experts/vqav2-*", "merged/dare-*", "*/merged/dare-*")
     for path in [path for pattern in again for path in killed.glob(pattern)]:
         shutil.rmtree(path)
     draw = random.Random(int(os.environ.get("KILL_SEED", "0")))
 
-    def kill_inside(program: str, stage: Callable[[], bool], parent_alone: bool) -> None:
-        started = _start(program, tmp_path, "jobs=1")
+    def kill_inside(program: str, *words: str, stage: Callable[[], bool], parent_alone: bool) -> None:
+        started = _start(program, tmp_path, "jobs=1", *words)
         _wait_for(stage, started)
         time.sleep(draw.uniform(0, 0.3))
         assert started.poll() is None, started.communicate()
         (os.kill if parent_alone else os.killpg)(started.pid, signal.SIGKILL)
         started.communicate()
 
-    kill_inside("train_all", lambda: _inside_a_checkpoint(killed / "experts"), parent_alone=True)
+    kill_inside("train_all", stage=lambda: _inside_a_checkpoint(killed / "experts"), parent_alone=True)
     type_command("train_all", "jobs=1", runs=tmp_path)
-    kill_inside("merge_eval", lambda: any(killed.glob("predictions/**/dare-*/*")), parent_alone=False)
-    type_command("merge_eval", "jobs=1", runs=tmp_path)
+    kill_inside("merge_eval", *dare, stage=lambda: any(killed.glob("predictions/merged/dare-*/*")), parent_alone=False)
+    type_command("merge_eval", "jobs=1", *dare, runs=tmp_path)
     assert all(any(killed.glob(pattern)) for pattern in again)
     for pattern in RESULTS:
         files = files_under(killed, pattern)
