@@ -330,10 +330,10 @@ def run_stage(
     left = at_once and (address.lock.exists() or address.draft.exists())  # by a run that was killed at its very end
     if left or not address.is_complete():
         with _locked(address, say):
-            if address.is_complete():
-                _remove_draft(address)
-            else:
+            if not address.is_complete():
                 (_make_at_once if at_once else _make_in_place)(address, work)
+            elif at_once:
+                _remove_draft(address)
     return address.path
 
 

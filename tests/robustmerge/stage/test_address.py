@@ -332,25 +332,27 @@ from pathlib import Path
 from robustmerge.stage import address as module
 from robustmerge.stage.address import Address, run_stage
 module.KEEP_SECONDS_EVERY = 0.1
-address = Address(Path(sys.argv[1]), Path(sys.argv[1]) / "merged" / "x-1", {"stage": "merge"})
-def work(folder):
-    (folder / "holding").write_text("")
+address = Address(Path(sys.argv[1]), Path(sys.argv[1]) / "merged" / sys.argv[3], {"stage": "merge"})
+def work(path):
+    (path if address.is_file else path / "holding").write_text("")
     time.sleep(float(sys.argv[2]))
 run_stage(address, work)
 """
 
 
-def _hold(root: Path, seconds: float) -> subprocess.Popen:
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(root), str(seconds)], cwd=REPOSITORY)
-    while not (root / "merged" / "x-1" / "holding").exists():
+def _hold(root: Path, seconds: float, name: str = "x-1") -> subprocess.Popen:
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(root), str(seconds), name], cwd=REPOSITORY)
+    held = root / "merged" / name
+    while not (held.is_file() or (held / "holding").exists()):
         time.sleep(0.02)
     return child
 
 
-def test_a_live_lock_is_waited_for_with_a_message(tmp_path):
-    child = _hold(tmp_path, 1.0)
+@pytest.mark.parametrize("name", ["x-1", "x-1.jsonl"])
+def test_a_live_lock_is_waited_for_with_a_message(tmp_path, name):
+    child = _hold(tmp_path, 1.0, name)
     said: list[str] = []
-    address = Address(tmp_path, tmp_path / "merged" / "x-1", {"stage": "merge"})
+    address = Address(tmp_path, tmp_path / "merged" / name, {"stage": "merge"})
     run_stage(address, lambda folder: pytest.fail("the other process has done it"), said.append)
     assert child.wait() == 0
     assert f"process {child.pid}" in said[0]
