@@ -85,9 +85,9 @@ def _write_one(root: Path, plans: Sequence[Plan]) -> Path:
 
 def compose(findings: Findings, relations: Sequence[Row], figures: Mapping[str, str]) -> list[str]:
     """The blocks of the page below its title, as Markdown. figures: links by name."""
-    blocks = [ABOUT.format(modules=_range(row["modules"] for row in findings.experts))]
+    blocks = [ABOUT.format(modules=_either(row["modules"] for row in findings.experts))]
     blocks += ["## The experts", experts_table(findings)]
-    blocks += [EXPERTS.format(ranks=_range(row["rank"] for row in findings.experts)), figures["experts"]]
+    blocks += [EXPERTS.format(ranks=_either(row["rank"] for row in findings.experts)), figures["experts"]]
     blocks += ["## What a merge leaves of the experts", *kept_tables(findings), KEPT, figures["kept"]]
     if "strengths" in figures:
         blocks += [STRENGTHS, figures["strengths"]]
@@ -95,8 +95,10 @@ def compose(findings: Findings, relations: Sequence[Row], figures: Mapping[str, 
     return blocks
 
 
-def _range(values: Iterable[int]) -> str:
-    return "-".join(map(str, sorted(set(values))))
+def _either(values: Iterable[int]) -> str:
+    """`28, 42 or 210`: what it is in one model or another."""
+    *others, largest = map(str, sorted(set(values)))
+    return f"{', '.join(others)} or {largest}" if others else largest
 
 
 def spread(values: Iterable[float | None], form: str = ".2f") -> str:
@@ -198,7 +200,7 @@ def relation_tables(relations: Sequence[Row]) -> list[str]:
     return [
         METHODS.format(sizes="; ".join(map(_describe_chance, n_methods))),
         format_markdown(["", *groups], of_methods),
-        POINTS.format(sizes=_range(n_points)),
+        POINTS.format(sizes=_either(n_points)),
         format_markdown(["", *(f"{title}, {group}" for group in groups for title in SCOPES.values())], of_points),
     ]
 
