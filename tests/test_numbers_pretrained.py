@@ -1,4 +1,4 @@
-"""What the findings say of the pretrained language model is what `results/mini-tiny/pretrained` holds. Needs nothing."""
+"""What the findings say of the pretrained language model is what its committed tables hold. Needs nothing."""
 
 from __future__ import annotations
 
