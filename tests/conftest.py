@@ -13,7 +13,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 import pytest  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
-from tests.report_cases import context, plain_context, sweep  # noqa: E402, F401  (fixtures of the tests of reports)
+from tests.report_cases import context, plain_context, sweep, undrawn  # noqa: E402, F401  (fixtures)
 from tests.smoke_run import SmokeRun, in_this_process, run_smoke, type_here  # noqa: E402, F401  (fixtures)
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from matplotlib import image
 
+from eval.report import assemble
 from eval.report.estimates import Estimates
 from eval.report.published import published_table
 from eval.report.results import CHOSEN, Choice, Context, SourceResult, group_results
 from eval.report.tables import main_table
 from eval.settings import Bootstrap, Task
+from robustmerge.stage import drawing
 from robustmerge.stage.records import Example, Prediction, Score, write_examples, write_predictions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -103,6 +105,13 @@ def make_seeds(name: str, title: str, rights: dict[int, dict[str, int]], **more)
 
 def both(right: int) -> dict[str, int]:
     return {"vqav2": right, "rec": right, "aokvqa": right}
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are built, but not rendered, which takes as long as the rest of a report."""
+    monkeypatch.setattr(drawing, "_save", lambda figure, kind: b"<svg/>")
+    monkeypatch.setattr(assemble, "draw_contact_sheet", lambda files: b"")
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,7 @@ def test_differences_are_paired_over_seeds(context):
     assert difference.is_significant and difference.value == pytest.approx(10.0)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_lead_that_another_training_may_turn_is_neither_bold_nor_clear(plain_context):
     rights = {1: 95, 2: 20, 3: 95, 4: 50, 5: 60}
     rows = group_results(
@@ -133,6 +134,7 @@ def test_a_lead_over_one_shared_seed_is_not_clear_where_there_are_several(contex
     assert not any(one.bold for row in main_table(rows, context, measure(rows, context)).rows for one in row.cells)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_source_ahead_only_by_seeds_that_the_other_lacks_has_no_lead(plain_context):
     results = make_seeds("ties", "TIES", {1: both(120), 2: both(120), 3: both(60), 4: both(60), 5: both(60)})
     results += make_seeds("robustmerge", "RobustMerge", {seed: both(72) for seed in (3, 4, 5)})
@@ -145,6 +147,7 @@ def test_a_source_ahead_only_by_seeds_that_the_other_lacks_has_no_lead(plain_con
     assert "TIES is first of the merged models with 70.0 %" in text and "is **none** over the seeds that both" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_such_a_source_is_not_marked_as_clearly_ahead_among_many_blocks(plain_context):
     ahead = {1: both(120), 2: both(120), 3: both(60), 4: both(60), 5: both(60)}
     results = [
@@ -176,6 +179,7 @@ def test_the_zero_shot_base_stands_beside_every_seed(context):
     assert shown == pytest.approx([25, 100 / 3, 125 / 3, 100 / 3, 25 / 3])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_seed_makes_the_same_report_as_before_there_were_seeds(plain_context):
     named = [dataclasses.replace(one, seed=None if one.kind == "zero_shot" else 7) for one in make_results()]
     seeded, plain = (assemble_report(results, plain_context) for results in (named, make_results()))

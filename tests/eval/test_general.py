@@ -161,6 +161,7 @@ def test_the_tables_show_both_figures_of_pope_and_keep_the_papers_apart(tmp_path
     assert general_table([]) is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_shows_general_scores_beside_the_papers_own_and_nothing_where_nothing_was_asked(plain_context):
     results = make_results()
     values = {f"q{index}": float(index % 4 > 0) for index in range(40)}
@@ -179,6 +180,7 @@ def test_a_report_shows_general_scores_beside_the_papers_own_and_nothing_where_n
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_general_tasks_stand_last_in_no_average_and_beside_the_papers_table_3(plain_context):
     task = Task("pope_like", "POPE-like", False, "{text}", "yes_no", "f1_of_yes", 8, general=True)
     context = replace(plain_context, tasks=(task, *plain_context.tasks))

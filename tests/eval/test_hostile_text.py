@@ -178,6 +178,7 @@ def test_every_format_shows_any_text_as_it_is(text):
     assert not re.search(r"[\\&%$#_{}~^\n]", re.sub(r"^\{\}|\\text[a-z]+\{\}|\\[&%$#_{}]|\$[-<>]\$", "", latex))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_only_an_address_on_the_web_becomes_a_link(plain_context):
     papers = ["javascript:alert(1)", "https://x) [y](javascript:z", 'https://x" onclick="y', "https://arxiv.org/abs/1"]
     scores = {"vqav2": make_score("vqav2", N // 2)}

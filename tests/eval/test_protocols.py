@@ -61,6 +61,7 @@ def test_the_other_protocol_has_a_table_of_its_own_and_below_it_what_is_wrong_wi
     assert "other_protocol" not in without.tables and "## Scores under" not in without.files["report.md"].decode()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_official_report_names_its_protocol_and_explains_its_own_numbers(two):
     official = dataclasses.replace(two, protocol="official")
     report = assemble_report(with_also(make_results()), official)
@@ -136,6 +137,7 @@ def test_parts_are_means_over_seeds_and_missing_where_one_is(context):
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_partial_evaluation_is_called_one_on_the_page_and_in_the_terminal(plain_context):
     def limit(results, n):
         limited = [{t: dataclasses.replace(s, n_asked=n) for t, s in one.scores.items()} for one in results]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from eval.report import ranking
 from eval.report.assemble import assemble_report
 from eval.report.ranking import MANY, ranking_table, read_costs
@@ -50,6 +52,7 @@ def test_a_changed_method_has_no_cost(plain_context):
     assert (first.label, first.cells[-1].value) == ("TIES (prune.density=0.5) [1 of 2 seeds]", None)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_ranking_is_a_section_with_a_figure_where_there_are_many_and_none_where_there_are_few(plain_context):
     report = assemble_report(make_many(), plain_context)
     assert {"tables/ranking.csv", "figures/ranking.svg"} <= set(report.files)

@@ -90,6 +90,7 @@ def test_a_report_reads_a_picture_by_the_rules_for_other_peoples_files(tmp_path)
     assert read_pixels(tmp_path, "too_long.png") is read_pixels(tmp_path, "gone.png") is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_says_what_the_commonest_answer_would_score(plain_context, tmp_path):
     answers = ("yes", "no", "yes", "maybe")
     write_examples(tmp_path / "test.jsonl", [Example(f"{i}", "Is it?", one) for i, one in enumerate(answers)])
@@ -124,6 +125,7 @@ def test_the_same_scores_give_the_same_bytes_and_what_an_earlier_report_left_goe
     assert left == {*first.files, "tables/notes.txt"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_smoke_report_says_first_that_its_numbers_mean_nothing(plain_context):
     smoke = dataclasses.replace(plain_context, profile="smoke")
     files = assemble_report(make_results(), smoke).files
@@ -131,6 +133,7 @@ def test_a_smoke_report_says_first_that_its_numbers_mean_nothing(plain_context):
     assert "<blockquote>" in files["report.html"].decode()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_answers_that_could_not_count_are_listed_where_there_are_any(plain_context):
     scores = {"rec": make_score("rec", 10, n_empty=2, n_unparsed=3, n_failed=1)}
     text = assemble_report([SourceResult("zero_shot", "zero_shot", "Zero-shot", scores)], plain_context).files[
@@ -139,6 +142,7 @@ def test_answers_that_could_not_count_are_listed_where_there_are_any(plain_conte
     assert "| Zero-shot | REC | 2 empty, 3 unparsed, 1 failed |" in text.decode()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_legend_tells_settings_paper_and_address(plain_context):
     settings = {"space": "factors", "prune": {"density": 0.2}, "scale": {"A": None}, "weights": {}}
     result = make_result(
@@ -149,6 +153,7 @@ def test_the_legend_tells_settings_paper_and_address(plain_context):
     assert "`merged/robustmerge-1a2b3c4d`" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_finding_calls_noise_noise(plain_context):
     text = assemble_report(make_results(), plain_context).files["report.md"].decode()
     seen, unseen = [line for line in text.splitlines() if line.startswith(("- **Seen", "- **Unseen"))][:2]
@@ -156,6 +161,7 @@ def test_the_finding_calls_noise_noise(plain_context):
     assert "is **within** the noise" in unseen
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_without_unseen_tasks_or_pictures_or_predictions_still_stands(context, tmp_path):
     few = dataclasses.replace(context, tasks=TASKS[:2], questions={})
     report = assemble_report(make_results(), few)
@@ -183,6 +189,7 @@ def test_a_source_that_lacks_tasks_has_no_average_over_them_and_the_report_stand
     assert "DARE" not in figure and "DARE" in report.files["figures/tasks.svg"].decode()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_merged_models_of_which_no_two_share_an_average_are_not_compared(plain_context):
     results = [
         make_result("merged/robustmerge", "merged", "RobustMerge", {"vqav2": 80}),

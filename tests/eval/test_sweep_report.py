@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 
+import pytest
 from matplotlib import image
 
 from eval.report.assemble import assemble_report, format_summary
@@ -69,6 +70,7 @@ def test_the_report_of_a_sweep_is_whole(sweep, context):
     assert "Unseen avg" in format_summary(report) and "VQAv2" not in format_summary(report)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_of_many_blocks_one_line_says_who_is_first_where(context):
     results = [
         make_result(f"merged/{name}", "merged", title, both(right), facet=f"merge count = {count}")

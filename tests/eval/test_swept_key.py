@@ -179,6 +179,7 @@ def test_the_figure_names_methods_values_and_noise(context):
     assert "over seeds" not in of_one and "Rank" not in of_one and "zero-shot / individual" not in of_one
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_words_of_a_sweep_are_text_and_no_markup(plain_context):
     pages = []
     for key, words in (("a.key", ("one", "other", "third")), ("a.<b>|`$x$", ("<i>", "a|b", "[x](y)"))):

@@ -30,6 +30,7 @@ def test_first_and_last_loss_are_means_over_a_tenth_of_the_steps():
     assert Training(8, (0.5,), (1e-3,)).fell_by == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_expert_that_did_not_learn_is_named_with_the_reason(plain_context):
     experts = make_experts({"vqav2": 90, "rec": 60}, vqav2=FLAT, rec=FALLING)
     both = {"vqav2": 80, "rec": 90}
@@ -45,6 +46,7 @@ def test_an_expert_that_did_not_learn_is_named_with_the_reason(plain_context):
     assert 'src="figures/losses.svg" alt="Loss of' in section and "figures/losses.png" in report.files
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_without_losses_has_neither_section_nor_figure(plain_context):
     report = assemble_report([ZERO_SHOT, make_experts({"vqav2": 90, "rec": 60})], plain_context)
     assert b"Did every expert learn?" not in report.files["report.md"]

@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eval.report import assemble
 from pipeline.plan import Plan
 from pipeline.program import CONFIGS
 from pipeline.stages import base, choose, predict, prepare, report, score, train
 from pipeline.sweep import make_plans
-from robustmerge.stage import drawing
 from tests.plans import make_point
 from tests.smollm2_layout import write_language
 from tests.tiny_clip import write_clip
@@ -87,12 +85,11 @@ def run_experiment(experiment: str, runs: Path) -> Sequence[Plan]:
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_ends_in_a_report_of_all_its_rows(
-    experiment: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: str, runs: Path, request: pytest.FixtureRequest
 ) -> None:
     plans = run_experiment(experiment, runs)
     if experiment not in DRAWN:
-        monkeypatch.setattr(drawing, "_save", lambda figure, kind: b"<svg/>")
-        monkeypatch.setattr(assemble, "draw_contact_sheet", lambda files: b"")
+        request.getfixturevalue("undrawn")
     *_, (folder, _) = report.report(plans)
     text = (folder / "report.md").read_text()
     assert "first of the merged models" not in text  # whose numbers mean nothing
