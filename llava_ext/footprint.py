@@ -144,8 +144,7 @@ def count_activation_bytes(sizes: Sizes, peft: Peft, trainer: Trainer, rows: int
 
     With gradient checkpointing a layer's input is kept of every layer, and all else of one layer at a time.
     """
-    kernel = trainer.kernel
-    layer = count_layer_bytes(sizes, peft, kernel, length)
+    layer = count_layer_bytes(sizes, peft, trainer.kernel, length)
     kept = 2 * sizes.width * sizes.layers + layer if trainer.gradient_checkpointing else layer * sizes.layers
     in_sixteen_bits = rows * (length * kept + 2 * sizes.seen)
     return in_sixteen_bits * BYTES[trainer.precision] / 2 + rows * COLUMNS * sizes.vocabulary * LOGIT

@@ -208,11 +208,10 @@ def load_with_adapter(settings: Expert, base: Path) -> PeftModel:
     """The base model with the untrained adapter, in the precision of training."""
     trainer = settings.trainer
     dtype = DTYPES[trainer.precision]
-    attention = trainer.kernel
     options = quantizing_options(settings.quantize, dtype, trainer.device) if settings.quantize else {}
     if (place := find_place_of_weights(trainer)) is not None:
         options = {"device_map": {"": place}, **options}
-    model = load_model(base, dtype, attention, **options)
+    model = load_model(base, dtype, trainer.kernel, **options)
     return prepare_for_training(model, settings, settings.base_name or base.name)
 
 

@@ -130,20 +130,19 @@ def merge_with_summary(
 def address_at(out: Path, method: AnyMethod, experts: Mapping[str, Path]) -> Address:
     """The address of a merge into a folder of the user's choice. Raises UserError if something else is there."""
     inputs = {name: address_foreign(folder) for name, folder in experts.items()}
-    base = find_written_base(method, experts)
-    if base is None:
-        return address_chosen(out, "merge", MERGE_SCHEMA, method, inputs, "experts")
-    return address_chosen(
-        out, "merge", MERGE_SCHEMA, method, {**inputs, BASE_KEY: address_foreign(base)}, "experts, base"
-    )
+    what = "experts"
+    if (base := find_written_base(method, experts)) is not None:
+        inputs, what = {**inputs, BASE_KEY: address_foreign(base)}, "experts, base"
+    return address_chosen(out, "merge", MERGE_SCHEMA, method, inputs, what)
 
 
 def find_written_base(method: AnyMethod, experts: Mapping[str, Path]) -> Path | None:
     """The base of which the merge writes a changed copy; None if it writes none, or if an expert does not open."""
-    if method.output_format != "model" and method.out.for_ is None:
+    is_model = method.output_format == "model"
+    if not is_model and method.out.for_ is None:
         return None
     adapters, problems = open_adapters(experts)
-    if problems or not (method.output_format == "model" or adapters[0].extras):
+    if problems or not (is_model or adapters[0].extras):
         return None
     base = method.out.base or base_of(adapters[0])
     return fetch_model(base) if base else None

@@ -33,6 +33,12 @@ def type_command(program: str, *words: str, runs: Path, check: bool = True) -> s
     return done
 
 
+def run_here(monkeypatch: pytest.MonkeyPatch, program: str, *words: str) -> None:
+    """Run `python scripts/<program>.py ...` in this process."""
+    monkeypatch.setattr(sys, "argv", [f"scripts/{program}.py", *words])
+    run(program, importlib.import_module(f"scripts.{program}").main)
+
+
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What child processes would do is done here: each would load the libraries anew, which takes seconds."""
@@ -53,8 +59,7 @@ def type_here(
 
     def type_words(program: str, *words: str, runs: Path) -> str:
         monkeypatch.setenv("ROBUSTMERGE_RUNS", str(runs))
-        monkeypatch.setattr(sys, "argv", [f"scripts/{program}.py", *words, "profile=smoke", "logger=none"])
-        run(program, importlib.import_module(f"scripts.{program}").main)
+        run_here(monkeypatch, program, *words, "profile=smoke", "logger=none")
         return capsys.readouterr().out
 
     return type_words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pipeline.tools.convert import KEYS, ConvertRequest
 from pipeline.tools.inspect import read_request
 from robustmerge.stage.address import REPOSITORY
 from robustmerge.stage.settings import UserError, build
+from tests.smoke_run import run_here
 
 PROGRAMS = sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "common")
 GROUPS = [group for group in list_groups() if group != "task"]
@@ -154,10 +154,9 @@ def answer(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_written(tmp_path, monkeypatch, capsys, program, words, message):
-    monkeypatch.setattr(sys, "argv", [f"scripts/{program}.py", f"paths.runs={tmp_path}/runs", *words])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(SystemExit) as end:
-        run(program, importlib.import_module(f"scripts.{program}").main)
+        run_here(monkeypatch, program, f"paths.runs={tmp_path}/runs", *words)
     printed = capsys.readouterr().err
     assert end.value.code == 2
     assert printed.startswith("error: ")

@@ -74,7 +74,7 @@ def test_a_second_run_starts_no_process_and_rewrites_no_result(smoke, tmp_path):
     finally:
         shutil.move(tmp_path / answers.name, answers.parent)
     assert before == after
-    assert "\nreport: " in printed
+    assert re.search(r"\nreport: .*/reports/main/report\.md", printed)
 
 
 def test_a_launcher_of_hydra_makes_each_point_of_a_sweep_a_job_of_its_own(smoke):
