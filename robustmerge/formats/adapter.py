@@ -173,6 +173,9 @@ class Adapter:
     def extra_shape(self, name: str) -> tuple[int, ...]:
         return self.file.shape(self.extra_names[name])
 
+    def extra_dtype(self, name: str) -> torch.dtype:
+        return self.file.dtype(self.extra_names[name])
+
     def _part(self, module: str, part: str, scaling: float = 1.0) -> Tensor:
         x = self.file.get(self.lora[module][part])
         if scaling == 1:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robustmerge.formats.names import LLAVA, QWEN_VL, Moves, move, moves_of_model
@@ -70,8 +71,8 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.files[self.where[name]].shape(name)
 
-    def find(self, parameter: str, shape: tuple[int, ...], added_to: bool = True) -> str:
-        """The tensor that the model in memory calls `parameter`, to be added to or to be replaced.
+    def find(self, parameter: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+        """The tensor that the model in memory calls `parameter`, which takes values of this shape and dtype.
 
         Raises UserError unless it is there and fits.
         """
@@ -88,8 +89,10 @@ class Checkpoint:
         file = self.files[self.where[name]]
         if file.shape(name) != shape:
             raise UserError(f"'{parameter}' is {list(shape)} in the experts, {list(file.shape(name))} in {self}")
-        if added_to and not file.dtype(name).is_floating_point:
-            raise UserError(f"'{parameter}' is {file.dtype(name)} in {self}: a quantised base cannot be added to")
+        if dtype.is_floating_point and not file.dtype(name).is_floating_point:
+            raise UserError(
+                f"'{parameter}' is {file.dtype(name)} in {self}: a quantised base cannot hold what was trained"
+            )
         return name
 
     def _name_of(self, parameter: str) -> str | None:
@@ -135,22 +138,25 @@ def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
 
 
 def explain_unknown_layout(
-    fan_in_fan_out: bool, shapes: Mapping[str, tuple[int, int, int]], config: Mapping[str, Any]
+    fan_in_fan_out: bool, shapes: Mapping[str, tuple[int, int, int]], config: Mapping[str, Any], is_compared: bool
 ) -> str | None:
     """Why it cannot be told whether weights are [d_out, d_in] or [d_in, d_out]; None where it can.
 
-    shapes: module -> (d_out, rank, d_in), of linear layers. config: config.json of the base. PEFT decides by each
-    module's class and saves in its config what the last one was; a shape that is not square tells it as well, but not
-    that of a head, which is [d_out, d_in] in every model.
+    shapes: module -> (d_out, rank, d_in), of linear layers. config: config.json of the base. is_compared: whether the
+    shapes are compared with the base's. PEFT decides by each module's class and saves in its config what the last one
+    was; a shape that is not square tells it as well, but not that of a head, which is [d_out, d_in] in every model.
     """
-    is_conv1d = config.get("model_type") in CONV1D
+    model_type = config.get("model_type")
     inner = [shape for module, shape in shapes.items() if not TIED.search(f"{module}.weight")]
-    if not inner or fan_in_fan_out == is_conv1d or any(d_out != d_in for d_out, _, d_in in inner):
+    if not inner or fan_in_fan_out == (model_type in CONV1D):
         return None
+    are_square = all(d_out == d_in for d_out, _, d_in in inner)
+    if not are_square and (is_compared or model_type is None):
+        return None
+    why = "all modules are square: no shape says" if are_square else "a delta is made without its weights: nothing says"
     return (
-        f"fan_in_fan_out is {str(fan_in_fan_out).lower()}, but the model_type of the base is "
-        f"{quote(config.get('model_type'))}, and all modules are square: no shape says whether its weights are "
-        "transposed; take merge.out.format=adapter"
+        f"fan_in_fan_out is {str(fan_in_fan_out).lower()}, but the model_type of the base is {quote(model_type)}, and "
+        f"{why} whether its weights are transposed; take merge.out.format=adapter"
     )
 
 

@@ -43,7 +43,7 @@ class ModelWriter(FolderWriter):
             raise UserError(f"{folder} is the base model itself; nothing is overwritten (out)")
         self._like = like
         fan_in_fan_out = bool(like.config.get("fan_in_fan_out"))
-        if reason := explain_unknown_layout(fan_in_fan_out, like.linear_shapes, self.base.config):
+        if reason := explain_unknown_layout(fan_in_fan_out, like.linear_shapes, self.base.config, is_compared=True):
             raise UserError(f"expert '{like.name}': {reason}")
         self._places = find_places(self.base, like)
         self._extras = set(like.extras)
@@ -135,17 +135,16 @@ def find_places(base: Checkpoint, like: Adapter | DeltaLayout) -> dict[str, str]
 
     Raises UserError with all that the base lacks, or has in another shape, or ties to another weight.
     """
-    wanted: dict[str, tuple[int, ...]] = {}
+    wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for module, (d_out, _, _) in like.shapes.items():
-        wanted[f"{module}.weight"] = like.weight_shape(module)
+        wanted[f"{module}.weight"] = like.weight_shape(module), torch.float32
         if like.has_lora_bias:
-            wanted[f"{module}.bias"] = (d_out,)
-    added = set(wanted)
-    wanted |= {extra: like.extra_shape(extra) for extra in like.extras}
+            wanted[f"{module}.bias"] = (d_out,), torch.float32
+    wanted |= {extra: (like.extra_shape(extra), like.extra_dtype(extra)) for extra in like.extras}
     places, problems = {}, []
-    for parameter, shape in sorted(wanted.items()):
+    for parameter, (shape, dtype) in sorted(wanted.items(), key=lambda item: item[0]):
         try:
-            places[parameter] = base.find(parameter, tuple(shape), added_to=parameter in added)
+            places[parameter] = base.find(parameter, tuple(shape), dtype)
         except UserError as error:
             problems.append(str(error))
         if len(problems) == MOST:
@@ -241,3 +240,6 @@ class DeltaLayout:
 
     def extra_shape(self, name: str) -> tuple[int, ...]:
         return self._shapes("set")[name]
+
+    def extra_dtype(self, name: str) -> torch.dtype:
+        return self.delta.file.dtype(f"set.{name}")

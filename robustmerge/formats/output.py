@@ -151,7 +151,7 @@ def problems_of_format(kind: str, adapters: Sequence[Adapter]) -> list[str]:
     like = unite(adapters)
     model = read_model_config(like.config)
     fan_in_fan_out = bool(like.config.get("fan_in_fan_out"))
-    if reason := explain_unknown_layout(fan_in_fan_out, like.linear_shapes, model):
+    if reason := explain_unknown_layout(fan_in_fan_out, like.linear_shapes, model, is_compared=False):
         problems.append(f"expert '{adapters[0].name}': {reason}")
     changed = [name for a in adapters for name in (*(f"{module}.weight" for module in a.modules), *a.extras)]
     tied = sorted(set(filter(TIED.search, changed)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from robustmerge.formats.adapter import open_adapter
@@ -17,7 +18,7 @@ from robustmerge.hub.places import fetch_model
 from robustmerge.method_parts import Out
 from robustmerge.stage.settings import UserError
 from tests.merge_cases import Tiny, save_expert
-from tests.robustmerge.test_outputs import copy_out, save_model
+from tests.robustmerge.test_outputs import Conv, copy_out, save_model
 
 
 def write_single(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -100,6 +101,16 @@ def test_a_base_that_the_experts_do_not_fit_is_refused_with_all_that_is_wrong(tm
     assert "quantised" in third and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("saved", [None, ["projector"]])
+def test_a_quantised_base_takes_neither_an_update_nor_a_layer_that_was_trained_in_full(tmp_path: Path, saved) -> None:
+    save_expert(tmp_path / "expert", modules_to_save=saved)
+    changed = "projector" if saved else "layers__0__q"
+    base = change(save_model(tmp_path / "base"), **{f"{changed}__weight": torch.ones(6, 6, dtype=torch.int8)})
+    with pytest.raises(UserError, match=r"is torch\.int8 in .*: a quantised base cannot hold what was trained"):
+        copy_out(tmp_path / "out", Out(format="model"), open_adapter(tmp_path / "expert"), base)
+    assert not (tmp_path / "out").exists()
+
+
 def test_lora_bias_on_a_base_without_biases_is_refused(tmp_path):
     save_expert(tmp_path / "expert", lora_bias=True)
     base = change(save_model(tmp_path / "base"), layers__0__q__bias=None)
@@ -116,7 +127,7 @@ def test_embeddings_that_are_also_the_output_head_are_left_alone(tmp_path):
         (folder / "config.json").write_text(json.dumps(told))
         for name in tensors:
             with pytest.raises(UserError, match=f"'{name}' cannot be changed in the base .*are one weight"):
-                open_checkpoint(folder).find(name, (4, 3))
+                open_checkpoint(folder).find(name, (4, 3), torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +137,7 @@ def test_embeddings_that_are_also_the_output_head_are_left_alone(tmp_path):
 def test_a_tied_embedding_of_any_name_is_left_alone(name: str, tmp_path: Path) -> None:
     save_file({f"{name}.weight": torch.ones(4, 3)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="are one weight"):
-        open_checkpoint(tmp_path).find(f"{name}.weight", (4, 3))
+        open_checkpoint(tmp_path).find(f"{name}.weight", (4, 3), torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["model", "delta"])
@@ -140,6 +151,20 @@ def test_square_weights_that_may_be_transposed_are_refused(flag, model_type, kin
     (tmp_path / "expert" / CONFIG).write_text(json.dumps(config))
     with pytest.raises(UserError, match="all modules are square: no shape says whether its weights are transposed"):
         copy_out(tmp_path / "out", Out(format=kind), open_adapter(tmp_path / "expert"), base)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_delta_whose_layout_only_the_base_would_tell_is_refused(tmp_path: Path) -> None:
+    """PEFT saves one fan_in_fan_out for all modules, that of the last: of a head beside the layers of a GPT-2."""
+    model = get_peft_model(Conv(), LoraConfig(r=3, target_modules=["up", "down"], fan_in_fan_out=True))
+    model.save_pretrained(tmp_path / "expert")
+    base = save_model(tmp_path / "base", Conv())
+    config = json.loads((tmp_path / "expert" / CONFIG).read_text())
+    config |= {"fan_in_fan_out": False, "base_model_name_or_path": str(base)}
+    (tmp_path / "expert" / CONFIG).write_text(json.dumps(config))
+    (base / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UserError, match="made without its weights: nothing says whether its weights are transposed"):
+        copy_out(tmp_path / "out", Out(format="delta"), open_adapter(tmp_path / "expert"))
     assert not (tmp_path / "out").exists()
 
 
@@ -157,7 +182,7 @@ def test_square_weights_that_may_be_transposed_are_refused(flag, model_type, kin
 )
 def test_a_tensor_is_found_under_the_names_that_checkpoints_on_the_hub_have(tmp_path, on_disk, in_memory):
     save_file({on_disk: torch.ones(2, 3), "other.weight": torch.ones(2, 3)}, tmp_path / "model.safetensors")
-    assert open_checkpoint(tmp_path).find(in_memory, (2, 3)) == on_disk
+    assert open_checkpoint(tmp_path).find(in_memory, (2, 3), torch.float32) == on_disk
 
 
 def test_a_base_is_a_local_folder_or_a_repository(tmp_path, monkeypatch):
