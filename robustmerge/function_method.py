@@ -15,7 +15,7 @@ from torch import Tensor
 from robustmerge.formats.adapter import LoraPair
 from robustmerge.method import FunctionMethod
 from robustmerge.module import Module
-from robustmerge.stage.settings import UserError, check_types
+from robustmerge.stage.settings import UserError, convert_each
 
 
 def collect_over_model(method: FunctionMethod, modules: Iterable[tuple[str, Sequence[LoraPair]]]) -> Any:
@@ -23,12 +23,12 @@ def collect_over_model(method: FunctionMethod, modules: Iterable[tuple[str, Sequ
 
     Raises UserError, before any module is read, if a function of the method does not take what it is given.
     """
-    _check_call(method, method.target, "_target_", [] if method.collect is None else ["collected"])
+    _read_params(method, method.target, "_target_", [] if method.collect is None else ["collected"])
     if method.collect is None:
         return None
-    _check_call(method, method.collect, "collect", [])
+    params = _read_params(method, method.collect, "collect")
     with _note_on_errors(method.collect):
-        return find_function(method.collect, "collect")(modules, **method.params)
+        return find_function(method.collect, "collect")(modules, **params)
 
 
 def merge_by_function(module: Module, method: FunctionMethod, collected: Any) -> LoraPair | Tensor:
@@ -36,8 +36,9 @@ def merge_by_function(module: Module, method: FunctionMethod, collected: Any) ->
     function = find_function(method.target, "_target_")
     _refuse_edited(function, method)
     others = {} if method.collect is None else {"collected": collected}
+    params = _read_params(method, method.target, "_target_", others)
     with _note_on_errors(f"{method.target}, module '{module.name}'"):
-        update = function(module.pairs, **method.params, **others)
+        update = function(module.pairs, **params, **others)
     if isinstance(update, LoraPair) and (update.B.shape[0], update.A.shape[1]) == module.shape:
         return update
     if isinstance(update, Tensor) and update.shape == module.shape:
@@ -67,7 +68,8 @@ def warn_by_function(method: FunctionMethod, ranks: Mapping[str, Sequence[int]])
     It is not part of the method's identity. ranks: module -> the ranks of the experts that adapt it.
     """
     find_warnings = getattr(importlib.import_module(method.target.rpartition(".")[0]), "find_warnings", None)
-    return [] if find_warnings is None else find_warnings(ranks, **method.params)
+    params = _read_params(method, method.target, "_target_", [] if method.collect is None else ["collected"])
+    return [] if find_warnings is None else find_warnings(ranks, **params)
 
 
 def find_function(target: str, key: str) -> Callable[..., Any]:
@@ -79,10 +81,11 @@ def find_function(target: str, key: str) -> Callable[..., Any]:
     return function
 
 
-def _check_call(method: FunctionMethod, target: str, key: str, others: Sequence[str]) -> None:
-    """Raises UserError if a function does not take the params of the method, and the other arguments by name.
+def _read_params(method: FunctionMethod, target: str, key: str, others: Iterable[str] = ()) -> dict[str, Any]:
+    """The method's params as a function takes them: 16.0 is 16 for one annotated as a whole number.
 
     A parameter that is annotated with plain types (numbers, texts, booleans, None) takes these alone.
+    Raises UserError if the function does not take them, and the other arguments by name.
     """
     function = find_function(target, key)
     signature = inspect.signature(function)
@@ -95,7 +98,7 @@ def _check_call(method: FunctionMethod, target: str, key: str, others: Sequence[
     with contextlib.suppress(NameError, AttributeError, TypeError):  # annotations that cannot be read say nothing
         annotated = get_type_hints(function)
     plain = {name: kind for name, kind in annotated.items() if name in method.params and _is_plain(kind)}
-    check_types(plain, method.params, "merge.params")
+    return convert_each(plain, method.params, "merge.params")
 
 
 def _is_plain(kind: Any) -> bool:

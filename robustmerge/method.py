@@ -160,7 +160,7 @@ class Method:
         """The factor by which the update is multiplied in the end; None where it differs by module."""
         if is_graded(self.strength):
             return None
-        return self.factor**2 if self.multiplies_factors else self.factor
+        return self.factor * self.factor if self.multiplies_factors else self.factor
 
     def with_factor(self, factor: float) -> Method:
         """Return the method with its update multiplied by `factor` (> 0).
@@ -329,6 +329,8 @@ class FunctionMethod:
             problems += error.problems
         if self.is_graded:
             problems += self._grade_strength()
+        elif self.strength is not None:
+            problems += [Problem(text, "params.strength") for text in find_wrong_numbers(self.strength, "strength")]
         refuse(problems)
 
     def _grade_strength(self) -> list[Problem]:
@@ -412,6 +414,7 @@ class FunctionMethod:
 
     # What only the algebra has.
     space = None
+    combine = None
     weights = None
     multiplies_factors = False
     needs_equal_ranks = False
@@ -568,6 +571,7 @@ def build_method(values: Mapping[str, Any], where: str = "merge") -> AnyMethod:
     """Build the method that a config node describes. Raises ConfigError with every problem at once."""
     values = {key: value for key, value in values.items() if key != "source"}
     if "_target_" in values:
+        refuse([Problem("a function is named once, by _target_", f"{where}.target")] if "target" in values else [])
         values["target"] = values.pop("_target_")
     if "target" in values:
         _refuse_keys_of_the_algebra(values, where)

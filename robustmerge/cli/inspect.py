@@ -15,7 +15,7 @@ from argparse import ArgumentParser, Namespace
 
 from robustmerge.experts import fetch_experts
 from robustmerge.stage.files import expand
-from robustmerge.stage.settings import ConfigError, Problem
+from robustmerge.stage.settings import ConfigError, Problem, UserError
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -33,6 +33,10 @@ def run(options: Namespace) -> None:
     if not 0 < options.density <= 1:
         raise ConfigError(Problem(f"density must be in (0, 1], got {options.density}", "--density"))
     experts, merged = fetch_experts(options.experts), fetch_experts(options.merged)
+    out = expand(options.out) if options.out else None
+    for name, folder in [*experts.items(), *merged.items()]:
+        if out is not None and folder.resolve() in (out.resolve(), *out.resolve().parents):
+            raise UserError(f"{out} is in the folder of '{name}', which would change; choose one beside it (--out)")
 
     from robustmerge.analysis.inspection import inspect_folders
     from robustmerge.analysis.inspection_text import format_inspection
@@ -40,8 +44,8 @@ def run(options: Namespace) -> None:
     full = expand(options.full) if options.full else None
     inspection = inspect_folders(experts, merged, options.density, options.kind, full)
     print(format_inspection(inspection))
-    if options.out:
+    if out is not None:
         from robustmerge.analysis.inspection_files import write_inspection
 
-        picture = write_inspection(inspection, expand(options.out))
+        picture = write_inspection(inspection, out)
         print(f"\npicture: {picture} (beside it figures 3, 7 and 8, and the tables)")

@@ -123,6 +123,7 @@ def _build_method(recipe: Recipe, options: Namespace) -> AnyMethod:
 
 def _split_pairs(pairs: Iterable[str], option: str) -> Iterable[tuple[str, str]]:
     """KEY and VALUE of each; the names of experts may hold `=`, their weights do not."""
+    seen: set[str] = set()
     for pair in pairs:
         key, equals, value = pair.rpartition("=") if option == "--weights" else pair.partition("=")
         if not equals or not key:
@@ -130,6 +131,9 @@ def _split_pairs(pairs: Iterable[str], option: str) -> Iterable[tuple[str, str]]
                 f"{option} takes pairs, as {option} {'one=0.5' if option == '--weights' else 'strength=0.7'}, got "
                 f"{quote(pair)}; METHOD and the experts come before it"
             )
+        if key in seen:
+            raise UserError(f"{option} has {quote(key)} twice; give it once")
+        seen.add(key)
         yield key, value
 
 

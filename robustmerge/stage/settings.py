@@ -145,12 +145,12 @@ def convert(kind: Any, value: Any, key: str) -> Any:
     return converted
 
 
-def check_types(types_by_key: Mapping[str, Any], values: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError for every value that is not of the type of its key, as `build` does."""
+def convert_each(types_by_key: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values, those with a type as this has them. Raises ConfigError for every one that is not of its type."""
     problems: list[Problem] = []
-    for key, kind in types_by_key.items():
-        _coerce(kind, values[key], _key(where, key), problems)
+    converted = {key: _coerce(kind, values[key], _key(where, key), problems) for key, kind in types_by_key.items()}
     refuse(problems)
+    return {**values, **converted}
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str, problems: list[Problem]) -> Any:

@@ -18,7 +18,10 @@ LARGEST = 100_000  # characters; what is read here has a few thousand, and a meg
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A loader of texts, numbers, lists and mappings; refuses `*alias` and `!!tag`, which can make more of them."""
+    """A loader of texts, numbers, lists and mappings; refuses `*alias` and `!!tag`, which can make more of them.
+
+    A key that stands twice is refused, and one that is no text: `no: path` would name an expert False.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
@@ -26,11 +29,34 @@ class _PlainLoader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, "tags (!x) and aliases (*x) are not read", event.start_mark)
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            problem = ""
+            if not isinstance(key, str | int) or isinstance(key, bool):
+                problem = f"a key must be a text, got {key!r}: put it in quotes"
+            elif str(key) in seen:
+                problem = f"the key '{key}' stands twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(str(key))
+        return super().construct_mapping(node, deep)
 
-# YAML 1.1, which PyYAML reads, takes 1e-5 for a text; Hydra, which reads the same files, for a number.
-_PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+\Z"), list("-+0123456789")
-)
+
+# PyYAML reads YAML 1.1, where 1e-5 is a text (for Hydra, which reads the same files, it is a number), and 016 and 1:20
+# are the whole numbers 14 and 80.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9_]*)\Z"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?"
+        r"|\.(inf|Inf|INF))\Z|\.(nan|NaN|NAN)\Z"
+    ),
+}
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def parse_value(text: str) -> Any:

@@ -116,6 +116,16 @@ def test_a_recipe_is_the_same_as_its_words(folder: Path) -> None:
         ),
         ("experts: [a]\nmethod: {name: tsv_m, params: 3}\nout: o", "expected a mapping, got 3"),
         ("method: ties", "missing value (recipe.yaml.experts)"),
+        ("experts: {x: a, x: b}\nmethod: ties\nout: o", "recipe.yaml, line 1 cannot be read as a recipe or a method's"),
+        (
+            "experts: {x: a}\nmethod: ties\nmethod: dare\nout: o",
+            "line 3 cannot be read as a recipe or a method's file: ",
+        ),
+        ("experts: {yes: a, no: a}\nmethod: ties\nout: o", "a key must be a text, got True: put it in quotes"),
+        (
+            "experts: [a]\nmethod: {name: ties, weights: {a: 1}}\nweights: {a: 2}\nout: o",
+            "weights stand twice, the second time below the method; give them once (recipe.yaml.weights)",
+        ),
         ("experts: [a]\nmethod: ties\nout: {for: vllm}", "out is the new folder, as in `out: path/to/merged`; what"),
     ],
 )
@@ -155,6 +165,12 @@ def test_experts_beside_a_recipe_are_refused_but_beside_the_file_of_a_method_mer
         ),
         (["merge", "ties", "a", "-o", "o", "--weights", "a=x"], "expected a number, got 'x' (merge.weights.a)"),
         (["merge", "ties", "a", "-o", "o", "--weights", "b=1"], "weights names an unknown expert 'b'"),
+        (["merge", "ties", "a", "-o", "o", "--weights", "a=1", "a=2"], "--weights has 'a' twice; give it once"),
+        (["merge", "svd", "a", "-o", "o", "--rank", "016"], "rank must be null, a whole number or experts, got '016'"),
+        (["merge", "ties", "a", "-o", "o", "--set", "strength=1:30"], "expected a number, got '1:30' (merge.strength)"),
+        (["merge", "ties", "a", "-o", "o", "--set", "strength=1e155"], "the merged update is too large for float32"),
+        (["merge", "tsv_m", "a", "-o", "o", "--set", "params.strength=.inf"], "must be a finite number, got inf"),
+        (["merge", "tsv_m", "a", "-o", "o", "--set", "target=x.y"], "a function is named once, by _target_"),
         (["merge", "ties", "a", "-o", "o", "--jobs", "0"], "there must be at least 1 job"),
         (
             ["merge", "ties", "a", "-o", "o", "--frmat", "x"],
@@ -186,6 +202,7 @@ def test_experts_beside_a_recipe_are_refused_but_beside_the_file_of_a_method_mer
         (["extract", "no/such/base", "a", "-r", "2", "-o", "o"], "there is no folder no/such/base"),
         (["methods", "tis"], "(did you mean 'ties'?)"),
         (["inspect", "a", "--density", "2"], "density must be in (0, 1], got 2.0"),
+        (["inspect", "a", "-o", "a/o"], "a/o is in the folder of 'a', which would change; choose one beside it"),
     ],
 )
 def test_what_is_typed_wrongly_is_one_message_with_the_choices(

@@ -190,3 +190,12 @@ def test_every_method_file_merges_one_module_in_a_notebook(name: str) -> None:
     method = read_method(name, **({"prune__density": 1.0} if name.startswith("robustmerge") else alone))
     update = merge_pairs(pairs, method)
     assert (update.delta() if hasattr(update, "delta") else update).shape == (7, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "param"), [("ct_merging", "common_rank"), ("compress_then_merge", "rank"), ("lora_lego", "seed")]
+)
+def test_a_whole_number_may_be_written_with_a_point(name: str, param: str) -> None:
+    pairs = {expert: modules["layers.0.q"] for expert, modules in random_experts(rank=2).items()}
+    whole, pointed = (merge_pairs(pairs, read_method(name, **{f"params__{param}": value})) for value in (2, 2.0))
+    assert torch.equal(whole.delta(), pointed.delta())
