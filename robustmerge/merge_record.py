@@ -23,6 +23,7 @@ from robustmerge.stage.text import plain, shorten
 
 MOST_LACKING = 4  # experts that a summary tells
 ALMOST_NOTHING = 0.01  # of the largest expert's norm
+CANCELLING = 10.0  # times the update's norm; terms at right angles to one another are as large as their sum
 ROUNDING = 1e-6  # of the update's norm; an update of the rank it is cut to loses no more
 FRONT = {  # of a card, by format; no library loads a delta folder
     "adapter": "library_name: peft\ntags: [lora, model-merging]\n",
@@ -33,24 +34,36 @@ FRONT = {  # of a card, by format; no library loads a delta folder
 
 @dataclass
 class Norms:
-    """Squared Frobenius norms of the updates, added up over modules. cut: of what a lower rank left out."""
+    """Squared Frobenius norms of the updates, added up over modules.
+
+    cut: of what a lower rank left out. terms: of the experts' rank-one terms, as `measure_terms` gives them.
+    """
 
     merged: float = 0.0
     cut: float = 0.0
     experts: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, float] = field(default_factory=dict)
 
-    def add(self, merged: float, experts: Mapping[str, float], cut: float = 0.0) -> None:
+    def add(self, merged: float, experts: Mapping[str, float], terms: Mapping[str, float], cut: float = 0.0) -> None:
         self.merged += merged
         self.cut += cut
-        for name, value in experts.items():
-            self.experts[name] = self.experts.get(name, 0.0) + value
+        for name in experts:
+            self.experts[name] = self.experts.get(name, 0.0) + experts[name]
+            self.terms[name] = self.terms.get(name, 0.0) + terms[name]
+
+    @property
+    def cancelling(self) -> dict[str, float]:
+        """Expert -> how many times as large as its update the terms of it are, of those that cancel."""
+        times = {name: math.sqrt(self.terms[name] / value) for name, value in self.experts.items() if value > 0}
+        return {name: number for name, number in sorted(times.items()) if number > CANCELLING}
 
 
 @dataclass(frozen=True)
 class MergeRecord:
     """The record of a merge, as its manifest must hold it to be shown; norms are never empty.
 
-    lacking: the modules that an expert lacks and others have. warnings: of the method's own.
+    lacking: the modules that an expert lacks and others have. warnings: of the method's own. cancelling: as `Norms`
+    has it.
     """
 
     experts: tuple[str, ...]
@@ -68,6 +81,7 @@ class MergeRecord:
     cut: float | None = None
     base: str | None = None
     warnings: tuple[str, ...] = ()
+    cancelling: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.expert_norms:
@@ -103,6 +117,7 @@ def record_merge(
         **({"cut": share} if share > ROUNDING else {}),
         **({"base": served_base(method.out.base, adapters)} if method.out.for_ else {}),
         **({"warnings": warnings} if warnings else {}),
+        **({"cancelling": cancelling} if (cancelling := norms.cancelling) else {}),
         "strength": method.strength,
         "effective_strength": method.effective_strength,
         "norm": math.sqrt(max(norms.merged, 0.0)),
@@ -222,7 +237,7 @@ def find_warnings(method: AnyMethod, record: Mapping[str, Any]) -> list[str]:
     """List warnings about a merge that may not be what was meant.
 
     Reasons are: a single expert; experts that share no module with any other; what the method itself warns of; almost
-    nothing left of the updates, with the likely cause.
+    nothing left of the updates, with the likely cause; experts whose A and B cannot be changed apart.
     """
     warnings = []
     if len(record["experts"]) == 1:
@@ -239,6 +254,13 @@ def find_warnings(method: AnyMethod, record: Mapping[str, Any]) -> list[str]:
             lost += ": one threshold covers A and B of the whole model; try merge.prune.scope=tensor or"
             lost += " merge.space=delta"
         warnings.append(lost)
+    if (cancelling := record.get("cancelling")) and method.space == "factors" and not method.is_linear:
+        times, name = max((times, name) for name, times in cancelling.items())
+        warnings.append(
+            f"A and B of {', '.join(map(plain, cancelling))} cancel, as after a conversion from PiSSA or OLoRA (the "
+            f"terms of {plain(name)} are {times:.3g} times as large as its update), and this method changes A and B "
+            "apart; take one that works on their product, or merge.space=delta, knots or core"
+        )
     return warnings
 
 

@@ -16,6 +16,7 @@ from robustmerge.rules import RANK_AXIS, Election, smallest_density
 from robustmerge.stage.settings import UserError
 
 LARGEST = torch.finfo(torch.float32).max
+CANCELLED = 1e-3  # of its terms' sizes: a smaller sum has lost half of float32's digits
 SHOWN_ROWS = 10  # of those that an error names
 
 
@@ -151,13 +152,13 @@ def squared_norm(update: LoraPair | Tensor) -> float | None:
     None for an update too large for float32: a value is not finite, or a sum of B A may not be.
     """
     if isinstance(update, LoraPair):
-        A, B = update.A, update.B
-        value = float(((B.T @ B) * (A @ A.T)).sum())
-        if not math.isfinite(value):
-            A, B = A.double(), B.double()
-            fits = float((B.norm(dim=0) * A.norm(dim=1)).sum()) <= LARGEST  # bounds every sum of B A; False for NaN
-            return float(((B.T @ B) * (A @ A.T)).sum()) if fits else None
-        return value
+        terms = (update.B.T @ update.B) * (update.A @ update.A.T)
+        value = float(terms.sum())
+        if math.isfinite(value) and value >= CANCELLED * float(terms.abs().sum()):
+            return value
+        A, B = update.A.double(), update.B.double()
+        fits = float((B.norm(dim=0) * A.norm(dim=1)).sum()) <= LARGEST  # bounds every sum of B A; False for NaN
+        return max(0.0, float(((B.T @ B) * (A @ A.T)).sum())) if fits else None
     norm = float(torch.linalg.vector_norm(update))
     norm = norm if math.isfinite(norm) else float(torch.linalg.vector_norm(update, dtype=torch.float64))
     return norm**2 if math.isfinite(norm) else None
@@ -169,6 +170,12 @@ def measure_experts(module: Module) -> dict[str, float]:
     if None in norms.values():
         check_module(module)
     return {expert: norm for expert, norm in norms.items() if norm is not None}
+
+
+def measure_terms(module: Module) -> dict[str, float]:
+    """sum_k |b_k|^2 |a_k|^2 of each expert's B A = sum_k b_k a_k^T, by name: ||B A||^2, unless its terms cancel."""
+    terms = (float((pair.B.square().sum(0) * pair.A.square().sum(1)).sum()) for pair in module.pairs)
+    return dict(zip(module.experts, terms, strict=True))
 
 
 def measure_merged(update: LoraPair | Tensor, module: str) -> float:

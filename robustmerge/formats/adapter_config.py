@@ -33,7 +33,7 @@ UNDERSTOOD = {
     "enable_lora",  # peft 0.1: LoRA of parts of a fused layer, whose B has three dimensions then
 }  # fmt: skip
 # The other ways to start (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base model.
-PLAIN_INITS = (True, False, None, "true", "false", "gaussian", "orthogonal", "eva")
+PLAIN_INITS = (True, False, None, "true", "false", "gaussian", "orthogonal", "eva", "mica")
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")  # of peft 0.21
 # peft saves these for the task whether or not the config of an older version lists them.
 SAVED_FOR_TASK = {
@@ -165,7 +165,10 @@ def find_unsupported(config: Mapping[str, Any], modules: Iterable[str]) -> list[
         problems.append("use_dora and lora_bias exclude each other in peft, but both are set")
     init = config.get("init_lora_weights", True)
     if (init.lower() if isinstance(init, str) else init) not in PLAIN_INITS:
-        problems.append(f"init_lora_weights={quote(init)} changes the base model; convert it to plain LoRA first")
+        problems.append(
+            f"init_lora_weights={quote(init)} changes the base model; convert it to plain LoRA first (A and B of that "
+            "cancel in part: merge it by a method that works on their product, or with merge.space=delta)"
+        )
     if hidden := _find_saved(config, modules):
         problems.append(f"module '{min(hidden)}' has LoRA and is in modules_to_save, of which peft attaches only one")
     others = sorted(key for key in set(config) - UNDERSTOOD if config[key])

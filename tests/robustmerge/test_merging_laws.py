@@ -20,8 +20,9 @@ from robustmerge.algebra import merge_pairs
 from robustmerge.formats.adapter import LoraPair, open_adapter
 from robustmerge.formats.adapter_config import CONFIG, WEIGHTS
 from robustmerge.merging import merge, write_merged
-from robustmerge.method import Method
+from robustmerge.method import Method, read_method
 from robustmerge.method_parts import Prune
+from robustmerge.steps import norms_of
 from tests.merge_cases import (
     INPUT,
     QUIET,
@@ -197,3 +198,23 @@ def test_a_merge_that_leaves_almost_nothing_says_so(tmp_path: Path) -> None:
     write_merged(tmp_path / "better", method_of("ties"), folders, said.append)
     assert "so almost nothing is left of the updates: one threshold covers A and B" in said[0]
     assert "nothing is left" not in said[1]
+
+
+def test_experts_whose_A_and_B_cancel_are_measured_exactly_and_told_where_these_are_changed_apart(
+    tmp_path: Path,
+) -> None:
+    """What a conversion from PiSSA writes: [B, -B_0] [A; A_0], two large terms whose difference is the update."""
+    torch.manual_seed(0)
+    A, B = torch.randn(4, 24), torch.randn(16, 4)
+    folders = {}
+    for name in ("one", "two"):
+        moved = LoraPair(A + 3e-4 * torch.randn_like(A), B + 3e-4 * torch.randn_like(B))
+        pair = LoraPair(torch.cat([moved.A, A]), torch.cat([moved.B, -B], dim=1))
+        folders[name] = write_expert(tmp_path / name, {"layers.0.q_proj": pair})
+        exact = float((pair.B.double() @ pair.A.double()).norm())
+        assert norms_of([pair]).item() == pytest.approx(exact, rel=1e-6)
+    said: list[str] = []
+    for index, method in enumerate([read_method("ties"), read_method("ties", space="knots"), read_method("tsv_m")]):
+        write_merged(tmp_path / str(index), method, folders, said.append)
+    assert "so A and B of one, two cancel, as after a conversion from PiSSA" in said[0]
+    assert not any("cancel" in line for line in said[1:])
