@@ -33,10 +33,13 @@ def prepare(module: Module, method: AnyMethod) -> Module:
 def finish(update: LoraPair | Tensor, experts: Module, method: AnyMethod) -> LoraPair | Tensor:
     """What the method makes of the update that its rule returns. experts: equalized, not calibrated."""
     strength = 1.0 if method.effective_strength is None else method.effective_strength
+    weights = [(method.weights or {}).get(name, 1.0) for name in experts.experts if name not in experts.absent]
+    pairs = multiply_each(experts.present, torch.tensor(weights)) if set(weights) != {1.0} else experts.present
     if method.calibrate.rule != "none" and method.calibrate.norm == "merge":
-        update = restore_norm(update, experts.present, strength)
+        update = restore_norm(update, pairs, strength)
     if method.spectrum.rule != "none":
-        update = reshape_spectrum(update, experts.present, method.spectrum, strength)
+        shares = strength / (len(experts.experts) if method.combine == "mean" else 1)
+        update = reshape_spectrum(update, pairs, method.spectrum, shares)
     return update
 
 
@@ -101,7 +104,7 @@ def calibrate(module: Module, step: Calibrate) -> Module:
 
 
 def restore_norm(update: LoraPair | Tensor, pairs: Sequence[LoraPair], strength: float) -> LoraPair | Tensor:
-    """Give the update a norm of strength times the experts' mean norm, as Pico's authors do."""
+    """Give the update a norm of strength times the experts' mean norm, as Pico's authors do. pairs: with weights."""
     norms, norm = norms_of(pairs), _norm(update)
     if norm <= CUT * abs(strength) * float(norms.sum()):  # what cancels leaves rounding
         return update
@@ -122,7 +125,8 @@ def reshape_spectrum(
 ) -> LoraPair | Tensor:
     """Give the update D = U diag(s) V^T other singular values, on the directions that it has.
 
-    strength: the factor that is already in D. It stays in the result.
+    pairs: of the experts, with their weights. strength: the factor of their sum that is already in D, in a mean
+    divided by their number. It stays in the result.
     """
     if isinstance(update, LoraPair):
         spectrum = decompose(update)

@@ -158,6 +158,24 @@ def test_a_step_before_the_rule_is_a_merge_of_other_experts(name: str, step: str
 
 
 @pytest.mark.parametrize("step", STEPS)
+def test_equal_weights_of_all_experts_are_a_strength(step: str) -> None:
+    """So is their number in a mean, but where Pico is asked for the experts' mean norm."""
+    experts = unequal_experts()
+
+    def merge(name: str, **changes: Any) -> dict[str, Tensor]:
+        method = read_method(name, space="delta", **changes, **STEPS[step])
+        return {module: dense(update) for module, update in merge_models(experts, method).items()}
+
+    halved = merge("task_arithmetic", strength=0.5)
+    weighted = merge("task_arithmetic", strength=1.0, weights=dict.fromkeys(experts, 0.5))
+    mean = merge("average", strength=0.5 * len(experts))
+    for module, expected in halved.items():
+        assert_within(weighted[module], expected, 1e-5, module)
+        if step != "pico_merge":
+            assert_within(mean[module], expected, 1e-5, module)
+
+
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", ["task_arithmetic", "robustmerge_eq5", "ties", "knots_ties", "tsv_m"])
 def test_the_strength_multiplies_what_comes_out(name: str, step: str) -> None:
     space = {"space": "delta"} if name == "ties" else {}
