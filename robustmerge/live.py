@@ -29,6 +29,7 @@ from robustmerge.merging import Merging, Say, check_together
 from robustmerge.method import AnyMethod, FunctionMethod, read_method
 from robustmerge.method_parts import DTYPES, Out
 from robustmerge.stage.settings import UserError, suggest
+from robustmerge.stage.text import quote
 from robustmerge.workers import set_up_for_merging
 
 PLACE = Path("the model")  # where messages say that an adapter is
@@ -138,9 +139,22 @@ def read_live(model: Any, name: str) -> Adapter:
     config["base_model_name_or_path"] = config.get("base_model_name_or_path") or base or None
     config = check_config(config, f"expert '{name}' ({PLACE}): ")
     tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    _check_all_read(model, name, tensors)
     if any(tensor.is_meta for tensor in tensors.values()):
         raise UserError(f"expert '{name}' ({PLACE}): its weights are offloaded; load the model with them in memory")
     return read_adapter(name, PLACE, config, TensorsInMemory(PLACE / name, tensors))
+
+
+def _check_all_read(model: Any, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises UserError if peft has left out LoRA of the adapter, as it does where a module has another one's name."""
+    of_this = re.compile(rf"\.lora_\w+\.{re.escape(name)}(\.|$)")
+    held = [key for key, _ in model.named_parameters(remove_duplicate=False) if of_this.search(key)]
+    if len(held) > sum(".lora_" in key for key in tensors):
+        others = [other for other in model.peft_config if other != name and any(f".{other}." in key for key in held)]
+        named = f"the adapter {quote(others[0])} is named as a part of a module; load it under another name"
+        raise UserError(
+            f"expert '{name}' ({PLACE}): peft gives not all of its weights: {named if others else 'merge folders'}"
+        )
 
 
 def _add_adapter(model: Any, name: str, experts: Sequence[str], merged: AdapterInMemory) -> None:

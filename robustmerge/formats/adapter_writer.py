@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from robustmerge.formats.names import PREFIX
 from robustmerge.formats.tensors import TensorWriter, header_room, refuse_overflow
 from robustmerge.stage.files import FolderWriter
 from robustmerge.stage.settings import UserError
+
+SMALL = 2.0**-9  # a factor whose largest value is below it has many below 2^-14, where a half loses digits
 
 
 class AdapterBuilder(ABC):
@@ -62,6 +65,7 @@ class AdapterBuilder(ABC):
 
         Raises UserError if a value is too large for the dtype.
         """
+        pair = balance(pair) if self.dtype == torch.float16 else pair
         tensors = {"A": pair.A, "B": pair.B, "bias": bias, "magnitude": magnitude}
         parts = {part: x for part, x in tensors.items() if x is not None}
         if self.ranks and list(parts) != self._parts:
@@ -80,6 +84,18 @@ class AdapterBuilder(ABC):
     def _add(self, key: str, tensor: Tensor, what: str) -> None:
         refuse_overflow(tensor, what, self.wider)
         self.put(key, tensor)
+
+
+def balance(pair: LoraPair) -> LoraPair:
+    """The same update, exactly, from A and B of about one size where one of them is too small for a half precision.
+
+    That is a B into which a small alpha/r was folded: a power of two moves to it from A.
+    """
+    sizes = [float(x.abs().max()) if x.numel() else 0.0 for x in (pair.A, pair.B)]
+    if not 0 < min(sizes) < SMALL or not math.isfinite(max(sizes)):
+        return pair
+    by = 2.0 ** round(math.log2(sizes[0] / sizes[1]) / 2)
+    return LoraPair(pair.A / by, pair.B * by)
 
 
 class AdapterWriter(AdapterBuilder, FolderWriter):

@@ -205,6 +205,13 @@ def test_mistakes_in_the_call_are_told() -> None:
         merge_into(build_model([{**PLAIN, "bias": "all"}]), NAMES[:1], "ties")
 
 
+def test_an_adapter_named_as_a_part_of_a_module_takes_nothing_from_another() -> None:
+    model = build_model(ALPHAS[:1])
+    model.add_adapter("self_attn", LoraConfig(**PLAIN))
+    with pytest.raises(UserError, match="'ocr' .*not all of its weights: the adapter 'self_attn' is named as a part"):
+        merge_into(model, ["ocr", "self_attn"], "ties", **QUIET)
+
+
 def test_the_library_imports_peft_only_where_there_is_a_model_of_it() -> None:
     for file in (REPOSITORY / "robustmerge").rglob("*.py"):
         imported = [node for node in ast.parse(file.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]

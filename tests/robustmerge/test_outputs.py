@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from robustmerge.formats import delta
 from robustmerge.formats.adapter import Adapter, LoraPair, open_adapter
+from robustmerge.formats.adapter_writer import balance
 from robustmerge.formats.delta import open_delta
 from robustmerge.formats.output import how_to_load, open_writer
 from robustmerge.method_parts import Out
@@ -184,6 +185,22 @@ def test_a_value_that_does_not_fit_the_dtype_is_an_error(tmp_path, form, dtype):
     ):
         writer.add_update("layers.0.q", huge)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-6])
+def test_a_half_precision_holds_an_update_of_small_alpha_as_well_as_any(tmp_path: Path, size: float) -> None:
+    torch.manual_seed(0)
+    pair = LoraPair(torch.randn(4, 6), size / 64 * torch.randn(6, 4))
+    written = balance(pair)
+    assert torch.equal(written.delta(), pair.delta())
+    kept = LoraPair(written.A.half().float(), written.B.half().float()).delta()
+    assert (kept - pair.delta()).norm() < 1e-3 * pair.delta().norm()
+    save_expert(tmp_path / "expert")
+    adapter = open_adapter(tmp_path / "expert")
+    with open_writer(tmp_path / "out", "adapter", [adapter], "", "float16") as writer:
+        for module in adapter.modules:
+            writer.add_update(module, pair)
+    assert torch.equal(open_adapter(tmp_path / "out").pair(adapter.modules[0]).delta(), kept)
 
 
 def test_deltas_are_written_in_the_dtype_asked_for(tmp_path):
