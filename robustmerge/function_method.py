@@ -68,8 +68,7 @@ def warn_by_function(method: FunctionMethod, ranks: Mapping[str, Sequence[int]])
     It is not part of the method's identity. ranks: module -> the ranks of the experts that adapt it.
     """
     find_warnings = getattr(importlib.import_module(method.target.rpartition(".")[0]), "find_warnings", None)
-    params = _read_params(method, method.target, "_target_", [] if method.collect is None else ["collected"])
-    return [] if find_warnings is None else find_warnings(ranks, **params)
+    return [] if find_warnings is None else find_warnings(ranks, **method.params)
 
 
 def find_function(target: str, key: str) -> Callable[..., Any]:

@@ -285,7 +285,7 @@ def test_no_part_of_another_model_is_taken_for_a_layer(tmp_path: Path) -> None:
     base = open_checkpoint(tmp_path)
     for parameter in ("layers.0.down.weight", "layers.0.up.weight"):
         with pytest.raises(UserError, match="has no tensor"):
-            base.find(parameter, (2, 2))
+            base.find(parameter, (2, 2), torch.float32)
 
 
 # --- what is not LoRA ---------------------------------------------------------------------------------------------

@@ -187,7 +187,8 @@ def test_all_that_is_wrong_with_an_expert_is_told_at_once(tmp_path: Path) -> Non
         open_adapter(folder)
     begin = f"expert 'a' ({folder}): "
     assert sorted(line.removeprefix(begin) for line in str(refused.value).splitlines()) == [
-        "init_lora_weights='olora' changes the base model; convert it to plain LoRA first",
+        "init_lora_weights='olora' changes the base model; convert it to plain LoRA first (A and B of that cancel in "
+        "part: merge it by a method that works on their product, or with merge.space=delta)",
         "module 'layers.8.q': base_model.model.layers.8.q.lora_A.weight holds torch.int8, not floating point numbers",
         "module 'layers.9.q': it has lora_B.weight but no lora_A.weight",
         "new_thing=3 cannot be merged here",

@@ -20,7 +20,7 @@ from robustmerge.module import Module
 from robustmerge.stage.address import settings_in_identity
 from robustmerge.stage.settings import ConfigError, UserError
 from robustmerge.steps import SPECTRUM, calibrate, equalize, norms_of, prepare
-from tests.law_cases import EVERYWHERE, dense, draw, dropping
+from tests.law_cases import EVERYWHERE, assert_same, dense, draw, dropping, merge
 from tests.merge_cases import QUIET, Case, assert_within, cases, save_expert
 
 BEFORE: dict[str, dict[str, Any]] = {
@@ -162,17 +162,13 @@ def test_equal_weights_of_all_experts_are_a_strength(step: str) -> None:
     """So is their number in a mean, but where Pico is asked for the experts' mean norm."""
     experts = unequal_experts()
 
-    def merge(name: str, **changes: Any) -> dict[str, Tensor]:
-        method = read_method(name, space="delta", **changes, **STEPS[step])
-        return {module: dense(update) for module, update in merge_models(experts, method).items()}
+    def merged_by(name: str, **changes: Any) -> dict[str, Tensor]:
+        return merge(experts, read_method(name, space="delta", **changes, **STEPS[step]))
 
-    halved = merge("task_arithmetic", strength=0.5)
-    weighted = merge("task_arithmetic", strength=1.0, weights=dict.fromkeys(experts, 0.5))
-    mean = merge("average", strength=0.5 * len(experts))
-    for module, expected in halved.items():
-        assert_within(weighted[module], expected, 1e-5, module)
-        if step != "pico_merge":
-            assert_within(mean[module], expected, 1e-5, module)
+    halved = merged_by("task_arithmetic", strength=0.5)
+    assert_same(merged_by("task_arithmetic", strength=1.0, weights=dict.fromkeys(experts, 0.5)), halved)
+    if step != "pico_merge":
+        assert_same(merged_by("average", strength=0.5 * len(experts)), halved)
 
 
 @pytest.mark.parametrize("step", STEPS)
