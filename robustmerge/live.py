@@ -50,7 +50,8 @@ def merge_into(
     """Merge LoRA adapters of a PeftModel into a new adapter of it, `name`, and return the record of the merge.
 
     model: unchanged except for the new adapter, which is frozen and not active (`model.set_adapter(name)`).
-    adapters: their names in the model. method: an object, or the name of its file in configs/merge.
+    adapters: their names in the model; the scaling of each is that of its config, whatever `set_scale` did.
+    method: an object, or the name of its file in configs/merge.
     weights, seed: replace the method's own. workers: how many modules are merged side by side, which does not change
     the result.
     dtype: float32, float16, bfloat16, or `experts` for theirs; None: the method's if that is a half precision, else
