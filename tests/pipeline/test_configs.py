@@ -6,12 +6,13 @@ import dataclasses
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline.config import read_config
+from pipeline.config import Config, read_config
 from pipeline.program import CONFIGS, compose, list_groups, list_options, parse_overrides, run
 from pipeline.sweep import make_plans
 from pipeline.tools.convert import KEYS, ConvertRequest
@@ -22,17 +23,30 @@ from tests.smoke_run import run_here
 
 PROGRAMS = sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "common")
 GROUPS = [group for group in list_groups() if group != "task"]
+WORDS = ["source=zero_shot", "multi_task=true"]  # which train.py leaves out, unless it is asked for
+METHODS = ["ties", "tsv_m", "robustmerge"]  # tests/robustmerge/test_methods.py composes all of them
+
+
+def list_choices() -> list[str]:
+    """Every option of every group, as GROUP=NAME."""
+    return [f"{group}={name}" for group in GROUPS for name in (METHODS if group == "merge" else list_options(group))]
+
+
+@cache
+def read_usual() -> tuple[frozenset[str], Config]:
+    """The keys of merge_eval, and its configuration."""
+    point = compose("merge_eval", WORDS)
+    return frozenset(point), read_config(point)
 
 
 @pytest.mark.parametrize("program", [program for program in PROGRAMS if program != "convert"])
 def test_every_program_has_the_same_configuration_by_default(program):
-    words = ["source=zero_shot", "multi_task=true"]  # which train.py leaves out, unless it is asked for
-    point, usual = (compose(name, words) for name in (program, "merge_eval"))
+    point, (keys, usual) = compose(program, WORDS), read_usual()
     if program == "inspect_adapters":
         config = read_request(point)[0].config
     else:
-        config = read_config({key: value for key, value in point.items() if key in usual or key == "out"})
-    assert dataclasses.replace(config, out=None) == read_config(usual)
+        config = read_config({key: value for key, value in point.items() if key in keys or key == "out"})
+    assert dataclasses.replace(config, out=None) == usual
 
 
 def test_the_program_that_knows_no_benchmark_composes_into_a_request():
@@ -45,7 +59,7 @@ def read_option(choice: str) -> str:
     return (CONFIGS / "{}/{}.yaml".format(*choice.split("="))).read_text()
 
 
-@pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in list_options(group)])
+@pytest.mark.parametrize("choice", list_choices())
 def test_every_option_of_every_group_becomes_its_dataclass(choice):
     needed = {
         "expert_set=released": ["benchmark=mm_mergebench"],
