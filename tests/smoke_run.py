@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -15,7 +15,6 @@ import pytest
 
 from pipeline import child, work_items
 from pipeline.jobs import Job
-from pipeline.program import run
 from pipeline.stages import base, train
 from robustmerge.stage.address import REPOSITORY
 
@@ -36,7 +35,8 @@ def type_command(program: str, *words: str, runs: Path, check: bool = True) -> s
 def run_here(monkeypatch: pytest.MonkeyPatch, program: str, *words: str) -> None:
     """Run `python scripts/<program>.py ...` in this process."""
     monkeypatch.setattr(sys, "argv", [f"scripts/{program}.py", *words])
-    run(program, importlib.import_module(f"scripts.{program}").main)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the program adds to it
+    runpy.run_path(str(REPOSITORY / "scripts" / f"{program}.py"), run_name="__main__")
 
 
 @pytest.fixture

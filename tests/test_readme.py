@@ -2,21 +2,25 @@
 
 A command runs unless its comment says what it needs, or that it takes hours. One that stands twice runs once; the two
 commands that everything begins with are run by the fixture `smoke`, and both in one by a test of the whole pipeline.
+Most commands run in this process: as child processes each would load the libraries anew, which takes seconds.
 """
 
 from __future__ import annotations
 
-import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline import addresses
+from robustmerge.cli import program as merge_program
 from robustmerge.stage.address import REPOSITORY
 from tests.pages import PAGES, blocks
-from tests.smoke_run import SmokeRun
+from tests.smoke_run import SmokeRun, run_here
 
 SKIPPED = (
     "# needs GPUs",
@@ -31,6 +35,11 @@ SKIPPED = (
 TAKES_HOURS = re.compile(r"# .*\bhours?\b")
 RUN_ELSEWHERE = ("bash scripts/train_all.sh", "bash scripts/merge_eval.sh", "bash scripts/quickstart.sh profile=smoke")
 LOGGED = re.compile(r"train_all.*peft|-m merge=")  # to W&B, offline: a command that trains, and one that reports
+TYPED = re.compile(  # as a user types them; the others run in this process
+    rf"{LOGGED.pattern}|--help|--cfg|(prepare|reproduce|example_task)\.sh|(doctor|runs)\.py"
+    r"|robustmerge methods|robustmerge merge ties .* -o path/to/merged$"
+)
+DRAWN = re.compile(r"report\.py|findings\.py|inspect")  # the others build figures, but do not render them
 
 
 def list_commands() -> list[str]:
@@ -111,26 +120,59 @@ PRINTED = {
 }
 
 
+def type_line(line: str) -> None:
+    """Type a command in a shell, and wait for its end."""
+    typed = re.sub(r"^robustmerge ", ".venv/bin/python -m robustmerge ", line).replace(
+        ".venv/bin/python", sys.executable
+    )
+    assert subprocess.run(["bash", "-c", typed], timeout=600).returncode == 0
+
+
+def do_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do in this process what a command does."""
+    first, *words = shlex.split(line)
+    if first == "robustmerge":
+        merge_program.main(words)
+        return
+    name = Path(words[0]).stem
+    for program in ("train_all", "merge_eval") if name == "quickstart" else (name,):
+        run_here(monkeypatch, program, *words[1:])
+
+
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("command", list_commands())
-def test_a_command_of_the_pages_runs(command: str, smoke: SmokeRun, places: dict[str, str]) -> None:
-    line = replace_places(places, re.sub(r"^robustmerge ", ".venv/bin/python -m robustmerge ", command))
-    if not any(word in line for word in ("profile=smoke", "--help", "runs.py", "doctor.py", "-m robustmerge")):
+def test_a_command_of_the_pages_runs(
+    command: str,
+    smoke: SmokeRun,
+    places: dict[str, str],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    line = replace_places(places, command)
+    knows_no_profile = line.startswith("robustmerge ") or any(
+        word in line for word in ("--help", "runs.py", "doctor.py")
+    )
+    if "profile=smoke" not in line and not knows_no_profile:
         line += " profile=smoke"
     if "--" not in line:  # two processes take longer to start than one takes for a few tasks
         line += next((f" jobs=1 multi_task=false {words}" for name, words in FEW_TASKS.items() if name in line), "")
+    monkeypatch.chdir(REPOSITORY)
     mode = "offline" if LOGGED.search(command) else "disabled"
-    ended = subprocess.run(
-        ["bash", "-c", line.replace(".venv/bin/python", str(smoke.python))],
-        cwd=REPOSITORY,
-        env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs), "WANDB_MODE": mode, "BROWSER": "true"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr
-    (expected,) = [printed for pattern, printed in PRINTED.items() if re.search(pattern, command)]
-    assert re.search(expected, ended.stdout), ended.stdout
+    for name, value in {"ROBUSTMERGE_RUNS": str(smoke.runs), "WANDB_MODE": mode, "BROWSER": "true"}.items():
+        monkeypatch.setenv(name, value)
+    if TYPED.search(command):
+        type_line(line)
+    else:
+        if not DRAWN.search(command):
+            request.getfixturevalue("undrawn")
+        if "protocol=official" in command:  # the process of METEOR takes seconds to start
+            monkeypatch.setattr(addresses, "has_java", lambda: False)
+        do_line(line, monkeypatch)
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.err
+    (expected,) = [pattern for words, pattern in PRINTED.items() if re.search(words, command)]
+    assert re.search(expected, printed.out), printed.out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
