@@ -29,7 +29,7 @@ ELSEWHERE = {  # which tests run them
 }
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml") if file.stem not in ELSEWHERE)
 OF_CLIP = ("table4", "table5")
-TASKS = {"table3": "vqav2,rec,pope_like,mme_like,mmbench_like", **dict.fromkeys(OF_CLIP, "eurosat,dtd")}
+TASKS = {"table3": "vqav2,iconqa,pope_like,mme_like,mmbench_like", **dict.fromkeys(OF_CLIP, "eurosat,dtd")}
 DRAWN = ("strength", "table3", "base_knows")  # what draws is the same of all; it takes as long as the rest of a report
 SMALLEST = (
     "profile=smoke",
@@ -65,7 +65,7 @@ def run_experiment(experiment: str, runs: Path) -> Sequence[Plan]:
         *(small_clip if experiment in OF_CLIP else ()),
         *SMALLEST,
         f"strength_grid={grid}",
-        f"tasks=[{TASKS.get(experiment, 'vqav2,rec')}]",
+        f"tasks=[{TASKS.get(experiment, 'vqav2,iconqa')}]",
     ]
     points = list_points(experiment)
     if experiment == "pretrained":  # two layers in place of a package that may not be installed
