@@ -1,10 +1,7 @@
-"""Twelve published datasets from the owners' files to a table, as one types it: small raw folders, the small base."""
+"""Twelve published datasets from the owners' files to a table: small raw folders, the small base."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +27,7 @@ from tests.tiny_hub import TinyHub, serve, use
 
 TASKS = tuple(sorted(path.stem for path in (CONFIGS / "task" / "mm_mergebench").glob("*.yaml")))
 WITHOUT_TRAIN = ("imagenet", "rec")  # whose published training rows no release gives: these come from question files
-SHORT = ("model.recipe.max_steps=2", "model.recipe.global_batch=2", "model.recipe.save_steps=2", "profile=smoke")
+SHORT = ("model.recipe.max_steps=2", "model.recipe.global_batch=2", "model.recipe.save_steps=2")
 
 
 @dataclass(frozen=True)
@@ -38,19 +35,13 @@ class Run:
     root: Path
     words: tuple[str, ...]
 
-    def type(self, program: str) -> str:
-        done = subprocess.run(
-            [sys.executable, str(REPOSITORY / "scripts" / f"{program}.py"), *self.words],
-            env={**os.environ, "ROBUSTMERGE_RUNS": str(self.root / "runs")},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
 
     @property
     def results(self) -> Path:
-        return self.root / "runs/smoke/mm_mergebench-tiny"
+        return self.runs / "smoke/mm_mergebench-tiny"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +54,6 @@ def run(tmp_path_factory) -> Iterator[Run]:
         f"paths.mm_mergebench_images={images}",
         "methods=[task_arithmetic]",
         "strength_grid=null",
-        "logger=none",
         "jobs=1",
     ]
     for name in TASKS:
@@ -76,10 +66,11 @@ def run(tmp_path_factory) -> Iterator[Run]:
     yield Run(root, tuple(words))
 
 
-def test_all_twelve_are_prepared_trained_on_and_evaluated(run):
-    said = run.type("train_all")
+@pytest.mark.usefixtures("undrawn")
+def test_all_twelve_are_prepared_trained_on_and_evaluated(run, type_here):
+    said = type_here("train_all", *run.words, runs=run.runs)
     assert "rows of test are left out" in said and "8 trained models" in said
-    printed = run.type("merge_eval")
+    printed = type_here("merge_eval", *run.words, runs=run.runs)
     (report,) = (run.results / "reports").glob("*/report.md")
     (task_arithmetic,) = (run.results / "scores/merged").glob("task_arithmetic-*")
     scores = {path.name.rpartition("-")[0]: read_score(path) for path in task_arithmetic.glob("*-????????.json")}
@@ -92,9 +83,9 @@ def test_all_twelve_are_prepared_trained_on_and_evaluated(run):
     )
 
 
-def test_verify_shows_what_a_person_would_look_for(run):
-    run.type("prepare")
-    printed = run.type("verify")
+def test_verify_shows_what_a_person_would_look_for(run, type_here):
+    type_here("prepare", *run.words, runs=run.runs)
+    printed = type_here("verify", *run.words, runs=run.runs)
     parts = dict(part.split("\n", 1) for part in printed.split("\n\n") if "data/" in part)
     assert len(parts) == len(TASKS)
     (vizwiz,) = (part for title, part in parts.items() if title.startswith("VizWiz"))
@@ -105,7 +96,7 @@ def test_verify_shows_what_a_person_would_look_for(run):
 
 
 def test_verify_asks_for_data_that_is_not_prepared(run, tmp_path):
-    (plan,) = make_plans([compose("verify", [*run.words, f"paths.runs={tmp_path}"])])
+    (plan,) = make_plans([compose("verify", [*run.words, "profile=smoke", f"paths.runs={tmp_path}"])])
     from pipeline.tools.verify import verify
 
     with pytest.raises(UserError, match="not prepared yet: ScienceQA, .*; run .*scripts/prepare.sh"):
