@@ -39,9 +39,8 @@ def run_here(monkeypatch: pytest.MonkeyPatch, program: str, *words: str) -> None
     runpy.run_path(str(REPOSITORY / "scripts" / f"{program}.py"), run_name="__main__")
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What child processes would do is done here: each would load the libraries anew, which takes seconds."""
+def work_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do here what child processes would do: each would load the libraries anew, which takes seconds."""
 
     def run_jobs(title: str, jobs: Iterable[Job], *_: object, **__: object) -> None:
         for item in (item for job in jobs for item in job.items):
@@ -49,6 +48,12 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (base, train, work_items):
         monkeypatch.setattr(module, "run_jobs", run_jobs)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What child processes would do is done here."""
+    work_here(monkeypatch)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from robustmerge.stage.address import REPOSITORY, Address
 from robustmerge.stage.records import Example
 from robustmerge.stage.settings import UserError
 from tests.plans import make_point
+from tests.smoke_run import work_here
 from tests.smollm2_layout import write_language
 from tests.tiny_hub import serve, use
 from tests.tiny_model import write_base
@@ -51,11 +52,13 @@ def language(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(language, tmp_path_factory):
-    """The smallest alignment and the base of it, made by the stages' own children."""
+    """The smallest alignment and the base of it, as the stages make them."""
     runs = tmp_path_factory.mktemp("runs")
     words = [*WORDS, "+model.base.save_steps=1", f"model.base.language={language}", f"out={runs / 'shipped'}"]
     (plan,) = make_plans([make_point(runs, *words, program="ship_base")])
-    ship([plan])
+    with pytest.MonkeyPatch.context() as patch:
+        work_here(patch)
+        ship([plan])
     return plan
 
 

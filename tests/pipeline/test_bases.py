@@ -214,6 +214,7 @@ def check_sizes(folder: Path, settings) -> None:
     assert {stored.get(key).dtype for key in stored.names} == {torch.bfloat16}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_smallest_base_is_trained_and_shipped_once_with_a_card(tmp_path):
     words = ["profile=smoke", "model.base.train=true", "model.base.knows=half", f"out={tmp_path / 'tiny-half'}"]
     folder, runs = tmp_path / "tiny-half", tmp_path / "runs"
@@ -230,6 +231,7 @@ def test_the_smallest_base_is_trained_and_shipped_once_with_a_card(tmp_path):
         find_folder(plan)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_smallest_clip_is_trained_and_shipped_with_a_card(tmp_path):
     folder, small = tmp_path / "clip-tiny", "model.base.learn={max_steps: 2, batch: 8}"
     words = ["benchmark=clip8_mini", "model=clip_tiny", "profile=smoke", "model.base.train=true", small]
