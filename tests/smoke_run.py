@@ -19,7 +19,7 @@ from pipeline.stages import base, train
 from robustmerge.stage.address import REPOSITORY
 
 
-def type_command(program: str, *words: str, runs: Path, check: bool = True) -> subprocess.CompletedProcess:
+def type_command(program: str, *words: str, runs: Path) -> subprocess.CompletedProcess:
     """Type `bash scripts/<program>.sh profile=smoke ...` and wait for its end."""
     done = subprocess.run(
         ["bash", str(REPOSITORY / "scripts" / f"{program}.sh"), "profile=smoke", "logger=none", *words],
@@ -28,7 +28,7 @@ def type_command(program: str, *words: str, runs: Path, check: bool = True) -> s
         text=True,
         timeout=900,
     )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 

@@ -15,9 +15,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from robustmerge.stage.address import REPOSITORY, read_manifest
 from robustmerge.stage.records import read_examples, read_predictions, read_score
-from tests.smoke_run import type_command
+from tests.smoke_run import run_here, type_command
 
 SEEN = ["scienceqa", "imagenet", "vqav2", "rec", "ocrvqa", "vizwiz", "flickr30k", "iconqa"]
 N_TEST, N_VAL = 24, 8  # questions a task in profile=smoke
@@ -164,11 +166,13 @@ def test_a_strength_chosen_on_val_is_a_row_of_its_own_and_a_source(smoke, type_h
     assert evaluated == set(SEEN), "no unseen task is evaluated before the choice"
 
 
-def test_missing_experts_are_named_with_the_command_that_makes_them(smoke):
-    refused = type_command("merge_eval", "peft.r=3", "tasks=[vqav2,rec]", runs=smoke.runs, check=False)
-    assert refused.returncode == 2
-    assert "experts/vqav2-" in refused.stderr
-    assert "bash scripts/train_all.sh profile=smoke logger=none peft.r=3 'tasks=[vqav2,rec]'" in refused.stderr
+def test_missing_experts_are_named_with_the_command_that_makes_them(smoke, type_here, capsys):
+    with pytest.raises(SystemExit) as end:
+        type_here("merge_eval", "peft.r=3", "tasks=[vqav2,rec]", runs=smoke.runs)
+    refused = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "experts/vqav2-" in refused
+    assert "bash scripts/train_all.sh peft.r=3 'tasks=[vqav2,rec]' profile=smoke logger=none" in refused
 
 
 def test_an_interrupt_is_one_message(tmp_path):
@@ -239,16 +243,22 @@ def _wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> Non
         time.sleep(0.05)
 
 
-def test_what_exists_can_be_listed_with_what_differs_from_the_defaults(smoke):
-    words = ["profile=smoke", "merge=robustmerge", "merge.prune.density=0.3", "tasks=[vqav2,rec]"]
-    type_python("merge.py", *words, runs=smoke.runs)
-    shown = type_python("runs.py", runs=smoke.runs)
+def test_what_exists_can_be_listed_with_what_differs_from_the_defaults(smoke, type_here):
+    words = ["merge=robustmerge", "merge.prune.density=0.3", "tasks=[vqav2,rec]"]
+    type_here("merge", *words, runs=smoke.runs)
+    shown = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / "runs.py")],
+        env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     (row,) = [line for line in shown.splitlines() if "prune.density=0.3" in line]
     assert row.strip().startswith("merged/robustmerge-")
     assert "experts/vqav2-" in shown
 
 
-def test_cleaning_keeps_what_a_report_uses(smoke, tmp_path):
+def test_cleaning_keeps_what_a_report_uses(smoke, tmp_path, monkeypatch, capsys):
     copied = tmp_path / "smoke" / "mini-tiny"
     shutil.copytree(smoke.root, copied)
     kept = set(smoke.predictions())
@@ -256,29 +266,25 @@ def test_cleaning_keeps_what_a_report_uses(smoke, tmp_path):
     shutil.copytree(smoke.root / "reports" / "main", copied / "reports" / "main")
     (copied / "merged" / "unused-00000000").mkdir()
     (copied / "merged" / "unused-00000000.seconds").write_text("12.00\n")
-    assert "merged/unused-00000000" in type_python("runs.py", "--clean", "--yes", runs=tmp_path)
+    monkeypatch.setenv("ROBUSTMERGE_RUNS", str(tmp_path))
+    run_here(monkeypatch, "runs", "--clean", "--yes")
+    assert "merged/unused-00000000" in capsys.readouterr().out
     assert not list((copied / "merged").glob("unused-*"))
     assert all((copied / path.relative_to(smoke.root)).exists() for path in kept)
-    assert "nothing to remove" in type_python("runs.py", "--clean", runs=tmp_path)
+    run_here(monkeypatch, "runs", "--clean")
+    assert "nothing to remove" in capsys.readouterr().out
 
 
-def type_python(program: str, *words: str, runs: Path) -> str:
-    """What `python scripts/<program>` prints."""
-    environment = {**os.environ, "ROBUSTMERGE_RUNS": str(runs)}
-    command = [sys.executable, str(REPOSITORY / "scripts" / program), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-
-
-def test_ids_are_asked_of_the_task_that_has_them_and_an_unknown_one_is_refused(smoke):
-    words = ["profile=smoke", "logger=none", "source=merged/ties"]
+def test_ids_are_asked_of_the_task_that_has_them_and_an_unknown_one_is_refused(smoke, type_here, capsys):
+    source = "source=merged/ties"
     (rec,), (iconqa,) = ((smoke.root / "data").glob(f"{task}-*") for task in ("rec", "iconqa"))
     ids = [read_examples(data / "test.jsonl")[0].question_id for data in (rec, iconqa)]
-    shown = type_python("predict.py", *words, f"ids=[{','.join(ids)}]", runs=smoke.runs)
+    shown = type_here("predict", source, f"ids=[{','.join(ids)}]", runs=smoke.runs)
     assert all(f"merged/ties on {name.partition('-')[0]}:\n  {name}: " in shown for name in ids)
     assert " on vqav2:" not in shown
-    assert "a partial evaluation: 1 of 24" in type_python("score.py", *words, f"ids=[{','.join(ids)}]", runs=smoke.runs)
-    command = [sys.executable, str(REPOSITORY / "scripts" / "predict.py"), *words, f"ids=[{ids[0]},nobody]"]
-    refused = subprocess.run(
-        command, env={**os.environ, "ROBUSTMERGE_RUNS": str(smoke.runs)}, capture_output=True, text=True
-    )
-    assert refused.returncode == 2 and "no task has a question nobody (ids); ids are like" in refused.stderr
+    scored = type_here("score", source, f"ids=[{','.join(ids)}]", runs=smoke.runs)
+    assert "a partial evaluation: 1 of 24" in scored
+    with pytest.raises(SystemExit) as end:
+        type_here("predict", source, f"ids=[{ids[0]},nobody]", runs=smoke.runs)
+    assert end.value.code == 2
+    assert "no task has a question nobody (ids); ids are like" in capsys.readouterr().err
