@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import addresses
 from robustmerge.cli import program as merge_program
 from robustmerge.stage.address import REPOSITORY
 from tests.pages import PAGES, blocks
@@ -166,8 +165,6 @@ def test_a_command_of_the_pages_runs(
     else:
         if not DRAWN.search(command):
             request.getfixturevalue("undrawn")
-        if "protocol=official" in command:  # the process of METEOR takes seconds to start
-            monkeypatch.setattr(addresses, "has_java", lambda: False)
         do_line(line, monkeypatch)
     printed = capfd.readouterr()
     assert "Traceback" not in printed.err
