@@ -8,7 +8,7 @@ import re
 import tarfile
 from collections.abc import Sequence
 from functools import cache
-from statistics import mean
+from statistics import correlation, mean
 from typing import Any
 
 import pytest
@@ -405,9 +405,17 @@ ENTRIES = ("TIES", "TIES (products)", "DARE", "DARE (products)", "DARE-TIES", "D
 ENTRIES = (*ENTRIES, "Core-TIES", "KnOTS-TIES", "KnOTS-DARE-TIES", "RobustMerge", "RobustMerge (eq. 5)")
 
 
-def ranked(title: str, key: str = "seen_avg") -> float:
+def ranked(title: str, key: str = "seen_avg", group: str = INDEPENDENT) -> float:
     """A value of the ranking of all methods."""
-    return float(find_row("all_methods/ranking", title)[key])
+    return float(find_row("all_methods/ranking", title, group)[key])
+
+
+def agreement(variant: str) -> float:
+    """Rank correlation of the methods' seen averages without and with a shared A."""
+    ranking = [row["source"] for row in read_csv("all_methods/ranking")]
+    titles = [title.removesuffix(f" ({SHARED})") for title in ranking if title.endswith(f" ({SHARED})")]
+    names = [title for title in titles if title.endswith(CHOSEN) == bool(variant)]
+    return correlation(*([ranked(name, "rank_seen_avg", group) for name in names] for group in (INDEPENDENT, SHARED)))
 
 
 def choose_sentences() -> list[str]:
@@ -426,15 +434,37 @@ def choose_sentences() -> list[str]:
     ]
     default_lengths = [merged("norm_over_mean", method, SHARED) for method in ("Task Arithmetic", "KnOTS-TIES")]
     compared = read_table("docs/choose.md", "| | default: seen")
-    searched = ranked("Task Arithmetic (products), weights searched" + CHOSEN) - ranked("TSV-M + LiNeS" + CHOSEN)
-    five, pruned = (min(map(ranked, DIRECTIONS)), max(map(ranked, ENTRIES)))
-    still_above = [x for x in DIRECTIONS if ranked(x + CHOSEN) > max(ranked(y + CHOSEN) for y in ENTRIES)]
-    assert still_above == list(DIRECTIONS)
+    searched = {
+        group: ranked("Task Arithmetic (products), weights searched" + CHOSEN, group=group)
+        - ranked(BEST + CHOSEN, group=group)
+        for group in (INDEPENDENT, SHARED)
+    }
+    best_pruned = max(map(ranked, ENTRIES)), max(ranked(name, group=SHARED) for name in ENTRIES)
+    five = min(map(ranked, DIRECTIONS)) - best_pruned[0]
+    four = min(ranked(name, group=SHARED) for name in DIRECTIONS if name != "SWUDI") - best_pruned[1]
+    chosen_entries = [max(ranked(name + CHOSEN, group=group) for name in ENTRIES) for group in (INDEPENDENT, SHARED)]
+    assert min(ranked(name + CHOSEN) for name in DIRECTIONS) > chosen_entries[0]
+    assert max(ranked(name + CHOSEN, group=SHARED) for name in DIRECTIONS) < chosen_entries[1]
+    by_entries = sorted(ENTRIES, key=lambda name: ranked(name + CHOSEN, group=SHARED))
+    assert by_entries[-2:] == ["KnOTS-TIES", "Core-TIES"]
+    gains = [
+        ranked(name, "unseen_avg", SHARED) - ranked(name, "unseen_avg")
+        for name in ("RobustMerge", "Task Arithmetic", "DARE", "Breadcrumbs")
+    ]
+    assert ranked("DC-Merge", "rank_seen_avg", SHARED) == 2
+    shared_gain = {name: ranked(name, group=SHARED) - ranked(name) for name in ("DC-Merge", "SWUDI")}
     assert ranked("Iso-C") > max(ranked("RobustMerge"), ranked("KnOTS-TIES"))
     lifts = [ranked(x + CHOSEN) - ranked(x) for x in ("DO-Merging", "Task Arithmetic (products)")]
     return [
-        f"the first of all, {searched:.1f} points above `tsv_m_lines`, a clear lead over five seeds",
-        f"are at defaults {five - pruned:.1f} points or more above every rule that prunes or elects entries",
+        f"the first of all: {searched[INDEPENDENT]:.1f} points above `tsv_m_lines`, a clear lead over five seeds, "
+        f"and with a shared A {searched[SHARED]:.1f}, which is not clear",
+        f"are at defaults {five:.1f} points or more above every rule that prunes or elects entries, "
+        f"with a shared A all but SWUDI {four:.1f} or more",
+        "seen averages {:.2f} at defaults, {:.2f} at chosen strengths".format(*map(agreement, ("", CHOSEN))),
+        f"DC-Merge gains {shared_gain['DC-Merge']:.1f} points and is the second",
+        f"gain {min(gains):.1f} to {max(gains):.1f} points on the unseen tasks",
+        f"SWUDI loses {-shared_gain['SWUDI']:.1f}, as its default is too long there: at a chosen strength it has "
+        f"{ranked('SWUDI' + CHOSEN, group=SHARED):.1f}",
         "of DO-Merging by {:.1f} points, that of the sum of products by {:.1f}".format(*lifts),
         f"with {len(compared)} methods, {len(tasks)} tasks and {len(seeds)} training seeds",
         f"by {-independent:.1f} points or more (seen tasks)",
@@ -534,15 +564,18 @@ def test_the_scores_of_the_attempt_are_those_of_its_report():
 
 
 def test_the_table_of_every_method_is_that_of_its_ranking():
-    rows = read_table("docs/choose.md", "| method | default: seen")
-    titles = [row["source"] for row in read_csv("all_methods/ranking")]
+    rows = read_table("docs/choose.md", "| method | independent A: seen")
+    ending = f" ({INDEPENDENT})"
+    ranking = [row["source"] for row in read_csv("all_methods/ranking")]
+    titles = [title.removesuffix(ending) for title in ranking if title.endswith(ending)]
     assert list(rows) == [title for title in titles if not title.endswith(CHOSEN)] + [
         title.removesuffix(CHOSEN) for title in titles if "weights searched" in title
     ]
     for title, cells in rows.items():
         shown = [
-            f"{ranked(title + at, key):.1f} ({ranked(title + at, f'rank_{key}'):g})" if title + at in titles else "—"
-            for at in ("", CHOSEN)
+            f"{ranked(name, key, group):.1f} ({ranked(name, f'rank_{key}', group):g})" if name in titles else "—"
+            for group in (INDEPENDENT, SHARED)
+            for name in (title, title + CHOSEN)
             for key in ("seen_avg", "unseen_avg")
         ]
         assert cells == shown, title
