@@ -195,7 +195,8 @@ def write_archive(reports: Sequence[Path], file: Path) -> None:
     runs, lists = reports[0].parents[2], [one for report in reports for one in _list_addresses(report)]
     used = {one.parents[2] / short for one in lists for short in json.loads(one.read_text())}
     used |= {folder / LOSSES for folder in used if folder.parent.name == "experts"}
-    members = _read_archive(file)
+    before = _read_archive(file)
+    members = dict(before)
     spectra = [report / INSPECTION for report in reports if (report / INSPECTION).is_file()]
     members |= {one.relative_to(runs).as_posix(): one.read_bytes() for one in spectra}
     for path in (path for path in used if path.is_file()):
@@ -207,6 +208,8 @@ def write_archive(reports: Sequence[Path], file: Path) -> None:
             members |= {one.relative_to(runs).as_posix(): one.read_bytes() for one in (path, manifest)}
         elif kind == "predictions" and split != "val":
             members[path.relative_to(runs).as_posix()] = _keep_shown(path)
+    if members == before:  # compressing the same again takes half a minute
+        return
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in sorted(members):
