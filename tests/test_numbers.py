@@ -418,6 +418,16 @@ def agreement(variant: str) -> float:
     return correlation(*([ranked(name, "rank_seen_avg", group) for name in names] for group in (INDEPENDENT, SHARED)))
 
 
+def ranked_on_small(title: str, key: str = "seen_avg") -> float:
+    return float(find_row("all_methods/ranking", title, size="small")[key])
+
+
+def agreement_of_sizes(key: str) -> float:
+    """Rank correlation of the methods' averages, at defaults, on the two sizes of the base."""
+    names = [row["source"] for row in read_csv("all_methods/ranking", "small")]
+    return correlation([ranked_on_small(name, key) for name in names], [ranked(name, key) for name in names])
+
+
 def choose_sentences() -> list[str]:
     independent = max(standing(method, "", INDEPENDENT)[0] for method in AHEAD)
     robustmerge = [seen("RobustMerge", group) for group in (INDEPENDENT, SHARED)]
@@ -461,6 +471,11 @@ def choose_sentences() -> list[str]:
         f"are at defaults {five:.1f} points or more above every rule that prunes or elects entries, "
         f"with a shared A all but SWUDI {four:.1f} or more",
         "seen averages {:.2f} at defaults, {:.2f} at chosen strengths".format(*map(agreement, ("", CHOSEN))),
+        "{:.2f} on the seen tasks and {:.2f} on the unseen ones. `tsv_m_lines` is first with {:.1f}, clearly".format(
+            *map(agreement_of_sizes, ("rank_seen_avg", "rank_unseen_avg")), ranked_on_small(BEST)
+        ),
+        f"{ranked_on_small(BEST) - ranked_on_small('TSV-M'):.1f} points above TSV-M; Task Arithmetic has "
+        f"{ranked_on_small('Task Arithmetic'):.1f}, RobustMerge {ranked_on_small('RobustMerge'):.1f}",
         f"DC-Merge gains {shared_gain['DC-Merge']:.1f} points and is the second",
         f"gain {min(gains):.1f} to {max(gains):.1f} points on the unseen tasks",
         f"SWUDI loses {-shared_gain['SWUDI']:.1f}, as its default is too long there: at a chosen strength it has "
