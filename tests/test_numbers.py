@@ -586,7 +586,7 @@ def test_the_table_of_every_method_is_that_of_its_ranking():
     assert list(rows) == [title for title in titles if not title.endswith(CHOSEN)] + [
         title.removesuffix(CHOSEN) for title in titles if "weights searched" in title
     ]
-    for title, cells in rows.items():
+    for title, (*cells, cost) in rows.items():
         shown = [
             f"{ranked(name, key, group):.1f} ({ranked(name, f'rank_{key}', group):g})" if name in titles else "—"
             for group in (INDEPENDENT, SHARED)
@@ -594,6 +594,8 @@ def test_the_table_of_every_method_is_that_of_its_ranking():
             for key in ("seen_avg", "unseen_avg")
         ]
         assert cells == shown, title
+        measured = find_row("all_methods/ranking", title, INDEPENDENT)["cpu"] if title in titles else ""
+        assert cost == (f"{float(measured):.1f}" if measured else "—"), title
 
 
 def test_what_methods_score_and_cost_is_what_was_measured():
