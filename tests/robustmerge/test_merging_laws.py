@@ -69,6 +69,7 @@ def load_merged(folder: Path) -> torch.Tensor:
         {"modules_to_save": ["projector"]},
         {"target_modules": r".*\.layers\.0\.q|layers\.\d\.q"},
         {"init_lora_weights": "gaussian", "lora_dropout": 0.5, "layers_to_transform": [1], "layers_pattern": "layers"},
+        {"init_lora_weights": "mica"},
     ],
     ids=lambda config: "+".join(config) or "plain",
 )
