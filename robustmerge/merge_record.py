@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from robustmerge.formats.adapter import Adapter
 from robustmerge.formats.compatibility import list_modules
@@ -17,6 +17,7 @@ from robustmerge.formats.serving import BASE, HERE, serve_command
 from robustmerge.function_method import warn_by_function
 from robustmerge.graded import Grade, format_grade, is_graded
 from robustmerge.method import AnyMethod, FunctionMethod
+from robustmerge.module import PairNorms
 from robustmerge.stage.address import read_manifest
 from robustmerge.stage.settings import ConfigError, Problem, build
 from robustmerge.stage.text import plain, shorten
@@ -36,7 +37,7 @@ FRONT = {  # of a card, by format; no library loads a delta folder
 class Norms:
     """Squared Frobenius norms of the updates, added up over modules.
 
-    cut: of what a lower rank left out. terms: of the experts' rank-one terms, as `measure_terms` gives them.
+    cut: of what a lower rank left out. terms: of the rank-one terms of each expert.
     """
 
     merged: float = 0.0
@@ -44,12 +45,12 @@ class Norms:
     experts: dict[str, float] = field(default_factory=dict)
     terms: dict[str, float] = field(default_factory=dict)
 
-    def add(self, merged: float, experts: Mapping[str, float], terms: Mapping[str, float], cut: float = 0.0) -> None:
+    def add(self, merged: float, experts: Mapping[str, PairNorms], cut: float = 0.0) -> None:
         self.merged += merged
         self.cut += cut
-        for name in experts:
-            self.experts[name] = self.experts.get(name, 0.0) + experts[name]
-            self.terms[name] = self.terms.get(name, 0.0) + terms[name]
+        for name, norms in experts.items():
+            self.experts[name] = self.experts.get(name, 0.0) + cast(float, norms.update)
+            self.terms[name] = self.terms.get(name, 0.0) + norms.terms
 
     @property
     def cancelling(self) -> dict[str, float]:

@@ -35,11 +35,11 @@ from robustmerge.module import (
     EmptyRowsError,
     Merged,
     Module,
+    PairNorms,
     check_module,
     complete_module,
     measure_experts,
     measure_merged,
-    measure_terms,
     to_cpu,
 )
 from robustmerge.other_weights import mean_extras, mean_if_present, merge_biases, problems_of_extras
@@ -222,14 +222,12 @@ class WrongMajorityError(Exception):
 class MergedModule(NamedTuple):
     """One merged module: all that is written and recorded of it.
 
-    norm, expert_norms: ||D||_F^2 of the merged update and of each expert's. term_norms: as `measure_terms` gives them.
-    bias: of the update.
+    norm: ||D||_F^2 of the merged update. bias: of the update.
     """
 
     merged: Merged
     norm: float
-    expert_norms: dict[str, float]
-    term_norms: dict[str, float]
+    expert_norms: dict[str, PairNorms]
     bias: Tensor | None
     magnitude: Tensor | None
 
@@ -311,14 +309,14 @@ class Merging:
     def merge(self, name: str, statistics: Statistics) -> MergedModule:
         """Merge one module: its update, and what goes with it. Raises UserError if a value is not finite."""
         module = self.read(name)
-        norms, terms = measure_experts(module), measure_terms(module)
+        norms = measure_experts(module)
         method = self.methods[name]
         merged = merge_module(module, method, statistics)
         biases = [a.bias(name) if name in a.shapes else None for a in self.adapters]
         bias = merge_biases(biases, method, self.names)
         magnitude = mean_if_present([a.magnitude(name) for a in self.adapters])
         norm = measure_merged(merged.update, name)
-        return MergedModule(to_cpu(merged), norm, norms, terms, bias, magnitude)
+        return MergedModule(to_cpu(merged), norm, norms, bias, magnitude)
 
     def run(self, open_output: Callable[[], Output]) -> dict[str, Any]:
         """Merge all modules into an output, and return the record.
@@ -339,7 +337,7 @@ class Merging:
         with output as writer:
             for name, module in self.walk("merge", lambda name: (name, self.merge(name, statistics)), part):
                 writer.add_update(name, module.merged.update, magnitude=module.magnitude, bias=module.bias)
-                norms.add(module.norm, module.expert_norms, module.term_norms, module.merged.cut)
+                norms.add(module.norm, module.expert_norms, module.merged.cut)
                 elections.append(module.merged.election)
                 dropped += module.merged.dropped
             if needs_another_majority(statistics, elections):

@@ -146,36 +146,43 @@ def check_module(module: Module) -> Module:
     return module._replace(pairs=pairs)
 
 
-def squared_norm(update: LoraPair | Tensor) -> float | None:
-    """Squared norm ||D||_F^2; of a pair as ||B A||_F^2 = sum((B^T B) * (A A^T)), r x r instead of d_out x d_in.
+class PairNorms(NamedTuple):
+    """Squared Frobenius norms of B A = sum_k b_k a_k^T, and of its terms, sum_k |b_k|^2 |a_k|^2: more if they cancel.
 
-    None for an update too large for float32: a value is not finite, or a sum of B A may not be.
+    update: None for one too large for float32: a value is not finite, or a sum of B A may not be.
     """
+
+    update: float | None
+    terms: float
+
+
+def measure_pair(pair: LoraPair) -> PairNorms:
+    """Measure a pair by (B^T B) * (A A^T), r x r instead of d_out x d_in: by its sum, and that of its diagonal."""
+    inner = (pair.B.T @ pair.B) * (pair.A @ pair.A.T)
+    value = float(inner.sum())
+    if math.isfinite(value) and value >= CANCELLED * float(inner.abs().sum()):
+        return PairNorms(value, float(inner.diagonal().sum()))
+    A, B = pair.A.double(), pair.B.double()
+    inner = (B.T @ B) * (A @ A.T)
+    fits = float((B.norm(dim=0) * A.norm(dim=1)).sum()) <= LARGEST  # bounds every sum of B A; False for NaN
+    return PairNorms(max(0.0, float(inner.sum())) if fits else None, float(inner.diagonal().sum()))
+
+
+def squared_norm(update: LoraPair | Tensor) -> float | None:
+    """Squared norm ||D||_F^2; None for an update too large for float32."""
     if isinstance(update, LoraPair):
-        terms = (update.B.T @ update.B) * (update.A @ update.A.T)
-        value = float(terms.sum())
-        if math.isfinite(value) and value >= CANCELLED * float(terms.abs().sum()):
-            return value
-        A, B = update.A.double(), update.B.double()
-        fits = float((B.norm(dim=0) * A.norm(dim=1)).sum()) <= LARGEST  # bounds every sum of B A; False for NaN
-        return max(0.0, float(((B.T @ B) * (A @ A.T)).sum())) if fits else None
+        return measure_pair(update).update
     norm = float(torch.linalg.vector_norm(update))
     norm = norm if math.isfinite(norm) else float(torch.linalg.vector_norm(update, dtype=torch.float64))
     return norm**2 if math.isfinite(norm) else None
 
 
-def measure_experts(module: Module) -> dict[str, float]:
-    """The squared norm of each expert's update, by name. Raises UserError as `check_module` does."""
-    norms = {expert: squared_norm(pair) for expert, pair in zip(module.experts, module.pairs, strict=True)}
-    if None in norms.values():
+def measure_experts(module: Module) -> dict[str, PairNorms]:
+    """The norms of each expert's update, by name; each is finite. Raises UserError as `check_module` does."""
+    norms = {expert: measure_pair(pair) for expert, pair in zip(module.experts, module.pairs, strict=True)}
+    if any(norm.update is None for norm in norms.values()):
         check_module(module)
-    return {expert: norm for expert, norm in norms.items() if norm is not None}
-
-
-def measure_terms(module: Module) -> dict[str, float]:
-    """sum_k |b_k|^2 |a_k|^2 of each expert's B A = sum_k b_k a_k^T, by name: ||B A||^2, unless its terms cancel."""
-    terms = (float((pair.B.square().sum(0) * pair.A.square().sum(1)).sum()) for pair in module.pairs)
-    return dict(zip(module.experts, terms, strict=True))
+    return norms
 
 
 def measure_merged(update: LoraPair | Tensor, module: str) -> float:

@@ -61,10 +61,9 @@ def read_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     method = settings.pop("name", None)
     if not isinstance(method, str):
         raise ConfigError(Problem("the method needs its name, as in `method: {name: ties, space: delta}`", where))
-    if file.weights is not None and settings.get("weights") is not None:
-        raise ConfigError(
-            Problem("weights stand twice, the second time below the method; give them once", f"{where}.weights")
-        )
     if file.weights is not None:
+        if settings.get("weights") is not None:
+            text = "weights stand twice, the second time below the method; give them once"
+            raise ConfigError(Problem(text, f"{where}.weights"))
         settings["weights"] = file.weights
     return Recipe(file.experts, method, settings, file.out)

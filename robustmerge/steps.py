@@ -32,14 +32,17 @@ def prepare(module: Module, method: AnyMethod) -> Module:
 
 def finish(update: LoraPair | Tensor, experts: Module, method: AnyMethod) -> LoraPair | Tensor:
     """What the method makes of the update that its rule returns. experts: equalized, not calibrated."""
+    restores = method.calibrate.rule != "none" and method.calibrate.norm == "merge"
+    if not restores and method.spectrum.rule == "none":
+        return update
     strength = 1.0 if method.effective_strength is None else method.effective_strength
     weights = [(method.weights or {}).get(name, 1.0) for name in experts.experts if name not in experts.absent]
     pairs = multiply_each(experts.present, torch.tensor(weights)) if set(weights) != {1.0} else experts.present
-    if method.calibrate.rule != "none" and method.calibrate.norm == "merge":
+    if restores:
         update = restore_norm(update, pairs, strength)
     if method.spectrum.rule != "none":
-        shares = strength / (len(experts.experts) if method.combine == "mean" else 1)
-        update = reshape_spectrum(update, pairs, method.spectrum, shares)
+        share = strength / (len(experts.experts) if method.combine == "mean" else 1)
+        update = reshape_spectrum(update, pairs, method.spectrum, share)
     return update
 
 

@@ -142,7 +142,7 @@ def find_places(base: Checkpoint, like: Adapter | DeltaLayout) -> dict[str, str]
             wanted[f"{module}.bias"] = (d_out,), torch.float32
     wanted |= {extra: (like.extra_shape(extra), like.extra_dtype(extra)) for extra in like.extras}
     places, problems = {}, []
-    for parameter, (shape, dtype) in sorted(wanted.items(), key=lambda item: item[0]):
+    for parameter, (shape, dtype) in sorted(wanted.items()):
         try:
             places[parameter] = base.find(parameter, tuple(shape), dtype)
         except UserError as error:
